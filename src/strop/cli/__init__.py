@@ -1,0 +1,55 @@
+"""`strop`: one verb per file. Help and error messages never wait for torch."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+
+from strop.errors import StropError, did_you_mean
+from strop.trainers.registry import BY_VERB, METHODS
+
+TOOLS = {
+    "demo": "train a small model from nothing to skill in minutes, and see it improve",
+    "generate": "complete prompts with a model",
+    "chat": "talk to a model in the terminal",
+    "report": "make the HTML page of a run",
+}
+
+
+def usage() -> str:
+    """The page that `strop --help` shows."""
+    width = max(map(len, [*BY_VERB, *TOOLS]))
+    lines = ["usage: strop VERB [--flag value ...]      (strop VERB --help lists the flags)", "", "train:"]
+    lines += [f"  {m.verb:<{width}}  {m.summary}" for m in METHODS]
+    lines += ["", "use and look:"] + [f"  {verb:<{width}}  {text}" for verb, text in TOOLS.items()]
+    lines += ["", "example:", "  strop dpo --model Qwen/Qwen3-0.6B --dataset pairs.jsonl --lora --output_dir runs/dpo"]
+    return "\n".join(lines)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Entry point; returns the exit status: 0 done, 1 stopped by a user or a failure in the run, 2 wrong input."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    if not argv or argv[0] in ("-h", "--help", "help"):
+        print(usage())
+        return 0
+    if argv[0] in ("-V", "--version", "version"):
+        from strop import __version__
+
+        print(f"strop {__version__}")
+        return 0
+    verb, rest = argv[0], argv[1:]
+    if verb not in BY_VERB and verb not in TOOLS:
+        print(f"strop: there is no verb '{verb}'.{did_you_mean(verb, [*BY_VERB, *TOOLS])} See strop --help.", file=sys.stderr)
+        return 2
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    module = importlib.import_module(f"strop.cli.{'train' if verb in BY_VERB else verb}")
+    try:
+        return module.run(verb, rest) if verb in BY_VERB else module.run(rest)
+    except StropError as error:
+        print(f"strop {verb}: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(f"strop {verb}: stopped.", file=sys.stderr)
+        return 1

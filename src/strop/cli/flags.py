@@ -1,0 +1,143 @@
+"""Flags from declared fields: `--beta 0.2`, `--loss_type '[sigmoid, sft]'`, and the same names in a YAML file.
+
+A value is read as YAML and fitted to the field's type, so numbers, lists, dictionaries and null need no flags of
+their own. Unknown names are all reported together, each with the nearest known one.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import textwrap
+import types
+import typing
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, get_args, get_origin
+
+import yaml
+
+from strop.errors import ConfigError, did_you_mean
+
+
+@dataclasses.dataclass(frozen=True)
+class Flag:
+    """One flag: its name, its type (a type hint), its default and what it does."""
+
+    name: str
+    hint: Any = str
+    default: Any = None
+    help: str = ""
+    allowed: str = ""
+
+
+def parse(argv: Sequence[str], flags: Mapping[str, Flag]) -> dict[str, Any]:
+    """Values given on the command line and in `--config FILE` (the command line wins), by field name."""
+    given: dict[str, Any] = {}
+    problems = []
+    position = 0
+    while position < len(argv):
+        word = argv[position]
+        position += 1
+        if not word.startswith("--"):
+            problems.append(f"{word!r} stands alone; every value follows a --flag.")
+            continue
+        name, has_value, value = word[2:].partition("=")
+        name = name.replace("-", "_")
+        if not has_value:
+            follows = position < len(argv) and not argv[position].startswith("--")
+            value = argv[position] if follows else "true"
+            position += follows
+        if name.startswith("no_") and name not in flags and name[3:] in flags and value == "true":
+            name, value = name[3:], "false"
+        if name != "config" and name not in flags:
+            problems.append(f"--{name} is not a flag.{did_you_mean(name, flags)}")
+        elif name in given:
+            problems.append(f"--{name} is given twice.")
+        else:
+            given[name] = value
+    from_file = read_config(given.pop("config")) if "config" in given else {}
+    problems += [f"'{name}' in the config file is not a setting.{did_you_mean(name, flags)}" for name in from_file if name not in flags]
+    if problems:
+        raise ConfigError.collect("These arguments cannot be used:", problems)
+    values = {name: fit(value, flags[name]) for name, value in given.items()}
+    return {**{name: fit(value, flags[name]) for name, value in from_file.items()}, **values}
+
+
+def read_config(path: str) -> dict[str, Any]:
+    """Settings of a YAML file: one mapping."""
+    file = Path(path)
+    if not file.is_file():
+        raise ConfigError(f"--config {path}: there is no such file.")
+    try:
+        settings = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        where = getattr(error, "problem_mark", None)
+        line = f", line {where.line + 1}" if where else ""
+        raise ConfigError(f"--config {path}{line}: not valid YAML ({getattr(error, 'problem', None) or error}).") from None
+    if not isinstance(settings, dict):
+        raise ConfigError(f"--config {path}: must hold settings as 'name: value' lines, found {type(settings).__name__}.")
+    return {str(name).replace("-", "_"): value for name, value in settings.items()}
+
+
+def fit(value: Any, flag: Flag) -> Any:
+    """A raw value as the type of its field; what does not fit is left for the config's own checks to refuse."""
+    kinds = _plain_types(flag.hint)
+    if isinstance(value, str):
+        if str in kinds and not kinds & {list, dict, bool}:
+            return None if value.lower() in ("null", "none") and type(None) in kinds else _number_or_text(value, kinds)
+        try:
+            parsed = yaml.safe_load(value)
+        except yaml.YAMLError:
+            return value
+        value = value if isinstance(parsed, str) else parsed
+        if isinstance(value, str) and value.lower() == "none" and type(None) in kinds:
+            return None
+    if isinstance(value, str) and kinds & {int, float}:
+        return _number_or_text(value, kinds)
+    if isinstance(value, list) and float in kinds:
+        return [float(v) if isinstance(v, str) and _is_number(v) else v for v in value]
+    return value
+
+
+def _number_or_text(value: str, kinds: set[Any]) -> Any:
+    if int in kinds and value.lstrip("+-").isdigit():
+        return int(value)
+    return float(value) if float in kinds and _is_number(value) else value
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
+
+
+def _plain_types(hint: Any) -> set[Any]:
+    """The plain types that a hint allows, unions and annotations opened; items of lists included."""
+    origin, args = get_origin(hint), get_args(hint)
+    if origin is typing.Annotated:
+        return _plain_types(args[0])
+    if origin in (typing.Union, types.UnionType):
+        return set().union(*(_plain_types(a) for a in args))
+    if origin is typing.Literal:
+        return {type(a) for a in args}
+    if origin is list:
+        return {list} | set().union(*(_plain_types(a) for a in args))
+    if hint is Any:
+        return {str}
+    return {origin or hint}
+
+
+def help_page(title: str, groups: Mapping[str, Sequence[Flag]], width: int = 100) -> str:
+    """Flags by group, with defaults and allowed values."""
+    lines = [title, ""]
+    for group, flags in groups.items():
+        lines.append(f"{group}:")
+        for flag in flags:
+            default = "" if flag.default is None else f" (default {flag.default!r})"
+            lines.append(f"  --{flag.name}{default}")
+            text = " ".join(part for part in (flag.help, f"[{flag.allowed}]" if flag.allowed else "") if part)
+            lines += textwrap.wrap(text, width, initial_indent="      ", subsequent_indent="      ")
+        lines.append("")
+    return "\n".join(lines)

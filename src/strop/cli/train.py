@@ -1,0 +1,192 @@
+"""The training verbs: `strop dpo --model M --dataset FILE ...`, one code path for all methods."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import sys
+import typing
+from pathlib import Path
+from typing import Any
+
+from strop.cli.flags import Flag, help_page, parse
+from strop.errors import ConfigError, SetupError
+from strop.trainers.registry import BY_VERB, Method
+
+RUN_FLAGS = (
+    Flag("model", str, help="Model to train: hub id, folder, GGUF file, or adapter folder. Required."),
+    Flag("dataset", str, help="Training rows: .jsonl, .json, .parquet, .csv, .arrow, a folder, or a hub id. Required."),
+    Flag("eval_dataset", str, help="Rows for evaluation, in the same forms. Evaluated every eval_steps and at the end."),
+    Flag("tokenizer", str, help="Tokenizer, if it is not the model's own."),
+    Flag("dtype", str, help="Weights' precision: float32, bfloat16, float16, auto."),
+    Flag("resume", typing.Union[bool, str], default=False, help="Continue from the newest complete checkpoint of output_dir, or from a folder."),  # noqa: UP007
+)
+LORA_FLAGS = (
+    Flag("lora", bool, default=False, help="Train a low-rank adapter instead of all weights."),
+    Flag("lora_r", int, default=16, help="Rank of the adapter."),
+    Flag("lora_alpha", int, default=32, help="Scale of the adapter (the update is multiplied by lora_alpha / lora_r)."),
+    Flag("lora_dropout", float, default=0.0, help="Dropout on the adapter's input."),
+    Flag("lora_target_modules", typing.Union[list[str], str], default="all-linear", help="Modules that get an adapter."),  # noqa: UP007
+    Flag("load_in_4bit", bool, default=False, help="Load the base model in 4-bit NF4 (needs strop[quant])."),
+    Flag("load_in_8bit", bool, default=False, help="Load the base model in 8-bit (needs strop[quant])."),
+)
+NAME_ALIASES = {"model_name_or_path": "model", "dataset_name": "dataset", "use_peft": "lora", "train_dataset": "dataset"}
+
+
+def run(verb: str, argv: list[str]) -> int:
+    """Parse, check what can be checked at once, train, save, and say where everything is."""
+    method = BY_VERB[verb]
+    argv = [_rename(word) for word in argv]
+    if "--help" in argv or "-h" in argv:
+        print(help_for(method))
+        return 0
+    early_checks(verb, argv)
+    config_class, flags = method.config(), {flag.name: flag for group in flag_groups(method).values() for flag in group}
+    for alias, target in getattr(config_class, "aliases", {}).items():
+        flags.setdefault(alias, dataclasses.replace(flags[target], name=alias))
+    values = parse(argv, flags)
+    own = {flag.name: values.pop(flag.name, flag.default) for flag in (*RUN_FLAGS, *LORA_FLAGS, *model_flags(method))}
+    if missing := [name for name in ("model", "dataset") if not own[name]]:
+        raise ConfigError(f"{' and '.join('--' + m for m in missing)} must be given. See strop {verb} --help.")
+    if own["eval_dataset"] and "eval_strategy" not in values:
+        values["eval_strategy"] = "steps" if "eval_steps" in values else "epoch"
+    args = config_class(**values)
+    if own["dtype"]:
+        args.model_init_kwargs = {**(args.model_init_kwargs or {}), "dtype": own["dtype"]}
+    trainer = make_trainer(method, args, own)
+    return train_and_save(trainer, own)
+
+
+def early_checks(verb: str, argv: list[str]) -> None:
+    """Missing files are reported before anything heavy is imported."""
+    problems = []
+    for word, value in zip(argv, argv[1:], strict=False):
+        if word in ("--dataset", "--eval_dataset") and Path(value).suffix and not Path(value).exists():
+            problems.append(f"{word} {value}: there is no such file.")
+    if problems:
+        raise ConfigError.collect(f"strop {verb} cannot start:", problems)
+
+
+def _rename(word: str) -> str:
+    if not word.startswith("--"):
+        return word
+    name, equals, value = word[2:].partition("=")
+    name = name.replace("-", "_")
+    return f"--{NAME_ALIASES.get(name, name)}{equals}{value}"
+
+
+def model_flags(method: Method) -> tuple[Flag, ...]:
+    """Further models that the trainer's constructor takes, as flags."""
+    parameters = inspect.signature(method.trainer().__init__).parameters
+    texts = {
+        "ref_model": "Reference model, if it is not the starting model.",
+        "teacher_model": "Teacher to distil from.",
+        "reward_funcs": "Reward: a model id or folder, a dotted path to a function, or a list of them.",
+        "value_model": "Critic to start from, if it is not the policy.",
+    }
+    hint = typing.Union[list[str], str]  # noqa: UP007
+    return tuple(Flag(name, hint, help=text) for name, text in texts.items() if name in parameters)
+
+
+def flag_groups(method: Method) -> dict[str, list[Flag]]:
+    """All flags of a verb: the run, adapters, the method's own settings, shared ones, and those of transformers."""
+    from transformers import TrainingArguments
+
+    from strop.trainers.config import TrainerConfig
+    from strop.trainers.schema import allowed, describe, field_hints
+
+    config_class = method.config()
+    described, hints = describe(config_class), field_hints(config_class)
+    theirs = {f.name for f in dataclasses.fields(TrainingArguments)}
+    shared = {f.name for f in dataclasses.fields(TrainerConfig)}
+    groups: dict[str, list[Flag]] = {
+        "run": [*RUN_FLAGS, *model_flags(method)],
+        "adapter": list(LORA_FLAGS),
+        f"{method.verb} settings": [],
+        "settings of every method": [],
+        "settings of transformers.TrainingArguments": [],
+    }
+    names = list(groups)
+    for f in dataclasses.fields(config_class):
+        if f.init and not f.name.startswith("_"):
+            flag = Flag(f.name, hints[f.name], None if f.default is dataclasses.MISSING else f.default, described[f.name][1], allowed(hints[f.name]))
+            groups[names[4] if f.name in theirs else names[3] if f.name in shared else names[2]].append(flag)
+    return groups
+
+
+def help_for(method: Method) -> str:
+    title = f"strop {method.verb}: {method.summary}\n\nEvery flag may also stand in a YAML file: --config FILE; the command line wins."
+    return help_page(title, flag_groups(method))
+
+
+def make_trainer(method: Method, args: Any, own: dict[str, Any]) -> Any:
+    """The trainer, with adapter and quantisation made from flags."""
+    extra: dict[str, Any] = {flag.name: own[flag.name] for flag in model_flags(method) if own[flag.name] is not None}
+    if own["lora"] or own["load_in_4bit"] or own["load_in_8bit"]:
+        from peft import LoraConfig
+
+        extra["peft_config"] = LoraConfig(
+            r=own["lora_r"],
+            lora_alpha=own["lora_alpha"],
+            lora_dropout=own["lora_dropout"],
+            target_modules=own["lora_target_modules"],
+            task_type={"score": "SEQ_CLS", "step": "TOKEN_CLS"}.get(method.trainer().task, "CAUSAL_LM"),
+        )
+    if own["load_in_4bit"] or own["load_in_8bit"]:
+        extra["quantization_config"] = quantization(own["load_in_4bit"])
+    return method.trainer()(
+        model=own["model"],
+        args=args,
+        train_dataset=own["dataset"],
+        eval_dataset=own["eval_dataset"],
+        processing_class=own["tokenizer"],
+        **extra,
+    )
+
+
+def quantization(four_bit: bool) -> Any:
+    """bitsandbytes settings for QLoRA, or for 8-bit loading."""
+    import importlib.util
+
+    if importlib.util.find_spec("bitsandbytes") is None:
+        raise SetupError("--load_in_4bit and --load_in_8bit need bitsandbytes. Install it: pip install 'strop[quant]'.")
+    import torch
+    from transformers import BitsAndBytesConfig
+
+    compute = torch.bfloat16 if torch.cuda.is_available() else torch.float32
+    if four_bit:
+        return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=compute)
+    return BitsAndBytesConfig(load_in_8bit=True)
+
+
+def train_and_save(trainer: Any, own: dict[str, Any]) -> int:
+    """Evaluate, train, evaluate again, save, write the report."""
+    from strop.report import write_report
+
+    first = trainer.is_world_process_zero()
+    for report in trainer.reports.values():
+        trainer.say(report.render())
+    before = trainer.evaluate() if own["eval_dataset"] and not own["resume"] else None
+    trainer.train(resume_from_checkpoint=own["resume"] or None)
+    after = trainer.evaluate() if own["eval_dataset"] else None
+    trainer.save_model()
+    if not first:
+        return 0
+    page = write_report(trainer.args.output_dir)
+    if before and after:
+        print_comparison(before, after)
+    print(f"model   {trainer.args.output_dir}\nreport  {page}")
+    print(f"try it  strop chat --model {trainer.args.output_dir}" if own["model"] else "", file=sys.stdout)
+    return 0
+
+
+def print_comparison(before: dict[str, float], after: dict[str, float]) -> None:
+    """Evaluation before and after training, side by side."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("held-out rows", "before", "after", title=None)
+    for name, value in after.items():
+        if name in before and not name.endswith(("_runtime", "_per_second", "epoch", "_preparation_time")):
+            table.add_row(name.removeprefix("eval_"), f"{before[name]:.4g}", f"{value:.4g}")
+    Console().print(table)

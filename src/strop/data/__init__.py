@@ -1,0 +1,53 @@
+"""From rows to token trees: load, check, convert, render, tokenise, cut, cache, pack. CPU only, torch-free.
+
+rows.py, load.py, textfiles.py, arrow.py   whatever the user has -> rows, with errors that name file, line and cause
+kinds.py, messages.py, cases.py, convert.py   rows -> checked cases of the kind that a method needs
+options.py, encode.py, chat.py, stops.py, trees.py, truncate.py   cases -> token trees (rules R1-R14)
+checks.py, findings.py, report.py   the account: broken rows, rows left out, lengths, a rendered row
+dataset.py, store.py, prepare.py   trees on demand, remembered, cached
+packing.py, micro_batches.py, partners.py   trees -> packs, micro-batches, KTO's mismatched pairs
+"""
+
+from strop.data.convert import explicit_prompt, join_steps, keep_desirable, unpair
+from strop.data.dataset import ExampleDataset, ExampleStream
+from strop.data.findings import Finding
+from strop.data.kinds import DatasetKind, Detection, detect
+from strop.data.load import load_rows
+from strop.data.micro_batches import plan_micro_batches, tree_cost
+from strop.data.options import TokenizeOptions
+from strop.data.packing import PackedDataset, PackedStream, pack
+from strop.data.partners import MismatchedDataset, mismatched
+from strop.data.prepare import check_rows, prepare
+from strop.data.report import DataReport
+from strop.data.rows import Rows, RowStream
+from strop.data.stops import cut_after_stop, ends_in_stop, stop_ids
+
+__all__ = [
+    "DataReport",
+    "DatasetKind",
+    "Detection",
+    "ExampleDataset",
+    "ExampleStream",
+    "Finding",
+    "MismatchedDataset",
+    "PackedDataset",
+    "PackedStream",
+    "RowStream",
+    "Rows",
+    "TokenizeOptions",
+    "check_rows",
+    "cut_after_stop",
+    "detect",
+    "ends_in_stop",
+    "explicit_prompt",
+    "join_steps",
+    "keep_desirable",
+    "load_rows",
+    "mismatched",
+    "pack",
+    "plan_micro_batches",
+    "prepare",
+    "stop_ids",
+    "tree_cost",
+    "unpair",
+]

@@ -1,0 +1,460 @@
+"""One row -> cases: checked, converted to what the method needs, not yet tokenised.
+
+A case is one tree to be: a prompt and its completions as text or messages. A broken row raises `RowProblem`; a row
+that is in order but cannot be learned from becomes a case with `left_out` set, so that it is counted and named.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from strop.data.convert import split_ids, split_messages, split_text
+from strop.data.findings import RowProblem, kind_of_value
+from strop.data.kinds import ACCEPTED, FORMS, DatasetKind, form_of
+from strop.data.messages import Message, is_conversation, is_empty, read_messages, read_tools
+from strop.data.options import TokenizeOptions
+from strop.data.rows import plain
+from strop.records import Row
+
+Said = str | list[Message]
+MARK = re.compile(r"\[([+-])\]")
+SHARED_COLUMNS = ("tools", "chat_template_kwargs")
+
+REASONS = {
+    "prompt_too_long": "the prompt fills max_length, nothing of the completion is left",
+    "too_long": "longer than the limit, and this method leaves such rows out instead of cutting them",
+    "empty_completion": "a completion is empty",
+    "identical": "chosen and rejected are the same, so there is no preference",
+    "nothing_scored": "no token is left to be scored",
+    "label_false": "labelled undesirable, and this method imitates desirable answers only",
+    "empty_prompt": "the prompt has no tokens, so there is nothing to continue",
+    "unrenderable": "the chat template cannot render it",
+    "boundary": "the prompt's tokens are no prefix of those of prompt and completion (boundary='error')",
+    "bad_row": "broken (skip_bad_rows)",
+}
+"""Why a row is left out: reason -> the sentence that the report prints."""
+
+
+@dataclass(slots=True)
+class Case:
+    """One tree before tokenisation."""
+
+    form: str  # the shape of the row it came from (kinds.FORMS, or "inline")
+    prompt: Any = None  # str, messages, or ids; None: there is none
+    completions: list[Any] = field(default_factory=list)  # like prompt; the steps for stepwise rows
+    chat: bool = False
+    ids: bool = False  # prompt and completions are token ids
+    masks: list[list[int]] | None = None  # with ids: 0/1 per completion token
+    extras: dict[str, Any] = field(default_factory=dict)
+    tools: list[Any] | None = None
+    template_kwargs: dict[str, Any] = field(default_factory=dict)
+    left_out: tuple[str, str] | None = None  # reason (a key of REASONS), detail
+    notes: tuple[str, ...] = ()  # keys of checks.NOTES
+
+
+def read_cases(row: Row, kind: DatasetKind, options: TokenizeOptions) -> list[Case]:
+    """The cases of a row: one, or two where a pair becomes two labelled answers. Raises `RowProblem`."""
+    if kind is DatasetKind.STEPWISE and options.label_format == "inline":
+        form: str | None = "inline"
+    else:
+        form = form_of(row, ACCEPTED[kind], options)
+    if form is None:
+        raise _missing(row, kind)
+    _refuse_images(row)
+    cases = READERS[form](row, kind, options, form)
+    _refuse_masks(cases[0], kind, options)
+    tools, template_kwargs = _tools(row, options), _template_kwargs(row, options)
+    for case in cases:
+        case.tools, case.template_kwargs = tools, template_kwargs
+        case.extras.setdefault("columns", {})
+        if case.tools is not None:
+            case.extras["tools"] = case.tools
+        if case.prompt is not None and not case.ids:
+            case.extras["prompt"] = case.prompt
+    return cases
+
+
+class MissingColumn(RowProblem):
+    """No accepted shape has all its columns in this row."""
+
+
+def _missing(row: Row, kind: DatasetKind) -> MissingColumn:
+    """The column that is missing from the shape that comes nearest."""
+    best = max(ACCEPTED[kind], key=lambda form: sum(name in row for name in FORMS[form]) - len(FORMS[form]) / 10)
+    column = next((name for name in FORMS[best] if name not in row), FORMS[best][0])
+    return MissingColumn(column, "is missing", f"The row has {list(row)[:8]}")
+
+
+def _refuse_images(row: Row) -> None:
+    for column in ("images", "image", "audio", "video"):
+        value = row.get(column)
+        if value is not None and not (isinstance(value, list) and not value):
+            raise RowProblem(column, f"holds {kind_of_value(value)}", "strop trains on text: drop this column")
+
+
+def _refuse_masks(case: Case, kind: DatasetKind, options: TokenizeOptions) -> None:
+    """A loss setting that a row cannot honour is an error, not ignored."""
+    if kind is not DatasetKind.LANGUAGE_MODELING or case.ids:
+        return
+    column = case.form if case.prompt is None else "completion"
+    if options.assistant_only_loss and not case.chat:
+        raise RowProblem(column, "is plain text, but assistant_only_loss=True", "Use conversations, or turn it off")
+    if options.completion_only_loss and case.prompt is None:
+        fix = "Use assistant_only_loss=True" if case.chat else "Use 'prompt' and 'completion' columns"
+        raise RowProblem(column, "has no prompt, but completion_only_loss=True", f"{fix}, or turn it off")
+
+
+def _tools(row: Row, options: TokenizeOptions) -> list[Any] | None:
+    tools = read_tools(plain(row.get("tools")))
+    return list(options.tools) if tools is None and options.tools else tools
+
+
+def _template_kwargs(row: Row, options: TokenizeOptions) -> dict[str, Any]:
+    value = row.get("chat_template_kwargs")
+    if value is not None and not isinstance(value, dict):
+        raise RowProblem("chat_template_kwargs", f"is {kind_of_value(value)}", "Write an object")
+    given = {key: item for key, item in (value or {}).items() if item is not None}
+    return {**(options.chat_template_kwargs or {}), **given}
+
+
+def _columns(row: Row, *used: str) -> dict[str, Any]:
+    hidden = {*used, *SHARED_COLUMNS}
+    return {key: value for key, value in row.items() if key not in hidden}
+
+
+def read_text(row: Row, column: str) -> str:
+    """A column that must be a string; raises `RowProblem`."""
+    value = plain(row.get(column))
+    if not isinstance(value, str):
+        if value is None:
+            cause, fix = ("is None" if column in row else "is missing"), "Give it a string, or remove the row"
+        else:
+            cause, fix = f"is {kind_of_value(value)}, not a string", "Write text"
+        raise RowProblem(column, cause, fix)
+    return value
+
+
+def read_said(row: Row, column: str, options: TokenizeOptions) -> Said:
+    """A column that may be a string or messages; raises `RowProblem`."""
+    value = plain(row.get(column))
+    if is_conversation(value):
+        return read_messages(value, column, options.extra_roles)
+    if value is not None and not isinstance(value, str):
+        raise RowProblem(column, f"is {kind_of_value(value)}", "Write a string, or a list of messages")
+    return read_text(row, column)
+
+
+def read_label(row: Row) -> bool:
+    """The `label` column as true or false; raises `RowProblem`."""
+    value = plain(row.get("label"))
+    if isinstance(value, str) and value.strip().lower() in ("true", "false", "0", "1"):
+        return value.strip().lower() in ("true", "1")
+    if isinstance(value, bool) or (isinstance(value, int | float) and value in (0, 1)):
+        return bool(value)
+    raise RowProblem("label", f"is {kind_of_value(value)}", "Write true (desirable) or false (undesirable)")
+
+
+def _align(prompt: Said, completions: list[Said]) -> tuple[Said, list[Said], bool]:
+    """One manner for all parts: if any is a conversation, strings become messages of their natural role."""
+    if isinstance(prompt, str) and all(isinstance(said, str) for said in completions):
+        return prompt, completions, False
+    if isinstance(prompt, str):
+        prompt = [{"role": "user", "content": prompt}]
+    return prompt, [[{"role": "assistant", "content": s}] if isinstance(s, str) else s for s in completions], True
+
+
+def says_nothing(said: Said) -> bool:
+    """Whether a completion gives nothing to learn: no text, or no assistant message that says something."""
+    if isinstance(said, str):
+        return not said
+    return all(is_empty(message) for message in said if message["role"] == "assistant")
+
+
+def _need_answer(said: Said, column: str) -> None:
+    if not isinstance(said, str) and not any(message["role"] == "assistant" for message in said):
+        raise RowProblem(column, "holds no assistant message", "End it in the answer to learn from")
+
+
+def _empty(*named: tuple[str, Said]) -> tuple[str, str] | None:
+    names = [name for name, said in named if says_nothing(said)]
+    return ("empty_completion", f"{' and '.join(names)} {'are' if len(names) > 1 else 'is'} empty") if names else None
+
+
+def _read_language(row: Row, kind: DatasetKind, options: TokenizeOptions, form: str) -> list[Case]:
+    """Whole texts and whole conversations."""
+    if form == "text":
+        text = read_text(row, options.dataset_text_field)
+        case = Case(form, None, [text], extras={"columns": _columns(row, options.dataset_text_field)})
+        case.left_out = None if text else ("empty_completion", f"{options.dataset_text_field} is empty")
+        return [case]
+    messages = read_messages(plain(row[form]), form, options.extra_roles)
+    extras = {"columns": _columns(row, form)}
+    if kind is DatasetKind.PROMPT_COMPLETION:
+        return [_split_answer(messages, form, extras)]
+    case = Case(form, None, [messages], chat=True, extras=extras)
+    if all(is_empty(message) for message in messages):
+        case.left_out = ("empty_completion", "every message is empty")
+    elif not any(message["role"] == "assistant" for message in messages):
+        case.notes = ("no_answer",)
+    return [case]
+
+
+def _split_answer(messages: list[Message], column: str, extras: dict[str, Any]) -> Case:
+    """A conversation as a prompt and its last answer."""
+    answers = [i for i, message in enumerate(messages) if message["role"] == "assistant"]
+    if not answers:
+        raise RowProblem(column, "holds no assistant message", "End it in the answer to learn from")
+    last = answers[-1]
+    if last == 0:
+        raise RowProblem(column, "begins with the answer", "Put a user or system message before it")
+    completion = [messages[last]]
+    return Case(column, messages[:last], [completion], True, extras=extras, left_out=_empty(("the answer", completion)))
+
+
+def _read_completion(row: Row, kind: DatasetKind, options: TokenizeOptions, form: str) -> list[Case]:
+    """Prompt and completion, with or without a label."""
+    prompt, (completion,), chat = _align(read_said(row, "prompt", options), [read_said(row, "completion", options)])
+    _need_answer(completion, "completion")
+    case = Case(form, prompt, [completion], chat, extras={"columns": _columns(row, "prompt", "completion")})
+    case.left_out = _empty(("completion", completion))
+    if form == "labelled":
+        label = read_label(row)
+        case.extras["columns"].pop("label")
+        if kind is DatasetKind.UNPAIRED_PREFERENCE:
+            case.extras["label"] = label
+        elif not label:
+            case.left_out = ("label_false", "label is false")
+    elif chat is False and completion.startswith(prompt) and prompt:  # type: ignore[union-attr, arg-type]
+        case.notes = ("repeats_prompt",)
+    return [case]
+
+
+def _read_labelled_messages(row: Row, kind: DatasetKind, options: TokenizeOptions, form: str) -> list[Case]:
+    column = FORMS[form][0]
+    messages = read_messages(plain(row[column]), column, options.extra_roles)
+    case = _split_answer(messages, column, {"columns": _columns(row, column, "label"), "label": read_label(row)})
+    return [case]
+
+
+def _read_pair(row: Row, kind: DatasetKind, options: TokenizeOptions, form: str) -> list[Case]:
+    """Chosen and rejected, with a prompt of their own or one that they share at their start."""
+    chosen, rejected = read_said(row, "chosen", options), read_said(row, "rejected", options)
+    used = ["prompt", "chosen", "rejected"]
+    same = chosen == rejected
+    prompt: Said | None = None
+    if row.get("prompt") is not None:
+        prompt = read_said(row, "prompt", options)
+    elif row.get("conversations") is not None:
+        prompt = read_messages(plain(row["conversations"]), "conversations", options.extra_roles)
+        used.append("conversations")
+    prompt, chosen, rejected, chat, notes = _find_prompt(prompt, chosen, rejected)
+    _need_answer(chosen, "chosen")
+    _need_answer(rejected, "rejected")
+    extras: dict[str, Any] = {"columns": _columns(row, *used)}
+    if kind is DatasetKind.PREFERENCE and row.get("margin") is not None:
+        extras["margin"] = _read_margin(extras["columns"].pop("margin"))
+    if kind is DatasetKind.PROMPT_ONLY:
+        extras["columns"] |= {"chosen": row["chosen"], "rejected": row["rejected"]}
+        return [Case(form, prompt, [], chat, extras=extras, notes=notes)]
+    left_out = ("identical", "chosen equals rejected") if same else None
+    if kind is DatasetKind.PREFERENCE:
+        left_out = left_out or _empty(("chosen", chosen), ("rejected", rejected))
+        return [Case(form, prompt, [chosen, rejected], chat, extras=extras, left_out=left_out, notes=notes)]
+    return [
+        Case(
+            form,
+            prompt,
+            [said],
+            chat,
+            extras={"columns": dict(extras["columns"]), "label": label},
+            left_out=left_out or _empty((name, said)),
+            notes=notes,
+        )
+        for name, said, label in (("chosen", chosen, True), ("rejected", rejected, False))
+    ]
+
+
+def _find_prompt(prompt: Said | None, chosen: Said, rejected: Said) -> tuple[Said, Said, Said, bool, tuple[str, ...]]:
+    """Prompt, chosen, rejected in one manner; the prompt is not repeated in the answers where that can be told."""
+    _, (chosen, rejected), chat = _align("", [chosen, rejected])
+    if chat and isinstance(prompt, str) and _share_context(chosen, rejected):  # type: ignore[arg-type]
+        prompt = None  # the answers are whole conversations; the string repeats their first question
+    if prompt is None:
+        split: Callable[..., tuple[Any, Any, Any]] = split_messages if chat else split_text
+        return *split(chosen, rejected), chat, ()
+    prompt, (chosen, rejected), chat = _align(prompt, [chosen, rejected])
+    size = len(prompt)
+    repeats = 0 < size < min(len(chosen), len(rejected)) and chosen[:size] == prompt == rejected[:size]
+    if repeats and chat:
+        return prompt, chosen[size:], rejected[size:], chat, ()
+    return prompt, chosen, rejected, chat, (("repeats_prompt",) if repeats else ())
+
+
+def _share_context(chosen: list[Message], rejected: list[Message]) -> bool:
+    return min(len(chosen), len(rejected)) > 1 and chosen[0] == rejected[0] and chosen[0]["role"] != "assistant"
+
+
+def _read_margin(value: Any) -> float:
+    value = plain(value)
+    try:
+        margin = float(value) if not isinstance(value, bool) else math.nan
+    except (TypeError, ValueError):
+        margin = math.nan
+    if not math.isfinite(margin):
+        raise RowProblem("margin", f"is {kind_of_value(value)}", "Write a finite number")
+    return margin
+
+
+def _read_prompt(row: Row, kind: DatasetKind, options: TokenizeOptions, form: str) -> list[Case]:
+    prompt = read_said(row, "prompt", options)
+    return [Case(form, prompt, [], not isinstance(prompt, str), extras={"columns": _columns(row, "prompt")})]
+
+
+def _read_steps(row: Row, kind: DatasetKind, options: TokenizeOptions, form: str) -> list[Case]:
+    prompt = read_said(row, "prompt", options)
+    steps, labels = plain(row.get("completions")), plain(row.get("labels"))
+    for column, value in (("completions", steps), ("labels", labels)):
+        if not isinstance(value, list | tuple):
+            raise RowProblem(column, f"is {kind_of_value(value)}", "Write a list with an entry per step")
+    for number, step in enumerate(steps):
+        if not isinstance(step, str):
+            raise RowProblem("completions", f"step {number} is {kind_of_value(step)}", "Write each step as a string")
+    if len(steps) != len(labels):
+        raise RowProblem("labels", f"has {len(labels)} labels for {len(steps)} steps", "Give one label per step")
+    read = [_read_step_label(label, number) for number, label in enumerate(labels)]
+    columns = _columns(row, "prompt", "completions", "labels")
+    return [_stepwise(form, prompt, list(steps), read, columns, kind, options)]
+
+
+def _read_step_label(value: Any, number: int) -> float:
+    value = plain(value)
+    if isinstance(value, bool | int | float) and 0 <= value <= 1:
+        return float(value)
+    raise RowProblem("labels", f"label {number} is {kind_of_value(value)}", "Write true, false, or a number in 0..1")
+
+
+def _stepwise(
+    form: str,
+    prompt: Said,
+    steps: list[str],
+    labels: list[float],
+    columns: dict[str, Any],
+    kind: DatasetKind,
+    options: TokenizeOptions,
+) -> Case:
+    left_out = None if any(steps) else ("empty_completion", "there is no step")
+    chat = not isinstance(prompt, str)
+    if kind is DatasetKind.STEPWISE:
+        return Case(form, prompt, steps, chat, extras={"columns": columns, "labels": labels}, left_out=left_out)
+    # The rule of convert.join_steps.
+    extras = {"columns": columns, "label": all(label >= 0.5 for label in labels)}
+    prompt, completions, chat = _align(prompt, [options.step_separator.join(steps)])
+    return Case(form, prompt, completions, chat, extras=extras, left_out=left_out)
+
+
+def _read_inline(row: Row, kind: DatasetKind, options: TokenizeOptions, form: str) -> list[Case]:
+    """Steps marked in the text: `Step 1: ... [+] Step 2: ... [-]`. The marks become labels and leave the text."""
+    column = "completion" if "completion" in row else options.dataset_text_field
+    text = read_text(row, column)
+    prompt = read_said(row, "prompt", options) if row.get("prompt") is not None else ""
+    pieces = MARK.split(text)
+    if len(pieces) < 3:
+        fix = "End every step in [+] or [-], or use label_format='separator'"
+        raise RowProblem(column, "has no [+] or [-] mark", fix)
+    if rest := pieces[-1].strip():
+        raise RowProblem(column, f"has text after its last mark: {rest[:30]!r}", "End every step in [+] or [-]")
+    steps = [piece.strip() for piece in pieces[:-1:2]]
+    labels = [float(mark == "+") for mark in pieces[1::2]]
+    return [_stepwise(form, prompt, steps, labels, _columns(row, "prompt", column), kind, options)]
+
+
+def _read_ids(row: Row, column: str) -> list[int]:
+    value = plain(row.get(column))
+    if not isinstance(value, list | tuple):
+        raise RowProblem(column, f"is {kind_of_value(value)}", "Write a list of token ids")
+    for position, token in enumerate(value):
+        if isinstance(token, bool) or not isinstance(token, int) or token < 0:
+            raise RowProblem(column, f"holds {kind_of_value(token)} at position {position}", "Write ids, 0 or more")
+    return list(value)
+
+
+def _read_mask(row: Row, column: str, size: int, scored: Callable[[Any], bool]) -> list[int] | None:
+    value = plain(row.get(column))
+    if value is None:
+        return None
+    if not isinstance(value, list | tuple) or len(value) != size:
+        found = f"{len(value)} entries" if isinstance(value, list | tuple) else kind_of_value(value)
+        raise RowProblem(column, f"has {found} for {size} ids", "Give one entry per id")
+    return [int(scored(item)) for item in value]
+
+
+def _read_tokens(row: Row, kind: DatasetKind, options: TokenizeOptions, form: str) -> list[Case]:
+    """Rows with `input_ids`, and maybe `labels` (-100: not scored), `completion_mask`, `assistant_masks`."""
+    ids = _read_ids(row, "input_ids")
+    used = ("input_ids", "labels", "completion_mask", "assistant_masks", "attention_mask", "seq_lengths")
+    extras = {"columns": _columns(row, *used)}
+    if len(plain(row.get("seq_lengths")) or [0]) > 1:
+        raise RowProblem("seq_lengths", "says that rows are packed already", "Give one document per row, and pack=True")
+    attended = _read_mask(row, "attention_mask", len(ids), bool) or [1] * len(ids)
+    if kind is DatasetKind.PROMPT_ONLY:
+        return [Case(form, [i for i, on in zip(ids, attended, strict=True) if on], [], ids=True, extras=extras)]
+    mask = list(attended)
+    for column, scored in (("labels", lambda item: item != -100), ("completion_mask", bool), ("assistant_masks", bool)):
+        found = _read_mask(row, column, len(ids), scored)
+        mask = mask if found is None else [a & b for a, b in zip(mask, found, strict=True)]
+    labels = plain(row.get("labels"))
+    for position, token in enumerate(ids):
+        if labels is not None and labels[position] not in (-100, token):
+            raise RowProblem("labels", f"differs from input_ids at position {position}", "Labels are not shifted here")
+    kept = [(token, on) for token, on, real in zip(ids, mask, attended, strict=True) if real]
+    case = Case(form, None, [[token for token, _ in kept]], ids=True, masks=[[on for _, on in kept]], extras=extras)
+    case.left_out = None if kept else ("empty_completion", "input_ids is empty")
+    return [case]
+
+
+def _read_token_parts(row: Row, kind: DatasetKind, options: TokenizeOptions, form: str) -> list[Case]:
+    """`prompt_ids` with `completion_ids` or with `chosen_ids` and `rejected_ids`; pairs may lack a prompt."""
+    names = [name for name in FORMS[form] if name != "prompt_ids"]
+    parts = [_read_ids(row, name) for name in names]
+    extras: dict[str, Any] = {"columns": _columns(row, "prompt_ids", "label", *names)}
+    same = len(parts) == 2 and parts[0] == parts[1]
+    if row.get("prompt_ids") is not None or len(parts) == 1:
+        prompt = _read_ids(row, "prompt_ids")
+    else:
+        prompt, *parts = split_ids(*parts)
+    left_out = ("identical", "chosen_ids equals rejected_ids") if same else None
+    empty = [name for name, part in zip(names, parts, strict=True) if not part]
+    left_out = left_out or (("empty_completion", f"{empty[0]} is empty") if empty else None)
+    if kind is DatasetKind.PREFERENCE:
+        if row.get("margin") is not None:
+            extras["margin"] = _read_margin(extras["columns"].pop("margin"))
+        return [Case(form, prompt, parts, ids=True, extras=extras, left_out=left_out)]
+    if kind is not DatasetKind.UNPAIRED_PREFERENCE:
+        return [Case(form, prompt, parts, ids=True, extras=extras, left_out=left_out)]
+    labels = [True, False] if len(parts) == 2 else [read_label(row)]
+    return [
+        Case(form, prompt, [part], ids=True, extras={**extras, "label": label}, left_out=left_out)
+        for part, label in zip(parts, labels, strict=True)
+    ]
+
+
+READERS: dict[str, Callable[[Row, DatasetKind, TokenizeOptions, str], list[Case]]] = {
+    "text": _read_language,
+    "messages": _read_language,
+    "conversations": _read_language,
+    "completion": _read_completion,
+    "labelled": _read_completion,
+    "labelled_messages": _read_labelled_messages,
+    "labelled_conversations": _read_labelled_messages,
+    "pair": _read_pair,
+    "prompt": _read_prompt,
+    "steps": _read_steps,
+    "inline": _read_inline,
+    "tokens": _read_tokens,
+    "token_pair": _read_token_parts,
+    "token_completion": _read_token_parts,
+}

@@ -1,0 +1,277 @@
+"""The pass over all rows before anything is loaded: broken rows are collected, unusable ones counted, all are hashed.
+
+The pass keeps some 25 bytes per row whatever the rows hold, so a set larger than memory can be checked.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from array import array
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from itertools import islice
+from typing import Any
+
+from strop.data.cases import REASONS, Case, MissingColumn, read_cases
+from strop.data.findings import SHOWN, Finding, Problems, RowProblem
+from strop.data.kinds import DatasetKind, columns_error
+from strop.data.messages import Message
+from strop.data.options import TokenizeOptions, repr_of_tool
+from strop.data.rows import Rows, RowStream
+from strop.errors import DataError
+from strop.records import Row
+
+ENOUGH_WITHOUT_COLUMNS = 1000
+"""If the first thousand rows all lack the columns, the rest need not be read to say so."""
+SIGNATURES = 256
+"""How many kinds of conversations (orders of roles) are kept for trying the chat template."""
+
+ENCODER = json.JSONEncoder(ensure_ascii=False, sort_keys=True, default=repr_of_tool)
+
+NOTES = {
+    "no_answer": (
+        "the conversation has no assistant message",
+        "All of it is learned as text; with assistant_only_loss nothing would be",
+    ),
+    "repeats_prompt": (
+        "the completion begins with the whole prompt again",
+        "Remove the prompt from the answers, or the model learns to repeat it",
+    ),
+    "control_token": (
+        "a message holds the text of a control token, which the tokenizer turns into that token",
+        "Escape it, unless it is meant",
+    ),
+}
+"""Things about single rows that are worth a warning: key -> what, what to do."""
+
+
+@dataclass(slots=True)
+class Counted:
+    """How many rows, and the first twenty by number with a detail each."""
+
+    count: int = 0
+    first: list[tuple[int, str]] = field(default_factory=list)
+
+    def add(self, row: int, detail: str = "") -> None:
+        """Count a row."""
+        self.count += 1
+        if len(self.first) < SHOWN:
+            self.first.append((row, detail))
+
+    def rows(self) -> str:
+        """`"row 3, 17 and 5 more"`."""
+        numbers = ", ".join(map(str, dict.fromkeys(row for row, _ in self.first)))
+        more = f" and {self.count - SHOWN} more" if self.count > SHOWN else ""
+        return f"row{'s' if self.count > 1 else ''} {numbers}{more}"
+
+
+@dataclass(slots=True)
+class Checked:
+    """What the pass found.
+
+    Positions number the usable cases: `numbers[p]` is the source row of case p, `parts[p]` which of its cases it is.
+    """
+
+    source: str
+    rows_read: int = 0
+    numbers: array[int] = field(default_factory=lambda: array("q"))
+    parts: array[int] = field(default_factory=lambda: array("b"))
+    digests: array[int] = field(default_factory=lambda: array("Q"))
+    conversational: int = 0
+    labels: Counter[bool] = field(default_factory=Counter)
+    left_out: dict[str, Counted] = field(default_factory=dict)
+    notes: dict[str, Counted] = field(default_factory=dict)
+    findings: list[Finding] = field(default_factory=list)
+    signatures: dict[Any, tuple[int, Case]] = field(default_factory=dict)
+    fingerprint: str = ""
+
+    def leave_out(self, row: int, reason: str, detail: str) -> None:
+        """Count a row that is not used."""
+        self.left_out.setdefault(reason, Counted()).add(row, detail)
+
+
+class Checker:
+    """Checks rows one after the other and keeps the account."""
+
+    def __init__(
+        self, rows: Rows | RowStream, kind: DatasetKind, options: TokenizeOptions, control: Iterable[str] = ()
+    ) -> None:
+        self.kind, self.options, self.where = kind, options, rows.where
+        self.checked = Checked(rows.source)
+        self.problems = Problems(rows.source)
+        self.without_columns = 0
+        self.columns: dict[str, None] = {}
+        self.example: Row = {}
+        self.hash = hashlib.blake2b(digest_size=16)
+        tokens = sorted((token for token in control if token.strip()), key=len, reverse=True)
+        self.control = re.compile("|".join(map(re.escape, tokens))) if tokens else None
+
+    def row(self, number: int, row: Row) -> list[Case]:
+        """Check a row; returns its usable cases and accounts for the others."""
+        self.checked.rows_read += 1
+        try:
+            cases = checked_cases(row, self.kind, self.options)
+        except RowProblem as problem:
+            self._broken(number, row, problem)
+            return []
+        usable = []
+        for part, (case, digest) in enumerate(cases):
+            if case.left_out is not None:
+                self.checked.leave_out(number, *case.left_out)
+                continue
+            self._account(number, part, case, digest)
+            usable.append(case)
+        return usable
+
+    def _broken(self, number: int, row: Row, problem: RowProblem) -> None:
+        if isinstance(problem, MissingColumn):
+            self.without_columns += 1
+            self.columns.update(dict.fromkeys(row))
+            self.example = self.example or row
+            if self.without_columns == self.checked.rows_read == ENOUGH_WITHOUT_COLUMNS:
+                raise columns_error(self.checked.source, self.columns, self.example, self.kind)
+        finding = self.problems.add(number, self.where(number), problem)
+        if self.options.skip_bad_rows:
+            self.checked.leave_out(number, "bad_row", f"{finding.column or 'row'} {finding.message}")
+            if len(self.problems.first) >= self.problems.total:
+                self.checked.findings.append(finding)
+
+    def _account(self, number: int, part: int, case: Case, digest: bytes) -> None:
+        checked = self.checked
+        checked.numbers.append(number)
+        checked.parts.append(part)
+        checked.digests.append(int.from_bytes(digest[:8], "little"))
+        self.hash.update(digest)
+        checked.conversational += case.chat
+        if "label" in case.extras:
+            checked.labels[case.extras["label"]] += 1
+        for note in case.notes:
+            checked.notes.setdefault(note, Counted()).add(number)
+        if case.chat:
+            if self.control is not None and self._holds_control(case):
+                checked.notes.setdefault("control_token", Counted()).add(number)
+            if len(checked.signatures) < SIGNATURES:
+                checked.signatures.setdefault(_signature(case), (number, case))
+
+    def _holds_control(self, case: Case) -> bool:
+        assert self.control is not None
+        said = [case.prompt or [], *case.completions]
+        return any(
+            self.control.search(message["content"])
+            for messages in said
+            if not isinstance(messages, str)
+            for message in messages
+        )
+
+    def finish(self) -> Checked:
+        """The account, or the error that names every broken row."""
+        checked = self.checked
+        if checked.rows_read == 0:
+            raise DataError(f"{checked.source}: there are no rows.")
+        if self.without_columns == checked.rows_read:
+            raise columns_error(checked.source, self.columns, self.example, self.kind)
+        if self.problems.total and not self.options.skip_bad_rows:
+            raise self.problems.error(checked.rows_read)
+        if not checked.numbers:
+            raise nothing_left(checked.source, checked.rows_read, checked.left_out)
+        checked.fingerprint = self.hash.hexdigest()
+        checked.findings += self._notes() + self._duplicates() + self._label_balance()
+        return checked
+
+    def _notes(self) -> list[Finding]:
+        return [
+            Finding(found.first[0][0], None, "warning", f"{what} ({found.count}: {found.rows()})", fix)
+            for (what, fix), found in ((NOTES[note], found) for note, found in self.checked.notes.items())
+        ]
+
+    def _duplicates(self) -> list[Finding]:
+        import numpy as np
+
+        digests = np.frombuffer(self.checked.digests, dtype=np.uint64)
+        order = np.argsort(digests, kind="stable")
+        repeated = np.flatnonzero(digests[order][1:] == digests[order][:-1])
+        if not len(repeated):
+            return []
+        pairs = sorted((int(order[k + 1]), int(order[k])) for k in repeated[:10_000])
+        numbers = self.checked.numbers
+        shown = ", ".join(f"row {numbers[later]} repeats row {numbers[earlier]}" for later, earlier in pairs[:5])
+        message = f"{len(repeated)} rows are exact copies of others ({shown}{', ...' if len(repeated) > 5 else ''})"
+        return [Finding(numbers[pairs[0][0]], None, "warning", message, "Remove them unless the weight is wanted")]
+
+    def _label_balance(self) -> list[Finding]:
+        labels = self.checked.labels
+        if not labels or len(labels) == 2:
+            return []
+        message = f"every label is {next(iter(labels))}"
+        return [Finding(None, "label", "warning", message, "Both kinds of answers are needed to compare")]
+
+
+def checked_cases(row: Any, kind: DatasetKind, options: TokenizeOptions) -> list[tuple[Case, bytes]]:
+    """The cases of one row, each with 16 bytes that stand for its content; raises `RowProblem`."""
+    if not isinstance(row, dict):
+        raise RowProblem(None, f"is a {type(row).__name__}, not a dict of columns", "Write {'column': value, ...}")
+    return [(case, _digest(case)) for case in read_cases(row, kind, options)]
+
+
+def _digest(case: Case) -> bytes:
+    """16 bytes that stand for all of a case that reaches a tree."""
+    content = (
+        case.prompt,
+        case.completions,
+        case.masks,
+        case.tools,
+        case.template_kwargs,
+        case.extras.get("label"),
+        case.extras.get("labels"),
+    )
+    try:
+        return hashlib.blake2b(ENCODER.encode(content).encode("utf-8"), digest_size=16).digest()
+    except UnicodeEncodeError as problem:
+        broken = problem.object[problem.start : problem.end]
+        message = f"holds {broken!r}, half of a character, which no text file can hold"
+        raise RowProblem(None, message, "Write the row's text again as UTF-8") from None
+    except (TypeError, ValueError) as problem:
+        message = f"holds something that is no text, number or list ({problem})"
+        raise RowProblem(None, message, "Use plain JSON values") from None
+
+
+def _signature(case: Case) -> Any:
+    """What a chat template's control flow may depend on: roles and tool calls in their order, tools, variables."""
+
+    def roles(messages: list[Message] | str | None) -> Any:
+        if not isinstance(messages, list):
+            return None
+        return tuple([m["role"] if len(m) == 2 else (m["role"], *m) for m in messages])
+
+    said = tuple(roles(completion) for completion in case.completions)
+    return roles(case.prompt), said, case.tools is not None, tuple(sorted(case.template_kwargs))
+
+
+def nothing_left(source: str, rows_read: int, left_out: dict[str, Counted]) -> DataError:
+    """The error for data of which no row can be used."""
+    problems = [
+        f"{found.count} left out: {REASONS[reason]} ({found.rows()}; {found.first[0][1]})"
+        for reason, found in left_out.items()
+    ]
+    return DataError.collect(f"{source}: none of the {rows_read} rows can be learned from.", problems)  # type: ignore[return-value]
+
+
+def check(rows: Rows, kind: DatasetKind, options: TokenizeOptions, control: Iterable[str] = ()) -> Checked:
+    """Check every row for `kind`; raises one `DataError` that lists the broken ones."""
+    checker = Checker(rows, kind, options, control)
+    for number, row in enumerate(rows):
+        checker.row(number, row)
+    return checker.finish()
+
+
+def check_head(
+    rows: RowStream, kind: DatasetKind, options: TokenizeOptions, control: Iterable[str], size: int
+) -> Checked:
+    """Check the first rows of a stream."""
+    checker = Checker(rows, kind, options, control)
+    for number, row in enumerate(islice(rows, size)):
+        checker.row(number, row)
+    return checker.finish()

@@ -1,0 +1,301 @@
+"""Examples on demand: a set that can be indexed, and a stream.
+
+**When rows are tokenised.** A set of at most `eager_rows` trees is tokenised in one go by `prepare`; trees that turn
+out too long are then left out, and all lengths are known. A larger set is tokenised when a tree is asked for, so that
+the first step does not wait for the whole set. Its length must not change while it is in use (a resumed run counts on
+it), so a tree that turns out unusable is replaced by the next usable one after it, always the same one; the report
+counts and names it. Which of the two happens depends on the number of rows only, never on the cache.
+"""
+
+from __future__ import annotations
+
+import json
+import weakref
+from array import array
+from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+from strop.data.cases import REASONS, Case, read_cases
+from strop.data.checks import Checked, checked_cases, nothing_left
+from strop.data.findings import Finding, Problems, RowProblem
+from strop.data.report import DataReport, sample_of
+from strop.data.rows import Rows, RowStream
+from strop.data.store import TreeStore, write_beside
+from strop.data.trees import TreeBuilder
+from strop.data.truncate import Tokenized
+from strop.errors import DataError
+from strop.records import Example
+
+BLOCK = 256
+"""Trees that are built side by side when many are needed."""
+STREAM_BLOCK = 32
+"""Trees of a stream that are built side by side: enough to fill a tokenizer call, few enough to start at once."""
+BROKEN = ("unrenderable", "boundary")
+"""Reasons that make a row an error when it is found before training starts."""
+
+
+class ExampleDataset(Sequence[Example]):
+    """A map-style set of `Example` trees; rows are read and tokenised as needed and remembered.
+
+    `report` is the account of the data (it grows while rows are tokenised), `lengths` the number of tokens of every
+    tree once all are known, `rows` the rows behind it.
+    """
+
+    def __init__(
+        self, rows: Rows, checked: Checked, builder: TreeBuilder, store: TreeStore, report: DataReport, eager: bool
+    ) -> None:
+        self.rows, self.builder, self.store, self.report = rows, builder, store, report
+        self.kind, self.options = builder.kind, builder.options
+        self.numbers, self.parts = checked.numbers, checked.parts
+        self.fingerprint = checked.fingerprint
+        self.seen = bytearray(len(self.numbers))  # 0: not tokenised yet, 1: usable, 2: left out
+        self.order = array("q", range(len(self.numbers)))
+        self.eager = eager
+        if eager:
+            self._tokenize_all()
+        elif not self._read_sample():
+            try_template(checked, rows, builder)
+            self._make_sample()
+        if store.trouble is not None:
+            fix = "Free space, or name another cache_dir"
+            report.noted.append(Finding(None, None, "info", store.trouble, fix))
+        weakref.finalize(self, store.flush)
+
+    def __len__(self) -> int:
+        return len(self.order)
+
+    def __getitem__(self, index: int) -> Example:  # type: ignore[override]
+        if not -len(self) <= index < len(self):
+            raise IndexError(f"tree {index} of {len(self)}")
+        return self.__getitems__([index % len(self)])[0]
+
+    def __getitems__(self, indices: Sequence[int]) -> list[Example]:
+        """Several trees at once: those not known yet are tokenised together."""
+        positions = [self.order[index] for index in indices]
+        trees = self._trees(positions)
+        return [
+            self._example(position, tree) if tree.left_out is None else self._stand_in(position)
+            for position, tree in zip(positions, trees, strict=True)
+        ]
+
+    def __iter__(self) -> Iterator[Example]:
+        for start in range(0, len(self), BLOCK):
+            yield from self.__getitems__(range(start, min(start + BLOCK, len(self))))
+
+    @property
+    def lengths(self) -> list[int] | None:
+        """Tokens of every tree (the prompt counted once), None while some are not tokenised."""
+        if self.eager:
+            return list(self.report.tree_lengths)
+        return None if not all(self.seen) else [example.num_tokens for example in self]
+
+    def row(self, index: int) -> int:
+        """The number of the source row of tree `index` (of a stand-in: of the row that it stands in for)."""
+        return self.numbers[self.order[index]]
+
+    def case(self, index: int) -> Case:
+        """Tree `index` before tokenisation."""
+        return self._case(self.order[index])
+
+    def flush(self) -> None:
+        """Write what was tokenised since the last time to the cache folder, if there is one."""
+        self.store.flush()
+
+    def _case(self, position: int) -> Case:
+        number = self.numbers[position]
+        return read_cases(self.rows[number], self.kind, self.options)[self.parts[position]]
+
+    def _trees(self, positions: Sequence[int]) -> list[Tokenized]:
+        known = {position: self.store.get(position) for position in dict.fromkeys(positions)}
+        missing = [position for position, tree in known.items() if tree is None]
+        for position, built in zip(missing, self._build(missing), strict=True):
+            self.store.put(position, built)
+            known[position] = built
+        for position, tree in known.items():
+            if not self.eager and tree is not None and tree.left_out is not None:
+                refuse_boundary(tree, self.numbers[position], self.rows, self.options.skip_bad_rows)
+            if not self.seen[position] and tree is not None:
+                self.seen[position] = 1 if tree.left_out is None else 2
+                self.report.add(self.numbers[position], tree)
+        return [tree for tree in (known[position] for position in positions) if tree is not None]
+
+    def _build(self, positions: list[int]) -> list[Tokenized]:
+        return self.builder.build_all([self._case(position) for position in positions]) if positions else []
+
+    def _example(self, position: int, tree: Tokenized) -> Example:
+        return to_example(tree, self._case(position), self.numbers[position], self.options.score_prompt)
+
+    def _stand_in(self, position: int) -> Example:
+        """The next usable tree after an unusable one, the first being after the last."""
+        total = len(self.numbers)
+        for step in range(1, total):
+            other = (position + step) % total
+            (tree,) = self._trees([other])
+            if tree.left_out is None:
+                return self._example(other, tree)
+        raise nothing_left(self.report.source, self.report.rows_read, self.report.left_out)
+
+    def _tokenize_all(self) -> None:
+        total = len(self.numbers)
+        known = all(map(self.store.has, range(total)))
+        with nullcontext() if known else self.store.alone():
+            for start in range(0, total, BLOCK):
+                self._trees(range(start, min(start + BLOCK, total)))
+            self.order = array("q", (position for position in range(total) if self.seen[position] == 1))
+            self._refuse_broken()
+            if not self.order:
+                raise nothing_left(self.report.source, self.report.rows_read, self.report.left_out)
+            if not self._read_sample():
+                self._make_sample()
+
+    def _refuse_broken(self) -> None:
+        """Raise `DataError` for rows that only tokenisation shows to be broken."""
+        problems = Problems(self.report.source)
+        for reason in BROKEN:
+            found = self.report.left_out.get(reason)
+            if found is not None:
+                for row, detail in found.first:
+                    problems.add(row, self.rows.where(row), broken(reason, detail))
+                problems.total += found.count - len(found.first)
+        if problems.total and not self.options.skip_bad_rows:
+            raise problems.error(self.report.rows_read)
+
+    @property
+    def _sample_path(self) -> Path | None:
+        return None if self.store.folder is None else self.store.folder / "sample.json"
+
+    def _read_sample(self) -> bool:
+        """Take the report's rendered row from the cache folder; whether it is there."""
+        path = self._sample_path
+        if path is None or not path.exists():
+            return False
+        try:
+            self.report.sample = json.loads(path.read_text(encoding="utf-8"))
+        except ValueError:
+            self.store.trouble = f"the cache file '{path}' is damaged and was not used"
+            return False
+        return True
+
+    def _make_sample(self) -> None:
+        """Render a row for the report, and keep it in the cache folder: a second run needs no tokenizer to show it."""
+        example = self[0]
+        tree = Tokenized(example.prompt_ids, example.completions, example.loss_mask, example.extras.get("labels"))
+        self.report.sample = sample_of(tree, example.row, self.builder.encoder.tokenizer, self.options.score_prompt)
+        if self._sample_path is not None:
+            try:
+                write_beside(self._sample_path, iter([json.dumps(self.report.sample).encode()]))
+            except OSError as problem:
+                self.store.trouble = f"the cache folder '{self.store.folder}' cannot be written ({problem.strerror})"
+
+
+def try_template(checked: Checked, rows: Rows | RowStream, builder: TreeBuilder) -> None:
+    """Render one conversation of every order of roles: a template that refuses one says so before training."""
+    problems = Problems(rows.source)
+    for number, case in checked.signatures.values():
+        try:
+            next(builder.build(case))
+        except StopIteration as end:
+            if end.value.left_out is not None and end.value.left_out[0] == "unrenderable":
+                problems.add(number, rows.where(number), broken(*end.value.left_out))
+    if problems.total and not builder.options.skip_bad_rows:
+        raise problems.error(checked.rows_read)
+    checked.signatures.clear()
+
+
+def broken(reason: str, detail: str) -> RowProblem:
+    """What is wrong with a row that only tokenisation shows to be broken."""
+    return RowProblem(None, f"{REASONS[reason]}: {detail}")
+
+
+def refuse_boundary(tree: Tokenized, row: int, rows: Rows | RowStream, skip_bad_rows: bool) -> None:
+    """Raise `DataError` for a prompt that merges with its answer, where the settings call that an error."""
+    if tree.left_out is not None and tree.left_out[0] == "boundary" and not skip_bad_rows:
+        problems = Problems(rows.source)
+        problems.add(row, rows.where(row), broken(*tree.left_out))
+        raise problems.error(row + 1)
+
+
+def to_example(tree: Tokenized, case: Case, row: int, score_prompt: bool) -> Example:
+    """The record that the model side takes, with what the row brings beside its tokens in `extras`."""
+    extras = dict(case.extras)
+    if tree.labels is not None:
+        extras["labels"] = tree.labels
+    if "truncated" in tree.flags:
+        extras["truncated"] = True
+    return Example(tree.prompt_ids, tree.completions, tree.masks, score_prompt, extras, row)
+
+
+class ExampleStream:
+    """Examples from rows that can only be walked; each `iter` starts anew, or where `load_state_dict` says.
+
+    The first rows are checked by `prepare`; a broken row further on raises `DataError` when it is reached, or is
+    counted with `skip_bad_rows`. Streams are not cached.
+    """
+
+    def __init__(self, rows: RowStream, head: Checked, builder: TreeBuilder, report: DataReport) -> None:
+        self.rows, self.builder, self.report = rows, builder, report
+        self.kind, self.options = builder.kind, builder.options
+        self.position = 0  # rows before this have been handed out in full
+        self.start = 0  # row that the next walk begins at
+        self.counted = 0  # rows before this are in the report: a second walk does not count them again
+        try_template(head, rows, builder)
+
+    def __iter__(self) -> Iterator[Example]:
+        start, self.start = self.start, 0
+        self.position = start
+        block: list[tuple[int, Case, bool]] = []
+        number = -1
+        for number, row in enumerate(self.rows):
+            if number < start:
+                continue
+            fresh = number >= self.counted
+            self.counted = max(self.counted, number + 1)
+            block += [(number, case, fresh) for case in self._cases(number, row, fresh)]
+            if len(block) >= STREAM_BLOCK:
+                yield from self._examples(block)
+                self.position, block = number + 1, []
+        yield from self._examples(block)
+        self.position = number + 1
+        if not self.report.trees:
+            raise nothing_left(self.report.source, self.report.rows_read, self.report.left_out)
+
+    def _cases(self, number: int, row: Any, fresh: bool) -> list[Case]:
+        """The usable cases of a row; `fresh` if it is to be counted."""
+        self.report.rows_read += fresh
+        try:
+            cases = [case for case, _ in checked_cases(row, self.kind, self.options)]
+        except RowProblem as problem:
+            if not self.options.skip_bad_rows:
+                problems = Problems(self.report.source)
+                problems.add(number, self.rows.where(number), problem)
+                raise problems.error(number + 1) from None
+            if fresh:
+                self.report.leave_out(number, "bad_row", f"{problem.column or 'row'} {problem.message}")
+            return []
+        for case in cases:
+            if case.left_out is not None and fresh:
+                self.report.leave_out(number, *case.left_out)
+        return [case for case in cases if case.left_out is None]
+
+    def _examples(self, block: list[tuple[int, Case, bool]]) -> Iterator[Example]:
+        trees = self.builder.build_all([case for _, case, _ in block])
+        for (number, case, fresh), tree in zip(block, trees, strict=True):
+            refuse_boundary(tree, number, self.rows, self.options.skip_bad_rows)
+            if fresh:
+                self.report.trees += 1
+                self.report.conversational += case.chat
+                self.report.add(number, tree)
+            if tree.left_out is None:
+                yield to_example(tree, case, number, self.options.score_prompt)
+
+    def state_dict(self) -> dict[str, int]:
+        """Where the stream stands, for a later `load_state_dict`: rows before this were all handed out."""
+        return {"row": self.position}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Start the next walk at a saved place; the rows before it are read but not tokenised."""
+        if state.get("row", -1) < 0:
+            raise DataError(f"The state of a data stream needs a 'row' of 0 or more; got {state}.")
+        self.start = state["row"]

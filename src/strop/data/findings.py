@@ -1,0 +1,93 @@
+"""What the data checks say: findings, and the one error that lists the broken rows."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from strop.errors import DataError
+
+SHOWN = 20
+"""How many rows of a kind are named; the rest are counted."""
+
+
+@dataclass(slots=True, frozen=True)
+class Finding:
+    """One thing worth knowing about the data: where, how bad, what, and what to do about it."""
+
+    row: int | None  # number of the source row (from 0), None when it is about the whole set
+    column: str | None
+    severity: str  # "error", "warning" or "info"
+    message: str
+    fix: str = ""
+    place: str = ""  # the row as the reader finds it: "pairs.jsonl, line 18"
+
+    def to_dict(self) -> dict[str, Any]:
+        """A JSON-able copy."""
+        return asdict(self)
+
+    def __str__(self) -> str:
+        where = self.place or (f"row {self.row}" if self.row is not None else "")
+        if self.column is not None:
+            where += f"{', ' if where else ''}column '{self.column}'"
+        return f"{where + ': ' if where else ''}{self.message}{'. ' + self.fix if self.fix else ''}"
+
+
+class RowProblem(Exception):
+    """A row is broken. Raised by the checks of one row, collected by `Problems`; it never reaches a user."""
+
+    def __init__(self, column: str | None, message: str, fix: str = "") -> None:
+        super().__init__(message)
+        self.column, self.message, self.fix = column, message, fix
+
+
+class Problems:
+    """Collects broken rows: the first 20 in full, all of them as a count per column and cause."""
+
+    def __init__(self, source: str) -> None:
+        self.source = source
+        self.total = 0
+        self.first: list[Finding] = []
+        self.causes: Counter[tuple[str | None, str]] = Counter()
+
+    def add(self, row: int, place: str, problem: RowProblem) -> Finding:
+        """Note that `row` is broken, and how."""
+        self.total += 1
+        finding = Finding(row, problem.column, "error", problem.message, problem.fix, place)
+        if len(self.first) < SHOWN:
+            self.first.append(finding)
+        self.causes[(problem.column, problem.message.split(":")[0])] += 1
+        return finding
+
+    def error(self, rows_read: int) -> DataError:
+        """The one error that names file, row, column, cause and fix."""
+        title = f"{self.source}: {self.total} of {rows_read} rows cannot be used (rows count from 0)."
+        lines = [title, *(f"  - {finding}" for finding in self.first)]
+        if self.total > len(self.first):
+            lines.append(f"  ... and {self.total - len(self.first)} more. By cause:")
+            for (column, cause), count in self.causes.most_common(8):
+                lines.append(f"      {count} x {f'column {column!r}: ' if column else ''}{cause}")
+        lines.append("Mend the rows, or set skip_bad_rows=True to train without them.")
+        error = DataError("\n".join(lines))
+        error.findings = self.first  # type: ignore[attr-defined]
+        return error
+
+
+def kind_of_value(value: Any) -> str:
+    """A short, friendly name for what was given: `"a list"`, `"the number 3"`, `"None"`."""
+    if value is None:
+        return "None"
+    if isinstance(value, bool):
+        return f"the boolean {value}"
+    if isinstance(value, int | float):
+        return "NaN (an empty cell?)" if value != value else f"the number {value}"
+    if isinstance(value, str):
+        return f"the string {value[:40]!r}" + ("..." if len(value) > 40 else "")
+    if isinstance(value, bytes):
+        return "bytes"
+    if isinstance(value, list | tuple):
+        return "an empty list" if not len(value) else f"a list of {type(value[0]).__name__}"
+    if isinstance(value, dict):
+        return f"an object with keys {list(value)[:6]}"
+    return f"a {type(value).__name__}"

@@ -1,0 +1,229 @@
+"""Which kind of data a row is, by its columns; which kinds a method takes; what to say when they do not fit."""
+
+from __future__ import annotations
+
+import enum
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from strop.data.messages import is_conversation
+from strop.data.options import TokenizeOptions
+from strop.data.rows import plain
+from strop.errors import DataError, did_you_mean
+
+
+class DatasetKind(enum.StrEnum):
+    """The kinds of rows; each may be plain text or conversational."""
+
+    LANGUAGE_MODELING = "language_modeling"
+    PROMPT_ONLY = "prompt_only"
+    PROMPT_COMPLETION = "prompt_completion"
+    PREFERENCE = "preference"
+    UNPAIRED_PREFERENCE = "unpaired_preference"
+    STEPWISE = "stepwise"
+    TOKENIZED = "tokenized"
+
+
+FORMS: dict[str, tuple[str, ...]] = {
+    "token_pair": ("chosen_ids", "rejected_ids"),
+    "token_completion": ("prompt_ids", "completion_ids"),
+    "tokens": ("input_ids",),
+    "pair": ("chosen", "rejected"),
+    "steps": ("prompt", "completions", "labels"),
+    "labelled": ("prompt", "completion", "label"),
+    "labelled_messages": ("messages", "label"),
+    "labelled_conversations": ("conversations", "label"),
+    "completion": ("prompt", "completion"),
+    "messages": ("messages",),
+    "conversations": ("conversations",),
+    "text": ("text",),
+    "prompt": ("prompt",),
+}
+"""The shapes that rows come in, and the columns each needs. The order decides when a row has several."""
+
+DETECTED = {
+    "token_pair": DatasetKind.TOKENIZED,
+    "token_completion": DatasetKind.TOKENIZED,
+    "tokens": DatasetKind.TOKENIZED,
+    "pair": DatasetKind.PREFERENCE,
+    "steps": DatasetKind.STEPWISE,
+    "labelled": DatasetKind.UNPAIRED_PREFERENCE,
+    "labelled_messages": DatasetKind.UNPAIRED_PREFERENCE,
+    "labelled_conversations": DatasetKind.UNPAIRED_PREFERENCE,
+    "completion": DatasetKind.PROMPT_COMPLETION,
+    "messages": DatasetKind.LANGUAGE_MODELING,
+    "conversations": DatasetKind.LANGUAGE_MODELING,
+    "text": DatasetKind.LANGUAGE_MODELING,
+    "prompt": DatasetKind.PROMPT_ONLY,
+}
+"""What a shape is taken for when nobody says what it is for."""
+
+_WHOLE = ("messages", "conversations")
+ACCEPTED: dict[DatasetKind, tuple[str, ...]] = {
+    DatasetKind.LANGUAGE_MODELING: ("tokens", "token_completion", "labelled", "completion", *_WHOLE, "text"),
+    DatasetKind.PROMPT_COMPLETION: ("token_completion", "labelled", "completion", *_WHOLE),
+    DatasetKind.PREFERENCE: ("token_pair", "pair"),
+    DatasetKind.UNPAIRED_PREFERENCE: (
+        "token_completion",
+        "token_pair",
+        "labelled",
+        "labelled_messages",
+        "labelled_conversations",
+        "pair",
+        "steps",
+    ),
+    DatasetKind.PROMPT_ONLY: ("prompt", "pair", "tokens"),
+    DatasetKind.STEPWISE: ("steps",),
+    DatasetKind.TOKENIZED: ("tokens", "token_completion"),
+}
+"""The shapes that a method's kind can be made of, best first."""
+
+NEEDS = {
+    DatasetKind.LANGUAGE_MODELING: "'text', or 'messages', or 'prompt' and 'completion'",
+    DatasetKind.PROMPT_COMPLETION: "'prompt' and 'completion', or 'messages' that end in an answer",
+    DatasetKind.PREFERENCE: "'chosen' and 'rejected', and best a 'prompt' too",
+    DatasetKind.UNPAIRED_PREFERENCE: "'prompt', 'completion' and 'label' (true or false), or 'chosen' and 'rejected'",
+    DatasetKind.PROMPT_ONLY: "'prompt'",
+    DatasetKind.STEPWISE: "'prompt', 'completions' (a list of steps) and 'labels' (one per step)",
+    DatasetKind.TOKENIZED: "'input_ids', or 'prompt_ids' and 'completion_ids'",
+}
+FITS = {
+    DatasetKind.LANGUAGE_MODELING: "SFT",
+    DatasetKind.PROMPT_COMPLETION: "SFT or GKD",
+    DatasetKind.PREFERENCE: "DPO, ORPO, CPO or Reward (KTO and BCO too: pairs are split into labelled answers)",
+    DatasetKind.UNPAIRED_PREFERENCE: "KTO or BCO",
+    DatasetKind.PROMPT_ONLY: "GRPO, RLOO, PPO, OnlineDPO, NashMD or XPO",
+    DatasetKind.STEPWISE: "PRM",
+    DatasetKind.TOKENIZED: "SFT",
+}
+ALIASES = {
+    "prompt": ("instruction", "question", "query", "input", "problem", "user"),
+    "completion": ("response", "output", "answer", "reply", "solution", "target"),
+    "chosen": ("accepted", "preferred", "better", "winner", "response_chosen", "positive"),
+    "rejected": ("dispreferred", "worse", "loser", "response_rejected", "negative"),
+    "text": ("content", "document", "body"),
+    "messages": ("conversation", "dialog", "dialogue", "chat", "turns"),
+    "label": ("labels", "is_good", "thumbs_up", "feedback"),
+    "completions": ("steps",),
+}
+"""Names that other data sets use for our columns; for hints only, nothing is renamed unasked."""
+
+
+@dataclass(slots=True)
+class Detection:
+    """What `detect` found: the kind, and for every row whether it is conversational (1) or plain (0)."""
+
+    kind: DatasetKind
+    conversational: bytearray
+    forms: Counter[str]
+    columns: list[str]
+
+
+def is_label(value: Any) -> bool:
+    """Whether a value can only be meant as true or false: bool, 0 / 1, or such a word from a CSV file."""
+    value = plain(value)
+    if isinstance(value, str):
+        return value.strip().lower() in ("true", "false", "0", "1")
+    return isinstance(value, bool) or (isinstance(value, int | float) and value in (0, 1))
+
+
+def form_of(row: Mapping[str, Any], accepted: Iterable[str], options: TokenizeOptions) -> str | None:
+    """The first accepted shape whose columns all have values, else one whose columns are all there, else None."""
+    custom = options.dataset_text_field
+    accepted = tuple(accepted)
+    if custom != "text" and "text" in accepted and row.get(custom) is not None:
+        return "text"
+    for present in (lambda name: row.get(name) is not None, lambda name: name in row):
+        for form in accepted:
+            names = (custom,) if form == "text" else FORMS[form]
+            if not all(map(present, names)):
+                continue
+            # A column called `label` beside text may be anything; it is a preference only if it is true or false.
+            if form == "labelled" and "completion" in accepted and not is_label(row["label"]):
+                continue
+            return form
+    return None
+
+
+def detect(rows: Iterable[Mapping[str, Any]], options: TokenizeOptions | None = None) -> Detection:
+    """The kind of a set of rows, from the columns and values of every row (never the first row only).
+
+    Columns are looked at in one fixed order: chosen and rejected, then completions and labels, then completion and
+    label, prompt and completion, messages, conversations, text, prompt; ids before all of them.
+
+    Raises `DataError` when the rows have no known columns, or are of different kinds.
+    """
+    options = options or TokenizeOptions()
+    kinds: Counter[DatasetKind] = Counter()
+    first: dict[DatasetKind, int] = {}
+    forms: Counter[str] = Counter()
+    flags = bytearray()
+    columns: dict[str, None] = {}
+    unknown: list[int] = []
+    number = -1
+    for number, row in enumerate(rows):
+        columns.update(dict.fromkeys(row))
+        form = form_of(row, FORMS, options)
+        flags.append(is_chat(row, form))
+        if form is None:
+            unknown.append(number)
+            continue
+        forms[form] += 1
+        kinds[DETECTED[form]] += 1
+        first.setdefault(DETECTED[form], number)
+    source = getattr(rows, "source", "rows")
+    if number < 0:
+        raise DataError(f"{source}: there are no rows.")
+    if not kinds:
+        raise DataError(f"{source}: no known columns. Found {_names(columns)}.{rename_hint(columns)}")
+    if unknown or len(kinds) > 1:
+        found = ", ".join(f"{count} {kind} (first: row {first[kind]})" for kind, count in kinds.most_common())
+        more = f", {len(unknown)} without known columns (first: row {unknown[0]})" if unknown else ""
+        raise DataError(f"{source}: the rows are of different kinds: {found}{more}. Keep one kind per file.")
+    return Detection(kinds.most_common(1)[0][0], flags, forms, list(columns))
+
+
+def is_chat(row: Mapping[str, Any], form: str | None) -> bool:
+    """Whether a row of this shape is conversational."""
+    if form is None or form == "text" or form.startswith("token"):
+        return False
+    names = [name for name in FORMS[form] if name not in ("label", "labels", "completions")]
+    return any(is_conversation(plain(row[name])) for name in names if row.get(name) is not None)
+
+
+def columns_error(source: str, columns: Iterable[str], row: Mapping[str, Any], kind: DatasetKind) -> DataError:
+    """The message for data whose columns fit another method, or none."""
+    columns = list(columns)
+    form = form_of(row, FORMS, TokenizeOptions())
+    if form is None:
+        advice = rename_hint(columns)
+    else:
+        fitting = DETECTED[form]
+        advice = f" Rows like these ({fitting}) fit {FITS[fitting]}.{rename_hint(columns, kind)}"
+    return DataError(f"{source}: {kind} data need the columns {NEEDS[kind]}; found {_names(columns)}.{advice}")
+
+
+def rename_hint(columns: Iterable[str], kind: DatasetKind | None = None) -> str:
+    """A sentence that proposes renames for columns that look like ours under another name, or the empty string."""
+    columns = list(columns)
+    forms = ACCEPTED[kind] if kind else tuple(FORMS)
+    wanted = [name for name in dict.fromkeys(n for form in forms for n in FORMS[form]) if name not in columns]
+    renames: dict[str, str] = {}
+    for name in wanted:
+        free = [column for column in columns if column not in renames and column not in FORMS["steps"]]
+        lowered = {column.lower(): column for column in free}
+        near = did_you_mean(name, lowered)
+        match = next((lowered[alias] for alias in (name, *ALIASES.get(name, ())) if alias in lowered), None)
+        if match is None and near:
+            match = lowered[near.split("'")[1]]
+        if match is not None:
+            renames[match] = name
+    return f" If these are the same under other names, rename them: columns={renames!r}." if renames else ""
+
+
+def _names(columns: Iterable[str]) -> str:
+    names = list(columns)
+    shown = ", ".join(map(repr, names[:12])) + (f" and {len(names) - 12} more" if len(names) > 12 else "")
+    return shown or "no columns at all"

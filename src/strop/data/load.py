@@ -1,0 +1,212 @@
+"""From whatever the user has to rows: files, folders, hub ids, `datasets` objects, lists."""
+
+from __future__ import annotations
+
+import difflib
+import os
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from strop.data import arrow, textfiles
+from strop.data.rows import JoinedRows, ListRows, Rows, RowStream, choose_columns, plain
+from strop.errors import DataError, SetupError
+
+READERS = (".jsonl", ".ndjson", ".json", ".parquet", ".csv", ".tsv", ".arrow", ".txt")
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
+
+
+def load_rows(
+    source: Any,
+    *,
+    split: str = "train",
+    name: str | None = None,
+    streaming: bool = False,
+    columns: dict[str, str] | Sequence[str] | None = None,
+) -> Rows | RowStream:
+    """Rows from a file, a folder, a hub id, a `datasets` object, a list of dicts, or a dict of splits.
+
+    Local files are read with our own checks: a `DataError` names file, line, column, cause and fix of every broken
+    line (the first 20 in full), before a row is used. A hub id is tried only where no such path exists, and never
+    with HF_HUB_OFFLINE set unless it is cached.
+
+    Args:
+        source: `.jsonl`, `.json`, `.parquet`, `.csv`, `.tsv`, `.arrow` or `.txt` (a row per line) path or a list of
+            them; a folder written by `save_to_disk` or holding such files; a hub id; `Dataset`,
+            `IterableDataset`, `DatasetDict`; a pandas `DataFrame`; `list[dict]`; a dict of splits.
+        split: which split to take where there are several.
+        name: configuration of a hub dataset.
+        streaming: walk the rows from the start, without reading or checking all of them first.
+        columns: `{theirs: ours}` renames, a list keeps these columns only.
+
+    Returns:
+        `Rows` (can be indexed), or `RowStream` for streams.
+
+    Raises:
+        DataError: the data are missing, unreadable or of an unknown kind.
+        SetupError: a hub dataset cannot be reached.
+    """
+    rows = _open(source, split, name, streaming)
+    return rows if columns is None else rows.map(choose_columns(columns))
+
+
+def _open(source: Any, split: str, name: str | None, streaming: bool) -> Rows | RowStream:
+    if isinstance(source, Rows | RowStream):
+        return source
+    if isinstance(source, str | os.PathLike):
+        return _open_path(str(os.fspath(source)), split, name, streaming)
+    if isinstance(source, Mapping):
+        return _open_splits(source, split, name, streaming)
+    if isinstance(source, list | tuple):
+        return _open_list(source, split, name, streaming)
+    if hasattr(source, "features") and hasattr(source, "iter"):  # datasets.Dataset or IterableDataset
+        if not hasattr(source, "__len__"):
+            return arrow.stream_dataset(source)
+        if len(source) == 0:
+            raise DataError("The dataset holds no rows.")
+        return arrow.DatasetRows(source)
+    if hasattr(source, "to_dict") and hasattr(source, "columns"):  # pandas
+        return _open_list(source.to_dict("records"), split, name, streaming)
+    if hasattr(source, "__getitem__") and hasattr(source, "__len__"):
+        return _open_list([source[i] for i in range(len(source))], split, name, streaming)
+    if hasattr(source, "__iter__") and iter(source) is not source:
+        return RowStream(lambda: iter(source))
+    raise DataError(
+        f"A {type(source).__name__} cannot be read as rows. Give a path, a hub id, a datasets.Dataset, "
+        "a list of dicts, or an iterable that can be walked more than once."
+    )
+
+
+def _open_splits(source: Mapping[str, Any], split: str, name: str | None, streaming: bool) -> Rows | RowStream:
+    looks_like_columns = source and all(
+        isinstance(value, list | tuple) and value and not isinstance(value[0], dict) for value in source.values()
+    )
+    if looks_like_columns:
+        raise DataError(
+            f"A dict of columns ({', '.join(map(str, source))}) was given. Give a list of rows "
+            "([{'column': value, ...}, ...]) or datasets.Dataset.from_dict(...)."
+        )
+    if split not in source:
+        raise DataError(f"There is no split '{split}'; found {', '.join(map(repr, source)) or 'none'}.")
+    return _open(source[split], split, name, streaming)
+
+
+def _open_list(source: Sequence[Any], split: str, name: str | None, streaming: bool) -> Rows | RowStream:
+    if not len(source):
+        raise DataError("The list of rows is empty.")
+    if all(isinstance(item, str | os.PathLike) for item in source):
+        parts = [_open(item, split, name, streaming) for item in source]
+        if streaming:
+            return RowStream(lambda: (row for part in parts for row in part), ", ".join(p.source for p in parts))
+        return JoinedRows([part for part in parts if isinstance(part, Rows)])
+    wrong = [
+        f"row {i}: a {type(row).__name__}, not a dict of columns"
+        for i, row in enumerate(source)
+        if not isinstance(row, dict)
+    ]
+    if wrong:
+        raise DataError.collect(f"{len(wrong)} of {len(source)} rows are not dicts.", wrong)
+    return ListRows([{key: plain(value) for key, value in row.items()} for row in source])
+
+
+def _open_path(text: str, split: str, name: str | None, streaming: bool) -> Rows | RowStream:
+    path = Path(text).expanduser()
+    if path.is_dir():
+        return _open_folder(path, split, streaming)
+    if path.exists():
+        return _open_file(path, split, streaming)
+    looks_local = path.suffix.lower() in READERS or text.startswith((".", "/", "~"))
+    if looks_local or not HUB_ID.fullmatch(text):
+        raise DataError(f"'{text}': no such file.{_nearby(path)}")
+    return _open_hub(text, split, name, streaming)
+
+
+def _nearby(path: Path) -> str:
+    folder = path.parent
+    if not folder.is_dir():
+        return f" The folder '{folder}' does not exist either."
+    near = difflib.get_close_matches(path.name, [item.name for item in folder.iterdir()], n=3, cutoff=0.5)
+    return f" Did you mean {' or '.join(repr(str(folder / item)) for item in near)}?" if near else ""
+
+
+def _open_file(path: Path, split: str, streaming: bool) -> Rows | RowStream:
+    suffix = path.suffix.lower()
+    try:
+        if suffix in (".jsonl", ".ndjson", ".txt"):
+            as_json = suffix != ".txt"
+            return textfiles.stream_lines(path, as_json) if streaming else textfiles.LineRows(path, as_json)
+        if suffix == ".parquet":
+            return arrow.stream_parquet(path) if streaming else arrow.read_parquet(path)
+        if suffix == ".json":
+            return textfiles.read_json(path, split)
+        if suffix in (".csv", ".tsv"):
+            return textfiles.read_table(path, "," if suffix == ".csv" else "\t")
+        if suffix == ".arrow":
+            return arrow.read_arrow(path)
+    except PermissionError:
+        raise DataError(f"'{path}': the file may not be read (permissions).") from None
+    packed = {".gz": "gunzip", ".bz2": "bunzip2", ".zip": "unzip", ".zst": "zstd -d", ".xz": "unxz"}.get(suffix)
+    hint = f" Unpack it first ({packed})." if packed else ""
+    raise DataError(f"'{path}': files of kind '{suffix}' cannot be read; use one of {', '.join(READERS)}.{hint}")
+
+
+def _open_folder(path: Path, split: str, streaming: bool) -> Rows | RowStream:
+    if (path / "dataset_dict.json").exists() or (path / "state.json").exists():
+        return _open_saved(path, split)
+    files = sorted(file for base in (path, path / "data") for file in base.glob("*") if file.suffix.lower() in READERS)
+    chosen = [file for file in files if re.match(rf"{re.escape(split)}(?![A-Za-z0-9])", file.name)]
+    if not chosen and len(files) == 1 and split == "train":
+        chosen = files
+    if not chosen:
+        found = ", ".join(file.name for file in files[:10]) or "no data files"
+        raise DataError(
+            f"'{path}': no file for the split '{split}' (like {split}.jsonl or {split}-00000.parquet); found {found}."
+        )
+    return _open_list(chosen, split, None, streaming) if len(chosen) > 1 else _open_file(chosen[0], split, streaming)
+
+
+def _open_saved(path: Path, split: str) -> Rows:
+    import datasets
+
+    try:
+        saved = datasets.load_from_disk(str(path))
+    except Exception as problem:  # a damaged folder fails in many ways inside pyarrow, json and datasets
+        raise DataError(f"'{path}': the saved dataset is damaged ({_first_line(problem)}). Save it again.") from None
+    if isinstance(saved, dict):
+        if split not in saved:
+            raise DataError(f"'{path}': no split '{split}'; found {', '.join(map(repr, saved))}.")
+        saved = saved[split]
+    if len(saved) == 0:
+        raise DataError(f"'{path}': the saved dataset holds no rows.")
+    return arrow.DatasetRows(saved, path.name)
+
+
+def _open_hub(text: str, split: str, name: str | None, streaming: bool) -> Rows | RowStream:
+    import datasets
+
+    try:
+        found = datasets.load_dataset(text, name, split=split, streaming=streaming)
+    except Exception as problem:  # network, cache, builder and data errors of several libraries
+        wrong_split = isinstance(problem, ValueError) and "split" in str(problem)
+        if wrong_split or type(problem).__name__ == "DatasetGenerationError":
+            raise DataError(f"Dataset '{text}': {_first_line(problem)}") from None
+        raise SetupError(_hub_message(text, problem)) from None
+    return arrow.stream_dataset(found, text) if streaming else arrow.DatasetRows(found, text)
+
+
+def _hub_message(text: str, problem: Exception) -> str:
+    offline = os.environ.get("HF_HUB_OFFLINE", "").lower() in ("1", "true", "yes", "on")
+    why = (
+        "HF_HUB_OFFLINE is set, so only datasets in the local cache can be opened; unset it to download."
+        if offline
+        else "Check the name, the network, and `hf auth login` for private datasets."
+    )
+    return (
+        f"Dataset '{text}': no such path here, and the Hugging Face hub gave nothing "
+        f"({type(problem).__name__}: {_first_line(problem)}). {why}"
+    )
+
+
+def _first_line(problem: Exception) -> str:
+    return (str(problem).strip().splitlines() or [type(problem).__name__])[0][:300]

@@ -1,0 +1,185 @@
+"""Conversations: check a list of messages and bring it to one form (role, content, tool calls)."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+from strop.data.findings import RowProblem, kind_of_value
+from strop.errors import did_you_mean
+
+Message = dict[str, Any]
+ROLES = ("system", "developer", "user", "assistant", "tool", "function", "ipython")
+TOOL_ROLES = ("tool", "function", "ipython")
+"""Roles that carry what a tool said: never written by the model, so never scored (rule R11)."""
+SHAREGPT = {
+    "human": "user",
+    "user": "user",
+    "gpt": "assistant",
+    "chatgpt": "assistant",
+    "assistant": "assistant",
+    "model": "assistant",
+    "bot": "assistant",
+    "function_call": "assistant",
+    "system": "system",
+    "tool": "tool",
+    "observation": "tool",
+    "function_response": "tool",
+}
+"""Who speaks in a ShareGPT `from`, and the role it is."""
+
+
+def is_conversation(value: Any) -> bool:
+    """Whether a column's value is meant as messages: a list (empty or of objects), or a single message."""
+    if isinstance(value, dict):
+        return "role" in value or "from" in value
+    return isinstance(value, list | tuple) and (not value or isinstance(value[0], dict))
+
+
+def read_messages(value: Any, column: str, extra_roles: Sequence[str] = ()) -> list[Message]:
+    """The messages of a column in one form: `role`, `content` (a string), and whatever else each one carries.
+
+    ShareGPT's `from` / `value` becomes `role` / `content`; text parts are joined; keys that are None are left out;
+    JSON strings in tool calls are parsed. Raises `RowProblem`.
+    """
+    if isinstance(value, dict):
+        value = [value]
+    if not isinstance(value, list | tuple):
+        raise RowProblem(column, f"is {kind_of_value(value)}, not messages", _fix_for(value))
+    if not value:
+        raise RowProblem(column, "is an empty list of messages", "Write at least one message, or remove the row")
+    return [_read_message(message, i, column, extra_roles) for i, message in enumerate(value)]
+
+
+def _fix_for(value: Any) -> str:
+    if isinstance(value, str) and value.lstrip().startswith(("[", "{")):
+        return "It looks like JSON inside a string: parse it with json.loads before training"
+    return 'Write a list like [{"role": "user", "content": "..."}]'
+
+
+def _read_message(message: Any, number: int, column: str, extra_roles: Sequence[str]) -> Message:
+    if not isinstance(message, dict):
+        raise RowProblem(
+            column,
+            f"message {number} is {kind_of_value(message)}, not an object",
+            'Write {"role": ..., "content": ...}',
+        )
+    role = message.get("role")
+    if len(message) == 2 and role in ROLES and isinstance(message.get("content"), str):
+        return message  # nearly every message: nothing to bring into form
+    found = {key: item for key, item in message.items() if item is not None}
+    if "role" not in found and "from" in found:
+        found = _from_sharegpt(found, number, column)
+    role = found.get("role")
+    if not isinstance(role, str):
+        raise RowProblem(column, f"message {number} has no role", f"Give it one of {', '.join(ROLES)}")
+    if role not in ROLES and role not in extra_roles:
+        known = (*ROLES, *extra_roles)
+        raise RowProblem(
+            column,
+            f"message {number} has the unknown role {role!r}",
+            f"Use one of {', '.join(known)}, or name it in extra_roles.{did_you_mean(role.lower(), known)}",
+        )
+    if "tool_calls" in found:
+        found["tool_calls"] = _read_tool_calls(found["tool_calls"], number, column)
+        if not found["tool_calls"]:
+            del found["tool_calls"]
+    found["content"] = _read_content(found, number, column)
+    return found
+
+
+def _from_sharegpt(found: Message, number: int, column: str) -> Message:
+    speaker = found.pop("from")
+    role = SHAREGPT.get(str(speaker).lower())
+    if role is None:
+        raise RowProblem(
+            column,
+            f"message {number} is from the unknown speaker {speaker!r}",
+            f"Use one of {', '.join(SHAREGPT)}.{did_you_mean(str(speaker), SHAREGPT)}",
+        )
+    return {"role": role, "content": found.pop("value", None), **found}
+
+
+def _read_content(message: Message, number: int, column: str) -> str:
+    content = message.get("content")
+    if isinstance(content, str):
+        return content
+    if content is None:
+        if message["role"] == "assistant" and "tool_calls" in message:
+            return ""
+        raise RowProblem(column, f"message {number} has no content", "Give it a string")
+    if isinstance(content, list | tuple):
+        return "".join(_read_part(part, number, column) for part in content)
+    raise RowProblem(
+        column, f"message {number} has {kind_of_value(content)} as its content", "Give it a string or text parts"
+    )
+
+
+def _read_part(part: Any, number: int, column: str) -> str:
+    if isinstance(part, str):
+        return part
+    if isinstance(part, dict) and isinstance(part.get("text"), str) and part.get("type", "text") == "text":
+        return part["text"]
+    kind = part.get("type") if isinstance(part, dict) else None
+    raise RowProblem(
+        column,
+        f"message {number} holds a part of type {kind!r}" if kind else f"message {number} holds {kind_of_value(part)}",
+        'strop trains on text: keep parts like {"type": "text", "text": "..."}',
+    )
+
+
+def _read_tool_calls(calls: Any, number: int, column: str) -> list[Message]:
+    """Tool calls with arguments as objects: templates print them with `tojson`, which would quote a string twice."""
+    if not isinstance(calls, list | tuple) or not all(isinstance(call, dict) for call in calls):
+        raise RowProblem(
+            column, f"message {number} has {kind_of_value(calls)} as tool_calls", "Write a list of objects"
+        )
+    read = []
+    for call in calls:
+        inner = call.get("function")
+        target = dict(inner) if isinstance(inner, dict) else dict(call)
+        if isinstance(target.get("arguments"), str):
+            try:
+                target["arguments"] = json.loads(target["arguments"])
+            except ValueError:
+                raise RowProblem(
+                    column,
+                    f"message {number} has tool-call arguments that are not JSON",
+                    "Write the arguments as an object",
+                ) from None
+        read.append({**call, "function": target} if isinstance(inner, dict) else target)
+    return read
+
+
+def read_tools(value: Any, column: str = "tools") -> list[Any] | None:
+    """Tools as a list of JSON schemas; a JSON string is parsed, an empty list is no tools. Raises `RowProblem`."""
+    if isinstance(value, str):
+        try:
+            value = json.loads(value) if value.strip() else None
+        except ValueError as problem:
+            raise RowProblem(column, f"is not valid JSON ({problem})", "Write a list of JSON schemas") from None
+    if value is None or (isinstance(value, list | tuple) and not value):
+        return None
+    if not isinstance(value, list | tuple):
+        raise RowProblem(column, f"is {kind_of_value(value)}", "Write a list of JSON schemas, or that list as JSON")
+    tools = [json.loads(tool) if isinstance(tool, str) and _is_json(tool) else tool for tool in value]
+    for number, tool in enumerate(tools):
+        if not isinstance(tool, dict):
+            raise RowProblem(column, f"tool {number} is {kind_of_value(tool)}", "Write a JSON schema (an object)")
+    return tools
+
+
+def _is_json(text: str) -> bool:
+    try:
+        json.loads(text)
+    except ValueError:
+        return False
+    return True
+
+
+def is_empty(message: Message) -> bool:
+    """Whether a message says nothing at all: no content, no tool call, no thinking."""
+    return not message["content"] and not any(
+        message.get(key) for key in ("tool_calls", "thinking", "reasoning_content", "reasoning")
+    )

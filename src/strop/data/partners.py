@@ -1,0 +1,128 @@
+"""KTO's mismatched completions: which other row's completion a prompt is paired with, fixed once for the data set.
+
+The KL term of KTO needs log-ratios of completions that do not belong to their prompt. Row i is given the completion of
+the first row after it, in the order of the set and around its end, that has another prompt and another completion.
+So every tree brings its own partner, and the estimate depends on neither batch size, order, nor number of processes.
+
+Differs from TRL, which rotates completions inside blocks of one device's batch and must then train in that order.
+Source: arXiv 2402.01306, section 4.1; rule R12 (ids are joined, never tokenised again).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from array import array
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+
+from strop.data.dataset import ExampleDataset
+from strop.data.kinds import DatasetKind
+from strop.errors import ConfigError
+from strop.records import Example
+
+HOPS = 1000
+"""Runs of like rows that are skipped before a row counts as having no partner."""
+
+
+class MismatchedDataset(Sequence[Example]):
+    """The trees of a labelled set, each with a second completion that belongs to another prompt.
+
+    `completions` is `[own, mismatched]`, or `[own]` where no row is mismatched; `extras["partner"]` is the index of the
+    tree that the second one comes from, or None.
+    """
+
+    def __init__(self, dataset: ExampleDataset) -> None:
+        if dataset.kind is not DatasetKind.UNPAIRED_PREFERENCE:
+            raise ConfigError(f"Mismatched completions are for unpaired_preference data; these are {dataset.kind}.")
+        self.dataset = dataset
+        self.report, self.options, self.kind = dataset.report, dataset.options, dataset.kind
+        prompts, completions = array("Q"), array("Q")
+        for index in range(len(dataset)):
+            case = dataset.case(index)
+            prompts.append(_hash(case.prompt))
+            completions.append(_hash(case.completions))
+        self.partners = find_partners(prompts, completions)
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, index: int) -> Example:  # type: ignore[override]
+        return self.__getitems__([index])[0]
+
+    def __getitems__(self, indices: Sequence[int]) -> list[Example]:
+        """Several trees at once."""
+        wanted = list(dict.fromkeys([*indices, *(self.partners[i] for i in indices if self.partners[i] >= 0)]))
+        found = dict(zip(wanted, self.dataset.__getitems__(wanted), strict=True))
+        return [self._join(found[index], self.partners[index], found) for index in indices]
+
+    def __iter__(self) -> Iterator[Example]:
+        return (self[index] for index in range(len(self)))
+
+    def _join(self, own: Example, partner: int, found: dict[int, Example]) -> Example:
+        if partner < 0:
+            return replace(own, extras={**own.extras, "partner": None})
+        other = found[partner]
+        limit = self.options.max_length
+        size = len(other.completions[0]) if limit is None else max(limit - len(own.prompt_ids), 1)
+        ids, mask = other.completions[0][:size], other.mask(0)[:size]
+        masks = None if all(mask) and own.loss_mask is None else [own.mask(0), mask]
+        extras = {**own.extras, "partner": partner}
+        return replace(own, completions=[own.completions[0], ids], loss_mask=masks, extras=extras)
+
+    @property
+    def lengths(self) -> list[int] | None:
+        """Tokens of every tree, None while some are not tokenised."""
+        if self.dataset.lengths is None:
+            return None
+        return [example.num_tokens for example in self]
+
+    def flush(self) -> None:
+        """Write what was tokenised to the cache folder."""
+        self.dataset.flush()
+
+
+def mismatched(dataset: ExampleDataset) -> MismatchedDataset:
+    """Give every tree of a labelled set a completion of another prompt, for KTO's KL term (see this module)."""
+    return MismatchedDataset(dataset)
+
+
+def find_partners(prompts: Sequence[int], completions: Sequence[int]) -> array[int]:
+    """For each row the first row after it, cyclically, with another prompt and another completion; -1 if there is none.
+
+    Runs of equal prompts (or completions) are skipped in one hop, so pairs split into labelled rows cost two looks.
+    """
+    size = len(prompts)
+    next_prompt, next_completion = _run_ends(prompts), _run_ends(completions)
+    partners = array("q", [-1]) * size
+    for row in range(size):
+        other = (row + 1) % size
+        walked = 1
+        for _ in range(HOPS):
+            if walked >= size:
+                break
+            if prompts[other] == prompts[row]:
+                hop = next_prompt[other]
+            elif completions[other] == completions[row]:
+                hop = next_completion[other]
+            else:
+                partners[row] = other
+                break
+            walked += hop
+            other = (other + hop) % size
+    return partners
+
+
+def _run_ends(values: Sequence[int]) -> array[int]:
+    """For each position, how many steps ahead the first different value stands, cyclically (at most one round)."""
+    size = len(values)
+    ends = array("q", [size]) * size
+    for position in range(2 * size - 2, -1, -1):
+        here, after = position % size, (position + 1) % size
+        ends[here] = 1 if values[here] != values[after] else min(ends[after] + 1, size)
+    return ends
+
+
+def _hash(value: object) -> int:
+    text = json.dumps(value, sort_keys=True, ensure_ascii=False)
+    return int.from_bytes(hashlib.blake2b(text.encode("utf-8"), digest_size=8).digest(), "little")

@@ -1,0 +1,185 @@
+"""Rows behind one small interface: how many, the i-th, one after the other, and where it stands in its file.
+
+`Rows` can be indexed and re-read in any order without holding the set in memory twice; `RowStream` can only be
+walked from the start. Both are torch-free, cheap to pickle and safe to share between forked workers.
+"""
+
+from __future__ import annotations
+
+import copy
+from array import array
+from bisect import bisect_right
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, overload
+
+from strop.errors import DataError
+from strop.records import Row
+
+
+class Rows(Sequence[Row]):
+    """Rows that can be indexed. `source` names them in messages."""
+
+    source: str = "rows"
+
+    def row(self, index: int) -> Row:
+        """The row with number `index`, 0 <= index < len."""
+        raise IndexError(index)
+
+    def where(self, index: int) -> str:
+        """Where row `index` stands, as the reader of an error message finds it."""
+        return f"{self.source}, row {index}"
+
+    @overload
+    def __getitem__(self, index: int) -> Row: ...
+    @overload
+    def __getitem__(self, index: slice) -> Rows: ...
+    def __getitem__(self, index: int | slice) -> Row | Rows:
+        if isinstance(index, slice):
+            return self.select(range(*index.indices(len(self))))
+        number = index + len(self) if index < 0 else index
+        if not 0 <= number < len(self):
+            raise IndexError(f"row {index} of {len(self)}")
+        return self.row(number)
+
+    def __iter__(self) -> Iterator[Row]:
+        return (self.row(i) for i in range(len(self)))
+
+    def select(self, indices: Iterable[int]) -> Rows:
+        """The rows with these numbers, in this order."""
+        return SelectedRows(self, indices)
+
+    def map(self, function: Callable[[Row], Row]) -> Rows:
+        """The rows, each changed by `function` when it is read."""
+        return MappedRows(self, function)
+
+
+class ListRows(Rows):
+    """Rows held in a list."""
+
+    def __init__(self, rows: Sequence[Row], source: str = "rows", lines: Sequence[int] | None = None) -> None:
+        self.rows, self.source, self.lines = rows, source, lines
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def row(self, index: int) -> Row:
+        return self.rows[index]
+
+    def where(self, index: int) -> str:
+        return f"{self.source}, line {self.lines[index]}" if self.lines else super().where(index)
+
+
+class SelectedRows(Rows):
+    """Some rows of another set."""
+
+    def __init__(self, base: Rows, indices: Iterable[int]) -> None:
+        self.base, self.indices, self.source = base, array("q", indices), base.source
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def row(self, index: int) -> Row:
+        return self.base[self.indices[index]]
+
+    def where(self, index: int) -> str:
+        return self.base.where(self.indices[index])
+
+
+class MappedRows(Rows):
+    """The rows of another set, changed one by one."""
+
+    def __init__(self, base: Rows, function: Callable[[Row], Row]) -> None:
+        self.base, self.function, self.source = base, function, base.source
+
+    def __len__(self) -> int:
+        return len(self.base)
+
+    def row(self, index: int) -> Row:
+        return self._apply(index, self.base[index])
+
+    def __iter__(self) -> Iterator[Row]:
+        return (self._apply(index, row) for index, row in enumerate(self.base))
+
+    def _apply(self, index: int, row: Row) -> Row:
+        changed = self.function(row)
+        if not isinstance(changed, dict):
+            raise DataError(
+                f"{self.where(index)}: the function that changes rows returned a {type(changed).__name__}; "
+                "return a dict of columns."
+            )
+        return changed
+
+    def where(self, index: int) -> str:
+        return self.base.where(index)
+
+
+class JoinedRows(Rows):
+    """Several sets, one after the other."""
+
+    def __init__(self, parts: Sequence[Rows]) -> None:
+        self.parts = list(parts)
+        self.source = ", ".join(part.source for part in parts[:3]) + (", ..." if len(parts) > 3 else "")
+        self.starts = [0]
+        for part in parts:
+            self.starts.append(self.starts[-1] + len(part))
+
+    def __len__(self) -> int:
+        return self.starts[-1]
+
+    def _find(self, index: int) -> tuple[Rows, int]:
+        part = bisect_right(self.starts, index) - 1
+        return self.parts[part], index - self.starts[part]
+
+    def row(self, index: int) -> Row:
+        part, inner = self._find(index)
+        return part[inner]
+
+    def __iter__(self) -> Iterator[Row]:
+        for part in self.parts:
+            yield from part
+
+    def where(self, index: int) -> str:
+        part, inner = self._find(index)
+        return part.where(inner)
+
+
+class RowStream:
+    """Rows that can only be walked from the start; every `iter` starts anew."""
+
+    def __init__(self, start: Callable[[], Iterator[Row]], source: str = "stream") -> None:
+        self.start, self.source = start, source
+
+    def __iter__(self) -> Iterator[Row]:
+        return iter(self.start())
+
+    def where(self, index: int) -> str:
+        """Where row `index` stands."""
+        return f"{self.source}, row {index}"
+
+    def map(self, function: Callable[[Row], Row]) -> RowStream:
+        """The rows, each changed by `function` when it is read."""
+        changed = copy.copy(self)
+        changed.start = lambda: map(function, self.start())
+        return changed
+
+
+def choose_columns(columns: dict[str, str] | Sequence[str]) -> Callable[[Row], Row]:
+    """A function for `Rows.map`: a dict renames `{theirs: ours}`, a list keeps these columns only."""
+    if isinstance(columns, dict):
+        names = dict(columns)
+
+        def rename(row: Row) -> Row:
+            taken = set(names.values())
+            kept = {key: value for key, value in row.items() if key not in names and key not in taken}
+            return kept | {ours: row[theirs] for theirs, ours in names.items() if theirs in row}
+
+        return rename
+    keep = tuple(columns)
+    return lambda row: {key: row[key] for key in keep if key in row}
+
+
+def plain(value: Any) -> Any:
+    """A value of numpy or pandas as the Python value it stands for; other values as they are."""
+    if hasattr(value, "tolist") and not isinstance(value, str | bytes | list | dict):
+        return value.tolist()
+    return value

@@ -1,0 +1,52 @@
+"""The errors that strop raises on purpose: what is wrong, what was given, what to do.
+
+Every message is complete on its own, so the command line prints it without a traceback. Problems of
+one kind are collected first and raised together (`StropError.collect`), before anything expensive.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Sequence
+
+
+class StropError(Exception):
+    """Base of all errors raised on purpose. `str(error)` is the whole message for the user."""
+
+    @classmethod
+    def collect(cls, title: str, problems: Sequence[str], *, limit: int = 20) -> StropError:
+        """One error out of many problems of a kind: a title, then a line for each (at most `limit`)."""
+        lines = [title, *(f"  - {problem}" for problem in problems[:limit])]
+        if len(problems) > limit:
+            lines.append(f"  ... and {len(problems) - limit} more")
+        return cls("\n".join(lines))
+
+
+class ConfigError(StropError, ValueError):
+    """A setting is unknown, out of range, or contradicts another one."""
+
+
+class DataError(StropError, ValueError):
+    """Rows cannot be used: the message names file, row, column, cause and fix."""
+
+
+class SetupError(StropError, RuntimeError):
+    """Something outside the config and the data is missing: a package, a model, a device, disk space."""
+
+
+class CheckpointError(StropError, RuntimeError):
+    """A checkpoint is incomplete, damaged, or belongs to another run."""
+
+
+class RewardError(StropError, RuntimeError):
+    """A reward function returned the wrong thing, raised, hung or died."""
+
+
+class RolloutError(StropError, RuntimeError):
+    """A rollout engine stalled, answered wrongly or died."""
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """`" Did you mean 'beta'?"` for the nearest known name, or the empty string."""
+    near = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)
+    return f" Did you mean '{near[0]}'?" if near else ""

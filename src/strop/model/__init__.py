@@ -1,0 +1,46 @@
+"""The waist: load a model, score trees of tokens with it, keep a reference.
+
+scores = score(load_model("model-or-folder"), [Example(prompt_ids, [chosen_ids, rejected_ids])])
+scores.sum()        # (2,) log-probability of each completion
+"""
+
+from __future__ import annotations
+
+from strop.model.dropout import disable_dropout, evaluating
+from strop.model.forward import Scoring, install, score, score_batch
+from strop.model.heads import with_head
+from strop.model.layout import build_batch
+from strop.model.lm_head import LMHead, lm_head_of
+from strop.model.load import apply_peft, load_model, load_tokenizer
+from strop.model.reference import AdapterCopy, AdapterOff, FrozenReference, Reference, make_reference
+from strop.model.select import LayoutChoice, layout_of
+from strop.model.wrappers import base_model, decoder_of, is_peft, unwrap
+from strop.records import Want
+
+__all__ = [
+    "AdapterCopy",
+    "AdapterOff",
+    "FrozenReference",
+    "LMHead",
+    "LayoutChoice",
+    "Reference",
+    "Scoring",
+    "Want",
+    "apply_peft",
+    "base_model",
+    "build_batch",
+    "decoder_of",
+    "disable_dropout",
+    "evaluating",
+    "install",
+    "is_peft",
+    "layout_of",
+    "lm_head_of",
+    "load_model",
+    "load_tokenizer",
+    "make_reference",
+    "score",
+    "score_batch",
+    "unwrap",
+    "with_head",
+]

@@ -1,0 +1,202 @@
+"""`strop_tree`: the attention function that transformers calls while a flat row is scored.
+
+transformers looks the function up by the name in `config._attn_implementation`; a name without a mask function gets
+mask None, and keyword arguments of `model(...)` reach the function. So a scoring forward sets the name, passes the
+`Segments` along as `strop_segments`, and puts the old name back: outside of scoring the model is as it was.
+
+Gradient checkpointing runs a layer again during backward, when the old name is back. Every attention module seen
+therefore carries two hooks that set the name whenever the module is called with segments, and only then.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import AttentionInterface
+
+from strop.errors import SetupError
+from strop.model.attention_cpu import cpu_flash_attention
+from strop.model.attention_cuda import cuda_flash_attention, cuda_flash_serves
+from strop.model.attention_dense import dense_attention
+from strop.model.segments import Group, Segments, Span
+
+logger = logging.getLogger(__name__)
+
+NAME = "strop_tree"
+KEYWORD = "strop_segments"
+
+
+class AttentionUnsupported(SetupError):
+    """A model asks its attention for something that a flat row cannot give; `layout="padded"` serves it."""
+
+
+@torch.compiler.disable
+def tree_attention(
+    module: nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    strop_segments: Segments | None = None,
+    sliding_window: int | None = None,
+    softcap: float | None = None,
+    s_aux: torch.Tensor | None = None,
+    position_bias: torch.Tensor | None = None,
+    is_causal: bool | None = None,
+    **_: Any,
+) -> tuple[torch.Tensor, None]:
+    """Attention of every stretch of a flat row on what it may see, with transformers' signature.
+
+    Args:
+        query, key, value: (1, Hq, T, D), (1, Hk, T, D), (1, Hk, T, Dv).
+        strop_segments: the stretches of the row.
+
+    Returns:
+        (1, T, Hq, Dv), and None in place of the attention weights.
+
+    Raises:
+        AttentionUnsupported: a mask or bias of the model's own, or no causality.
+    """
+    if strop_segments is None:
+        raise AttentionUnsupported(f"{type(module).__name__} was called with {NAME!r} attention but without segments")
+    causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
+    if attention_mask is not None or position_bias is not None or not causal:
+        what = "a mask" if attention_mask is not None else "a bias" if position_bias is not None else "both directions"
+        raise AttentionUnsupported(
+            f"{type(module).__name__} asks its attention for {what}, which a flat row cannot give"
+        )
+    _carry_hooks(module)
+    for calls in _observers:
+        calls.append(sliding_window)
+
+    device = query.device.type
+    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else value.dtype
+    query, key, value = (x if x.dtype == dtype else x.to(dtype) for x in (query, key, value))
+    scale = query.shape[-1] ** -0.5 if scaling is None else float(scaling)
+    fits = sliding_window is None or strop_segments.longest_context <= sliding_window
+    plain = fits and softcap is None and s_aux is None and dropout == 0.0
+    if plain and (kernel := _kernel(query, value)) is not None:
+        return kernel(query, key, value, strop_segments, scale=scale), None
+    out = dense_attention(
+        query,
+        key,
+        value,
+        strop_segments,
+        scale=scale,
+        window=None if fits else sliding_window,
+        softcap=softcap,
+        sinks=s_aux,
+        dropout=dropout,
+    )
+    return out, None
+
+
+AttentionInterface.register(NAME, tree_attention)
+
+
+_observers: list[list[int | None]] = []
+
+
+@contextmanager
+def observed() -> Iterator[list[int | None]]:
+    """The sliding window of every call of `tree_attention` inside the block, in order."""
+    calls: list[int | None] = []
+    _observers.append(calls)
+    try:
+        yield calls
+    finally:
+        _observers.remove(calls)
+
+
+def _kernel(query: torch.Tensor, value: torch.Tensor) -> Any:
+    """The fast kernel for these tensors, or None."""
+    if query.device.type == "cuda" and cuda_flash_serves(query, value):
+        kernel = cuda_flash_attention
+    elif query.device.type == "cpu" and query.shape[-1] == value.shape[-1]:
+        kernel = cpu_flash_attention
+    else:
+        return None
+    return kernel if _kernel_is_right(kernel, query.device.type, query.dtype) else None
+
+
+@functools.cache
+def _kernel_is_right(kernel: Any, device: str, dtype: torch.dtype) -> bool:
+    """Whether the kernel equals the dense path, forward and backward, on a small row; asked once per process.
+
+    The kernels rest on operators that PyTorch may change without notice. A wrong one costs speed here, not truth.
+    """
+    row = Segments([Group(Span(0, 5), (Span(9, 3), Span(12, 6)))], [Span(5, 4)], 18)
+    generator = torch.Generator().manual_seed(0)
+    shapes = ((1, 4, 18, 16), (1, 2, 18, 16), (1, 2, 18, 16), (1, 18, 4, 16))
+    with torch.inference_mode(False):
+        *tensors, weight = (torch.randn(s, generator=generator, dtype=torch.float64).to(device) for s in shapes)
+    wide = torch.promote_types(dtype, torch.float32)
+    bound = 100 * torch.finfo(dtype).eps
+
+    def run(attention: Any, dtype: torch.dtype) -> list[torch.Tensor]:
+        with torch.inference_mode(False), torch.enable_grad(), torch.autocast(device, enabled=False):
+            inputs = [x.to(dtype).requires_grad_() for x in tensors]
+            out = attention(*inputs, row, scale=0.3)
+            return [out.detach(), *torch.autograd.grad(out, inputs, weight.to(dtype))]
+
+    try:
+        pairs = zip(run(kernel, dtype), run(dense_attention, wide), strict=True)
+        error = max(float((a.to(wide) - b).norm() / b.norm()) for a, b in pairs)
+        problem = "" if error < bound else f"relative error {error:.1e}"
+    except Exception as caught:  # whatever a changed operator raises
+        problem = f"{type(caught).__name__}: {caught}"
+    if problem:
+        logger.warning(
+            "the fast attention kernel for %s on %s does not equal the dense one (%s); using the slower dense one",
+            dtype,
+            device,
+            problem,
+        )
+    return not problem
+
+
+@contextmanager
+def tree_attention_on(decoder: nn.Module) -> Iterator[None]:
+    """Let `decoder` look up `strop_tree` inside the block, and what it used before afterwards."""
+    found: list[Any] = [vars(module).get("config") for module in decoder.modules()]
+    configs = {id(config): config for config in found if hasattr(config, "_attn_implementation")}
+    before = [(config, config._attn_implementation) for config in configs.values()]
+    try:
+        for config, _ in before:
+            _set(config, NAME)
+        yield
+    finally:
+        for config, name in before:
+            _set(config, name)
+
+
+def _set(config: Any, name: str | None) -> None:
+    # The empty key means this config itself: sub-configs (a vision tower's, say) keep theirs.
+    config._attn_implementation = {"": name}
+
+
+def _carry_hooks(module: nn.Module) -> None:
+    if not vars(module).get("_strop_hooked"):
+        module._strop_hooked = True  # type: ignore[assignment]
+        module.register_forward_pre_hook(_before_attention, with_kwargs=True)
+        module.register_forward_hook(_after_attention, always_call=True)
+
+
+def _before_attention(module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
+    config: Any = module.config
+    if kwargs.get(KEYWORD) is not None and config._attn_implementation != NAME:
+        module._strop_name_before = config._attn_implementation
+        _set(config, NAME)
+
+
+def _after_attention(module: nn.Module, args: Any, output: Any) -> None:
+    if "_strop_name_before" in vars(module):
+        _set(module.config, vars(module).pop("_strop_name_before"))

@@ -1,0 +1,310 @@
+"""The waist: examples and a model in, per-token quantities out.
+
+Scoring goes through `model(...)` itself, so that the hooks of DDP, FSDP, DeepSpeed and PEFT run: `install` teaches the
+model's class a keyword, `scoring=`, under which `forward` runs the layers on a laid-out batch and then the heads.
+Without the keyword the class does what it always did.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from strop.errors import ConfigError, SetupError
+from strop.model.attention import KEYWORD, tree_attention_on
+from strop.model.head import HEAD_KINDS, score_logits, score_tokens
+from strop.model.heads import classify_rows, scalar_head, score_rows
+from strop.model.layout import build_batch, token_copies
+from strop.model.lm_head import lm_head_of
+from strop.model.router import has_router, router_loss
+from strop.model.wrappers import base_model, decoder_of
+from strop.records import Batch, Example, Scores, Want
+
+_PER_TOKEN = HEAD_KINDS | Want.VALUE | Want.HIDDEN
+
+
+class Scoring:
+    """What one scoring forward is asked for; travels as the keyword argument `scoring` of `model(...)`.
+
+    A plain class on purpose: wrappers rebuild dataclasses and containers among a module's arguments.
+    """
+
+    def __init__(
+        self,
+        batch: Batch,
+        want: Want,
+        *,
+        temperature: float = 1.0,
+        head_bytes: int | None = None,
+        grad_entropy: bool = False,
+        aux_loss: bool = False,
+        own_head: bool = False,
+    ) -> None:
+        self.batch = batch
+        self.want = want
+        self.temperature = temperature
+        self.head_bytes = head_bytes
+        self.grad_entropy = grad_entropy
+        self.aux_loss = aux_loss
+        self.own_head = own_head  # let the model compute its logits itself (see `select`)
+
+
+def score(
+    model: nn.Module,
+    examples: Sequence[Example],
+    *,
+    layout: str = "auto",
+    want: Want = Want.LOGPS,
+    temperature: float = 1.0,
+    head_bytes: int | None = None,
+    grad_entropy: bool = False,
+    aux_loss: bool = False,
+) -> Scores:
+    """Score the completions of some trees under a model.
+
+        logps[n] = log softmax(logits(prompt, completion before token n) / temperature)[token n]
+
+    so that the sum over a completion's tokens is its log-probability.
+
+    Args:
+        model: a transformers model: causal (log-probabilities), with a score or step head, PEFT or wrapped.
+        examples: the trees of a micro-batch.
+        layout: "auto" (see `layout_of`), "tree", "packed" or "padded"; the numbers are the same.
+        want: what to compute; flags add up.
+        temperature: > 0, divides the logits; the one that was sampled with.
+        head_bytes: bytes that the logits of scored tokens may take; None for 512 MB on a CPU and 3 GB elsewhere.
+        grad_entropy: whether the entropy carries a gradient.
+        aux_loss: also compute a mixture-of-experts model's load-balancing loss.
+
+    Returns:
+        `Scores`; per-token entries are in the order tree, completion, position, scored tokens only.
+
+    Raises:
+        DataError: empty completions, wrong masks, ids outside the vocabulary.
+        SetupError: the model lacks the head that `want` needs.
+        ConfigError: an unknown layout, a temperature of 0, an impossible combination of `want`.
+    """
+    if not temperature > 0:
+        raise ConfigError(f"temperature must be above 0, got {temperature}. Use 1.0 for the model's own distribution.")
+    install(model)
+    inner = base_model(model)
+    name, own_head = layout, False
+    if want & Want.SCORE and pools_itself(inner):
+        name = "padded"
+    elif layout == "auto":
+        from strop.model.select import layout_of  # select scores a small example through this module
+
+        choice = layout_of(model)
+        name, own_head = choice.name, choice.own_head
+    batch = build_batch(examples, name, want=want, vocab_size=vocab_size(inner), device=input_device(inner))
+    return score_batch(
+        model,
+        batch,
+        want,
+        temperature=temperature,
+        head_bytes=head_bytes,
+        grad_entropy=grad_entropy,
+        aux_loss=aux_loss,
+        own_head=own_head,
+    )
+
+
+def score_batch(model: nn.Module, batch: Batch, want: Want = Want.LOGPS, **options: Any) -> Scores:
+    """As `score`, for a batch that is laid out already (`build_batch` with the same `want`).
+
+    Args:
+        batch: on the device of the model's embeddings.
+        options: temperature, head_bytes, grad_entropy, aux_loss as for `score`.
+    """
+    install(model)
+    out = model(scoring=Scoring(batch, want, **options))
+    if not isinstance(out, dict) or "strop" not in out:
+        raise SetupError(
+            f"{type(model).__name__} did not run strop's scoring forward: something replaced the forward of "
+            f"{type(base_model(model)).__name__}. Call strop.model.install(model) before wrapping the model."
+        )
+    out.pop("strop")
+    return Scores(
+        segment=batch.segment, num_completions=batch.num_completions, prompt_segment=batch.prompt_segment, **out
+    )
+
+
+def install(model: nn.Module) -> None:
+    """Teach the model's class the keyword `scoring`; safe to call again.
+
+    Call it before the model is wrapped for mixed precision, so that the wrapper's autocast surrounds scoring too.
+    """
+    inner = base_model(model)
+    owner: Any = next(cls for cls in type(inner).__mro__ if "forward" in vars(cls))
+    if not getattr(owner.forward, "strop_scoring", False):
+        owner.forward = _dispatching(owner.forward)
+    replaced = vars(inner).get("forward")
+    if replaced is not None and not _reaches_scoring(replaced):
+        # Set on the object before the class knew the keyword (accelerate's device hooks do that): go around it.
+        around = functools.partial(_forward_or_score, replaced, inner)
+        around.strop_scoring = True  # type: ignore[attr-defined]
+        inner.forward = functools.update_wrapper(around, replaced)
+
+
+def _dispatching(forward: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(forward)
+    def dispatch(self: Any, *args: Any, scoring: Scoring | None = None, **kwargs: Any) -> Any:
+        return forward(self, *args, **kwargs) if scoring is None else run_scoring(self, scoring)
+
+    dispatch.strop_scoring = True  # type: ignore[attr-defined]
+    return dispatch
+
+
+def _forward_or_score(
+    forward: Callable[..., Any], model: Any, *args: Any, scoring: Scoring | None = None, **kwargs: Any
+) -> Any:
+    return forward(*args, **kwargs) if scoring is None else run_scoring(model, scoring)
+
+
+def _reaches_scoring(forward: Any) -> bool:
+    while forward is not None:
+        if getattr(forward, "strop_scoring", False):
+            return True
+        forward = getattr(forward, "__wrapped__", None)
+    return False
+
+
+def run_scoring(model: Any, scoring: Scoring) -> dict[str, Any]:
+    """The scoring forward of a transformers model: layers once, then every head that was asked for."""
+    batch, want = scoring.batch, scoring.want
+    if want & Want.SCORE and scalar_head(model) is None:
+        return {"strop": True, "scores": _pooled_scores(model, batch)}
+    out: dict[str, Any] = {"strop": True}
+    if scoring.own_head and want & HEAD_KINDS:
+        out |= _own_head_scores(model, scoring)
+        want = want & ~HEAD_KINDS
+        if not want:
+            return out
+    output = _run_decoder(model, batch, scoring.aux_loss)
+    hidden = output.last_hidden_state  # (1, T, H) or (S, T, H)
+    hidden = hidden.reshape(-1, hidden.shape[-1])
+    rows = hidden[:0]
+    if want & ~Want.SCORE:
+        rows = hidden.index_select(0, batch.source.to(hidden.device))  # (N, H)
+    if want & HEAD_KINDS:
+        out |= _head_scores(model, hidden, rows, scoring)
+    if want & Want.HIDDEN:
+        out["hidden"] = rows
+    if want & Want.VALUE:
+        out["values"] = score_rows(model, rows)
+    if want & Want.STEP:
+        out["step_logits"] = classify_rows(model, rows)
+    if want & Want.SCORE:
+        out["scores"] = score_rows(model, hidden.index_select(0, batch.last.to(hidden.device)))
+    if scoring.aux_loss:
+        out["aux_loss"] = router_loss(output.router_logits, token_copies(batch), model.config)
+    return out
+
+
+def _run_decoder(model: Any, batch: Batch, router: bool) -> Any:
+    decoder = decoder_of(model)
+    extra = {}
+    if router:
+        if not has_router(model.config):
+            raise ConfigError(f"{type(model).__name__} has no router, so it has no load-balancing loss (aux_loss).")
+        extra["output_router_logits"] = True
+    return call_on(decoder, decoder, batch, **extra)
+
+
+def call_on(module: nn.Module, decoder: nn.Module, batch: Batch, **extra: Any) -> Any:
+    """Call the decoder, or a model around it, on a laid-out batch."""
+    if batch.layout != "padded":
+        with tree_attention_on(decoder):
+            inputs = {"input_ids": batch.input_ids, "position_ids": batch.position_ids, KEYWORD: batch.segments}
+            return module(**inputs, use_cache=False, **extra)
+    inputs = {
+        "input_ids": batch.input_ids,
+        "attention_mask": batch.attention_mask,
+        "position_ids": batch.position_ids,
+        "use_cache": False,
+    }
+    known = inspect.signature(module.forward).parameters
+    if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in known.values()):
+        inputs = {name: value for name, value in inputs.items() if name in known}
+    return module(**inputs, **extra)
+
+
+def _head_scores(model: Any, hidden: torch.Tensor, rows: torch.Tensor, scoring: Scoring) -> dict[str, torch.Tensor]:
+    """The language-model head on the scored rows, and on the scored prompt tokens behind them in the same call."""
+    batch, count = scoring.batch, scoring.batch.targets.numel()
+    targets = batch.targets
+    if batch.prompt_source is not None and batch.prompt_targets is not None:
+        rows = torch.cat([rows, hidden.index_select(0, batch.prompt_source.to(hidden.device))])  # (N + M, H)
+        targets = torch.cat([targets, batch.prompt_targets])
+    columns = score_tokens(
+        lm_head_of(model),
+        rows,
+        targets.to(rows.device),
+        scoring.want,
+        temperature=scoring.temperature,
+        head_bytes=scoring.head_bytes,
+        grad_entropy=scoring.grad_entropy,
+    )
+    return _split(columns, count, batch)
+
+
+def _own_head_scores(model: Any, scoring: Scoring) -> dict[str, torch.Tensor]:
+    """Log-probabilities from the logits of the model's own forward, for heads that `lm_head` cannot describe."""
+    batch = scoring.batch
+    wanted = batch.source if batch.prompt_source is None else torch.cat([batch.source, batch.prompt_source])
+    targets = batch.targets if batch.prompt_targets is None else torch.cat([batch.targets, batch.prompt_targets])
+    flat = batch.layout != "padded" and "logits_to_keep" in inspect.signature(model.forward).parameters
+    logits = call_on(model, decoder_of(model), batch, **({"logits_to_keep": wanted} if flat else {})).logits
+    logits = logits.reshape(-1, logits.shape[-1])
+    rows = logits if flat else logits.index_select(0, wanted.to(logits.device))  # (N + M, V)
+    columns = score_logits(
+        rows,
+        targets.to(rows.device),
+        scoring.want,
+        temperature=scoring.temperature,
+        grad_entropy=scoring.grad_entropy,
+    )
+    return _split(columns, batch.targets.numel(), batch)
+
+
+def _split(columns: dict[str, torch.Tensor], count: int, batch: Batch) -> dict[str, torch.Tensor]:
+    out = {name: column[:count] for name, column in columns.items()}
+    if batch.prompt_source is not None:
+        out["prompt_logps"] = columns["logps"][count:]
+    return out
+
+
+def pools_itself(model: Any) -> bool:
+    """Whether a sequence classifier reads more than the last token's state (BERT and its kin)."""
+    return type(model).__name__.endswith("ForSequenceClassification") and scalar_head(model) is None
+
+
+def _pooled_scores(model: Any, batch: Batch) -> torch.Tensor:
+    """Scores of a classifier with its own pooling, one padded row per completion, (S,)."""
+    if not pools_itself(model) or batch.attention_mask is None:
+        score_rows(model, batch.input_ids)  # raises: there is no scalar head
+    logits = model(input_ids=batch.input_ids, attention_mask=batch.attention_mask).logits  # (S, labels)
+    if logits.shape[-1] != 1:
+        raise SetupError(
+            f"{type(model).__name__} gives {logits.shape[-1]} numbers per completion; a reward is one. "
+            "Load it with num_labels=1."
+        )
+    return logits.squeeze(-1).to(torch.promote_types(logits.dtype, torch.float32))
+
+
+def vocab_size(model: Any) -> int | None:
+    """How many token ids the model's embeddings know."""
+    embeddings = model.get_input_embeddings()
+    size = getattr(embeddings, "num_embeddings", None)
+    return size if size is not None else getattr(model.config.get_text_config(), "vocab_size", None)
+
+
+def input_device(model: Any) -> torch.device:
+    """Where token ids have to be."""
+    device = next(model.get_input_embeddings().parameters()).device
+    return model.device if device.type == "meta" else device

@@ -1,0 +1,127 @@
+"""Scalar and step heads: one number per completion (reward), two per step (process reward), one per state (critic).
+
+Heads are transformers' own (`AutoModelForSequenceClassification`, `AutoModelForTokenClassification`), so that what is
+trained loads everywhere. Only the choice of position is ours: by construction, never by looking for a pad id.
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoModelForTokenClassification
+
+from strop.errors import SetupError
+from strop.model.wrappers import base_model, decoder_of
+
+_AUTO = {
+    "causal": AutoModelForCausalLM,
+    "score": AutoModelForSequenceClassification,
+    "step": AutoModelForTokenClassification,
+}
+_NUM_LABELS = {"score": 1, "step": 2}
+TASKS = tuple(_AUTO)
+
+
+def auto_class(task: str) -> Any:
+    """transformers' Auto class for a task."""
+    return _AUTO[task]
+
+
+def head_class(config: Any, task: str) -> Any | None:
+    """transformers' model class for this config and `task` ("causal", "score", "step"), or None."""
+    return _AUTO[task]._model_mapping.get(type(config), None)
+
+
+def with_head(model: nn.Module, task: str) -> nn.Module:
+    """A model with a fresh head on a copy of a causal language model's layers.
+
+    Args:
+        model: a causal language model, possibly wrapped; it is left as it is.
+        task: "score" for one number per completion or state (reward model, critic), "step" for two classes per step.
+
+    Returns:
+        A transformers model that `save_pretrained` and `from_pretrained` know; the head's weights are drawn from the
+        config's `initializer_range` with torch's current random state.
+
+    Raises:
+        SetupError: transformers has no such class for the architecture.
+    """
+    source = base_model(model)
+    cls = head_class(source.config, task)
+    if cls is None:
+        raise SetupError(
+            f"transformers has no {_AUTO[task].__name__} for {type(source).__name__}: it cannot carry a {task} head. "
+            "Use another architecture for this model (Llama, Qwen, Gemma, Mistral, GPT-2, ...)."
+        )
+    config = copy.deepcopy(source.config)
+    config.num_labels = _NUM_LABELS[task]
+    decoder = decoder_of(source)
+    weight = next(decoder.parameters())
+    with torch.device("meta"):
+        headed = cls(config)
+    body = copy.deepcopy(getattr(source, source.base_model_prefix))
+    setattr(headed, headed.base_model_prefix, body)
+    for name, child in headed.named_children():
+        if name != headed.base_model_prefix:
+            child.to_empty(device=weight.device)
+            child.to(weight.dtype if weight.is_floating_point() else torch.float32)
+            _initialise(child, getattr(config, "initializer_range", 0.02))
+    headed.generation_config = None
+    return headed.train(model.training)
+
+
+def _initialise(module: nn.Module, std: float) -> None:
+    for part in module.modules():
+        if isinstance(part, nn.Linear):
+            nn.init.normal_(part.weight, std=std)
+            if part.bias is not None:
+                nn.init.zeros_(part.bias)
+
+
+def scalar_head(model: Any) -> nn.Module | None:
+    """The layer that maps (n, H) to one number per row, or None if the model pools in a way of its own."""
+    head = getattr(model, "score", None) or getattr(model, "v_head", None)
+    if head is not None and getattr(model.config, "num_labels", 1) != 1 and hasattr(model, "score"):
+        raise SetupError(
+            f"{type(model).__name__} has a score head with {model.config.num_labels} labels; one number per completion "
+            "is needed. Load it with num_labels=1."
+        )
+    return head
+
+
+def score_rows(model: Any, hidden: torch.Tensor) -> torch.Tensor:
+    """One number per hidden state, (n, H) -> (n,) float32 or wider.
+
+    Raises:
+        SetupError: the model has no scalar head.
+    """
+    head = scalar_head(model)
+    if head is None:
+        raise SetupError(
+            f"{type(model).__name__} has no scalar head ('score' or 'v_head'). "
+            "Load the model with load_model(..., task='score'), or build one with with_head(model, 'score')."
+        )
+    values = head(hidden).squeeze(-1)
+    return values.to(torch.promote_types(values.dtype, torch.float32))
+
+
+def classify_rows(model: Any, hidden: torch.Tensor) -> torch.Tensor:
+    """Two logits per hidden state, (n, H) -> (n, 2) float32 or wider; with the head's dropout when training.
+
+    Raises:
+        SetupError: the model has no token-classification head with two labels.
+    """
+    head = getattr(model, "score", None) or getattr(model, "classifier", None)
+    if head is None or getattr(model.config, "num_labels", None) != 2:
+        raise SetupError(
+            f"{type(model).__name__} has no token-classification head with two labels. "
+            "Load the model with load_model(..., task='step'), or build one with with_head(model, 'step')."
+        )
+    dropout = getattr(model, "dropout", None)
+    if isinstance(dropout, nn.Module):
+        hidden = dropout(hidden)
+    logits = head(hidden)  # (n, 2)
+    return logits.to(torch.promote_types(logits.dtype, torch.float32))

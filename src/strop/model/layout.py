@@ -1,0 +1,306 @@
+"""Examples -> Batch: where every token lies in the model's input, and which hidden state scores it.
+
+Three layouts hold the same trees and score the same tokens in the same order:
+
+    tree     one row (1, T); the prompt of a tree is there once, its completions follow (see `segments`)
+    packed   one row (1, T); every completion has its own copy of the prompt
+    padded   (S, T); one row per completion, padded on the right, with an attention mask
+
+A completion's tokens are input only as far as something is read from them: its last token predicts nothing, so
+it is left out unless the token itself is scored (reward score, step label). Which tokens are padding or scored is
+known from lengths and masks, never from token ids: a pad id may equal any other id.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from strop.errors import ConfigError, DataError, did_you_mean
+from strop.model.segments import Group, Segments, Span
+from strop.records import Batch, Example, Want
+
+LAYOUTS = ("tree", "packed", "padded")
+_SHIFTED = Want.LOGPS | Want.ENTROPY | Want.TOP1 | Want.MEAN_LOGIT | Want.LOG_SQUARE | Want.VALUE | Want.HIDDEN
+
+
+@dataclass(slots=True)
+class _Completion:
+    """One completion and where it lies: position p of prompt + completion is at `at(p)` in the flattened input."""
+
+    tree: int
+    prompt_length: int
+    ids: list[int]
+    scored: list[int]  # indices into ids of the scored tokens
+    fed: int  # how many of its tokens are input
+    prompt_start: int = 0
+    start: int = 0
+
+    def at(self, position: int) -> int:
+        inside = position - self.prompt_length
+        return self.start + inside if inside >= 0 else self.prompt_start + position
+
+
+def build_batch(
+    examples: Sequence[Example],
+    layout: str = "tree",
+    *,
+    want: Want = Want.LOGPS,
+    vocab_size: int | None = None,
+    device: torch.device | str | None = None,
+) -> Batch:
+    """Lay examples out for one forward pass.
+
+    Args:
+        examples: the trees of a micro-batch; every completion has at least one token.
+        layout: "tree", "packed" or "padded".
+        want: what will be read; `STEP` reads the scored tokens' own states, everything else the states before them,
+            so `STEP` cannot be combined with the others. `SCORE` needs every completion's last token as input.
+        vocab_size: if given, ids outside 0..vocab_size-1 are refused.
+        device: where the tensors go.
+
+    Returns:
+        A `Batch`. Scored tokens are ordered tree by tree, completion by completion, position by position in every
+        layout. The first token of a completion without a prompt has nothing to be predicted from: it is not scored
+        (except by `STEP`).
+
+    Raises:
+        DataError: empty completions, wrong masks or wrong ids, all of them collected.
+        ConfigError: an unknown layout or an impossible combination of `want`.
+    """
+    if layout not in LAYOUTS:
+        raise ConfigError(
+            f"Unknown layout {layout!r}. Choose one of {', '.join(LAYOUTS)}.{did_you_mean(layout, LAYOUTS)}"
+        )
+    if want & Want.STEP and want & _SHIFTED:
+        raise ConfigError(
+            "Want.STEP reads the state of the scored token itself, the other per-token kinds read the state before it. "
+            f"They need two forward passes; got {want}."
+        )
+    _check(examples, vocab_size)
+    completions = [item for tree, example in enumerate(examples) for item in _completions(tree, example, want)]
+    if layout == "padded":
+        return _padded(examples, completions, want, device)
+    return _flat(examples, completions, want, layout, device)
+
+
+def _check(examples: Sequence[Example], vocab_size: int | None) -> None:
+    if not examples:
+        raise DataError("A batch needs at least one example; got none.")
+    problems: list[str] = []
+    for number, example in enumerate(examples):
+        name = f"row {example.row}" if example.row >= 0 else f"example {number}"
+        problems += [f"{name}: {problem}" for problem in _problems(example, vocab_size)]
+    if problems:
+        raise DataError.collect("Some examples cannot be laid out for the model:", problems)
+
+
+def _problems(example: Example, vocab_size: int | None) -> list[str]:
+    found: list[str] = []
+    if not example.completions:
+        return ["has no completion; every example needs at least one"]
+    if example.loss_mask is not None and len(example.loss_mask) != len(example.completions):
+        return [f"has {len(example.completions)} completions but {len(example.loss_mask)} loss masks"]
+    for index, ids in enumerate(example.completions):
+        if not ids:
+            found.append(f"completion {index} is empty; a completion needs at least one token (its end token counts)")
+            continue
+        mask = example.mask(index)
+        if len(mask) != len(ids):
+            found.append(f"completion {index} has {len(ids)} tokens but a loss mask of {len(mask)}")
+        elif not set(mask) <= {0, 1}:
+            found.append(f"the loss mask of completion {index} holds values other than 0 and 1")
+    if vocab_size is not None:
+        ids = [*example.prompt_ids, *(i for completion in example.completions for i in completion)]
+        if ids and not 0 <= min(ids) <= max(ids) < vocab_size:
+            wrong = next(i for i in ids if not 0 <= i < vocab_size)
+            found.append(
+                f"token id {wrong} is outside the model's vocabulary (0..{vocab_size - 1}): "
+                "the tokenizer does not belong to this model"
+            )
+    return found
+
+
+def _completions(tree: int, example: Example, want: Want) -> list[_Completion]:
+    prompt_length = len(example.prompt_ids)
+    items = []
+    for index, ids in enumerate(example.completions):
+        scored = [t for t, flag in enumerate(example.mask(index)) if flag]
+        if want & Want.STEP:
+            fed = scored[-1] + 1 if scored else 0
+        else:
+            scored = scored[1:] if prompt_length == 0 and scored and scored[0] == 0 else scored
+            fed = scored[-1] if scored else 0
+        if want & Want.SCORE:
+            fed = len(ids)
+        # A model cannot run on nothing: without a prompt at least one token of the completion is input.
+        fed = max(fed, 1 if prompt_length == 0 else 0)
+        items.append(_Completion(tree, prompt_length, ids, scored, fed))
+    return items
+
+
+def _flat(
+    examples: Sequence[Example],
+    completions: list[_Completion],
+    want: Want,
+    layout: str,
+    device: torch.device | str | None,
+) -> Batch:
+    of_tree: list[list[_Completion]] = [[] for _ in examples]
+    for item in completions:
+        of_tree[item.tree].append(item)
+    shared, alone = [], []  # trees that are laid out with a shared prompt; (tree, completions) that are one stretch
+    for tree, items in enumerate(of_tree):
+        fed = [item for item in items if item.fed]
+        if layout == "packed" or not examples[tree].prompt_ids:
+            alone += [(tree, [item]) for item in items]
+        elif len(fed) <= 1:
+            alone.append((tree, items))
+        else:
+            shared.append((tree, items))
+
+    input_ids: list[int] = []
+    position_ids: list[int] = []
+
+    def put(ids: list[int], first_position: int) -> Span:
+        span = Span(len(input_ids), len(ids))
+        input_ids.extend(ids)
+        position_ids.extend(range(first_position, first_position + len(ids)))
+        return span
+
+    prompts = {tree: put(examples[tree].prompt_ids, 0) for tree, _ in shared}
+    copies = [(prompts[tree], len(items)) for tree, items in shared]
+    roots = []
+    for tree, items in alone:
+        tail = next((item for item in items if item.fed), items[0])
+        span = put(examples[tree].prompt_ids + tail.ids[: tail.fed], 0)
+        roots.append(span)
+        copies.append((Span(span.start, tail.prompt_length), len(items)))
+        for item in items:
+            item.prompt_start, item.start = span.start, span.start + item.prompt_length
+    groups = []
+    for tree, items in shared:
+        branches = []
+        for item in items:
+            item.prompt_start = prompts[tree].start
+            branch = put(item.ids[: item.fed], item.prompt_length)
+            item.start = branch.start
+            if item.fed:
+                branches.append(branch)
+        groups.append(Group(prompts[tree], tuple(branches)))
+
+    return _finish(
+        examples,
+        completions,
+        want,
+        layout,
+        input_ids=torch.tensor([input_ids], device=device),  # (1, T)
+        position_ids=torch.tensor([position_ids], device=device),  # (1, T)
+        attention_mask=None,
+        segments=Segments(groups, roots, len(input_ids), copies),
+        device=device,
+    )
+
+
+def _padded(
+    examples: Sequence[Example], completions: list[_Completion], want: Want, device: torch.device | str | None
+) -> Batch:
+    width = max(item.prompt_length + item.fed for item in completions)
+    input_ids, attention_mask = [], []
+    for row, item in enumerate(completions):
+        ids = examples[item.tree].prompt_ids + item.ids[: item.fed]
+        padding = width - len(ids)
+        input_ids.append(ids + [0] * padding)
+        attention_mask.append([1] * len(ids) + [0] * padding)
+        item.prompt_start, item.start = row * width, row * width + item.prompt_length
+    return _finish(
+        examples,
+        completions,
+        want,
+        "padded",
+        input_ids=torch.tensor(input_ids, device=device),  # (S, T)
+        position_ids=torch.arange(width, device=device).expand(len(completions), width),  # (S, T)
+        attention_mask=torch.tensor(attention_mask, device=device),  # (S, T)
+        segments=None,
+        device=device,
+    )
+
+
+def _finish(
+    examples: Sequence[Example],
+    completions: list[_Completion],
+    want: Want,
+    layout: str,
+    *,
+    input_ids: torch.Tensor,
+    position_ids: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    segments: Segments | None,
+    device: torch.device | str | None,
+) -> Batch:
+    shift = 0 if want & Want.STEP else 1
+    source: list[int] = []
+    targets: list[int] = []
+    segment: list[int] = []
+    last: list[int] = []
+    for number, item in enumerate(completions):
+        source += [item.at(item.prompt_length + t - shift) for t in item.scored]
+        targets += [item.ids[t] for t in item.scored]
+        segment += [number] * len(item.scored)
+        # -1: the last token is not part of the input, and nothing is read from it.
+        last.append(item.at(item.prompt_length + len(item.ids) - 1) if item.fed == len(item.ids) else -1)
+
+    prompt_source, prompt_targets, prompt_segment = _prompt_scores(examples, completions)
+    tensor = lambda values: torch.tensor(values, dtype=torch.long, device=device)  # noqa: E731
+    return Batch(
+        examples=list(examples),
+        layout=layout,
+        input_ids=input_ids,
+        position_ids=position_ids,
+        attention_mask=attention_mask,
+        segments=segments,
+        source=tensor(source),  # (N,)
+        targets=tensor(targets),  # (N,)
+        segment=tensor(segment),  # (N,)
+        last=tensor(last),  # (S,)
+        tree_of=tensor([item.tree for item in completions]),  # (S,)
+        prompt_source=tensor(prompt_source) if prompt_source else None,  # (M,)
+        prompt_targets=tensor(prompt_targets) if prompt_source else None,  # (M,)
+        prompt_segment=tensor(prompt_segment) if prompt_source else None,  # (M,)
+    )
+
+
+def _prompt_scores(
+    examples: Sequence[Example], completions: list[_Completion]
+) -> tuple[list[int], list[int], list[int]]:
+    """Where the prompt tokens 1..P-1 of trees with `score_prompt` are scored; a copied prompt is scored once."""
+    source: list[int] = []
+    targets: list[int] = []
+    trees: list[int] = []
+    first: dict[int, _Completion] = {}
+    for item in completions:
+        first.setdefault(item.tree, item)
+    for tree, example in enumerate(examples):
+        if example.score_prompt:
+            start = first[tree].prompt_start
+            scored = example.prompt_ids[1:]
+            source += range(start, start + len(scored))
+            targets += scored
+            trees += [tree] * len(scored)
+    return source, targets, trees
+
+
+def token_copies(batch: Batch) -> torch.Tensor:
+    """How many rows of the padded layout every input token stands for, like `input_ids` flattened, (rows * T,).
+
+    1 everywhere except: padding counts 0, and a prompt shared by k completions counts k. Averages over input tokens
+    (a router's load) weighted by it do not depend on the layout.
+    """
+    if batch.attention_mask is not None:
+        return batch.attention_mask.reshape(-1).to(torch.float32)
+    copies = [1.0] * batch.input_ids.numel()
+    for prompt, count in batch.segments.copies:
+        copies[prompt.slice] = [float(count)] * prompt.length
+    return torch.tensor(copies, dtype=torch.float32, device=batch.input_ids.device)  # (T,)

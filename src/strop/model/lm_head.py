@@ -1,0 +1,83 @@
+"""What stands between the last hidden state and the probabilities: the output matrix and what is done to its logits.
+
+    raw = h W^T + b
+    z = cap * tanh(scale * raw / cap), or scale * raw without a cap
+    p = softmax(z / temperature)
+
+Architectures differ in scale and cap, and say so in their configs; `select` checks on a small example that what is
+read here gives the model's own log-probabilities.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from strop.errors import SetupError
+
+
+@dataclass(frozen=True, slots=True)
+class LMHead:
+    """The output layer of a causal language model.
+
+    Attributes:
+        module: maps (n, H) to raw logits (n, V); a plain `nn.Linear`, or anything (LoRA, quantised).
+        scale: factor on the raw logits (Cohere's logit_scale, 1 / Granite's logits_scaling).
+        softcap: bound on the scaled logits (Gemma 2's final_logit_softcapping), or None.
+    """
+
+    module: nn.Module
+    scale: float = 1.0
+    softcap: float | None = None
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether the layer is exactly h W^T + b, so that weight and bias may be used without calling it."""
+        layer = self.module
+        return (
+            isinstance(layer, nn.Linear)
+            and type(layer).forward is nn.Linear.forward
+            and "forward" not in vars(layer)
+            and type(layer.weight) in (nn.Parameter, torch.Tensor)
+        )
+
+    def transform_(self, raw: torch.Tensor) -> torch.Tensor:
+        """Raw logits to the model's logits, in place, (n, V)."""
+        if self.scale != 1.0:
+            raw.mul_(self.scale)
+        if self.softcap is not None:
+            raw.div_(self.softcap).tanh_().mul_(self.softcap)
+        return raw
+
+    def slope(self, logits: torch.Tensor) -> torch.Tensor | float:
+        """d logits / d raw, given the model's logits."""
+        if self.softcap is None:
+            return self.scale
+        return (1 - (logits / self.softcap).square()) * self.scale
+
+
+def lm_head_of(model: Any) -> LMHead:
+    """The output layer of a causal language model, with the scale and cap its config names.
+
+    Raises:
+        SetupError: the model has no output embeddings (it is no language model).
+    """
+    layer = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
+    if layer is None:
+        raise SetupError(
+            f"{type(model).__name__} has no language-model head, so it gives no log-probabilities. "
+            "Pass a causal language model (load_model(..., task='causal'))."
+        )
+    config = model.config.get_text_config()
+    scale = 1.0
+    if getattr(model, "logit_scale", None) is not None:
+        scale *= float(model.logit_scale)
+    if getattr(config, "logits_scaling", None):
+        scale /= float(config.logits_scaling)
+    if getattr(config, "lm_head_multiplier", None):
+        scale *= float(config.lm_head_multiplier)
+    softcap = getattr(config, "final_logit_softcapping", None)
+    return LMHead(layer, scale, None if softcap is None else float(softcap))

@@ -1,0 +1,299 @@
+"""Models and tokenizers from wherever they are: hub id, folder, GGUF file, adapter folder, or memory.
+
+Nothing that goes wrong here shows a foreign traceback: the path is looked at before transformers is asked, and what
+transformers and its readers raise becomes one sentence with the cause and what to do.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
+
+from strop.errors import ConfigError, SetupError, did_you_mean
+from strop.model.heads import TASKS, auto_class, head_class, with_head
+from strop.model.wrappers import is_peft
+
+_TOKENIZER = ("tokenizer*", "vocab*", "*.model", "*.tiktoken", "merges.txt")
+_WEIGHTS = ("*.safetensors", "pytorch_model*.bin", "*.safetensors.index.json")
+
+
+def load_model(
+    source: str | os.PathLike[str] | nn.Module,
+    *,
+    task: str = "causal",
+    dtype: torch.dtype | str | None = None,
+    trainable: bool = True,
+    quantization_config: Any | None = None,
+    trust_remote_code: bool = False,
+    model_init_kwargs: dict[str, Any] | None = None,
+    device_map: Any | None = None,
+) -> Any:
+    """Load a model.
+
+    Args:
+        source: a hub id, a folder (weights, a GGUF file, or a PEFT adapter), a `.gguf` file, or a module, which is
+            returned as it is.
+        task: "causal", "score" (one number per completion) or "step" (two classes per step). A causal checkpoint
+            gets a fresh head for the other two.
+        dtype: a torch dtype, its name, or "auto" for the checkpoint's. None: float32 if every weight is trained
+            (optimizers need float32 masters) or if there is no accelerator (a CPU is slower in half precision),
+            otherwise the checkpoint's.
+        trainable: whether all weights will be trained (not so for references, reward models and LoRA bases).
+        quantization_config: transformers' config object for 4-bit and 8-bit weights.
+        trust_remote_code: run code that comes with the checkpoint.
+        model_init_kwargs: further arguments of `from_pretrained`; they win over the ones above.
+        device_map: as in transformers.
+
+    Returns:
+        A transformers model or a PEFT model, in evaluation mode.
+
+    Raises:
+        ConfigError: an unknown task or dtype.
+        SetupError: the source is missing, damaged, not cached while offline, or needs a package that is not there.
+    """
+    if task not in TASKS:
+        raise ConfigError(f"Unknown task {task!r}. Choose one of {', '.join(TASKS)}.{did_you_mean(task, TASKS)}")
+    if isinstance(source, nn.Module):
+        return source
+    options: dict[str, Any] = {
+        "dtype": _dtype(dtype, trainable, quantization_config),
+        "trust_remote_code": trust_remote_code,
+        "quantization_config": quantization_config,
+        "device_map": device_map,
+    }
+    options = {name: value for name, value in options.items() if value is not None} | (model_init_kwargs or {})
+    place = _Place.of(source, "model")
+    if place.adapter:
+        return _load_adapter(place, task, options, trainable)
+    if place.gguf is not None:
+        options["gguf_file"] = place.gguf
+        # GGUF readers know language models only; the head is put on afterwards.
+        model = place.read(AutoModelForCausalLM.from_pretrained, options)
+        _forget_quantisation(model)
+        return model if task == "causal" else with_head(model, task)
+    if task != "causal":
+        config = place.read(AutoConfig.from_pretrained, {"trust_remote_code": trust_remote_code})
+        if head_class(config, task) is None and not _remote_class(config, task):
+            return with_head(place.read(AutoModelForCausalLM.from_pretrained, options), task)
+        options.setdefault("num_labels", {"score": 1, "step": 2}[task])
+    return place.read(auto_class(task).from_pretrained, options)
+
+
+def load_tokenizer(source: Any, *, trust_remote_code: bool = False, **options: Any) -> PreTrainedTokenizerBase:
+    """Load the tokenizer that belongs to a model source; a tokenizer is returned as it is.
+
+    Args:
+        source: as for `load_model`. An adapter folder without a tokenizer of its own means its base model's.
+        trust_remote_code: run code that comes with the checkpoint.
+        options: further arguments of `from_pretrained`.
+
+    Raises:
+        SetupError: no tokenizer there.
+    """
+    if isinstance(source, PreTrainedTokenizerBase):
+        return source
+    if isinstance(source, nn.Module):
+        name = getattr(getattr(source, "config", None), "_name_or_path", "")
+        if not name:
+            raise SetupError(
+                f"A {type(source).__name__} made in memory does not say which tokenizer belongs to it. "
+                "Pass one (processing_class=...)."
+            )
+        source = name
+    place = _Place.of(source, "tokenizer")
+    if place.adapter and not any(next(Path(place.name).glob(pattern), None) for pattern in _TOKENIZER):
+        return load_tokenizer(place.adapter_base(), trust_remote_code=trust_remote_code, **options)
+    options = {"trust_remote_code": trust_remote_code} | options
+    if place.gguf is not None:
+        options["gguf_file"] = place.gguf
+    return place.read(AutoTokenizer.from_pretrained, options)
+
+
+def apply_peft(model: nn.Module, peft_config: Any) -> Any:
+    """Put a fresh adapter on a model and freeze everything else.
+
+    Args:
+        model: a transformers model; quantised weights are prepared for training.
+        peft_config: a `peft.PeftConfig`, or the keyword arguments of `peft.LoraConfig` as a dict.
+
+    Returns:
+        A `peft.PeftModel`.
+
+    Raises:
+        ConfigError: the model carries an adapter already, or PEFT refuses the config.
+    """
+    import peft
+
+    if is_peft(model):
+        raise ConfigError(
+            "The model carries an adapter already and a peft_config asks for another one. Pass the PEFT model alone "
+            "to train its adapter, or its base model (model.merge_and_unload()) with the peft_config."
+        )
+    try:
+        config = peft.LoraConfig(**peft_config) if isinstance(peft_config, dict) else peft_config
+    except TypeError as error:
+        raise ConfigError(f"peft_config is not a LoRA config: {error}.") from None
+    if not isinstance(config, peft.PeftConfig):
+        raise ConfigError(f"peft_config must be a peft.PeftConfig or a dict, got {type(config).__name__}.")
+    if getattr(model, "is_loaded_in_4bit", False) or getattr(model, "is_loaded_in_8bit", False):
+        model = peft.prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
+    if config.task_type is None:
+        kinds = {"ForSequenceClassification": "SEQ_CLS", "ForTokenClassification": "TOKEN_CLS"}
+        config.task_type = next((v for k, v in kinds.items() if type(model).__name__.endswith(k)), "CAUSAL_LM")
+    try:
+        return peft.get_peft_model(model, config)
+    except ValueError as error:
+        raise ConfigError(f"PEFT cannot put this adapter on {type(model).__name__}: {_first_line(error)}") from None
+
+
+class _Place:
+    """A source that was looked at: what kind it is, and how to read from it."""
+
+    def __init__(self, name: str, what: str, *, gguf: str | None = None, adapter: bool = False, local: bool) -> None:
+        self.name = name
+        self.what = what
+        self.gguf = gguf
+        self.adapter = adapter
+        self.local = local
+
+    @classmethod
+    def of(cls, source: str | os.PathLike[str], what: str) -> _Place:
+        name = os.fspath(source)
+        path = Path(name).expanduser()
+        if not name.strip():
+            raise SetupError(f"The {what} is an empty string. Give a hub id, a folder or a .gguf file.")
+        if path.is_file():
+            if path.suffix != ".gguf":
+                raise SetupError(f"{name} is a file, but not a .gguf file. Give the folder that holds the {what}.")
+            return cls(str(path.parent), what, gguf=path.name, local=True)
+        if path.is_dir():
+            return cls._of_folder(path, what)
+        if path.suffix == ".gguf" or path.is_absolute() or name.startswith((".", "~")) or name.count("/") > 1:
+            raise SetupError(f"There is no file or folder {name}. {_neighbours(path)}".rstrip())
+        return cls(name, what, local=False)
+
+    @classmethod
+    def _of_folder(cls, path: Path, what: str) -> _Place:
+        if (path / "adapter_config.json").exists():
+            return cls(str(path), what, adapter=True, local=True)
+        ggufs = sorted(file.name for file in path.glob("*.gguf"))
+        has_weights = any(next(path.glob(pattern), None) is not None for pattern in _WEIGHTS)
+        if ggufs and not has_weights:
+            if len(ggufs) > 1:
+                raise SetupError(f"{path} holds several GGUF files ({', '.join(ggufs)}). Give the file itself.")
+            return cls(str(path), what, gguf=ggufs[0], local=True)
+        if what == "model":
+            missing = [] if (path / "config.json").exists() else ["config.json"]
+            missing += [] if has_weights else ["weights (*.safetensors)"]
+            if missing:
+                inside = ", ".join(sorted(file.name for file in path.iterdir())[:8]) or "nothing"
+                raise SetupError(f"The folder {path} has no {' and no '.join(missing)}; it holds {inside}.")
+        if what == "tokenizer" and not any(next(path.glob(pattern), None) for pattern in _TOKENIZER):
+            raise SetupError(
+                f"The folder {path} holds no tokenizer. Save one there, or pass a tokenizer (processing_class=...)."
+            )
+        return cls(str(path), what, local=True)
+
+    def adapter_base(self) -> str:
+        """Where the adapter says its base model is."""
+        try:
+            base = json.loads((Path(self.name) / "adapter_config.json").read_text())["base_model_name_or_path"]
+        except (OSError, ValueError, KeyError) as error:
+            raise SetupError(f"{self.name}/adapter_config.json cannot be read: {_first_line(error)}") from None
+        if not base:
+            raise SetupError(
+                f"The adapter in {self.name} does not name its base model. Load the base, then "
+                "peft.PeftModel.from_pretrained(base, folder), and pass that."
+            )
+        return base
+
+    def read(self, reader: Callable[..., Any], options: dict[str, Any]) -> Any:
+        """`reader(name, **options)`, with whatever goes wrong turned into a SetupError."""
+        if self.gguf is not None:
+            _require_gguf()
+        try:
+            return reader(self.name, **options)
+        except (MemoryError, KeyboardInterrupt):
+            raise
+        except Exception as error:  # readers of five file formats raise as many kinds
+            raise SetupError(self._explain(error)) from None
+
+    def _explain(self, error: Exception) -> str:
+        cause = f"{type(error).__name__}: {_first_line(error)}"
+        where = str(Path(self.name) / self.gguf) if self.gguf else self.name
+        if isinstance(error, ImportError):
+            return f"Loading {where} needs a package that is not installed ({_first_line(error)})."
+        if "trust_remote_code" in str(error):
+            return f"{where} comes with its own code. Read it, then pass trust_remote_code=True. ({cause})"
+        if self.local:
+            return f"The {self.what} in {where} cannot be loaded; a file is damaged or of another kind. ({cause})"
+        if os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "TRUE", "YES", "ON"):
+            return (
+                f"The {self.what} {where!r} is neither a folder here nor in the hub cache, and HF_HUB_OFFLINE is set. "
+                f"Check the name, unset HF_HUB_OFFLINE to download it, or give a folder. ({cause})"
+            )
+        return (
+            f"The {self.what} {where!r} cannot be loaded from the hub. Check the name, the network, and for a gated "
+            f"model your access (hf auth login). ({cause})"
+        )
+
+
+def _load_adapter(place: _Place, task: str, options: dict[str, Any], trainable: bool) -> Any:
+    import peft
+
+    base = load_model(place.adapter_base(), task=task, trainable=False, model_init_kwargs=options)
+    return place.read(lambda name, **_: peft.PeftModel.from_pretrained(base, name, is_trainable=trainable), {})
+
+
+def _dtype(dtype: torch.dtype | str | None, trainable: bool, quantization_config: Any) -> torch.dtype | str:
+    if isinstance(dtype, str) and dtype != "auto":
+        found = getattr(torch, dtype.removeprefix("torch."), None)
+        if not isinstance(found, torch.dtype):
+            names = ("auto", "float32", "bfloat16", "float16", "float64")
+            raise ConfigError(f"Unknown dtype {dtype!r}. Choose one of {', '.join(names)}.{did_you_mean(dtype, names)}")
+        return found
+    if dtype is not None:
+        return dtype
+    full_training = trainable and quantization_config is None
+    return torch.float32 if full_training or not torch.accelerator.is_available() else "auto"
+
+
+def _remote_class(config: Any, task: str) -> bool:
+    return auto_class(task).__name__ in (getattr(config, "auto_map", None) or {})
+
+
+def _forget_quantisation(model: Any) -> None:
+    """GGUF weights were widened while reading; without this `save_pretrained` refuses to write them."""
+    if hasattr(model.config, "quantization_config"):
+        del model.config.quantization_config
+    model.hf_quantizer = None
+    for flag in ("is_quantized", "quantization_method", "_is_quantized"):
+        if flag in vars(model):
+            delattr(model, flag)
+
+
+def _require_gguf() -> None:
+    try:
+        import gguf  # noqa: F401
+    except ImportError:
+        raise SetupError(
+            "Reading a GGUF file needs the package gguf. Install it with: pip install 'strop[gguf]'"
+        ) from None
+
+
+def _neighbours(path: Path) -> str:
+    if not path.parent.is_dir():
+        return f"The folder {path.parent} does not exist either."
+    names = [entry.name for entry in path.parent.iterdir()]
+    return did_you_mean(path.name, names).strip()
+
+
+def _first_line(error: BaseException) -> str:
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)

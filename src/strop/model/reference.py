@@ -1,0 +1,211 @@
+"""The reference model: what the policy was before training, held in memory, never read from disk again.
+
+Three ways to hold it, chosen by `make_reference`:
+
+    a frozen copy        full training, or a model that the user gave
+    the adapter off      a fresh LoRA adapter adds exactly nothing, so the base model is the reference
+    an adapter's copy    training goes on from a trained adapter: the reference is base + that adapter, not the base
+
+In all three the policy's first KL to it is exactly 0.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, Protocol
+
+import torch
+from torch import nn
+
+from strop.errors import ConfigError
+from strop.model.dropout import disable_dropout, evaluating
+from strop.model.wrappers import is_peft, unwrap
+
+REFERENCE_ADAPTER = "reference"
+
+
+class Reference(Protocol):
+    """Something that can stand in for the initial policy."""
+
+    def active(self, policy: nn.Module | None = None) -> Any:
+        """Context manager: `with reference.active() as model:` gives a model to score with, without gradients.
+
+        Args:
+            policy: the policy as the trainer wrapped it (DDP, FSDP), if the reference lives inside the policy.
+        """
+
+    def sync(self, alpha: float, policy: nn.Module | None = None) -> None:
+        """reference <- alpha * policy + (1 - alpha) * reference, 0 <= alpha <= 1 (TR-DPO, arXiv 2404.09656)."""
+
+
+def make_reference(policy: nn.Module, given: nn.Module | None = None, *, syncs: bool = False) -> Reference:
+    """The reference for a policy, taken before its first step.
+
+    Args:
+        policy: the model that will be trained, not wrapped yet.
+        given: a model to use instead; it is frozen.
+        syncs: whether `sync` will be called: with an adapter this needs an adapter's copy, never the adapter off.
+    """
+    if given is not None:
+        if unwrap(given) is unwrap(policy):
+            return FrozenReference(_copied(unwrap(policy)), policy)
+        return FrozenReference(given, policy)
+    policy = unwrap(policy)
+    if not is_peft(policy):
+        return FrozenReference(_copied(policy), policy)
+    if adds_nothing(policy) and not syncs:
+        return AdapterOff(policy)
+    return AdapterCopy(policy)
+
+
+class FrozenReference:
+    """A model of its own: a copy of the policy, or one that was given."""
+
+    def __init__(self, model: nn.Module, policy: nn.Module) -> None:
+        self.model = disable_dropout(model.eval()).requires_grad_(False)
+        self._policy = unwrap(policy)
+
+    @contextmanager
+    def active(self, policy: nn.Module | None = None) -> Iterator[nn.Module]:
+        with torch.no_grad():
+            yield self.model
+
+    def sync(self, alpha: float, policy: nn.Module | None = None) -> None:
+        _check_alpha(alpha)
+        own, new = dict(self.model.named_parameters()), dict(self._policy.named_parameters())
+        if own.keys() != new.keys() or any(own[n].shape != new[n].shape for n in own):
+            raise ConfigError(
+                "The reference cannot follow the policy: their weights differ in name or shape. "
+                "Synchronise only a reference that is a copy of the policy (leave ref_model unset)."
+            )
+        _mix([(own[name], new[name]) for name in own], alpha)
+
+
+class AdapterOff:
+    """The policy itself with its adapter switched off."""
+
+    def __init__(self, policy: Any) -> None:
+        self._policy = policy
+
+    @contextmanager
+    def active(self, policy: nn.Module | None = None) -> Iterator[nn.Module]:
+        with torch.no_grad(), evaluating(self._policy), _same_requires_grad(self._policy):  # noqa: SIM117
+            with self._policy.disable_adapter():
+                yield self._policy if policy is None else policy
+
+    def sync(self, alpha: float, policy: nn.Module | None = None) -> None:
+        raise ConfigError(
+            "The reference is the policy with its adapter off, which cannot follow the adapter. "
+            "Build it with make_reference(policy, syncs=True), or give a ref_model."
+        )
+
+
+class AdapterCopy:
+    """The policy with a second, frozen adapter, a copy of the one that training starts from."""
+
+    def __init__(self, policy: Any) -> None:
+        self._policy = policy
+        self._trained = policy.active_adapter
+        if isinstance(self._trained, list):
+            raise ConfigError(f"Several adapters are active ({', '.join(self._trained)}); training takes exactly one.")
+        if REFERENCE_ADAPTER in self._policy.peft_config:
+            self._policy.delete_adapter(REFERENCE_ADAPTER)
+        config = copy.deepcopy(self._policy.peft_config[self._trained])
+        if hasattr(config, "init_lora_weights"):
+            config.init_lora_weights = True  # data-driven initialisations would change the base weights again
+        with _same_requires_grad(self._policy), torch.random.fork_rng(devices=_cuda_devices(policy)):
+            self._policy.add_adapter(REFERENCE_ADAPTER, config)
+            _mix(self._pairs(), 1.0)
+            self._policy.set_adapter(self._trained)
+        for own, _ in self._pairs():
+            own.requires_grad_(False)
+
+    @property
+    def adapter_names(self) -> list[str]:
+        """The adapters to save with the policy (`save_pretrained(selected_adapters=...)`): all but the copy."""
+        return [name for name in self._policy.peft_config if name != REFERENCE_ADAPTER]
+
+    @contextmanager
+    def active(self, policy: nn.Module | None = None) -> Iterator[nn.Module]:
+        with torch.no_grad(), evaluating(self._policy), _same_requires_grad(self._policy):
+            self._policy.set_adapter(REFERENCE_ADAPTER, inference_mode=True)
+            try:
+                yield self._policy if policy is None else policy
+            finally:
+                self._policy.set_adapter(self._trained)
+
+    def sync(self, alpha: float, policy: nn.Module | None = None) -> None:
+        _check_alpha(alpha)
+        if alpha not in (0.0, 1.0):
+            raise ConfigError(
+                f"alpha={alpha} would mix two low-rank adapters, and the mixture of products is not the product of "
+                "mixtures. With an adapter use alpha=1 (the reference becomes the policy), or give a full ref_model."
+            )
+        _mix(self._pairs(), alpha)
+
+    def _pairs(self) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        """(reference's tensor, policy's tensor) of everything that belongs to the adapter."""
+        tensors = dict(self._policy.named_parameters(remove_duplicate=False))
+        tensors |= dict(self._policy.named_buffers(remove_duplicate=False))
+        pairs = []
+        for name, tensor in tensors.items():
+            parts = name.split(".")
+            if self._trained in parts:
+                at = len(parts) - 1 - parts[::-1].index(self._trained)
+                other = ".".join([*parts[:at], REFERENCE_ADAPTER, *parts[at + 1 :]])
+                if other in tensors:
+                    pairs.append((tensors[other], tensor))
+        return pairs
+
+
+def adds_nothing(policy: Any) -> bool:
+    """Whether a PEFT model's active adapter changes no output: LoRA whose B matrices are all zero.
+
+    A fresh adapter of the usual kind. Not one that was trained, nor one whose initialisation moves weight from the
+    base into the adapter (PiSSA, OLoRA), nor DoRA, whose norm rounds.
+    """
+    config = policy.active_peft_config
+    if str(getattr(config.peft_type, "value", config.peft_type)) != "LORA" or getattr(config, "use_dora", False):
+        return False
+    matrices = [p for name, p in policy.named_parameters() if ".lora_B." in name or ".lora_embedding_B." in name]
+    return bool(matrices) and all(not bool(matrix.detach().any()) for matrix in matrices)
+
+
+def _copied(model: nn.Module) -> nn.Module:
+    copied = copy.deepcopy(model)
+    for parameter in copied.parameters():
+        parameter.grad = None
+    return copied
+
+
+@torch.no_grad()
+def _mix(pairs: list[tuple[torch.Tensor, torch.Tensor]], alpha: float) -> None:
+    for own, new in pairs:
+        new = new.detach().to(own.device)
+        if alpha == 1.0:
+            own.copy_(new)
+        elif own.is_floating_point():
+            own.lerp_(new.to(own.dtype), alpha)
+
+
+def _check_alpha(alpha: float) -> None:
+    if not 0.0 <= alpha <= 1.0:
+        raise ConfigError(f"alpha mixes the policy into the reference and lies between 0 and 1, got {alpha}.")
+
+
+@contextmanager
+def _same_requires_grad(model: nn.Module) -> Iterator[None]:
+    """PEFT makes the adapter it activates trainable and others not; afterwards every weight is what it was."""
+    before = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
+    try:
+        yield
+    finally:
+        for parameter, requires_grad in before:
+            if parameter.requires_grad != requires_grad:
+                parameter.requires_grad_(requires_grad)
+
+
+def _cuda_devices(model: nn.Module) -> list[torch.device]:
+    return sorted({p.device for p in model.parameters() if p.device.type == "cuda"}, key=str)

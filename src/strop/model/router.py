@@ -1,0 +1,49 @@
+"""The load-balancing loss of mixture-of-experts models."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from strop.errors import ConfigError
+
+
+def has_router(config: Any) -> bool:
+    """Whether the model's config knows router logits (Mixtral, Qwen-MoE, OLMoE, ...)."""
+    return hasattr(config.get_text_config(), "output_router_logits")
+
+
+def router_loss(router_logits: Sequence[torch.Tensor], weights: torch.Tensor, config: Any) -> torch.Tensor:
+    """E * sum_e f_e P_e, where f_e is the share of tokens sent to expert e and P_e its mean probability.
+
+    Args:
+        router_logits: one (T, E) tensor per layer.
+        weights: (T,) how often each input token counts: 0 for padding, k for a prompt shared by k completions, so
+            that the value is the same in every layout.
+        config: names the number of experts each token is sent to.
+
+    Returns:
+        () float32; the number of experts per token where the load is even. Multiply it by the config's
+        `router_aux_loss_coef`.
+
+    Source:
+        Switch Transformers, arXiv 2101.03961, equations 4-6, with top-k routing as in transformers.
+    """
+    config = config.get_text_config()
+    chosen = next(
+        (getattr(config, n) for n in ("num_experts_per_tok", "moe_topk", "top_k") if hasattr(config, n)), None
+    )
+    if not router_logits or chosen is None:
+        raise ConfigError(f"{type(config).__name__} gives no router logits, so it has no load-balancing loss.")
+    share = probability = total = torch.zeros((), device=weights.device)
+    for logits in router_logits:
+        flat = logits.reshape(-1, logits.shape[-1])
+        probabilities = flat.softmax(-1, dtype=torch.promote_types(flat.dtype, torch.float32))  # (T, E)
+        weight = weights.to(probabilities).unsqueeze(1)  # (T, 1)
+        picked = torch.zeros_like(probabilities).scatter_(1, probabilities.topk(chosen, -1).indices, 1.0)
+        share = share + (picked * weight).sum(0)
+        probability = probability + (probabilities * weight).sum(0)
+        total = total + weight.sum()
+    return (share / total * (probability / total)).sum() * router_logits[0].shape[-1]

@@ -1,0 +1,62 @@
+"""From what a trainer holds to the language model inside: DDP, FSDP, DeepSpeed, torch.compile and PEFT peeled off."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+from torch import nn
+
+from strop.errors import SetupError
+
+_INNER = {
+    "DistributedDataParallel": "module",
+    "DataParallel": "module",
+    "FullyShardedDataParallel": "module",
+    "DeepSpeedEngine": "module",
+    "OptimizedModule": "_orig_mod",
+}
+
+
+def unwrap(model: nn.Module) -> nn.Module:
+    """The module inside wrappers that only distribute or compile; a PEFT model stays one."""
+    while (name := _INNER.get(type(model).__name__)) is not None:
+        model = getattr(model, name)
+    return model
+
+
+def is_peft(model: nn.Module) -> bool:
+    """Whether the (unwrapped) model is a `peft.PeftModel`; does not import peft."""
+    peft = sys.modules.get("peft")
+    return peft is not None and isinstance(model, peft.PeftModel)
+
+
+def base_model(model: nn.Module) -> Any:
+    """The transformers model inside all wrappers, adapter layers in place.
+
+    Raises:
+        SetupError: adapters that put virtual tokens before the input: they change what a position means.
+    """
+    model = unwrap(model)
+    if is_peft(model):
+        if model.active_peft_config.is_prompt_learning:  # type: ignore[union-attr]
+            raise SetupError(
+                f"{model.active_peft_config.peft_type} puts virtual tokens before the prompt, "  # type: ignore[union-attr]
+                "which per-token scoring does not support. Use LoRA or another adapter that changes layers."
+            )
+        model = unwrap(model.get_base_model())  # type: ignore[union-attr,operator]
+    return model
+
+
+def decoder_of(model: Any) -> nn.Module:
+    """The stack of layers whose output is the last hidden state.
+
+    Raises:
+        SetupError: not a transformers model.
+    """
+    if not hasattr(model, "get_decoder"):
+        raise SetupError(
+            f"{type(model).__name__} is not a transformers model (it has no get_decoder()), so strop cannot tell its "
+            "layers from its head. Pass a PreTrainedModel, a hub id or a folder."
+        )
+    return model.get_decoder()

@@ -1,0 +1,177 @@
+"""The records that flow down the river: rows, examples, batches, scores, rollouts, losses.
+
+One unit of training is a **tree of height one**: one prompt and the completions that hang on it. `data/` makes
+an `Example` per tree, `model/` lays examples out as a `Batch` and turns it into `Scores`, a method turns scores
+into a `LossOutput`. Everything per token is flat and in one order, whatever the layout: tree by tree, completion
+by completion, position by position, masked-out tokens left out.
+
+Shape letters: B trees, S completions (of all trees), N scored tokens, T input tokens laid out, P prompt tokens,
+C completion tokens, H hidden size, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass, field, fields
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import torch
+
+Row = dict[str, Any]
+"""A row as the user wrote it: column name -> value."""
+
+
+class Want(enum.Flag):
+    """What a forward pass is asked for. Flags add up: `Want.LOGPS | Want.ENTROPY`."""
+
+    LOGPS = enum.auto()  # log-probability of every scored token (nats)
+    ENTROPY = enum.auto()  # entropy of the distribution each scored token was drawn from (nats)
+    TOP1 = enum.auto()  # whether the scored token is the most probable one
+    MEAN_LOGIT = enum.auto()  # mean over the vocabulary of the logits
+    LOG_SQUARE = enum.auto()  # log sum_v p(v)^2 (WPO's alignment term)
+    SCORE = enum.auto()  # scalar head on the last token of every completion (reward models)
+    STEP = enum.auto()  # token-classification head on every token with loss_mask 1, unshifted (PRM)
+    VALUE = enum.auto()  # scalar head on the state that each scored token was drawn from (PPO critic)
+    HIDDEN = enum.auto()  # final hidden state that each scored token was drawn from (GKD, contrastive losses)
+
+
+@dataclass(slots=True)
+class Example:
+    """One tree: a prompt and its completions, as token ids.
+
+    `prompt_ids` may be empty; then the first token of a completion has nothing to be predicted from and is not
+    scored. `loss_mask[i][t]` is 1 where token t of completion i is scored; None means every token is. With
+    `Want.STEP` a mask of 1 marks the tokens whose own hidden state is classified (step ends). With
+    `score_prompt` the prompt's tokens 1..P-1 are scored too (ORPO's optional prompt NLL).
+    """
+
+    prompt_ids: list[int]  # (P,)
+    completions: list[list[int]]  # S_i lists of (C_i,), C_i >= 1
+    loss_mask: list[list[int]] | None = None  # like completions, 0 or 1
+    score_prompt: bool = False
+    extras: dict[str, Any] = field(default_factory=dict)  # per tree (label, margin), per completion or per token
+    row: int = -1  # number of the source row, -1 if there is none
+
+    def mask(self, index: int) -> list[int]:
+        """The 0/1 mask of completion `index`, (C_i,)."""
+        return [1] * len(self.completions[index]) if self.loss_mask is None else self.loss_mask[index]
+
+    def to_plain(self) -> dict[str, Any]:
+        """A dictionary of plain values, for checkpoints."""
+        return {f.name: getattr(self, f.name) for f in fields(self)}
+
+    @classmethod
+    def from_plain(cls, values: dict[str, Any]) -> Example:
+        return cls(**values)
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens of the tree, the prompt counted once."""
+        return len(self.prompt_ids) + sum(map(len, self.completions))
+
+
+@dataclass(slots=True)
+class Batch:
+    """The trees of one micro-batch laid out for one forward pass.
+
+    `tree` and `packed` layouts are one row (1, T): all prompts, then all completions; position ids restart where a
+    completion leaves its prompt. The `padded` layout is (S, T) with an attention mask. `source` points into the
+    flattened (rows * T) hidden states.
+    """
+
+    examples: list[Example]
+    layout: str  # "tree", "packed" or "padded"
+    input_ids: torch.Tensor  # (1, T) or (S, T)
+    position_ids: torch.Tensor  # like input_ids
+    attention_mask: torch.Tensor | None  # (S, T) for "padded", else None
+    segments: Any  # attention segments of the flat layouts (model/layout.py), None for "padded"
+    source: torch.Tensor  # (N,) position whose hidden state scores token n
+    targets: torch.Tensor  # (N,) the scored token ids
+    segment: torch.Tensor  # (N,) completion, 0..S-1, of every scored token
+    last: torch.Tensor  # (S,) position of each completion's last token (SCORE head)
+    tree_of: torch.Tensor  # (S,) tree, 0..B-1, of every completion
+    prompt_source: torch.Tensor | None = None  # (M,) as source, for trees with score_prompt
+    prompt_targets: torch.Tensor | None = None  # (M,)
+    prompt_segment: torch.Tensor | None = None  # (M,) tree of every scored prompt token
+
+    @property
+    def num_completions(self) -> int:
+        return int(self.tree_of.numel())
+
+
+@dataclass(slots=True)
+class Scores:
+    """Per-token and per-completion quantities of one forward pass, in the flat order; None where not asked for."""
+
+    segment: torch.Tensor  # (N,) completion of every scored token
+    num_completions: int
+    logps: torch.Tensor | None = None  # (N,) nats, float32 or wider
+    entropy: torch.Tensor | None = None  # (N,) nats
+    top1: torch.Tensor | None = None  # (N,) bool
+    mean_logit: torch.Tensor | None = None  # (N,)
+    log_square: torch.Tensor | None = None  # (N,) log sum_v p(v)^2
+    scores: torch.Tensor | None = None  # (S,) reward-head scores
+    step_logits: torch.Tensor | None = None  # (N, 2) step-head logits
+    values: torch.Tensor | None = None  # (N,) critic values
+    hidden: torch.Tensor | None = None  # (N, H) final hidden states
+    prompt_logps: torch.Tensor | None = None  # (M,) scored prompt tokens
+    prompt_segment: torch.Tensor | None = None  # (M,) tree of every scored prompt token
+    aux_loss: torch.Tensor | None = None  # () router load-balancing loss of mixture-of-experts models
+
+    def sum(self, values: torch.Tensor | None = None) -> torch.Tensor:
+        """Sum of a per-token quantity (default: `logps`) over each completion, (S,)."""
+        values = self.logps if values is None else values
+        assert values is not None
+        return values.new_zeros(self.num_completions).index_add(0, self.segment, values)
+
+    @property
+    def lengths(self) -> torch.Tensor:
+        """Scored tokens of each completion, (S,) in the dtype of the log-probs."""
+        like = next(v for v in (self.logps, self.values, self.hidden, self.step_logits) if v is not None)
+        ones = like.new_ones(self.segment.shape[0])
+        return like.new_zeros(self.num_completions).index_add(0, self.segment, ones)
+
+
+@dataclass(slots=True)
+class Rollout:
+    """Completions sampled for a list of prompts, as the engine produced them: ids are never decoded on the way to a loss."""
+
+    prompts: list[list[int]]  # prompt ids, one list per prompt
+    completions: list[list[list[int]]]  # [prompt][sample] ids, the stop id included where it was emitted
+    sampler_logps: list[list[list[float]]]  # like completions; nats, under the very distribution sampled from
+    finish_reasons: list[list[str]]  # [prompt][sample] "stop" or "length"
+    loss_mask: list[list[list[int]]] | None = None  # 0 where the model did not write the token (tools); None = all 1
+
+
+@dataclass(slots=True)
+class Mean:
+    """A metric as a sum and a count, so that it can be added up over micro-batches, steps and ranks before dividing."""
+
+    total: Any  # () tensor or float
+    count: Any  # () tensor or float
+
+
+@dataclass(slots=True)
+class Extreme:
+    """A metric that is the largest (or smallest) value seen since the last log line."""
+
+    value: Any  # () tensor or float
+    largest: bool = True
+
+
+@dataclass(slots=True)
+class Term:
+    """One additive part of a loss: unreduced values, and the name of the step-wide count that divides their sum."""
+
+    values: torch.Tensor  # (n,)
+    per: str  # "tokens", "completions", "trees", or a count that the method declares
+    weight: float = 1.0
+
+
+@dataclass(slots=True)
+class LossOutput:
+    """What a method returns for one micro-batch: loss = sum over terms of weight * values.sum() / counts[per]."""
+
+    terms: list[Term]
+    metrics: dict[str, Mean | Extreme] = field(default_factory=dict)

@@ -1,0 +1,129 @@
+"""Reads a run directory into memory. Every file is optional, and a last line cut off by a crash is left out."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from strop.errors import SetupError
+
+FILES = ("metrics.jsonl", "samples.jsonl", "config.yaml", "data.json", "run.json")
+"""Files by which a folder is known to be a run."""
+NOT_CURVES = ("step", "epoch", "total_flos", "train_*", "*_runtime", "*_per_second")
+"""Keys (patterns) that are no curve: counters of progress, and numbers about the whole run or one evaluation."""
+
+
+@dataclass
+class Run:
+    """One training run as it lies on disk."""
+
+    name: str
+    folder: Path
+    metrics: list[dict[str, Any]] = field(default_factory=list)  # one entry per log line, with "step"
+    samples: list[dict[str, Any]] = field(default_factory=list)  # one entry per completion, with "step"
+    config: dict[str, Any] = field(default_factory=dict)
+    data: dict[str, dict[str, Any]] = field(default_factory=dict)  # set name -> what the data checks found
+    facts: dict[str, Any] = field(default_factory=dict)  # versions, layout, start
+    unread: list[str] = field(default_factory=list)  # what could not be read, and why
+
+    @property
+    def method(self) -> str:
+        """The method's name in lower case, or the empty string."""
+        return str(self.config.get("method", ""))
+
+    def series(self) -> dict[str, list[tuple[float, float]]]:
+        """Metric key -> (step, value) points in order of steps; a value that is no finite number is left out."""
+        points: dict[str, dict[float, float]] = {}
+        for line in self.metrics:
+            for key, value in line.items():
+                if _is_number(value) and not any(fnmatchcase(key, pattern) for pattern in NOT_CURVES):
+                    points.setdefault(key, {})[float(line.get("step", 0))] = float(value)
+        return {key: sorted(by_step.items()) for key, by_step in points.items()}
+
+    def totals(self) -> dict[str, float]:
+        """Numbers about the whole training (`train_runtime`, `train_loss`, ...)."""
+        found = {k: v for line in self.metrics for k, v in line.items() if k.startswith("train_") and _is_number(v)}
+        return dict(sorted(found.items()))
+
+    @property
+    def last_step(self) -> int:
+        return int(max((line.get("step", 0) for line in self.metrics), default=0))
+
+
+def read_run(folder: Path, name: str | None = None) -> Run:
+    """The run in `folder`."""
+    run = Run(name or folder.name, folder)
+    run.metrics = _lines(folder / "metrics.jsonl", run.unread)
+    run.samples = _lines(folder / "samples.jsonl", run.unread)
+    run.config = _document(folder / "config.yaml", run.unread)
+    run.data = {k: v for k, v in _document(folder / "data.json", run.unread).items() if isinstance(v, dict)}
+    run.facts = _document(folder / "run.json", run.unread)
+    return run
+
+
+def find_runs(folder: Path) -> list[Run]:
+    """The run in `folder` itself and those in its direct subfolders, oldest first.
+
+    Raises `SetupError` if there is none.
+    """
+    if not folder.is_dir():
+        raise SetupError(f"{folder} is not a folder. Give the output_dir of a run.")
+    places = [folder, *(p for p in folder.iterdir() if p.is_dir() and not p.name.startswith("checkpoint-"))]
+    places = [place for place in places if any((place / name).is_file() for name in FILES)]
+    if not places and not (folder / "summary.json").is_file():
+        wanted = ", ".join(FILES)
+        raise SetupError(
+            f"{folder} holds no run: none of {wanted} is there or one folder below. Give a run's output_dir."
+        )
+    runs = [read_run(place, folder.resolve().name if place == folder else place.name) for place in places]
+    return sorted(runs, key=lambda run: (run.folder != folder, str(run.facts.get("started", "")), _changed(run.folder)))
+
+
+def read_summary(folder: Path) -> dict[str, Any]:
+    """summary.json of a demonstration or benchmark, empty if there is none."""
+    return _document(folder / "summary.json", [])
+
+
+def _lines(path: Path, unread: list[str]) -> list[dict[str, Any]]:
+    if not path.is_file():
+        return []
+    rows, broken = [], []
+    text = path.read_text(encoding="utf-8", errors="replace").splitlines()
+    for number, line in enumerate(text, 1):
+        try:
+            row = json.loads(line) if line.strip() else None
+        except json.JSONDecodeError:
+            broken.append(number)
+            continue
+        if isinstance(row, dict):
+            rows.append(row)
+    if broken:
+        said = f"{len(broken)} of {len(text)} lines are not JSON (first: line {broken[0]})"
+        unread.append(f"{path.name}: {said}; left out.")
+    return rows
+
+
+def _document(path: Path, unread: list[str]) -> dict[str, Any]:
+    if not path.is_file():
+        return {}
+    text = path.read_text(encoding="utf-8", errors="replace")
+    try:
+        content = yaml.safe_load(text) if path.suffix == ".yaml" else json.loads(text)
+    except (yaml.YAMLError, json.JSONDecodeError) as error:
+        unread.append(f"{path.name} cannot be read: {str(error).splitlines()[0]}")
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def _changed(folder: Path) -> int:
+    return max((path.stat().st_mtime_ns for name in FILES if (path := folder / name).is_file()), default=0)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)

@@ -1,0 +1,50 @@
+"""Rewards: completion -> score. Functions, models, judges, verifiers, behind one call that cannot break a run.
+
+    from strop.rewards import RewardSet, accuracy_reward
+    table = RewardSet([accuracy_reward], on_error="skip").score(prompts, completions, completion_ids, columns)
+
+Everything is loaded on first use; importing this package, or a verifier, does not import torch.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+_HOMES = {
+    "scorer": ("RewardSet",),
+    "table": ("RewardCounts", "RewardTable"),
+    "verifiers": (
+        "exact_match_reward",
+        "get_length_reward",
+        "get_repetition_penalty_reward",
+        "get_soft_overlong_punishment",
+        "length_reward",
+        "think_format_reward",
+    ),
+    "accuracy": ("accuracy_reward", "get_cosine_scaled_reward", "reasoning_accuracy_reward"),
+    "gym_scores": ("reasoning_gym_reward",),
+    "code_tests": ("code_reward", "get_code_reward"),
+    "code_execution": ("Execution", "run_code"),
+    "model_reward": ("ModelReward",),
+    "process_reward": ("ProcessReward",),
+    "judges": ("Judge", "RandomJudge", "RewardModelJudge", "RuleJudge"),
+    "judge_reward": ("JudgeReward",),
+    "language_model_judge": ("LanguageModelJudge",),
+    "endpoint_judge": ("EndpointJudge",),
+}
+_HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
+
+__all__ = sorted(_HOME_OF)
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOME_OF:
+        return getattr(importlib.import_module(f"{__name__}.{_HOME_OF[name]}"), name)
+    from strop.errors import did_you_mean
+
+    raise AttributeError(f"module '{__name__}' has no attribute '{name}'.{did_you_mean(name, __all__)}")
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -1,0 +1,209 @@
+"""Mathematical correctness of an answer, by the `math-verify` package: `1/2`, `0.5` and `\\frac{1}{2}` are the same.
+
+Parsing and comparing run computer algebra on text that a model wrote, which can take for ever. Each expression has
+its own time limit where signals allow it (the main thread of a worker or of a script); the reward's worker process is
+the limit that always holds.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import threading
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from strop.errors import ConfigError, SetupError
+from strop.rewards.texts import completion_text
+from strop.rewards.watchdog import alarm_in_use
+
+_PACKAGES = {"math_verify": "math-verify"}
+_PARSE_SECONDS = 10
+_VERIFY_SECONDS = 5
+LogExtra = Callable[[str, list[Any]], None]
+
+
+def accuracy_reward(
+    completions: Sequence[Any], solution: Sequence[Any], log_extra: LogExtra | None = None, **kwargs: Any
+) -> list[float | None]:
+    """1.0 where the completion's answer equals the `solution` column mathematically, else 0.0.
+
+    The answer must stand in LaTeX: `\\boxed{...}` first, then any LaTeX introduced as the answer.
+
+    Args:
+        completions: (n,) strings or message lists.
+        solution: (n,) column of gold answers; None, or one that cannot be parsed, abstains.
+        log_extra: given by the caller; receives what was parsed.
+
+    Returns:
+        (n,) 0.0, 1.0 or None.
+
+    Raises:
+        SetupError: math-verify is not installed.
+    """
+    return _accuracy([completion_text(completion) for completion in completions], solution, log_extra)
+
+
+def reasoning_accuracy_reward(
+    completions: Sequence[Any],
+    solution: Sequence[Any],
+    reasoning_delimiters: Sequence[str] | None = None,
+    log_extra: LogExtra | None = None,
+    **kwargs: Any,
+) -> list[float | None]:
+    """`accuracy_reward` of what follows the reasoning; 0.0 where the reasoning does not end.
+
+    Args:
+        completions: (n,) strings or message lists.
+        solution: (n,) column of gold answers; None, or one that cannot be parsed, abstains.
+        reasoning_delimiters: strings that end the reasoning; the answer follows the last of them. Default `</think>`.
+        log_extra: given by the caller.
+
+    Returns:
+        (n,) 0.0, 1.0 or None.
+
+    Differs from TRL: a row whose gold answer cannot be parsed abstains even if its reasoning does not end.
+    """
+    delimiters = list(reasoning_delimiters or ["</think>"])
+    answers = [_after_reasoning(completion_text(completion), delimiters) for completion in completions]
+    return _accuracy(answers, solution, log_extra)
+
+
+def get_cosine_scaled_reward(
+    max_len: int,
+    min_value_wrong: float = -1.0,
+    max_value_wrong: float = -0.5,
+    min_value_correct: float = 0.5,
+    max_value_correct: float = 1.0,
+) -> CosineScaledReward:
+    """Accuracy scaled by length: right and short is best, wrong and short is worst.
+
+    r = low + (high - low) / 2 * (1 + cos(pi * min(|y| / max_len, 1)))
+
+    with (low, high) = (min_value_correct, max_value_correct) for right answers and (max_value_wrong,
+    min_value_wrong) for wrong ones.
+
+    Args:
+        max_len: tokens at which the schedule ends, > 0.
+        min_value_wrong: reward of a wrong answer of length 0.
+        max_value_wrong: reward of a wrong answer of length max_len.
+        min_value_correct: reward of a right answer of length max_len.
+        max_value_correct: reward of a right answer of length 0.
+
+    Source: arXiv 2502.03373, appendix C.1.
+    """
+    return CosineScaledReward(max_len, min_value_wrong, max_value_wrong, min_value_correct, max_value_correct)
+
+
+class CosineScaledReward:
+    """See `get_cosine_scaled_reward`."""
+
+    reward_name = "cosine_scaled_reward"
+    requires = _PACKAGES
+
+    def __init__(
+        self,
+        max_len: int,
+        min_value_wrong: float,
+        max_value_wrong: float,
+        min_value_correct: float,
+        max_value_correct: float,
+    ) -> None:
+        if max_len < 1:
+            raise ConfigError(f"max_len is {max_len!r}; it must be a positive number of tokens.")
+        self.max_len = max_len
+        self.wrong = (max_value_wrong, min_value_wrong)  # (long, short)
+        self.correct = (min_value_correct, max_value_correct)
+
+    def __call__(
+        self,
+        completions: Sequence[Any],
+        solution: Sequence[Any],
+        completion_ids: Sequence[Sequence[int]],
+        **kwargs: Any,
+    ) -> list[float | None]:
+        accuracy = accuracy_reward(completions, solution)
+        return [
+            None if right is None else self._scaled(bool(right), len(ids))
+            for right, ids in zip(accuracy, completion_ids, strict=True)
+        ]
+
+    def _scaled(self, right: bool, length: int) -> float:
+        at_end, at_start = self.correct if right else self.wrong
+        progress = min(length / self.max_len, 1.0)
+        return at_end + 0.5 * (at_start - at_end) * (1.0 + math.cos(progress * math.pi))
+
+
+def _accuracy(answers: Sequence[str | None], solution: Sequence[Any], log_extra: LogExtra | None) -> list[float | None]:
+    """Compare answers (None: none was given) with gold texts."""
+    checker = _Checker()
+    rewards: list[float | None] = []
+    parsed_golds: list[str] = []
+    parsed_answers: list[str] = []
+    for answer, gold_text in zip(answers, solution, strict=True):
+        gold = [] if gold_text is None else checker.parse_gold(str(gold_text))
+        answer_parsed = checker.parse_answer(answer) if gold and answer is not None else []
+        parsed_golds.append(_shown(gold))
+        parsed_answers.append(_shown(answer_parsed))
+        if not gold:
+            rewards.append(None)
+        else:
+            rewards.append(float(bool(answer_parsed) and checker.verify(gold, answer_parsed)))
+    if log_extra is not None:
+        log_extra("solution", list(solution))
+        log_extra("gold_parsed", parsed_golds)
+        log_extra("answer_parsed", parsed_answers)
+    return rewards
+
+
+class _Checker:
+    """The three calls into math-verify, with the time limits that are possible here."""
+
+    def __init__(self) -> None:
+        try:
+            import math_verify
+            from latex2sympy2_extended import NormalizationConfig
+        except ImportError:
+            raise SetupError("This reward needs the package math-verify. Install it: pip install math-verify") from None
+        self._package = math_verify
+        self._extraction = [
+            math_verify.LatexExtractionConfig(
+                normalization_config=NormalizationConfig(units=True),
+                boxed_match_priority=0,
+                try_extract_without_anchor=False,
+            )
+        ]
+        signals = threading.current_thread() is threading.main_thread() and not alarm_in_use()
+        self._parse_seconds = _PARSE_SECONDS if signals else None
+        self._verify_seconds = _VERIFY_SECONDS if signals else None
+        if not signals:  # the package warns about every call without a limit; the caller holds one
+            logging.getLogger("math_verify").setLevel(logging.ERROR)
+
+    def parse_gold(self, text: str) -> list[Any]:
+        return self._package.parse(text, parsing_timeout=self._parse_seconds)
+
+    def parse_answer(self, text: str) -> list[Any]:
+        return self._package.parse(
+            text,
+            extraction_config=self._extraction,
+            extraction_mode="first_match",
+            parsing_timeout=self._parse_seconds,
+        )
+
+    def verify(self, gold: list[Any], answer: list[Any]) -> bool:
+        return self._package.verify(gold, answer, timeout_seconds=self._verify_seconds)
+
+
+def _after_reasoning(text: str, delimiters: Sequence[str]) -> str | None:
+    ends = [at + len(delimiter) for delimiter in delimiters if (at := text.rfind(delimiter)) >= 0]
+    return text[max(ends) :] if ends else None
+
+
+def _shown(parsed: list[Any]) -> str:
+    """The parsed text itself (its last entry): printing a symbolic expression can take for ever."""
+    texts = [part for part in parsed if isinstance(part, str)]
+    return texts[-1][:200] if texts else "[not parsed]"
+
+
+accuracy_reward.requires = _PACKAGES  # type: ignore[attr-defined]
+reasoning_accuracy_reward.requires = _PACKAGES  # type: ignore[attr-defined]

@@ -1,0 +1,121 @@
+"""A local causal language model as a judge: no text is sampled, its preference for "A" over "B" is read off."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from strop.errors import ConfigError, SetupError
+from strop.model.wrappers import base_model
+from strop.rewards.judges import JUDGE_INSTRUCTION, Judge, Pair, both_orders, judge_question
+from strop.rewards.padded import batches_by_tokens, device_of, evaluating, final_hidden, right_padded
+
+
+class LanguageModelJudge(Judge):
+    """A causal language model that is asked which answer is better, with both orders averaged.
+
+    P(A) = p("A") / (p("A") + p("B")) of the next token after the question;
+    P(first wins) = (P(A | first shown as A) + 1 - P(A | first shown as B)) / 2.
+
+    Args:
+        model: a causal language model, or an id or directory of one.
+        processing_class: its tokenizer; None loads the one saved beside it. With a chat template the question is a
+            user message, without one it is plain text.
+        instruction: what makes an answer better.
+        max_tokens: tokens of one forward pass, padding included.
+        max_length: questions with more tokens get no verdict. Default: the model's positions.
+        device: where a model given by id is put.
+
+    Raises:
+        ConfigError: there is no tokenizer, or it cannot tell "A" from "B".
+        SetupError: the model cannot be loaded.
+    """
+
+    name = "language_model_judge"
+
+    def __init__(
+        self,
+        model: Any,
+        processing_class: Any = None,
+        *,
+        instruction: str = JUDGE_INSTRUCTION,
+        max_tokens: int = 16384,
+        max_length: int | None = None,
+        device: Any = None,
+    ) -> None:
+        from strop.rewards.model_reward import load_tokenizer, longest_input
+
+        if isinstance(model, str):
+            processing_class = processing_class if processing_class is not None else load_tokenizer(model)
+            model = _load(model, device)
+        self.model = model
+        self._inner = base_model(model)
+        path = str(getattr(self._inner.config, "_name_or_path", "") or "")
+        self.tokenizer = processing_class if processing_class is not None else load_tokenizer(path)
+        self.instruction = instruction
+        self.max_tokens = max_tokens
+        self.max_length = max_length or longest_input(self._inner, self.tokenizer)
+        self._letters = [_letter_ids(self.tokenizer, letter) for letter in "AB"]
+        if not all(self._letters) or set(self._letters[0]) & set(self._letters[1]):
+            raise ConfigError("The judge's tokenizer has no tokens of their own for 'A' and 'B'. Use another model.")
+
+    def judge_pairs(self, prompts: Sequence[Any], pairs: Sequence[Pair]) -> Sequence[float | None]:
+        there = [self._question(prompt, first, second) for prompt, (first, second) in zip(prompts, pairs, strict=True)]
+        back = [self._question(prompt, second, first) for prompt, (first, second) in zip(prompts, pairs, strict=True)]
+        answers = self._probability_of_a(there + back)
+        return both_orders(answers[: len(there)], answers[len(there) :])
+
+    def _question(self, prompt: str, first: str, second: str) -> list[int]:
+        text = judge_question(self.instruction, prompt, first, second)
+        if getattr(self.tokenizer, "chat_template", None):
+            rendered = self.tokenizer.apply_chat_template(
+                [{"role": "user", "content": text}], tokenize=False, add_generation_prompt=True
+            )
+            return list(self.tokenizer(rendered, add_special_tokens=False)["input_ids"])
+        return list(self.tokenizer(f"{text}\nBetter answer:")["input_ids"])
+
+    def _probability_of_a(self, questions: Sequence[list[int]]) -> list[float | None]:
+        found: list[float | None] = [None] * len(questions)
+        readable = [i for i, ids in enumerate(questions) if 0 < len(ids) <= self.max_length]
+        device = device_of(self._inner)
+        with evaluating(self.model):
+            for batch in batches_by_tokens([len(questions[i]) for i in readable], self.max_tokens):
+                rows = [readable[at] for at in batch]
+                ids, mask = right_padded([questions[row] for row in rows], device)
+                hidden = final_hidden(self._inner, ids, mask)  # (S, T, H)
+                last = hidden[
+                    torch.arange(len(rows), device=hidden.device), (mask.sum(1) - 1).to(hidden.device)
+                ]  # (S, H)
+                for row, value in zip(rows, self._read(last).tolist(), strict=True):
+                    found[row] = value
+        return found
+
+    def _read(self, hidden: torch.Tensor) -> torch.Tensor:
+        """P(A) from the states before the answer, (S, H) -> (S,)."""
+        logits = self._inner.get_output_embeddings()(hidden).float()  # (S, V)
+        a, b = (logits[:, list(letter)].logsumexp(dim=1) for letter in self._letters)  # (S,) each
+        return torch.sigmoid(a - b)
+
+
+def _letter_ids(tokenizer: Any, letter: str) -> tuple[int, ...]:
+    """The single tokens that an answer may begin with: the letter with and without a blank before it."""
+    found = []
+    for text in (letter, f" {letter}"):
+        ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+        if len(ids) == 1:
+            found.append(int(ids[0]))
+    return tuple(dict.fromkeys(found))
+
+
+def _load(path: str, device: Any) -> Any:
+    from transformers import AutoModelForCausalLM
+
+    try:
+        model = AutoModelForCausalLM.from_pretrained(path, dtype="auto")
+    except (OSError, ValueError) as error:
+        raise SetupError(f"The judge model '{path}' cannot be loaded: {str(error).splitlines()[0]}") from None
+    if device is None:
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    return model.to(device)

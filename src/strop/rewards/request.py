@@ -1,0 +1,132 @@
+"""One batch of completions that is to be scored: checked, cut to rows, and packed for a worker."""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from types import SimpleNamespace
+from typing import Any
+
+from strop.errors import DataError
+from strop.rewards.contract import OFFERED, Accepts, describe_exception
+
+
+class CannotSend(Exception):
+    """An argument cannot be pickled; the text says which and why."""
+
+
+@dataclass(slots=True)
+class ScoringRequest:
+    """What every reward of one call is asked about; all lists have one entry per completion."""
+
+    prompts: list[Any]  # (n,) strings or message lists
+    completions: list[Any]  # (n,) strings or message lists
+    completion_ids: list[list[int]] | None = None  # (n,) the sampled token ids
+    columns: dict[str, list[Any]] = field(default_factory=dict)  # the other columns of the rows
+    trainer_state: Any = None
+    environments: list[Any] | None = None  # (n,) live objects; they never leave this process
+    _blobs: dict[str, bytes] = field(default_factory=dict)
+
+    @classmethod
+    def checked(
+        cls,
+        prompts: Sequence[Any],
+        completions: Sequence[Any],
+        completion_ids: Sequence[Any] | None,
+        columns: Mapping[str, Sequence[Any]] | None,
+        trainer_state: Any = None,
+        environments: Sequence[Any] | None = None,
+    ) -> ScoringRequest:
+        """Check that everything has one entry per completion.
+
+        Raises:
+            DataError: lengths differ, or a column has the name of a fixed argument; all problems at once.
+        """
+        columns = dict(columns or {})
+        n_rows = len(completions)
+        sized = {"prompts": prompts, "completion_ids": completion_ids, "environments": environments}
+        problems = [
+            f"'{name}' has {len(value)} entries, the batch has {n_rows} completions"
+            for name, value in {**sized, **columns}.items()
+            if value is not None and len(value) != n_rows
+        ]
+        problems += [
+            f"a column is called '{name}', which is the name of a fixed argument of reward functions: rename the column"
+            for name in columns
+            if name in OFFERED
+        ]
+        if problems:
+            raise DataError.collect("These completions cannot be scored.", problems)
+        return cls(
+            prompts=list(prompts),
+            completions=list(completions),
+            completion_ids=None if completion_ids is None else list(completion_ids),
+            columns={name: list(values) for name, values in columns.items()},
+            trainer_state=trainer_state,
+            environments=None if environments is None else list(environments),
+        )
+
+    @property
+    def n_rows(self) -> int:
+        return len(self.completions)
+
+    def take(self, rows: Sequence[int]) -> ScoringRequest:
+        """The same request for some of the rows."""
+
+        def cut(values: list[Any]) -> list[Any]:
+            return [values[row] for row in rows]
+
+        return ScoringRequest(
+            prompts=cut(self.prompts),
+            completions=cut(self.completions),
+            completion_ids=None if self.completion_ids is None else cut(self.completion_ids),
+            columns={name: cut(values) for name, values in self.columns.items()},
+            trainer_state=self.trainer_state,
+            environments=None if self.environments is None else cut(self.environments),
+        )
+
+    def offered(self) -> dict[str, Any]:
+        """Everything a function in this process may ask for, by name."""
+        fixed = {
+            "prompts": self.prompts,
+            "completions": self.completions,
+            "completion_ids": self.completion_ids,
+            "environments": self.environments,
+        }
+        present = {name: value for name, value in fixed.items() if value is not None}
+        return {**present, **self.columns, "trainer_state": self.trainer_state}
+
+    def blobs(self, accepts: Accepts) -> dict[str, bytes]:
+        """The arguments that a function accepts, each pickled once per request however many workers ask for it.
+
+        The trainer state goes as a `SimpleNamespace` of its plain data. Environments are live objects and stay.
+
+        Raises:
+            CannotSend: an argument cannot be pickled.
+        """
+        names = [name for name in self.offered() if name != "environments" and accepts.wants(name)]
+        for name in names:
+            if name not in self._blobs:
+                value = snapshot(self.trainer_state) if name == "trainer_state" else self.offered()[name]
+                try:
+                    self._blobs[name] = pickle.dumps(value, protocol=pickle.HIGHEST_PROTOCOL)
+                except Exception as error:
+                    raise CannotSend(f"the argument '{name}' cannot be pickled: {describe_exception(error)}") from None
+        return {name: self._blobs[name] for name in names}
+
+
+def snapshot(state: Any) -> Any:
+    """The plain data of a trainer's state, so that a worker can read it without importing transformers."""
+    fields = getattr(state, "__dict__", None)
+    if fields is None:
+        return state if _is_plain(state) else None
+    return SimpleNamespace(**{name: value for name, value in fields.items() if _is_plain(value)})
+
+
+def _is_plain(value: Any) -> bool:
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return True
+    if isinstance(value, (list, tuple)):
+        return all(map(_is_plain, value))
+    return isinstance(value, dict) and all(map(_is_plain, value)) and all(map(_is_plain, value.values()))

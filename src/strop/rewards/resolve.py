@@ -1,0 +1,163 @@
+"""From what a user passes as `reward_funcs` to named callables: functions, verifier names, models, judges."""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import os
+import re
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.util import find_spec
+from typing import Any
+
+from strop.errors import ConfigError, SetupError, did_you_mean
+from strop.rewards.contract import RewardFunction
+
+VERIFIERS = {
+    "accuracy_reward": "strop.rewards.accuracy",
+    "reasoning_accuracy_reward": "strop.rewards.accuracy",
+    "think_format_reward": "strop.rewards.verifiers",
+    "exact_match_reward": "strop.rewards.verifiers",
+    "length_reward": "strop.rewards.verifiers",
+    "code_reward": "strop.rewards.code_tests",
+}
+"""Rewards that can be asked for by name; `reasoning_gym:TASK` is understood too."""
+
+_DOTTED = re.compile(r"^[A-Za-z_]\w*(\.[A-Za-z_]\w*)*[.:][A-Za-z_]\w*$")
+
+
+@dataclass(frozen=True, slots=True)
+class NamedReward:
+    """A reward, ready to be called, under a name that no other reward of the set has."""
+
+    name: str
+    function: RewardFunction
+    is_function: bool  # a plain function, which may be isolated; models and judges are not
+
+
+def resolve_rewards(
+    reward_funcs: Any,
+    processing_classes: Any = None,
+    *,
+    device: Any = None,
+    model_init_kwargs: dict[str, Any] | None = None,
+) -> list[NamedReward]:
+    """Make a list of named rewards.
+
+    Args:
+        reward_funcs: one reward or a list: a function (sync or async), the name of a verifier,
+            `package.module.function`, a model id or directory, a model, a `Judge`, or anything callable.
+        processing_classes: tokenizers for reward models, aligned with `reward_funcs` (None: the model's own).
+        device: where models given by id are put.
+        model_init_kwargs: for `from_pretrained` of models given by id.
+
+    Raises:
+        ConfigError: nothing, or something that is no reward, was given.
+        SetupError: a package that a verifier needs is missing, or a model cannot be loaded.
+    """
+    given = list(reward_funcs) if isinstance(reward_funcs, (list, tuple)) else [reward_funcs]
+    if not given or any(item is None for item in given):
+        raise ConfigError("No reward was given. Pass reward_funcs: a function, a model, a judge, or a list of these.")
+    tokenizers = _aligned(processing_classes, len(given))
+    resolved = [
+        _resolve(item, tokenizer, device, model_init_kwargs or {})
+        for item, tokenizer in zip(given, tokenizers, strict=True)
+    ]
+    _check_packages(resolved)
+    return _with_distinct_names(resolved)
+
+
+def _resolve(item: Any, tokenizer: Any, device: Any, model_init_kwargs: dict[str, Any]) -> NamedReward:
+    if isinstance(item, str):
+        found = _function_by_name(item)
+        if found is None:
+            from strop.rewards.model_reward import load_reward_model
+
+            found = load_reward_model(item, tokenizer, device=device, **model_init_kwargs)
+            return NamedReward(name_of(found), found, False)
+        item = found
+    torch = sys.modules.get("torch")
+    if torch is not None and isinstance(item, torch.nn.Module):
+        from strop.rewards.model_reward import wrap_reward_model
+
+        item = wrap_reward_model(item, tokenizer)
+    if hasattr(item, "probabilities") and hasattr(item, "compare"):
+        from strop.rewards.judge_reward import JudgeReward
+
+        item = JudgeReward(item)
+    if not callable(item):
+        raise ConfigError(
+            f"{item!r} is not a reward. Pass a function (completions, **kwargs) -> list of numbers, "
+            "a model id, a model, or a judge."
+        )
+    return NamedReward(name_of(item), item, not getattr(item, "runs_models", False))
+
+
+def _function_by_name(name: str) -> RewardFunction | None:
+    """The function that a string names, or None if it must be a model."""
+    if name in VERIFIERS:
+        return getattr(importlib.import_module(VERIFIERS[name]), name)
+    if name.startswith("reasoning_gym:"):
+        from strop.rewards.gym_scores import reasoning_gym_reward
+
+        return reasoning_gym_reward(name.partition(":")[2])
+    if os.path.exists(name) or not _DOTTED.match(name):
+        if "/" not in name and not os.path.exists(name) and (hint := did_you_mean(name, VERIFIERS)):
+            raise ConfigError(f"There is no reward called '{name}'.{hint}")
+        return None
+    module_name, _, attribute = name.replace(":", ".").rpartition(".")
+    try:
+        function = getattr(importlib.import_module(module_name), attribute)
+    except (ImportError, AttributeError) as error:
+        raise SetupError(
+            f"The reward '{name}' looks like a function in a module, but it cannot be imported: {error}. "
+            "Give package.module.function, the name of a built-in reward, or a model id or directory."
+        ) from None
+    if not callable(function):
+        raise ConfigError(f"The reward '{name}' is not a function; it is a {type(function).__name__}.")
+    return function
+
+
+def name_of(function: Any) -> str:
+    """The name that metrics use: `__name__`, of the inner function of a partial, or of the class of an instance."""
+    while isinstance(function, functools.partial):
+        function = function.func
+    name = getattr(function, "reward_name", None) or getattr(function, "__name__", None)
+    return str(name or type(function).__name__)
+
+
+def _aligned(processing_classes: Any, n_rewards: int) -> Sequence[Any]:
+    if processing_classes is None:
+        return [None] * n_rewards
+    if not isinstance(processing_classes, (list, tuple)):
+        return [processing_classes] * n_rewards
+    if len(processing_classes) != n_rewards:
+        raise ConfigError(
+            f"{len(processing_classes)} reward processing classes were given for {n_rewards} rewards. "
+            "Give one per reward; None where the reward is a function or uses its own tokenizer."
+        )
+    return processing_classes
+
+
+def _check_packages(rewards: Sequence[NamedReward]) -> None:
+    problems = [
+        f"'{reward.name}' needs {package}: pip install {package}"
+        for reward in rewards
+        for module, package in getattr(reward.function, "requires", {}).items()
+        if find_spec(module) is None
+    ]
+    if problems:
+        raise SetupError.collect("Packages that rewards need are missing.", problems)
+
+
+def _with_distinct_names(rewards: Sequence[NamedReward]) -> list[NamedReward]:
+    seen: dict[str, int] = {}
+    named = []
+    for reward in rewards:
+        seen[reward.name] = seen.get(reward.name, 0) + 1
+        count = seen[reward.name]
+        name = reward.name if count == 1 else f"{reward.name}_{count}"
+        named.append(NamedReward(name, reward.function, reward.is_function))
+    return named

@@ -1,0 +1,334 @@
+"""`RewardSet`: one call that scores completions with every kind of reward, and that no reward can break.
+
+    rewards = RewardSet([accuracy_reward, "path/to/reward-model"], weights=[1.0, 0.5], on_error="skip")
+    table = rewards.score(prompts, completions, completion_ids, {"solution": solutions})
+    table.total()                                        # one number per completion
+
+Plain functions run in worker processes where that does not change what they mean (`isolate`), all at the same time;
+whatever they do, a call returns within about twice `timeout_seconds`, with a number, an abstention or a counted
+failure for every completion.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import threading
+import weakref
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from strop.errors import ConfigError, DataError, RewardError, SetupError, did_you_mean
+from strop.records import Mean
+from strop.rewards.calls import RewardCall, run_home_async
+from strop.rewards.contract import HOOKS, Failure, Outcome, describe
+from strop.rewards.request import ScoringRequest
+from strop.rewards.resolve import resolve_rewards
+from strop.rewards.row_search import search_rows, worth_searching
+from strop.rewards.table import RewardCounts, RewardTable
+
+ON_ERROR = ("raise", "skip", "penalize")
+
+_logger = logging.getLogger("strop.rewards")
+_WARNINGS_PER_REWARD = 5
+_FAILURES_KEPT = 20
+
+
+class RewardSet:
+    """Scores completions with one or several rewards.
+
+    Args:
+        reward_funcs: one reward or a list. A function `f(prompts, completions, completion_ids, **columns,
+            trainer_state, log_metric, log_extra, environments)` that returns one float or None (abstain) per
+            completion, sync or async; it is given only the arguments that its signature names. One whose values
+            compare rows with each other should say so: `function.needs_groups = True`. Or the name of a verifier,
+            `package.module.function`, a model id, a model, a judge.
+        weights: one number per reward; 1.0 each if not given.
+        processing_classes: tokenizers of reward models, one per reward, None where the model's own serves.
+        on_error: what happens to rows whose reward failed. "raise": a `RewardError` that names reward, row and
+            cause. "skip": the row counts as abstained (NaN). "penalize": the row gets `penalty`. Under the last two
+            the batch is asked about again row by row, so that one bad row costs one value and not the batch.
+        penalty: the value of a failed row under "penalize", before weights.
+        timeout_seconds: wall-clock limit of one call of one function, for a whole batch. None: no limit.
+        isolate: True runs functions in worker processes and refuses those that cannot move; False runs them in this
+            process; "auto" moves those that can move and keep their meaning. Functions that write to surrounding
+            variables, hold models or tensors, or ask for `environments` stay.
+        memory_limit_bytes: bound on the address space of each worker.
+        device: where models given by id are put.
+        model_init_kwargs: for `from_pretrained` of models given by id.
+
+    Raises:
+        ConfigError: a setting is wrong; all at once.
+        SetupError: a package is missing, a model cannot be loaded, or a function cannot be isolated though it must.
+    """
+
+    def __init__(
+        self,
+        reward_funcs: Any,
+        *,
+        weights: Sequence[float] | None = None,
+        processing_classes: Any = None,
+        on_error: str = "raise",
+        penalty: float = -1.0,
+        timeout_seconds: float | None = 300.0,
+        isolate: str | bool = "auto",
+        memory_limit_bytes: int | None = None,
+        device: Any = None,
+        model_init_kwargs: dict[str, Any] | None = None,
+    ) -> None:
+        self.on_error = on_error
+        self.penalty = penalty
+        self.timeout_seconds = timeout_seconds
+        _check_settings(on_error, penalty, timeout_seconds, isolate)
+        resolved = resolve_rewards(reward_funcs, processing_classes, device=device, model_init_kwargs=model_init_kwargs)
+        self.weights = _read_weights(weights, len(resolved))
+        self._calls = [
+            RewardCall(
+                reward.name,
+                reward.function,
+                isolate=isolate,
+                timed=reward.is_function,
+                memory_limit_bytes=memory_limit_bytes,
+            )
+            for reward in resolved
+        ]
+        self._warned = dict.fromkeys(self.names, 0)
+        self._lock = threading.RLock()
+        self._checked: frozenset[str] | None = None
+        weakref.finalize(self, _close_all, self._calls)
+
+    @property
+    def names(self) -> list[str]:
+        """The rewards' names, as metrics use them."""
+        return [call.name for call in self._calls]
+
+    @property
+    def functions(self) -> list[Any]:
+        """The callables behind the names: functions, model rewards, judge rewards."""
+        return [call.function for call in self._calls]
+
+    @property
+    def places(self) -> dict[str, str]:
+        """Where each reward runs, and why there."""
+        return {call.name: call.place for call in self._calls}
+
+    def __len__(self) -> int:
+        return len(self._calls)
+
+    def __enter__(self) -> RewardSet:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    def start(self) -> None:
+        """Start the workers now and wait for them; otherwise the first `score` does it."""
+        with self._lock:
+            for call in self._calls:
+                call.launch()
+            for call in self._calls:
+                call.wait_ready()
+
+    def close(self) -> None:
+        """End the workers; a later `score` starts new ones."""
+        with self._lock:
+            _close_all(self._calls)
+
+    def check_columns(self, columns: Sequence[str], *, has_ids: bool = True, has_environments: bool = False) -> None:
+        """Check at set-up that the rows offer what the functions ask for.
+
+        Raises:
+            DataError: a function has a required argument that is neither a fixed one nor a column.
+        """
+        offered = {"prompts", "completions", "trainer_state", *HOOKS, *columns}
+        offered |= {"completion_ids"} if has_ids else set()
+        offered |= {"environments"} if has_environments else set()
+        problems = [
+            f"reward '{call.name}' asks for '{name}'; there is no such column.{did_you_mean(name, columns)}"
+            for call in self._calls
+            for name in call.accepts.missing(offered)
+        ]
+        if problems:
+            shown = ", ".join(sorted(columns)) or "none"
+            raise DataError.collect(
+                f"Rewards ask for columns that the rows do not have (they have: {shown}).", problems
+            )
+
+    def score(
+        self,
+        prompts: Sequence[Any],
+        completions: Sequence[Any],
+        completion_ids: Sequence[Sequence[int]] | None = None,
+        columns: Mapping[str, Sequence[Any]] | None = None,
+        *,
+        trainer_state: Any = None,
+        environments: Sequence[Any] | None = None,
+    ) -> RewardTable:
+        """Score a batch.
+
+        Args:
+            prompts: (n,) strings, or message lists for conversational data.
+            completions: (n,) strings, or message lists.
+            completion_ids: (n,) the sampled token ids.
+            columns: the rows' other columns, each with one entry per completion.
+            trainer_state: passed on to functions that ask for it; workers get its plain data.
+            environments: (n,) live environment objects, for functions in this process.
+
+        Returns:
+            A `RewardTable`.
+
+        Raises:
+            DataError: lengths differ, or a function asks for a column that does not exist.
+            RewardError: a reward failed and `on_error` is "raise".
+            SetupError: a reward says that its own set-up is wrong, whatever `on_error` is.
+        """
+        request = ScoringRequest.checked(prompts, completions, completion_ids, columns, trainer_state, environments)
+        offered = frozenset(request.offered())
+        if offered != self._checked:
+            self.check_columns(
+                list(request.columns), has_ids=completion_ids is not None, has_environments=environments is not None
+            )
+            self._checked = offered
+        if not request.n_rows:
+            return self._table(request, [Outcome() for _ in self._calls])
+        with self._lock:
+            outcomes = self._ask_all(request)
+            outcomes = [self._contain(*pair, request) for pair in zip(self._calls, outcomes, strict=True)]
+        return self._table(request, outcomes)
+
+    def _ask_all(self, request: ScoringRequest) -> list[Outcome]:
+        """One outcome per reward; workers and this process compute at the same time."""
+        outcomes: dict[str, Outcome] = {}
+        try:
+            for call in self._calls:
+                call.launch()
+            for call in self._calls:
+                call.begin(request, self.timeout_seconds)
+            together = [call for call in self._calls if call.at_home and call.is_async and call.timed]
+            if together:
+                answers = run_home_async(together, request, self.timeout_seconds)
+                outcomes.update(zip((call.name for call in together), answers, strict=True))
+            for call in sorted(self._calls, key=lambda call: not call.at_home):
+                if call.name not in outcomes:
+                    outcomes[call.name] = call.finish()
+        finally:
+            for call in self._calls:
+                call.abort()
+        return [outcomes[call.name] for call in self._calls]
+
+    def _contain(self, call: RewardCall, outcome: Outcome, request: ScoringRequest) -> Outcome:
+        """Trace a failed batch to its rows; the result has no `failure`, unless no row could be blamed."""
+        if outcome.failure is not None and outcome.failure.kind == "setup":
+            raise SetupError(f"Reward '{call.name}': {outcome.failure.text}")
+        if not call.row_by_row or not worth_searching(outcome, request.n_rows):
+            return outcome
+        assert outcome.failure is not None
+        found = search_rows(
+            lambda row, seconds: call.run(request.take([row]), seconds),
+            request.n_rows,
+            outcome.failure,
+            timeout_seconds=self.timeout_seconds if call.timed else None,
+            prepare=call.wait_ready,
+            stop_at_first=self.on_error == "raise",
+        )
+        if self.on_error == "raise" and not found.failed:
+            return outcome
+        return found
+
+    def _table(self, request: ScoringRequest, outcomes: Sequence[Outcome]) -> RewardTable:
+        n_rows = request.n_rows
+        values = np.full((len(outcomes), n_rows), np.nan)  # (n_rewards, n_rows)
+        table = RewardTable(values, self.names, self.weights, {})
+        problems: list[tuple[str, str]] = []  # (reward, what happened)
+        for index, (call, outcome) in enumerate(zip(self._calls, outcomes, strict=True)):
+            failed = outcome.failed if outcome.failure is None else dict.fromkeys(range(n_rows), outcome.failure)
+            if outcome.failure is None:
+                values[index] = [np.nan if value is None else value for value in outcome.values]
+            if self.on_error == "penalize":
+                values[index, list(failed)] = self.penalty
+            table.counts[call.name] = self._count(call, outcome, failed, n_rows)
+            problems += [(call.name, text) for text in _explain(call.name, outcome, failed, request)]
+            _collect_pushed(table, call.name, outcome)
+        if problems and self.on_error == "raise":
+            raise RewardError.collect(_title(len(problems)), [text for _, text in problems])
+        table.failures = [text for _, text in problems[:_FAILURES_KEPT]]
+        self._warn(problems)
+        return table
+
+    def _count(self, call: RewardCall, outcome: Outcome, failed: Mapping[int, Failure], n_rows: int) -> RewardCounts:
+        timeouts = sum(failure.kind == "timeout" for failure in failed.values())
+        abstained = sum(value is None and row not in failed for row, value in enumerate(outcome.values))
+        return RewardCounts(
+            rows=n_rows,
+            abstained=abstained,
+            errors=len(failed) - timeouts,
+            timeouts=timeouts,
+            penalised=len(failed) if self.on_error == "penalize" else 0,
+            skipped=len(failed) if self.on_error == "skip" else 0,
+            restarts=call.take_restarts(),
+        )
+
+    def _warn(self, problems: Sequence[tuple[str, str]]) -> None:
+        """Show the first contained failures of each reward; the metrics count them all."""
+        for name, text in problems:
+            self._warned[name] += 1
+            if self._warned[name] <= _WARNINGS_PER_REWARD:
+                last = " (further failures of this reward are counted, not shown)"
+                _logger.warning("%s%s", text, last if self._warned[name] == _WARNINGS_PER_REWARD else "")
+
+
+def _title(n_problems: int) -> str:
+    what = "A reward failed." if n_problems == 1 else "Rewards failed."
+    return f"{what} Repair it, or pass on_error='skip' (leave such rows out) or 'penalize' (give them the penalty)."
+
+
+def _explain(name: str, outcome: Outcome, failed: Mapping[int, Failure], request: ScoringRequest) -> list[str]:
+    """One sentence per failed row, or one for the batch where no row is to blame."""
+    if outcome.failure is not None:
+        return [f"reward '{name}', batch of {request.n_rows}: {outcome.failure.text}"]
+    return [
+        f"reward '{name}', row {row} (completion: {describe(request.completions[row])}): {failure.text}"
+        for row, failure in sorted(failed.items())
+    ]
+
+
+def _collect_pushed(table: RewardTable, name: str, outcome: Outcome) -> None:
+    for key, value in outcome.metrics:
+        mean = table.metrics.setdefault(key, Mean(0.0, 0.0))
+        mean.total += value
+        mean.count += 1.0
+    for key, column in outcome.extras.items():
+        table.extras[key if key not in table.extras else f"{name}/{key}"] = column
+
+
+def _check_settings(on_error: str, penalty: float, timeout_seconds: float | None, isolate: str | bool) -> None:
+    problems = []
+    if on_error not in ON_ERROR:
+        hint = did_you_mean(str(on_error), ON_ERROR)
+        problems.append(f"on_error is {on_error!r}; it must be one of {', '.join(ON_ERROR)}.{hint}")
+    if isinstance(penalty, bool) or not isinstance(penalty, (int, float)) or not math.isfinite(penalty):
+        problems.append(f"penalty is {penalty!r}; it must be a finite number")
+    if timeout_seconds is not None and not (isinstance(timeout_seconds, (int, float)) and timeout_seconds > 0):
+        problems.append(f"timeout_seconds is {timeout_seconds!r}; it must be a positive number of seconds, or None")
+    if isolate not in (True, False, "auto"):
+        problems.append(f"isolate is {isolate!r}; it must be True, False or 'auto'")
+    if problems:
+        raise ConfigError.collect("The reward settings cannot be used.", problems)
+
+
+def _read_weights(weights: Sequence[float] | None, n_rewards: int) -> np.ndarray:
+    if weights is None:
+        return np.ones(n_rewards)
+    if len(weights) != n_rewards:
+        raise ConfigError(f"{len(weights)} reward weights were given for {n_rewards} rewards. Give one per reward.")
+    read = np.asarray(weights, dtype=np.float64)  # (n_rewards,)
+    if not np.isfinite(read).all():
+        raise ConfigError(f"The reward weights must be finite numbers; got {list(weights)}.")
+    return read
+
+
+def _close_all(calls: Sequence[RewardCall]) -> None:
+    for call in calls:
+        call.close()

@@ -1,0 +1,27 @@
+"""Prompt in, completion out: `make_generator` gives an engine, `Generator.generate` samples with it.
+
+| file | what it is for |
+|---|---|
+| `sampling.py` | `SamplingParams`, and the exact distribution they sample from |
+| `draw.py` | one token per row, with the row's own random numbers |
+| `generator.py` | the interface of all engines, `make_generator`, `Mixture` |
+| `native.py` | the default engine; `scheduler.py` (slots), `stopping.py`, `limits.py` |
+| `decoder.py` | a model during a rollout; `attention_hook.py`, `attention.py`, `kv_cache.py`, `rollout_mode.py` |
+| `packed_linear.py`, `cuda_graph.py` | the same decode step, faster on CPU and on CUDA |
+| `self_check.py` | whether the native engine serves a model |
+| `transformers_engine.py`, `vllm_engine.py` | the other engines |
+"""
+
+from strop.rollout.generator import Generator, Mixture, make_generator
+from strop.rollout.sampling import SamplingParams, warp_logits, warp_logps
+from strop.rollout.stopping import default_stop_ids
+
+__all__ = [
+    "Generator",
+    "Mixture",
+    "SamplingParams",
+    "default_stop_ids",
+    "make_generator",
+    "warp_logits",
+    "warp_logps",
+]

@@ -1,0 +1,46 @@
+"""What a model allows: its vocabulary, its positions, and how many rows fit into memory."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+from strop.rollout.packed_linear import available_memory_bytes
+
+_MEMORY_SHARE = {"cpu": 0.25, "cuda": 0.4}  # of the free memory, for keys and values
+_MOST_SLOTS = {"cpu": 64, "cuda": 256}  # more rows bring little speed and delay the first completions
+_POSITION_TABLES = frozenset({"wpe", "embed_positions", "position_embeddings", "position_embedding"})
+
+
+def vocab_size(model: PreTrainedModel) -> int:
+    """Ids that the input embedding can look up."""
+    embedding = model.get_input_embeddings()
+    return int(embedding.weight.shape[0])  # type: ignore[arg-type, union-attr]
+
+
+def position_limit(model: PreTrainedModel) -> int | None:
+    """Tokens a model with a learned position table can read; None for rotary positions, which have no hard end."""
+    config = model.config.get_text_config(decoder=True)
+    limit = getattr(config, "max_position_embeddings", None)
+    if limit is None:
+        return None
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Embedding) and name.rsplit(".", 1)[-1] in _POSITION_TABLES:
+            return int(limit)
+    return None
+
+
+def key_bytes(model: PreTrainedModel) -> int:
+    """Bytes of keys and values that one token takes in all layers."""
+    config = model.config.get_text_config(decoder=True)
+    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+    head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    return 2 * config.num_hidden_layers * heads * head_dim * torch.empty((), dtype=model.dtype).element_size()
+
+
+def default_slots(model: PreTrainedModel, device: torch.device, capacity: int) -> int:
+    """How many rows of `capacity` tokens are decoded at a time where the user does not say."""
+    free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else available_memory_bytes()
+    budget = free * _MEMORY_SHARE.get(device.type, 0.25)
+    return max(1, min(_MOST_SLOTS.get(device.type, 64), int(budget // (key_bytes(model) * capacity))))

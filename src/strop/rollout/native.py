@@ -1,0 +1,310 @@
+"""The native rollout engine: the policy's own module, one prefill per distinct prompt, slots that are never idle.
+
+    prefill every distinct prompt once, without padding
+    while rows wait or write:
+        rows enter free slots; their first token is drawn from their prompt's logits
+        one forward pass over the active slots; one token drawn per row
+        finished rows leave, the rest close up
+
+What was left out: speculative decoding and beam search (other distributions), paged memory (slots are enough on one
+machine), sharing of common beginnings between different prompts.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from contextlib import ExitStack
+from typing import Any
+
+import torch
+from torch import nn
+
+from strop.errors import ConfigError
+from strop.records import Rollout
+from strop.rollout import limits
+from strop.rollout.cuda_graph import GraphedSteps
+from strop.rollout.decoder import Decoder
+from strop.rollout.draw import fresh_seed, row_uniforms
+from strop.rollout.draw import sample as draw_sample
+from strop.rollout.generator import Mixture, check_prompts
+from strop.rollout.packed_linear import packed_linears
+from strop.rollout.rollout_mode import base_model, rollout_attention, sampling_mode
+from strop.rollout.sampling import SamplingParams
+from strop.rollout.scheduler import Row, Scheduler, as_rollout_lists
+from strop.rollout.stopping import StopRule, default_stop_ids
+
+logger = logging.getLogger(__name__)
+
+_PREFILL_TOKENS = {"cpu": 4096, "cuda": 32768}
+_SHARE_FROM = 3  # completions per prompt from which reading a prompt once per group beats one attention call per row
+
+
+class NativeGenerator:
+    """Samples from a model that is being trained, with the model's own weights in place.
+
+    Args:
+        model: a transformers causal language model, or one inside PEFT.
+        tokenizer: for stop strings and default stop ids only.
+        max_slots: most rows decoded at a time; None chooses by device and memory.
+        prefill_tokens: most prompt tokens in one forward pass (a longer prompt goes alone); None chooses by device.
+        share_prompts: read a prompt's keys from one place for all its completions, instead of copying them into
+            every slot. None: on the CPU from three completions per prompt on.
+        cuda_graphs: capture decode steps on CUDA.
+        autocast: dtype of `torch.autocast` around forward passes; None for none.
+    """
+
+    name = "native"
+
+    def __init__(
+        self,
+        model: nn.Module,
+        tokenizer: Any = None,
+        *,
+        max_slots: int | None = None,
+        prefill_tokens: int | None = None,
+        share_prompts: bool | None = None,
+        cuda_graphs: bool = True,
+        autocast: torch.dtype | None = None,
+    ) -> None:
+        for name, value in (("max_slots", max_slots), ("prefill_tokens", prefill_tokens)):
+            if value is not None and value < 1:
+                raise ConfigError(f"{name} must be at least 1; got {value}.")
+        self.model = model
+        self.base = base_model(model)
+        self.tokenizer = tokenizer
+        self.max_slots = max_slots
+        self.prefill_tokens = prefill_tokens
+        self.share_prompts = share_prompts
+        self.cuda_graphs = cuda_graphs
+        self.autocast = autocast
+        self.reason = "it was made directly"
+        self.prefilled_tokens = 0  # prompt tokens computed by the last call
+        self.decode_steps = 0  # forward passes over the slots in the last call
+
+    def sync(self, model: nn.Module | None = None) -> None:
+        """Nothing to copy: the engine samples from the module it was given. Another module takes its place."""
+        if model is not None:
+            self.model, self.base = model, base_model(model)
+
+    def close(self) -> None:
+        """Nothing is held between calls."""
+
+    def generate(
+        self, prompts: list[list[int]], n: int, sampling: SamplingParams, *, mixture: Mixture | None = None
+    ) -> Rollout:
+        """Sample `n` completions of every prompt; see `Generator.generate`."""
+        context_tokens = limits.position_limit(self.base)
+        check_prompts(prompts, n, limits.vocab_size(self.base), context_tokens)
+        if not prompts:
+            return Rollout([], [], [], [])
+        ids = sampling.stop_token_ids
+        stop = StopRule(
+            default_stop_ids(self.base, self.tokenizer) if ids is None else ids, sampling.stop_strings, self.tokenizer
+        )
+        distinct, rows = completion_rows(prompts, n, sampling, context_tokens)
+        models = [self.model] if mixture is None else [self.model, mixture.reference]
+        with ExitStack() as stack:
+            stack.enter_context(sampling_mode(models))
+            stack.enter_context(rollout_attention(models))
+            if self.autocast is not None:
+                stack.enter_context(torch.autocast(self.base.device.type, self.autocast))
+            stack.enter_context(packed_linears(models, steps=max(row.limit for row in rows)))
+            run = _Run(self, distinct, rows, sampling, stop, mixture)
+            run.finish()
+        self.prefilled_tokens, self.decode_steps = run.prefilled_tokens, run.decode_steps
+        return Rollout(prompts=[list(p) for p in prompts], **as_rollout_lists(rows, len(prompts), n))
+
+
+def completion_rows(
+    prompts: list[list[int]], n: int, sampling: SamplingParams, context_tokens: int | None
+) -> tuple[list[list[int]], list[Row]]:
+    """The distinct prompts, and a row for every completion, those of equal prompts next to each other."""
+    seed = fresh_seed() if sampling.seed is None else sampling.seed
+    numbers: dict[tuple[int, ...], int] = {}
+    rows, shortened = [], 0
+    for index, prompt in enumerate(prompts):
+        number = numbers.setdefault(tuple(prompt), len(numbers))
+        limit = sampling.max_new_tokens
+        if context_tokens is not None and len(prompt) + limit > context_tokens:
+            limit, shortened = context_tokens - len(prompt), shortened + 1
+        for sample in range(n):
+            rows.append(Row(number, index, sample, len(prompt), limit, row_uniforms(seed, index, sample, limit)))
+    if shortened:
+        logger.warning(
+            "%d of %d prompts leave less than max_new_tokens=%d of the model's %d positions; "
+            "their completions end earlier, with finish reason 'length'",
+            shortened,
+            len(prompts),
+            sampling.max_new_tokens,
+            context_tokens,
+        )
+    rows.sort(key=lambda row: row.prompt)  # stable: samples of one prompt stay in order
+    return [list(prompt) for prompt in numbers], rows
+
+
+class _Run:
+    """One call of `generate`."""
+
+    def __init__(
+        self,
+        engine: NativeGenerator,
+        prompts: list[list[int]],
+        rows: list[Row],
+        sampling: SamplingParams,
+        stop: StopRule,
+        mixture: Mixture | None,
+    ) -> None:
+        self.prompts, self.sampling, self.stop = prompts, sampling, stop
+        self.device = engine.base.device
+        share = engine.share_prompts
+        if share is None:
+            share = self.device.type == "cpu" and len(rows) >= _SHARE_FROM * len(prompts)
+        capacity = max(row.limit + (0 if share else row.length) for row in rows)
+        slots = engine.max_slots or limits.default_slots(engine.base, self.device, max(map(len, prompts)) + capacity)
+        slots = min(slots, len(rows))
+        self.scheduler = Scheduler(rows, slots, share)
+        self.decoders = _decoders(engine.model, slots, capacity, mixture)
+        self.prefill_budget = engine.prefill_tokens or _PREFILL_TOKENS.get(self.device.type, 4096)
+        self.first_logits: dict[int, torch.Tensor] = {}  # distinct prompt -> (V,) logits of the first token
+        self.prefilled_tokens = self.decode_steps = 0
+        self.seen: torch.Tensor | None = None  # (slots, V) bool: tokens that the repetition penalty applies to
+        self.steps: list[Callable[..., torch.Tensor]] = [decoder.step for decoder, _ in self.decoders]
+        if engine.cuda_graphs and self.device.type == "cuda" and not share and engine.autocast is None:
+            self.steps = [GraphedSteps(decoder).step for decoder, _ in self.decoders]
+
+    def finish(self) -> None:
+        """Write every row to its end."""
+        scheduler = self.scheduler
+        while scheduler.waiting or scheduler.active:
+            self._admit()
+            self._close_gaps()
+            if scheduler.active:
+                self._step()
+                scheduler.retire()
+
+    def _admit(self) -> None:
+        """Let waiting rows into free slots; each draws its first token from the logits of its prompt."""
+        scheduler = self.scheduler
+        while scheduler.waiting and scheduler.free_slots:
+            self._prefill_next()
+            rows: list[Row] = []
+            free = scheduler.free_slots
+            while scheduler.waiting and len(rows) < len(free) and scheduler.waiting[0].prompt in self.first_logits:
+                rows.append(scheduler.waiting.popleft())
+            logits = torch.stack([self.first_logits[row.prompt] for row in rows])  # (rows, V)
+            seen = None
+            if self.sampling.repetition_penalty != 1:
+                seen = self._seen_prompts(rows, logits.shape[-1])  # (rows, V)
+            self._draw(rows, logits, seen)
+            entering = [i for i, row in enumerate(rows) if row.finish is None]
+            for slot, i in zip(free, entering, strict=False):
+                scheduler.slots[slot] = rows[i]
+                if seen is not None:
+                    self._remember(slot, seen[i])
+            if not scheduler.share_prompts:
+                self._fork([rows[i] for i in entering], free)
+            self._forget_prompts()
+
+    def _prefill_next(self) -> None:
+        """Compute the prompts of the rows that can enter now, as many as fit into the token budget."""
+        room, tokens = len(self.scheduler.free_slots), 0
+        chosen: list[tuple[int, list[int]]] = []
+        for position, row in enumerate(self.scheduler.waiting):
+            if position >= room:
+                break
+            if row.prompt in self.first_logits or (chosen and chosen[-1][0] == row.prompt):
+                continue
+            if chosen and tokens + row.length > self.prefill_budget:
+                break
+            tokens += row.length
+            chosen.append((row.prompt, self.prompts[row.prompt]))
+        if not chosen:
+            return
+        self.prefilled_tokens += tokens
+        logits = _mix(lambda decoder, _: decoder.prefill(chosen, self.device), self.decoders)  # (prompts, V)
+        for (prompt, _), line in zip(chosen, logits, strict=True):
+            self.first_logits[prompt] = line
+
+    def _step(self) -> None:
+        """One token for every active row."""
+        ids, plan = self.scheduler.plan(self.device)
+        logits = _mix(lambda _, number: self.steps[number](ids, plan), self.decoders)  # (R, V)
+        self.decode_steps += 1
+        rows = self.scheduler.active
+        seen = None if self.seen is None else self.seen[: len(rows)]
+        self._draw(rows, logits, seen)
+
+    def _draw(self, rows: list[Row], logits: torch.Tensor, seen: torch.Tensor | None) -> None:
+        """Draw one token per row and hand it over; `seen` learns it."""
+        ids, logps = draw_sample(logits, self.sampling, seen, [row.uniforms[len(row.ids)] for row in rows])
+        if seen is not None:
+            seen[torch.arange(len(rows), device=seen.device), ids] = True
+        drawn = torch.stack([ids.double(), logps]).tolist()  # one transfer; ids are exact in float64
+        for row, token, logp in zip(rows, *drawn, strict=True):
+            row.accept(int(token), logp, self.stop)
+
+    def _close_gaps(self) -> None:
+        for move in self.scheduler.compact():
+            for decoder, _ in self.decoders:
+                decoder.cache.move(move.source, move.target, move.length)
+            if self.seen is not None:
+                self.seen[move.target] = self.seen[move.source]
+
+    def _fork(self, rows: list[Row], slots: list[int]) -> None:
+        """Copy the prompts of entering rows into their slots."""
+        where: dict[int, list[int]] = {}
+        for row, slot in zip(rows, slots, strict=False):
+            where.setdefault(row.prompt, []).append(slot)
+        for prompt, targets in where.items():
+            for decoder, _ in self.decoders:
+                decoder.cache.fork(prompt, targets)
+
+    def _forget_prompts(self) -> None:
+        """Free prompts that nobody waits for; where they were forked, those in slots are not needed either."""
+        waited = {row.prompt for row in self.scheduler.waiting}
+        for prompt in [p for p in self.first_logits if p not in waited]:
+            del self.first_logits[prompt]
+        needed = self.scheduler.prompts_in_use() if self.scheduler.share_prompts else waited
+        for decoder, _ in self.decoders:
+            decoder.cache.keep_prompts(needed)
+
+    def _seen_prompts(self, rows: list[Row], vocab: int) -> torch.Tensor:
+        """Tokens of each row's prompt, (rows, V) bool."""
+        seen = torch.zeros(len(rows), vocab, dtype=torch.bool, device=self.device)
+        for line, row in zip(seen, rows, strict=True):
+            line[torch.tensor(self.prompts[row.prompt], device=self.device)] = True
+        return seen
+
+    def _remember(self, slot: int, line: torch.Tensor) -> None:
+        if self.seen is None:
+            self.seen = line.new_zeros(len(self.scheduler.slots), line.shape[0])  # (slots, V)
+        self.seen[slot] = line
+
+
+def _decoders(model: nn.Module, slots: int, capacity: int, mixture: Mixture | None) -> list[tuple[Decoder, float]]:
+    """The models that are sampled from and the weight of their logits; a model of weight 0 is left out."""
+    if mixture is None:
+        return [(Decoder(model, slots, capacity), 1.0)]
+    if limits.vocab_size(base_model(mixture.reference)) != limits.vocab_size(base_model(model)):
+        raise ConfigError(
+            f"A mixture needs one vocabulary: the policy has {limits.vocab_size(base_model(model))} ids, "
+            f"the reference {limits.vocab_size(base_model(mixture.reference))}."
+        )
+    pairs = [
+        (Decoder(model, slots, capacity), 1.0 - mixture.weight),
+        (Decoder(mixture.reference, slots, capacity, mixture.context), mixture.weight),
+    ]
+    return [(decoder, weight) for decoder, weight in pairs if weight > 0]
+
+
+def _mix(logits: Callable[[Decoder, int], torch.Tensor], decoders: list[tuple[Decoder, float]]) -> torch.Tensor:
+    """Sum over models of weight * logits."""
+    total: torch.Tensor | None = None
+    for number, (decoder, weight) in enumerate(decoders):
+        part = logits(decoder, number)
+        if len(decoders) == 1:
+            return part
+        total = part * weight if total is None else total.add_(part, alpha=weight)
+    assert total is not None
+    return total

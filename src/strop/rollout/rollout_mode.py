@@ -1,0 +1,67 @@
+"""Borrowing a model that is being trained: everything a rollout changes on it, and how it is put back."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+from strop.errors import SetupError
+from strop.rollout.attention_hook import ATTENTION_NAME
+
+
+def base_model(model: nn.Module) -> PreTrainedModel:
+    """The transformers model inside adapters and wrappers.
+
+    Raises:
+        SetupError: there is none.
+    """
+    inner: Any = model
+    while not isinstance(inner, PreTrainedModel):
+        if hasattr(inner, "get_base_model"):
+            inner = inner.get_base_model()
+        elif isinstance(getattr(inner, "module", None), nn.Module):
+            inner = inner.module
+        else:
+            raise SetupError(
+                f"A rollout needs a transformers model (or one inside PEFT or a wrapper); got {type(model).__name__}."
+            )
+    return inner
+
+
+@contextmanager
+def sampling_mode(models: Iterable[nn.Module]) -> Iterator[None]:
+    """No gradients, and evaluation mode: dropout off, checkpointing off; each module's own flag is restored."""
+    flags = [(module, module.training) for model in models for module in model.modules()]
+    try:
+        for module, _ in flags:
+            module.training = False
+        with torch.no_grad():
+            yield
+    finally:
+        for module, training in flags:
+            module.training = training
+
+
+@contextmanager
+def rollout_attention(models: Iterable[nn.Module]) -> Iterator[None]:
+    """Let the rollout's attention function answer in `models`, and restore theirs afterwards."""
+    with ExitStack() as stack:
+        for base in {id(b): b for b in map(base_model, models)}.values():
+            stack.callback(base.set_attn_implementation, _implementations(base))
+            base.set_attn_implementation(ATTENTION_NAME)
+        yield
+
+
+def _implementations(model: PreTrainedModel) -> dict[str, str]:
+    """The attention each part of a model uses now, in the form that `set_attn_implementation` takes."""
+    config = model.config
+    names = {"": config._attn_implementation}
+    for part in config.sub_configs:
+        if getattr(config, part, None) is not None:
+            names[part] = getattr(config, part)._attn_implementation
+    return names

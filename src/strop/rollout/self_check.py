@@ -1,0 +1,128 @@
+"""Whether the native engine serves a model: asked of the model itself, not of a list of names.
+
+A few tokens go through prompts and decode steps, with shared and with forked prompts, and the logits are compared
+with the model's own forward pass over the whole sequence. An architecture whose attention is not where we think it is
+(linear attention, state spaces, ALiBi, keys shared between layers, ...) gives other logits or an exception, and the
+transformers engine takes over.
+"""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+from strop.errors import SetupError
+from strop.rollout import limits
+from strop.rollout.decoder import Decoder
+from strop.rollout.rollout_mode import base_model, rollout_attention, sampling_mode
+from strop.rollout.scheduler import Row, Scheduler
+
+_KNOWN_LAYERS = frozenset({"full_attention", "sliding_attention"})
+_LENGTH_DEPENDENT_ROPE = frozenset({"dynamic", "longrope"})
+# Of the largest logit; half precision 0.05. Some models take their softmax in float32 even where weights are float64.
+_TOLERANCE = {torch.float64: 1e-5, torch.float32: 1e-3}
+_LONGEST_CHECK = 600  # tokens: a longer sliding window is not reached by the check
+
+
+def why_not_native(model: nn.Module, *, autocast: torch.dtype | None = None) -> str | None:
+    """The reason why the native engine cannot serve `model`, or None where it can."""
+    try:
+        base = base_model(model)
+    except SetupError as error:
+        return str(error).rstrip(".")
+    return _declared_problem(base) or _measured_problem(model, base, autocast)
+
+
+def _declared_problem(base: PreTrainedModel) -> str | None:
+    """What the config already rules out."""
+    config = base.config.get_text_config(decoder=True)
+    if base.config.is_encoder_decoder:
+        return "it is an encoder-decoder model"
+    if len(set(getattr(base, "hf_device_map", {"": 0}).values())) > 1:
+        return "its layers are spread over several devices"
+    unknown = set(getattr(config, "layer_types", None) or ()) - _KNOWN_LAYERS
+    if unknown:
+        return f"it has layers of type {sorted(unknown)}"
+    kind = (getattr(config, "rope_parameters", None) or {}).get("rope_type")
+    if kind in _LENGTH_DEPENDENT_ROPE:
+        return f"its rotary positions ('{kind}') depend on the longest row of the batch"
+    return None
+
+
+def _measured_problem(model: nn.Module, base: PreTrainedModel, autocast: torch.dtype | None) -> str | None:
+    """Whether rollout logits differ from the model's own."""
+    try:
+        with ExitStack() as stack:
+            stack.enter_context(sampling_mode([model]))
+            if autocast is not None:
+                stack.enter_context(torch.autocast(base.device.type, autocast))
+            prompts, rows = _check_rows(base)
+            wanted = [_own_logits(model, base, prompts[row.prompt] + row.ids) for row in rows]
+            stack.enter_context(rollout_attention([model]))
+            for share in (True, False):
+                problem = _compare(model, base, prompts, rows, wanted, share, autocast)
+                if problem is not None:
+                    return problem
+    except Exception as error:
+        # Whatever a foreign architecture raises here means the same: this engine is not for it.
+        return f"the check of its attention failed with {type(error).__name__}: {str(error).splitlines()[0][:200]}"
+    return None
+
+
+def _check_rows(base: PreTrainedModel) -> tuple[list[list[int]], list[Row]]:
+    """Two prompts, three rows that have written two tokens each; longer than a short sliding window."""
+    vocab = limits.vocab_size(base)
+    config = base.config.get_text_config(decoder=True)
+    window = getattr(config, "sliding_window", None) or 0
+    length = window + 3 if window + 3 <= _LONGEST_CHECK else 7
+    room = limits.position_limit(base)
+    length = max(1, min(length, (room or length + 3) - 3))
+    prompts = [[(5 * i + 3) % vocab for i in range(length)], [(11 * i + 1) % vocab for i in range(max(1, length // 2))]]
+    rows = []
+    for sample, prompt in enumerate((0, 1, 0)):
+        ids = [(7 * sample + 2) % vocab, (3 * sample + 5) % vocab]
+        row = Row(prompt, prompt, sample, len(prompts[prompt]), 3, torch.zeros(0).numpy(), ids=ids, logps=[0.0, 0.0])
+        rows.append(row)
+    return prompts, rows
+
+
+def _own_logits(model: nn.Module, base: PreTrainedModel, ids: list[int]) -> torch.Tensor:
+    """Logits of the last two positions by the model's own attention, (2, V)."""
+    return model(input_ids=torch.tensor([ids], device=base.device), use_cache=False).logits[0, -2:].double()
+
+
+def _compare(
+    model: nn.Module,
+    base: PreTrainedModel,
+    prompts: list[list[int]],
+    rows: list[Row],
+    wanted: list[torch.Tensor],
+    share: bool,
+    autocast: torch.dtype | None,
+) -> str | None:
+    """Feed the rows' two tokens step by step and compare the logits."""
+    longest = max(map(len, prompts)) + 3
+    decoder = Decoder(model, len(rows), longest)
+    scheduler = Scheduler([], len(rows), share)
+    decoder.prefill(list(enumerate(prompts)), base.device)
+    if not share:
+        for slot, row in enumerate(rows):
+            decoder.cache.fork(row.prompt, [slot])
+    dtype = base.dtype if autocast is None else autocast
+    tolerance = _TOLERANCE.get(dtype, 0.05)
+    for step in range(2):
+        scheduler.slots = [
+            Row(r.prompt, r.index, r.sample, r.length, 3, r.uniforms, r.ids[: step + 1], r.logps[: step + 1])
+            for r in rows
+        ]
+        ids, plan = scheduler.plan(base.device)
+        logits = decoder.step(ids, plan).double()  # (rows, V)
+        for line, expected in zip(logits, wanted, strict=True):
+            worst = float((line - expected[step]).abs().max())
+            scale = float(expected[step].abs().max())
+            if not worst <= tolerance * max(scale, 1e-3):
+                return f"its attention gives other logits in the rollout (off by {worst:.2g} at size {scale:.2g})"
+    return None

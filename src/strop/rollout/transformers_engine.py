@@ -1,0 +1,176 @@
+"""`model.generate` behind the interface of a rollout engine: slower, and right for every architecture.
+
+Rows are left-padded and decoded together until the last one ends. The token of every row is drawn by the same code
+as in the native engine: a logits processor warps the logits, draws, and leaves `generate` one token to choose. So
+seeds, stop rules and `sampler_logps` mean the same in both engines.
+"""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList, StoppingCriteria, StoppingCriteriaList
+
+from strop.errors import ConfigError
+from strop.records import Rollout
+from strop.rollout import limits
+from strop.rollout.draw import sample
+from strop.rollout.generator import Mixture, check_prompts
+from strop.rollout.native import completion_rows
+from strop.rollout.rollout_mode import base_model, sampling_mode
+from strop.rollout.sampling import SamplingParams, seen_tokens
+from strop.rollout.scheduler import Row, as_rollout_lists
+from strop.rollout.stopping import StopRule, default_stop_ids
+
+
+class TransformersGenerator:
+    """Samples with `model.generate`, any architecture.
+
+    Args:
+        model: a transformers causal language model, or one inside PEFT.
+        tokenizer: for stop strings and default stop ids only.
+        max_rows: most completions decoded together; None = 64.
+        autocast: dtype of `torch.autocast` around `generate`; None for none.
+    """
+
+    name = "transformers"
+
+    def __init__(
+        self,
+        model: nn.Module,
+        tokenizer: Any = None,
+        *,
+        max_rows: int | None = None,
+        autocast: torch.dtype | None = None,
+    ) -> None:
+        if max_rows is not None and max_rows < 1:
+            raise ConfigError(f"max_rows must be at least 1; got {max_rows}.")
+        self.model = model
+        self.base = base_model(model)
+        self.tokenizer = tokenizer
+        self.max_rows = max_rows or 64
+        self.autocast = autocast
+        self.reason = "it was made directly"
+
+    def sync(self, model: nn.Module | None = None) -> None:
+        """Nothing to copy: the engine samples from the module it was given. Another module takes its place."""
+        if model is not None:
+            self.model, self.base = model, base_model(model)
+
+    def close(self) -> None:
+        """Nothing is held between calls."""
+
+    def generate(
+        self, prompts: list[list[int]], n: int, sampling: SamplingParams, *, mixture: Mixture | None = None
+    ) -> Rollout:
+        """Sample `n` completions of every prompt; see `Generator.generate`.
+
+        A mixture computes the reference over the whole sequence at every step, because caches differ between
+        architectures: right, and slow.
+        """
+        context_tokens = limits.position_limit(self.base)
+        check_prompts(prompts, n, limits.vocab_size(self.base), context_tokens)
+        if not prompts:
+            return Rollout([], [], [], [])
+        ids = sampling.stop_token_ids
+        stop = StopRule(
+            default_stop_ids(self.base, self.tokenizer) if ids is None else ids, sampling.stop_strings, self.tokenizer
+        )
+        _, rows = completion_rows(prompts, n, sampling, context_tokens)
+        models = [self.model] if mixture is None else [self.model, mixture.reference]
+        with ExitStack() as stack:
+            stack.enter_context(sampling_mode(models))
+            if self.autocast is not None:
+                stack.enter_context(torch.autocast(self.base.device.type, self.autocast))
+            own_config = self.base.generation_config
+            stack.callback(setattr, self.base, "generation_config", own_config)
+            # The model's own defaults (penalties, forbidden words, top-k 50) would change the distribution unseen.
+            self.base.generation_config = GenerationConfig()
+            by_length = sorted(rows, key=lambda row: row.length)
+            for start in range(0, len(rows), self.max_rows):
+                chunk = by_length[start : start + self.max_rows]
+                self._write([prompts[row.index] for row in chunk], chunk, sampling, stop, mixture)
+        return Rollout(prompts=[list(p) for p in prompts], **as_rollout_lists(rows, len(prompts), n))
+
+    def _write(
+        self,
+        prompts: list[list[int]],
+        rows: list[Row],
+        sampling: SamplingParams,
+        stop: StopRule,
+        mixture: Mixture | None,
+    ) -> None:
+        """Write the rows of one batch to their ends."""
+        device, longest = self.base.device, max(map(len, prompts))
+        pad = [longest - len(prompt) for prompt in prompts]
+        ids = torch.tensor([[0] * p + prompt for p, prompt in zip(pad, prompts, strict=True)], device=device)
+        mask = torch.tensor(
+            [[0] * p + [1] * len(prompt) for p, prompt in zip(pad, prompts, strict=True)], device=device
+        )
+        writer = _Writer(prompts, rows, sampling, stop, mixture, mask)
+        self.model.generate(  # type: ignore[operator]
+            input_ids=ids,
+            attention_mask=mask,
+            generation_config=GenerationConfig(
+                max_new_tokens=max(row.limit for row in rows), do_sample=False, pad_token_id=0, eos_token_id=None
+            ),
+            logits_processor=LogitsProcessorList([writer]),
+            stopping_criteria=StoppingCriteriaList([_AllRowsDone(rows)]),
+        )
+
+
+class _AllRowsDone(StoppingCriteria):
+    """Rows that are finished, (R,) bool; `generate` ends when all are."""
+
+    def __init__(self, rows: list[Row]) -> None:
+        self.rows = rows
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor, **kwargs: Any) -> torch.Tensor:  # type: ignore[override]
+        return torch.tensor([row.finish is not None for row in self.rows], device=input_ids.device)
+
+
+class _Writer(LogitsProcessor):
+    """Draws every row's token itself and leaves `generate` no choice."""
+
+    def __init__(
+        self,
+        prompts: list[list[int]],
+        rows: list[Row],
+        sampling: SamplingParams,
+        stop: StopRule,
+        mixture: Mixture | None,
+        mask: torch.Tensor,
+    ) -> None:
+        self.prompts, self.rows, self.sampling, self.stop = prompts, rows, sampling, stop
+        self.mixture, self.mask = mixture, mask
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:  # type: ignore[override]
+        logits = scores if self.mixture is None else self._mix(input_ids, scores, self.mixture)
+        seen = None
+        if self.sampling.repetition_penalty != 1:
+            histories = [prompt + row.ids for prompt, row in zip(self.prompts, self.rows, strict=True)]
+            seen = seen_tokens(histories, logits.shape[-1], logits.device)
+        step = input_ids.shape[1] - self.mask.shape[1]
+        uniforms = [row.uniforms[step] if step < row.limit else 0.0 for row in self.rows]
+        ids, logps = sample(logits, self.sampling, seen, uniforms)
+        for row, token, logp in zip(self.rows, ids.tolist(), logps.tolist(), strict=True):
+            if row.finish is None:
+                row.accept(token, logp, self.stop)
+        return torch.full_like(scores, -torch.inf).scatter_(-1, ids[:, None], 0.0)
+
+    def _mix(self, input_ids: torch.Tensor, scores: torch.Tensor, mixture: Mixture) -> torch.Tensor:
+        """(1 - weight) * policy + weight * reference, (R, V)."""
+        new = input_ids.shape[1] - self.mask.shape[1]
+        mask = torch.cat([self.mask, self.mask.new_ones(len(self.rows), new)], 1)  # (R, T)
+        with mixture.context():
+            reference = mixture.reference(
+                input_ids=input_ids,
+                attention_mask=mask,
+                position_ids=(mask.cumsum(-1) - 1).clamp(min=0),
+                use_cache=False,
+                logits_to_keep=1,
+            ).logits[:, -1]
+        return scores * (1 - mixture.weight) + reference.to(scores) * mixture.weight

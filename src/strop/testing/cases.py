@@ -1,0 +1,147 @@
+"""For every method: small rows it can learn from, and a trainer on a tiny model, ready for a check.
+
+`make_trainer("dpo", tmp_path, beta=0.2)` builds the trainer with the settings of the checks (float64, one process,
+no dropout) and any overrides; `rows_for("dpo", 12)` are its rows, uneven in length, the same for the same arguments.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from strop.testing.tiny import tiny_model
+from strop.testing.tokenizers import toy_tokenizer
+from strop.trainers.registry import BY_VERB
+
+WORDS = ("ant", "bee", "cat", "dog", "elk", "fox", "gnu", "hen", "ibis", "jay", "koi", "lynx", "mole", "newt", "owl")
+TASKS = {"reward": "score", "prm": "step"}
+
+
+def words(rng: random.Random, low: int, high: int) -> str:
+    return " ".join(rng.choice(WORDS) for _ in range(rng.randint(low, high)))
+
+
+def _pair(rng: random.Random) -> dict[str, Any]:
+    return {"prompt": words(rng, 1, 6), "chosen": " good " + words(rng, 1, 5), "rejected": " bad " + words(rng, 1, 5)}
+
+
+def _labelled(rng: random.Random) -> dict[str, Any]:
+    label = rng.random() < 0.6
+    return {"prompt": words(rng, 1, 6), "completion": (" good " if label else " bad ") + words(rng, 1, 5), "label": label}
+
+
+def _demonstration(rng: random.Random) -> dict[str, Any]:
+    return {"prompt": words(rng, 1, 6), "completion": " good " + words(rng, 1, 5)}
+
+
+def _steps(rng: random.Random) -> dict[str, Any]:
+    labels = [rng.random() < 0.6 for _ in range(rng.randint(1, 4))]
+    steps = [("good " if label else "bad ") + words(rng, 1, 3) for label in labels]
+    return {"prompt": words(rng, 1, 4), "completions": steps, "labels": labels}
+
+
+def _prompt(rng: random.Random) -> dict[str, Any]:
+    return {"prompt": words(rng, 1, 6), "target": rng.choice(WORDS)}
+
+
+def letters_reward(completions: list[str], **kwargs: Any) -> list[float]:
+    """Share of letters among a completion's characters: a reward that differs between random completions."""
+    return [sum(c.isalpha() for c in text) / max(len(text), 1) for text in completions]
+
+
+ROWS: dict[str, Callable[[random.Random], dict[str, Any]]] = {
+    "sft": _demonstration,
+    "reward": _pair,
+    "dpo": _pair,
+    "kto": _labelled,
+    "orpo": _pair,
+    "cpo": _pair,
+    "bco": _labelled,
+    "xpo": _pair,
+    "prm": _steps,
+    "gkd": _demonstration,
+    **dict.fromkeys(("ppo", "grpo", "rloo", "online-dpo", "nash-md"), _prompt),
+}
+ONLINE = ("ppo", "grpo", "rloo", "online-dpo", "nash-md", "gkd")
+
+
+def rows_for(verb: str, count: int = 12, seed: int = 0) -> list[dict[str, Any]]:
+    """`count` rows that the method of `verb` accepts."""
+    rng = random.Random(f"{verb} {seed}")
+    return [ROWS[verb](rng) for _ in range(count)]
+
+
+def settings(verb: str, folder: Path | str, **overrides: Any) -> Any:
+    """The method's config with the settings of the checks."""
+    values: dict[str, Any] = {
+        "output_dir": str(folder),
+        "learning_rate": 1e-3,
+        "per_device_train_batch_size": 4,
+        "per_device_eval_batch_size": 4,
+        "num_train_epochs": 1,
+        "logging_steps": 1,
+        "save_strategy": "no",
+        "report_to": "none",
+        "disable_tqdm": True,
+        "use_cpu": True,
+        "max_length": 64,
+        "disable_dropout": True,
+        "lr_scheduler_type": "constant",
+        "seed": 0,
+    }
+    if verb in ONLINE:
+        values |= {"max_completion_length": 8, "temperature": 1.0}
+    return BY_VERB[verb].config()(**{**values, **overrides})
+
+
+def make_trainer(
+    verb: str,
+    folder: Path | str,
+    *,
+    rows: Any = None,
+    eval_rows: Any = None,
+    model: Any = None,
+    arch: str = "llama",
+    dtype: torch.dtype = torch.float64,
+    tokenizer: Any = None,
+    trainer: dict[str, Any] | None = None,
+    **overrides: Any,
+) -> Any:
+    """A trainer of the method on a tiny model; `trainer` are further constructor arguments, the rest are settings."""
+    tokenizer = tokenizer if tokenizer is not None else toy_tokenizer("plain")
+    if model is None:
+        model = tiny_model(arch, dtype=dtype, seed=0, task=TASKS.get(verb, "causal"), vocab_size=len(tokenizer))
+    extra = dict(trainer or {})
+    if verb in ONLINE:
+        rewarded = verb != "gkd"
+        extra.setdefault(*(("reward_funcs", letters_reward) if rewarded else ("teacher_model", None)))
+        if not rewarded and extra["teacher_model"] is None:
+            extra["teacher_model"] = tiny_model(arch, dtype=dtype, seed=1, vocab_size=len(tokenizer))
+    return BY_VERB[verb].trainer()(
+        model=model,
+        args=settings(verb, folder, **overrides),
+        train_dataset=rows if rows is not None else rows_for(verb),
+        eval_dataset=eval_rows,
+        processing_class=tokenizer,
+        **extra,
+    )
+
+
+def step_gradients(trainer: Any, examples: Any = None) -> dict[str, torch.Tensor]:
+    """Gradients of one optimizer step over `examples` (default: the whole training set), by parameter name."""
+    trainer.model.zero_grad()
+    trainer.state.logging_steps = 1
+    examples = list(examples) if examples is not None else [trainer.train_dataset[i] for i in range(len(trainer.train_dataset))]
+    trainer.training_step(trainer.model, trainer.make_work(trainer.prepare_step(examples)))
+    return {name: p.grad.clone() for name, p in trainer.model.named_parameters() if p.grad is not None}
+
+
+def largest_difference(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> float:
+    """Greatest absolute difference of two sets of gradients; infinite if they cover different parameters."""
+    if first.keys() != second.keys():
+        return float("inf")
+    return max(float((first[name] - second[name]).abs().max()) for name in first)

@@ -1,0 +1,1 @@
+"""Where the pieces meet: one engine (`base`), one file per method."""

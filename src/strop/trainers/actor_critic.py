@@ -1,0 +1,51 @@
+"""A policy and its critic as one module, so that one optimizer, one wrapper and one checkpoint hold both."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from strop.model import Scoring, install
+from strop.records import Batch, Scores, Want
+
+VALUE_FOLDER = "value_model"
+
+
+class ActorCritic(nn.Module):
+    """`policy` (a causal language model) and `critic` (a model with a scalar head); one forward pass runs both."""
+
+    def __init__(self, policy: nn.Module, critic: nn.Module) -> None:
+        super().__init__()
+        install(policy), install(critic)
+        self.policy, self.critic = policy, critic
+
+    @property
+    def config(self) -> Any:
+        return self.policy.config
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.policy.parameters()).device
+
+    def forward(self, policy_scoring: Scoring, value_scoring: Scoring) -> dict[str, torch.Tensor]:
+        policy, critic = self.policy(scoring=policy_scoring), self.critic(scoring=value_scoring)
+        return {**policy, "values": critic["values"]}
+
+    def activation_checkpointing_enable(self, **kwargs: Any) -> None:
+        for model in (self.policy, self.critic):
+            model.activation_checkpointing_enable(**kwargs)
+
+    def save(self, folder: str | Path) -> None:
+        """The policy in `folder`, as any model is saved, and the critic in a folder within."""
+        self.policy.save_pretrained(folder)  # type: ignore[operator]
+        self.critic.save_pretrained(Path(folder) / VALUE_FOLDER)  # type: ignore[operator]
+
+
+def score_both(model: nn.Module, batch: Batch, want: Want, **options: Any) -> Scores:
+    """Policy and critic on one batch: log-probs (and what else is wanted), and `values` of the same states."""
+    out = model(policy_scoring=Scoring(batch, want, **options), value_scoring=Scoring(batch, Want.VALUE))
+    out.pop("strop", None)
+    return Scores(segment=batch.segment, num_completions=batch.num_completions, **out)

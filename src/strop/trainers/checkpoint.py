@@ -1,0 +1,216 @@
+"""Checkpoints that are complete or absent: written beside, hashed, then renamed; found again by their manifest."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+from transformers.utils import logging
+
+from strop.errors import CheckpointError, SetupError
+from strop.trainers.reference_scores import part_path, parts_until
+from strop.trainers.reference_upkeep import load_reference, save_reference
+
+MANIFEST = "manifest.json"
+STATE_FILE = "strop_state.pt"
+PARTIAL = ".partial"
+
+
+def write_manifest(folder: Path, step: int) -> None:
+    """Sizes and hashes of every file of a checkpoint; written last, so its presence means the rest is complete."""
+    files = {
+        str(path.relative_to(folder)): {"bytes": path.stat().st_size, "blake2b": file_hash(path)}
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and path.name != MANIFEST
+    }
+    partial = folder / f"{MANIFEST}{PARTIAL}"
+    partial.write_text(json.dumps({"step": step, "files": files}, indent=1))
+    sync_to_disk(partial)
+    partial.replace(folder / MANIFEST)
+
+
+def problems_of(folder: Path, *, check_hashes: bool = True) -> list[str]:
+    """Why a checkpoint cannot be used; empty if it is complete."""
+    manifest = folder / MANIFEST
+    if not manifest.is_file():
+        return ["it has no manifest: writing it did not finish"]
+    try:
+        files = json.loads(manifest.read_text())["files"]
+    except (ValueError, KeyError, OSError):
+        return ["its manifest cannot be read"]
+    problems = []
+    for name, facts in files.items():
+        path = folder / name
+        if not path.is_file():
+            problems.append(f"{name} is missing")
+        elif path.stat().st_size != facts["bytes"]:
+            problems.append(f"{name} has {path.stat().st_size} bytes instead of {facts['bytes']}")
+        elif check_hashes and file_hash(path) != facts["blake2b"]:
+            problems.append(f"{name} has other contents than when it was written")
+    return problems
+
+
+def checkpoints(output_dir: str | Path) -> list[Path]:
+    """Checkpoint folders of a run, newest step first."""
+    folders = [p for p in Path(output_dir).glob(f"{PREFIX_CHECKPOINT_DIR}-*") if p.is_dir() and p.name.rsplit("-", 1)[1].isdigit()]
+    return sorted(folders, key=lambda path: int(path.name.rsplit("-", 1)[1]), reverse=True)
+
+
+def newest_valid(output_dir: str | Path) -> tuple[Path | None, list[str]]:
+    """The newest complete checkpoint of a run, and a line about each newer one that was passed over."""
+    skipped = []
+    for folder in checkpoints(output_dir):
+        if not (problems := problems_of(folder)):
+            return folder, skipped
+        skipped.append(f"{folder.name}: {problems[0]}")
+    return None, skipped
+
+
+def file_hash(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
+
+
+def sync_to_disk(path: Path) -> None:
+    """Flush a file or folder to the device, so that a rename that follows cannot outrun its contents."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+class CheckpointMixin:
+    """Saving and finding checkpoints around the parent trainer, which writes their contents."""
+
+    def extra_state(self: Any) -> dict[str, Any]:
+        """What a method must find again after a resume (running means, coefficients): plain values and tensors."""
+        return {}
+
+    def load_extra_state(self: Any, state: dict[str, Any]) -> None:
+        """Take back what `extra_state` gave."""
+
+    def train(self: Any, resume_from_checkpoint: str | bool | None = None, **kwargs: Any) -> Any:
+        """Train; `resume_from_checkpoint` is a folder, or True for the newest complete checkpoint of `output_dir`."""
+        resume = resume_from_checkpoint or self.args.resume_from_checkpoint
+        folder = self.find_checkpoint(resume) if resume else None
+        if folder is not None:
+            self.load_strop_state(folder)
+        return super().train(resume_from_checkpoint=str(folder) if folder else None, **kwargs)  # type: ignore[misc]
+
+    def find_checkpoint(self: Any, resume: str | bool) -> Path:
+        if resume is True or str(resume).lower() == "true":
+            folder, skipped = newest_valid(self.args.output_dir)
+            for line in skipped:
+                self.say(f"Passed over {line}")
+            if folder is None:
+                raise CheckpointError(
+                    f"There is no complete checkpoint in {self.args.output_dir} to resume from. "
+                    "Start without resume_from_checkpoint, or give the folder of a checkpoint."
+                )
+        else:
+            folder = Path(str(resume))
+            if not folder.is_dir():
+                raise CheckpointError(f"resume_from_checkpoint={str(folder)!r} is not a folder.")
+            if problems := problems_of(folder):
+                raise CheckpointError.collect(f"The checkpoint {folder} cannot be resumed from:", problems)
+        self.say(f"Resuming from {folder}")
+        return folder
+
+    def load_strop_state(self: Any, folder: Path) -> None:
+        state = torch.load(folder / STATE_FILE, map_location="cpu", weights_only=True)
+        self._metrics["train"].load(state["metrics"])
+        load_reference(self, folder)
+        if self.reference_scores is not None:
+            for part in parts_until(folder.parent, int(folder.name.rsplit("-", 1)[1])):
+                self.reference_scores.load(part)
+        self.load_extra_state(state["extra"])
+
+    def _save_checkpoint(self: Any, model: Any, trial: Any) -> None:
+        """Let the parent write into a folder beside, add strop's own state and the manifest, then rename."""
+        run_dir = Path(self._get_output_dir(trial=trial))
+        name = f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
+        beside = run_dir / f"{PARTIAL}-checkpoints"
+        self._redirected = str(beside)
+        try:
+            super()._save_checkpoint(model, trial)  # type: ignore[misc]
+            if self.args.world_size > 1:
+                torch.distributed.barrier()
+            if self.args.should_save:
+                self.write_strop_state(beside / name, run_dir)
+        except OSError as error:
+            if self.args.should_save:
+                shutil.rmtree(beside, ignore_errors=True)
+            raise SetupError(
+                f"The checkpoint of step {self.state.global_step} could not be written to {run_dir}: {error.strerror or error}. "
+                "Earlier checkpoints are intact. Free disk space or choose another output_dir, then resume with "
+                "resume_from_checkpoint=True."
+            ) from error
+        finally:
+            self._redirected = None
+        if self.args.should_save:
+            self.publish(beside, run_dir, name)
+        if self.args.world_size > 1:
+            torch.distributed.barrier()
+
+    def _save(self: Any, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
+        """As the parent, without its progress bars, and without the frozen adapter that only serves as reference."""
+        names = getattr(self.reference, "adapter_names", None)
+        shown = logging.is_progress_bar_enabled()
+        logging.disable_progress_bar()
+        try:
+            if names is None:
+                super()._save(output_dir, state_dict)  # type: ignore[misc]
+            elif self.args.should_save:
+                folder = output_dir or self.args.output_dir
+                self.policy.save_pretrained(folder, selected_adapters=names, state_dict=state_dict)
+                self.processing_class.save_pretrained(folder)
+        finally:
+            if shown:
+                logging.enable_progress_bar()
+
+    def write_strop_state(self: Any, folder: Path, run_dir: Path) -> None:
+        """Add strop's own state, name the best checkpoint by its final place, flush everything, write the manifest."""
+        if self.state.best_global_step:
+            best = run_dir / f"{PREFIX_CHECKPOINT_DIR}-{self.state.best_global_step}"
+            exists = best.is_dir() or self.state.best_global_step == self.state.global_step
+            self.state.best_model_checkpoint = str(best) if exists else None
+            self.state.save_to_json(str(folder / "trainer_state.json"))
+        state = {"metrics": self._metrics["train"].state(), "extra": self.extra_state()}
+        torch.save(state, folder / STATE_FILE)
+        save_reference(self, folder)
+        if self.reference_scores is not None:
+            self.reference_scores.save(part_path(run_dir, self.state.global_step), new_only=True)
+        for path in folder.rglob("*"):
+            if path.is_file():
+                sync_to_disk(path)
+        write_manifest(folder, self.state.global_step)
+
+    def publish(self: Any, beside: Path, run_dir: Path, name: str) -> None:
+        """Rename a finished checkpoint into place and remove the oldest ones beyond `save_total_limit`."""
+        target = run_dir / name
+        if target.exists():
+            shutil.rmtree(target)
+        (beside / name).replace(target)
+        sync_to_disk(run_dir)
+        shutil.rmtree(beside, ignore_errors=True)
+        limit = self.args.save_total_limit
+        if limit:
+            keep = {Path(self.state.best_model_checkpoint or "").name}
+            rest = [path for path in checkpoints(run_dir) if path.name not in keep]
+            for old in rest[max(1, limit - len(keep & {p.name for p in checkpoints(run_dir)})) :]:
+                shutil.rmtree(old, ignore_errors=True)
+
+    def _get_output_dir(self: Any, trial: Any) -> str:
+        return getattr(self, "_redirected", None) or super()._get_output_dir(trial)  # type: ignore[misc]
+
+    def say(self: Any, line: str) -> None:
+        """A line for the user, once, from the first process."""
+        if self.args.process_index == 0:
+            print(line, flush=True)

@@ -1,0 +1,174 @@
+"""DPO: learn from preference pairs against a reference model."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+import torch
+
+from strop.data import DatasetKind
+from strop.errors import ConfigError
+from strop.losses import check_dpo_options, dpo_loss, ld_logps, nll_loss, shared_lengths, wpo_alignment, wpo_weights
+from strop.losses.names import DPO_BATCH_LOSS_TYPES, DPO_OPTIONS, DPO_TERM_TYPES, check_name, check_option
+from strop.records import Batch, Example, LossOutput, Scores, Term, Want
+from strop.trainers.config import ReferenceConfig
+from strop.trainers.pairs import PairTrainer, pair_metrics
+from strop.trainers.schema import Range, config
+from strop.trainers.step import Counts, StepContext, scored_tokens
+
+
+@config
+class DPOConfig(ReferenceConfig):
+    """Settings of `DPOTrainer`."""
+
+    aliases = {**ReferenceConfig.aliases, "f_alpha": "f_alpha_divergence_coef"}  # noqa: RUF012
+    removed = {  # noqa: RUF012
+        **ReferenceConfig.removed,
+        "rpo_alpha": "Use loss_type=['sigmoid', 'sft'] with loss_weights=[1.0, rpo_alpha].",
+        "reference_free": "Use CPOTrainer, whose losses need no reference.",
+    }
+
+    beta: Annotated[float, Range(min=0, open_min=True)] = 0.1
+    """Strength of the pull to the reference: the loss sees beta times the log-ratios."""
+    loss_type: str | list[str] = "sigmoid"
+    """One loss or a list of them, added up with `loss_weights`: sigmoid, robust, hinge, ipo, sigmoid_norm, exo_pair,
+    nca_pair, bco_pair, sppo_hard, aot, aot_unpaired, apo_zero, apo_down, discopop, exponential, sft."""
+    loss_weights: list[float] | None = None
+    """Weight of each loss of the list. None: 1 each."""
+    label_smoothing: Annotated[float, Range(min=0, max=0.5)] = 0.0
+    """Share of labels taken to be flipped (cDPO with sigmoid; robust, exo_pair and aot have their own forms)."""
+    ipo_length_norm: bool = True
+    """ipo of log-ratios divided by length, as its authors advise. False: of sums, as the paper prints it."""
+    ld_alpha: Annotated[float, Range(min=0, max=1)] | None = None
+    """Weight of tokens beyond the shorter completion's length (LD-DPO, arXiv 2409.06411). None: 1."""
+    f_divergence_type: Literal["reverse_kl", "forward_kl", "js_divergence", "alpha_divergence"] = "reverse_kl"
+    """Divergence that holds the policy to the reference (arXiv 2309.16240)."""
+    f_alpha_divergence_coef: float = 0.5
+    """c of the alpha-divergence: 1 is the reverse KL, 0 the forward KL (the paper's alpha is 1 - c)."""
+    use_weighting: bool = False
+    """Weight each pair by how likely the policy is to write it (WPO, arXiv 2406.11827)."""
+    wpo_clamp: bool = True
+    """Cap WPO's weights at 1, as its authors' code does."""
+    discopop_tau: Annotated[float, Range(min=0, open_min=True)] = 0.05
+    """Temperature of DiscoPOP's gate."""
+
+    def __post_init__(self) -> None:
+        self.loss_type = [self.loss_type] if isinstance(self.loss_type, str) else list(self.loss_type)
+        super().__post_init__()
+
+    def contradictions(self) -> list[str]:
+        problems = super().contradictions()
+        if self.loss_weights is not None and len(self.loss_weights) != len(self.loss_type):
+            problems.append(f"loss_weights has {len(self.loss_weights)} entries for {len(self.loss_type)} losses; give one each.")
+        for name in self.loss_type:
+            try:
+                check_name(name, DPO_TERM_TYPES, "loss_type")
+                if name != "sft":
+                    smoothing = self.label_smoothing if name in DPO_OPTIONS["label_smoothing"] or len(self.loss_type) == 1 else 0.0
+                    check_dpo_options(name, label_smoothing=smoothing, f_divergence=self.f_divergence_type)
+                    if self.use_weighting:
+                        check_option(DPO_OPTIONS, "use_weighting", name)
+            except ConfigError as error:
+                problems.append(str(error))
+        return problems
+
+
+class DPOTrainer(PairTrainer):
+    """Direct preference optimisation: L = mean over pairs of softplus(-beta (u_w - u_l)), u = log pi(y|x) - log mu(y|x).
+
+    mu is a copy of the model taken from memory when training starts; with an adapter it is the model with the adapter
+    as it was at the start. `ref_model` may be another model, an id or a path. Rows: `prompt`, `chosen`, `rejected`.
+    At step 0 the loss is ln 2. Fifteen loss types, mixtures, f-divergences, LD-DPO, WPO: see `DPOConfig`.
+    Source: arXiv 2305.18290 Eq. 7.
+    """
+
+    config_class = DPOConfig
+    dataset_kind = DatasetKind.PREFERENCE
+    uses_reference = True
+
+    def __init__(self, model: Any = None, ref_model: Any = None, args: DPOConfig | None = None, **kwargs: Any) -> None:
+        super().__init__(model, args, ref_model=ref_model, **kwargs)
+
+    @property
+    def coupled(self) -> bool:  # type: ignore[override]
+        """AOT sorts over all pairs of a step."""
+        return any(name in DPO_BATCH_LOSS_TYPES for name in self.args.loss_type)
+
+    def want(self, log: bool) -> Want:
+        return super().want(log) | Want.LOG_SQUARE if self.args.use_weighting else super().want(log)
+
+    def counts(self, examples: list[Example]) -> Counts:  # type: ignore[override]
+        chosen = float(sum(scored_tokens(example, 0) for example in examples))
+        return {**super().counts(examples), "chosen_tokens": chosen}
+
+    def sums(self, scores: Scores, lengths: torch.Tensor) -> torch.Tensor:
+        """Summed log-probs of chosen and rejected, (B, 2); the excess length damped by `ld_alpha`."""
+        if self.args.ld_alpha is None:
+            return scores.sum().view(-1, 2)
+        assert scores.logps is not None
+        shared = shared_lengths(lengths.flatten())
+        return ld_logps(scores.logps, scores.segment, scores.num_completions, shared, alpha=self.args.ld_alpha).view(-1, 2)
+
+    def statistics(self, scores: Scores, batch: Batch, step: StepContext) -> dict[str, torch.Tensor]:
+        assert step.ref is not None
+        lengths = scores.lengths.view(-1, 2)
+        return {"policy": self.sums(scores, lengths), "ref": self.sums(step.ref, lengths), "lengths": lengths}
+
+    def loss(self, scores: Scores, batch: Batch, step: StepContext) -> LossOutput:
+        assert scores.logps is not None and step.ref is not None
+        lengths = scores.lengths.view(-1, 2)  # (B, 2)
+        policy, ref = self.sums(scores, lengths), self.sums(step.ref, lengths)  # (B, 2) each
+        weights = self.pair_weights(scores)
+        terms = []
+        for name, weight in zip(self.args.loss_type, self.args.loss_weights or [1.0] * len(self.args.loss_type), strict=True):
+            if name == "sft":
+                chosen = scores.segment % 2 == 0
+                terms.append(Term(nll_loss(scores.logps[chosen]), "chosen_tokens", weight))
+                continue
+            if name in DPO_BATCH_LOSS_TYPES:
+                values = self.whole_step_loss(name, policy, step)
+            else:
+                values = self.pair_loss(name, policy, ref, lengths)
+            terms.append(Term(values if weights is None else values * weights, "trees", weight))
+        return LossOutput(terms, pair_metrics(scores, self.args.beta * (policy - ref).detach(), policy.detach()))
+
+    def pair_loss(self, name: str, policy: torch.Tensor, ref: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
+        """One loss of the family for pairs (B, 2), (B,)."""
+        normed = name == "sigmoid_norm" or (name == "ipo" and self.args.ipo_length_norm)
+        return dpo_loss(
+            policy[:, 0],
+            policy[:, 1],
+            ref[:, 0],
+            ref[:, 1],
+            beta=self.args.beta,
+            loss_type=name,
+            label_smoothing=self.args.label_smoothing if name in DPO_OPTIONS["label_smoothing"] else 0.0,
+            lengths_chosen=lengths[:, 0] if normed else None,
+            lengths_rejected=lengths[:, 1] if normed else None,
+            f_divergence=self.args.f_divergence_type,
+            f_alpha=self.args.f_alpha_divergence_coef,
+            discopop_tau=self.args.discopop_tau,
+        )
+
+    def whole_step_loss(self, name: str, policy: torch.Tensor, step: StepContext) -> torch.Tensor:
+        """A loss over all pairs of the step, of which only this micro-batch's carry a gradient, (1,).
+
+        Every micro-batch computes the whole sum; its gradient is taken once, for its own rows. The value is this
+        micro-batch's share, so that the shares add up to the sum.
+        """
+        assert step.rows is not None
+        everyone, rows = step.statistics, step.rows
+        injected = torch.cat([everyone["policy"][: rows.start], policy, everyone["policy"][rows.stop :]])
+        total = self.pair_loss(name, injected, everyone["ref"], everyone["lengths"]).sum()
+        share = (rows.stop - rows.start) / len(injected)
+        return (total - total.detach() * (1 - share)).view(1)
+
+    def pair_weights(self, scores: Scores) -> torch.Tensor | None:
+        """WPO's weights (B,), or None."""
+        if not self.args.use_weighting:
+            return None
+        assert scores.logps is not None and scores.log_square is not None
+        alignment = wpo_alignment(scores.logps, scores.log_square, scores.segment, scores.num_completions).view(-1, 2)
+        return wpo_weights(alignment[:, 0], alignment[:, 1], clamp=self.args.wpo_clamp)
+
+

@@ -1,0 +1,104 @@
+"""A prompt and the completions sampled for it, with what is known about each."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from strop.records import Example, Extreme, Mean
+
+
+@dataclass
+class Group:
+    """One prompt's completions of one round of sampling."""
+
+    example: Example  # the prompt's row
+    completions: list[list[int]]  # G lists of ids
+    sampler_logps: list[list[float]]  # like completions
+    finish_reasons: list[str]  # "stop" or "length"
+    loss_mask: list[list[int]] | None = None  # 0 where the model did not write the token
+    reward_names: list[str] = field(default_factory=list)
+    values: torch.Tensor | None = None  # (G, rewards) NaN where a reward abstained
+    rewards: torch.Tensor | None = None  # (G,) weighted totals, NaN where all abstained
+    advantages: torch.Tensor | None = None  # (G,) where the method has one per completion
+
+    @property
+    def prompt(self) -> Any:
+        """The prompt as the row has it: text, or messages."""
+        return self.example.extras.get("prompt")
+
+    @property
+    def columns(self) -> dict[str, Any]:
+        """The row's other columns, for reward functions."""
+        return self.example.extras.get("columns", {})
+
+    def masks(self, drop_truncated: bool = False) -> list[list[int]] | None:
+        """Loss masks of the completions; None where every token counts."""
+        cut = [drop_truncated and reason != "stop" for reason in self.finish_reasons]
+        if self.loss_mask is None and not any(cut):
+            return None
+        masks = self.loss_mask or [[1] * len(ids) for ids in self.completions]
+        return [[0] * len(mask) if drop else mask for mask, drop in zip(masks, cut, strict=True)]
+
+
+def texts(tokenizer: Any, flat: Sequence[tuple[Group, int]]) -> list[str]:
+    """Completions as text, for rewards and people only; the ids are what is trained on."""
+    return tokenizer.batch_decode([group.completions[i] for group, i in flat], skip_special_tokens=True)
+
+
+def conversational(group: Group, text: str) -> Any:
+    """A completion in the form of its prompt: a message list for conversations, else the text."""
+    return text if isinstance(group.prompt, str) or group.prompt is None else [{"role": "assistant", "content": text}]
+
+
+def completion_metrics(groups: Sequence[Group]) -> dict[str, Mean | Extreme]:
+    """Lengths (tokens), the share cut off at the limit, mean and spread of rewards, groups without any spread."""
+    metrics: dict[str, Mean | Extreme] = {}
+    lengths = [len(ids) for group in groups for ids in group.completions]
+    ended = [len(ids) for g in groups for ids, why in zip(g.completions, g.finish_reasons, strict=True) if why == "stop"]
+    for name, values in (("length", lengths), ("terminated_length", ended)):
+        if values:
+            metrics[f"completions/mean_{name}"] = Mean(float(sum(values)), float(len(values)))
+            metrics[f"completions/min_{name}"] = Extreme(float(min(values)), largest=False)
+            metrics[f"completions/max_{name}"] = Extreme(float(max(values)))
+    metrics["completions/clipped_ratio"] = Mean(float(len(lengths) - len(ended)), float(len(lengths)))
+    rewarded = [group for group in groups if group.rewards is not None]
+    for group in rewarded:
+        assert group.rewards is not None and group.values is not None
+        known = group.rewards[~group.rewards.isnan()]
+        spread = float(known.std()) if known.numel() > 1 else 0.0
+        flat = float(known.numel() < 2 or known.max() == known.min())
+        add(metrics, "reward", float(known.sum()), float(known.numel()))
+        add(metrics, "reward_std", spread, 1.0)
+        add(metrics, "frac_reward_zero_std", flat, 1.0)
+        for index, name in enumerate(group.reward_names):
+            column = group.values[:, index]
+            column = column[~column.isnan()]
+            add(metrics, f"rewards/{name}/std", float(column.std()) if column.numel() > 1 else 0.0, 1.0)
+    return metrics
+
+
+def add(metrics: dict[str, Mean | Extreme], name: str, total: float, count: float) -> None:
+    """Add to a mean of a dictionary of metrics."""
+    mean = metrics.setdefault(name, Mean(0.0, 0.0))
+    assert isinstance(mean, Mean)
+    mean.total, mean.count = mean.total + total, mean.count + count
+
+
+def sample_rows(tokenizer: Any, groups: Sequence[Group]) -> list[dict[str, Any]]:
+    """Rows for samples.jsonl: prompt, completion, finish reason, rewards by name, total, advantage."""
+    rows = []
+    for group in groups:
+        decoded = tokenizer.batch_decode(group.completions, skip_special_tokens=True)
+        for i, text in enumerate(decoded):
+            row: dict[str, Any] = {"prompt": group.prompt, "completion": text, "finish_reason": group.finish_reasons[i]}
+            if group.values is not None and group.rewards is not None:
+                row["rewards"] = dict(zip(group.reward_names, group.values[i].tolist(), strict=True))
+                row["reward"] = float(group.rewards[i])
+            if group.advantages is not None:
+                row["advantage"] = float(group.advantages[i])
+            rows.append(row)
+    return rows

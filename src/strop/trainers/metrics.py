@@ -1,0 +1,58 @@
+"""Metrics as sums and counts, added up over micro-batches, steps and ranks, and divided once, when they are logged."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from strop.records import Extreme, Mean
+
+KINDS = {"sum": lambda a, b: [a[0] + b[0], a[1] + b[1]], "max": lambda a, b: [max(a[0], b[0]), 1], "min": lambda a, b: [min(a[0], b[0]), 1]}
+
+
+class MetricLog:
+    """Running sums and extremes of one mode (train or eval)."""
+
+    def __init__(self) -> None:
+        self._sums: dict[str, list[Any]] = {}  # "kind:name" -> [total or extreme, count]
+
+    def add(self, metrics: Mapping[str, Mean | Extreme]) -> None:
+        for name, metric in metrics.items():
+            if isinstance(metric, Extreme):
+                kind, entry = ("max" if metric.largest else "min"), [_detached(metric.value), 1]
+            else:
+                kind, entry = "sum", [_detached(metric.total), metric.count]
+            key = f"{kind}:{name}"
+            self._sums[key] = KINDS[kind](self._sums[key], entry) if key in self._sums else entry
+
+    def state(self) -> dict[str, list[float]]:
+        """The sums so far, for a checkpoint between two log lines."""
+        return {key: [float(value) for value in entry] for key, entry in self._sums.items()}
+
+    def load(self, state: Mapping[str, list[float]]) -> None:
+        self._sums = {key: list(entry) for key, entry in state.items()}
+
+    def drain(self, *, world_size: int = 1) -> dict[str, float]:
+        """Values over everything added since the last call, on all ranks; a metric without a single item is left out."""
+        parts: list[Any] = [self.state()]
+        self._sums = {}
+        if world_size > 1:
+            local, parts = parts[0], [None] * world_size
+            torch.distributed.all_gather_object(parts, local)
+        merged: dict[str, list[float]] = {}
+        for part in parts:
+            for key, entry in part.items():
+                merged[key] = KINDS[key.split(":", 1)[0]](merged[key], entry) if key in merged else entry
+        return {key.split(":", 1)[1]: total / count for key, (total, count) in merged.items() if count > 0}
+
+
+def mean_of(values: torch.Tensor, keep: Any = None) -> Mean:
+    """Mean over the entries of `keep` (default: all) of a tensor, without gradient."""
+    values = (values if keep is None else values[keep]).detach().double()
+    return Mean(values.sum(), values.numel())
+
+
+def _detached(value: Any) -> Any:
+    return value.detach() if isinstance(value, torch.Tensor) else value

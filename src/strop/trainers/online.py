@@ -1,0 +1,290 @@
+"""What the online methods share: sample completions, reward them, make trees, and use them for one or more steps."""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+import torch
+
+from strop.data import DatasetKind, TokenizeOptions
+from strop.errors import ConfigError
+from strop.records import Example
+from strop.rewards import RewardSet
+from strop.rollout import SamplingParams, make_generator
+from strop.trainers import rows
+from strop.trainers.base import BaseTrainer
+from strop.trainers.groups import Group, completion_metrics, conversational, sample_rows, texts
+from strop.trainers.online_config import OnlineConfig
+from strop.trainers.samples import show_samples
+from strop.trainers.windows import StepSampler, StreamWindows, window_loader
+
+
+class OnlineTrainer(BaseTrainer):
+    """Rows are prompts. A window of prompts is sampled at once, becomes trees, and serves `steps_per_window` steps."""
+
+    config_class = OnlineConfig
+    dataset_kind = DatasetKind.PROMPT_ONLY
+    remembers_reference = False
+    needs_reward: ClassVar[bool] = True
+
+    def __init__(
+        self,
+        model: Any = None,
+        reward_funcs: Any = None,
+        args: Any = None,
+        train_dataset: Any = None,
+        eval_dataset: Any = None,
+        processing_class: Any = None,
+        reward_processing_classes: Any = None,
+        reward_model: Any = None,
+        judge: Any = None,
+        **kwargs: Any,
+    ) -> None:
+        given = [value for value in (reward_funcs, reward_model, judge) if value is not None]
+        if len(given) > 1:
+            raise ConfigError("reward_funcs, reward_model and judge are names for one thing; give one of them (a list is fine).")
+        if self.needs_reward and not given:
+            raise ConfigError(
+                f"{type(self).__name__} needs a reward: pass reward_funcs=, a function, a model, an id, a judge, or a list of them."
+            )
+        self._reward_source = (given[0] if given else None, reward_processing_classes)
+        self.buffer: deque[list[Example]] = deque()
+        self.rounds = 0
+        super().__init__(
+            model, args, train_dataset=train_dataset, eval_dataset=eval_dataset, processing_class=processing_class, **kwargs
+        )
+
+    def after_init(self) -> None:
+        source, tokenizers = self._reward_source
+        self.rewards = None
+        if source is not None:
+            self.rewards = RewardSet(
+                source,
+                weights=self.args.reward_weights,
+                processing_classes=tokenizers,
+                on_error=self.args.reward_on_error,
+                penalty=self.args.reward_penalty,
+                timeout_seconds=self.args.reward_timeout,
+                device=self.args.device,
+            )
+        self._generator: Any = None
+        self.announce_batches()
+
+    @property
+    def uses_reference(self) -> bool:  # type: ignore[override]
+        return self.args.beta > 0
+
+    # ---- how many prompts make a step -------------------------------------------------------------------------
+
+    @property
+    def group_size(self) -> int:
+        """Completions sampled per prompt in training."""
+        return self.args.num_generations
+
+    @property
+    def completions_per_step(self) -> int:
+        """Completions that one optimizer step asks for, over all ranks."""
+        return self._train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size
+
+    @property
+    def prompts_per_step(self) -> int:
+        """Whole groups that make an optimizer step: the completions asked for, rounded up."""
+        return math.ceil(self.completions_per_step / self.group_size)
+
+    @property
+    def fresh_steps(self) -> int:
+        """Optimizer steps with new completions that one round of sampling serves."""
+        accumulation = self.args.gradient_accumulation_steps
+        if self.args.generation_batch_size is not None:
+            return max(1, round(self.args.generation_batch_size / self.completions_per_step))
+        return max(1, round((self.args.steps_per_generation or accumulation) / accumulation))
+
+    @property
+    def steps_per_window(self) -> int:
+        """Optimizer steps from one round of sampling to the next."""
+        return self.fresh_steps * self.args.num_iterations
+
+    def announce_batches(self) -> None:
+        """Say so if the batch settings do not make whole groups, and what is done instead."""
+        if self.completions_per_step % self.group_size:
+            self.say(
+                f"{self.completions_per_step} completions per step make no whole groups of {self.group_size}: each step uses "
+                f"{self.prompts_per_step} prompts, {self.prompts_per_step * self.group_size} completions. "
+                "Micro-batches stay at per_device_train_batch_size."
+            )
+
+    def get_train_dataloader(self) -> Any:
+        if self.train_dataset is None:
+            raise rows.missing_dataset(type(self).__name__)
+        window = self.prompts_per_step * self.fresh_steps
+        batches = self.args.gradient_accumulation_steps * self.steps_per_window
+        where = {"rank": self.args.process_index, "world_size": self.args.world_size}
+        if not hasattr(self.train_dataset, "__len__"):
+            return window_loader(StreamWindows(self.train_dataset, window, batches_per_step=batches, **where), None)
+        sampler = StepSampler(
+            len(self.train_dataset),
+            window,
+            batches_per_step=batches,
+            seed=self.args.data_seed if self.args.data_seed is not None else self.args.seed,
+            shuffle=self.args.shuffle_dataset and self.shuffles,
+            drop_last=self.args.dataloader_drop_last,
+            **where,
+        )
+        return window_loader(self.train_dataset, sampler, num_workers=self.args.dataloader_num_workers)
+
+    # ---- sampling and scoring ---------------------------------------------------------------------------------
+
+    def tokenize_options(self) -> TokenizeOptions:
+        limit = self.args.max_prompt_length
+        return rows.tokenize_options(self.args, filter_overlong=limit is None, chat_template_kwargs=self.args.chat_template_kwargs)
+
+    @property
+    def generator(self) -> Any:
+        """The rollout engine, made on first use."""
+        if self._generator is None:
+            extra = {}
+            if self.args.engine == "vllm":
+                url = self.args.vllm_server_base_url or f"http://{self.args.vllm_server_host}:{self.args.vllm_server_port}"
+                extra = {"mode": self.args.vllm_mode, "base_url": url, "timeout_seconds": self.args.vllm_server_timeout}
+            self._generator = make_generator(
+                self.args.engine,
+                model=self.policy,
+                tokenizer=self.processing_class,
+                max_slots=self.args.max_slots,
+                autocast=torch.bfloat16 if self.args.bf16 else torch.float16 if self.args.fp16 else None,
+                **extra,
+            )
+        return self._generator
+
+    def sampling(self, training: bool, player: int = 0) -> SamplingParams:
+        """Sampling settings of the next round; the seed follows from run seed, round, rank and player, also after a resume."""
+        moment = self.rounds if training else 2**31 + self.state.global_step
+        seed = ((self.args.seed * 1_000_003 + moment) * 4099 + self.args.process_index) * 2 + player
+        return SamplingParams(
+            max_new_tokens=self.args.max_completion_length or 512,
+            temperature=self.args.temperature,
+            top_p=self.args.top_p,
+            top_k=self.args.top_k,
+            min_p=self.args.min_p,
+            repetition_penalty=self.args.repetition_penalty,
+            stop_strings=tuple(self.args.stop or ()),
+            seed=seed % (2**31 - 1),
+        )
+
+    def rollout(self, prompts: Sequence[Example], n: int, training: bool) -> list[Group]:
+        """Sample `n` completions for each prompt."""
+        if not prompts:
+            return []
+        self.generator.sync(self.policy)
+        sampled = self.generator.generate([p.prompt_ids for p in prompts], n, self.sampling(training))
+        return [
+            Group(
+                prompt,
+                sampled.completions[i],
+                sampled.sampler_logps[i],
+                sampled.finish_reasons[i],
+                sampled.loss_mask[i] if sampled.loss_mask is not None else None,
+            )
+            for i, prompt in enumerate(prompts)
+        ]
+
+    def score_groups(self, groups: list[Group], mode: str) -> None:
+        """Rewards of every completion, written into its group; metrics of rewards and lengths are recorded."""
+        if self.rewards is None or not groups:
+            return
+        flat = [(group, i) for group in groups for i in range(len(group.completions))]
+        columns: dict[str, list[Any]] = {}
+        for name in dict.fromkeys(name for group in groups for name in group.columns):
+            columns[name] = [group.columns.get(name) for group, _ in flat]
+        table = self.rewards.score(
+            [group.prompt for group, _ in flat],
+            [conversational(group, text) for group, text in zip((g for g, _ in flat), texts(self.processing_class, flat), strict=True)],
+            [group.completions[i] for group, i in flat],
+            columns,
+            trainer_state=self.state,
+        )
+        values = torch.from_numpy(table.values).T.contiguous()  # (completions, rewards)
+        totals = torch.from_numpy(table.total())  # (completions,)
+        if self.args.missing_eos_penalty:
+            ended = torch.tensor([group.finish_reasons[i] == "stop" for group, i in flat])
+            totals = totals - self.args.missing_eos_penalty * (~ended).double()
+        start = 0
+        for group in groups:
+            stop = start + len(group.completions)
+            group.reward_names, group.values, group.rewards = table.names, values[start:stop], totals[start:stop]
+            start = stop
+        self._metrics[mode].add(table.log_metrics())
+
+    def make_trees(self, groups: list[Group], training: bool) -> list[Example]:
+        """Trees to train on, in the order of the groups: what a method makes of its rewarded completions."""
+        raise TypeError(f"{type(self).__name__} must define make_trees(groups, training) -> list[Example]")
+
+    def prepare_step(self, examples: list[Example]) -> list[Example]:
+        """Rows of the next optimizer step, from the buffer; a new round of sampling where the buffer is empty."""
+        if not self.buffer:
+            self.fill_buffer(examples)
+        return self.buffer.popleft()
+
+    def fill_buffer(self, prompts: list[Example]) -> None:
+        """Sample, score and shape one round, and cut it into the steps that it serves."""
+        groups = self.rollout(prompts, self.group_size, training=True)
+        self.score_groups(groups, "train")
+        self._metrics["train"].add(completion_metrics(groups))
+        trees = self.make_trees(groups, training=True)
+        self.rounds += 1
+        self.remember_samples(groups)
+        steps = self.split_steps(trees)
+        if self.steps_per_window > 1:
+            self.fix_old_logps(steps)
+        for _ in range(self.args.num_iterations):
+            self.buffer.extend([list(step) for step in steps])
+
+    def split_steps(self, trees: list[Example]) -> list[list[Example]]:
+        """The trees of a round by the optimizer step that uses them; a step's prompts do not depend on the ranks.
+
+        A tree belongs to the prompt `extras["prompt_index"]` of this rank's share (default: its own position).
+        """
+        steps: list[list[Example]] = [[] for _ in range(self.fresh_steps)]
+        for index, tree in enumerate(trees):
+            position = tree.extras.pop("prompt_index", index) * self.args.world_size + self.args.process_index
+            steps[min(position // self.prompts_per_step, self.fresh_steps - 1)].append(tree)
+        return steps
+
+    def fix_old_logps(self, steps: list[list[Example]]) -> None:
+        """Remember the policy's log-probs at the start of the window, which later steps compare with."""
+
+    def prepare_evaluation(self, examples: list[Example]) -> list[Example]:
+        groups = self.rollout(examples, self.args.num_generations_eval or self.group_size, training=False)
+        self.score_groups(groups, "eval")
+        self._metrics["eval"].add(completion_metrics(groups))
+        return self.make_trees(groups, training=False)
+
+    def prepare_stand_in(self, example: Example) -> Example:
+        ids = example.prompt_ids or [0]
+        return Example(ids, [ids[:1]], extras={**example.extras, "stand_in": True})
+
+    def score_options(self) -> dict[str, Any]:
+        return {**super().score_options(), "temperature": self.args.temperature}
+
+    # ---- what a run keeps -------------------------------------------------------------------------------------
+
+    def remember_samples(self, groups: list[Group]) -> None:
+        """samples.jsonl, and the table in the terminal, on steps that are logged."""
+        if not self.logs_next_step or not groups or not self.is_world_process_zero():
+            return
+        shown = sample_rows(self.processing_class, groups)
+        self.run_directory.write_samples(shown)
+        if self.args.log_completions:
+            show_samples(shown, self.args.num_completions_to_print or 4, unique_prompts=self.args.log_unique_prompts)
+
+    def extra_state(self) -> dict[str, Any]:
+        buffer = [[tree.to_plain() for tree in step] for step in self.buffer]
+        return {**super().extra_state(), "rounds": self.rounds, "buffer": buffer}
+
+    def load_extra_state(self, state: dict[str, Any]) -> None:
+        super().load_extra_state(state)
+        self.rounds = state["rounds"]
+        self.buffer = deque([Example.from_plain(tree) for tree in step] for step in state["buffer"])

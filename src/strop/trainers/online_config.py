@@ -1,0 +1,110 @@
+"""Settings that the seven online methods share: what is sampled, how it is rewarded, how often it is used."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, ClassVar, Literal
+
+from strop.trainers.config import ReferenceConfig
+from strop.trainers.schema import Range, config
+
+
+@config
+class OnlineConfig(ReferenceConfig):
+    """Settings of methods that generate, score and learn."""
+
+    aliases: ClassVar[dict[str, str]] = {
+        **ReferenceConfig.aliases,
+        "num_samples": "num_generations",
+        "rloo_k": "num_generations",
+        "kl_coef": "beta",
+        "max_new_tokens": "max_completion_length",
+        "response_length": "max_completion_length",
+        "vllm_timeout": "vllm_server_timeout",
+    }
+    removed: ClassVar[dict[str, str]] = {
+        **ReferenceConfig.removed,
+        "use_transformers_paged": "Use engine='native', which batches continuously.",
+        "use_transformers_continuous_batching": "Use engine='native', which batches continuously.",
+        "ds3_gather_for_generation": "Weights are shared or synced by the engine; remove it.",
+        "cache_implementation": "The native engine brings its own cache; remove it.",
+        "log_completions_hub_repo": "Completions are in samples.jsonl of the run; push the folder.",
+    }
+
+    num_generations: Annotated[int, Range(min=1)] = 8
+    """Completions sampled for each prompt."""
+    num_generations_eval: Annotated[int, Range(min=1)] | None = None
+    """Completions per prompt in evaluation. None: as in training."""
+    max_completion_length: Annotated[int, Range(min=1)] | None = 512
+    """Most tokens of a completion."""
+    max_length: Annotated[int, Range(min=2)] | None = None
+    """Most tokens of a prompt; longer ones are left out and counted. None: no limit."""
+    temperature: Annotated[float, Range(min=0, open_min=True)] = 1.0
+    """Temperature of sampling, and of the policy that is optimised."""
+    top_p: Annotated[float, Range(min=0, max=1, open_min=True)] = 1.0
+    """Sample from the most probable tokens that make up this share."""
+    top_k: Annotated[int, Range(min=0)] = 0
+    """Sample from this many most probable tokens; 0 is all."""
+    min_p: Annotated[float, Range(min=0, max=1)] | None = None
+    """Sample from tokens with at least this share of the highest probability."""
+    repetition_penalty: Annotated[float, Range(min=0, open_min=True)] = 1.0
+    """Divide logits of tokens already seen; 1 is off."""
+    stop: list[str] | None = None
+    """Texts that end a completion as soon as they appear."""
+    chat_template_kwargs: dict[str, Any] | None = None
+    """Variables for the chat template of conversational prompts."""
+    engine: Literal["auto", "native", "transformers", "vllm"] = "auto"
+    """Rollout engine. auto: native where a self-check on the model passes, else transformers."""
+    max_slots: Annotated[int, Range(min=1)] | None = None
+    """Completions decoded at a time. None: chosen by device and memory."""
+    use_vllm: bool = False
+    """Another way to say engine='vllm'."""
+    vllm_mode: Literal["server", "colocate"] = "server"
+    """vLLM as a server, or in the training process."""
+    vllm_server_base_url: str | None = None
+    """Address of the vLLM server. None: made from host and port."""
+    vllm_server_host: str = "127.0.0.1"
+    """Host of the vLLM server."""
+    vllm_server_port: int = 8000
+    """Port of the vLLM server."""
+    vllm_server_timeout: Annotated[float, Range(min=0, open_min=True)] = 240.0
+    """Seconds to wait for an answer of the vLLM server."""
+
+    beta: Annotated[float, Range(min=0)] = 0.0
+    """Weight of the KL to the reference. 0: no reference is kept."""
+    steps_per_generation: Annotated[int, Range(min=1)] | None = None
+    """Micro-batches that one round of sampling serves. None: gradient_accumulation_steps, one optimizer step."""
+    generation_batch_size: Annotated[int, Range(min=1)] | None = None
+    """Completions of one round of sampling over all processes; another way to give steps_per_generation."""
+    num_iterations: Annotated[int, Range(min=1)] = 1
+    """Times that each round of completions is learned from."""
+    shuffle_dataset: bool = True
+    """Take prompts in random order."""
+    reward_weights: list[float] | None = None
+    """Weight of each reward. None: 1 each."""
+    reward_on_error: Literal["raise", "skip", "penalize"] = "raise"
+    """When a reward fails on a completion: stop, leave it out, or give it `reward_penalty`."""
+    reward_penalty: float = -1.0
+    """Reward of a completion whose reward failed, with reward_on_error='penalize'."""
+    reward_timeout: Annotated[float, Range(min=0, open_min=True)] | None = 300.0
+    """Seconds that a reward function may take for a batch."""
+    missing_eos_penalty: Annotated[float, Range(min=0)] | None = None
+    """Taken off the score of completions that did not end by themselves."""
+    mask_truncated_completions: bool = False
+    """Do not learn from completions that were cut off; their rewards still count in the group."""
+    log_completions: bool = False
+    """Show a table of sampled completions in the terminal at every log."""
+    log_unique_prompts: bool = False
+    """Show one completion per prompt in that table."""
+
+    def __post_init__(self) -> None:
+        if self.use_vllm:
+            self.engine = "vllm"
+        super().__post_init__()
+
+    def contradictions(self) -> list[str]:
+        problems = super().contradictions()
+        if self.steps_per_generation is not None and self.generation_batch_size is not None:
+            problems.append("steps_per_generation and generation_batch_size say the same in two ways; keep one.")
+        if self.precompute_ref_log_probs:
+            problems.append("precompute_ref_log_probs=True has no rows to work on: completions are sampled in training.")
+        return problems

@@ -1,0 +1,244 @@
+"""PPO: policy gradient with a learned critic, clipped, with a KL penalty on every token."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Literal
+
+import torch
+
+from strop.losses import (
+    gae_flat,
+    kl_estimate,
+    moments,
+    policy_loss_flat,
+    ppo_metrics,
+    token_rewards_flat,
+    value_loss,
+    whiten,
+)
+from strop.model import with_head
+from strop.records import Batch, Example, LossOutput, Mean, Scores, Term, Want
+from strop.trainers import setup
+from strop.trainers.actor_critic import VALUE_FOLDER, ActorCritic, score_both
+from strop.trainers.groups import Group, add
+from strop.trainers.metrics import mean_of
+from strop.trainers.online import OnlineTrainer
+from strop.trainers.online_config import OnlineConfig
+from strop.trainers.schema import Range, config
+from strop.trainers.step import StepContext, token_field, token_lists
+
+
+@config
+class PPOConfig(OnlineConfig):
+    """Settings of `PPOTrainer`."""
+
+    aliases: ClassVar[dict[str, str]] = {
+        **OnlineConfig.aliases,
+        "num_ppo_epochs": "num_iterations",
+        "gamma_": "gamma",
+    }
+    removed: ClassVar[dict[str, str]] = {
+        **OnlineConfig.removed,
+        "local_rollout_forward_batch_size": "Use per_device_train_batch_size, or max_tokens_per_micro_batch.",
+        "num_sample_generations": "Completions are in samples.jsonl; log_completions=True shows them.",
+        "stop_token": "Completions end at the tokenizer's and the model's own end tokens; use stop for texts.",
+        "sft_model_path": "Pass the policy as model=.",
+    }
+
+    learning_rate: Annotated[float, Range(min=0)] = 3e-6
+    """Peak learning rate of AdamW, for policy and critic."""
+    num_generations: Annotated[int, Range(min=1)] = 1
+    """Completions sampled for each prompt."""
+    max_completion_length: Annotated[int, Range(min=1)] | None = 53
+    """Most tokens of a completion."""
+    temperature: Annotated[float, Range(min=0, open_min=True)] = 0.7
+    """Temperature of sampling, and of the policy that is optimised."""
+    beta: Annotated[float, Range(min=0)] = 0.05
+    """Weight of the KL penalty on each token (kl_coef)."""
+    num_iterations: Annotated[int, Range(min=1)] = 4
+    """Times that each round of completions is learned from (num_ppo_epochs)."""
+    num_mini_batches: Annotated[int, Range(min=1)] = 1
+    """Optimizer steps that one pass over a round takes."""
+    total_episodes: Annotated[int, Range(min=1)] | None = None
+    """Completions to sample in all; another way to give max_steps."""
+    kl_estimator: Literal["k1", "k2", "k3"] = "k1"
+    """Estimator of the KL in the reward (and of `objective/kl`)."""
+    whiten_rewards: bool = False
+    """Give token rewards unit variance over the round; their mean stays."""
+    cliprange: Annotated[float, Range(min=0, open_min=True)] = 0.2
+    """Clip range of the policy's ratio."""
+    cliprange_value: Annotated[float, Range(min=0, open_min=True)] | None = 0.2
+    """Clip range of the critic's values. None: none."""
+    vf_coef: Annotated[float, Range(min=0)] = 0.1
+    """Weight of the critic's loss."""
+    gamma: Annotated[float, Range(min=0, max=1)] = 1.0
+    """Discount per token."""
+    lam: Annotated[float, Range(min=0, max=1)] = 0.95
+    """Generalised advantage estimation: 1 is the return, 0 the one-step error."""
+    reward_model_path: str | None = None
+    """Reward model by id or folder; another way to give reward_funcs."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.total_episodes is not None and self.max_steps < 0:
+            per_step = self.per_device_train_batch_size * self.gradient_accumulation_steps * self.world_size
+            self.max_steps = max(1, round(self.total_episodes * self.num_iterations / per_step))
+
+
+class PPOTrainer(OnlineTrainer):
+    """Proximal policy optimisation with a critic and GAE.
+
+    Token reward: -beta KL_t, and the score on the last real token. Advantages by GAE, whitened over the whole round of
+    all ranks. L = mean over tokens of max(-A r, -A clip(r)) + vf_coef / 2 max((V - G)^2, (V_clip - G)^2).
+    `value_model` starts the critic (default: a copy of the policy's layers with a fresh head); both are trained by one
+    optimizer, saved together (the critic in `value_model/`) and resumed together. Rows: `prompt`.
+    Sources: arXiv 1707.06347 Eqs. 7 and 9; GAE 1506.02438; KL in the reward 1909.08593.
+    Differs from TRL: the score sits on the last token, not one step after it; whitening sees all ranks.
+    """
+
+    config_class = PPOConfig
+
+    def __init__(
+        self,
+        model: Any = None,
+        ref_model: Any = None,
+        reward_funcs: Any = None,
+        args: PPOConfig | None = None,
+        value_model: Any = None,
+        **kwargs: Any,
+    ) -> None:
+        self._critic_source = value_model
+        if reward_funcs is None and args is not None and args.reward_model_path is not None:
+            reward_funcs = args.reward_model_path
+        super().__init__(model, reward_funcs, args, ref_model=ref_model, **kwargs)
+
+    def complete_model(self, model: Any) -> ActorCritic:
+        """The policy with its critic beside it."""
+        if self._critic_source is None:
+            critic = with_head(model, "score")
+            setup.set_requires_grad(critic, True)
+        else:
+            critic = setup.resolve_model(self.args, self._critic_source, "score", None, None)
+        return ActorCritic(model, critic)
+
+    @property
+    def policy(self) -> Any:
+        return self.accelerator.unwrap_model(self.model).policy
+
+    @property
+    def fresh_steps(self) -> int:
+        return self.args.num_mini_batches
+
+    def want(self, log: bool) -> Want:
+        return Want.LOGPS | Want.ENTROPY if log else Want.LOGPS
+
+    def build_want(self) -> Want:
+        return Want.LOGPS | Want.VALUE
+
+    def score(self, model: torch.nn.Module, batch: Batch, log: bool) -> Scores:
+        return score_both(model, batch, self.want(log), **self.score_options())
+
+    def context(self, batch: Batch, work: Any, training: bool) -> StepContext:
+        return StepContext(work.counts, training=training, log=work.log)
+
+    # ---- what the update learns from --------------------------------------------------------------------------
+
+    def make_trees(self, groups: list[Group], training: bool) -> list[Example]:
+        trees = [self.tree(group) for group in groups]
+        for part in self.plan(trees, self._train_batch_size):
+            self.add_token_rewards(part, training)
+        for name, wanted in (("rewards", self.args.whiten_rewards), ("advantages", True)):
+            if name == "advantages":
+                self.add_advantages(trees)
+            if wanted:
+                self.whiten(trees, name, shift_mean=name == "advantages")
+        return trees
+
+    def tree(self, group: Group) -> Example:
+        assert group.rewards is not None
+        extras = {"scores": group.rewards.nan_to_num(0.0).tolist(), "ended": [r == "stop" for r in group.finish_reasons]}
+        return Example(group.example.prompt_ids, group.completions, group.loss_mask, extras=extras, row=group.example.row)
+
+    @torch.no_grad()
+    def add_token_rewards(self, part: list[Example], training: bool) -> None:
+        """Old log-probs, values and rewards of every token, from the policy, critic and reference as they are now."""
+        batch = self.build(part)
+        scores = self.score(self.accelerator.unwrap_model(self.model), batch, False)
+        assert scores.logps is not None and scores.values is not None
+        kl = torch.zeros_like(scores.logps)
+        if self.reference_scores is not None:
+            ref = self.reference_scores(batch).logps
+            kl = kl_estimate(scores.logps, ref, estimator=self.args.kl_estimator)  # type: ignore[arg-type]
+        totals = torch.tensor([s for e in part for s in e.extras["scores"]], device=kl.device)
+        rewards = token_rewards_flat(kl, totals, scores.segment, scores.num_completions, kl_coef=self.args.beta)
+        for name, values in (("old_logps", scores.logps), ("old_values", scores.values), ("rewards", rewards)):
+            token_lists(batch, name, values)
+        penalty = -self.args.beta * scores.sum(kl)
+        ended = [float(e) for example in part for e in example.extras["ended"]]
+        self._metrics["train" if training else "eval"].add(
+            {
+                "objective/kl": mean_of(scores.sum(kl)),
+                "objective/entropy": mean_of(-scores.sum()),
+                "objective/non_score_reward": mean_of(penalty),
+                "objective/rlhf_reward": mean_of(totals.to(penalty) + penalty),
+                "objective/scores": mean_of(totals),
+                "val/num_eos_tokens": Mean(sum(ended), 1.0),
+            }
+        )
+
+    def add_advantages(self, trees: list[Example]) -> None:
+        """GAE over each completion; `advantages` and `returns` of every token."""
+        for part in self.plan(trees, self._train_batch_size):
+            batch = self.build(part)
+            rewards, values = token_field(batch, "rewards"), token_field(batch, "old_values")
+            options = {"gamma": self.args.gamma, "lam": self.args.lam}
+            advantages, returns = gae_flat(rewards, values, batch.segment, batch.num_completions, **options)
+            token_lists(batch, "advantages", advantages)
+            token_lists(batch, "returns", returns)
+
+    def whiten(self, trees: list[Example], name: str, *, shift_mean: bool) -> None:
+        """Whiten a per-token extra over the round of all ranks; masked tokens neither count nor change."""
+        batches = [self.build(part) for part in self.plan(trees, self._train_batch_size)]
+        flat = [token_field(batch, name) for batch in batches]
+        statistics = moments(torch.cat(flat)) if flat else torch.zeros(3, dtype=torch.float64)
+        if self.args.world_size > 1:
+            statistics = statistics.to(self.args.device)
+            torch.distributed.all_reduce(statistics)
+        for batch, values in zip(batches, flat, strict=True):
+            token_lists(batch, name, whiten(values, shift_mean=shift_mean, statistics=statistics.to(values.device)))
+
+    def loss(self, scores: Scores, batch: Batch, step: StepContext) -> LossOutput:
+        assert scores.logps is not None and scores.values is not None
+        names = ("old_logps", "advantages", "old_values", "returns")
+        old_logps, advantages, old_values, returns = (token_field(batch, name).to(scores.logps.dtype) for name in names)
+        policy = policy_loss_flat(
+            scores.logps, old_logps, advantages, scores.segment, scores.num_completions, epsilon=self.args.cliprange
+        )
+        critic = value_loss(scores.values, old_values, returns, clip=self.args.cliprange_value)
+        metrics: dict[str, Any] = {
+            **ppo_metrics(
+                scores.logps, old_logps, advantages, scores.values, old_values, returns,
+                cliprange=self.args.cliprange, cliprange_value=self.args.cliprange_value or float("inf"),
+            ),
+            "loss/policy_avg": mean_of(policy),
+            "loss/value_avg": mean_of(critic),
+        }  # fmt: skip
+        if scores.entropy is not None:
+            metrics["policy/entropy_avg"] = mean_of(scores.entropy)
+        add(metrics, "episode", float(self.rounds * self.completions_per_step * self.fresh_steps), 1.0)
+        return LossOutput([Term(policy, "tokens"), Term(critic, "tokens", self.args.vf_coef)], metrics)
+
+    # ---- saving and resuming both -----------------------------------------------------------------------------
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
+        folder = Path(output_dir or self.args.output_dir)
+        folder.mkdir(parents=True, exist_ok=True)
+        self.accelerator.unwrap_model(self.model).save(folder)
+        if self.processing_class is not None:
+            self.processing_class.save_pretrained(folder)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        both = self.accelerator.unwrap_model(self.model)
+        super()._load_from_checkpoint(resume_from_checkpoint, both.policy)
+        super()._load_from_checkpoint(str(Path(resume_from_checkpoint) / VALUE_FOLDER), both.critic)

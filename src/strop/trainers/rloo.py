@@ -1,0 +1,116 @@
+"""RLOO: REINFORCE on whole completions with the mean of the other completions as baseline."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import torch
+
+from strop.losses import leave_one_out, normalize_advantages, rloo_loss, rloo_rewards
+from strop.model import score_batch
+from strop.records import Batch, LossOutput, Scores, Term, Want
+from strop.trainers.groups import Group
+from strop.trainers.metrics import mean_of
+from strop.trainers.online_config import OnlineConfig
+from strop.trainers.policy_gradient import PolicyGradientTrainer, clip_metrics, sampler_metrics
+from strop.trainers.schema import Range, config
+from strop.trainers.step import StepContext, completion_field, token_field
+
+
+@config
+class RLOOConfig(OnlineConfig):
+    """Settings of `RLOOTrainer`."""
+
+    disable_dropout: bool = False
+    """Set every dropout of the model to 0."""
+    num_generations: Annotated[int, Range(min=2)] = 2
+    """Completions sampled for each prompt."""
+    beta: Annotated[float, Range(min=0)] = 0.05
+    """Weight of the KL to the reference, taken off the reward. 0: no reference is kept."""
+    epsilon: Annotated[float, Range(min=0)] = 0.2
+    """Clip range of the completion's ratio below 1 (acts when completions are used more than once)."""
+    epsilon_high: Annotated[float, Range(min=0)] | None = None
+    """Clip range above 1. None: epsilon."""
+    normalize_advantages: bool = False
+    """Divide advantages by their std over the batch, after centring."""
+    reward_clip_range: list[float] | None = None
+    """Clip rewards to [low, high] before the KL is taken off."""
+
+    def contradictions(self) -> list[str]:
+        problems = super().contradictions()
+        if self.reward_clip_range is not None and (len(self.reward_clip_range) != 2 or self.reward_clip_range[0] > self.reward_clip_range[1]):
+            problems.append(f"reward_clip_range={self.reward_clip_range}: give [low, high] with low <= high.")
+        return problems
+
+
+class RLOOTrainer(PolicyGradientTrainer):
+    """REINFORCE leave-one-out: A_i = R~_i - mean of R~_j over the others, R~ = R - beta (log pi - log mu)(y).
+
+    L = -mean of min(r A, clip(r) A) over completions, r the ratio of the whole completion; at first use r = 1 and the
+    gradient is the paper's. Rows: `prompt` and any columns that the rewards ask for. Source: arXiv 2402.14740.
+    """
+
+    config_class = RLOOConfig
+
+    def want(self, log: bool) -> Want:
+        return Want.LOGPS | Want.ENTROPY if log else Want.LOGPS
+
+    @property
+    def advantages_need_all_ranks(self) -> bool:  # type: ignore[override]
+        return self.args.normalize_advantages
+
+    @property
+    def silent_groups_cost_nothing(self) -> bool:
+        return True
+
+    def score_groups(self, groups: list[Group], mode: str) -> None:
+        """Rewards less the KL of the whole completion."""
+        super().score_groups(groups, mode)
+        clip = tuple(self.args.reward_clip_range) if self.args.reward_clip_range else None
+        for start in range(0, len(groups), max(1, self._train_batch_size // self.group_size)):
+            part = groups[start : start + max(1, self._train_batch_size // self.group_size)]
+            for group in part:
+                assert group.rewards is not None
+                group.values = group.rewards[:, None] if clip is None else group.rewards.clamp(*clip)[:, None]
+            if self.args.beta:
+                self.take_off_kl(part, clip, mode)
+
+    @torch.no_grad()
+    def take_off_kl(self, groups: list[Group], clip: tuple[float, ...] | None, mode: str) -> None:
+        """R~ of some groups, from the current policy and the reference."""
+        for group in groups:
+            group.advantages = torch.zeros(len(group.completions))
+        batch = self.build([self.tree(group) for group in groups])
+        assert self.reference_scores is not None
+        policy = score_batch(self.policy, batch, Want.LOGPS, **self.score_options())
+        ref = self.reference_scores(batch)
+        assert policy.logps is not None and ref.logps is not None
+        rewards = torch.cat([group.rewards for group in groups if group.rewards is not None]).to(policy.logps)
+        shaped = rloo_rewards(rewards, policy.sum(), ref.sum(), beta=self.args.beta, clip_range=clip).double().cpu()
+        for group, values in zip(groups, shaped.split([len(g.completions) for g in groups]), strict=True):
+            group.values, group.advantages = values[:, None], None
+        self._metrics[mode].add({"kl": mean_of(policy.logps - ref.logps)})
+
+    def advantages(self, groups: list[Group]) -> torch.Tensor:
+        shaped = torch.cat([group.values for group in groups if group.values is not None])[:, 0]
+        values = leave_one_out(shaped, num_generations=len(groups[0].completions))
+        return normalize_advantages(values) if self.args.normalize_advantages else values
+
+    def context(self, batch: Batch, work: object, training: bool) -> StepContext:
+        return StepContext(work.counts, training=training, log=work.log)  # type: ignore[attr-defined]
+
+    def loss(self, scores: Scores, batch: Batch, step: StepContext) -> LossOutput:
+        assert scores.logps is not None
+        advantages = completion_field(batch, "advantages", dtype=scores.logps.dtype)  # (S,)
+        old_logps = self.old_logps(scores, batch)
+        old_sums = None if old_logps is None else scores.sum(old_logps)
+        values = rloo_loss(scores.sum(), old_sums, advantages, epsilon=self.args.epsilon, epsilon_high=self.args.epsilon_high)
+        spread = (scores.sum() - (scores.sum() if old_sums is None else old_sums)).detach()[scores.segment]
+        ratio_scores = Scores(scores.segment, scores.num_completions, logps=spread)
+        metrics = {
+            **clip_metrics(ratio_scores, torch.zeros_like(spread), advantages[scores.segment], self.args.epsilon, self.args.epsilon_high),
+            **sampler_metrics(scores if old_logps is None else None, old_logps, token_field(batch, "sampler_logps").to(scores.logps.dtype)),
+        }
+        if scores.entropy is not None:
+            metrics["entropy"] = mean_of(scores.entropy)
+        return LossOutput([Term(values, "completions")], metrics)

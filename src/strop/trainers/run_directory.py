@@ -1,0 +1,92 @@
+"""What a run leaves on disk beside its checkpoints: config.yaml, data.json, metrics.jsonl, samples.jsonl, versions."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import math
+import platform
+import time
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+from transformers import TrainerCallback
+
+PACKAGES = ("strop", "torch", "transformers", "accelerate", "datasets", "peft", "tokenizers", "bitsandbytes", "vllm")
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python and of the packages a run depends on, where installed."""
+    found = {"python": platform.python_version(), "platform": platform.platform()}
+    for package in PACKAGES:
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def append_jsonl(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
+    """Append rows as JSON lines; non-finite numbers become null, as JSON has none."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a", encoding="utf-8") as file:
+        file.writelines(json.dumps(_plain(row), ensure_ascii=False) + "\n" for row in rows)
+
+
+def drop_after(path: Path, step: int) -> None:
+    """Remove the lines of later steps, which a resumed run will write again."""
+    if not path.is_file():
+        return
+    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+    kept = [line for line in lines if line.endswith("\n") and json.loads(line).get("step", 0) <= step]
+    partial = path.with_suffix(".partial")
+    partial.write_text("".join(kept), encoding="utf-8")
+    partial.replace(path)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(k): _plain(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(v) for v in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if hasattr(value, "item") and not isinstance(value, (str, bytes)):
+        return _plain(value.item())
+    return value if isinstance(value, (str, int, float, bool, type(None))) else str(value)
+
+
+class RunDirectory(TrainerCallback):
+    """Writes a run's files from the first process. `trainer` is set once the trainer exists."""
+
+    def __init__(self) -> None:
+        self.trainer: Any = None
+
+    @property
+    def folder(self) -> Path:
+        return Path(self.trainer.args.output_dir)
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if not state.is_world_process_zero:
+            return
+        self.folder.mkdir(parents=True, exist_ok=True)
+        for name in ("metrics.jsonl", "samples.jsonl"):
+            drop_after(self.folder / name, state.global_step if state.global_step else -1)
+        settings = {"method": args.method, **_plain(args.resolved())}
+        (self.folder / "config.yaml").write_text(yaml.safe_dump(settings, sort_keys=False, allow_unicode=True))
+        reports = {name: report.to_dict() for name, report in self.trainer.reports.items()}
+        (self.folder / "data.json").write_text(json.dumps(_plain(reports), ensure_ascii=False, indent=1))
+        facts = {"versions": versions(), "layout": self.trainer.layout_text(), "started": time.strftime("%Y-%m-%d %H:%M:%S")}
+        (self.folder / "run.json").write_text(json.dumps(facts, indent=1))
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
+        if state.is_world_process_zero and logs:
+            append_jsonl(self.folder / "metrics.jsonl", [{"step": state.global_step, **logs}])
+
+    def write_samples(self, rows: Iterable[Mapping[str, Any]]) -> None:
+        """Append completions (prompt, completion, rewards, ...) with the current step."""
+        if self.trainer.state.is_world_process_zero:
+            step = self.trainer.state.global_step
+            append_jsonl(self.folder / "samples.jsonl", [{"step": step, **row} for row in rows])

@@ -1,0 +1,35 @@
+"""A table of sampled completions in the terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+MAX_CHARACTERS = 240
+
+
+def show_samples(rows: Sequence[Mapping[str, Any]], count: int, *, unique_prompts: bool = False, console: Console | None = None) -> None:
+    """Print up to `count` samples with their rewards; the best and the worst rewarded come first."""
+    if unique_prompts:
+        seen: set[str] = set()
+        rows = [row for row in rows if not (str(row["prompt"]) in seen or seen.add(str(row["prompt"])))]  # type: ignore[func-returns-value]
+    ordered = sorted(rows, key=lambda row: -(row.get("reward") or 0.0))
+    shown = [*ordered[: (count + 1) // 2], *ordered[len(ordered) - count // 2 :]] if len(ordered) > count else ordered
+    table = Table("prompt", "completion", "reward", "advantage", show_lines=True)
+    for row in shown:
+        numbers = [f"{row[name]:.3f}" if isinstance(row.get(name), float) else "" for name in ("reward", "advantage")]
+        table.add_row(Text(shorten(plain_prompt(row["prompt"]))), Text(shorten(row["completion"])), *numbers)
+    (console or Console()).print(table)
+
+
+def plain_prompt(prompt: Any) -> str:
+    """The prompt as one text: the last message of a conversation."""
+    return prompt if isinstance(prompt, str) else str(prompt[-1].get("content")) if prompt else ""
+
+
+def shorten(text: str) -> str:
+    return text if len(text) <= MAX_CHARACTERS else f"{text[: MAX_CHARACTERS - 1]}…"

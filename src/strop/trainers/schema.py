@@ -1,0 +1,194 @@
+"""How a config field is declared: its type, its range and its one description, all in one place.
+
+    @config
+    class DPOConfig(TrainerConfig):
+        beta: Annotated[float, Range(min=0, open_min=True)] = 0.1
+        '''Strength of the pull towards the reference model.'''
+
+`@config` makes the dataclass, reads the string under each field as its description (command-line help, docs and
+error text are generated from it), accepts the aliases a class declares in `aliases`, and turns an unknown keyword
+into a `ConfigError` that names the nearest field.
+"""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import functools
+import inspect
+import math
+import textwrap
+import types
+import typing
+from collections.abc import Callable, Iterator
+from typing import Any, Literal, TypeVar, Union, dataclass_transform, get_args, get_origin, get_type_hints
+
+from strop.errors import ConfigError, did_you_mean
+
+T = TypeVar("T")
+
+
+@dataclasses.dataclass(frozen=True)
+class Range:
+    """Allowed interval of a number: [min, max], open at an end where `open_min` / `open_max` says so."""
+
+    min: float = -math.inf
+    max: float = math.inf
+    open_min: bool = False
+    open_max: bool = False
+
+    def __contains__(self, value: float) -> bool:
+        low = value > self.min if self.open_min else value >= self.min
+        high = value < self.max if self.open_max else value <= self.max
+        return low and high
+
+    def __str__(self) -> str:
+        low = "" if self.min == -math.inf else f"{'>' if self.open_min else '>='} {self.min:g}"
+        high = "" if self.max == math.inf else f"{'<' if self.open_max else '<='} {self.max:g}"
+        return " and ".join(part for part in (low, high) if part)
+
+
+@dataclass_transform(field_specifiers=(dataclasses.field,))
+def config(cls: type[T]) -> type[T]:
+    """Class decorator: a dataclass with described fields, aliases and friendly errors for unknown keywords."""
+    cls = dataclasses.dataclass(cls)
+    for name, text in _described_fields(cls).items():
+        own = cls.__dataclass_fields__[name]  # type: ignore[attr-defined]
+        own.metadata = types.MappingProxyType({**own.metadata, "help": text})
+    cls.__init__ = _friendly_init(cls)  # type: ignore[misc]
+    return cls
+
+
+def _friendly_init(cls: type) -> Callable[..., None]:
+    generated = cls.__init__
+
+    @functools.wraps(generated)
+    def __init__(self: Any, *args: Any, **kwargs: Any) -> None:
+        generated(self, *args, **resolve_keywords(cls, kwargs))
+
+    return __init__
+
+
+def resolve_keywords(cls: type, kwargs: dict[str, Any]) -> dict[str, Any]:
+    """Keyword arguments with aliases replaced by field names; all unknown ones are reported together."""
+    aliases: dict[str, str] = getattr(cls, "aliases", {})
+    removed: dict[str, str] = getattr(cls, "removed", {})
+    known = {f.name for f in dataclasses.fields(cls) if f.init}
+    resolved: dict[str, Any] = {}
+    problems = []
+    for name, value in kwargs.items():
+        target = aliases.get(name, name) if name not in known else name
+        if target not in known:
+            hint = f" {removed[name]}" if name in removed else did_you_mean(name, [*known, *aliases])
+            problems.append(f"{name}={value!r} is not a field of {cls.__name__}.{hint}")
+        elif target in resolved or (target != name and target in kwargs):
+            problems.append(f"{name} is another name of {target}, and both are given; keep one.")
+        else:
+            resolved[target] = value
+    if problems:
+        raise ConfigError.collect(f"{cls.__name__} cannot be made from these arguments:", problems)
+    return resolved
+
+
+def validate(instance: Any) -> list[str]:
+    """Problems with the declared fields of a config: wrong choices, wrong types, values out of range."""
+    hints = _type_hints(type(instance))
+    problems = []
+    for f in dataclasses.fields(instance):
+        if f.name in hints and "help" in f.metadata and (problem := _check(getattr(instance, f.name), hints[f.name])):
+            problems.append(f"{f.name}={getattr(instance, f.name)!r}: {problem}")
+    return problems
+
+
+def describe(cls: type) -> dict[str, tuple[str, str]]:
+    """Field name -> (allowed values as text, description), for help pages and docs."""
+    hints = _type_hints(cls)
+    return {
+        f.name: (allowed(hints.get(f.name, Any)), f.metadata.get("help", ""))
+        for f in dataclasses.fields(cls)  # type: ignore[arg-type]
+        if f.init
+    }
+
+
+def field_hints(cls: type) -> dict[str, Any]:
+    """Type hints of all init fields, those of parents outside strop included."""
+    own = _type_hints(cls)
+    return {f.name: own.get(f.name, f.type) for f in dataclasses.fields(cls) if f.init}  # type: ignore[arg-type]
+
+
+def allowed(hint: Any) -> str:
+    """A type hint as a reader sees it: `float >= 0`, `"a" | "b"`, `int or None`."""
+    origin, args = get_origin(hint), get_args(hint)
+    if origin is typing.Annotated:
+        return " ".join([allowed(args[0]), *(str(a) for a in args[1:] if isinstance(a, Range))])
+    if origin is Literal:
+        return " | ".join(repr(a) for a in args)
+    if origin in (Union, types.UnionType):
+        return " or ".join("None" if a is type(None) else allowed(a) for a in args)
+    if origin is not None:
+        inner = ", ".join(allowed(a) for a in args)
+        return f"{getattr(origin, '__name__', origin)}[{inner}]"
+    return getattr(hint, "__name__", str(hint))
+
+
+def _check(value: Any, hint: Any) -> str | None:
+    """None if `value` fits the type hint, else what would."""
+    origin, args = get_origin(hint), get_args(hint)
+    if hint is Any or isinstance(hint, TypeVar):
+        return None
+    if origin is typing.Annotated:
+        if problem := _check(value, args[0]):
+            return problem if get_origin(args[0]) is Literal else f"must be {allowed(hint)}"
+        ranges = [a for a in args[1:] if isinstance(a, Range)]
+        numbers = value if isinstance(value, (list, tuple)) else [value]
+        if all(n in r for r in ranges for n in numbers if isinstance(n, (int, float))):
+            return None
+        return f"must be {' and '.join(map(str, ranges))}"
+    if origin is Literal:
+        return None if value in args else f"choose one of {', '.join(map(repr, args))}.{did_you_mean(str(value), map(str, args))}"
+    if origin in (Union, types.UnionType):
+        problems = [_check(value, a) for a in args]
+        if None in problems:
+            return None
+        specific = [p for p, a in zip(problems, args, strict=True) if p and get_origin(a) in (typing.Annotated, Literal)]
+        return specific[0] if specific else f"must be {allowed(hint)}"
+    if origin is list and isinstance(value, (list, tuple)):
+        return next((p for p in (_check(v, args[0]) for v in value) if p), None)
+    expected = origin or hint
+    if not isinstance(expected, type) or value is None and expected is type(None):
+        return None
+    if expected is float and isinstance(value, int) and not isinstance(value, bool):
+        return None
+    if isinstance(value, bool) and expected in (int, float):
+        return f"must be {allowed(hint)}"
+    return None if isinstance(value, expected) else f"must be {allowed(hint)}"
+
+
+@functools.cache
+def _type_hints(cls: type) -> dict[str, Any]:
+    """Resolved hints of the fields that strop declares (a parent's own fields are checked by the parent)."""
+    hints: dict[str, Any] = {}
+    for base in reversed(cls.__mro__):
+        if base.__module__.startswith("transformers") or base is object:
+            continue
+        own = {name: None for name in base.__dict__.get("__annotations__", {})}
+        hints |= {k: v for k, v in get_type_hints(base, include_extras=True).items() if k in own}
+    return hints
+
+
+def _described_fields(cls: type) -> dict[str, str]:
+    """The strings under the fields of one class body, whitespace folded."""
+    try:
+        tree = ast.parse(textwrap.dedent(inspect.getsource(cls)))
+    except (OSError, SyntaxError):
+        return {}
+    body = next(node for node in tree.body if isinstance(node, ast.ClassDef)).body
+    return dict(_pairs(body))
+
+
+def _pairs(body: list[ast.stmt]) -> Iterator[tuple[str, str]]:
+    for node, after in zip(body, body[1:], strict=False):
+        if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name) and isinstance(after, ast.Expr):
+            value = after.value
+            if isinstance(value, ast.Constant) and isinstance(value.value, str):
+                yield node.target.id, " ".join(value.value.split())

@@ -1,0 +1,208 @@
+"""Everything that happens once, before the first step: arguments, config, model, tokenizer, reference, rows.
+
+Nothing expensive starts before cheap checks have passed: config, then tokenizer and rows, then the model.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel, ProgressCallback, TrainingArguments
+from transformers.trainer_callback import PrinterCallback
+
+from strop.errors import ConfigError, SetupError, did_you_mean
+from strop.model import apply_peft, disable_dropout, load_model, load_tokenizer, make_reference
+from strop.records import Batch, LossOutput, Scores, Term
+from strop.trainers import rows
+from strop.trainers.config import TrainerConfig
+from strop.trainers.progress import ProgressDisplay
+from strop.trainers.run_directory import RunDirectory
+
+KEYWORD_ALIASES = {"tokenizer": "processing_class"}
+REMOVED_KEYWORDS = {
+    "preprocess_logits_for_metrics": "Evaluation keeps no logits; compute_metrics gets the method's predictions.",
+    "compute_loss_func": "Subclass the trainer and override loss(scores, batch, step).",
+    "model_adapter_name": "The reference is the adapter as it was at the start; nothing needs a name.",
+    "ref_adapter_name": "The reference is the adapter as it was at the start; nothing needs a name.",
+    "config": "Pass the settings as args=.",
+}
+
+
+@dataclass
+class Parts:
+    """What the constructor of a trainer resolved."""
+
+    model: Any
+    tokenizer: Any
+    reference: Any
+    train_dataset: Any
+    eval_dataset: Any
+    reports: dict[str, Any]
+
+
+def resolve_arguments(trainer_class: type, extra: dict[str, Any], **known: Any) -> dict[str, Any]:
+    """Take in aliases of constructor arguments; refuse the rest with the nearest name."""
+    problems = []
+    for name, value in extra.items():
+        if name in KEYWORD_ALIASES:
+            if known.get(KEYWORD_ALIASES[name]) is not None:
+                problems.append(f"{name} is another name of {KEYWORD_ALIASES[name]}, and both are given; keep one.")
+            known[KEYWORD_ALIASES[name]] = value
+        elif name in REMOVED_KEYWORDS:
+            if value is not None:
+                problems.append(f"{name} is not used. {REMOVED_KEYWORDS[name]}")
+        else:
+            accepted = ("model", "args", "train_dataset", "eval_dataset", "processing_class", "peft_config", "ref_model", "callbacks")
+            problems.append(f"{name} is not an argument of {trainer_class.__name__}.{did_you_mean(name, [*accepted, *KEYWORD_ALIASES])}")
+    if known.get("data_collator") is not None:
+        problems.append("data_collator: rows become trees of tokens, which no collator can make. Remove it.")
+    if problems:
+        raise ConfigError.collect(f"{trainer_class.__name__} cannot be made from these arguments:", problems)
+    return known
+
+
+def resolve_config(config_class: type[TrainerConfig], args: Any) -> Any:
+    """The method's config: as given, the default, or made from plain `TrainingArguments`."""
+    if args is None:
+        return config_class()
+    if isinstance(args, config_class):
+        return args
+    if isinstance(args, TrainingArguments) and not isinstance(args, TrainerConfig):
+        plain = {f.name: getattr(args, f.name) for f in dataclasses.fields(TrainingArguments) if f.init}
+        defaults = {f.name: f.default for f in dataclasses.fields(TrainingArguments)}
+        changed = {k: v for k, v in plain.items() if k in ("output_dir",) or v != defaults[k]}
+        changed.pop("gradient_checkpointing", None), changed.pop("gradient_checkpointing_kwargs", None)
+        return config_class(**changed)
+    raise ConfigError(f"args is a {type(args).__name__}; this trainer needs a {config_class.__name__}.")
+
+
+def resolve_parts(
+    trainer: Any,
+    args: Any,
+    model: Any,
+    tokenizer: Any,
+    train_dataset: Any,
+    eval_dataset: Any,
+    model_init: Any,
+    *,
+    quantization_config: Any,
+    peft_config: Any,
+    ref_model: Any,
+) -> Parts:
+    """Tokenizer, then rows, then the model and its reference."""
+    if model is None and model_init is None:
+        raise ConfigError(f"{type(trainer).__name__} needs a model: an id, a path, or a module. Pass model=...")
+    model = model_init() if model is None else model
+    if ref_model is not None and not trainer.uses_reference:
+        raise ConfigError(f"{type(trainer).__name__} compares with no reference; remove ref_model.")
+    trainer.args = args
+    tokenizer = resolve_tokenizer(args, model, tokenizer)
+    trainer.tokenizer_in_setup, trainer.reports = tokenizer, {}
+    train, evaluation = rows.prepare_all(trainer, train_dataset, eval_dataset)
+    model = resolve_model(args, model, trainer.task, quantization_config, peft_config)
+    if len(tokenizer) > (size := model.get_input_embeddings().num_embeddings):
+        raise SetupError(
+            f"The tokenizer has {len(tokenizer)} tokens, but the model embeds {size}. Use the model's own tokenizer, or "
+            "call model.resize_token_embeddings(len(tokenizer)) first."
+        )
+    reference = None
+    if trainer.uses_reference:
+        other = resolve_model(args, ref_model, "causal", quantization_config, None, trainable=False) if ref_model is not None else None
+        reference = make_reference(model, other, syncs=getattr(args, "sync_ref_model", False))
+    return Parts(trainer.complete_model(model), tokenizer, reference, train, evaluation, trainer.reports)
+
+
+def resolve_tokenizer(args: Any, model: Any, tokenizer: Any) -> Any:
+    """The tokenizer given, or the model's; with the config's EOS, PAD and chat template."""
+    if tokenizer is None:
+        source = model if isinstance(model, (str, Path)) else getattr(getattr(model, "config", None), "_name_or_path", "")
+        if not source:
+            raise ConfigError("The model was made in code and names no tokenizer. Pass processing_class=tokenizer.")
+        tokenizer = load_tokenizer(source, trust_remote_code=args.trust_remote_code)
+    elif isinstance(tokenizer, (str, Path)):
+        tokenizer = load_tokenizer(tokenizer, trust_remote_code=args.trust_remote_code)
+    for attribute, token in (("eos_token", args.eos_token), ("pad_token", args.pad_token)):
+        if token is None:
+            continue
+        if tokenizer.convert_tokens_to_ids(token) in (None, tokenizer.unk_token_id):
+            raise ConfigError(f"{attribute}={token!r} is not in the tokenizer's vocabulary.")
+        setattr(tokenizer, attribute, token)
+    if args.chat_template_path is not None:
+        tokenizer.chat_template = read_chat_template(args.chat_template_path)
+    if tokenizer.pad_token is None and tokenizer.eos_token is not None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def read_chat_template(path: str) -> str:
+    """A jinja file, or the template of a tokenizer's folder."""
+    if Path(path).is_file():
+        return Path(path).read_text(encoding="utf-8")
+    if Path(path).is_dir():
+        template = load_tokenizer(path).chat_template
+        if template:
+            return template
+    raise ConfigError(f"chat_template_path={path!r} is neither a jinja file nor a folder with a tokenizer that has a template.")
+
+
+def resolve_model(
+    args: Any,
+    model: Any,
+    task: str,
+    quantization_config: Any,
+    peft_config: Any,
+    *,
+    trainable: bool = True,
+    init_kwargs: dict[str, Any] | None = None,
+) -> Any:
+    """The module to train: loaded if named, with the head of its task, adapters added, dropout off if asked for."""
+    options = args.model_init_kwargs if init_kwargs is None else init_kwargs
+    options = json.loads(options) if isinstance(options, str) else dict(options or {})
+    module = load_model(
+        model,
+        task=task,
+        quantization_config=quantization_config,
+        trust_remote_code=args.trust_remote_code,
+        model_init_kwargs=options,
+        trainable=trainable and peft_config is None,
+    )
+    if not isinstance(module, torch.nn.Module):
+        raise ConfigError(f"model is a {type(model).__name__}; pass an id, a path, or a torch module.")
+    if peft_config is not None:
+        module = apply_peft(module, peft_config)
+    if args.disable_dropout:
+        disable_dropout(module)
+    if args.activation_checkpointing and isinstance(module, PreTrainedModel) is False and hasattr(module, "enable_input_require_grads"):
+        module.enable_input_require_grads()
+    return module
+
+
+def set_requires_grad(model: Any, value: bool) -> None:
+    """Make all floating-point parameters trainable, or none."""
+    for parameter in model.parameters():
+        parameter.requires_grad_(value and parameter.is_floating_point())
+
+
+def default_callbacks(args: Any) -> list[Any]:
+    return [RunDirectory()]
+
+
+def replace_progress(trainer: Any) -> None:
+    """strop's own progress display instead of the parent's, and the run directory bound to its trainer."""
+    for callback in (ProgressCallback, PrinterCallback):
+        trainer.remove_callback(callback)
+    trainer.add_callback(ProgressDisplay())
+    trainer.run_directory = next(c for c in trainer.callback_handler.callbacks if isinstance(c, RunDirectory))
+    trainer.run_directory.trainer = trainer
+
+
+def add_router_loss(args: Any, scores: Scores, output: LossOutput, batch: Batch) -> None:
+    """The load-balancing loss of mixture-of-experts models as one more term, weighted by the tokens of each micro-batch."""
+    if args.router_aux_loss_coef and scores.aux_loss is not None:
+        tokens = float(sum(example.num_tokens for example in batch.examples))
+        output.terms.append(Term((scores.aux_loss * tokens).view(1), "num_tokens", args.router_aux_loss_coef))

@@ -1,0 +1,120 @@
+"""SFT: learn from demonstrations."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Annotated, Any, ClassVar, Literal
+
+from strop.data import DatasetKind, TokenizeOptions, plan_micro_batches
+from strop.losses import sft_loss
+from strop.records import Batch, Example, LossOutput, Scores, Term
+from strop.trainers import rows
+from strop.trainers.base import BaseTrainer
+from strop.trainers.config import TrainerConfig
+from strop.trainers.metrics import mean_of
+from strop.trainers.schema import Range, config
+from strop.trainers.step import StepContext
+
+
+@config
+class SFTConfig(TrainerConfig):
+    """Settings of `SFTTrainer`."""
+
+    removed: ClassVar[dict[str, str]] = {
+        **TrainerConfig.removed,
+        "dataset_batch_size": "Rows are tokenised one by one, when they are needed; remove it.",
+        "num_of_sequences": "Packs are cut by `max_length`; remove it.",
+        "chars_per_token": "Packs are cut by `max_length`; remove it.",
+        "dataset_kwargs": "Rows that are tokenised already are recognised by their columns; remove it.",
+    }
+
+    learning_rate: Annotated[float, Range(min=0)] = 2e-5
+    """Peak learning rate of AdamW."""
+    disable_dropout: bool = False
+    """Set every dropout of the model to 0."""
+    loss_type: Literal["nll", "dft", "chunked_nll"] = "nll"
+    """nll: mean negative log-likelihood. dft: each token weighted by its own probability (arXiv 2508.05629).
+    chunked_nll is an older name of nll; the head is always computed in bounded memory."""
+    dataset_text_field: str = "text"
+    """Column that holds the text of language-modelling rows."""
+    completion_only_loss: bool | None = None
+    """Learn the completion only, not the prompt. None: yes where rows have prompt and completion."""
+    assistant_only_loss: bool = False
+    """Learn the assistant's turns of a conversation only."""
+    packing: bool = False
+    """Put several rows into one row of up to `max_length` tokens. Attention never crosses from one to another."""
+    packing_strategy: Literal["bfd", "bfd_split", "bfd-requeue", "wrapped"] = "bfd"
+    """bfd: best fit, longest first, documents stay whole. wrapped (and bfd_split): documents are cut where a pack is full."""
+    eval_packing: bool | None = None
+    """Pack evaluation rows too. None: as `packing`."""
+    padding_free: bool = False
+    """Require a layout without padding. It is the default wherever the architecture allows it."""
+    shuffle_dataset: bool = False
+    """Shuffle rows before they are packed, and every epoch even with train_sampling_strategy='sequential'."""
+
+    def contradictions(self) -> list[str]:
+        problems = super().contradictions()
+        if self.padding_free and self.layout == "padded":
+            problems.append("padding_free=True and layout='padded' exclude each other; remove one.")
+        return problems
+
+
+class SFTTrainer(BaseTrainer):
+    """Supervised fine-tuning: L = -(1/N) sum over the scored tokens of log pi(y_t | x, y_<t).
+
+    N counts the scored tokens of the whole optimizer step over all ranks, so the gradient does not depend on how the
+    step was cut. Rows: `text`, `messages`, or `prompt` + `completion`. `formatting_func(row) -> str` may make the text.
+    Also accepts a `data_collator` that returns `input_ids` and `labels` (-100 = not learned).
+    """
+
+    config_class = SFTConfig
+    dataset_kind = DatasetKind.LANGUAGE_MODELING
+
+    def __init__(
+        self,
+        model: Any = None,
+        args: SFTConfig | None = None,
+        *positional: Any,
+        formatting_func: Callable[[dict[str, Any]], str] | None = None,
+        data_collator: Any = None,
+        **kwargs: Any,
+    ) -> None:
+        self._formatting_func, self._collator = formatting_func, data_collator
+        super().__init__(model, args, None, *positional, **kwargs)
+
+    def tokenize_options(self) -> TokenizeOptions:
+        return rows.tokenize_options(
+            self.args,
+            completion_only_loss=self.args.completion_only_loss,
+            assistant_only_loss=self.args.assistant_only_loss,
+            dataset_text_field=self.args.dataset_text_field,
+        )
+
+    def convert_dataset(self, dataset: Any, name: str) -> Any:
+        if self._formatting_func is not None:
+            dataset = rows.with_text(dataset, self._formatting_func, self.args.dataset_text_field)
+        if self._collator is not None:
+            return rows.from_collator(dataset, self._collator)
+        prepared = super().convert_dataset(dataset, name)
+        packs = self.args.packing if name == "train" or self.args.eval_packing is None else self.args.eval_packing
+        return rows.packed(prepared, self.args) if packs else prepared
+
+    @property
+    def shuffles(self) -> bool:
+        return self.args.shuffle_dataset or super().shuffles
+
+    def plan(self, examples: Sequence[Example], rows_at_once: int) -> list[list[Example]]:
+        """A packed row stands for up to `max_length` tokens."""
+        if not self.args.packing or self.args.max_tokens_per_micro_batch:
+            return super().plan(examples, rows_at_once)
+        parts = plan_micro_batches(examples, max_tokens=rows_at_once * self.args.max_length)
+        return [[examples[i] for i in part] for part in parts]
+
+    def loss(self, scores: Scores, batch: Batch, step: StepContext) -> LossOutput:
+        assert scores.logps is not None
+        loss_type = "nll" if self.args.loss_type == "chunked_nll" else self.args.loss_type
+        values = sft_loss(scores.logps, loss_type=loss_type)  # (N,)
+        extra = {"entropy": scores.entropy, "mean_token_accuracy": scores.top1}
+        metrics = {name: mean_of(values) for name, values in extra.items() if values is not None}
+        return LossOutput([Term(values, "tokens")], metrics)
+

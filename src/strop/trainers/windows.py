@@ -1,0 +1,122 @@
+"""Which rows make an optimizer step: a window of the epoch's order, shared out over the ranks.
+
+The order of an epoch depends on the seed and the epoch's number alone, and a step's window on the order alone; so
+the rows of a step are the same for every number of processes and after every resume. The parent trainer counts
+batches, `gradient_accumulation_steps` to a step: the first batch of a step carries all rows of this rank, the
+others are empty.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
+
+import torch
+from torch.utils.data import DataLoader, IterableDataset
+
+from strop.records import Example
+
+
+def epoch_order(num_rows: int, *, seed: int, epoch: int, shuffle: bool) -> list[int]:
+    """Row numbers in the order of one epoch; a function of its arguments only."""
+    if not shuffle:
+        return list(range(num_rows))
+    generator = torch.Generator().manual_seed((seed * 1_000_003 + epoch) % (2**63 - 1))
+    return torch.randperm(num_rows, generator=generator).tolist()
+
+
+class StepSampler:
+    """Batch sampler of one rank: for each optimizer step its share of the window, then empty batches.
+
+    `rows_per_step` counts over all ranks. The last window of an epoch may be short (`drop_last` leaves it out). A
+    rank may get no row of a short window; the trainer then computes a zero-weight stand-in. `group` rows stay
+    together and come to the same rank in order (1: rows are independent).
+    """
+
+    def __init__(
+        self,
+        num_rows: int,
+        rows_per_step: int,
+        *,
+        batches_per_step: int = 1,
+        rank: int = 0,
+        world_size: int = 1,
+        seed: int = 0,
+        shuffle: bool = True,
+        drop_last: bool = False,
+    ) -> None:
+        self.num_rows, self.rows_per_step, self.batches_per_step = num_rows, rows_per_step, batches_per_step
+        self.rank, self.world_size = rank, world_size
+        self.seed, self.shuffle, self.drop_last = seed, shuffle, drop_last
+        self.epoch = 0
+
+    @property
+    def num_steps(self) -> int:
+        whole, rest = divmod(self.num_rows, self.rows_per_step)
+        return whole if self.drop_last else whole + bool(rest)
+
+    @property
+    def batch_size(self) -> int:
+        return max(1, self.rows_per_step // self.world_size)
+
+    def __len__(self) -> int:
+        return self.num_steps * self.batches_per_step
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch = epoch
+
+    def __iter__(self) -> Iterator[list[int]]:
+        order = epoch_order(self.num_rows, seed=self.seed, epoch=self.epoch, shuffle=self.shuffle)
+        for step in range(self.num_steps):
+            window = order[step * self.rows_per_step : (step + 1) * self.rows_per_step]
+            yield window[self.rank :: self.world_size]
+            yield from ([] for _ in range(self.batches_per_step - 1))
+
+
+class StreamWindows(IterableDataset):
+    """The same shares cut from a stream of examples; every rank reads the stream and keeps its own rows."""
+
+    def __init__(
+        self, stream: Iterable[Example], rows_per_step: int, *, batches_per_step: int, rank: int, world_size: int
+    ) -> None:
+        self.stream, self.rows_per_step, self.batches_per_step = stream, rows_per_step, batches_per_step
+        self.rank, self.world_size = rank, world_size
+
+    def set_epoch(self, epoch: int) -> None:
+        if hasattr(self.stream, "set_epoch"):
+            self.stream.set_epoch(epoch)
+
+    def __iter__(self) -> Iterator[list[Example]]:
+        window: list[Example] = []
+        for example in self.stream:
+            window.append(example)
+            if len(window) == self.rows_per_step:
+                yield from self._share(window)
+                window = []
+        if window:
+            yield from self._share(window)
+
+    def _share(self, window: Sequence[Example]) -> Iterator[list[Example]]:
+        yield list(window[self.rank :: self.world_size])
+        yield from ([] for _ in range(self.batches_per_step - 1))
+
+
+class WindowLoader(DataLoader):
+    """A data loader that hands on `set_epoch` to the sampler or the stream behind it."""
+
+    def set_epoch(self, epoch: int) -> None:
+        target = self.dataset if isinstance(self.dataset, IterableDataset) else self.batch_sampler
+        target.set_epoch(epoch)  # type: ignore[union-attr]
+
+
+def as_list(rows: Any) -> list[Example]:
+    """Collate function: the examples as they are; layout happens when the whole step is known."""
+    return list(rows)
+
+
+def window_loader(dataset: Any, sampler: StepSampler | None, *, num_workers: int = 0, **kwargs: Any) -> WindowLoader:
+    """Loader over a map-style dataset with `sampler`, or over `StreamWindows` with None."""
+    if sampler is None:
+        return WindowLoader(dataset, batch_size=None, num_workers=0)
+    collate: Callable[[Any], list[Example]] = as_list
+    return WindowLoader(dataset, batch_sampler=sampler, collate_fn=collate, num_workers=num_workers, **kwargs)  # type: ignore[arg-type]

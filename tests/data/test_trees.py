@@ -1,0 +1,595 @@
+"""Golden tables: the rules of tokenisation R1-R11, for each kind of row, over tokenizers with the habits of real ones."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from strop.data import DatasetKind, TokenizeOptions, prepare
+from strop.errors import ConfigError, DataError
+from strop.records import Example
+from strop.testing.tokenizers import DEFAULT_SYSTEM, toy_tokenizer
+
+LANGUAGE, PAIRS = DatasetKind.LANGUAGE_MODELING, DatasetKind.PREFERENCE
+LABELLED, PROMPTS, STEPS = DatasetKind.UNPAIRED_PREFERENCE, DatasetKind.PROMPT_ONLY, DatasetKind.STEPWISE
+SYSTEM = f"<|im_start|>system\n{DEFAULT_SYSTEM}<|im_end|>\n"
+ASKED = SYSTEM + "<|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\n"
+
+
+def user(text: str) -> dict[str, Any]:
+    return {"role": "user", "content": text}
+
+
+def assistant(text: str, **more: Any) -> dict[str, Any]:
+    return {"role": "assistant", "content": text, **more}
+
+
+def build(row: dict[str, Any], kind: DatasetKind, variant: str = "plain", **options: Any) -> Example:
+    return prepare([row], kind, toy_tokenizer(variant), TokenizeOptions(**options))[0]
+
+
+def texts(example: Example, variant: str = "plain") -> tuple[str, list[str]]:
+    """Prompt and completions as text, special tokens included."""
+    decode = toy_tokenizer(variant).decode
+    return decode(example.prompt_ids), [decode(ids) for ids in example.completions]
+
+
+def learned(example: Example, variant: str = "plain") -> list[str]:
+    """The scored tokens of every completion as text."""
+    decode = toy_tokenizer(variant).decode
+    return [
+        decode([token for token, on in zip(ids, example.mask(i), strict=True) if on])
+        for i, ids in enumerate(example.completions)
+    ]
+
+
+# ---- R1 boundary
+
+GOO = {"prompt": "goo", "completion": "d ant"}
+
+
+@pytest.mark.parametrize(
+    ("boundary", "prompt", "completion"),
+    [("auto", "goo", "d ant</s>"), ("separate", "goo", "d ant</s>"), ("common_prefix", "", "good ant</s>")],
+)
+def test_boundary_where_tokens_merge(boundary: str, prompt: str, completion: str) -> None:
+    ids = toy_tokenizer("plain")("good ant")["input_ids"]
+    example = build(GOO, LANGUAGE, boundary=boundary)
+    assert texts(example) == (prompt, [completion])
+    merged = example.completions[0][0] == ids[0]
+    assert merged == (boundary == "common_prefix")
+
+
+def test_boundary_error_names_the_row() -> None:
+    with pytest.raises(DataError, match=r"row 0: the prompt's tokens are no prefix.*agree on 0 of the prompt's 2"):
+        build(GOO, LANGUAGE, boundary="error")
+
+
+def test_boundary_error_of_a_lazy_set_comes_with_the_row() -> None:
+    rows = [{"prompt": "the", "completion": " ant"}, GOO]
+    data = prepare(rows, LANGUAGE, toy_tokenizer(), TokenizeOptions(boundary="error"), eager_rows=0)
+    assert texts(data[0]) == ("the", [" ant</s>"])
+    with pytest.raises(DataError, match="row 1: the prompt's tokens are no prefix"):
+        data[1]
+
+
+def test_boundary_of_a_pair_is_one_for_both() -> None:
+    row = {"prompt": "the goo", "chosen": "d ant", "rejected": " bee"}
+    example = build(row, PAIRS, boundary="common_prefix")
+    assert texts(example) == ("the", [" good ant</s>", " goo bee</s>"])
+    separate = build(row, PAIRS)
+    assert texts(separate) == ("the goo", ["d ant</s>", " bee</s>"])
+
+
+def test_boundary_is_reported() -> None:
+    report = prepare([GOO], LANGUAGE, toy_tokenizer(), TokenizeOptions(boundary="common_prefix")).report
+    assert any("learned as part of the answer" in f.message and f.severity == "warning" for f in report.findings)
+
+
+CHAT_MERGE = "{% for m in messages %}{{ m['content'] }}{% endfor %}"
+"""A template without separators, so that prompt and answer can merge."""
+
+
+@pytest.mark.parametrize(
+    ("boundary", "prompt", "completion"),
+    [("auto", "", "good ant"), ("common_prefix", "", "good ant"), ("separate", "goo", "d ant")],
+)
+def test_boundary_of_chat(boundary: str, prompt: str, completion: str) -> None:
+    row = {"prompt": [user("goo")], "completion": [assistant("d ant")]}
+    example = build(row, LANGUAGE, "chatml", boundary=boundary, chat_template=CHAT_MERGE)
+    assert texts(example) == (prompt, [completion])
+
+
+# ---- R2 one BOS
+
+
+@pytest.mark.parametrize(
+    ("variant", "first"),
+    [("plain", "he"), ("no_bos", "he"), ("auto_bos", "<s>"), ("auto_both", "<s>")],
+)
+@pytest.mark.parametrize("said", ["hello", "<s>hello"])
+def test_bos_once(variant: str, first: str, said: str) -> None:
+    tokenizer = toy_tokenizer(variant)
+    for row, kind in (
+        ({"text": said}, LANGUAGE),
+        ({"prompt": said, "completion": " ant"}, LANGUAGE),
+        ({"prompt": said}, PROMPTS),
+        ({"prompt": said, "completions": ["a"], "labels": [1]}, STEPS),
+        ({"prompt": said, "chosen": " a", "rejected": " b"}, PAIRS),
+    ):
+        example = build(row, kind, variant)
+        ids = example.prompt_ids + (example.completions[0] if example.completions else [])
+        assert ids.count(tokenizer.convert_tokens_to_ids("<s>")) == int(first == "<s>" or said.startswith("<s>"))
+        if first == "<s>":
+            assert tokenizer.decode(ids[0]) == "<s>"
+
+
+def test_bos_of_a_template_is_the_only_one() -> None:
+    example = build({"prompt": [user("hi")], "completion": [assistant("yes")]}, LANGUAGE, "llama")
+    assert texts(example, "llama") == ("<s>[U] hi [/U]", [" yes</s>"])
+
+
+# ---- R3 EOS once, at the end
+
+
+@pytest.mark.parametrize("variant", ["plain", "no_bos", "no_pad", "pad_is_eos", "auto_bos", "auto_both"])
+@pytest.mark.parametrize("said", [" hello", " hello</s>", " a</s> b"])
+def test_eos_ends_plain_text_once(variant: str, said: str) -> None:
+    bare = said.removesuffix("</s>")
+    wanted = bare + "</s>"
+    assert texts(build({"prompt": "the", "completion": said}, LANGUAGE, variant))[1] == [wanted]
+    assert texts(build({"text": "the" + said}, LANGUAGE, variant))[1][0].endswith("the" + wanted)
+    pair = build({"prompt": "the", "chosen": said, "rejected": " no"}, PAIRS, variant)
+    assert texts(pair)[1] == [wanted, " no</s>"]
+    assert texts(build({"prompt": "the", "completion": said, "label": True}, LABELLED, variant))[1] == [wanted]
+
+
+def test_eos_is_judged_by_ids() -> None:
+    """Text that spells EOS but is not tokenised as EOS does not end the completion."""
+    tokenizer = toy_tokenizer("plain", split_special_tokens=True)
+    example = prepare([{"prompt": "the", "completion": " a</s>"}], LANGUAGE, tokenizer)[0]
+    assert example.completions[0].count(tokenizer.eos_token_id) == 1
+    assert len(example.completions[0]) > 3
+
+
+def test_eos_can_be_named_or_left_away() -> None:
+    row = {"prompt": "the", "completion": " ant"}
+    assert texts(build(row, LANGUAGE, append_eos=False))[1] == [" ant"]
+    assert texts(build(row, LANGUAGE, eos_token="<|im_end|>"))[1] == [" ant<|im_end|>"]
+    with pytest.raises(ConfigError, match=r"eos_token is '<\|im_ende\|>'.*Did you mean '<\|im_end\|>'"):
+        build(row, LANGUAGE, eos_token="<|im_ende|>")
+
+
+def test_missing_eos_is_reported() -> None:
+    data = prepare([{"text": "hello ant"}], LANGUAGE, toy_tokenizer("no_eos"))
+    assert texts(data[0])[1] == ["hello ant"]
+    assert any("no EOS token" in finding.message for finding in data.report.findings)
+
+
+@pytest.mark.parametrize("variant", ["chatml", "chatml_pad_is_eos"])
+@pytest.mark.parametrize(("strip", "tail"), [(True, ""), (False, "\n")])
+def test_chat_ends_in_its_own_end_of_turn(variant: str, strip: bool, tail: str) -> None:
+    row = {"prompt": [user("hi")], "chosen": [assistant("yes")], "rejected": [assistant("no")]}
+    example = build(row, PAIRS, variant, strip_after_eos=strip)
+    assert texts(example, variant) == (ASKED, [f"yes<|im_end|>{tail}", f"no<|im_end|>{tail}"])
+    whole = build({"messages": [user("hi"), assistant("yes")]}, LANGUAGE, variant, strip_after_eos=strip)
+    assert texts(whole, variant) == ("", [ASKED + f"yes<|im_end|>{tail}"])
+
+
+def test_a_template_that_does_not_end_in_a_stop_token_is_reported() -> None:
+    row = {"prompt": [user("hi")], "completion": [assistant("yes")]}
+    data = prepare([row], LANGUAGE, toy_tokenizer("chatml_other_eos"))
+    assert texts(data[0])[1] == ["yes<|im_end|>\n"]
+    assert any("does not end the answer in a stop token" in finding.message for finding in data.report.findings)
+    named = prepare([row], LANGUAGE, toy_tokenizer("chatml_other_eos"), TokenizeOptions(eos_token="<|im_end|>"))
+    assert texts(named[0])[1] == ["yes<|im_end|>"]
+    assert not any("stop token" in finding.message for finding in named.report.findings)
+
+
+def test_further_stop_ids_count_as_ends() -> None:
+    end = toy_tokenizer().convert_tokens_to_ids("<|im_end|>")
+    row = {"prompt": "the", "completion": " ant<|im_end|>"}
+    assert texts(build(row, LANGUAGE))[1] == [" ant<|im_end|></s>"]
+    assert texts(build(row, LANGUAGE, stop_token_ids=(end,)))[1] == [" ant<|im_end|>"]
+
+
+# ---- R5, R6 truncation
+
+LONG = {"prompt": "the good ant", "chosen": " saw the bee", "rejected": " ran"}
+"""5 prompt tokens; 8 and 4 completion tokens, EOS included."""
+
+
+def test_lengths_of_the_truncation_table() -> None:
+    example = build(LONG, PAIRS)
+    assert (len(example.prompt_ids), [len(ids) for ids in example.completions]) == (5, [8, 4])
+
+
+@pytest.mark.parametrize(
+    ("mode", "max_length", "prompt", "chosen", "rejected"),
+    [
+        ("keep_start", 13, "the good ant", " saw the bee</s>", " ran</s>"),
+        ("keep_start", 12, "the good ant", " saw the bee", " ran</s>"),
+        ("keep_start", 8, "the good ant", " saw", " ran"),
+        ("keep_start", 7, "the good ant", " sa", " r"),
+        ("keep_end", 13, "the good ant", " saw the bee</s>", " ran</s>"),
+        ("keep_end", 12, "he good ant", " saw the bee</s>", " ran</s>"),
+        ("keep_end", 10, " ant", " saw the bee</s>", " ran</s>"),
+        ("keep_end", 9, "t", " saw the bee</s>", " ran</s>"),
+        ("keep_end", 6, "", " saw the be", " ran</s>"),
+    ],
+)
+def test_truncation(mode: str, max_length: int, prompt: str, chosen: str, rejected: str) -> None:
+    example = build(LONG, PAIRS, max_length=max_length, truncation_mode=mode)
+    assert texts(example) == (prompt, [chosen, rejected])
+    assert max(len(example.prompt_ids) + len(ids) for ids in example.completions) <= max_length
+
+
+def test_truncation_leaves_out_prompts_that_fill_the_length() -> None:
+    with pytest.raises(DataError, match="prompt fills max_length"):
+        build(LONG, PAIRS, max_length=5)
+    report = prepare([LONG, {**LONG, "prompt": "the"}], PAIRS, toy_tokenizer(), TokenizeOptions(max_length=5)).report
+    assert report.left_out["prompt_too_long"].first == [(0, "prompt: 5 tokens, max_length is 5")]
+    assert report.trees == 1
+
+
+def test_truncation_leaves_out_pairs_that_become_the_same() -> None:
+    row = {"prompt": "the", "chosen": " good ant", "rejected": " good bee"}
+    with pytest.raises(DataError, match="same tokens once cut"):
+        build(row, PAIRS, max_length=3)
+
+
+def test_no_eos_after_truncation() -> None:
+    eos = toy_tokenizer().eos_token_id
+    whole = build({"text": "the good ant saw the bee"}, LANGUAGE)
+    assert whole.completions[0].count(eos) == 1
+    for length in range(2, len(whole.completions[0])):
+        for mode, ends in (("keep_start", 0), ("keep_end", 1)):
+            cut = build({"text": "the good ant saw the bee"}, LANGUAGE, max_length=length, truncation_mode=mode)
+            assert len(cut.completions[0]) == length and cut.completions[0].count(eos) == ends
+            assert cut.extras["truncated"] is True
+
+
+def test_keep_end_keeps_bos() -> None:
+    example = build(
+        {"text": "the good ant saw the bee"}, LANGUAGE, "auto_bos", max_length=4, truncation_mode="keep_end"
+    )
+    assert texts(example)[1][0].startswith("<s>") and texts(example)[1][0].endswith("e</s>")
+    pair = build(LONG, PAIRS, "auto_bos", max_length=10, truncation_mode="keep_end")
+    assert texts(pair) == ("<s>t", [" saw the bee</s>", " ran</s>"])
+    short = build(LONG, PAIRS, "auto_bos", max_length=4, truncation_mode="keep_end")
+    assert texts(short) == ("<s>", [" saw", " ran"])
+
+
+def test_keep_end_keeps_the_system_header() -> None:
+    row = {"prompt": [user("one two three four five six seven")], "completion": [assistant("yes")]}
+    size = len(build(row, LANGUAGE, "chatml").prompt_ids)
+    cut = build(row, LANGUAGE, "chatml", max_length=size - 4, truncation_mode="keep_end")
+    prompt = texts(cut, "chatml")[0]
+    assert prompt.startswith(SYSTEM) and prompt.endswith("seven<|im_end|>\n<|im_start|>assistant\n")
+    assert "one" not in prompt and texts(cut, "chatml")[1] == ["yes<|im_end|>"]
+    own = {"prompt": [{"role": "system", "content": "sys"}, *row["prompt"]], "completion": row["completion"]}
+    size = len(build(own, LANGUAGE, "chatml").prompt_ids)
+    cut = build(own, LANGUAGE, "chatml", max_prompt_length=size - 6)
+    assert texts(cut, "chatml")[0].startswith("<|im_start|>system\nsys<|im_end|>\n")
+    assert len(cut.prompt_ids) == size - 6
+
+
+def test_part_limits() -> None:
+    example = build(LONG, PAIRS, max_prompt_length=2, max_completion_length=3)
+    assert len(example.prompt_ids) == 2 and [len(ids) for ids in example.completions] == [3, 3]
+    assert texts(example)[0].endswith("nt")
+    whole = build({"text": "the good ant"}, LANGUAGE, max_completion_length=3)
+    assert len(whole.completions[0]) == 3
+
+
+def test_reward_models_leave_long_rows_out() -> None:
+    with pytest.raises(DataError, match="longer than the limit"):
+        build(LONG, PAIRS, max_length=12, filter_overlong=True)
+    assert texts(build(LONG, PAIRS, max_length=13, filter_overlong=True))[1] == [" saw the bee</s>", " ran</s>"]
+    with pytest.raises(DataError, match="9 tokens, max_length is 5"):
+        build({"text": "the good ant bee"}, LANGUAGE, max_length=5, filter_overlong=True)
+
+
+# ---- R7 masks come from lengths
+
+
+@pytest.mark.parametrize("row", [{"prompt": "a</s> b", "completion": " c</s> d"}, {"text": "x</s> y"}])
+def test_padding_id_and_eos_in_text_change_no_mask(row: dict[str, Any]) -> None:
+    variants = [build(row, LANGUAGE, variant) for variant in ("plain", "pad_is_eos", "no_pad")]
+    assert variants[0].loss_mask is None
+    assert all(example == variants[0] for example in variants)
+
+
+def test_an_empty_prompt_leaves_the_first_token_unscored() -> None:
+    example = build({"prompt": "", "completion": "hello"}, LANGUAGE)
+    assert example.prompt_ids == [] and example.loss_mask is None
+    with pytest.raises(DataError, match="no token is left to be scored"):
+        build({"prompt": "", "completion": "e"}, LANGUAGE, append_eos=False)
+    assert build({"prompt": "", "completion": "e"}, LANGUAGE, "auto_bos", append_eos=False).num_tokens == 2
+
+
+def test_language_modeling_is_one_completion() -> None:
+    example = build({"text": "hello world"}, LANGUAGE)
+    assert texts(example) == ("", ["hello world</s>"]) and example.loss_mask is None
+
+
+def test_completion_only_loss() -> None:
+    row = {"prompt": "the", "completion": " ant"}
+    assert texts(build(row, LANGUAGE)) == ("the", [" ant</s>"])
+    assert texts(build(row, LANGUAGE, completion_only_loss=True)) == ("the", [" ant</s>"])
+    assert texts(build(row, LANGUAGE, completion_only_loss=False)) == ("", ["the ant</s>"])
+    chat = {"prompt": [user("hi")], "completion": [assistant("yes")]}
+    assert texts(build(chat, LANGUAGE, "chatml", completion_only_loss=False), "chatml")[1] == [ASKED + "yes<|im_end|>"]
+    # A whole text may be cut inside its prompt and still be learned from.
+    assert build(row, LANGUAGE, completion_only_loss=False, max_length=2).num_tokens == 2
+
+
+def test_score_prompt_is_passed_on() -> None:
+    row = {"prompt": "the", "chosen": " a", "rejected": " b"}
+    assert build(row, PAIRS, score_prompt=True).score_prompt and not build(row, PAIRS).score_prompt
+
+
+# ---- R8 generation prompt
+
+
+def test_prompts_are_opened_for_an_answer() -> None:
+    assert texts(build({"prompt": [user("hi")]}, PROMPTS, "chatml"), "chatml") == (ASKED, [])
+    begun = build({"prompt": [user("hi"), assistant("well")]}, PROMPTS, "chatml")
+    assert texts(begun, "chatml")[0] == ASKED + "well"
+    tool = build({"prompt": [user("hi"), {"role": "tool", "content": "42"}]}, PROMPTS, "chatml_tools")
+    assert texts(tool, "chatml_tools")[0].endswith("<r>42</r><|im_end|>\n<|im_start|>assistant\n")
+    assert texts(build({"prompt": "hi"}, PROMPTS, "chatml"), "chatml") == ("hi", [])
+
+
+def test_a_begun_answer_is_continued() -> None:
+    row = {"prompt": [user("hi"), assistant("we")], "chosen": [assistant("ll")], "rejected": [assistant(" do")]}
+    prompt, completions = texts(build(row, PAIRS, "chatml"), "chatml")
+    assert [prompt + said for said in completions] == [ASKED + "well<|im_end|>", ASKED + "we do<|im_end|>"]
+
+
+def test_a_whole_conversation_is_not_opened_again() -> None:
+    text = texts(build({"messages": [user("hi"), assistant("yes")]}, LANGUAGE, "chatml"), "chatml")[1][0]
+    assert text.endswith("yes<|im_end|>") and text.count("assistant") == 1
+
+
+# ---- R9 joint rendering
+
+
+def test_completions_hold_no_default_system_prompt() -> None:
+    row = {"prompt": [user("hi")], "completion": [assistant("yes"), user("more"), assistant("no")]}
+    prompt, (said,) = texts(build(row, LANGUAGE, "chatml"), "chatml")
+    assert prompt.count(DEFAULT_SYSTEM) == 1 and DEFAULT_SYSTEM not in said
+
+
+# ---- R10 assistant masks
+
+TALK = [user("hi"), assistant("yes"), user("and"), assistant("no")]
+
+
+@pytest.mark.parametrize("variant", ["chatml", "chatml_generation"])
+def test_assistant_only_loss(variant: str) -> None:
+    example = build({"messages": TALK}, LANGUAGE, variant, assistant_only_loss=True)
+    assert learned(example, variant) == ["yes<|im_end|>no<|im_end|>"]
+    prompt, (said,) = texts(example, variant)
+    assert prompt.endswith("<|im_start|>assistant\n") and said.startswith("yes<|im_end|>\n<|im_start|>user\nand")
+
+
+def test_assistant_only_loss_without_offsets() -> None:
+    """A tokenizer that cannot tell which characters a token stands for gives the same mask."""
+    fast = build({"messages": TALK}, LANGUAGE, "chatml", assistant_only_loss=True)
+    tokenizer = toy_tokenizer("chatml")
+    type(tokenizer).is_fast, kept = property(lambda self: False), type(tokenizer).is_fast
+    try:
+        slow = prepare([{"messages": TALK}], LANGUAGE, tokenizer, TokenizeOptions(assistant_only_loss=True))[0]
+    finally:
+        type(tokenizer).is_fast = kept
+    assert slow == fast
+
+
+def test_what_follows_the_last_answer_is_not_computed() -> None:
+    example = build({"messages": [*TALK, user("bye")]}, LANGUAGE, "chatml", assistant_only_loss=True)
+    assert texts(example, "chatml")[1][0].endswith("no<|im_end|>")
+
+
+def test_an_assistant_who_speaks_first() -> None:
+    example = build({"messages": [assistant("hello"), user("a"), assistant("b")]}, LANGUAGE, "chatml",
+                    assistant_only_loss=True)  # fmt: skip
+    assert learned(example, "chatml") == ["hello<|im_end|>b<|im_end|>"]
+
+
+THINK = [user("a"), assistant("<think>x</think>one"), user("b"), assistant("<think>y</think>two")]
+
+
+def test_history_that_is_rewritten_leaves_the_last_turn() -> None:
+    data = prepare(
+        [{"messages": THINK}], LANGUAGE, toy_tokenizer("chatml_think"), TokenizeOptions(assistant_only_loss=True)
+    )
+    assert learned(data[0], "chatml_think") == ["<think>y</think>two<|im_end|>"]
+    assert "<think>x" not in texts(data[0], "chatml_think")[0]
+    assert any("only the last answer is learned" in finding.message for finding in data.report.findings)
+
+
+def test_marked_templates_learn_every_turn_as_rendered() -> None:
+    marked = toy_tokenizer("chatml_think").chat_template.replace(
+        "{{ '<|im_start|>' + message['role'] + '\n' + content + '<|im_end|>\n' }}",
+        "{{ '<|im_start|>' + message['role'] + '\n' }}{% if message['role'] == 'assistant' %}"
+        "{% generation %}{{ content + '<|im_end|>\n' }}{% endgeneration %}{% else %}{{ content + '<|im_end|>\n' }}{% endif %}",
+    )
+    example = build({"messages": THINK}, LANGUAGE, "chatml", assistant_only_loss=True, chat_template=marked)
+    # The marks enclose a line break after the end of turn, which no model generates: it is not learned.
+    assert learned(example, "chatml") == ["one<|im_end|><think>y</think>two<|im_end|>"]
+
+
+def test_both_masks_hold_together() -> None:
+    row = {"prompt": TALK[:3], "completion": [assistant("no"), user("x"), assistant("end")]}
+    for options in ({"assistant_only_loss": True}, {}):
+        example = build(row, LANGUAGE, "chatml", **options)
+        assert learned(example, "chatml") == ["no<|im_end|>end<|im_end|>"]
+    whole = build(row, LANGUAGE, "chatml", assistant_only_loss=True, completion_only_loss=False)
+    assert learned(whole, "chatml") == ["yes<|im_end|>no<|im_end|>end<|im_end|>"]
+
+
+# ---- R11 tools
+
+CALL = assistant("", tool_calls=[{"type": "function", "function": {"name": "f", "arguments": '{"x": 1}'}}])
+TOOL = {"role": "tool", "content": "42"}
+SCHEMA = {"type": "function", "function": {"name": "f"}}
+
+
+@pytest.mark.parametrize("tools", [[SCHEMA], '[{"type": "function", "function": {"name": "f"}}]'])
+def test_tools_reach_both_renderings_and_are_not_learned(tools: Any) -> None:
+    row = {
+        "prompt": [user("hi")],
+        "chosen": [CALL, TOOL, assistant("good")],
+        "rejected": [assistant("bad")],
+        "tools": tools,
+    }
+    example = build(row, PAIRS, "chatml_tools")
+    prompt, (chosen, _) = texts(example, "chatml_tools")
+    assert prompt.startswith('<|im_start|>system\nTools: [{"type"') and "Tools" not in chosen
+    assert learned(example, "chatml_tools") == ['<c>{"x": 1}</c><|im_end|>good<|im_end|>', "bad<|im_end|>"]
+    assert example.extras["tools"] == [SCHEMA]
+
+
+def test_tool_answers_are_not_learned_in_whole_conversations() -> None:
+    example = build({"messages": [user("hi"), CALL, TOOL, TOOL, assistant("good")]}, LANGUAGE, "chatml_tools")
+    (text,) = learned(example, "chatml_tools")
+    assert "42" not in text and text.startswith("<|im_start|>user\nhi") and text.endswith("good<|im_end|>")
+
+
+@pytest.mark.parametrize("tools", [[], "[]", None, ""])
+def test_no_tools_are_no_tools(tools: Any) -> None:
+    example = build({"prompt": [user("hi")], "tools": tools}, PROMPTS, "chatml_tools")
+    assert "Tools" not in texts(example, "chatml_tools")[0] and "tools" not in example.extras
+
+
+def test_tools_of_the_options_serve_every_row() -> None:
+    def weather(city: str) -> str:
+        """Tell the weather.
+
+        Args:
+            city: The city.
+        """
+        return city
+
+    prompt = texts(build({"prompt": [user("hi")]}, PROMPTS, "chatml_tools", tools=(weather,)), "chatml_tools")[0]
+    assert '"name": "weather"' in prompt and "The city." in prompt
+
+
+def test_template_variables_of_the_row_win() -> None:
+    template = "{{ mood }}{% for m in messages %}{{ m['content'] }}{% endfor %}"
+    options = {"chat_template": template, "chat_template_kwargs": {"mood": "calm "}}
+    assert texts(build({"prompt": [user("x")]}, PROMPTS, "chatml", **options))[0] == "calm x"
+    row = {"prompt": [user("x")], "chat_template_kwargs": {"mood": "wild "}}
+    assert texts(build(row, PROMPTS, "chatml", **options))[0] == "wild x"
+
+
+# ---- labelled, prompts, steps, ids
+
+
+def test_labelled_rows() -> None:
+    example = build({"prompt": "the", "completion": " ant", "label": False, "id": 7}, LABELLED)
+    assert texts(example) == ("the", [" ant</s>"])
+    assert example.extras == {"columns": {"id": 7}, "label": False, "prompt": "the"}
+
+
+def test_prompts_carry_what_reward_functions_need() -> None:
+    example = build({"prompt": [user("hi")], "answer": 3, "n": None}, PROMPTS, "chatml")
+    assert example.completions == []
+    assert example.extras == {"columns": {"answer": 3, "n": None}, "prompt": [user("hi")]}
+    with pytest.raises(DataError, match="the prompt has no tokens"):
+        build({"prompt": ""}, PROMPTS)
+    with pytest.raises(DataError, match="the limit is 2"):
+        build({"prompt": "the good ant"}, PROMPTS, max_length=2)
+    assert len(build({"prompt": "the good ant"}, PROMPTS, max_prompt_length=2).prompt_ids) == 2
+
+
+def test_steps() -> None:
+    row = {"prompt": "goo", "completions": ["d one", "two"], "labels": [True, 0.25]}
+    example = build(row, STEPS, "auto_bos")
+    assert texts(example) == ("<s>goo", ["d one\ntwo\n"])
+    assert learned(example) == ["\n\n"] and example.extras["labels"] == [1.0, 0.25]
+    # Tokenised one by one: no merges across borders.
+    encode = toy_tokenizer().encode
+    assert example.completions[0] == encode("d one") + encode("\n") + encode("two") + encode("\n")
+
+
+def test_steps_with_a_long_separator_are_marked_at_its_last_token() -> None:
+    row = {"prompt": "p", "completions": ["one", "two"], "labels": [1, 0]}
+    example = build(row, STEPS, step_separator=" ;;\n")
+    separator = toy_tokenizer().encode(" ;;\n")
+    assert len(separator) > 1
+    ends = [t for t, on in enumerate(example.mask(0)) if on]
+    assert [example.completions[0][: end + 1][-len(separator) :] for end in ends] == [separator, separator]
+
+
+def test_steps_that_are_cut_lose_their_labels() -> None:
+    row = {"prompt": "p", "completions": ["a", "b", "c"], "labels": [1, 0, 1]}
+    example = build(row, STEPS, max_length=5)
+    assert sum(example.mask(0)) == 2 and example.extras["labels"] == [1.0, 0.0]
+    last = build(row, STEPS, train_on_last_step_only=True)
+    assert sum(last.mask(0)) == 1 and last.mask(0)[-1] == 1 and last.extras["labels"] == [1.0]
+    with pytest.raises(DataError, match="no step end is left"):
+        build(row, STEPS, train_on_last_step_only=True, max_length=5)
+
+
+def test_inline_marks_leave_the_text() -> None:
+    row = {"prompt": "p", "completion": "Step 1: a [+] Step 2: b [-]"}
+    example = build(row, STEPS, label_format="inline")
+    assert texts(example)[1] == ["Step 1: a\nStep 2: b\n"] and example.extras["labels"] == [1.0, 0.0]
+
+
+def test_steps_after_a_conversation() -> None:
+    example = build({"prompt": [user("hi")], "completions": ["a"], "labels": [1]}, STEPS, "chatml")
+    assert texts(example, "chatml") == (ASKED, ["a\n"])
+
+
+def test_rows_that_bring_their_ids() -> None:
+    row = {"input_ids": [10, 11, 12, 13, 14, 0, 0], "labels": [-100, -100, 12, -100, 14, -100, -100],
+           "attention_mask": [1, 1, 1, 1, 1, 0, 0], "id": 3}  # fmt: skip
+    example = build(row, LANGUAGE)
+    assert (example.prompt_ids, example.completions, example.loss_mask) == ([10, 11], [[12, 13, 14]], [[1, 0, 1]])
+    assert example.extras == {"columns": {"id": 3}}
+    masked = build({"input_ids": [10, 11, 12], "completion_mask": [0, 1, 1], "assistant_masks": [1, 1, 0]}, LANGUAGE)
+    assert (masked.prompt_ids, masked.completions) == ([10], [[11]])
+    pair = build({"prompt_ids": [10], "chosen_ids": [11, 12], "rejected_ids": [13]}, PAIRS)
+    assert (pair.prompt_ids, pair.completions) == ([10], [[11, 12], [13]])
+    implicit = build({"chosen_ids": [10, 11, 12], "rejected_ids": [10, 11]}, PAIRS)
+    assert (implicit.prompt_ids, implicit.completions) == ([10], [[11, 12], [11]])
+    labelled = build({"prompt_ids": [10], "completion_ids": [11], "label": 1}, LABELLED)
+    assert labelled.extras["label"] is True and labelled.completions == [[11]]
+    assert build({"input_ids": [10, 11]}, PROMPTS).prompt_ids == [10, 11]
+
+
+# ---- for any text
+
+text = st.text(st.characters(exclude_categories=("Cs",)), min_size=1, max_size=12)
+
+
+@settings(max_examples=60, deadline=None)
+@given(prompt=text, completion=text, boundary=st.sampled_from(["separate", "common_prefix"]))
+def test_ids_stand_for_the_text_and_end_in_one_eos(prompt: str, completion: str, boundary: str) -> None:
+    tokenizer = toy_tokenizer("auto_bos")
+    row = {"prompt": prompt, "completion": completion}
+    example = prepare([row], LANGUAGE, tokenizer, TokenizeOptions(boundary=boundary))[0]
+    assert tokenizer.decode(example.prompt_ids + example.completions[0]) == f"<s>{prompt}{completion}</s>"
+    assert example.completions[0].count(tokenizer.eos_token_id) == 1
+    if boundary == "separate":
+        assert tokenizer.decode(example.completions[0]) == completion + "</s>"
+
+
+@settings(max_examples=40, deadline=None)
+@given(turns=st.lists(text, min_size=2, max_size=6))
+def test_marked_and_incremental_masks_agree(turns: list[str]) -> None:
+    messages = [user(t) if k % 2 == 0 else assistant(t) for k, t in enumerate(turns)]
+    options = TokenizeOptions(assistant_only_loss=True)
+    marked = prepare([{"messages": messages}], LANGUAGE, toy_tokenizer("chatml_generation"), options)[0]
+    plain = toy_tokenizer("chatml_generation")
+    plain.chat_template = plain.chat_template.replace("{% generation %}", "").replace("{% endgeneration %}", "")
+    incremental = prepare([{"messages": messages}], LANGUAGE, plain, options)[0]
+    assert marked == incremental
+    answers = "".join(m["content"] + "<|im_end|>" for m in messages if m["role"] == "assistant")
+    assert learned(marked, "chatml_generation") == [answers]

@@ -1,0 +1,59 @@
+import json
+from pathlib import Path
+
+import pytest
+
+from strop.errors import SetupError
+from strop.report.run import find_runs, read_run
+
+
+def write(folder: Path, lines: list[str], **documents: object) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "metrics.jsonl").write_text("\n".join(lines) + "\n")
+    for name, content in documents.items():
+        (folder / f"{name}.json").write_text(json.dumps(content))
+    return folder
+
+
+def test_series_are_sorted_finite_and_the_last_of_a_step(tmp_path: Path) -> None:
+    lines = [
+        '{"step": 20, "loss": 0.5, "rewards/margins": null, "note": "x", "flag": true}',
+        '{"step": 10, "loss": 0.9}',
+        '{"step": 20, "loss": 0.4, "eval_loss": 0.6}',
+        '{"step": 20, "train_runtime": 12.5, "train_loss": 0.6, "total_flos": 1, "eval_runtime": 3, "epoch": 1}',
+    ]
+    run = read_run(write(tmp_path / "a", lines))
+    assert run.series() == {"loss": [(10, 0.9), (20, 0.4)], "eval_loss": [(20, 0.6)]}
+    assert run.totals() == {"train_loss": 0.6, "train_runtime": 12.5}
+    assert run.last_step == 20 and run.unread == []
+
+
+def test_a_line_cut_off_by_a_crash_is_told_and_left_out(tmp_path: Path) -> None:
+    run = read_run(write(tmp_path, ['{"step": 1, "loss": 1}', '{"step": 2, "lo']))
+    assert run.series() == {"loss": [(1, 1.0)]}
+    assert run.unread == ["metrics.jsonl: 1 of 2 lines are not JSON (first: line 2); left out."]
+
+
+def test_unreadable_documents_do_not_stop_the_report(tmp_path: Path) -> None:
+    write(tmp_path, ["{}"], data={"train": {"rows_read": 3}, "odd": 7})
+    (tmp_path / "config.yaml").write_text("a: [1\nb: }")
+    (tmp_path / "run.json").write_text("[1, 2]")
+    run = read_run(tmp_path)
+    assert run.config == {} and run.facts == {} and run.data == {"train": {"rows_read": 3}}
+    assert len(run.unread) == 1 and run.unread[0].startswith("config.yaml cannot be read:")
+
+
+def test_runs_of_a_pipeline_come_in_the_order_they_started(tmp_path: Path) -> None:
+    write(tmp_path / "sft", ["{}"], run={"started": "2026-01-01 10:00:00"})
+    write(tmp_path / "dpo", ["{}"], run={"started": "2026-01-01 10:05:00"})
+    write(tmp_path / "areward", ["{}"], run={"started": "2026-01-01 10:03:00"})
+    write(tmp_path / "checkpoint-10", ["{}"])
+    (tmp_path / "empty").mkdir()
+    assert [run.name for run in find_runs(tmp_path)] == ["sft", "areward", "dpo"]
+
+
+@pytest.mark.parametrize(("name", "said"), [("none", "is not a folder"), ("empty", "holds no run")])
+def test_a_folder_without_a_run_is_refused(tmp_path: Path, name: str, said: str) -> None:
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(SetupError, match=said):
+        find_runs(tmp_path / name)

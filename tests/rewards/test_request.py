@@ -1,0 +1,81 @@
+from __future__ import annotations
+
+import pickle
+import threading
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+
+from strop.errors import DataError
+from strop.rewards.contract import Accepts
+from strop.rewards.request import CannotSend, ScoringRequest, snapshot
+
+
+@dataclass
+class State:
+    global_step: int = 3
+    log_history: list[dict[str, Any]] = field(default_factory=lambda: [{"loss": 0.5}])
+    lock: Any = field(default_factory=threading.Lock)
+
+
+def make(**more):
+    return ScoringRequest.checked(["p", "q"], ("a", "b"), [[1], [2, 3]], {"answer": ("x", "y")}, **more)
+
+
+def test_rows_are_cut_out_of_everything():
+    request = make(environments=["e", "f"], trainer_state=State()).take([1])
+    offered = request.offered()
+    assert offered.pop("trainer_state").global_step == 3
+    assert offered == {
+        "prompts": ["q"],
+        "completions": ["b"],
+        "completion_ids": [[2, 3]],
+        "answer": ["y"],
+        "environments": ["f"],
+    }
+
+
+def test_what_was_not_given_is_not_offered():
+    offered = ScoringRequest.checked(["p"], ["a"], None, None).offered()
+    assert "completion_ids" not in offered and "environments" not in offered and "trainer_state" in offered
+
+
+def test_lengths_and_names_are_checked_all_at_once():
+    with pytest.raises(DataError) as caught:
+        ScoringRequest.checked(["p"], ["a", "b"], [[1]], {"answer": [1, 2, 3], "completions": [1, 2]})
+    said = str(caught.value)
+    for name in ("'prompts' has 1", "'completion_ids' has 1", "'answer' has 3", "column is called 'completions'"):
+        assert name in said
+
+
+def test_blobs_hold_what_is_accepted_and_are_made_once():
+    def reward(completions, answer):
+        return []
+
+    request = make(environments=["e", "f"])
+    blobs = request.blobs(Accepts.of(reward))
+    assert {name: pickle.loads(blob) for name, blob in blobs.items()} == {
+        "completions": ["a", "b"],
+        "answer": ["x", "y"],
+    }
+
+    def greedy(**kwargs):
+        return []
+
+    more = request.blobs(Accepts.of(greedy))
+    assert more["completions"] is blobs["completions"]
+    assert set(more) == {"prompts", "completions", "completion_ids", "answer", "trainer_state"}
+
+
+def test_an_argument_that_cannot_be_pickled_is_named():
+    request = ScoringRequest.checked(["p"], ["a"], None, {"handle": [threading.Lock()]})
+    with pytest.raises(CannotSend, match="'handle'"):
+        request.blobs(Accepts.of(lambda **kwargs: []))
+
+
+def test_the_snapshot_of_a_state_is_its_plain_data():
+    seen = pickle.loads(pickle.dumps(snapshot(State())))
+    assert seen.global_step == 3 and seen.log_history == [{"loss": 0.5}]
+    assert not hasattr(seen, "lock")
+    assert snapshot(None) is None

@@ -1,0 +1,113 @@
+from __future__ import annotations
+
+import functools
+
+import pytest
+import torch
+
+from strop.errors import ConfigError, SetupError
+from strop.rewards.accuracy import accuracy_reward
+from strop.rewards.judge_reward import JudgeReward
+from strop.rewards.judges import RandomJudge
+from strop.rewards.model_reward import ModelReward
+from strop.rewards.process_reward import ProcessReward
+from strop.rewards.resolve import name_of, resolve_rewards
+from strop.rewards.verifiers import get_length_reward, get_soft_overlong_punishment, think_format_reward
+
+
+def first(completions, **kwargs):
+    return [0.0 for _ in completions]
+
+
+class Instance:
+    def __call__(self, completions):
+        return [0.0 for _ in completions]
+
+
+def names(*rewards):
+    return [reward.name for reward in resolve_rewards(list(rewards))]
+
+
+def test_names_come_from_functions_partials_and_classes_and_are_distinct():
+    assert names(first, functools.partial(first), Instance(), first) == ["first", "first_2", "Instance", "first_3"]
+    assert names(get_length_reward(3), get_soft_overlong_punishment(5, 1)) == [
+        "length_reward",
+        "soft_overlong_punishment_reward",
+    ]
+    assert name_of(lambda c: c) == "<lambda>"
+
+
+def test_one_reward_needs_no_list():
+    (reward,) = resolve_rewards(first)
+    assert reward.function is first and reward.is_function
+
+
+def test_strings_name_verifiers_functions_and_tasks():
+    assert [reward.function for reward in resolve_rewards(["think_format_reward", "accuracy_reward"])] == [
+        think_format_reward,
+        accuracy_reward,
+    ]
+    (dotted,) = resolve_rewards("strop.rewards.verifiers.think_format_reward")
+    (colon,) = resolve_rewards("strop.rewards.verifiers:think_format_reward")
+    assert dotted.function is colon.function is think_format_reward
+
+
+@pytest.mark.parametrize(
+    ("name", "error", "said"),
+    [
+        ("acuracy_reward", ConfigError, "Did you mean 'accuracy_reward'"),
+        ("strop.rewards.verifiers.no_such", SetupError, "cannot be imported"),
+        ("no_such_module.reward", SetupError, "cannot be imported"),
+        ("strop.rewards.resolve.VERIFIERS", ConfigError, "not a function"),
+        ("./no/such/directory", SetupError, "cannot be loaded"),
+    ],
+)
+def test_strings_that_name_nothing(name, error, said):
+    with pytest.raises(error, match=said):
+        resolve_rewards(name)
+
+
+def test_models_and_judges_are_wrapped(tokenizer, make_model):
+    judge = RandomJudge()
+    made = resolve_rewards(
+        [make_model("score"), make_model("step", labels=2), judge, first], [tokenizer, tokenizer, None, None]
+    )
+    assert [type(reward.function) for reward in made[:3]] == [ModelReward, ProcessReward, JudgeReward]
+    assert [reward.is_function for reward in made] == [False, False, False, True]
+    assert made[2].function.judge is judge and made[2].name == "RandomJudge"
+
+
+def test_a_model_directory_is_loaded_with_its_tokenizer(tokenizer, make_model, tmp_path):
+    path = tmp_path / "my-rm"
+    model = make_model("score")
+    model.save_pretrained(path)
+    tokenizer.save_pretrained(path)
+    (reward,) = resolve_rewards(str(path), device="cpu", model_init_kwargs={"dtype": torch.float64})
+    assert reward.name == "my-rm" and not reward.is_function
+    expected = ModelReward(model, tokenizer)(["p"], ["abc"])
+    assert reward.function(prompts=["p"], completions=["abc"]) == pytest.approx(expected, abs=1e-12)
+
+
+@pytest.mark.parametrize("nothing", [None, [], [None]])
+def test_nothing_is_refused(nothing):
+    with pytest.raises(ConfigError, match="No reward was given"):
+        resolve_rewards(nothing)
+
+
+def test_what_is_no_reward_is_refused():
+    with pytest.raises(ConfigError, match="42 is not a reward"):
+        resolve_rewards([42])
+
+
+def test_processing_classes_must_align(tokenizer):
+    with pytest.raises(ConfigError, match="2 reward processing classes were given for 1"):
+        resolve_rewards([first], [tokenizer, None])
+
+
+def test_missing_packages_are_named_at_set_up():
+    def needs(completions):
+        return []
+
+    needs.requires = {"no_such_package_here": "no-such-package"}
+    with pytest.raises(SetupError, match="'needs' needs no-such-package: pip install no-such-package"):
+        resolve_rewards(needs)

@@ -1,0 +1,97 @@
+from __future__ import annotations
+
+import signal
+import threading
+import time
+
+import pytest
+
+from strop.rewards.watchdog import TimeLimit, alarm_in_use, call_with_limit
+
+
+def spin():
+    while True:
+        pass
+
+
+def spin_swallowing():
+    while True:
+        try:
+            while True:
+                time.sleep(0.01)
+        except Exception:
+            pass
+
+
+def spin_swallowing_everything_once():
+    try:
+        spin()
+    except BaseException:
+        spin()
+
+
+@pytest.mark.parametrize("work", [spin, spin_swallowing, lambda: time.sleep(100), spin_swallowing_everything_once])
+def test_the_alarm_ends_python_loops_and_sleeps_in_the_main_thread(work):
+    with pytest.raises(TimeLimit):
+        call_with_limit(work, 0.1)
+
+
+def test_results_and_errors_pass_through():
+    assert call_with_limit(lambda: 5, 10.0) == 5
+    assert call_with_limit(lambda: 5, None) == 5
+    assert call_with_limit(lambda: 5, 10.0, in_thread=True) == 5
+    with pytest.raises(ZeroDivisionError):
+        call_with_limit(lambda: 1 / 0, 10.0)
+    with pytest.raises(ZeroDivisionError):
+        call_with_limit(lambda: 1 / 0, 10.0, in_thread=True)
+
+
+def test_another_thread_is_given_up_and_told_to_stop():
+    stopped = threading.Event()
+
+    def work():
+        try:
+            while True:
+                time.sleep(0.01)
+        finally:
+            stopped.set()
+
+    outcome = []
+
+    def outside():
+        try:
+            call_with_limit(work, 0.1)
+        except TimeLimit:
+            outcome.append("limit")
+
+    thread = threading.Thread(target=outside)
+    thread.start()
+    thread.join()
+    assert outcome == ["limit"]
+    assert stopped.wait(10.0)
+
+
+def test_the_previous_alarm_goes_on_with_what_it_has_left():
+    fired = []
+    old = signal.signal(signal.SIGALRM, lambda *_: fired.append(1))
+    try:
+        signal.setitimer(signal.ITIMER_REAL, 0.2)
+        call_with_limit(lambda: time.sleep(0.05), 10.0)
+        left, _ = signal.getitimer(signal.ITIMER_REAL)
+        assert 0 < left <= 0.2
+        deadline = time.monotonic() + 10
+        while not fired and time.monotonic() < deadline:
+            time.sleep(0.01)
+        assert fired == [1]
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, old)
+
+
+def test_the_alarm_is_off_and_the_handler_back_afterwards():
+    before = signal.getsignal(signal.SIGALRM)
+    assert not alarm_in_use()
+    assert call_with_limit(alarm_in_use, 10.0)
+    assert not alarm_in_use()
+    assert signal.getitimer(signal.ITIMER_REAL)[0] == 0
+    assert signal.getsignal(signal.SIGALRM) is before
