@@ -56,12 +56,22 @@ FILES: dict[str, tuple[str, Any, str | None, list[str]]] = {
     "a number in a line": ("a.jsonl", "3\n", None, ["JSON number, not an object"]),
     "an array over lines": ("a.jsonl", '[\n{"text": "a"},\n{"text": "b"}\n]\n', None, ["belongs in a .json file"]),
     "a raw tab": ("a.jsonl", '{"text": "a\tb"}\n', None, ["line 1", "Escape line breaks and tabs"]),
-    "bad byte": ("a.jsonl", b'{"text": "a"}\n{"text": "caf\xe9"}\n', None, ["line 2, column 14", "0xe9", "not valid UTF-8"]),
+    "bad byte": (
+        "a.jsonl",
+        b'{"text": "a"}\n{"text": "caf\xe9"}\n',
+        None,
+        ["line 2, column 14", "0xe9", "not valid UTF-8"],
+    ),
     "UTF-16": ("a.jsonl", '{"text": "a"}\n'.encode("utf-16"), None, ["UTF-16", "iconv"]),
     "too deep": ("a.jsonl", '{"text": ' + "[" * 100_000 + "]" * 100_000 + "}\n", None, ["nested too deeply"]),
     "json: a string": ("a.json", '"hello"', None, ["a JSON string, no rows"]),
     "json: empty array": ("a.json", "[]", None, ["an empty array, no rows"]),
-    "json: mixed array": ("a.json", '[{"text": "a"}, 3, "b"]', None, ["2 rows are not objects", "row 1: a JSON number"]),
+    "json: mixed array": (
+        "a.json",
+        '[{"text": "a"}, 3, "b"]',
+        None,
+        ["2 rows are not objects", "row 1: a JSON number"],
+    ),
     "json: damaged": ("a.json", '[{"text": "a"},\n {"text": }]', None, ["line 2, column 11", "not valid JSON"]),
     "json: bad byte": ("a.json", b'[\n{"text": "\xff"}]', None, ["line 2", "0xff"]),
     "csv: empty": ("a.csv", "", None, ["the file is empty"]),
@@ -82,7 +92,11 @@ FILES: dict[str, tuple[str, Any, str | None, list[str]]] = {
         "a.jsonl",
         [{"prompt": "p", "completion": "c", "label": True}] * 2,
         "preference",
-        ["preference data need the columns 'chosen' and 'rejected'", "found 'prompt', 'completion', 'label'", "KTO or BCO"],
+        [
+            "preference data need the columns 'chosen' and 'rejected'",
+            "found 'prompt', 'completion', 'label'",
+            "KTO or BCO",
+        ],
     ),
     "unknown columns": (
         "a.jsonl",
@@ -121,7 +135,12 @@ FILES: dict[str, tuple[str, Any, str | None, list[str]]] = {
     "images": ("a.jsonl", [{**GOOD_PAIR, "images": ["x"]}], "preference", ["column 'images'", "trains on text"]),
     # --- messages
     "no message": ("a.jsonl", [chat()], "language_modeling", ["column 'messages': is an empty list of messages"]),
-    "unknown role": ("a.jsonl", [chat({"role": "usr", "content": "x"})], None, ["unknown role 'usr'", "Did you mean 'user'?"]),
+    "unknown role": (
+        "a.jsonl",
+        [chat({"role": "usr", "content": "x"})],
+        None,
+        ["unknown role 'usr'", "Did you mean 'user'?"],
+    ),
     "no role": ("a.jsonl", [chat({"content": "x"})], None, ["message 0 has no role"]),
     "no content": ("a.jsonl", [chat(USER, {"role": "assistant"})], None, ["message 1 has no content"]),
     "content is a number": ("a.jsonl", [chat({"role": "user", "content": 3})], None, ["the number 3 as its content"]),
@@ -133,14 +152,24 @@ FILES: dict[str, tuple[str, Any, str | None, list[str]]] = {
     ),
     "a message is a string": ("a.jsonl", [chat(USER, "hello")], None, ["message 1 is the string 'hello'"]),
     "messages as JSON text": ("a.jsonl", [{"messages": json.dumps([USER])}], None, ["json.loads"]),
-    "messages is an object": ("a.jsonl", [{"messages": {"a": 1}}], None, ["is an object with keys ['a'], not messages"]),
+    "messages is an object": (
+        "a.jsonl",
+        [{"messages": {"a": 1}}],
+        None,
+        ["is an object with keys ['a'], not messages"],
+    ),
     "unknown speaker": (
         "a.jsonl",
         [{"conversations": [{"from": "humn", "value": "x"}]}],
         None,
         ["unknown speaker 'humn'", "Did you mean 'human'?"],
     ),
-    "no answer": ("a.jsonl", [{"prompt": "p", "completion": [USER]}], None, ["'completion': holds no assistant message"]),
+    "no answer": (
+        "a.jsonl",
+        [{"prompt": "p", "completion": [USER]}],
+        None,
+        ["'completion': holds no assistant message"],
+    ),
     "begins with the answer": ("a.jsonl", [chat(ANSWER)], "prompt_completion", ["begins with the answer"]),
     "tools are broken": ("a.jsonl", [{**chat(USER), "tools": "[{"}], None, ["column 'tools': is not valid JSON"]),
     "tools hold a number": ("a.jsonl", [{**chat(USER), "tools": [3]}], None, ["tool 0 is the number 3"]),
@@ -164,15 +193,40 @@ FILES: dict[str, tuple[str, Any, str | None, list[str]]] = {
         "stepwise",
         ["label 0 is the number 2"],
     ),
-    "step is a number": ("a.jsonl", [{"prompt": "p", "completions": [1], "labels": [1]}], None, ["step 0 is the number 1"]),
-    "steps are a string": ("a.jsonl", [{"prompt": "p", "completions": "a", "labels": [1]}], None, ["an entry per step"]),
+    "step is a number": (
+        "a.jsonl",
+        [{"prompt": "p", "completions": [1], "labels": [1]}],
+        None,
+        ["step 0 is the number 1"],
+    ),
+    "steps are a string": (
+        "a.jsonl",
+        [{"prompt": "p", "completions": "a", "labels": [1]}],
+        None,
+        ["an entry per step"],
+    ),
     "ids are words": ("a.jsonl", [{"input_ids": ["a"]}], None, ["holds the string 'a' at position 0"]),
     "ids below zero": ("a.jsonl", [{"input_ids": [1, -100]}], None, ["the number -100 at position 1"]),
-    "labels are shifted": ("a.jsonl", [{"input_ids": [1, 2], "labels": [2, 3]}], None, ["differs from input_ids at position 0"]),
-    "mask is too short": ("a.jsonl", [{"input_ids": [1, 2], "completion_mask": [1]}], None, ["has 1 entries for 2 ids"]),
+    "labels are shifted": (
+        "a.jsonl",
+        [{"input_ids": [1, 2], "labels": [2, 3]}],
+        None,
+        ["differs from input_ids at position 0"],
+    ),
+    "mask is too short": (
+        "a.jsonl",
+        [{"input_ids": [1, 2], "completion_mask": [1]}],
+        None,
+        ["has 1 entries for 2 ids"],
+    ),
     "packed already": ("a.jsonl", [{"input_ids": [1, 2], "seq_lengths": [1, 1]}], None, ["packed already"]),
     # --- nothing to learn
-    "all identical": ("a.jsonl", [{**GOOD_PAIR, "rejected": "a"}] * 3, "preference", ["none of the 3 rows", "no preference"]),
+    "all identical": (
+        "a.jsonl",
+        [{**GOOD_PAIR, "rejected": "a"}] * 3,
+        "preference",
+        ["none of the 3 rows", "no preference"],
+    ),
     "all empty": ("a.jsonl", [{"text": ""}], None, ["none of the 1 rows", "a completion is empty"]),
 }
 
@@ -192,7 +246,12 @@ def test_broken_file(name: str, tmp_path: Path) -> None:
         ({"completion_only_loss": True}, "language_modeling", {"text": "t"}, "has no prompt, but completion_only_loss"),
         ({"completion_only_loss": True}, "language_modeling", chat(USER), "Use assistant_only_loss=True"),
         ({"label_format": "inline"}, "stepwise", {"prompt": "p", "completion": "a"}, "has no [+] or [-] mark"),
-        ({"label_format": "inline"}, "stepwise", {"prompt": "p", "completion": "a [+] b"}, "text after its last mark: 'b'"),
+        (
+            {"label_format": "inline"},
+            "stepwise",
+            {"prompt": "p", "completion": "a [+] b"},
+            "text after its last mark: 'b'",
+        ),
         ({"dataset_text_field": "body"}, "language_modeling", {"body": 3}, "column 'body': is the number 3"),
     ],
 )
@@ -301,7 +360,9 @@ def test_memory_is_bounded(tmp_path: Path) -> None:
     path = tmp_path / "big.jsonl"
     with path.open("w") as file:
         for i in range(4000):
-            file.write(json.dumps({"prompt": f"{i} " + "x" * 2000, "chosen": "a" * 1000, "rejected": "b" * 1000}) + "\n")
+            file.write(
+                json.dumps({"prompt": f"{i} " + "x" * 2000, "chosen": "a" * 1000, "rejected": "b" * 1000}) + "\n"
+            )
     size = path.stat().st_size
     tracemalloc.start()
     report = check_rows(load_rows(path), "preference")
@@ -317,5 +378,7 @@ def test_checks_do_not_import_torch(tmp_path: Path) -> None:
         "try:\n    check_rows(load_rows(sys.argv[1]))\nexcept DataError as e:\n    print(e)\n"
         "print(sorted({'torch', 'transformers', 'datasets', 'pyarrow'} & set(sys.modules)))"
     )
-    run = subprocess.run([sys.executable, "-c", code, str(tmp_path / "a.jsonl")], capture_output=True, text=True, check=True)
+    run = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path / "a.jsonl")], capture_output=True, text=True, check=True
+    )
     assert "column 'chosen': is None" in run.stdout and run.stdout.rstrip().endswith("[]")

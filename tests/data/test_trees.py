@@ -1,4 +1,4 @@
-"""Golden tables: the rules of tokenisation R1-R11, for each kind of row, over tokenizers with the habits of real ones."""
+"""Golden tables: the rules of tokenisation R1-R11 for each kind of row, over tokenizers with real habits."""
 
 from __future__ import annotations
 
@@ -82,6 +82,14 @@ def test_boundary_of_a_pair_is_one_for_both() -> None:
     assert texts(example) == ("the", [" good ant</s>", " goo bee</s>"])
     separate = build(row, PAIRS)
     assert texts(separate) == ("the goo", ["d ant</s>", " bee</s>"])
+
+
+def test_no_space_is_learned_that_nobody_wrote() -> None:
+    """SentencePiece puts a space before every text; what is tokenised apart must not get one in its middle."""
+    assert toy_tokenizer("prefix_space").decode(toy_tokenizer("prefix_space").encode("d")) == " d"
+    assert texts(build(GOO, LANGUAGE, "prefix_space")) == (" goo", ["d ant</s>"])
+    steps = build({"prompt": "p", "completions": ["one", "two"], "labels": [1, 0]}, STEPS, "prefix_space")
+    assert texts(steps) == (" p", ["one\ntwo\n"])
 
 
 def test_boundary_is_reported() -> None:
@@ -237,7 +245,7 @@ def test_truncation_leaves_out_prompts_that_fill_the_length() -> None:
 
 def test_truncation_leaves_out_pairs_that_become_the_same() -> None:
     row = {"prompt": "the", "chosen": " good ant", "rejected": " good bee"}
-    with pytest.raises(DataError, match="same tokens once cut"):
+    with pytest.raises(DataError, match="the same once they are cut to length"):
         build(row, PAIRS, max_length=3)
 
 
@@ -416,7 +424,8 @@ def test_marked_templates_learn_every_turn_as_rendered() -> None:
     marked = toy_tokenizer("chatml_think").chat_template.replace(
         "{{ '<|im_start|>' + message['role'] + '\n' + content + '<|im_end|>\n' }}",
         "{{ '<|im_start|>' + message['role'] + '\n' }}{% if message['role'] == 'assistant' %}"
-        "{% generation %}{{ content + '<|im_end|>\n' }}{% endgeneration %}{% else %}{{ content + '<|im_end|>\n' }}{% endif %}",
+        "{% generation %}{{ content + '<|im_end|>\n' }}{% endgeneration %}"
+        "{% else %}{{ content + '<|im_end|>\n' }}{% endif %}",
     )
     example = build({"messages": THINK}, LANGUAGE, "chatml", assistant_only_loss=True, chat_template=marked)
     # The marks enclose a line break after the end of turn, which no model generates: it is not learned.

@@ -23,6 +23,7 @@ def test_top_share_is_kept():
     entropy = torch.arange(10.0)
     assert top_entropy_mask(entropy, top_quantile=0.2).tolist() == [False] * 8 + [True] * 2
     assert top_entropy_mask(entropy, top_quantile=1.0).all()
+    assert top_entropy_mask(torch.tensor([1.0, 2.0, 3.0]), top_quantile=0.5).tolist() == [False, True, True]
     assert top_entropy_mask(entropy[:0], top_quantile=0.2).shape == (0,)
 
 

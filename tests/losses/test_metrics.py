@@ -72,6 +72,8 @@ def test_clip_ratios_of_the_fixture(group):
     assert value(found["clip_ratio/high_mean"]) == pytest.approx(1 / 6)
     assert value(found["clip_ratio/low_mean"]) == 0.0
     assert value(found["clip_ratio/region_mean"]) == pytest.approx(1 / 6)
+    wide = policy_metrics(group["logps"], group["old_logps"], advantages, group["segment"], 3, epsilon_high=0.4)
+    assert value(wide["clip_ratio/high_mean"]) == 0.0
     ratio = (group["logps"] - group["old_logps"]).exp()
     low, high = clipped_tokens(ratio, advantages, epsilon_high=0.28)
     assert high.tolist() == [True, False, False, False, False, False]

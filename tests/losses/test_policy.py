@@ -132,6 +132,26 @@ def test_clipped_tokens_have_exactly_no_gradient(ratio, advantage, eps, eps_high
         assert float(leaf.grad) == pytest.approx(-moved * advantage, rel=1e-9)
 
 
+@pytest.mark.parametrize(("loss_type", "level"), ALL)
+def test_gradient_flows_to_the_policy_only(loss_type, level):
+    leaves = {name: x.clone().requires_grad_() for name, x in {"old": OLD, "ref": LOGPS - 0.4, "sampler": OLD}.items()}
+    advantages = ADVANTAGES[SEGMENT].requires_grad_()
+    logps = LOGPS.clone().requires_grad_()
+    options = {"loss_type": loss_type, "importance_sampling_level": level, "beta": 0.1}
+    policy_loss_flat(
+        logps,
+        leaves["old"],
+        advantages,
+        SEGMENT,
+        S,
+        ref_logps=leaves["ref"],
+        sampler_logps=leaves["sampler"],
+        **options,
+    ).sum().backward()
+    assert (logps.grad != 0).all()
+    assert all(x.grad is None for x in [advantages, *leaves.values()])
+
+
 def test_special_cases_recover_grpo():
     plain = grad_of("grpo", None)
     torch.testing.assert_close(grad_of("dapo", None, epsilon_high=0.2), plain)

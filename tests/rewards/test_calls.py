@@ -83,7 +83,7 @@ def test_true_refuses_what_cannot_move(make):
         make(with_environments, isolate=True)
     lock = threading.Lock()
     call = make(lambda completions: [0.0] * len([lock, *completions]), isolate=True)
-    with pytest.raises(SetupError, match="cannot run in a worker process.*isolate=False"):
+    with pytest.raises(SetupError, match=r"cannot run in a worker process.*isolate=False"):
         call.run(request(), 20.0)
 
 

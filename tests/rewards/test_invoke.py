@@ -2,12 +2,11 @@ from __future__ import annotations
 
 import asyncio
 import functools
-import time
 
 import pytest
 
 from strop.errors import SetupError
-from strop.rewards.invoke import is_async, run_function, run_together
+from strop.rewards.invoke import is_async, run_function
 
 
 async def slow_lengths(completions, **kwargs):
@@ -79,57 +78,12 @@ def test_a_set_up_error_is_told_apart():
     assert failure is not None and failure.kind == "setup" and failure.text == "install the thing"
 
 
-def test_async_functions_wait_at_the_same_time():
-    together = []
-    ready = None
+def test_a_sync_function_may_return_an_awaitable_even_inside_a_running_loop():
+    def reward(completions):
+        return slow_lengths(completions)
 
-    async def meet(completions):
-        nonlocal ready
-        ready = ready or asyncio.Event()
-        together.append(1)
-        if len(together) == 3:
-            ready.set()
-        await asyncio.wait_for(ready.wait(), 10)
-        return [float(len(together))]
-
-    outcomes = run_together([(meet, {"completions": ["a"]}, 1)] * 3, 20.0)
-    assert [outcome.values for outcome in outcomes] == [[3.0], [3.0], [3.0]]
-
-
-def test_one_hanging_coroutine_does_not_take_the_others_with_it():
-    async def hang(completions):
-        await asyncio.sleep(1000)
-
-    async def hang_on(completions):
-        while True:
-            try:
-                await asyncio.sleep(1000)
-            except asyncio.CancelledError:
-                continue
-
-    async def fail(completions):
-        raise TimeoutError("my own")
-
-    calls = [(f, {"completions": ["a"]}, 1) for f in (hang, slow_lengths, hang_on, fail)]
-    hung, fine, stubborn, failed = run_together(calls, 0.2)
-    assert hung.failure.kind == "timeout" and "0.2 seconds" in hung.failure.text
-    assert fine.values == [1.0]
-    assert stubborn.failure.kind == "timeout"
-    assert failed.failure.kind == "exception" and "my own" in failed.failure.text
-
-
-def test_a_coroutine_that_blocks_the_loop_is_interrupted():
-    async def block(completions):
-        while True:
-            time.sleep(0.01)
-
-    (outcome,) = run_together([(block, {"completions": ["a"]}, 1)], 0.1)
-    assert outcome.failure.kind == "timeout"
-
-
-def test_a_running_loop_is_no_obstacle():
     async def notebook():
-        return run_together([(slow_lengths, {"completions": ["abc"]}, 1)], 10.0)
+        return run_function(reward, {"completions": ["abc"]}, 1)
 
-    (outcome,) = asyncio.run(notebook())
-    assert outcome.values == [3.0]
+    assert run_function(reward, {"completions": ["abc"]}, 1).values == [3.0]
+    assert asyncio.run(notebook()).values == [3.0]

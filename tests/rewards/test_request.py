@@ -41,6 +41,13 @@ def test_what_was_not_given_is_not_offered():
     assert "completion_ids" not in offered and "environments" not in offered and "trainer_state" in offered
 
 
+def test_ids_become_lists():
+    import numpy as np
+
+    request = ScoringRequest.checked(["p"] * 2, ["a"] * 2, [np.array([1, 2]), (3,)], None)
+    assert request.completion_ids == [[1, 2], [3]] and type(request.completion_ids[0][0]) is int
+
+
 def test_lengths_and_names_are_checked_all_at_once():
     with pytest.raises(DataError) as caught:
         ScoringRequest.checked(["p"], ["a", "b"], [[1]], {"answer": [1, 2, 3], "completions": [1, 2]})

@@ -83,7 +83,8 @@ def test_several_rewards_in_one_call():
 @pytest.mark.parametrize("isolate", [True, False, "auto"])
 def test_a_function_gets_only_what_it_names(isolate):
     def picky(completion_ids, answer, trainer_state):
-        return [len(ids) + (a == "yes") + trainer_state.global_step for ids, a in zip(completion_ids, answer)]
+        step = trainer_state.global_step
+        return [len(ids) + (a == "yes") + step for ids, a in zip(completion_ids, answer, strict=True)]
 
     @dataclass
     class State:
@@ -99,7 +100,8 @@ def test_a_function_gets_only_what_it_names(isolate):
 @pytest.mark.parametrize("isolate", [True, False])
 def test_conversations_arrive_as_they_are(isolate):
     def spoken(prompts, completions):
-        return [float(len(p[-1]["content"]) * 10 + len(c[0]["content"])) for p, c in zip(prompts, completions)]
+        pairs = zip(prompts, completions, strict=True)
+        return [float(len(p[-1]["content"]) * 10 + len(c[0]["content"])) for p, c in pairs]
 
     with RewardSet(spoken, isolate=isolate) as rewards:
         table = rewards.score([[{"role": "user", "content": "hi"}]], [[{"role": "assistant", "content": "abc"}]])
@@ -346,6 +348,14 @@ def test_scoring_from_another_thread():
     np.testing.assert_array_equal(result[0].values, [[NAN, 3.0]])
 
 
+def test_memory_is_bounded():
+    def greedy(completions):
+        return [float(len(bytes(4 << 30))) for _ in completions]
+
+    table = score(greedy, ["a"], on_error="skip", memory_limit_bytes=1 << 30)
+    assert table.counts["greedy"].errors == 1 and "MemoryError" in table.failures[0]
+
+
 # ---- set-up
 
 
@@ -383,9 +393,16 @@ def test_ids_and_environments_count_as_missing_when_they_are():
 
 def test_wrong_settings_are_listed_together():
     with pytest.raises(ConfigError) as caught:
-        RewardSet(lengths, on_error="skipp", penalty=NAN, timeout_seconds=0, isolate="yes")
+        RewardSet(lengths, on_error="skipp", penalty=NAN, timeout_seconds=0, isolate="yes", memory_limit_bytes=0)
     said = str(caught.value)
-    for part in ("'skipp'", "Did you mean 'skip'", "penalty is nan", "timeout_seconds is 0", "isolate is 'yes'"):
+    for part in (
+        "'skipp'",
+        "Did you mean 'skip'",
+        "penalty is nan",
+        "timeout_seconds is 0",
+        "isolate is 'yes'",
+        "memory_limit_bytes is 0",
+    ):
         assert part in said
 
 

@@ -20,6 +20,7 @@ SOURCE = str(Path(strop.__file__).parents[1])
 
 def troublemaker(completions, **kwargs):
     """Does what the completion says."""
+    import contextlib
     import ctypes
     import os
     import subprocess
@@ -32,10 +33,8 @@ def troublemaker(completions, **kwargs):
                 pass
         if text == "swallow":
             while True:
-                try:
+                with contextlib.suppress(BaseException):
                     time.sleep(1)
-                except BaseException:
-                    pass
         if text == "pow":
             3**3**30
         if text == "exit":

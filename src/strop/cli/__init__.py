@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import os
 import sys
+import warnings
 
 from strop.errors import StropError, did_you_mean
 from strop.trainers.registry import BY_VERB, METHODS
@@ -44,6 +45,7 @@ def main(argv: list[str] | None = None) -> int:
         return 2
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    warnings.filterwarnings("ignore", category=FutureWarning, module=r"(transformers|peft|accelerate)\.")
     module = importlib.import_module(f"strop.cli.{'train' if verb in BY_VERB else verb}")
     try:
         return module.run(verb, rest) if verb in BY_VERB else module.run(rest)

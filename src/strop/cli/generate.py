@@ -76,8 +76,10 @@ def load(values: dict[str, Any]) -> tuple[Any, Any]:
     """Model in evaluation mode on the best device, and tokenizer."""
     import torch
 
+    from strop.cli.train import quiet_loading
     from strop.model import load_model, load_tokenizer
 
+    quiet_loading()
     tokenizer = load_tokenizer(values["tokenizer"] or values["model"])
     options = {"dtype": values["dtype"]} if values["dtype"] else {}
     model = load_model(values["model"], model_init_kwargs=options, trainable=not torch.cuda.is_available())
@@ -94,7 +96,7 @@ def encode(tokenizer: Any, prompt: Any, *, raw: bool = False) -> list[int]:
 
 
 def sample(model: Any, tokenizer: Any, ids: list[list[int]], values: dict[str, Any]) -> Any:
-    from strop.rollout import SamplingParams, make_generator, stop_token_ids
+    from strop.rollout import SamplingParams, make_generator
 
     sampling = SamplingParams(
         max_new_tokens=values["max_new_tokens"],
@@ -102,7 +104,6 @@ def sample(model: Any, tokenizer: Any, ids: list[list[int]], values: dict[str, A
         top_p=values["top_p"],
         top_k=values["top_k"],
         seed=values["seed"],
-        stop_token_ids=stop_token_ids(model, tokenizer),
     )
-    generator = make_generator("auto", model, tokenizer)
+    generator = make_generator("auto", model=model, tokenizer=tokenizer)
     return generator.generate(ids, values.get("num_generations", 1), sampling)

@@ -41,6 +41,7 @@ def run(verb: str, argv: list[str]) -> int:
         print(help_for(method))
         return 0
     early_checks(verb, argv)
+    quiet_loading()
     config_class, flags = method.config(), {flag.name: flag for group in flag_groups(method).values() for flag in group}
     for alias, target in getattr(config_class, "aliases", {}).items():
         flags.setdefault(alias, dataclasses.replace(flags[target], name=alias))
@@ -65,6 +66,13 @@ def early_checks(verb: str, argv: list[str]) -> None:
             problems.append(f"{word} {value}: there is no such file.")
     if problems:
         raise ConfigError.collect(f"strop {verb} cannot start:", problems)
+
+
+def quiet_loading() -> None:
+    """No progress bars of other libraries: strop shows its own."""
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
 
 
 def _rename(word: str) -> str:

@@ -29,6 +29,7 @@ REASONS = {
     "too_long": "longer than the limit, and this method leaves such rows out instead of cutting them",
     "empty_completion": "a completion is empty",
     "identical": "chosen and rejected are the same, so there is no preference",
+    "cut_identical": "chosen and rejected are the same once they are cut to length",
     "nothing_scored": "no token is left to be scored",
     "label_false": "labelled undesirable, and this method imitates desirable answers only",
     "empty_prompt": "the prompt has no tokens, so there is nothing to continue",

@@ -112,11 +112,13 @@ class Checker:
     def row(self, number: int, row: Row) -> list[Case]:
         """Check a row; returns its usable cases and accounts for the others."""
         self.checked.rows_read += 1
+        problem, cases = None, []
         try:
             cases = checked_cases(row, self.kind, self.options)
-        except RowProblem as problem:
+        except RowProblem as found:
+            problem = found
+        if problem is not None:
             self._broken(number, row, problem)
-            return []
         usable = []
         for part, (case, digest) in enumerate(cases):
             if case.left_out is not None:

@@ -53,6 +53,7 @@ class ExampleDataset(Sequence[Example]):
         self.seen = bytearray(len(self.numbers))  # 0: not tokenised yet, 1: usable, 2: left out
         self.order = array("q", range(len(self.numbers)))
         self.eager = eager
+        report.stand_ins = not eager
         if eager:
             self._tokenize_all()
         elif not self._read_sample():
@@ -66,7 +67,9 @@ class ExampleDataset(Sequence[Example]):
     def __len__(self) -> int:
         return len(self.order)
 
-    def __getitem__(self, index: int) -> Example:  # type: ignore[override]
+    def __getitem__(self, index):  # type: ignore[no-untyped-def]
+        if isinstance(index, slice):
+            return self.__getitems__(range(*index.indices(len(self))))
         if not -len(self) <= index < len(self):
             raise IndexError(f"tree {index} of {len(self)}")
         return self.__getitems__([index % len(self)])[0]
@@ -76,8 +79,8 @@ class ExampleDataset(Sequence[Example]):
         positions = [self.order[index] for index in indices]
         trees = self._trees(positions)
         return [
-            self._example(position, tree) if tree.left_out is None else self._stand_in(position)
-            for position, tree in zip(positions, trees, strict=True)
+            self._example(position, tree) if tree.left_out is None else self[self.resolve(index)]
+            for index, position, tree in zip(indices, positions, trees, strict=True)
         ]
 
     def __iter__(self) -> Iterator[Example]:
@@ -127,14 +130,13 @@ class ExampleDataset(Sequence[Example]):
     def _example(self, position: int, tree: Tokenized) -> Example:
         return to_example(tree, self._case(position), self.numbers[position], self.options.score_prompt)
 
-    def _stand_in(self, position: int) -> Example:
-        """The next usable tree after an unusable one, the first being after the last."""
-        total = len(self.numbers)
-        for step in range(1, total):
-            other = (position + step) % total
-            (tree,) = self._trees([other])
-            if tree.left_out is None:
-                return self._example(other, tree)
+    def resolve(self, index: int) -> int:
+        """The index of the tree that is given for `index`: itself, or the next usable one, the first after the last."""
+        total = len(self)
+        for step in range(total):
+            other = (index + step) % total
+            if self.seen[self.order[other]] == 1 or self._trees([self.order[other]])[0].left_out is None:
+                return other
         raise nothing_left(self.report.source, self.report.rows_read, self.report.left_out)
 
     def _tokenize_all(self) -> None:

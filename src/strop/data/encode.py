@@ -15,6 +15,8 @@ from strop.data.options import TokenizeOptions
 from strop.data.stops import stop_ids
 from strop.errors import ConfigError, did_you_mean
 
+ANCHOR = "\n"
+"""A text that merges with no word after it."""
 Offsets = list[tuple[int, int]]
 Result = TypeVar("Result")
 
@@ -74,6 +76,30 @@ class Encoder:
         full = list(self.tokenizer("a", add_special_tokens=True)["input_ids"])
         starts = [k for k in range(len(full) - len(bare) + 1) if full[k : k + len(bare)] == bare]
         return full[: starts[0]] if starts else []
+
+    @cached_property
+    def adds_space(self) -> bool:
+        """Whether the tokenizer puts a space before every text, as SentencePiece vocabularies do."""
+        after_anchor, anchor, alone = (
+            list(self.tokenizer(text, add_special_tokens=False)["input_ids"]) for text in (f"{ANCHOR}a", ANCHOR, "a")
+        )
+        return after_anchor[: len(anchor)] == anchor and after_anchor[len(anchor) :] != alone
+
+    def continuing(self, texts: list[str]) -> Job[list[list[int]]]:
+        """The ids of texts that continue another text, each tokenised by itself.
+
+        Where the tokenizer puts a space before every text, they are tokenised behind a line break, which is then cut
+        off: a space that nobody wrote must not be learned.
+        """
+        if not self.adds_space:
+            return [found.ids for found in (yield Ask(texts))]
+        anchor, *behind = yield Ask([ANCHOR, *(ANCHOR + text for text in texts)])
+        alone = yield Ask(texts)
+        size = len(anchor.ids)
+        return [
+            joint.ids[size:] if joint.ids[:size] == anchor.ids else found.ids
+            for joint, found in zip(behind, alone, strict=True)
+        ]
 
     def with_prefix(self, ids: list[int]) -> list[int]:
         """`ids` with BOS before them, once: a text that brings its own BOS gets no second one (rule R2)."""

@@ -141,7 +141,8 @@ def form_of(row: Mapping[str, Any], accepted: Iterable[str], options: TokenizeOp
             if not all(map(present, names)):
                 continue
             # A column called `label` beside text may be anything; it is a preference only if it is true or false.
-            if form == "labelled" and "completion" in accepted and not is_label(row["label"]):
+            label = row.get("label")
+            if form == "labelled" and "completion" in accepted and label is not None and not is_label(label):
                 continue
             return form
     return None
@@ -170,9 +171,14 @@ def detect(rows: Iterable[Mapping[str, Any]], options: TokenizeOptions | None = 
         if form is None:
             unknown.append(number)
             continue
+        kind = DETECTED[form]
+        if None in row.values() and kinds and kind is not kinds.most_common(1)[0][0]:
+            # A column that is None here is a broken value of the kind that the other rows have, not another kind.
+            meant = form_of(dict.fromkeys(row), FORMS, options)
+            kind = DETECTED[meant] if meant is not None and DETECTED[meant] in kinds else kind
         forms[form] += 1
-        kinds[DETECTED[form]] += 1
-        first.setdefault(DETECTED[form], number)
+        kinds[kind] += 1
+        first.setdefault(kind, number)
     source = getattr(rows, "source", "rows")
     if number < 0:
         raise DataError(f"{source}: there are no rows.")
@@ -209,17 +215,19 @@ def rename_hint(columns: Iterable[str], kind: DatasetKind | None = None) -> str:
     """A sentence that proposes renames for columns that look like ours under another name, or the empty string."""
     columns = list(columns)
     forms = ACCEPTED[kind] if kind else tuple(FORMS)
-    wanted = [name for name in dict.fromkeys(n for form in forms for n in FORMS[form]) if name not in columns]
+    wanted = [name for name in dict.fromkeys(n for form in forms for n in FORMS[form]) if not name.endswith("_ids")]
+    wanted = [name for name in wanted if name not in columns]
+    free = {column.lower(): column for column in columns if all(column not in names for names in FORMS.values())}
     renames: dict[str, str] = {}
-    for name in wanted:
-        free = [column for column in columns if column not in renames and column not in FORMS["steps"]]
-        lowered = {column.lower(): column for column in free}
-        near = did_you_mean(name, lowered)
-        match = next((lowered[alias] for alias in (name, *ALIASES.get(name, ())) if alias in lowered), None)
-        if match is None and near:
-            match = lowered[near.split("'")[1]]
-        if match is not None:
-            renames[match] = name
+    for near in (False, True):  # what is spelt alike but for one letter must not take a column that fits exactly
+        for name in wanted:
+            if name in renames.values():
+                continue
+            match = next((free[alias] for alias in (name, *ALIASES.get(name, ())) if alias in free), None)
+            if match is None and near and (hint := did_you_mean(name, free)):
+                match = free[hint.split("'")[1]]
+            if match is not None and match not in renames:
+                renames[match] = name
     return f" If these are the same under other names, rename them: columns={renames!r}." if renames else ""
 
 

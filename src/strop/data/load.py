@@ -6,14 +6,17 @@ import difflib
 import os
 import re
 from collections.abc import Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from strop.data import arrow, textfiles
 from strop.data.rows import JoinedRows, ListRows, Rows, RowStream, choose_columns, plain
-from strop.errors import DataError, SetupError
+from strop.errors import DataError, SetupError, did_you_mean
 
 READERS = (".jsonl", ".ndjson", ".json", ".parquet", ".csv", ".tsv", ".arrow", ".txt")
+HEAD = 100
+"""Rows that are looked at to see which columns there are."""
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
 
 
@@ -48,7 +51,19 @@ def load_rows(
         SetupError: a hub dataset cannot be reached.
     """
     rows = _open(source, split, name, streaming)
-    return rows if columns is None else rows.map(choose_columns(columns))
+    if columns is None:
+        return rows
+    _need_columns(rows, list(columns))
+    return rows.map(choose_columns(columns))
+
+
+def _need_columns(rows: Rows | RowStream, names: list[str]) -> None:
+    """Raise `DataError` if a column that is to be renamed or kept is in none of the first rows."""
+    found = dict.fromkeys(key for row in islice(rows, HEAD) for key in row)
+    missing = [name for name in names if name not in found]
+    if missing:
+        problems = [f"'{name}': no such column.{did_you_mean(name, found)}" for name in missing]
+        raise DataError.collect(f"{rows.source}: columns={names} does not fit; found {list(found)}.", problems)
 
 
 def _open(source: Any, split: str, name: str | None, streaming: bool) -> Rows | RowStream:

@@ -43,7 +43,7 @@ def read_messages(value: Any, column: str, extra_roles: Sequence[str] = ()) -> l
     ShareGPT's `from` / `value` becomes `role` / `content`; text parts are joined; keys that are None are left out;
     JSON strings in tool calls are parsed. Raises `RowProblem`.
     """
-    if isinstance(value, dict):
+    if isinstance(value, dict) and is_conversation(value):
         value = [value]
     if not isinstance(value, list | tuple):
         raise RowProblem(column, f"is {kind_of_value(value)}, not messages", _fix_for(value))

@@ -37,12 +37,12 @@ class MismatchedDataset(Sequence[Example]):
             raise ConfigError(f"Mismatched completions are for unpaired_preference data; these are {dataset.kind}.")
         self.dataset = dataset
         self.report, self.options, self.kind = dataset.report, dataset.options, dataset.kind
-        prompts, completions = array("Q"), array("Q")
+        self.prompts, self.completions = array("Q"), array("Q")
         for index in range(len(dataset)):
             case = dataset.case(index)
-            prompts.append(_hash(case.prompt))
-            completions.append(_hash(case.completions))
-        self.partners = find_partners(prompts, completions)
+            self.prompts.append(_hash(case.prompt))
+            self.completions.append(_hash(case.completions))
+        self.partners = find_partners(self.prompts, self.completions)
 
     def __len__(self) -> int:
         return len(self.dataset)
@@ -52,9 +52,21 @@ class MismatchedDataset(Sequence[Example]):
 
     def __getitems__(self, indices: Sequence[int]) -> list[Example]:
         """Several trees at once."""
-        wanted = list(dict.fromkeys([*indices, *(self.partners[i] for i in indices if self.partners[i] >= 0)]))
+        self.dataset.__getitems__(indices)  # tokenises together what is not known yet
+        own = [self.dataset.resolve(index % len(self)) for index in indices]
+        partners = [self._partner(index) for index in own]
+        wanted = list(dict.fromkeys([*own, *(partner for partner in partners if partner >= 0)]))
         found = dict(zip(wanted, self.dataset.__getitems__(wanted), strict=True))
-        return [self._join(found[index], self.partners[index], found) for index in indices]
+        return [self._join(found[index], partner, found) for index, partner in zip(own, partners, strict=True)]
+
+    def _partner(self, index: int) -> int:
+        """The partner of a tree, -1 for none; one that another tree stands in for must still be of another row."""
+        partner = self.partners[index]
+        if partner < 0:
+            return -1
+        given = self.dataset.resolve(partner)
+        alike = self.prompts[given] == self.prompts[index] or self.completions[given] == self.completions[index]
+        return -1 if alike else given
 
     def __iter__(self) -> Iterator[Example]:
         return (self[index] for index in range(len(self)))

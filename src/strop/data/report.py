@@ -17,6 +17,9 @@ SAMPLE_TOKENS = 512
 """Tokens of the rendered row that are shown of each part, from its start."""
 QUANTILES = {"min": 0.0, "p50": 0.5, "p90": 0.9, "p99": 0.99, "max": 1.0}
 
+FOUND_LATE = ("prompt_too_long", "too_long", "cut_identical", "nothing_scored", "empty_prompt", "unrenderable")
+"""Reasons that only tokenisation finds."""
+
 FLAGS = {
     "cut": (
         "the prompt's last tokens merge with the answer's first ones, so they are learned as part of the answer",
@@ -54,6 +57,7 @@ class DataReport:
     tokenized: int = 0  # trees and left-out rows tokenised so far
     to_tokenize: int | None = None  # None for a stream
     truncated: int = 0
+    stand_ins: bool = False  # a tree found unusable while in use is replaced by the next usable one
     left_out: dict[str, Counted] = field(default_factory=dict)
     flags: dict[str, Counted] = field(default_factory=dict)
     noted: list[Finding] = field(default_factory=list)
@@ -115,6 +119,8 @@ class DataReport:
         for reason, rows in self.left_out.items():
             detail = rows.first[0][1]
             message = f"{rows.count} left out: {REASONS[reason]} ({rows.rows()}; {detail})"
+            if self.stand_ins and reason in FOUND_LATE:
+                message += "; the next usable row stands in for each"
             severity = "info" if reason == "label_false" else "warning"
             found.append(Finding(rows.first[0][0], None, severity, message, _advice(reason)))
         for flag, rows in self.flags.items():
@@ -141,6 +147,7 @@ class DataReport:
             "tokenized": self.tokenized,
             "complete": self.complete,
             "truncated": self.truncated,
+            "stand_ins": self.stand_ins,
             "left_out": {
                 reason: {"count": rows.count, "why": REASONS[reason], "rows": [list(pair) for pair in rows.first]}
                 for reason, rows in self.left_out.items()
@@ -170,6 +177,7 @@ def _advice(reason: str) -> str:
     advice = {
         "prompt_too_long": "Raise max_length, shorten the prompts, or use truncation_mode='keep_end'",
         "too_long": "Raise max_length",
+        "cut_identical": "Raise max_length",
         "nothing_scored": "Raise max_length, or check the loss settings",
         "empty_prompt": "Write a prompt",
         "unrenderable": "Change the row or the template",

@@ -64,10 +64,10 @@ class TreeBuilder:
                 tree.prompt_ids = prompt.ids[:shared]
                 tree.completions = [whole.ids[shared:] for whole in joint]
             else:
-                alone = yield Ask(list(case.completions))
+                alone = yield from self.encoder.continuing(list(case.completions))
                 for index, whole in enumerate(joint):
                     if common_prefix(prompt.ids, whole.ids) < len(prompt.ids):
-                        tree.completions[index] = alone[index].ids
+                        tree.completions[index] = alone[index]
         if not all(tree.completions):
             return Tokenized.without("empty_completion", "a completion has no tokens")
         tree.prompt_ids = self.encoder.with_prefix(tree.prompt_ids)
@@ -100,8 +100,8 @@ class TreeBuilder:
             apart = self.options.boundary == "separate" and not any(masked)
             apart = apart and all(text.startswith(prompt_text) for text in texts)
             if apart:
-                alone = yield Ask([text[len(prompt_text) :] for text in texts])
-                tree = Tokenized(prompt.ids, [part.ids for part in alone])
+                alone = yield from self.encoder.continuing([text[len(prompt_text) :] for text in texts])
+                tree = Tokenized(prompt.ids, alone)
             tree.flag("apart" if apart else "cut")
         if not complete:
             tree.flag("last_turn")
@@ -255,14 +255,14 @@ class TreeBuilder:
     def _stepwise(self, case: Case) -> Job[Tokenized]:
         """Prompt, then every step and its separator, tokenised one by one; separators' last tokens are marked."""
         prompt = yield from self._prompt_ids(case)
-        separator, *steps = yield Ask([self.options.step_separator, *case.completions])
-        if not separator.ids:
+        separator, *steps = yield from self.encoder.continuing([self.options.step_separator, *case.completions])
+        if not separator:
             return Tokenized.without("nothing_scored", "step_separator has no tokens")
         ids: list[int] = []
         mask: list[int] = []
         for step in steps:
-            ids += step.ids + separator.ids
-            mask += [0] * (len(step.ids) + len(separator.ids) - 1) + [1]
+            ids += step + separator
+            mask += [0] * (len(step) + len(separator) - 1) + [1]
         labels = list(case.extras["labels"])
         if self.options.train_on_last_step_only:
             mask = [0] * (len(mask) - 1) + [1]
@@ -300,7 +300,7 @@ class TreeBuilder:
         if tree.left_out is not None:
             return tree
         if self.kind is DatasetKind.PREFERENCE and tree.completions[0] == tree.completions[1]:
-            return Tokenized.without("identical", "chosen and rejected have the same tokens once cut to length")
+            return Tokenized.without("cut_identical", f"{len(tree.completions[0])} tokens are left of each")
         if tree.labels is not None:
             tree.labels = tree.labels[: sum(tree.mask(0))]
             return tree if tree.labels else Tokenized.without("nothing_scored", "no step end is left")

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from rich.console import Console
 from rich.table import Table
+from transformers.utils import logging as transformers_logging
 
 from strop.demo.model import build_model, build_tokenizer
 from strop.demo.sampling import best_by_reward, sampler_of
@@ -54,7 +55,7 @@ class Schedule:
     pairs_need_samples: bool = True  # False: the right answer itself is the chosen one where no sample is right
 
 
-FAST = Schedule(demonstrations=640, prompts=48, samples=4, held_out=32, reward_epochs=1, dpo_epochs=1, shown=3,
+FAST = Schedule(demonstrations=256, prompts=32, samples=3, held_out=16, reward_epochs=1, dpo_epochs=1, shown=3,
                 pairs_need_samples=False)  # fmt: skip
 """A few steps of everything, to see that it runs; it teaches next to nothing."""
 
@@ -119,6 +120,8 @@ def run_demo(output_dir: str | Path = "runs/demo", seed: int = 0, fast: bool = F
         seed: of everything random.
         fast: a few steps only, to see that everything runs.
     """
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
     demo = Demo(Path(output_dir), seed, FAST if fast else Schedule(), Console())
     start = time.perf_counter()
     demo.console.print(f"[bold]Spell a word backward[/bold]: stone -> enots. {NOTE}\n", highlight=False)

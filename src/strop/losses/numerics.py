@@ -42,14 +42,15 @@ def expm1_bounded(x: Tensor, limit: float = EXP_LIMIT) -> Tensor:
 def log1mexp(x: Tensor) -> Tensor:
     """log(1 - e^x) for x < 0, with finite gradients.
 
-    log(-expm1(x)) is accurate for x > -log 2, log1p(-e^x) below. Each branch gets an input from its own side, or the
-    unused one would send NaN through `torch.where` in the backward pass. At x = 0 the value is -inf: clamp before.
+    log(-expm1(x)) is accurate for x > -log 2, log1p(-e^x) below. The second branch gets an input from its own side
+    only: near 0 its gradient is infinite, and infinity times the 0 of `torch.where` is NaN. The first has no such
+    place. At x = 0 the value is -inf: clamp before.
     """
     near = x > -math.log(2.0)
     half = torch.full_like(x, -math.log(2.0))
     return torch.where(
         near,
-        torch.log(-torch.expm1(torch.where(near, x, half))),
+        torch.log(-torch.expm1(x)),
         torch.log1p(-torch.exp(torch.where(near, half, x))),
     )
 

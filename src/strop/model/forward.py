@@ -25,8 +25,6 @@ from strop.model.router import has_router, router_loss
 from strop.model.wrappers import base_model, decoder_of
 from strop.records import Batch, Example, Scores, Want
 
-_PER_TOKEN = HEAD_KINDS | Want.VALUE | Want.HIDDEN
-
 
 class Scoring:
     """What one scoring forward is asked for; travels as the keyword argument `scoring` of `model(...)`.
@@ -216,22 +214,22 @@ def _run_decoder(model: Any, batch: Batch, router: bool) -> Any:
     return call_on(decoder, decoder, batch, **extra)
 
 
-def call_on(module: nn.Module, decoder: nn.Module, batch: Batch, **extra: Any) -> Any:
-    """Call the decoder, or a model around it, on a laid-out batch."""
+def call_on(function: Callable[..., Any], decoder: nn.Module, batch: Batch, **extra: Any) -> Any:
+    """Call the decoder, or the forward of a model around it, on a laid-out batch."""
     if batch.layout != "padded":
         with tree_attention_on(decoder):
             inputs = {"input_ids": batch.input_ids, "position_ids": batch.position_ids, KEYWORD: batch.segments}
-            return module(**inputs, use_cache=False, **extra)
+            return function(**inputs, use_cache=False, **extra)
     inputs = {
         "input_ids": batch.input_ids,
         "attention_mask": batch.attention_mask,
         "position_ids": batch.position_ids,
         "use_cache": False,
     }
-    known = inspect.signature(module.forward).parameters
+    known = inspect.signature(function.forward if isinstance(function, nn.Module) else function).parameters
     if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in known.values()):
         inputs = {name: value for name, value in inputs.items() if name in known}
-    return module(**inputs, **extra)
+    return function(**inputs, **extra)
 
 
 def _head_scores(model: Any, hidden: torch.Tensor, rows: torch.Tensor, scoring: Scoring) -> dict[str, torch.Tensor]:
@@ -258,8 +256,9 @@ def _own_head_scores(model: Any, scoring: Scoring) -> dict[str, torch.Tensor]:
     batch = scoring.batch
     wanted = batch.source if batch.prompt_source is None else torch.cat([batch.source, batch.prompt_source])
     targets = batch.targets if batch.prompt_targets is None else torch.cat([batch.targets, batch.prompt_targets])
-    flat = batch.layout != "padded" and "logits_to_keep" in inspect.signature(model.forward).parameters
-    logits = call_on(model, decoder_of(model), batch, **({"logits_to_keep": wanted} if flat else {})).logits
+    forward = own_forward(model)
+    flat = batch.layout != "padded" and "logits_to_keep" in inspect.signature(forward).parameters
+    logits = call_on(forward, decoder_of(model), batch, **({"logits_to_keep": wanted} if flat else {})).logits
     logits = logits.reshape(-1, logits.shape[-1])
     rows = logits if flat else logits.index_select(0, wanted.to(logits.device))  # (N + M, V)
     columns = score_logits(
@@ -272,11 +271,15 @@ def _own_head_scores(model: Any, scoring: Scoring) -> dict[str, torch.Tensor]:
     return _split(columns, batch.targets.numel(), batch)
 
 
+def own_forward(model: Any) -> Callable[..., Any]:
+    """The forward of the model's class. Inside a forward `model(...)` would run hooks, and enter autocast, twice."""
+    return functools.partial(type(model).forward, model)
+
+
 def _split(columns: dict[str, torch.Tensor], count: int, batch: Batch) -> dict[str, torch.Tensor]:
-    out = {name: column[:count] for name, column in columns.items()}
-    if batch.prompt_source is not None:
-        out["prompt_logps"] = columns["logps"][count:]
-    return out
+    if batch.prompt_source is None:
+        return columns
+    return {name: column[:count] for name, column in columns.items()} | {"prompt_logps": columns["logps"][count:]}
 
 
 def pools_itself(model: Any) -> bool:
@@ -288,7 +291,7 @@ def _pooled_scores(model: Any, batch: Batch) -> torch.Tensor:
     """Scores of a classifier with its own pooling, one padded row per completion, (S,)."""
     if not pools_itself(model) or batch.attention_mask is None:
         score_rows(model, batch.input_ids)  # raises: there is no scalar head
-    logits = model(input_ids=batch.input_ids, attention_mask=batch.attention_mask).logits  # (S, labels)
+    logits = own_forward(model)(input_ids=batch.input_ids, attention_mask=batch.attention_mask).logits  # (S, labels)
     if logits.shape[-1] != 1:
         raise SetupError(
             f"{type(model).__name__} gives {logits.shape[-1]} numbers per completion; a reward is one. "
@@ -306,5 +309,8 @@ def vocab_size(model: Any) -> int | None:
 
 def input_device(model: Any) -> torch.device:
     """Where token ids have to be."""
-    device = next(model.get_input_embeddings().parameters()).device
-    return model.device if device.type == "meta" else device
+    embeddings = model.get_input_embeddings()
+    device = next(embeddings.parameters()).device
+    if device.type == "meta":  # offloaded: accelerate's hook brings the weights when the layer is called
+        device = torch.device(getattr(getattr(embeddings, "_hf_hook", None), "execution_device", "cpu"))
+    return device

@@ -104,7 +104,7 @@ def score_rows(model: Any, hidden: torch.Tensor) -> torch.Tensor:
             f"{type(model).__name__} has no scalar head ('score' or 'v_head'). "
             "Load the model with load_model(..., task='score'), or build one with with_head(model, 'score')."
         )
-    values = head(hidden).squeeze(-1)
+    values = torch.squeeze_copy(head(hidden), -1)  # not a view: FSDP puts a hook on what a forward returns
     return values.to(torch.promote_types(values.dtype, torch.float32))
 
 

@@ -6,7 +6,6 @@ transformers and its readers raise becomes one sentence with the cause and what 
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
+from transformers.utils import find_adapter_config_file
 
 from strop.errors import ConfigError, SetupError, did_you_mean
 from strop.model.heads import TASKS, auto_class, head_class, with_head
@@ -62,14 +62,14 @@ def load_model(
         raise ConfigError(f"Unknown task {task!r}. Choose one of {', '.join(TASKS)}.{did_you_mean(task, TASKS)}")
     if isinstance(source, nn.Module):
         return source
+    place = _Place.of(source, "model")
     options: dict[str, Any] = {
-        "dtype": _dtype(dtype, trainable, quantization_config),
+        "dtype": _dtype(dtype, trainable and not place.adapter, quantization_config),
         "trust_remote_code": trust_remote_code,
         "quantization_config": quantization_config,
         "device_map": device_map,
     }
     options = {name: value for name, value in options.items() if value is not None} | (model_init_kwargs or {})
-    place = _Place.of(source, "model")
     if place.adapter:
         return _load_adapter(place, task, options, trainable)
     if place.gguf is not None:
@@ -124,7 +124,7 @@ def apply_peft(model: nn.Module, peft_config: Any) -> Any:
         peft_config: a `peft.PeftConfig`, or the keyword arguments of `peft.LoraConfig` as a dict.
 
     Returns:
-        A `peft.PeftModel`.
+        A `peft.PeftModel`, in the model's training or evaluation mode.
 
     Raises:
         ConfigError: the model carries an adapter already, or PEFT refuses the config.
@@ -148,7 +148,7 @@ def apply_peft(model: nn.Module, peft_config: Any) -> Any:
         kinds = {"ForSequenceClassification": "SEQ_CLS", "ForTokenClassification": "TOKEN_CLS"}
         config.task_type = next((v for k, v in kinds.items() if type(model).__name__.endswith(k)), "CAUSAL_LM")
     try:
-        return peft.get_peft_model(model, config)
+        return peft.get_peft_model(model, config).train(model.training)
     except ValueError as error:
         raise ConfigError(f"PEFT cannot put this adapter on {type(model).__name__}: {_first_line(error)}") from None
 
@@ -177,7 +177,7 @@ class _Place:
             return cls._of_folder(path, what)
         if path.suffix == ".gguf" or path.is_absolute() or name.startswith((".", "~")) or name.count("/") > 1:
             raise SetupError(f"There is no file or folder {name}. {_neighbours(path)}".rstrip())
-        return cls(name, what, local=False)
+        return cls(name, what, adapter=_is_hub_adapter(name), local=False)
 
     @classmethod
     def _of_folder(cls, path: Path, what: str) -> _Place:
@@ -203,10 +203,9 @@ class _Place:
 
     def adapter_base(self) -> str:
         """Where the adapter says its base model is."""
-        try:
-            base = json.loads((Path(self.name) / "adapter_config.json").read_text())["base_model_name_or_path"]
-        except (OSError, ValueError, KeyError) as error:
-            raise SetupError(f"{self.name}/adapter_config.json cannot be read: {_first_line(error)}") from None
+        import peft
+
+        base = self.read(lambda name, **_: peft.PeftConfig.from_pretrained(name), {}).base_model_name_or_path
         if not base:
             raise SetupError(
                 f"The adapter in {self.name} does not name its base model. Load the base, then "
@@ -248,8 +247,12 @@ class _Place:
 def _load_adapter(place: _Place, task: str, options: dict[str, Any], trainable: bool) -> Any:
     import peft
 
-    base = load_model(place.adapter_base(), task=task, trainable=False, model_init_kwargs=options)
-    return place.read(lambda name, **_: peft.PeftModel.from_pretrained(base, name, is_trainable=trainable), {})
+    try:
+        base = load_model(place.adapter_base(), task=task, trainable=False, model_init_kwargs=options)
+    except SetupError as error:
+        raise SetupError(f"The adapter in {place.name} needs its base model. {error}") from None
+    model = place.read(lambda name, **_: peft.PeftModel.from_pretrained(base, name, is_trainable=trainable), {})
+    return model.train(base.training)
 
 
 def _dtype(dtype: torch.dtype | str | None, trainable: bool, quantization_config: Any) -> torch.dtype | str:
@@ -267,6 +270,13 @@ def _dtype(dtype: torch.dtype | str | None, trainable: bool, quantization_config
 
 def _remote_class(config: Any, task: str) -> bool:
     return auto_class(task).__name__ in (getattr(config, "auto_map", None) or {})
+
+
+def _is_hub_adapter(name: str) -> bool:
+    try:
+        return find_adapter_config_file(name) is not None
+    except Exception:  # the name is wrong or the hub away: reading the model says so, and why
+        return False
 
 
 def _forget_quantisation(model: Any) -> None:

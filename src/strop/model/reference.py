@@ -161,7 +161,7 @@ class AdapterCopy:
 
 
 def adds_nothing(policy: Any) -> bool:
-    """Whether a PEFT model's active adapter changes no output: LoRA whose B matrices are all zero.
+    """Whether a PEFT model's active adapter changes no output: LoRA where one matrix of every product is zero.
 
     A fresh adapter of the usual kind. Not one that was trained, nor one whose initialisation moves weight from the
     base into the adapter (PiSSA, OLoRA), nor DoRA, whose norm rounds.
@@ -169,8 +169,13 @@ def adds_nothing(policy: Any) -> bool:
     config = policy.active_peft_config
     if str(getattr(config.peft_type, "value", config.peft_type)) != "LORA" or getattr(config, "use_dora", False):
         return False
-    matrices = [p for name, p in policy.named_parameters() if ".lora_B." in name or ".lora_embedding_B." in name]
-    return bool(matrices) and all(not bool(matrix.detach().any()) for matrix in matrices)
+    weights = dict(policy.named_parameters())
+    products = [
+        (weights[name.replace("lora_A.", "lora_B.").replace("lora_embedding_A.", "lora_embedding_B.")], matrix)
+        for name, matrix in weights.items()
+        if ".lora_A." in name or ".lora_embedding_A." in name
+    ]
+    return bool(products) and not any(bool(a.detach().any()) and bool(b.detach().any()) for a, b in products)
 
 
 def _copied(model: nn.Module) -> nn.Module:

@@ -26,6 +26,7 @@ logger = logging.getLogger(__name__)
 
 # What a small example cannot show: masks that differ from causal only far apart.
 _LONG_RANGE = ("attention_chunk_size", "index_topk")
+_TOLERANCE = {8: 1e-6, 4: 1e-3, 2: 5e-2}  # relative, by bytes of precision
 _LAYER_TYPES = {"full_attention", "sliding_attention"}
 
 
@@ -82,14 +83,23 @@ def _choose(model: nn.Module, inner: Any) -> LayoutChoice:
     devices = [device] if device.type == "cuda" else []
     with torch.no_grad(), evaluating(inner), torch.random.fork_rng(devices=devices):
         padded = _hidden(runner, "padded")
-        own_head = _has_own_head(runner, inner)
-        reason = _why_not_tree(runner, inner, padded)
+        precision = _precision(inner, device)
+        own_head = _has_own_head(runner, inner, precision)
+        reason = _why_not_tree(runner, inner, padded, precision)
     if reason is None:
         return LayoutChoice("tree", "every layer's attention takes shared prompts", own_head)
     return LayoutChoice("padded", reason, own_head)
 
 
-def _why_not_tree(runner: nn.Module, inner: Any, padded: torch.Tensor) -> str | None:
+def _precision(model: Any, device: torch.device) -> int:
+    """Bytes of the narrowest floating-point numbers the model computes with, 2, 4 or 8."""
+    sizes = {parameter.dtype.itemsize for parameter in model.parameters() if parameter.is_floating_point()}
+    if torch.is_autocast_enabled(device.type) or "_original_forward" in vars(model):  # accelerate's mixed precision
+        sizes.add(2)
+    return max(2, min(sizes, default=4))
+
+
+def _why_not_tree(runner: nn.Module, inner: Any, padded: torch.Tensor, precision: int) -> str | None:
     config = inner.config.get_text_config()
     for name in _LONG_RANGE:
         if getattr(config, name, None):
@@ -101,15 +111,17 @@ def _why_not_tree(runner: nn.Module, inner: Any, padded: torch.Tensor) -> str | 
         try:
             tree = _hidden(runner, "tree")
         except Exception as error:  # whatever foreign code raises on arguments it does not know
-            return f"its layers cannot be called on a flat row ({type(error).__name__}: {str(error).splitlines()[0]})"
+            cause = next(iter(str(error).splitlines()), "")
+            return f"its layers cannot be called on a flat row ({type(error).__name__}: {cause})"
     layers = getattr(config, "num_hidden_layers", None)
     if len(calls) != layers:
         return f"{len(calls)} of its {layers} layers use transformers' attention interface"
     types = getattr(config, "layer_types", None) or []
     if types.count("sliding_attention") > sum(window is not None for window in calls):
         return "its sliding-window layers do not tell the attention function their window"
-    difference = _difference(tree, padded)
-    if difference > _tolerance(tree.dtype):
+    errors = (tree.double() - padded.double()).norm(dim=1) / padded.double().norm(dim=1).clamp_min(1e-30)  # (N,)
+    difference = _typical(errors, precision)
+    if difference > _TOLERANCE[precision]:
         return f"tree and padded rows give different hidden states (relative difference {difference:.1e})"
     return None
 
@@ -126,7 +138,7 @@ def _hidden(model: Any, layout: str) -> torch.Tensor:
     return model(scoring=Scoring(batch, Want.HIDDEN))["hidden"]  # (N, H)
 
 
-def _has_own_head(runner: nn.Module, model: Any) -> bool:
+def _has_own_head(runner: nn.Module, model: Any, precision: int) -> bool:
     """Whether the head we compute differs from the model's own logits; False where there is no such head."""
     if getattr(model, "get_output_embeddings", lambda: None)() is None:
         return False
@@ -136,18 +148,9 @@ def _has_own_head(runner: nn.Module, model: Any) -> bool:
     own = logits.reshape(-1, logits.shape[-1])[batch.source].to(ours.dtype).log_softmax(-1)
     own = own.gather(1, batch.targets.to(own.device).unsqueeze(1)).squeeze(1)
     error = (ours - own).abs() / (1 + own.abs())
-    return bool(_typical(error, logits.dtype) > _tolerance(logits.dtype))
+    return _typical(error, precision) > _TOLERANCE[precision]
 
 
-def _difference(a: torch.Tensor, b: torch.Tensor) -> float:
-    errors = (a.double() - b.double()).norm(dim=1) / b.double().norm(dim=1).clamp_min(1e-30)  # (N,)
-    return _typical(errors, a.dtype)
-
-
-def _typical(errors: torch.Tensor, dtype: torch.dtype) -> float:
+def _typical(errors: torch.Tensor, precision: int) -> float:
     """The largest error; in half precision the median, because a router may flip on a single token."""
-    return float(errors.median() if dtype.itemsize == 2 else errors.max())
-
-
-def _tolerance(dtype: torch.dtype) -> float:
-    return {8: 1e-6, 4: 1e-3, 2: 5e-2}[dtype.itemsize]
+    return float(errors.median() if precision == 2 else errors.max())

@@ -35,7 +35,8 @@ def base_model(model: nn.Module) -> Any:
     """The transformers model inside all wrappers, adapter layers in place.
 
     Raises:
-        SetupError: adapters that put virtual tokens before the input: they change what a position means.
+        SetupError: not a transformers model, or adapters that put virtual tokens before the input: they change what
+            a position means.
     """
     model = unwrap(model)
     if is_peft(model):
@@ -45,18 +46,14 @@ def base_model(model: nn.Module) -> Any:
                 "which per-token scoring does not support. Use LoRA or another adapter that changes layers."
             )
         model = unwrap(model.get_base_model())  # type: ignore[union-attr,operator]
+    if not (hasattr(model, "get_decoder") and hasattr(model, "config")):
+        raise SetupError(
+            f"{type(model).__name__} is not a transformers model, so strop cannot tell its layers from its head. "
+            "Pass a PreTrainedModel, a hub id or a folder."
+        )
     return model
 
 
 def decoder_of(model: Any) -> nn.Module:
-    """The stack of layers whose output is the last hidden state.
-
-    Raises:
-        SetupError: not a transformers model.
-    """
-    if not hasattr(model, "get_decoder"):
-        raise SetupError(
-            f"{type(model).__name__} is not a transformers model (it has no get_decoder()), so strop cannot tell its "
-            "layers from its head. Pass a PreTrainedModel, a hub id or a folder."
-        )
+    """The stack of layers of a transformers model, whose output is the last hidden state."""
     return model.get_decoder()

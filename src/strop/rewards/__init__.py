@@ -3,6 +3,18 @@
     from strop.rewards import RewardSet, accuracy_reward
     table = RewardSet([accuracy_reward], on_error="skip").score(prompts, completions, completion_ids, columns)
 
+    scorer, table, resolve            the call, its answer, and what may be passed as a reward
+    contract, request, invoke, gather what a function is given, what it may return, calling it, calling async ones
+    calls, row_search                 where a function runs; which row of a failed batch is to blame
+    worker, worker_process, frames    a killable process per function, seen from outside and inside, and the wire
+    transfer, watchdog                can a function move there; a time limit on those that cannot
+    model_reward, process_reward      reward models: one score, or one per step
+    reward_tokens, padded             their inputs as ids, and as batches
+    judges, judge_reward              pairwise judges, and a judge as a reward
+    language_model_judge, endpoint_judge
+    verifiers, accuracy, gym_scores   rewards from the text alone
+    code_tests, code_execution, code_process   rewards from running code, and the sandbox outside and inside
+
 Everything is loaded on first use; importing this package, or a verifier, does not import torch.
 """
 

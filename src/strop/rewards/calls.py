@@ -11,7 +11,8 @@ from typing import Any
 
 from strop.errors import SetupError
 from strop.rewards.contract import Accepts, Outcome, RewardFunction
-from strop.rewards.invoke import is_async, run_function, run_together, timeout_failure
+from strop.rewards.gather import run_together
+from strop.rewards.invoke import is_async, run_function, timeout_failure
 from strop.rewards.request import CannotSend, ScoringRequest
 from strop.rewards.transfer import parcels, stays_home
 from strop.rewards.watchdog import TimeLimit, call_with_limit

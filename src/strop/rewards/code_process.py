@@ -16,6 +16,7 @@ import os
 import resource
 import signal
 import sys
+import types
 from typing import Any
 
 _CLONE_NEWUSER, _CLONE_NEWNET = 0x10000000, 0x40000000
@@ -63,9 +64,11 @@ def main() -> None:
 
 
 def _run(code: str, tests: list[str], report: "_Reporter") -> None:
-    space: dict[str, Any] = {"__name__": "solution" if tests else "__main__", "__builtins__": __builtins__}
+    module = types.ModuleType("solution" if tests else "__main__")
+    sys.modules[module.__name__] = module  # dataclasses, pickle and typing look their module up
+    space = vars(module)
     try:
-        exec(compile(code, "solution.py", "exec"), space)
+        exec(compile(code, "solution.py", "exec", dont_inherit=True), space)
     except SystemExit as error:
         if not tests and error.code not in (None, 0):
             report(event="failed", error=f"exit code {error.code}")
@@ -76,7 +79,7 @@ def _run(code: str, tests: list[str], report: "_Reporter") -> None:
     report(event="loaded")
     for index, test in enumerate(tests):
         try:
-            exec(compile(test, f"test_{index}.py", "exec"), dict(space))
+            exec(compile(test, f"test_{index}.py", "exec", dont_inherit=True), dict(space))
         except BaseException as error:
             report(event="test", index=index, ok=False, error=_line(error))
         else:
@@ -123,9 +126,9 @@ def _limit_resources(job: dict[str, Any]) -> list[str]:
         "RLIMIT_FSIZE": job["file_bytes"],
         "RLIMIT_NOFILE": 64,
         "RLIMIT_CORE": 0,
-        # Counted per user over the whole machine, unless the process has a user namespace of its own.
-        "RLIMIT_NPROC": _THREADS if own_namespace else 0,
     }
+    if own_namespace:  # else it counts everything that this user runs on the machine
+        limits["RLIMIT_NPROC"] = _THREADS
     for name, value in limits.items():
         with contextlib.suppress(AttributeError, ValueError, OSError):
             resource.setrlimit(getattr(resource, name), (value, value))

@@ -12,6 +12,7 @@ import http.client
 import json
 import math
 import re
+import socket
 import threading
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -142,16 +143,20 @@ class EndpointJudge(Judge):
         kind = http.client.HTTPSConnection if self._address.scheme == "https" else http.client.HTTPConnection
         connection = kind(self._address.hostname or "", self._address.port, timeout=self.timeout_seconds)
         over = threading.Event()
+        sockets: list[socket.socket] = []  # http.client lets go of its own reference before the body is read
 
         def cut() -> None:
             over.set()
-            with contextlib.suppress(Exception):
-                connection.sock.shutdown(2)  # ends a read that is fed byte by byte
+            for sock in sockets:
+                with contextlib.suppress(OSError):
+                    sock.shutdown(socket.SHUT_RDWR)  # ends a read that is fed byte by byte
 
         timer = threading.Timer(self.timeout_seconds, cut)
         timer.daemon = True
         timer.start()
         try:
+            connection.connect()
+            sockets.append(connection.sock)
             path = f"{self._address.path.rstrip('/')}/chat/completions"
             connection.request("POST", path, body, self._headers)
             response = connection.getresponse()

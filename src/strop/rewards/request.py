@@ -61,7 +61,7 @@ class ScoringRequest:
         return cls(
             prompts=list(prompts),
             completions=list(completions),
-            completion_ids=None if completion_ids is None else list(completion_ids),
+            completion_ids=None if completion_ids is None else [_plain_ids(ids) for ids in completion_ids],
             columns={name: list(values) for name, values in columns.items()},
             trainer_state=trainer_state,
             environments=None if environments is None else list(environments),
@@ -122,6 +122,11 @@ def snapshot(state: Any) -> Any:
     if fields is None:
         return state if _is_plain(state) else None
     return SimpleNamespace(**{name: value for name, value in fields.items() if _is_plain(value)})
+
+
+def _plain_ids(ids: Any) -> list[int]:
+    """Ids as a list: a worker should not need torch to read a tensor of them."""
+    return ids.tolist() if hasattr(ids, "tolist") else list(ids)
 
 
 def _is_plain(value: Any) -> bool:

@@ -81,7 +81,7 @@ class RewardSet:
         self.on_error = on_error
         self.penalty = penalty
         self.timeout_seconds = timeout_seconds
-        _check_settings(on_error, penalty, timeout_seconds, isolate)
+        _check_settings(on_error, penalty, timeout_seconds, isolate, memory_limit_bytes)
         resolved = resolve_rewards(reward_funcs, processing_classes, device=device, model_init_kwargs=model_init_kwargs)
         self.weights = _read_weights(weights, len(resolved))
         self._calls = [
@@ -303,7 +303,13 @@ def _collect_pushed(table: RewardTable, name: str, outcome: Outcome) -> None:
         table.extras[key if key not in table.extras else f"{name}/{key}"] = column
 
 
-def _check_settings(on_error: str, penalty: float, timeout_seconds: float | None, isolate: str | bool) -> None:
+def _check_settings(
+    on_error: str,
+    penalty: float,
+    timeout_seconds: float | None,
+    isolate: str | bool,
+    memory_limit_bytes: int | None,
+) -> None:
     problems = []
     if on_error not in ON_ERROR:
         hint = did_you_mean(str(on_error), ON_ERROR)
@@ -314,6 +320,8 @@ def _check_settings(on_error: str, penalty: float, timeout_seconds: float | None
         problems.append(f"timeout_seconds is {timeout_seconds!r}; it must be a positive number of seconds, or None")
     if isolate not in (True, False, "auto"):
         problems.append(f"isolate is {isolate!r}; it must be True, False or 'auto'")
+    if memory_limit_bytes is not None and not (isinstance(memory_limit_bytes, int) and memory_limit_bytes > 0):
+        problems.append(f"memory_limit_bytes is {memory_limit_bytes!r}; it must be a positive number, or None")
     if problems:
         raise ConfigError.collect("The reward settings cannot be used.", problems)
 

@@ -73,6 +73,8 @@ def _serve(sock: socket.socket, printed: Printed) -> None:
     try:
         _limit_memory(setup["memory_limit_bytes"])
         function = importlib.import_module(setup["encoding"]).loads(setup["payload"])
+        for module in getattr(function, "requires", ()):  # importing them counts as starting, not as scoring
+            importlib.import_module(module)
     except BaseException as error:
         send_frame(sock, _json({"ready": False, "error": describe_exception(error)}))
         return

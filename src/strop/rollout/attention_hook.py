@@ -169,6 +169,8 @@ def rollout_attention(
             f"The attention '{ATTENTION_NAME}' works inside a rollout only, and this forward pass is not one. "
             "Restore the model's own with model.set_attn_implementation('sdpa')."
         )
+    if query.dtype != value.dtype:  # under autocast rotary positions leave queries and keys in float32
+        query, key = query.to(value.dtype), key.to(value.dtype)
     scale = query.shape[-1] ** -0.5 if scaling is None else float(scaling)
     return rollout.attention(module, query, key, value, Shape(scale, sliding_window, softcap, s_aux)), None
 

@@ -114,7 +114,9 @@ class _Call:
         connection = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
         self._connection = connection(parts.hostname, parts.port, timeout=timeout_s)
         self._timeout_s = timeout_s
+        self._socket: socket.socket | None = None  # http.client forgets it while it reads a body without a length
         self.expired = False
+        self._ended = False
 
     def run(self, method: str, path: str, body: dict[str, Any] | None, headers: dict[str, str]) -> tuple[int, bytes]:
         """Status and body of the answer."""
@@ -122,6 +124,10 @@ class _Call:
         watchdog.daemon = True
         watchdog.start()
         try:
+            self._connection.connect()
+            self._socket = self._connection.sock
+            if self._ended:
+                raise ConnectionAbortedError("the call was ended")
             self._connection.request(method, path, None if body is None else json.dumps(body), headers)
             response = self._connection.getresponse()
             payload = response.read()
@@ -137,10 +143,10 @@ class _Call:
 
     def end(self) -> None:
         """Close the connection under whoever reads from it."""
-        sock = self._connection.sock
-        if sock is not None:
+        self._ended = True
+        if self._socket is not None:
             with contextlib.suppress(OSError):  # closed already
-                sock.shutdown(socket.SHUT_RDWR)
+                self._socket.shutdown(socket.SHUT_RDWR)
 
     def _expire(self) -> None:
         self.expired = True

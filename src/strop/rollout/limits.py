@@ -13,6 +13,17 @@ _MOST_SLOTS = {"cpu": 64, "cuda": 256}  # more rows bring little speed and delay
 _POSITION_TABLES = frozenset({"wpe", "embed_positions", "position_embeddings", "position_embedding"})
 
 
+def is_sharded(model: nn.Module) -> bool:
+    """Whether the weights are spread over processes (FSDP, DeepSpeed ZeRO-3, tensor parallel).
+
+    Every forward pass is then a meeting of all processes, and processes that sample completions of different lengths
+    would wait for each other for ever.
+    """
+    return type(model).__name__ == "FullyShardedDataParallel" or any(
+        hasattr(parameter, "ds_id") or type(parameter.data).__name__ == "DTensor" for parameter in model.parameters()
+    )
+
+
 def vocab_size(model: PreTrainedModel) -> int:
     """Ids that the input embedding can look up."""
     embedding = model.get_input_embeddings()

@@ -21,6 +21,7 @@ import torch
 from torch import nn
 
 from strop.errors import ConfigError
+from strop.model.wrappers import unwrap
 from strop.records import Rollout
 from strop.rollout import limits
 from strop.rollout.cuda_graph import GraphedSteps
@@ -29,7 +30,7 @@ from strop.rollout.draw import fresh_seed, row_uniforms
 from strop.rollout.draw import sample as draw_sample
 from strop.rollout.generator import Mixture, check_prompts
 from strop.rollout.packed_linear import packed_linears
-from strop.rollout.rollout_mode import base_model, rollout_attention, sampling_mode
+from strop.rollout.rollout_mode import rollout_attention, sampling_mode, transformers_model
 from strop.rollout.sampling import SamplingParams
 from strop.rollout.scheduler import Row, Scheduler, as_rollout_lists
 from strop.rollout.stopping import StopRule, default_stop_ids
@@ -70,8 +71,8 @@ class NativeGenerator:
         for name, value in (("max_slots", max_slots), ("prefill_tokens", prefill_tokens)):
             if value is not None and value < 1:
                 raise ConfigError(f"{name} must be at least 1; got {value}.")
-        self.model = model
-        self.base = base_model(model)
+        self.model = unwrap(model)  # adapters in place, what only distributes or compiles peeled off
+        self.base = transformers_model(model)
         self.tokenizer = tokenizer
         self.max_slots = max_slots
         self.prefill_tokens = prefill_tokens
@@ -85,7 +86,7 @@ class NativeGenerator:
     def sync(self, model: nn.Module | None = None) -> None:
         """Nothing to copy: the engine samples from the module it was given. Another module takes its place."""
         if model is not None:
-            self.model, self.base = model, base_model(model)
+            self.model, self.base = unwrap(model), transformers_model(model)
 
     def close(self) -> None:
         """Nothing is held between calls."""
@@ -286,14 +287,14 @@ def _decoders(model: nn.Module, slots: int, capacity: int, mixture: Mixture | No
     """The models that are sampled from and the weight of their logits; a model of weight 0 is left out."""
     if mixture is None:
         return [(Decoder(model, slots, capacity), 1.0)]
-    if limits.vocab_size(base_model(mixture.reference)) != limits.vocab_size(base_model(model)):
+    if limits.vocab_size(transformers_model(mixture.reference)) != limits.vocab_size(transformers_model(model)):
         raise ConfigError(
-            f"A mixture needs one vocabulary: the policy has {limits.vocab_size(base_model(model))} ids, "
-            f"the reference {limits.vocab_size(base_model(mixture.reference))}."
+            f"A mixture needs one vocabulary: the policy has {limits.vocab_size(transformers_model(model))} ids, "
+            f"the reference {limits.vocab_size(transformers_model(mixture.reference))}."
         )
     pairs = [
         (Decoder(model, slots, capacity), 1.0 - mixture.weight),
-        (Decoder(mixture.reference, slots, capacity, mixture.context), mixture.weight),
+        (Decoder(unwrap(mixture.reference), slots, capacity, mixture.context), mixture.weight),
     ]
     return [(decoder, weight) for decoder, weight in pairs if weight > 0]
 

@@ -4,33 +4,28 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
-from typing import Any
 
 import torch
 from torch import nn
 from transformers import PreTrainedModel
 
 from strop.errors import SetupError
+from strop.model.wrappers import base_model
 from strop.rollout.attention_hook import ATTENTION_NAME
 
 
-def base_model(model: nn.Module) -> PreTrainedModel:
+def transformers_model(model: nn.Module) -> PreTrainedModel:
     """The transformers model inside adapters and wrappers.
 
     Raises:
-        SetupError: there is none.
+        SetupError: there is none, or its adapter puts virtual tokens before the prompt.
     """
-    inner: Any = model
-    while not isinstance(inner, PreTrainedModel):
-        if hasattr(inner, "get_base_model"):
-            inner = inner.get_base_model()
-        elif isinstance(getattr(inner, "module", None), nn.Module):
-            inner = inner.module
-        else:
-            raise SetupError(
-                f"A rollout needs a transformers model (or one inside PEFT or a wrapper); got {type(model).__name__}."
-            )
-    return inner
+    base = base_model(model)
+    if not isinstance(base, PreTrainedModel):
+        raise SetupError(
+            f"A rollout needs a transformers model (or one inside PEFT or a wrapper); got {type(model).__name__}."
+        )
+    return base
 
 
 @contextmanager
@@ -51,7 +46,7 @@ def sampling_mode(models: Iterable[nn.Module]) -> Iterator[None]:
 def rollout_attention(models: Iterable[nn.Module]) -> Iterator[None]:
     """Let the rollout's attention function answer in `models`, and restore theirs afterwards."""
     with ExitStack() as stack:
-        for base in {id(b): b for b in map(base_model, models)}.values():
+        for base in {id(b): b for b in map(transformers_model, models)}.values():
             stack.callback(base.set_attn_implementation, _implementations(base))
             base.set_attn_implementation(ATTENTION_NAME)
         yield

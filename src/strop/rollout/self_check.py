@@ -15,9 +15,10 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from strop.errors import SetupError
+from strop.model.wrappers import unwrap
 from strop.rollout import limits
 from strop.rollout.decoder import Decoder
-from strop.rollout.rollout_mode import base_model, rollout_attention, sampling_mode
+from strop.rollout.rollout_mode import rollout_attention, sampling_mode, transformers_model
 from strop.rollout.scheduler import Row, Scheduler
 
 _KNOWN_LAYERS = frozenset({"full_attention", "sliding_attention"})
@@ -30,15 +31,17 @@ _LONGEST_CHECK = 600  # tokens: a longer sliding window is not reached by the ch
 def why_not_native(model: nn.Module, *, autocast: torch.dtype | None = None) -> str | None:
     """The reason why the native engine cannot serve `model`, or None where it can."""
     try:
-        base = base_model(model)
+        base = transformers_model(model)
     except SetupError as error:
         return str(error).rstrip(".")
-    return _declared_problem(base) or _measured_problem(model, base, autocast)
+    return _declared_problem(model, base) or _measured_problem(unwrap(model), base, autocast)
 
 
-def _declared_problem(base: PreTrainedModel) -> str | None:
+def _declared_problem(model: nn.Module, base: PreTrainedModel) -> str | None:
     """What the config already rules out."""
     config = base.config.get_text_config(decoder=True)
+    if limits.is_sharded(model):
+        return "its weights are spread over processes, which must then all take the same number of steps"
     if base.config.is_encoder_decoder:
         return "it is an encoder-decoder model"
     if len(set(getattr(base, "hf_device_map", {"": 0}).values())) > 1:

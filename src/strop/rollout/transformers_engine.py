@@ -11,16 +11,18 @@ from contextlib import ExitStack
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import nn
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList, StoppingCriteria, StoppingCriteriaList
 
 from strop.errors import ConfigError
+from strop.model.wrappers import unwrap
 from strop.records import Rollout
 from strop.rollout import limits
 from strop.rollout.draw import sample
 from strop.rollout.generator import Mixture, check_prompts
 from strop.rollout.native import completion_rows
-from strop.rollout.rollout_mode import base_model, sampling_mode
+from strop.rollout.rollout_mode import sampling_mode, transformers_model
 from strop.rollout.sampling import SamplingParams, seen_tokens
 from strop.rollout.scheduler import Row, as_rollout_lists
 from strop.rollout.stopping import StopRule, default_stop_ids
@@ -48,17 +50,19 @@ class TransformersGenerator:
     ) -> None:
         if max_rows is not None and max_rows < 1:
             raise ConfigError(f"max_rows must be at least 1; got {max_rows}.")
-        self.model = model
-        self.base = base_model(model)
+        self.model = unwrap(model)
+        self.base = transformers_model(model)
         self.tokenizer = tokenizer
         self.max_rows = max_rows or 64
         self.autocast = autocast
         self.reason = "it was made directly"
+        # Processes that share the weights of one model go on until the last of them is done.
+        self._in_lockstep = limits.is_sharded(model) and dist.is_available() and dist.is_initialized()
 
     def sync(self, model: nn.Module | None = None) -> None:
         """Nothing to copy: the engine samples from the module it was given. Another module takes its place."""
         if model is not None:
-            self.model, self.base = model, base_model(model)
+            self.model, self.base = unwrap(model), transformers_model(model)
 
     def close(self) -> None:
         """Nothing is held between calls."""
@@ -89,9 +93,7 @@ class TransformersGenerator:
             stack.callback(setattr, self.base, "generation_config", own_config)
             # The model's own defaults (penalties, forbidden words, top-k 50) would change the distribution unseen.
             self.base.generation_config = GenerationConfig()
-            by_length = sorted(rows, key=lambda row: row.length)
-            for start in range(0, len(rows), self.max_rows):
-                chunk = by_length[start : start + self.max_rows]
+            for chunk in _chunks(rows, self.max_rows, context_tokens):
                 self._write([prompts[row.index] for row in chunk], chunk, sampling, stop, mixture)
         return Rollout(prompts=[list(p) for p in prompts], **as_rollout_lists(rows, len(prompts), n))
 
@@ -119,7 +121,26 @@ class TransformersGenerator:
             ),
             logits_processor=LogitsProcessorList([writer]),
             stopping_criteria=StoppingCriteriaList([_AllRowsDone(rows)]),
+            synced_gpus=self._in_lockstep,
         )
+
+
+def _chunks(rows: list[Row], most: int, context_tokens: int | None) -> list[list[Row]]:
+    """Rows that are decoded together, of similar length to save padding.
+
+    A finished row goes on until the chunk's last one ends, so with a position table the longest prompt and the
+    largest limit of a chunk must fit together.
+    """
+    chunks: list[list[Row]] = []
+    for row in sorted(rows, key=lambda row: row.length):
+        last = chunks[-1] if chunks else []
+        limit = max((other.limit for other in last), default=0)
+        fits = context_tokens is None or row.length + max(limit, row.limit) <= context_tokens
+        if last and len(last) < most and fits:
+            last.append(row)
+        else:
+            chunks.append([row])
+    return chunks
 
 
 class _AllRowsDone(StoppingCriteria):

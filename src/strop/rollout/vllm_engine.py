@@ -22,7 +22,7 @@ from strop.records import Rollout
 from strop.rollout import limits
 from strop.rollout.draw import fresh_seed
 from strop.rollout.generator import Mixture, check_prompts
-from strop.rollout.rollout_mode import base_model
+from strop.rollout.rollout_mode import transformers_model
 from strop.rollout.sampling import SamplingParams
 from strop.rollout.stopping import default_stop_ids
 from strop.rollout.vllm_colocated import VllmInProcess
@@ -78,7 +78,7 @@ class VllmGenerator:
             raise ConfigError(
                 f"timeout_s must be > 0 and max_parallel >= 1; got timeout_s={timeout_s}, max_parallel={max_parallel}."
             )
-        self.model, self.base, self.tokenizer = model, base_model(model), tokenizer
+        self.model, self.base, self.tokenizer = model, transformers_model(model), tokenizer
         self.reason = "it was made directly"
         self._adapter_name = _lora_adapter(model)
         self.backend: VllmServer | VllmInProcess
@@ -132,7 +132,7 @@ class VllmGenerator:
             RolloutError: vLLM did not take them.
         """
         if model is not None:
-            self.model, self.base, self._adapter_name = model, base_model(model), _lora_adapter(model)
+            self.model, self.base, self._adapter_name = model, transformers_model(model), _lora_adapter(model)
         version = self._version + 1
         if self._adapter_name is None and isinstance(self.backend, VllmInProcess):
             self.backend.load_tensors([(name, tensor.detach()) for name, tensor in self.base.state_dict().items()])

@@ -114,6 +114,10 @@ def _add_both(tokenizer: Tokenizer) -> None:
     )
 
 
+def _add_space(tokenizer: Tokenizer) -> None:
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
+
+
 PLAIN = {"eos_token": "</s>", "pad_token": "<pad>", "bos_token": "<s>"}
 CHAT = {"eos_token": "<|im_end|>", "pad_token": "<pad>", "bos_token": "<|im_start|>"}
 VARIANTS: dict[str, tuple[dict[str, str], str | None, Callable[[Tokenizer], None] | None]] = {
@@ -124,6 +128,7 @@ VARIANTS: dict[str, tuple[dict[str, str], str | None, Callable[[Tokenizer], None
     "pad_is_eos": ({**PLAIN, "pad_token": "</s>"}, None, None),
     "auto_bos": (PLAIN, None, _add_bos),
     "auto_both": (PLAIN, None, _add_both),
+    "prefix_space": (PLAIN, None, _add_space),
     "chatml": (CHAT, CHATML, None),
     "chatml_pad_is_eos": ({**CHAT, "pad_token": "<|im_end|>"}, CHATML, None),
     "chatml_generation": (CHAT, CHATML_GENERATION, None),
@@ -141,9 +146,10 @@ def toy_tokenizer(variant: str = "plain", **changes: Any) -> PreTrainedTokenizer
 
     Args:
         variant: a key of `VARIANTS`: `plain` adds nothing by itself; `no_bos`, `no_pad` and `no_eos` lack a token;
-            `pad_is_eos`; `auto_bos` puts BOS before every text, `auto_both` EOS after it too; `chatml*` have chat
-            templates and end turns in `<|im_end|>`, which is EOS too except in `chatml_other_eos`; `llama` renders
-            BOS itself and adds it by itself.
+            `pad_is_eos`; `auto_bos` puts BOS before every text, `auto_both` EOS after it too; `prefix_space` puts a
+            space before every text, as SentencePiece does; `chatml*` have chat templates and end turns in
+            `<|im_end|>`, which is EOS too except in `chatml_other_eos`; `llama` renders BOS itself and adds it by
+            itself.
         changes: arguments of `PreTrainedTokenizerFast` that replace the variant's.
 
     Raises:

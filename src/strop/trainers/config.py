@@ -112,6 +112,10 @@ class TrainerConfig(TrainingArguments):
             self.output_dir = f"runs/{type(self).__name__.removesuffix('Config').lower()}"
         if self.bf16 is None:
             self.bf16 = not self.fp16 and torch.cuda.is_available() and torch.cuda.is_bf16_supported() and not self.use_cpu
+        if self.bf16 and not torch.accelerator.is_available():
+            self.use_cpu = True  # slower than float32 there, but asked for; the parent would refuse
+        if self.disable_tqdm is None:
+            self.disable_tqdm = False
         if self.ddp_broadcast_buffers is None:
             self.ddp_broadcast_buffers = False  # ranks may run different numbers of forward passes in a step
         try:

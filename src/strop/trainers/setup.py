@@ -174,12 +174,19 @@ def resolve_model(
     if not isinstance(module, torch.nn.Module):
         raise ConfigError(f"model is a {type(model).__name__}; pass an id, a path, or a torch module.")
     if peft_config is not None:
-        module = apply_peft(module, peft_config)
+        module = apply_peft(module, spare_head(peft_config) if task != "causal" else peft_config)
     if args.disable_dropout:
         disable_dropout(module)
     if args.activation_checkpointing and isinstance(module, PreTrainedModel) is False and hasattr(module, "enable_input_require_grads"):
         module.enable_input_require_grads()
     return module
+
+
+def spare_head(peft_config: Any) -> Any:
+    """The adapter's config with the task head left out of "all-linear": the head is trained whole, and saved."""
+    if getattr(peft_config, "target_modules", None) != "all-linear" or peft_config.exclude_modules:
+        return peft_config
+    return dataclasses.replace(peft_config, exclude_modules=["score", "classifier"])
 
 
 def set_requires_grad(model: Any, value: bool) -> None:

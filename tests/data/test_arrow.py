@@ -1,0 +1,86 @@
+"""Parquet, Arrow and `datasets`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import datasets
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from strop.data import arrow, prepare
+from strop.data.load import load_rows
+from strop.data.rows import RowStream
+from strop.testing.tokenizers import toy_tokenizer
+
+ROWS: list[dict[str, Any]] = [
+    {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}], "id": 0},
+    {
+        "messages": [
+            {"role": "user", "content": "c"},
+            {"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": {"x": 1}}}]},
+        ],
+        "id": 1,
+    },
+]
+"""Rows whose messages have different keys: Arrow fills the holes with None."""
+
+
+def test_parquet(tmp_path: Path) -> None:
+    pq.write_table(pa.Table.from_pylist(ROWS), tmp_path / "a.parquet")
+    rows = load_rows(tmp_path / "a.parquet")
+    assert list(rows) == ROWS == [rows[0], rows[1]] and rows.where(1) == "a.parquet, row 1"
+    stream = load_rows(tmp_path / "a.parquet", streaming=True)
+    assert isinstance(stream, RowStream) and list(stream) == ROWS
+
+
+def test_a_large_parquet_file_is_mapped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pq.write_table(pa.Table.from_pylist(ROWS), tmp_path / "a.parquet")
+    made: list[Path] = []
+    original = arrow.tempfile.mkstemp
+
+    def watched(**kwargs: Any) -> tuple[int, str]:
+        handle, name = original(dir=tmp_path, **kwargs)
+        made.append(Path(name))
+        return handle, name
+
+    monkeypatch.setattr(arrow, "LARGE_FILE_BYTES", 0)
+    monkeypatch.setattr(arrow.tempfile, "mkstemp", watched)
+    rows = arrow.read_parquet(tmp_path / "a.parquet")
+    assert list(rows) == ROWS and made[0].exists()
+    del rows
+    assert not made[0].exists()
+
+
+@pytest.mark.parametrize("form", ["stream", "file"])
+def test_arrow(tmp_path: Path, form: str) -> None:
+    table = pa.Table.from_pylist(ROWS)
+    new = pa.ipc.new_stream if form == "stream" else pa.ipc.new_file
+    with pa.OSFile(str(tmp_path / "a.arrow"), "wb") as sink, new(sink, table.schema) as writer:
+        writer.write_table(table)
+    assert list(load_rows(tmp_path / "a.arrow")) == ROWS
+
+
+def test_datasets(tmp_path: Path) -> None:
+    data = datasets.Dataset.from_list(ROWS)
+    for rows in (load_rows(data), load_rows(data.with_format("numpy"))):
+        assert list(rows) == ROWS == [rows[0], rows[1]]
+    assert list(load_rows(data.select([1]))) == ROWS[1:]
+    assert list(load_rows(datasets.DatasetDict({"train": data, "test": data.select([0])}), split="test")) == ROWS[:1]
+    stream = load_rows(data.to_iterable_dataset())
+    assert isinstance(stream, RowStream) and list(stream) == list(stream) == ROWS
+    data.save_to_disk(str(tmp_path / "saved"))
+    assert list(load_rows(tmp_path / "saved")) == ROWS
+    datasets.DatasetDict({"train": data, "test": data.select([0])}).save_to_disk(str(tmp_path / "splits"))
+    assert list(load_rows(tmp_path / "splits", split="test")) == ROWS[:1]
+
+
+def test_the_same_rows_give_the_same_trees_from_anywhere(tmp_path: Path) -> None:
+    pq.write_table(pa.Table.from_pylist(ROWS), tmp_path / "a.parquet")
+    tokenizer = toy_tokenizer("chatml_tools")
+    sources = [ROWS, tmp_path / "a.parquet", datasets.Dataset.from_list(ROWS)]
+    sets = [prepare(source, "language_modeling", tokenizer) for source in sources]
+    assert [list(s) for s in sets[1:]] == [list(sets[0])] * 2
+    assert len({s.fingerprint for s in sets}) == 1

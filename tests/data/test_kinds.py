@@ -1,0 +1,86 @@
+"""Detection by columns in a fixed order, over every row."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from strop.data import DatasetKind, detect
+from strop.data.kinds import ACCEPTED, DETECTED, FITS, FORMS, NEEDS, rename_hint
+from strop.data.options import TokenizeOptions
+from strop.errors import DataError
+
+TALK = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]
+
+
+@pytest.mark.parametrize(
+    ("row", "kind", "conversational"),
+    [
+        ({"text": "t"}, "language_modeling", 0),
+        ({"messages": TALK}, "language_modeling", 1),
+        ({"conversations": [{"from": "human", "value": "x"}]}, "language_modeling", 1),
+        ({"prompt": "p"}, "prompt_only", 0),
+        ({"prompt": TALK[:1]}, "prompt_only", 1),
+        ({"prompt": "p", "completion": "c"}, "prompt_completion", 0),
+        ({"prompt": TALK[:1], "completion": TALK[1:]}, "prompt_completion", 1),
+        ({"prompt": "p", "completion": "c", "label": True}, "unpaired_preference", 0),
+        ({"prompt": "p", "completion": "c", "label": "sports"}, "prompt_completion", 0),
+        ({"messages": TALK, "label": False}, "unpaired_preference", 1),
+        ({"chosen": "a", "rejected": "b"}, "preference", 0),
+        ({"prompt": "p", "chosen": "a", "rejected": "b"}, "preference", 0),
+        ({"prompt": TALK[:1], "chosen": TALK[1:], "rejected": TALK[1:]}, "preference", 1),
+        ({"prompt": "p", "completions": ["a"], "labels": [1]}, "stepwise", 0),
+        ({"input_ids": [1]}, "tokenized", 0),
+        ({"chosen_ids": [1], "rejected_ids": [2]}, "tokenized", 0),
+        # several at once: the order is fixed
+        ({"text": "t", "prompt": "p", "chosen": "a", "rejected": "b", "messages": TALK}, "preference", 0),
+        ({"rejected": "b", "messages": TALK, "chosen": "a"}, "preference", 0),
+        ({"prompt": "p", "messages": TALK}, "language_modeling", 1),
+        ({"text": None, "prompt": "p"}, "prompt_only", 0),
+    ],
+)
+def test_detect(row: dict[str, Any], kind: str, conversational: int) -> None:
+    for columns in (row, dict(reversed(row.items()))):
+        found = detect([columns, columns])
+        assert found.kind == kind and list(found.conversational) == [conversational] * 2
+
+
+def test_every_row_is_looked_at() -> None:
+    rows = [{"prompt": "p"}, {"prompt": TALK[:1]}, {"prompt": "p"}]
+    assert list(detect(rows).conversational) == [0, 1, 0]
+    with pytest.raises(DataError, match=r"999 prompt_only \(first: row 0\), 1 language_modeling \(first: row 999\)"):
+        detect([{"prompt": "p"}] * 999 + [{"text": "t"}])
+    with pytest.raises(DataError, match=r"1 without known columns \(first: row 1\)"):
+        detect([{"text": "t"}, {"body": "t"}])
+
+
+def test_a_missing_value_is_no_other_kind() -> None:
+    rows = [{"prompt": "p", "completion": "c", "label": True}, {"prompt": "p", "completion": "c", "label": None}]
+    assert detect(rows).kind == "unpaired_preference"
+    rows = [{"prompt": "p", "chosen": "a", "rejected": "b"}, {"prompt": "p", "chosen": None, "rejected": "b"}]
+    assert detect(rows).kind == "preference"
+
+
+def test_nothing_to_detect() -> None:
+    with pytest.raises(DataError, match="there are no rows"):
+        detect([])
+    with pytest.raises(DataError, match="no columns at all"):
+        detect([{}])
+
+
+def test_the_text_field_may_have_another_name() -> None:
+    assert detect([{"body": "t"}], TokenizeOptions(dataset_text_field="body")).kind == "language_modeling"
+
+
+def test_rename_hints() -> None:
+    assert "{'instruction': 'prompt', 'output': 'completion'}" in rename_hint(["instruction", "output"])
+    assert "{'accepted': 'chosen'}" in rename_hint(["accepted", "rejected"], DatasetKind.PREFERENCE)
+    assert "{'promt': 'prompt'}" in rename_hint(["promt"], DatasetKind.PROMPT_ONLY)
+    assert rename_hint(["x1", "x2"]) == ""
+
+
+def test_tables_are_complete() -> None:
+    assert set(DETECTED) == set(FORMS)
+    assert set(ACCEPTED) == set(NEEDS) == set(FITS) == set(DatasetKind)
+    assert all(form in FORMS for forms in ACCEPTED.values() for form in forms)

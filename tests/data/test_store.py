@@ -1,0 +1,214 @@
+"""The cache: a second run asks the tokenizer nothing; what changes ids leads to another folder; damage is survived."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from strop.data import TokenizeOptions, prepare, store
+from strop.data.store import TreeStore, pack_tree, unpack_tree, write_beside
+from strop.data.truncate import Tokenized
+from strop.errors import SetupError
+from strop.testing.tokenizers import toy_tokenizer
+
+TREES = [
+    Tokenized([1, 2], [[3], [4, 5]]),
+    Tokenized([], [[70_000, 2]], [[0, 1]], [0.5], ("truncated", "cut")),
+    Tokenized([5], []),
+    Tokenized.without("too_long", "9 tokens"),
+]
+
+
+def rows(count: int = 6) -> list[dict[str, Any]]:
+    return [{"prompt": f"the ant {i}", "chosen": " good" * (i + 1), "rejected": " bad", "id": i} for i in range(count)]
+
+
+@pytest.mark.parametrize("tree", TREES)
+def test_packing_a_tree(tree: Tokenized) -> None:
+    assert unpack_tree(pack_tree(tree)) == tree
+
+
+def test_store_on_disk(tmp_path: Path) -> None:
+    first = TreeStore(10, tmp_path)
+    for position, tree in enumerate(TREES):
+        first.put(position, tree)
+    assert [first.get(p) for p in range(5)] == [*TREES, None] and not list(tmp_path.glob("*.trees"))
+    first.flush()
+    first.put(7, TREES[0])
+    first.flush()
+    assert len(list(tmp_path.glob("*.trees"))) == 2 and not list(tmp_path.glob(".*.tmp"))
+    for found in (first, TreeStore(10, tmp_path)):
+        assert [found.get(p) for p in range(5)] == [*TREES, None] and found.get(7) == TREES[0]
+        assert found.has(7) and not found.has(8)
+
+
+def test_memory_is_bounded(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(store, "MEMORY_BYTES", 300)
+    forgetful = TreeStore(10)
+    for position in range(10):
+        forgetful.put(position, TREES[0])
+    assert forgetful.pending_bytes <= 300 and forgetful.get(9) == TREES[0] and forgetful.get(0) is None
+    writing = TreeStore(10, tmp_path)
+    for position in range(10):
+        writing.put(position, TREES[0])
+    assert writing.pending_bytes <= 300 and all(writing.get(p) == TREES[0] for p in range(10))
+
+
+@pytest.mark.parametrize("eager_rows", [0, 100])
+def test_a_second_run_makes_no_tokenizer_call(tmp_path: Path, calls: Counter[str], eager_rows: int) -> None:
+    chat = [
+        {"messages": [{"role": "user", "content": str(i)}, {"role": "assistant", "content": f"yes {i}"}]}
+        for i in range(5)
+    ]
+    for data_rows, kind, variant in ((rows(), "preference", "auto_bos"), (chat, "language_modeling", "chatml")):
+
+        def run() -> tuple[Any, Any]:
+            data = prepare(
+                data_rows,  # noqa: B023
+                kind,  # noqa: B023
+                toy_tokenizer(variant),  # noqa: B023
+                TokenizeOptions(assistant_only_loss=kind == "language_modeling"),  # noqa: B023
+                cache_dir=tmp_path,
+                eager_rows=eager_rows,
+            )
+            trees = list(data)
+            data.flush()
+            return trees, data.report.to_dict()
+
+        calls.clear()
+        first = run()
+        assert sum(calls.values()) > 0
+        calls.clear()
+        assert run() == first
+        assert not calls
+
+
+def test_a_part_is_kept_when_a_run_is_cut_short(tmp_path: Path, calls: Counter[str]) -> None:
+    data = prepare(rows(), "preference", toy_tokenizer(), cache_dir=tmp_path, eager_rows=0)
+    kept = data[3]
+    data.flush()
+    again = prepare(rows(), "preference", toy_tokenizer(), cache_dir=tmp_path, eager_rows=0)
+    calls.clear()
+    assert again[3] == kept and not calls
+    assert again[4].row == 4 and calls
+
+
+def folders(tmp_path: Path, data_rows: Any, tokenizer: Any = None, **options: Any) -> set[str]:
+    kind = options.pop("kind", "preference")
+    prepare(data_rows, kind, tokenizer or toy_tokenizer(), TokenizeOptions(**options), cache_dir=tmp_path)
+    return {path.name for path in tmp_path.iterdir()}
+
+
+def test_what_changes_ids_leads_to_another_folder(tmp_path: Path) -> None:
+    edited = rows()
+    edited[3]["rejected"] = " worse"
+    chat = [{"prompt": [{"role": "user", "content": "q"}], "chosen": "a", "rejected": "b"}]
+    sizes = [
+        len(folders(tmp_path, rows())),
+        len(folders(tmp_path, edited)),
+        len(folders(tmp_path, rows()[::-1])),
+        len(folders(tmp_path, rows(), max_length=7)),
+        len(folders(tmp_path, rows(), append_eos=False)),
+        len(folders(tmp_path, rows(), toy_tokenizer("auto_bos"))),
+        len(folders(tmp_path, rows(), toy_tokenizer(eos_token="<|im_end|>"))),
+        len(folders(tmp_path, rows(), kind="unpaired_preference")),
+        len(folders(tmp_path, chat, toy_tokenizer("chatml"))),
+        len(folders(tmp_path, chat, toy_tokenizer("chatml_generation"))),
+        len(folders(tmp_path, chat, toy_tokenizer("chatml"), chat_template="{{ messages }}")),
+        len(folders(tmp_path, chat, toy_tokenizer("chatml"), chat_template_kwargs={"a": 1})),
+    ]
+    assert sizes == list(range(1, len(sizes) + 1))
+
+
+def test_what_changes_no_ids_does_not(tmp_path: Path) -> None:
+    tokenizer = toy_tokenizer()
+    names = folders(tmp_path, rows(), tokenizer)
+    tokenizer(["a", "b c d"], padding=True, truncation=True, max_length=2)  # leaves its settings in the tokenizer
+    assert folders(tmp_path, rows(), tokenizer) == names
+    assert folders(tmp_path, rows(), score_prompt=True, skip_bad_rows=True) == names
+    assert folders(tmp_path, [{**row, "id": 99} for row in rows()]) == names
+
+
+@pytest.mark.parametrize("damage", [b"", b"x", None])
+def test_a_damaged_file_is_not_used(tmp_path: Path, damage: bytes | None) -> None:
+    first = list(prepare(rows(), "preference", toy_tokenizer(), cache_dir=tmp_path))
+    (path,) = tmp_path.glob("*/*.trees")
+    content = path.read_bytes()
+    path.write_bytes(content[: len(content) // 2] if damage is None else damage)
+    data = prepare(rows(), "preference", toy_tokenizer(), cache_dir=tmp_path)
+    assert list(data) == first
+    assert any("is damaged and was not used" in finding.message for finding in data.report.findings)
+
+
+def test_a_full_disk_costs_the_cache_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*args: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(store.os, "replace", full)
+    data = prepare(rows(), "preference", toy_tokenizer(), cache_dir=tmp_path)
+    assert len(list(data)) == 6 and not list(tmp_path.glob("*/*.trees")) and not list(tmp_path.glob("*/.*.tmp"))
+    assert any("No space left on device" in finding.message for finding in data.report.findings)
+
+
+def test_a_cache_dir_that_cannot_be_made(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(SetupError, match=r"cache_dir: .* cannot be made"):
+        prepare(rows(), "preference", toy_tokenizer(), cache_dir=tmp_path / "file")
+
+
+def test_files_are_whole_or_absent(tmp_path: Path) -> None:
+    def parts() -> Any:
+        yield b"half"
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        write_beside(tmp_path / "a", parts())
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_forked_worker_does_not_write_what_its_parent_will(tmp_path: Path) -> None:
+    parent = TreeStore(3, tmp_path)
+    parent.put(0, TREES[0])
+    child = os.fork()
+    if child == 0:
+        parent.flush()
+        os._exit(len(list(tmp_path.glob("*.trees"))))
+    assert os.waitpid(child, 0)[1] == 0
+    parent.flush()
+    assert len(list(tmp_path.glob("*.trees"))) == 1
+
+
+def test_two_processes_tokenise_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both want the same set at the same moment: one tokenises it, the other waits and reads."""
+    tokenizer = toy_tokenizer()
+    original = type(tokenizer).__call__
+
+    def slow(self: Any, texts: Any, **settings: Any) -> Any:
+        if isinstance(texts, list):
+            (tmp_path / f"call-{os.getpid()}").touch()
+            time.sleep(0.5)
+        return original(self, texts, **settings)
+
+    monkeypatch.setattr(type(tokenizer), "__call__", slow)
+    wanted = [example.num_tokens for example in prepare(rows(), "preference", toy_tokenizer())]
+    (tmp_path / f"call-{os.getpid()}").unlink()
+    context = multiprocessing.get_context("fork")
+    barrier, results = context.Barrier(2), context.Queue()
+
+    def work() -> None:
+        barrier.wait()
+        results.put(prepare(rows(), "preference", tokenizer, cache_dir=tmp_path / "cache").lengths)
+
+    processes = [context.Process(target=work) for _ in range(2)]
+    for process in processes:
+        process.start()
+    assert [results.get(timeout=60) for _ in processes] == [wanted, wanted]
+    for process in processes:
+        process.join()
+    assert len(list(tmp_path.glob("call-*"))) == 1

@@ -1,0 +1,38 @@
+import dataclasses
+from pathlib import Path
+
+import pytest
+
+from strop.demo import smollm
+from strop.errors import SetupError
+
+
+@pytest.mark.parametrize("name", sorted(smollm.SETTINGS))
+def test_commands_use_flags_that_exist(name: str) -> None:
+    from strop import DPOConfig
+
+    command = smollm.command_for(name, Path("m"), (Path("t.jsonl"), Path("e.jsonl")), Path("out"))
+    assert command[:2] == ["strop", "dpo"]
+    flags = {word[2:] for word in command if word.startswith("--")}
+    assert {"model", "train_dataset", "eval_dataset", "lora"} <= flags
+    known = {f.name for f in dataclasses.fields(DPOConfig)}
+    assert flags - {"model", "train_dataset", "eval_dataset", "lora", "lora_r"} <= known
+
+
+def test_failures_are_told_in_a_sentence(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def fetch(folder: Path) -> None:
+        raise SetupError("pip could not fetch it.")
+
+    monkeypatch.setattr(smollm, "fetch", fetch)
+    assert smollm.main([]) == 2
+    assert capsys.readouterr().err == "strop demo-smollm: pip could not fetch it.\n"
+
+
+def test_fetch_only_prints_and_trains_nothing(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    files = (Path("t.jsonl"), Path("e.jsonl"))
+    monkeypatch.setattr(smollm, "fetch", lambda folder: (Path("m"), {"sentiment": files, "real": files}))
+    monkeypatch.setattr(smollm, "run_command", lambda command: pytest.fail("trained"))
+    assert smollm.main(["--fetch_only"]) == 0
+    assert capsys.readouterr().out.count("strop dpo --model m") == 2

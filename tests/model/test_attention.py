@@ -1,0 +1,202 @@
+"""The fast kernels equal the dense path, and a kernel that does not is not used."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import pytest
+import torch
+
+from strop.errors import SetupError
+from strop.model import attention, attention_cuda, score
+from strop.model.attention_cpu import cpu_flash_attention
+from strop.model.attention_cuda import cuda_flash_attention, cuda_flash_serves
+from strop.model.attention_dense import dense_attention
+from strop.model.segments import Group, Segments, Span
+from strop.records import Example
+from strop.testing.tiny import random_examples, tiny_model
+
+
+def row() -> Segments:
+    """Two prompts with three and two branches, two stretches of their own; some of one token."""
+    groups = [
+        Group(Span(0, 6), (Span(18, 4), Span(22, 1), Span(23, 9))),
+        Group(Span(6, 1), (Span(32, 3), Span(35, 5))),
+    ]
+    return Segments(groups, [Span(7, 10), Span(17, 1)], 40)
+
+
+def tensors(dtype: torch.dtype, heads: int, keys: int, width: int = 8) -> list[torch.Tensor]:
+    generator = torch.Generator().manual_seed(heads)
+    shapes = ((1, heads, 40, width), (1, keys, 40, width), (1, keys, 40, width))
+    return [torch.randn(s, generator=generator, dtype=torch.float64).to(dtype).requires_grad_() for s in shapes]
+
+
+def run(function: Any, inputs: list[torch.Tensor], **options: Any) -> list[torch.Tensor]:
+    out = function(*inputs, row(), scale=0.4, **options)
+    weight = torch.linspace(-1, 1, out.numel(), dtype=torch.float64).reshape(out.shape).to(out.dtype)
+    return [out.detach(), *torch.autograd.grad(out, inputs, weight)]
+
+
+def by_hand(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, window: int | None = None) -> torch.Tensor:
+    """One softmax over one full mask, told from positions and trees."""
+    tree = torch.full((40,), -1)
+    position, own = torch.zeros(40, dtype=torch.long), torch.arange(40)
+    for number, group in enumerate(row().groups):
+        for span in (group.prompt, *group.branches):
+            start = 0 if span is group.prompt else group.prompt.length
+            tree[span.slice] = number
+            position[span.slice] = torch.arange(start, start + span.length)
+            own[span.slice] = -1 if span is group.prompt else span.start
+    for number, span in enumerate(row().roots):
+        tree[span.slice], own[span.slice] = 100 + number, -1
+        position[span.slice] = torch.arange(span.length)
+    seen = (tree[:, None] == tree) & ((own[:, None] == own) | (own == -1)) & (position[:, None] >= position)
+    if window is not None:
+        seen &= position[:, None] - position < window
+    repeats = query.shape[1] // key.shape[1]
+    scores = 0.4 * query @ key.repeat_interleave(repeats, 1).transpose(2, 3)
+    return (scores.masked_fill(~seen, -1e9).softmax(-1) @ value.repeat_interleave(repeats, 1)).transpose(1, 2)
+
+
+@pytest.mark.parametrize("window", [None, 5])
+def test_dense_is_attention_under_one_mask(window: int | None) -> None:
+    inputs = tensors(torch.float64, 4, 2)
+    expected = by_hand(*inputs, window=window)
+    out = dense_attention(*inputs, row(), scale=0.4, window=window)
+    assert torch.allclose(out, expected, atol=1e-12)
+
+
+def test_dense_softcap_and_sinks_change_the_scores() -> None:
+    query, key, value = tensors(torch.float64, 2, 2)
+    sinks = torch.tensor([0.5, -1.0], dtype=torch.float64)
+    out = dense_attention(query, key, value, row(), scale=0.4, softcap=1.5, sinks=sinks)
+    # The stretch 7..16 by hand.
+    part = slice(7, 17)
+    scores = torch.tanh(0.4 * query[:, :, part] @ key[:, :, part].transpose(2, 3) / 1.5) * 1.5
+    scores = scores.masked_fill(~torch.ones(10, 10).tril().bool(), -1e9)
+    weights = torch.cat([scores, sinks.view(1, 2, 1, 1).expand(1, 2, 10, 1)], -1).softmax(-1)[..., :10]
+    assert torch.allclose(out[:, part], (weights @ value[:, :, part]).transpose(1, 2), atol=1e-12)
+
+
+@pytest.mark.parametrize(("heads", "keys"), [(4, 4), (4, 2), (3, 1)])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
+def test_cpu_kernel_equals_dense(dtype: torch.dtype, heads: int, keys: int) -> None:
+    inputs = tensors(dtype, heads, keys)
+    wide = [x.detach().double().requires_grad_() for x in inputs]
+    bound = 20 * torch.finfo(dtype).eps
+    for fast, exact in zip(run(cpu_flash_attention, inputs), run(dense_attention, wide), strict=True):
+        assert fast.dtype == dtype
+        assert float((fast.double() - exact).norm() / exact.norm()) < bound
+
+
+def _emulated_forward(
+    query: Any, key: Any, value: Any, cum_q: Any, cum_k: Any, max_q: int, max_k: int, p: float, causal: bool,
+    debug: bool, *, scale: float
+) -> tuple[torch.Tensor, ...]:  # fmt: skip
+    outs, lses = [], []
+    for a, b, c, d in zip(cum_q[:-1], cum_q[1:], cum_k[:-1], cum_k[1:], strict=True):
+        assert b - a <= max_q and d - c <= max_k
+        q, k, v = (
+            x[s].transpose(0, 1).unsqueeze(0)
+            for x, s in ((query, slice(a, b)), (key, slice(c, d)), (value, slice(c, d)))
+        )
+        out, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(q, k, v, p, causal, scale=scale)
+        outs.append(out[0].transpose(0, 1))
+        lses.append(lse[0])
+    return torch.cat(outs), torch.cat(lses, 1), torch.zeros(2), torch.zeros(0), torch.zeros(0)
+
+
+def _emulated_backward(
+    grad: Any, query: Any, key: Any, value: Any, out: Any, lse: Any, cum_q: Any, cum_k: Any, max_q: int, max_k: int,
+    p: float, causal: bool, seed: Any, unused: Any, *, scale: float
+) -> tuple[torch.Tensor, ...]:  # fmt: skip
+    parts = []
+    for a, b, c, d in zip(cum_q[:-1], cum_q[1:], cum_k[:-1], cum_k[1:], strict=True):
+        pieces = [x[s].transpose(0, 1).unsqueeze(0) for x, s in (
+            (grad, slice(a, b)), (query, slice(a, b)), (key, slice(c, d)), (value, slice(c, d)), (out, slice(a, b))
+        )]  # fmt: skip
+        grads = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(
+            *pieces, lse[:, a:b].unsqueeze(0).contiguous(), p, causal, scale=scale
+        )
+        parts.append([x[0].transpose(0, 1) for x in grads])
+    return tuple(torch.cat(x) for x in zip(*parts, strict=True))
+
+
+def test_cuda_plumbing_equals_dense(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The variable-length calls, told apart by cumulative lengths, with the kernel itself replaced by the CPU's."""
+    monkeypatch.setattr(attention_cuda, "_forward", _emulated_forward)
+    monkeypatch.setattr(attention_cuda, "_backward", _emulated_backward)
+    for heads, keys in ((4, 2), (2, 2)):
+        inputs = tensors(torch.float64, heads, keys)
+        for fast, exact in zip(run(cuda_flash_attention, inputs), run(dense_attention, inputs), strict=True):
+            assert torch.allclose(fast, exact, atol=1e-12)
+
+
+def test_cuda_kernel_takes_half_precision_and_even_heads_only() -> None:
+    for dtype, width, serves in (
+        (torch.bfloat16, 64, True),
+        (torch.float16, 256, True),
+        (torch.float32, 64, False),
+        (torch.bfloat16, 20, False),
+        (torch.bfloat16, 264, False),
+    ):
+        x = torch.zeros(1, 1, 1, width, dtype=dtype)
+        assert cuda_flash_serves(x, x) is serves
+    assert not cuda_flash_serves(torch.zeros(1, 1, 1, 64).bfloat16(), torch.zeros(1, 1, 1, 32).bfloat16())
+
+
+@pytest.mark.parametrize("fault", ["raises", "wrong gradient"])
+def test_a_wrong_kernel_costs_speed_not_truth(
+    fault: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def wrong(query: Any, key: Any, value: Any, segments: Any, *, scale: float) -> torch.Tensor:
+        if fault == "raises":
+            raise RuntimeError("operator changed")
+        return cpu_flash_attention(query, key, value.detach(), segments, scale=scale) + 0 * value.sum()
+
+    model, examples = tiny_model("llama"), random_examples(1, completions=(2, 3))
+    expected = score(model, examples).logps
+    monkeypatch.setattr(attention, "cpu_flash_attention", wrong)
+    with caplog.at_level(logging.WARNING):
+        assert torch.allclose(score(model, examples).logps, expected, atol=1e-10)
+        score(model, examples)
+    assert caplog.text.count("using the slower dense one") == 1
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_the_self_test_passes_here(dtype: torch.dtype) -> None:
+    attention._kernel_is_right.cache_clear()
+    with torch.no_grad(), torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
+        assert attention._kernel_is_right(cpu_flash_attention, "cpu", dtype)
+
+
+def test_different_head_sizes_take_the_dense_path() -> None:
+    query, key, _ = tensors(torch.float64, 2, 2)
+    value = torch.randn(1, 2, 40, 4, dtype=torch.float64)
+    out, _ = attention.tree_attention(torch.nn.Module(), query, key, value, None, 0.4, strop_segments=row())
+    assert torch.allclose(out, by_hand(query, key, value), atol=1e-12)
+
+
+def test_what_a_flat_row_cannot_give_is_refused() -> None:
+    inputs = tensors(torch.float64, 2, 2)
+    for options in ({"position_bias": inputs[0]}, {"is_causal": False}):
+        with pytest.raises(SetupError, match="asks its attention for"):
+            attention.tree_attention(torch.nn.Module(), *inputs, None, strop_segments=row(), **options)
+    with pytest.raises(SetupError, match="a mask"):
+        attention.tree_attention(torch.nn.Module(), *inputs, inputs[0], strop_segments=row())
+    with pytest.raises(SetupError, match="without segments"):
+        attention.tree_attention(torch.nn.Module(), *inputs, None)
+
+
+def test_windows_are_reported_to_observers() -> None:
+    model = tiny_model("gemma3")
+    with attention.observed() as windows:
+        score(model, [Example([1, 2], [[3, 4], [5, 6]])], layout="tree")
+    assert windows == [8, None]
+
+
+def test_longest_context_counts_the_prompt() -> None:
+    assert row().longest_context == 15
+    assert [span.start for span in row().causal_spans] == [0, 6, 7, 17, 18, 22, 23, 32, 35]

@@ -1,0 +1,28 @@
+from __future__ import annotations
+
+import torch
+
+from strop.rewards.padded import batches_by_tokens, evaluating, right_padded
+
+
+def test_batches_cover_everything_and_keep_the_budget():
+    lengths = [5, 1, 9, 3, 3, 20, 2]
+    batches = batches_by_tokens(lengths, 10)
+    assert sorted(index for batch in batches for index in batch) == list(range(7))
+    for batch in batches:
+        assert max(lengths[i] for i in batch) * len(batch) <= 10 or len(batch) == 1
+    assert batches[0] == [5]
+    assert batches_by_tokens([], 10) == []
+
+
+def test_right_padding():
+    ids, mask = right_padded([[4, 4], [7, 8, 9]], torch.device("cpu"))
+    assert ids.tolist() == [[4, 4, 0], [7, 8, 9]]
+    assert mask.tolist() == [[1, 1, 0], [1, 1, 1]]
+
+
+def test_evaluating_puts_the_training_flag_back():
+    layer = torch.nn.Dropout(0.5).train()
+    with evaluating(layer):
+        assert not layer.training and not torch.is_grad_enabled()
+    assert layer.training and torch.is_grad_enabled()

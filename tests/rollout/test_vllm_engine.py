@@ -1,0 +1,218 @@
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import LoraConfig, PrefixTuningConfig, get_peft_model
+from torch import nn
+
+from strop.errors import ConfigError, DataError, RolloutError, SetupError
+from strop.rollout import Mixture, SamplingParams, make_generator
+from strop.rollout.vllm_engine import VllmGenerator
+from strop.testing.tiny import tiny_model
+
+SAMPLING = SamplingParams(max_new_tokens=3, stop_token_ids=(2,), seed=1)
+
+
+def lora_policy(adapter: str = "default") -> nn.Module:
+    return get_peft_model(tiny_model("llama"), LoraConfig(target_modules=["q_proj"]), adapter_name=adapter)
+
+
+@pytest.fixture
+def engine(stub: Any, llama: nn.Module) -> VllmGenerator:
+    return VllmGenerator(llama, base_url=stub.url, timeout_s=5.0)
+
+
+def test_completions_come_back_by_prompt_and_sample(engine: VllmGenerator) -> None:
+    rollout = engine.generate([[5, 6], [7]], 2, SAMPLING)
+    assert rollout.prompts == [[5, 6], [7]]
+    assert rollout.completions == [[[5, 2], [5, 21, 30]], [[7, 2], [7, 21, 30]]]
+    assert rollout.sampler_logps == [[[-0.5, -0.6], [-0.5, -0.6, -0.7]]] * 2
+    assert rollout.finish_reasons == [["stop", "length"]] * 2
+    assert engine.generate([], 2, SAMPLING).completions == []
+
+
+def test_every_sampling_setting_is_sent(stub: Any, engine: VllmGenerator) -> None:
+    full = SamplingParams(
+        max_new_tokens=7,
+        temperature=0.8,
+        top_k=11,
+        top_p=0.9,
+        min_p=0.05,
+        repetition_penalty=1.1,
+        stop_token_ids=(2, 4),
+        stop_strings=("END",),
+        seed=3,
+    )
+    engine.generate([[5] * 10, [6] * 38], 2, full)
+    bodies = {body["prompt"][0]: body for body in stub.sent("/v1/completions")}
+    body = bodies[5]
+    sent = {key: body[key] for key in ("n", "max_tokens", "temperature", "top_k", "top_p", "min_p")}
+    assert sent == {"n": 2, "max_tokens": 7, "temperature": 0.8, "top_k": 11, "top_p": 0.9, "min_p": 0.05}
+    assert body["repetition_penalty"] == 1.1 and body["stop_token_ids"] == [2, 4] and body["stop"] == ["END"]
+    assert body["ignore_eos"] is True and body["include_stop_str_in_output"] is True
+    assert bodies[6]["max_tokens"] == 2  # 40 positions, 38 taken
+    assert body["seed"] != bodies[6]["seed"] and 0 <= body["seed"] < 2**31
+    off = SamplingParams(max_new_tokens=3, seed=3)
+    engine.generate([[5]], 1, off)
+    body = stub.sent("/v1/completions")[-1]
+    assert (body["top_k"], body["top_p"], body["min_p"], body["repetition_penalty"]) == (-1, 1.0, 0.0, 1.0)
+    assert body["stop_token_ids"] == [2]  # the model's own
+
+
+def test_seeds_are_those_of_the_call(stub: Any, engine: VllmGenerator) -> None:
+    seeds = []
+    for seed in (1, 1, 2):
+        engine.generate([[5]], 1, SamplingParams(max_new_tokens=3, seed=seed))
+        seeds.append(stub.sent("/v1/completions")[-1]["seed"])
+    assert seeds[0] == seeds[1] != seeds[2]
+
+
+def test_greedy_logps_are_those_of_a_point_mass(engine: VllmGenerator) -> None:
+    rollout = engine.generate([[5]], 2, SamplingParams(max_new_tokens=3, temperature=0, stop_token_ids=(2,)))
+    assert rollout.sampler_logps == [[[0.0, 0.0], [0.0, 0.0, 0.0]]]
+
+
+def test_another_distribution_needs_processed_logprobs(stub: Any, llama: nn.Module) -> None:
+    stub.processed = False
+    engine = VllmGenerator(llama, base_url=stub.url)
+    engine.generate([[5]], 1, SAMPLING)
+    with pytest.raises(SetupError, match="--logprobs-mode processed_logprobs"):
+        engine.generate([[5]], 1, SamplingParams(max_new_tokens=3, temperature=0.7))
+
+
+@pytest.mark.parametrize(
+    ("ids", "logps", "finish", "message"),
+    [
+        ([], [], "stop", "no token ids"),
+        (None, [-1.0], "stop", "no token ids"),
+        ([5, 64], [-1.0, -1.0], "stop", "vocabulary of 64"),
+        ([5, "x"], [-1.0, -1.0], "stop", "vocabulary of 64"),
+        ([5, 6], [-1.0], "length", "1 log-probabilities for 2 ids"),
+        ([5, 6], None, "length", "no log-probabilities for 2 ids"),
+        ([5, 6], [-1.0, None], "length", "not a finite number"),
+        ([5, 6], [-1.0, float("nan")], "length", "not a finite number"),
+        ([5, 6, 7, 8], [-1.0] * 4, "length", "4 ids, and at most 3"),
+        ([5, 6], [-1.0, -1.0], "abort", "'abort'"),
+    ],
+)
+def test_wrong_completions_are_named(
+    stub: Any, engine: VllmGenerator, choice: Callable, ids: Any, logps: Any, finish: str, message: str
+) -> None:
+    good = {"index": 0, **choice([5], [-1.0], "length")}
+    bad = {"index": 1, **choice(ids, logps, finish)}
+    stub.behaviour = lambda handler, body: stub.send(handler, {"choices": [good, bad]}) or True
+    with pytest.raises(RolloutError, match=message) as caught:
+        engine.generate([[5]], 2, SAMPLING)
+    assert "prompt 0, completion 1" in str(caught.value)
+
+
+def test_a_wrong_number_of_completions_is_named(stub: Any, engine: VllmGenerator, choice: Callable) -> None:
+    one = {"choices": [{"index": 0, **choice([5], [-1.0], "length")}]}
+    stub.behaviour = lambda handler, body: stub.send(handler, one) or True
+    with pytest.raises(RolloutError, match="1 completions of prompt 0, and 2"):
+        engine.generate([[5]], 2, SAMPLING)
+
+
+def test_nothing_follows_a_stop_id(stub: Any, engine: VllmGenerator, choice: Callable) -> None:
+    answer = {"choices": [{"index": 0, **choice([5, 2, 6], [-1.0, -2.0, -3.0], "length")}]}
+    stub.behaviour = lambda handler, body: stub.send(handler, answer) or True
+    rollout = engine.generate([[5]], 1, SAMPLING)
+    assert rollout.completions == [[[5, 2]]] and rollout.sampler_logps == [[[-1.0, -2.0]]]
+    assert rollout.finish_reasons == [["stop"]]
+
+
+def test_a_server_that_stalls_refuses_or_dies_is_named_in_time(stub: Any, llama: nn.Module) -> None:
+    engine = VllmGenerator(llama, base_url=stub.url, timeout_s=0.4)
+    engine.sync()
+    stub.behaviour = lambda handler, body: stub.released.wait(10)
+    start = time.monotonic()
+    with pytest.raises(RolloutError, match=r"within 0\.4 s"):
+        engine.generate([[5], [6]], 2, SAMPLING)
+    assert time.monotonic() - start < 5
+    stub.behaviour = lambda handler, body: stub.send(handler, "CUDA out of memory", 500) or True
+    with pytest.raises(RolloutError, match="500: CUDA out of memory"):
+        engine.generate([[5], [6]], 2, SAMPLING)
+    stub.behaviour = lambda handler, body: handler.connection.close() or True
+    with pytest.raises(RolloutError, match="died"):
+        engine.generate([[5], [6]], 2, SAMPLING)
+    stub.close()
+    with pytest.raises(RolloutError, match="not running"):
+        engine.generate([[5], [6]], 2, SAMPLING)
+
+
+def test_weights_are_sent_before_the_first_rollout(stub: Any, engine: VllmGenerator) -> None:
+    engine.generate([[5]], 1, SAMPLING)
+    engine.generate([[5]], 1, SAMPLING)
+    paths = [path for path, _ in stub.requests]
+    assert paths.count("/collective_rpc") == 1
+    assert paths.index("/collective_rpc") < paths.index("/reset_prefix_cache") < len(paths) - 2
+    assert "model.safetensors" in stub.files[0] and "config.json" in stub.files[0]
+
+
+def test_of_a_lora_policy_only_the_adapter_travels(stub: Any, tmp_path: Path) -> None:
+    for adapter in ("default", "other"):
+        policy = lora_policy(adapter)
+        before = {name: value.clone() for name, value in policy.state_dict().items()}
+        engine = VllmGenerator(policy, base_url=stub.url, sync_dir=tmp_path)
+        for _ in range(3):
+            engine.sync()
+        assert list(stub.adapters) == ["strop-3"]
+        assert stub.sent("/collective_rpc") == []
+        files = stub.files[-1]
+        assert "adapter_model.safetensors" in files and "adapter_config.json" in files
+        assert not any(name == "model.safetensors" for name in files)
+        assert [path.name for path in tmp_path.iterdir()] == ["weights-3"]  # old versions are removed
+        assert all(torch.equal(value, before[name]) for name, value in policy.state_dict().items())
+        engine.generate([[5]], 1, SAMPLING)
+        assert stub.sent("/v1/completions")[-1]["model"] == "strop-3"
+        engine.close()
+        assert list(tmp_path.iterdir()) == []
+        stub.adapters.clear()
+
+
+def test_a_refused_sync_keeps_the_version(stub: Any, engine: VllmGenerator) -> None:
+    stub.refuse = {"/collective_rpc": (500, "boom")}
+    with pytest.raises(RolloutError, match="boom"):
+        engine.sync()
+    stub.refuse = {}
+    engine.generate([[5]], 1, SAMPLING)
+    assert len(stub.sent("/collective_rpc")) == 2
+    engine.close()
+    assert not engine.sync_dir.exists()
+
+
+def test_sync_takes_another_policy(stub: Any, engine: VllmGenerator) -> None:
+    engine.sync(lora_policy())
+    assert list(stub.adapters) == ["strop-1"]
+
+
+def test_what_vllm_cannot_do_is_refused_at_once(stub: Any, engine: VllmGenerator, llama: nn.Module) -> None:
+    with pytest.raises(ConfigError, match="mixture"):
+        engine.generate([[5]], 1, SAMPLING, mixture=Mixture(llama, 0.5))
+    with pytest.raises(DataError, match="prompt 1"):
+        engine.generate([[5], [5] * 40], 1, SAMPLING)
+    with pytest.raises(ConfigError, match="server"):
+        VllmGenerator(llama, mode="cloud", base_url=stub.url)
+    with pytest.raises(ConfigError, match="timeout_s"):
+        VllmGenerator(llama, base_url=stub.url, timeout_s=0)
+    several = lora_policy()
+    several.add_adapter("second", LoraConfig(target_modules=["q_proj"]))
+    several.base_model.set_adapter(["default", "second"])
+    with pytest.raises(SetupError, match="one LoRA adapter"):
+        VllmGenerator(several, base_url=stub.url)
+    with pytest.raises(SetupError, match=r"LoRA|virtual tokens"):
+        VllmGenerator(
+            get_peft_model(tiny_model("llama"), PrefixTuningConfig(num_virtual_tokens=2, task_type="CAUSAL_LM")),
+            base_url=stub.url,
+        )
+
+
+def test_make_generator_passes_the_settings_on(stub: Any, llama: nn.Module) -> None:
+    engine = make_generator("vllm", model=llama, base_url=stub.url, timeout_s=3.0)
+    assert isinstance(engine, VllmGenerator) and engine.reason == "it was asked for"
+    assert engine.backend.timeout_s == 3.0  # type: ignore[union-attr]
