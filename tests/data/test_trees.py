@@ -111,6 +111,12 @@ def test_boundary_of_chat(boundary: str, prompt: str, completion: str) -> None:
     assert texts(example) == (prompt, [completion])
 
 
+def test_boundary_of_a_chat_pair_is_one_for_both() -> None:
+    row = {"prompt": [user("the goo")], "chosen": [assistant("d ant")], "rejected": [assistant(" bee")]}
+    example = build(row, PAIRS, "chatml", chat_template=CHAT_MERGE)
+    assert texts(example) == ("the", [" good ant", " goo bee"])
+
+
 # ---- R2 one BOS
 
 

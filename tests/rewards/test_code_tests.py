@@ -95,6 +95,12 @@ def test_hangs_and_crashes_are_zero():
     assert reward(completions, ["pass"] * 3) == [0.0, 0.0, 1.0]
 
 
+def test_a_program_that_never_ends_passes_nothing_even_if_its_tests_do():
+    forever = "import threading, time\nthreading.Thread(target=lambda: [time.sleep(1) for _ in iter(int, 1)]).start()"
+    assert get_code_reward(timeout_seconds=0.5)([forever], ["pass"]) == [0.0]
+    assert get_code_reward(timeout_seconds=0.5, partial=True)([forever], ["pass"]) == [1.0]
+
+
 def test_in_a_reward_set():
     with RewardSet("code_reward") as rewards:
         table = rewards.score(["p"] * 2, [DOUBLE, HALF_RIGHT], None, {"tests": ["assert double(3) == 6"] * 2})

@@ -69,6 +69,17 @@ def test_conversations_and_separators(model, tokenizer):
         assert score == pytest.approx(logits.softmax(-1)[1].item(), abs=1e-12)
 
 
+def test_padding_is_hidden_from_models_that_look_both_ways(tokenizer):
+    from transformers import BertConfig, BertForTokenClassification
+
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    config = BertConfig(vocab_size=len(tokenizer), num_labels=2, initializer_range=0.5, **sizes)
+    reward = ProcessReward(BertForTokenClassification(config).double().eval(), tokenizer)
+    together = reward(["p"] * 3, COMPLETIONS)
+    assert together == pytest.approx([reward(["p"], [text])[0] for text in COMPLETIONS], abs=1e-9)
+
+
 def test_wrong_settings(make_model, model, tokenizer):
     with pytest.raises(ConfigError, match="Did you mean 'product'"):
         ProcessReward(model, tokenizer, reduce="prodcut")

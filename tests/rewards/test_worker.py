@@ -1,8 +1,10 @@
 from __future__ import annotations
 
+import json
 import os
 import pickle
 import signal
+import socket
 import subprocess
 import sys
 import textwrap
@@ -12,8 +14,11 @@ from pathlib import Path
 import pytest
 
 import strop
+from strop.rewards.contract import Outcome
+from strop.rewards.frames import send_frame
 from strop.rewards.transfer import Parcel, parcels
 from strop.rewards.worker import NotMovable, Worker
+from strop.rewards.worker_process import encode_outcome
 
 SOURCE = str(Path(strop.__file__).parents[1])
 
@@ -221,6 +226,44 @@ def test_numbers_metrics_and_columns_come_back_as_they_were():
     assert list(outcome.failed) == [6]
     assert outcome.metrics == [("third", 1 / 3)]
     assert outcome.extras["any"] == [0.5, [0, 1], {"k": [1, 2]}, [3], "\ud800", "(1+2j)", None]
+
+
+def test_a_module_that_only_this_process_can_find_is_found(tmp_path, monkeypatch):
+    (tmp_path / "my_own_rewards.py").write_text("def reward(completions):\n    return [7.0 for _ in completions]\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    import my_own_rewards
+
+    parcel = next(iter(parcels(my_own_rewards.reward)))
+    assert parcel.encoding == "pickle"
+    made = Worker([parcel])
+    try:
+        assert ask(made, ["a"]).values == [7.0]
+    finally:
+        made.kill()
+
+
+def test_an_answer_to_an_earlier_request_is_passed_over():
+    made = Worker([])
+    made._sock, theirs = socket.socketpair()
+    made._request_id, made._asked, made._deadline = 2, (5.0, 1), time.monotonic() + 5
+    for number in (1, 2):
+        reply = {"id": number, "printed": "", "dropped_chars": 0, **encode_outcome(Outcome(values=[float(number)]))}
+        send_frame(theirs, json.dumps(reply).encode())
+    assert made.answer().values == [2.0]
+    theirs.close()
+    made.kill()
+
+
+@pytest.mark.parametrize("garbage", [b"not json", b"[1]", b"{}", b'{"id": 1}'])
+def test_an_unreadable_answer_costs_the_worker(garbage):
+    made = Worker([])
+    made._sock, theirs = socket.socketpair()
+    made._request_id, made._asked, made._deadline = 1, (5.0, 1), time.monotonic() + 5
+    send_frame(theirs, garbage)
+    failure = made.answer().failure
+    assert failure.kind == "death" and "unreadable" in failure.text
+    assert made._sock is None
+    theirs.close()
 
 
 def test_ways_of_sending_are_tried_in_turn():

@@ -33,6 +33,34 @@ def test_edges_of_the_unit_interval_give_tokens_of_positive_probability(vocab: i
     assert logps.isfinite().all()
 
 
+def test_rounding_at_the_end_of_a_block_does_not_reach_excluded_tokens() -> None:
+    """The float32 sum of a block may exceed the float64 sum that is searched; what follows in the block is excluded."""
+    logits = torch.randn(200, 128, generator=torch.Generator().manual_seed(0))
+    logits[:, 100:] = -math.inf
+    weights = (logits - logits.amax(-1, keepdim=True)).exp()
+    assert (weights.sum(-1).double() > weights.double().sum(-1)).any()
+    ids, logps = draw(logits, torch.full((200,), 1 - 2**-53, dtype=torch.float64))
+    assert int(ids.max()) < 100 and logps.isfinite().all()
+
+
+def test_rounding_at_the_start_of_a_block_does_not_reach_excluded_tokens() -> None:
+    """`cumulative - sum` of a block may exceed the target that lies in it by a rounding; its first token is excluded."""
+    found = 0
+    for w in np.random.Generator(np.random.Philox(0)).random(200):
+        total = w + 1.0
+        before, u = total - 1.0, float(w / total)
+        if not w <= u * total < before:
+            continue
+        found += 1
+        logits = torch.full((1, 256), -math.inf, dtype=torch.float64)
+        logits[0, 5], logits[0, 200] = math.log(w), 0.0
+        if math.exp(math.log(w)) != w:
+            continue
+        ids, _ = draw(logits, torch.tensor([u], dtype=torch.float64))
+        assert ids.tolist() == [200]
+    assert found > 3
+
+
 @pytest.mark.parametrize(
     "settings",
     [{}, {"temperature": 0.6}, {"top_k": 4}, {"top_p": 0.7}, {"min_p": 0.3}, {"temperature": 1.5, "top_k": 7}],

@@ -11,6 +11,7 @@ from strop.errors import StropError, did_you_mean
 from strop.trainers.registry import BY_VERB, METHODS
 
 TOOLS = {
+    "check": "look at a data file: what is in it, what is wrong with it, which methods it fits",
     "demo": "train a small model from nothing to skill in minutes, and see it improve",
     "generate": "complete prompts with a model",
     "chat": "talk to a model in the terminal",

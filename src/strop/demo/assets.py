@@ -166,5 +166,5 @@ def _member(tar: tarfile.TarFile, ending: str) -> bytes:
     names = [name for name in tar.getnames() if name.endswith("/" + ending) or name == ending]
     file = tar.extractfile(names[0]) if names else None
     if file is None:
-        raise SetupError(f"{tar.name} does not hold {ending}. Delete the file and run again.")
+        raise SetupError(f"{tar.name!s} does not hold {ending}. Delete the file and run again.")
     return file.read()

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from rich.console import Console
 from rich.table import Table
+from transformers import TrainerCallback
 from transformers.utils import logging as transformers_logging
 
 from strop.demo.model import build_model, build_tokenizer
@@ -40,16 +41,18 @@ NOTE = (
 class Schedule:
     """How much of everything: rows, words, epochs. Learning rates fall linearly to 0."""
 
-    demonstrations: int = 19_200
+    demonstrations: int = 24_000
     sft_batch: int = 64
     sft_learning_rate: float = 3e-3
     prompts: int = 1024  # training words that are sampled for pairs
     samples: int = 8  # completions per prompt
+    pairs_per_prompt: int = 2
     pair_batch: int = 32
-    reward_learning_rate: float = 5e-4
-    reward_epochs: float = 2
-    dpo_learning_rate: float = 2e-4
+    reward_learning_rate: float = 1e-3
+    reward_epochs: float = 3
+    dpo_learning_rate: float = 3e-4
     dpo_epochs: float = 2
+    watch_every: int = 10  # steps between looks at the held-out words during DPO
     held_out: int = 400  # words that accuracy is measured on
     shown: int = 8  # words in the table of samples
     pairs_need_samples: bool = True  # False: the right answer itself is the chosen one where no sample is right
@@ -112,6 +115,26 @@ class Demo:
         return [group[0].strip() for group in sample([prompt_of(word) for word in words], 1)]
 
 
+class Watch(TrainerCallback):
+    """Every few steps: the accuracy on held-out words as a metric, and what the model writes for the shown words."""
+
+    def __init__(self, demo: Demo) -> None:
+        self.demo = demo
+        self.trainer: Any = None  # set once the trainer exists
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        plan = self.demo.plan
+        if state.global_step % plan.watch_every and state.global_step != 1:
+            return
+        prompts = [prompt_of(word) for word in held_out_words(plan.held_out)]
+        sample = sampler_of(self.trainer.model, self.demo.tokenizer, temperature=0.0)
+        texts = [group[0] for group in sample(prompts, 1)]
+        right = [float(spells_backward(prompt, text)) for prompt, text in zip(prompts, texts, strict=True)]
+        self.trainer.log({"held_out_accuracy": sum(right) / len(right)})
+        rows = list(zip(prompts, texts, right, strict=True))[: plan.shown]
+        self.trainer.run_directory.write_samples({"prompt": p, "completion": c, "reward": r} for p, c, r in rows)
+
+
 def run_demo(output_dir: str | Path = "runs/demo", seed: int = 0, fast: bool = False) -> dict[str, Any]:
     """Run the whole demonstration and return what summary.json holds.
 
@@ -138,9 +161,7 @@ def supervised(demo: Demo) -> Any:
     plan = demo.plan
     title = f"1 SFT: {plan.demonstrations:,} demonstrations, {RIGHT_SHARE:.0%} of them right"
     with demo.stage("sft", title):
-        args = SFTConfig(
-            **demo.settings("sft", plan.sft_batch, 1, plan.sft_learning_rate), logging_steps=20, packing=False
-        )
+        args = SFTConfig(**demo.settings("sft", plan.sft_batch, 1, plan.sft_learning_rate), logging_steps=15)
         trainer = SFTTrainer(
             model=build_model(demo.tokenizer, demo.seed),
             args=args,
@@ -160,7 +181,8 @@ def preferences(demo: Demo, model: Any) -> tuple[list[dict[str, str]], list[dict
     plan = demo.plan
     with demo.stage("sampling", f"2 Sample {plan.samples} completions for each of {plan.prompts:,} training words"):
         sample = sampler_of(model, demo.tokenizer, seed=demo.seed + 1)
-        options = {"n": plan.samples, "seed": demo.seed, "answer_if_none": not plan.pairs_need_samples}
+        options = {"n": plan.samples, "seed": demo.seed, "per_prompt": plan.pairs_per_prompt,
+                   "answer_if_none": not plan.pairs_need_samples}  # fmt: skip
         pairs = pair_rows(train_words()[: plan.prompts], sample, **options)
         held_out = pair_rows(held_out_words(plan.held_out), sample, **options)
         demo.results["pairs"] = len(pairs)
@@ -206,10 +228,12 @@ def preference_optimisation(demo: Demo, pairs: list[dict[str, str]], held_out: l
             loss_weights=[1.0, 1.0],
             beta=0.1,
         )
+        watch = Watch(demo)
         trainer = DPOTrainer(
             model=str(demo.folder / "sft"), args=args, train_dataset=pairs, eval_dataset=held_out,
-            processing_class=demo.tokenizer,
+            processing_class=demo.tokenizer, callbacks=[watch],
         )  # fmt: skip
+        watch.trainer = trainer
         trainer.train()
         trainer.save_model()
         trainer.evaluate()
@@ -261,7 +285,7 @@ def _marked(word: str, spelled: str) -> str:
     return f"{spelled} ✓" if spelled == word[::-1] else f"{spelled} ✗"
 
 
-def _print_table(console: Console, columns: tuple[str, ...], rows: list[tuple[str, ...]]) -> None:
+def _print_table(console: Console, columns: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> None:
     table = Table(*columns)
     for row in rows:
         table.add_row(*row)

@@ -16,6 +16,7 @@ from strop.errors import ConfigError
 from strop.losses.kl import kl_estimate
 from strop.losses.names import (
     CISPO_CAPS,
+    CLIPPED_LOSS_TYPES,
     IMPORTANCE_SAMPLING_LEVELS,
     IMPORTANCE_SAMPLING_MODES,
     KL_ESTIMATORS,
@@ -293,19 +294,17 @@ def policy_loss_flat(
         bounds = {"clip_max": importance_sampling_clip_max, "clip_min": importance_sampling_clip_min}
         weights = sampler_weights(old_logps, sampler_logps, segment, num_completions, mode=mode, **bounds)
     ratio = importance_ratio(log_importance_weights(logps, old_logps, segment, num_completions, level=level))  # (N,)
-    if loss_type == "cispo":
-        cap = 1 + upper if cispo_cap == "relative" else upper
-        loss = cispo_loss(ratio, logps, advantages, cap=cap)
+    if loss_type in CLIPPED_LOSS_TYPES:
+        loss = clipped_surrogate(ratio, advantages, epsilon=epsilon, epsilon_high=upper, delta=delta)
+    elif loss_type == "cispo":
+        loss = cispo_loss(ratio, logps, advantages, cap=1 + upper if cispo_cap == "relative" else upper)
     elif loss_type == "sapo":
-        taus = {"temperature_pos": sapo_temperature_pos, "temperature_neg": sapo_temperature_neg}
-        loss = sapo_loss(ratio, advantages, **taus)
-    elif loss_type == "vespo":
+        loss = sapo_loss(ratio, advantages, temperature_pos=sapo_temperature_pos, temperature_neg=sapo_temperature_neg)
+    else:
         shape = {"k_pos": vespo_k_pos, "lambda_pos": vespo_lambda_pos, "k_neg": vespo_k_neg}
         shape["lambda_neg"] = vespo_lambda_neg
         gate = vespo_gate(logps - old_logps, advantages, segment, num_completions, weights=weights, **shape)
         loss, weights = -gate * advantages * logps, None
-    else:
-        loss = clipped_surrogate(ratio, advantages, epsilon=epsilon, epsilon_high=upper, delta=delta)
     if keep is not None:
         loss = loss * keep.to(loss.dtype)
     if weights is not None:

@@ -239,6 +239,10 @@ _REWARD_ENTRIES = (
         "mean_reward", REWARD, "Mean reward over chosen and rejected.", "reward", "completion", healthy="near 0",
         advice="Drifts away: set center_rewards_coefficient=0.01.",
     ),
+    Entry(
+        "held_out_accuracy", REWARD, "Share of held-out prompts whose greedy completion a verifier finds right.",
+        "share", "prompt", healthy="rises",
+    ),
     Entry("min_reward", REWARD, "Lowest reward of either side.", "reward", "batch"),
     Entry("max_reward", REWARD, "Highest reward of either side.", "reward", "batch"),
     Entry(

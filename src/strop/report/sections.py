@@ -27,6 +27,7 @@ MAX_STEPS = 6
 MAX_FINDINGS = 30
 DATA_FACTS = {"rows_read": "rows", "trees": "trees", "conversational": "conversations", "truncated": "cut to length"}
 """Numbers of a data report that are shown, with the names they are shown under."""
+LATER = "rows are tokenised when they are needed, and the others had not been needed when this was written."
 
 
 def table(columns: Sequence[str], rows: Iterable[Sequence[Any]], style: str = "") -> str:
@@ -153,6 +154,8 @@ def data(run: Run) -> str:
         facts.append(("left out", _text(sum(part.get("count", 0) for part in left_out.values()))))
         source = f"{report.get('source', '')} ({report.get('kind', '')})" if report.get("source") else ""
         parts.append(f'<h4>{escape(name)} <span class="soft">{escape(source)}</span></h4>{tiles(facts)}')
+        if report.get("complete") is False:
+            parts.append(f'<p class="note">Lengths of the first {report.get("tokenized", 0):,} rows: {LATER}</p>')
         if lengths := report.get("lengths"):
             columns = list(dict.fromkeys(k for v in lengths.values() for k in v))
             rows = [(part, *(v.get(c, "") for c in columns)) for part, v in lengths.items()]

@@ -43,11 +43,10 @@ class Printed(io.TextIOBase):
         return True
 
     def write(self, text: str) -> int:
-        room = self.limit_chars - self._kept
-        if room > 0:
-            self._parts.append(text[:room])
-            self._kept += min(len(text), room)
-        self._dropped += max(len(text) - max(room, 0), 0)
+        kept = text[: self.limit_chars - self._kept]
+        self._parts += [kept] if kept else []
+        self._kept += len(kept)
+        self._dropped += len(text) - len(kept)
         return len(text)
 
     def take(self) -> tuple[str, int]:

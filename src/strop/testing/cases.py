@@ -15,7 +15,7 @@ import torch
 
 from strop.testing.tiny import tiny_model
 from strop.testing.tokenizers import toy_tokenizer
-from strop.trainers.registry import BY_VERB
+from strop.trainers.registry import BY_VERB, Method
 
 WORDS = ("ant", "bee", "cat", "dog", "elk", "fox", "gnu", "hen", "ibis", "jay", "koi", "lynx", "mole", "newt", "owl")
 TASKS = {"reward": "score", "prm": "step"}
@@ -64,13 +64,15 @@ ROWS: dict[str, Callable[[random.Random], dict[str, Any]]] = {
     "xpo": _pair,
     "prm": _steps,
     "gkd": _demonstration,
-    **dict.fromkeys(("ppo", "grpo", "rloo", "online-dpo", "nash-md"), _prompt),
+    **dict.fromkeys(("ppo", "grpo", "rloo", "online-dpo", "nash-md", "xpo-online"), _prompt),
 }
-ONLINE = ("ppo", "grpo", "rloo", "online-dpo", "nash-md", "gkd")
+ONLINE = ("ppo", "grpo", "rloo", "online-dpo", "nash-md", "gkd", "xpo-online")
+CASES = (*BY_VERB, "xpo-online")
+"""The fifteen verbs, and XPO with a reward: without one it learns from pairs."""
 
 
 def rows_for(verb: str, count: int = 12, seed: int = 0) -> list[dict[str, Any]]:
-    """`count` rows that the method of `verb` accepts."""
+    """`count` rows that the method of `verb` (one of `CASES`) accepts."""
     rng = random.Random(f"{verb} {seed}")
     return [ROWS[verb](rng) for _ in range(count)]
 
@@ -95,7 +97,12 @@ def settings(verb: str, folder: Path | str, **overrides: Any) -> Any:
     }
     if verb in ONLINE:
         values |= {"max_completion_length": 8, "temperature": 1.0}
-    return BY_VERB[verb].config()(**{**values, **overrides})
+    return method_of(verb).config()(**{**values, **overrides})
+
+
+def method_of(verb: str) -> Method:
+    """The registry's row of a case."""
+    return BY_VERB[verb.removesuffix("-online")]
 
 
 def make_trainer(
@@ -109,9 +116,13 @@ def make_trainer(
     dtype: torch.dtype = torch.float64,
     tokenizer: Any = None,
     trainer: dict[str, Any] | None = None,
+    trainer_class: Any = None,
     **overrides: Any,
 ) -> Any:
-    """A trainer of the method on a tiny model; `trainer` are further constructor arguments, the rest are settings."""
+    """A trainer of the method on a tiny model; `trainer` are further constructor arguments, the rest are settings.
+
+    `trainer_class` stands in for the method's own class: a subclass of it.
+    """
     tokenizer = tokenizer if tokenizer is not None else toy_tokenizer("plain")
     if model is None:
         model = tiny_model(arch, dtype=dtype, seed=0, task=TASKS.get(verb, "causal"), vocab_size=len(tokenizer))
@@ -121,7 +132,7 @@ def make_trainer(
         extra.setdefault(*(("reward_funcs", letters_reward) if rewarded else ("teacher_model", None)))
         if not rewarded and extra["teacher_model"] is None:
             extra["teacher_model"] = tiny_model(arch, dtype=dtype, seed=1, vocab_size=len(tokenizer))
-    return BY_VERB[verb].trainer()(
+    return (trainer_class or method_of(verb).trainer())(
         model=model,
         args=settings(verb, folder, **overrides),
         train_dataset=rows if rows is not None else rows_for(verb),

@@ -243,7 +243,11 @@ class BaseTrainer(CheckpointMixin, EvaluationMixin, Trainer):
     def score(self, model: torch.nn.Module, batch: Batch, log: bool) -> Scores:
         """The policy's scores of one micro-batch."""
         router = bool(self.args.router_aux_loss_coef) and model.training
-        return score_batch(model, batch, self.want(log), aux_loss=router, **self.score_options())
+        return self.score_with(model, batch, self.want(log), aux_loss=router)
+
+    def score_with(self, model: torch.nn.Module, batch: Batch, want: Want, **options: Any) -> Scores:
+        """Scores under any model, by the rules that policy and reference share."""
+        return score_batch(model, batch, want, **self.score_options(), **options)
 
     def score_options(self) -> dict[str, Any]:
         """Keyword arguments of `score_batch` that policy and reference share."""

@@ -118,6 +118,8 @@ class TrainerConfig(TrainingArguments):
             self.disable_tqdm = False
         if self.ddp_broadcast_buffers is None:
             self.ddp_broadcast_buffers = False  # ranks may run different numbers of forward passes in a step
+        if self.ddp_find_unused_parameters is None:
+            self.ddp_find_unused_parameters = False  # every parameter gets a gradient, also on a rank without rows
         try:
             with warnings.catch_warnings():
                 warnings.filterwarnings("ignore", message=".*gradient_checkpointing.*deprecated.*")

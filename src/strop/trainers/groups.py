@@ -20,15 +20,12 @@ class Group:
     sampler_logps: list[list[float]]  # like completions
     finish_reasons: list[str]  # "stop" or "length"
     loss_mask: list[list[int]] | None = None  # 0 where the model did not write the token
+    prompt: Any = None  # text or messages, for rewards and people only
     reward_names: list[str] = field(default_factory=list)
     values: torch.Tensor | None = None  # (G, rewards) NaN where a reward abstained
     rewards: torch.Tensor | None = None  # (G,) weighted totals, NaN where all abstained
     advantages: torch.Tensor | None = None  # (G,) where the method has one per completion
-
-    @property
-    def prompt(self) -> Any:
-        """The prompt as the row has it: text, or messages."""
-        return self.example.extras.get("prompt")
+    environments: list[Any] | None = None  # G live environment objects, where the rollout had them
 
     @property
     def columns(self) -> dict[str, Any]:
@@ -44,6 +41,19 @@ class Group:
         return [[0] * len(mask) if drop else mask for mask, drop in zip(masks, cut, strict=True)]
 
 
+def prompt_of(tokenizer: Any, example: Example) -> Any:
+    """A row's prompt as it was given, text or messages; of a row of ids, their text without the BOS that tokenizers add."""
+    if (given := example.extras.get("prompt")) is not None:
+        return given
+    ids = example.prompt_ids
+    return tokenizer.decode(ids[1:] if ids[:1] == [tokenizer.bos_token_id] else ids)
+
+
+def environment_reward(environments: list[Any]) -> list[float]:
+    """The reward that each environment holds in its attribute `reward` when its trajectory has ended."""
+    return [float(environment.reward) for environment in environments]
+
+
 def texts(tokenizer: Any, flat: Sequence[tuple[Group, int]]) -> list[str]:
     """Completions as text, for rewards and people only; the ids are what is trained on."""
     return tokenizer.batch_decode([group.completions[i] for group, i in flat], skip_special_tokens=True)
@@ -51,7 +61,7 @@ def texts(tokenizer: Any, flat: Sequence[tuple[Group, int]]) -> list[str]:
 
 def conversational(group: Group, text: str) -> Any:
     """A completion in the form of its prompt: a message list for conversations, else the text."""
-    return text if isinstance(group.prompt, str) or group.prompt is None else [{"role": "assistant", "content": text}]
+    return text if isinstance(group.prompt, str) else [{"role": "assistant", "content": text}]
 
 
 def completion_metrics(groups: Sequence[Group]) -> dict[str, Mean | Extreme]:

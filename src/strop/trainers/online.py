@@ -11,13 +11,25 @@ import torch
 
 from strop.data import DatasetKind, TokenizeOptions
 from strop.errors import ConfigError
-from strop.records import Example
+from strop.model import base_model, lm_head_of
+from strop.records import Batch, Example, Mean, Rollout, Scores, Want
 from strop.rewards import RewardSet
 from strop.rollout import SamplingParams, make_generator
+from strop.rollout.tools import Tools
+from strop.rollout.turns import Turns, check_rollout
 from strop.trainers import rows
 from strop.trainers.base import BaseTrainer
-from strop.trainers.groups import Group, completion_metrics, conversational, sample_rows, texts
+from strop.trainers.groups import (
+    Group,
+    completion_metrics,
+    conversational,
+    environment_reward,
+    prompt_of,
+    sample_rows,
+    texts,
+)
 from strop.trainers.online_config import OnlineConfig
+from strop.trainers.sampled_distribution import changes_distribution, rescore
 from strop.trainers.samples import show_samples
 from strop.trainers.windows import StepSampler, StreamWindows, window_loader
 
@@ -41,16 +53,23 @@ class OnlineTrainer(BaseTrainer):
         reward_processing_classes: Any = None,
         reward_model: Any = None,
         judge: Any = None,
+        tools: Any = None,
+        environment_factory: Any = None,
+        rollout_func: Any = None,
         **kwargs: Any,
     ) -> None:
         given = [value for value in (reward_funcs, reward_model, judge) if value is not None]
         if len(given) > 1:
             raise ConfigError("reward_funcs, reward_model and judge are names for one thing; give one of them (a list is fine).")
+        if not given and environment_factory is not None:
+            given = [environment_reward]
         if self.needs_reward and not given:
             raise ConfigError(
                 f"{type(self).__name__} needs a reward: pass reward_funcs=, a function, a model, an id, a judge, or a list of them."
             )
         self._reward_source = (given[0] if given else None, reward_processing_classes)
+        self._tools = Tools(tools) if tools else None
+        self._environment_factory, self._rollout_func = environment_factory, rollout_func
         self.buffer: deque[list[Example]] = deque()
         self.rounds = 0
         super().__init__(
@@ -71,6 +90,15 @@ class OnlineTrainer(BaseTrainer):
                 device=self.args.device,
             )
         self._generator: Any = None
+        self.turns = None
+        if self._tools is not None or self._environment_factory is not None:
+            self.turns = Turns(
+                self.processing_class,
+                tools=self._tools,
+                environment_factory=self._environment_factory,
+                max_turns=self.args.max_tool_calling_iterations or 8,
+                template_kwargs=self.args.chat_template_kwargs,
+            )
         self.announce_batches()
 
     @property
@@ -139,7 +167,8 @@ class OnlineTrainer(BaseTrainer):
 
     def tokenize_options(self) -> TokenizeOptions:
         limit = self.args.max_prompt_length
-        return rows.tokenize_options(self.args, filter_overlong=limit is None, chat_template_kwargs=self.args.chat_template_kwargs)
+        tools = tuple(self._tools.schemas) if self._tools is not None else None
+        return rows.tokenize_options(self.args, filter_overlong=limit is None, chat_template_kwargs=self.args.chat_template_kwargs, tools=tools)
 
     @property
     def generator(self) -> Any:
@@ -179,7 +208,7 @@ class OnlineTrainer(BaseTrainer):
         if not prompts:
             return []
         self.generator.sync(self.policy)
-        sampled = self.generator.generate([p.prompt_ids for p in prompts], n, self.sampling(training))
+        sampled, trajectories = self.sample(prompts, n, self.sampling(training))
         return [
             Group(
                 prompt,
@@ -187,9 +216,27 @@ class OnlineTrainer(BaseTrainer):
                 sampled.sampler_logps[i],
                 sampled.finish_reasons[i],
                 sampled.loss_mask[i] if sampled.loss_mask is not None else None,
+                prompt_of(self.processing_class, prompt),
+                environments=[t.environment for t in trajectories[i]] if trajectories else None,
             )
             for i, prompt in enumerate(prompts)
         ]
+
+    def sample(self, prompts: Sequence[Example], n: int, sampling: SamplingParams) -> tuple[Rollout, Any]:
+        """Completions of the engine, of the user's `rollout_func`, or of several turns with tools or an environment."""
+        ids = [prompt.prompt_ids for prompt in prompts]
+        if self._rollout_func is not None:
+            return check_rollout(self._rollout_func(ids, n, sampling, self), ids, n), None
+        if self.turns is None:
+            return self.generator.generate(ids, n, sampling), None
+        columns = [{"prompt": p.extras.get("prompt"), **p.extras.get("columns", {})} for p in prompts]
+        sampled, trajectories = self.turns.run(self.generator, ids, columns, n, sampling)
+        everyone = [t for group in trajectories for t in group]
+        calls, failures = sum(t.calls for t in everyone), sum(t.failures for t in everyone)
+        frequency = {"tools/call_frequency": Mean(float(calls), float(len(everyone)))}
+        failed = {"tools/failure_frequency": Mean(float(failures), float(calls))}
+        self._metrics["train"].add({**frequency, **failed} if self._tools is not None else {})
+        return sampled, trajectories
 
     def score_groups(self, groups: list[Group], mode: str) -> None:
         """Rewards of every completion, written into its group; metrics of rewards and lengths are recorded."""
@@ -205,6 +252,7 @@ class OnlineTrainer(BaseTrainer):
             [group.completions[i] for group, i in flat],
             columns,
             trainer_state=self.state,
+            environments=[g.environments[i] for g, i in flat] if flat[0][0].environments is not None else None,
         )
         values = torch.from_numpy(table.values).T.contiguous()  # (completions, rewards)
         totals = torch.from_numpy(table.total())  # (completions,)
@@ -268,6 +316,14 @@ class OnlineTrainer(BaseTrainer):
 
     def score_options(self) -> dict[str, Any]:
         return {**super().score_options(), "temperature": self.args.temperature}
+
+    def score_with(self, model: torch.nn.Module, batch: Batch, want: Want, **options: Any) -> Scores:
+        """Log-probs under the distribution that is sampled from."""
+        params = self.sampling(training=True)
+        if not changes_distribution(params) or not want & Want.LOGPS:
+            return super().score_with(model, batch, want, **options)
+        scores = super().score_with(model, batch, want | Want.HIDDEN, **options)
+        return rescore(scores, lm_head_of(base_model(model)), batch, params, head_bytes=self.args.head_memory_mb * 2**20)
 
     # ---- what a run keeps -------------------------------------------------------------------------------------
 

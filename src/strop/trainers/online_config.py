@@ -91,6 +91,8 @@ class OnlineConfig(ReferenceConfig):
     """Taken off the score of completions that did not end by themselves."""
     mask_truncated_completions: bool = False
     """Do not learn from completions that were cut off; their rewards still count in the group."""
+    max_tool_calling_iterations: Annotated[int, Range(min=1)] | None = None
+    """Most turns of the model when it has tools or an environment. None: 8."""
     log_completions: bool = False
     """Show a table of sampled completions in the terminal at every log."""
     log_unique_prompts: bool = False

@@ -11,7 +11,6 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from strop.model import score_batch
 from strop.records import Batch, Example, Scores
 from strop.trainers.rows import flatten
 
@@ -68,7 +67,7 @@ class ReferenceScores:
         with self.trainer.reference.active() as model:
             training = model.training
             model.eval()
-            scores = score_batch(model, batch, self.trainer.reference_want, **self.trainer.score_options())
+            scores = self.trainer.score_with(model, batch, self.trainer.reference_want)
             model.train(training)
         return scores
 

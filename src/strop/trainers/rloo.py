@@ -7,7 +7,6 @@ from typing import Annotated
 import torch
 
 from strop.losses import leave_one_out, normalize_advantages, rloo_loss, rloo_rewards
-from strop.model import score_batch
 from strop.records import Batch, LossOutput, Scores, Term, Want
 from strop.trainers.groups import Group
 from strop.trainers.metrics import mean_of
@@ -82,7 +81,7 @@ class RLOOTrainer(PolicyGradientTrainer):
             group.advantages = torch.zeros(len(group.completions))
         batch = self.build([self.tree(group) for group in groups])
         assert self.reference_scores is not None
-        policy = score_batch(self.policy, batch, Want.LOGPS, **self.score_options())
+        policy = self.score_with(self.policy, batch, Want.LOGPS)
         ref = self.reference_scores(batch)
         assert policy.logps is not None and ref.logps is not None
         rewards = torch.cat([group.rewards for group in groups if group.rewards is not None]).to(policy.logps)

@@ -98,9 +98,10 @@ def resolve_parts(
     if model is None and model_init is None:
         raise ConfigError(f"{type(trainer).__name__} needs a model: an id, a path, or a module. Pass model=...")
     model = model_init() if model is None else model
-    if ref_model is not None and not trainer.uses_reference:
-        raise ConfigError(f"{type(trainer).__name__} compares with no reference; remove ref_model.")
     trainer.args = args
+    if ref_model is not None and not trainer.uses_reference:
+        weight = " while beta is 0" if getattr(args, "beta", None) == 0 else ""
+        raise ConfigError(f"{type(trainer).__name__} compares with no reference{weight}; remove ref_model.")
     tokenizer = resolve_tokenizer(args, model, tokenizer)
     trainer.tokenizer_in_setup, trainer.reports = tokenizer, {}
     train, evaluation = rows.prepare_all(trainer, train_dataset, eval_dataset)
