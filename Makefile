@@ -5,6 +5,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install -qq --constraint constraints.txt
 WORKERS ?= 2
+MODEL ?= runs/assets/smollm2-135m-instruct
 
 # One thread per test process: the models are tiny, and two processes share the cores.
 TEST_ENV := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false
@@ -57,7 +58,9 @@ demo-smollm: $(VENV)/.smollm
 	@$(BIN)/python -m strop.demo.smollm
 
 bench: $(VENV)/.dev
-	$(BIN)/python -m benchmarks.run
+	$(BIN)/python -m benchmarks.offline --model $(MODEL) --methods dpo kto orpo cpo reward --prompt 512 --completion 128 128
+	$(BIN)/python -m benchmarks.online --model $(MODEL) --methods grpo rloo online-dpo gkd
+	$(BIN)/python -m benchmarks.rollout
 
 clean:
 	rm -rf $(VENV) .pytest_cache .ruff_cache .mypy_cache .hypothesis build src/*.egg-info

@@ -31,7 +31,9 @@ CLASSES = {"dpo": "DPO", "kto": "KTO", "orpo": "ORPO", "cpo": "CPO", "reward": "
 EXPERIMENTAL = {"orpo": "trl.experimental.orpo", "cpo": "trl.experimental.cpo"}
 
 
-def make_rows(method: str, tokenizer: Any, count: int, prompt: int, completion: tuple[int, int], seed: int = 0) -> list[dict[str, Any]]:
+def make_rows(
+    method: str, tokenizer: Any, count: int, prompt: int, completion: tuple[int, int], seed: int = 0
+) -> list[dict[str, Any]]:
     """Rows of single-token words: `prompt` tokens, and completions of `completion[0]` to `completion[1]` tokens."""
     rng = random.Random(seed)
     words = [w for w in (tokenizer.decode([i]) for i in range(1000, 6000)) if w.startswith(" ") and w[1:].isalpha()]
@@ -53,7 +55,9 @@ def make_rows(method: str, tokenizer: Any, count: int, prompt: int, completion: 
     return rows
 
 
-def make_trainer(library: str, method: str, model: Any, tokenizer: Any, rows: list[dict[str, Any]], steps: int, folder: str) -> Any:
+def make_trainer(
+    library: str, method: str, model: Any, tokenizer: Any, rows: list[dict[str, Any]], steps: int, folder: str
+) -> Any:
     """A trainer of either library, ready to run `steps` optimizer steps."""
     import importlib
 
@@ -187,7 +191,10 @@ def main() -> None:
         found[method] = compare(method, options)
         print(method)
         for library, numbers in found[method].items():
-            print("  {:<13} ".format(library) + "  ".join(f"{name} {value:.4g}" for name, value in numbers.items()), flush=True)
+            print(
+                "  {:<13} ".format(library) + "  ".join(f"{name} {value:.4g}" for name, value in numbers.items()),
+                flush=True,
+            )
     if options.output:
         setup = {k: v for k, v in vars(options).items() if k in ("prompt", "completion", "rows", "steps", "turns")}
         options.output.write_text(json.dumps({"setup": setup, "results": found}, indent=1))

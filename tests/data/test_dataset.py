@@ -215,16 +215,17 @@ def test_streams_start_before_all_is_read() -> None:
 
 
 def test_streams_go_on_where_they_stood() -> None:
-    rows = pairs(100)
-    walked = stream(rows)
-    walk = iter(walked)
-    seen = [next(walk).row for _ in range(40)]
-    state = json.loads(json.dumps(walked.state_dict()))
-    resumed = stream(rows)
-    resumed.load_state_dict(state)
-    rest = [example.row for example in resumed]
-    assert rest[0] <= seen[-1] + 1 and rest == list(range(rest[0], 100)) and state["row"] == rest[0]
-    assert [example.row for example in resumed] == list(range(100))
+    rows = [*pairs(50), {"prompt": "p", "chosen": "x", "rejected": "x"}, *pairs(5)]
+    for kind in ("preference", "unpaired_preference"):
+        whole = list(prepare(rows, kind, toy_tokenizer()))
+        for stop in (0, 1, 31, 32, 33, 50, len(whole) - 1, len(whole)):
+            walked = prepare(RowStream(lambda: iter(rows)), kind, toy_tokenizer())
+            walk = iter(walked)
+            assert [next(walk) for _ in range(stop)] == whole[:stop]
+            resumed = prepare(RowStream(lambda: iter(rows)), kind, toy_tokenizer())
+            resumed.load_state_dict(json.loads(json.dumps(walked.state_dict())))
+            assert list(resumed) == whole[stop:]
+            assert list(resumed) == whole and resumed.state_dict() == {"row": 56, "part": 0}
     with pytest.raises(DataError, match="needs a 'row'"):
         resumed.load_state_dict({})
 

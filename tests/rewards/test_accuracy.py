@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import threading
 
+import numpy as np
 import pytest
 
 from strop.errors import ConfigError, SetupError
@@ -77,11 +78,11 @@ def test_it_works_in_threads_and_under_a_time_limit():
 
 def test_an_answer_that_takes_for_ever_costs_its_row_only():
     tower = r"\boxed{9^{9^{9^{9}}}}"
-    with RewardSet("accuracy_reward", on_error="skip", timeout_seconds=1.0) as rewards:
+    with RewardSet("accuracy_reward", on_error="skip", timeout_seconds=2.0) as rewards:
         assert rewards.places["accuracy_reward"] == "worker process"
-        table = rewards.score(["p"] * 3, [r"\boxed{1}", tower, r"\boxed{2}"], None, {"solution": ["1", "1", "1"]})
-    assert table.values[0, 0] == 1.0 and table.values[0, 2] == 0.0
-    assert table.values[0, 1] != 1.0
+        table = rewards.score(["p"] * 2, [tower, r"\boxed{1}"], None, {"solution": ["1", "1"]})
+    assert table.values[0, 1] == 1.0
+    assert np.isnan(table.values[0, 0]) and table.counts["accuracy_reward"].timeouts == 1
 
 
 def test_a_missing_package_is_named(monkeypatch):

@@ -205,7 +205,7 @@ def test_raise_names_reward_row_and_cause(isolate, bad, said):
 @pytest.mark.parametrize(("bad", "said"), [("loop", "within"), ("pow", "within"), ("exit", "exit code 1")])
 def test_raise_names_the_row_that_hangs_or_dies(bad, said):
     with pytest.raises(RewardError) as caught:
-        score(trouble, ["a", bad], timeout_seconds=0.4)
+        score(trouble, ["a", bad], timeout_seconds=0.9)
     assert f"reward 'trouble', row 1 (completion: a str: '{bad}')" in str(caught.value)
     assert said in str(caught.value)
 
@@ -234,7 +234,7 @@ def test_skip_leaves_out_the_bad_row_only(isolate, bad):
 
 @pytest.mark.parametrize("bad", ["loop", "pow"])
 def test_a_hang_costs_its_row_only(bad):
-    table = score(trouble, ["a", bad, "ccc"], on_error="penalize", penalty=-2.5, timeout_seconds=0.4)
+    table = score(trouble, ["a", bad, "ccc"], on_error="penalize", penalty=-2.5, timeout_seconds=0.9)
     np.testing.assert_array_equal(table.values, [[1.0, -2.5, 3.0]])
     counts = table.counts["trouble"]
     assert (counts.timeouts, counts.errors, counts.penalised, counts.skipped) == (1, 0, 1, 0)
@@ -242,7 +242,7 @@ def test_a_hang_costs_its_row_only(bad):
 
 
 def test_a_hang_in_this_process_costs_its_row_only():
-    table = score(trouble, ["a", "loop", "ccc"], on_error="skip", timeout_seconds=0.4, isolate=False)
+    table = score(trouble, ["a", "loop", "ccc"], on_error="skip", timeout_seconds=0.9, isolate=False)
     np.testing.assert_array_equal(table.values, [[1.0, NAN, 3.0]])
     assert table.counts["trouble"].timeouts == 1
 
@@ -255,7 +255,7 @@ def test_a_death_costs_its_row_only():
 
 def test_several_kinds_of_trouble_in_one_batch():
     table = score(
-        trouble, ["exit", "a", "loop", "raise", "none", "nan", "bb"], on_error="penalize", timeout_seconds=1.0
+        trouble, ["exit", "a", "loop", "raise", "none", "nan", "bb"], on_error="penalize", timeout_seconds=2.0
     )
     np.testing.assert_array_equal(table.values, [[-1.0, 1.0, -1.0, -1.0, NAN, -1.0, 2.0]])
     counts = table.counts["trouble"]
@@ -281,14 +281,14 @@ def test_an_answer_of_the_wrong_shape_is_never_stretched(bad):
 
 
 def test_one_failing_reward_leaves_the_others_alone():
-    table = score([trouble, lengths, slow], ["loop", "bb"], on_error="skip", timeout_seconds=0.4)
+    table = score([trouble, lengths, slow], ["loop", "bb"], on_error="skip", timeout_seconds=0.9)
     np.testing.assert_array_equal(table.values, [[NAN, 2.0], [4.0, 2.0], [4.0, 2.0]])
     assert table.counts["lengths"].timeouts == 0
     np.testing.assert_array_equal(table.total(), [8.0, 6.0])
 
 
 def test_the_set_goes_on_after_failures():
-    with RewardSet(trouble, on_error="skip", timeout_seconds=0.4) as rewards:
+    with RewardSet(trouble, on_error="skip", timeout_seconds=0.9) as rewards:
         for bad in ("loop", "exit", "raise"):
             assert np.isnan(rewards.score(["p"], [bad]).values).all()
         assert rewards.score(["p"], ["abc"]).values.tolist() == [[3.0]]
@@ -341,7 +341,7 @@ def test_the_users_interrupt_ends_the_call_and_frees_the_workers():
 
 def test_scoring_from_another_thread():
     result = []
-    with RewardSet(trouble, on_error="skip", timeout_seconds=0.4, isolate=False) as rewards:
+    with RewardSet(trouble, on_error="skip", timeout_seconds=0.9, isolate=False) as rewards:
         thread = threading.Thread(target=lambda: result.append(rewards.score(["p"] * 2, ["loop", "abc"])))
         thread.start()
         thread.join()

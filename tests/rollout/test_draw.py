@@ -44,7 +44,7 @@ def test_rounding_at_the_end_of_a_block_does_not_reach_excluded_tokens() -> None
 
 
 def test_rounding_at_the_start_of_a_block_does_not_reach_excluded_tokens() -> None:
-    """`cumulative - sum` of a block may exceed the target that lies in it by a rounding; its first token is excluded."""
+    """`cumulative - sum` of a block may exceed the target in it by a rounding; the block's first token is excluded."""
     found = 0
     for w in np.random.Generator(np.random.Philox(0)).random(200):
         total = w + 1.0

@@ -62,7 +62,7 @@ def test_prompts_that_nobody_needs_are_forgotten() -> None:
     module = torch.nn.Identity()
     cache.layer(module).store_prompt(0, torch.ones(1, 1, 2, 2), torch.ones(1, 1, 2, 2))
     cache.layer(module).store_prompt(1, torch.ones(1, 1, 2, 2), torch.ones(1, 1, 2, 2))
-    cache.keep_prompts({1})
+    cache.keep_prompts(lambda prompt: prompt == 1)
     assert list(cache.layer(module).prompts) == [1]
 
 

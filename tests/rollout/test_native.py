@@ -11,6 +11,8 @@ from peft import LoraConfig, get_peft_model
 from torch import nn
 
 from strop.errors import ConfigError, DataError, RolloutError
+from strop.model import score
+from strop.records import Example
 from strop.rollout import Mixture, SamplingParams, warp_logps
 from strop.rollout.decoder import Decoder
 from strop.rollout.native import NativeGenerator
@@ -99,6 +101,21 @@ def test_reported_logps_are_under_the_distribution_sampled_from(
     assert largest_gap(rollout.sampler_logps, forced_logps(llama, rollout, sampling)) < 1e-6
 
 
+@pytest.mark.parametrize("arch", ["llama", "gemma2", "gpt2"])
+def test_the_trainers_scores_are_the_samplers(arch: str, prompts: list[list[int]]) -> None:
+    """Equal weights and equal distribution: the importance ratio is 1."""
+    for policy in [tiny_model(arch)] + ([lora(tiny_model(arch))] if arch == "llama" else []):
+        sampling = SamplingParams(max_new_tokens=8, temperature=0.7, stop_token_ids=(2,), seed=2)
+        for _ in range(2):  # the second rollout runs on a model that has been taught to score
+            rollout = NativeGenerator(policy).generate(prompts, 3, sampling)
+            examples = [Example(p, c) for p, c in zip(rollout.prompts, rollout.completions, strict=True)]
+            scores = score(policy, examples, temperature=0.7)
+            flat = [logp for line in rollout.sampler_logps for row in line for logp in row]
+            assert scores.logps is not None
+            ratio = (scores.logps.detach() - torch.tensor(flat, dtype=torch.float64)).exp()
+            torch.testing.assert_close(ratio, torch.ones_like(ratio), atol=1e-6, rtol=0)
+
+
 def test_first_and_second_tokens_have_the_models_frequencies(llama: nn.Module) -> None:
     sampling = SamplingParams(max_new_tokens=2, stop_token_ids=(), seed=0, top_k=4)
     rollout = NativeGenerator(llama, max_slots=2000).generate([[5, 6, 7]], 4000, sampling)
@@ -161,6 +178,25 @@ def test_the_callers_random_states_are_untouched(llama: nn.Module, prompts: list
     assert torch.equal(before[0], torch.get_rng_state())
     assert (before[1] == np.random.get_state()[1]).all()
     assert before[2] == random.getstate()
+
+
+def test_prompts_are_freed_when_their_last_row_is_done(
+    llama: nn.Module, monkeypatch: pytest.MonkeyPatch, prompts: list[list[int]]
+) -> None:
+    held: list[int] = []
+    original = Decoder.step
+
+    def watched(self: Decoder, *args: Any) -> torch.Tensor:
+        held.append(len(next(iter(self.cache.layers.values())).prompts))
+        return original(self, *args)
+
+    monkeypatch.setattr(Decoder, "step", watched)
+    sampling = SamplingParams(max_new_tokens=4, stop_token_ids=(), seed=1)
+    NativeGenerator(llama, max_slots=2, share_prompts=True).generate(prompts, 2, sampling)
+    assert max(held) == 1
+    held.clear()
+    NativeGenerator(llama, max_slots=2, share_prompts=False).generate(prompts, 2, sampling)
+    assert max(held) == 0
 
 
 def test_distinct_prompts_are_computed_once(llama: nn.Module, prompts: list[list[int]]) -> None:
@@ -280,6 +316,15 @@ def test_the_model_comes_back_as_it_was(fails: bool, monkeypatch: pytest.MonkeyP
     loss = model(input_ids=torch.tensor([[5, 6, 7]]), labels=torch.tensor([[5, 6, 7]])).loss
     loss.backward()
     assert model.lm_head.weight.grad is not None
+
+
+def test_checkpointing_of_activations_does_not_disturb(prompts: list[list[int]]) -> None:
+    model = tiny_model("llama")
+    expected = NativeGenerator(model).generate(prompts, 1, GREEDY).completions
+    model.gradient_checkpointing_enable()
+    model.train()
+    assert NativeGenerator(model).generate(prompts, 1, GREEDY).completions == expected
+    assert model.is_gradient_checkpointing
 
 
 def test_dropout_is_off_while_sampling(prompts: list[list[int]], forced_logps: Callable, largest_gap: Callable) -> None:

@@ -60,6 +60,15 @@ def test_a_plan_of_forked_prompts_counts_the_prompt_as_the_rows_own() -> None:
     assert plan.lockstep == 6 and plan.groups == []
 
 
+def test_a_prompt_is_awaited_until_its_last_row_has_entered() -> None:
+    scheduler = Scheduler([row(0, 0), row(1, 0)], 1, share_prompts=True)
+    assert scheduler.awaited(0) and scheduler.awaited(1)
+    scheduler.waiting.popleft()
+    assert not scheduler.awaited(0) and scheduler.awaited(1)
+    scheduler.waiting.popleft()
+    assert not scheduler.awaited(1)
+
+
 def test_rows_come_back_by_prompt_and_sample() -> None:
     rows = [row(1, 1, 2), row(0, 0, 1), row(1, 0, 3), row(0, 1, 4)]
     lists = as_rollout_lists(rows, 2, 2)

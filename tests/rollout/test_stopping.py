@@ -41,6 +41,19 @@ def test_only_a_short_tail_is_decoded() -> None:
     assert max(lengths) <= 6 + 4
 
 
+def test_a_stop_string_may_take_a_token_per_byte() -> None:
+    tokenizer = toy_tokenizer()
+    ids = tokenizer.encode("aéééééé", add_special_tokens=False)
+    assert len(ids) == 13
+    assert first_stop(StopRule([], ["éééééé"], tokenizer), ids) == 13
+
+
+def test_a_space_that_decoding_drops_at_the_start_is_found() -> None:
+    """SentencePiece tokenizers strip the first space of whatever they decode."""
+    letters = SimpleNamespace(decode=lambda ids, **_: "".join(map(chr, ids)).removeprefix(" "))
+    assert first_stop(StopRule([], [" END"], letters), [ord(c) for c in "word END"]) == 8
+
+
 def test_without_stop_strings_no_tokenizer_is_touched() -> None:
     assert not StopRule([1]).reached([5])
     with pytest.raises(ConfigError, match="tokenizer"):

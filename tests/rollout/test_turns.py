@@ -46,7 +46,12 @@ class Script:
         ids = ids[: sampling.max_new_tokens]
         reason = "stop" if ids[-1] == self.tokenizer.eos_token_id else "length"
         count = len(prompts)
-        return Rollout(prompts, [[list(ids)] for _ in range(count)], [[[-0.5] * len(ids)] for _ in range(count)], [[reason]] * count)
+        return Rollout(
+            prompts,
+            [[list(ids)] for _ in range(count)],
+            [[[-0.5] * len(ids)] for _ in range(count)],
+            [[reason]] * count,
+        )
 
 
 @pytest.fixture
@@ -118,7 +123,9 @@ def test_an_environment_runs_until_it_is_done(tokenizer):
     script = Script(tokenizer, ["is it 3", "is it 7"])
     rollout, groups = turns.run(script, [[5]], [{"secret": 7}], 1, SamplingParams(max_new_tokens=500))
     assert groups[0][0].environment.turns == 2
-    text = tokenizer.decode([i for i, m in zip(rollout.completions[0][0], rollout.loss_mask[0][0], strict=True) if not m])
+    text = tokenizer.decode(
+        [i for i, m in zip(rollout.completions[0][0], rollout.loss_mask[0][0], strict=True) if not m]
+    )
     assert "guess a number" in text and "wrong" in text
     assert rollout.loss_mask[0][0][-1] == 1 and rollout.finish_reasons[0][0] == "stop"
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -141,7 +140,7 @@ def test_no_args_at_all(name: str, models: dict[str, str]) -> None:
 def test_a_small_batch_for_grpo_means_a_whole_group(models: dict[str, str], capsys: pytest.CaptureFixture[str]) -> None:
     args = strop.GRPOConfig(**QUICK, per_device_train_batch_size=2, max_completion_length=4)
     trainer = strop.GRPOTrainer(models["model_id"], letters_reward, args, rows_for("grpo", 2))
-    assert "each step uses 1 prompts, 8 completions" in capsys.readouterr().out
+    assert "prompts used for each step: 1, with 8 completions" in capsys.readouterr().out
     train(trainer)
 
 

@@ -49,13 +49,23 @@ def test_an_environment_gives_turns_masks_and_a_reward(tmp_path):
     group.advantages = torch.ones(2)
     batch = trainer.build([trainer.tree(group)])
     scores = trainer.score(trainer.model, batch, log=False)
-    wrote = [l for logps, mask in zip(group.sampler_logps, group.loss_mask, strict=True) for l, m in zip(logps, mask, strict=True) if m]  # noqa: E741
+    wrote = [
+        l
+        for logps, mask in zip(group.sampler_logps, group.loss_mask, strict=True)
+        for l, m in zip(logps, mask, strict=True)
+        if m
+    ]  # noqa: E741
     assert torch.allclose(scores.logps.detach(), torch.tensor(wrote).double(), atol=1e-6)
 
 
 def test_a_rollout_function_replaces_the_engine(tmp_path):
     def rollout_func(prompts, n, sampling, trainer):
-        return Rollout(prompts, [[[5, 6]] * n for _ in prompts], [[[-1.0, -1.0]] * n for _ in prompts], [["stop"] * n for _ in prompts])
+        return Rollout(
+            prompts,
+            [[[5, 6]] * n for _ in prompts],
+            [[[-1.0, -1.0]] * n for _ in prompts],
+            [["stop"] * n for _ in prompts],
+        )
 
     trainer = build(tmp_path, rollout_func=rollout_func)
     assert trainer.rollout([trainer.train_dataset[0]], 2, training=True)[0].completions == [[5, 6], [5, 6]]

@@ -20,8 +20,8 @@ def test_the_rows_of_a_step_do_not_depend_on_the_number_of_processes(world, rows
     alone = steps_of(StepSampler(rows, 4, seed=3))
     shares = [steps_of(StepSampler(rows, 4, seed=3, rank=r, world_size=world)) for r in range(world)]
     for step, whole in enumerate(alone):
-        assert sorted(sum((share[step] for share in shares), [])) == sorted(whole)
-    assert sorted(sum(alone, [])) == list(range(rows))
+        assert sorted(row for share in shares for row in share[step]) == sorted(whole)
+    assert sorted(row for step in alone for row in step) == list(range(rows))
 
 
 def test_epochs_differ_and_repeat_by_seed_and_number():

@@ -42,7 +42,10 @@ def main(argv: list[str] | None = None) -> int:
         return 0
     verb, rest = argv[0], argv[1:]
     if verb not in BY_VERB and verb not in TOOLS:
-        print(f"strop: there is no verb '{verb}'.{did_you_mean(verb, [*BY_VERB, *TOOLS])} See strop --help.", file=sys.stderr)
+        print(
+            f"strop: there is no verb '{verb}'.{did_you_mean(verb, [*BY_VERB, *TOOLS])} See strop --help.",
+            file=sys.stderr,
+        )
         return 2
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")

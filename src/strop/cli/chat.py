@@ -61,7 +61,11 @@ def answer(model: Any, tokenizer: Any, messages: list[dict[str, str]], values: d
             attention_mask=torch.ones_like(inputs),
             max_new_tokens=values["max_new_tokens"],
             do_sample=warm,
-            **({"temperature": values["temperature"], "top_p": values["top_p"], "top_k": values["top_k"]} if warm else {}),
+            **(
+                {"temperature": values["temperature"], "top_p": values["top_p"], "top_k": values["top_k"]}
+                if warm
+                else {}
+            ),
             use_cache=True,
             pad_token_id=tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id,
             streamer=TextStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True),

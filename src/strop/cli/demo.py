@@ -13,7 +13,12 @@ FLAGS = (
 
 def run(argv: list[str]) -> int:
     if "--help" in argv or "-h" in argv:
-        print(help_page("strop demo: SFT, a reward model and DPO on a small task, in a few minutes on a laptop", {"flags": FLAGS}))
+        print(
+            help_page(
+                "strop demo: SFT, a reward model and DPO on a small task, in a few minutes on a laptop",
+                {"flags": FLAGS},
+            )
+        )
         return 0
     values = parse(argv, {flag.name: flag for flag in FLAGS})
     from strop.demo.run import run_demo

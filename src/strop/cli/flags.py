@@ -56,7 +56,11 @@ def parse(argv: Sequence[str], flags: Mapping[str, Flag]) -> dict[str, Any]:
         else:
             given[name] = value
     from_file = read_config(given.pop("config")) if "config" in given else {}
-    problems += [f"'{name}' in the config file is not a setting.{did_you_mean(name, flags)}" for name in from_file if name not in flags]
+    problems += [
+        f"'{name}' in the config file is not a setting.{did_you_mean(name, flags)}"
+        for name in from_file
+        if name not in flags
+    ]
     if problems:
         raise ConfigError.collect("These arguments cannot be used:", problems)
     values = {name: fit(value, flags[name]) for name, value in given.items()}
@@ -73,9 +77,13 @@ def read_config(path: str) -> dict[str, Any]:
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         where = getattr(error, "problem_mark", None)
         line = f", line {where.line + 1}" if where else ""
-        raise ConfigError(f"--config {path}{line}: not valid YAML ({getattr(error, 'problem', None) or error}).") from None
+        raise ConfigError(
+            f"--config {path}{line}: not valid YAML ({getattr(error, 'problem', None) or error})."
+        ) from None
     if not isinstance(settings, dict):
-        raise ConfigError(f"--config {path}: must hold settings as 'name: value' lines, found {type(settings).__name__}.")
+        raise ConfigError(
+            f"--config {path}: must hold settings as 'name: value' lines, found {type(settings).__name__}."
+        )
     return {str(name).replace("-", "_"): value for name, value in settings.items()}
 
 

@@ -44,12 +44,18 @@ def run(argv: list[str]) -> int:
     ids = [encode(tokenizer, prompt, raw=values["raw"]) for prompt in prompts]
     rollout = sample(model, tokenizer, ids, values)
     rows = [
-        {"prompt": prompt, "completion": tokenizer.decode(completion, skip_special_tokens=True), "finish_reason": reason}
+        {
+            "prompt": prompt,
+            "completion": tokenizer.decode(completion, skip_special_tokens=True),
+            "finish_reason": reason,
+        }
         for prompt, completions, reasons in zip(prompts, rollout.completions, rollout.finish_reasons, strict=True)
         for completion, reason in zip(completions, reasons, strict=True)
     ]
     if values["output"]:
-        Path(values["output"]).write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+        Path(values["output"]).write_text(
+            "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8"
+        )
         print(f"{len(rows)} completions in {values['output']}")
         return 0
     for row in rows:
@@ -68,7 +74,9 @@ def read_prompts(values: dict[str, Any]) -> list[Any]:
 
     rows = list(load_rows(values["prompts"]))
     if missing := [i for i, row in enumerate(rows) if not row.get("prompt")]:
-        raise ConfigError(f"--prompts {values['prompts']}: rows {missing[:10]} have no `prompt`. Columns found: {sorted(rows[0])}.")
+        raise ConfigError(
+            f"--prompts {values['prompts']}: rows {missing[:10]} have no `prompt`. Columns found: {sorted(rows[0])}."
+        )
     return [row["prompt"] for row in rows]
 
 

@@ -16,21 +16,35 @@ from strop.trainers.registry import BY_VERB, Method
 RUN_FLAGS = (
     Flag("model", str, help="Model to train: hub id, folder, GGUF file, or adapter folder. Required."),
     Flag("dataset", str, help="Training rows: .jsonl, .json, .parquet, .csv, .arrow, a folder, or a hub id. Required."),
-    Flag("eval_dataset", str, help="Rows for evaluation, in the same forms. Evaluated every eval_steps and at the end."),
+    Flag(
+        "eval_dataset", str, help="Rows for evaluation, in the same forms. Evaluated every eval_steps and at the end."
+    ),
     Flag("tokenizer", str, help="Tokenizer, if it is not the model's own."),
     Flag("dtype", str, help="Weights' precision: float32, bfloat16, float16, auto."),
-    Flag("resume", typing.Union[bool, str], default=False, help="Continue from the newest complete checkpoint of output_dir, or from a folder."),  # noqa: UP007
+    Flag(
+        "resume",
+        typing.Union[bool, str],
+        default=False,
+        help="Continue from the newest complete checkpoint of output_dir, or from a folder.",
+    ),  # noqa: UP007
 )
 LORA_FLAGS = (
     Flag("lora", bool, default=False, help="Train a low-rank adapter instead of all weights."),
     Flag("lora_r", int, default=16, help="Rank of the adapter."),
     Flag("lora_alpha", int, default=32, help="Scale of the adapter (the update is multiplied by lora_alpha / lora_r)."),
     Flag("lora_dropout", float, default=0.0, help="Dropout on the adapter's input."),
-    Flag("lora_target_modules", typing.Union[list[str], str], default="all-linear", help="Modules that get an adapter."),  # noqa: UP007
+    Flag(
+        "lora_target_modules", typing.Union[list[str], str], default="all-linear", help="Modules that get an adapter."
+    ),  # noqa: UP007
     Flag("load_in_4bit", bool, default=False, help="Load the base model in 4-bit NF4 (needs strop[quant])."),
     Flag("load_in_8bit", bool, default=False, help="Load the base model in 8-bit (needs strop[quant])."),
 )
-NAME_ALIASES = {"model_name_or_path": "model", "dataset_name": "dataset", "use_peft": "lora", "train_dataset": "dataset"}
+NAME_ALIASES = {
+    "model_name_or_path": "model",
+    "dataset_name": "dataset",
+    "use_peft": "lora",
+    "train_dataset": "dataset",
+}
 
 
 def run(verb: str, argv: list[str]) -> int:
@@ -117,7 +131,13 @@ def flag_groups(method: Method) -> dict[str, list[Flag]]:
     names = list(groups)
     for f in dataclasses.fields(config_class):
         if f.init and not f.name.startswith("_"):
-            flag = Flag(f.name, hints[f.name], None if f.default is dataclasses.MISSING else f.default, described[f.name][1], allowed(hints[f.name]))
+            flag = Flag(
+                f.name,
+                hints[f.name],
+                None if f.default is dataclasses.MISSING else f.default,
+                described[f.name][1],
+                allowed(hints[f.name]),
+            )
             groups[names[4] if f.name in theirs else names[3] if f.name in shared else names[2]].append(flag)
     return groups
 
@@ -163,7 +183,9 @@ def quantization(four_bit: bool) -> Any:
 
     compute = torch.bfloat16 if torch.cuda.is_available() else torch.float32
     if four_bit:
-        return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=compute)
+        return BitsAndBytesConfig(
+            load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=compute
+        )
     return BitsAndBytesConfig(load_in_8bit=True)
 
 

@@ -14,6 +14,7 @@ import weakref
 from array import array
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -229,6 +230,16 @@ def to_example(tree: Tokenized, case: Case, row: int, score_prompt: bool) -> Exa
     return Example(tree.prompt_ids, tree.completions, tree.masks, score_prompt, extras, row)
 
 
+@dataclass(slots=True)
+class Awaiting:
+    """A case of a stream that waits for its block to be tokenised."""
+
+    row: int
+    part: int  # which usable case of its row
+    case: Case
+    fresh: bool  # not in the report yet
+
+
 class ExampleStream:
     """Examples from rows that can only be walked; each `iter` starts anew, or where `load_state_dict` says.
 
@@ -239,28 +250,29 @@ class ExampleStream:
     def __init__(self, rows: RowStream, head: Checked, builder: TreeBuilder, report: DataReport) -> None:
         self.rows, self.builder, self.report = rows, builder, report
         self.kind, self.options = builder.kind, builder.options
-        self.position = 0  # rows before this have been handed out in full
-        self.start = 0  # row that the next walk begins at
-        self.counted = 0  # rows before this are in the report: a second walk does not count them again
+        self.place = (0, 0)  # row, and case of that row, that come next
+        self.start = (0, 0)  # where the next walk begins
+        self.walks = 0  # only the first walk is counted in the report
         try_template(head, rows, builder)
 
     def __iter__(self) -> Iterator[Example]:
-        start, self.start = self.start, 0
-        self.position = start
-        block: list[tuple[int, Case, bool]] = []
+        start, self.start = self.start, (0, 0)
+        self.place = start
+        fresh = self.walks == 0
+        self.walks += 1
+        block: list[Awaiting] = []
         number = -1
         for number, row in enumerate(self.rows):
-            if number < start:
+            if number < start[0]:
                 continue
-            fresh = number >= self.counted
-            self.counted = max(self.counted, number + 1)
-            block += [(number, case, fresh) for case in self._cases(number, row, fresh)]
+            cases = enumerate(self._cases(number, row, fresh))
+            block += [Awaiting(number, part, case, fresh) for part, case in cases if (number, part) >= start]
             if len(block) >= STREAM_BLOCK:
                 yield from self._examples(block)
-                self.position, block = number + 1, []
+                block = []
         yield from self._examples(block)
-        self.position = number + 1
-        if not self.report.trees:
+        self.place = (number + 1, 0)
+        if not self.report.trees and fresh and start == (0, 0):
             raise nothing_left(self.report.source, self.report.rows_read, self.report.left_out)
 
     def _cases(self, number: int, row: Any, fresh: bool) -> list[Case]:
@@ -281,23 +293,24 @@ class ExampleStream:
                 self.report.leave_out(number, *case.left_out)
         return [case for case in cases if case.left_out is None]
 
-    def _examples(self, block: list[tuple[int, Case, bool]]) -> Iterator[Example]:
-        trees = self.builder.build_all([case for _, case, _ in block])
-        for (number, case, fresh), tree in zip(block, trees, strict=True):
-            refuse_boundary(tree, number, self.rows, self.options.skip_bad_rows)
-            if fresh:
+    def _examples(self, block: list[Awaiting]) -> Iterator[Example]:
+        trees = self.builder.build_all([awaiting.case for awaiting in block])
+        for awaiting, tree in zip(block, trees, strict=True):
+            refuse_boundary(tree, awaiting.row, self.rows, self.options.skip_bad_rows)
+            if awaiting.fresh:
                 self.report.trees += 1
-                self.report.conversational += case.chat
-                self.report.add(number, tree)
+                self.report.conversational += awaiting.case.chat
+                self.report.add(awaiting.row, tree)
+            self.place = (awaiting.row, awaiting.part + 1)
             if tree.left_out is None:
-                yield to_example(tree, case, number, self.options.score_prompt)
+                yield to_example(tree, awaiting.case, awaiting.row, self.options.score_prompt)
 
     def state_dict(self) -> dict[str, int]:
-        """Where the stream stands, for a later `load_state_dict`: rows before this were all handed out."""
-        return {"row": self.position}
+        """Where the stream stands, for a later `load_state_dict`: what comes before this has been handed out."""
+        return {"row": self.place[0], "part": self.place[1]}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
         """Start the next walk at a saved place; the rows before it are read but not tokenised."""
         if state.get("row", -1) < 0:
             raise DataError(f"The state of a data stream needs a 'row' of 0 or more; got {state}.")
-        self.start = state["row"]
+        self.start = (state["row"], state.get("part", 0))

@@ -119,8 +119,6 @@ class AdapterCopy:
             self._policy.add_adapter(REFERENCE_ADAPTER, config)
             _mix(self._pairs(), 1.0)
             self._policy.set_adapter(self._trained)
-        for own, _ in self._pairs():
-            own.requires_grad_(False)
 
     @property
     def adapter_names(self) -> list[str]:

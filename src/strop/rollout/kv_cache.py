@@ -13,6 +13,7 @@ Active rows are always slots 0..R-1, so the batch of a step is a plain slice.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
@@ -188,10 +189,10 @@ class KVCache:
         for layer in self.layers.values():
             layer.move(source, target, length)
 
-    def keep_prompts(self, needed: set[int]) -> None:
+    def keep_prompts(self, needed: Callable[[int], bool]) -> None:
         """Forget the prompts that no row needs any more."""
         for layer in self.layers.values():
-            for prompt in layer.prompts.keys() - needed:
+            for prompt in [p for p in layer.prompts if not needed(p)]:
                 del layer.prompts[prompt]
 
 

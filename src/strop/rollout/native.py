@@ -262,13 +262,13 @@ class _Run:
                 decoder.cache.fork(prompt, targets)
 
     def _forget_prompts(self) -> None:
-        """Free prompts that nobody waits for; where they were forked, those in slots are not needed either."""
-        waited = {row.prompt for row in self.scheduler.waiting}
-        for prompt in [p for p in self.first_logits if p not in waited]:
+        """Free prompts that nobody waits for and nobody reads; rows with a forked prompt read their own copy."""
+        scheduler = self.scheduler
+        for prompt in [p for p in self.first_logits if not scheduler.awaited(p)]:
             del self.first_logits[prompt]
-        needed = self.scheduler.prompts_in_use() if self.scheduler.share_prompts else waited
+        read = {row.prompt for row in scheduler.active} if scheduler.share_prompts else set()
         for decoder, _ in self.decoders:
-            decoder.cache.keep_prompts(needed)
+            decoder.cache.keep_prompts(lambda prompt: prompt in read or scheduler.awaited(prompt))
 
     def _seen_prompts(self, rows: list[Row], vocab: int) -> torch.Tensor:
         """Tokens of each row's prompt, (rows, V) bool."""

@@ -10,6 +10,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from strop.errors import SetupError
+from strop.model.dropout import evaluating
 from strop.model.wrappers import base_model
 from strop.rollout.attention_hook import ATTENTION_NAME
 
@@ -31,15 +32,11 @@ def transformers_model(model: nn.Module) -> PreTrainedModel:
 @contextmanager
 def sampling_mode(models: Iterable[nn.Module]) -> Iterator[None]:
     """No gradients, and evaluation mode: dropout off, checkpointing off; each module's own flag is restored."""
-    flags = [(module, module.training) for model in models for module in model.modules()]
-    try:
-        for module, _ in flags:
-            module.training = False
-        with torch.no_grad():
-            yield
-    finally:
-        for module, training in flags:
-            module.training = training
+    with ExitStack() as stack:
+        for model in models:
+            stack.enter_context(evaluating(model))
+        stack.enter_context(torch.no_grad())
+        yield
 
 
 @contextmanager

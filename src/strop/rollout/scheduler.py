@@ -51,7 +51,7 @@ class Scheduler:
     """Slots 0..num_slots-1 and the rows in them.
 
     Args:
-        rows: in the order they should enter; rows of one prompt next to each other.
+        rows: in the order they should enter, by rising number of their distinct prompt.
         num_slots: most rows at a time.
         share_prompts: whether a slot holds the completion only (the prompt is read from a shared place).
     """
@@ -97,9 +97,9 @@ class Scheduler:
         """Keys that the row has in its slot: all its tokens but the newest, and the prompt where it is not shared."""
         return len(row.ids) - 1 + (0 if self.share_prompts else row.length)
 
-    def prompts_in_use(self) -> set[int]:
-        """Distinct prompts that some row still needs."""
-        return {row.prompt for row in self.waiting} | {row.prompt for row in self.active}
+    def awaited(self, prompt: int) -> bool:
+        """Whether rows of this distinct prompt are still to enter."""
+        return bool(self.waiting) and prompt >= self.waiting[0].prompt
 
     def plan(self, device: torch.device) -> tuple[torch.Tensor, StepPlan]:
         """The newest token of every active row, (R,), and the plan of the step that feeds them."""

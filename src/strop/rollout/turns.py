@@ -63,14 +63,21 @@ class Turns:
         template_kwargs: Mapping[str, Any] | None = None,
     ) -> None:
         if (tools is None) == (environment_factory is None):
-            raise ConfigError("Give either tools or an environment_factory: an environment may offer tools of its own in step().")
+            raise ConfigError(
+                "Give either tools or an environment_factory: an environment may offer tools of its own in step()."
+            )
         if tools is not None and not tokenizer.chat_template:
             raise ConfigError("Tools need a tokenizer with a chat template, which shows them to the model.")
         self.tokenizer, self.tools, self.environment_factory = tokenizer, tools, environment_factory
         self.max_turns, self.template_kwargs = max_turns, dict(template_kwargs or {})
 
     def run(
-        self, generator: Generator, prompts: list[list[int]], rows: Sequence[Mapping[str, Any]], n: int, sampling: SamplingParams
+        self,
+        generator: Generator,
+        prompts: list[list[int]],
+        rows: Sequence[Mapping[str, Any]],
+        n: int,
+        sampling: SamplingParams,
     ) -> tuple[Rollout, list[list[Trajectory]]]:
         """Sample `n` trajectories for each prompt; `rows` go to `reset`. At most `sampling.max_new_tokens` tokens each."""
         groups = [[self.begin(prompt, row) for _ in range(n)] for prompt, row in zip(prompts, rows, strict=True)]
@@ -115,7 +122,9 @@ class Turns:
             return
         seed = None if sampling.seed is None else (sampling.seed + turn * TURN_SEEDS) % (2**31 - 1)
         most = max(sampling.max_new_tokens - len(t.ids) for t in active)
-        sampled = generator.generate([t.prompt + t.ids for t in active], 1, replace(sampling, max_new_tokens=most, seed=seed))
+        sampled = generator.generate(
+            [t.prompt + t.ids for t in active], 1, replace(sampling, max_new_tokens=most, seed=seed)
+        )
         for index, trajectory in enumerate(active):
             left = sampling.max_new_tokens - len(trajectory.ids)
             ids, logps = sampled.completions[index][0][:left], sampled.sampler_logps[index][0][:left]
@@ -181,8 +190,12 @@ def check_rollout(given: Any, prompts: list[list[int]], n: int) -> Rollout:
         raise RolloutError(f"rollout_func returned a {type(given).__name__}; it must return a Rollout or a dictionary.")
     shape = [len(group) for group in given.completions]
     if shape != [n] * len(prompts):
-        raise RolloutError(f"rollout_func returned {shape} completions per prompt; {len(prompts)} prompts with {n} each were asked for.")
+        raise RolloutError(
+            f"rollout_func returned {shape} completions per prompt; {len(prompts)} prompts with {n} each were asked for."
+        )
     for completions, logps in zip(given.completions, given.sampler_logps, strict=True):
         if [len(c) for c in completions] != [len(values) for values in logps] or not all(completions):
-            raise RolloutError("rollout_func returned an empty completion, or log-probs that do not match its tokens one by one.")
+            raise RolloutError(
+                "rollout_func returned an empty completion, or log-probs that do not match its tokens one by one."
+            )
     return given

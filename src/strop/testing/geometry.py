@@ -61,7 +61,6 @@ def record_run(verb: str, folder: Path | str, per_device: int, accumulation: int
         per_device, accumulation: with the number of processes they make `ROWS_PER_STEP` rows (or completions).
     """
     group = {"num_generations": 2} if verb in ("grpo", "rloo", "online-dpo") else {}
-    rows = ROWS_PER_STEP // group.get("num_generations", 1) + 1
     settings = {
         "per_device_train_batch_size": per_device,
         "gradient_accumulation_steps": accumulation,
@@ -73,7 +72,7 @@ def record_run(verb: str, folder: Path | str, per_device: int, accumulation: int
         **overrides,
     }
     extra = settings.pop("trainer", None)
-    trainer = fix_rollouts(make_trainer(verb, folder, rows=rows_for(verb, rows), trainer=extra, **settings))
+    trainer = fix_rollouts(make_trainer(verb, folder, rows=rows_for(verb, ROWS_PER_STEP + 1), trainer=extra, **settings))
     recorder = Recorder(trainer)
     trainer.add_callback(recorder)
     trainer.train()

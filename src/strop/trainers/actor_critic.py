@@ -38,9 +38,10 @@ class ActorCritic(nn.Module):
         for model in (self.policy, self.critic):
             model.activation_checkpointing_enable(**kwargs)
 
-    def save(self, folder: str | Path) -> None:
-        """The policy in `folder`, as any model is saved, and the critic in a folder within."""
-        self.policy.save_pretrained(folder)  # type: ignore[operator]
+    def save(self, folder: str | Path, selected_adapters: list[str] | None = None) -> None:
+        """The policy in `folder`, as any model is saved (of several adapters those selected), the critic in a folder within."""
+        options = {} if selected_adapters is None else {"selected_adapters": selected_adapters}
+        self.policy.save_pretrained(folder, **options)  # type: ignore[operator]
         self.critic.save_pretrained(Path(folder) / VALUE_FOLDER)  # type: ignore[operator]
 
 

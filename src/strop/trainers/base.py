@@ -24,7 +24,9 @@ from strop.trainers import rows, setup
 from strop.trainers.checkpoint import CheckpointMixin
 from strop.trainers.config import TrainerConfig
 from strop.trainers.evaluation import EvaluationMixin
+from strop.trainers.evaluation_samples import EvaluationSamples
 from strop.trainers.metrics import MetricLog
+from strop.trainers.offloading import offloaded_activations
 from strop.trainers.reference_scores import ReferenceScores
 from strop.trainers.reference_upkeep import upkeep
 from strop.trainers.step import Counts, StepContext, StepWork, default_counts, gather_rows, sum_over_ranks
@@ -144,8 +146,9 @@ class BaseTrainer(CheckpointMixin, EvaluationMixin, Trainer):
             self.reference.model.to(self.args.device)
         setup.replace_progress(self)
         self.reference_scores = ReferenceScores(self) if self.uses_reference else None
-        for callback in upkeep(self):
+        for callback in [*upkeep(self), *([EvaluationSamples(self)] if args.generate_during_eval else [])]:
             self.add_callback(callback)
+        setup.check_layout(self)
         self.after_init()
 
     def after_init(self) -> None:
@@ -337,6 +340,13 @@ class BaseTrainer(CheckpointMixin, EvaluationMixin, Trainer):
         with self.accelerator.no_sync(model):
             yield
         state._set_sync_gradients(synced)
+
+    def compute_loss_context_manager(self) -> contextlib.ExitStack:
+        """The parent's mixed precision, and activations kept in host memory where that is asked for."""
+        stack = super().compute_loss_context_manager()
+        if self.args.activation_offloading:
+            stack.enter_context(offloaded_activations())
+        return stack
 
     # ---- bookkeeping of the parent ----------------------------------------------------------------------------
 

@@ -6,6 +6,8 @@ import hashlib
 import json
 import os
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -86,6 +88,18 @@ def sync_to_disk(path: Path) -> None:
         os.close(descriptor)
 
 
+@contextmanager
+def without_progress_bars() -> Iterator[None]:
+    """Keeps transformers from drawing a bar for every file that it writes."""
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
+
+
 class CheckpointMixin:
     """Saving and finding checkpoints around the parent trainer, which writes their contents."""
 
@@ -162,18 +176,13 @@ class CheckpointMixin:
     def _save(self: Any, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
         """As the parent, without its progress bars, and without the frozen adapter that only serves as reference."""
         names = getattr(self.reference, "adapter_names", None)
-        shown = logging.is_progress_bar_enabled()
-        logging.disable_progress_bar()
-        try:
+        with without_progress_bars():
             if names is None:
                 super()._save(output_dir, state_dict)  # type: ignore[misc]
             elif self.args.should_save:
                 folder = output_dir or self.args.output_dir
                 self.policy.save_pretrained(folder, selected_adapters=names, state_dict=state_dict)
                 self.processing_class.save_pretrained(folder)
-        finally:
-            if shown:
-                logging.enable_progress_bar()
 
     def write_strop_state(self: Any, folder: Path, run_dir: Path) -> None:
         """Add strop's own state, name the best checkpoint by its final place, flush everything, write the manifest."""

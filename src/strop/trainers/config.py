@@ -86,6 +86,8 @@ class TrainerConfig(TrainingArguments):
     layout: Layout = "auto"
     """How trees are laid out: shared prompts (tree), one sequence per completion without padding (packed), or rows
     with padding (padded). auto: tree where the architecture can, checked against padded on a small example."""
+    padding_free: bool = False
+    """Insist on a layout without padding, which is the default wherever the architecture allows it."""
     max_tokens_per_micro_batch: Annotated[int, Range(min=1)] | None = None
     """Bound on the tokens computed at once. None: `per_device_train_batch_size` rows at once. Never changes the gradient."""
     head_memory_mb: Annotated[int, Range(min=1)] = 512
@@ -102,7 +104,7 @@ class TrainerConfig(TrainingArguments):
     def __post_init__(self) -> None:
         problems = validate(self)
         for name, advice in self.unused.items():
-            default = next((f.default for f in dataclasses.fields(TrainingArguments) if f.name == name), None)
+            default = next((f.default for f in dataclasses.fields(self) if f.name == name), None)
             if advice and getattr(self, name, default) not in (default, None, [], False):
                 problems.append(f"{name}={getattr(self, name)!r} has no effect here. {advice}")
         problems += self.contradictions()
@@ -132,6 +134,8 @@ class TrainerConfig(TrainingArguments):
         problems = []
         if self.activation_offloading and not torch.cuda.is_available():
             problems.append("activation_offloading=True needs a CUDA device; on CPU the activations are in host memory already.")
+        if self.padding_free and self.layout == "padded":
+            problems.append("padding_free=True and layout='padded' exclude each other; remove one.")
         return problems
 
     @property

@@ -8,7 +8,18 @@ import torch
 
 from strop.data import DatasetKind
 from strop.errors import ConfigError
-from strop.losses import check_dpo_options, dpo_loss, ld_logps, nll_loss, shared_lengths, wpo_alignment, wpo_weights
+from strop.losses import (
+    AOTPartners,
+    aot_loss,
+    aot_partners,
+    check_dpo_options,
+    dpo_loss,
+    ld_logps,
+    nll_loss,
+    shared_lengths,
+    wpo_alignment,
+    wpo_weights,
+)
 from strop.losses.names import DPO_BATCH_LOSS_TYPES, DPO_OPTIONS, DPO_TERM_TYPES, check_name, check_option
 from strop.records import Batch, Example, LossOutput, Scores, Term, Want
 from strop.trainers.config import ReferenceConfig
@@ -112,7 +123,12 @@ class DPOTrainer(PairTrainer):
     def statistics(self, scores: Scores, batch: Batch, step: StepContext) -> dict[str, torch.Tensor]:
         assert step.ref is not None
         lengths = scores.lengths.view(-1, 2)
-        return {"policy": self.sums(scores, lengths), "ref": self.sums(step.ref, lengths), "lengths": lengths}
+        return {"policy": self.sums(scores, lengths), "ref": self.sums(step.ref, lengths)}
+
+    def reduce_statistics(self, values: dict[str, torch.Tensor], training: bool) -> dict[str, Any]:
+        """What each pair of the step is compared with, by loss (AOT)."""
+        columns = (*values["policy"].unbind(1), *values["ref"].unbind(1))
+        return {name: aot_partners(*columns, loss_type=name) for name in self.args.loss_type if name in DPO_BATCH_LOSS_TYPES}
 
     def loss(self, scores: Scores, batch: Batch, step: StepContext) -> LossOutput:
         assert scores.logps is not None and step.ref is not None
@@ -125,15 +141,19 @@ class DPOTrainer(PairTrainer):
                 chosen = scores.segment % 2 == 0
                 terms.append(Term(nll_loss(scores.logps[chosen]), "chosen_tokens", weight))
                 continue
-            if name in DPO_BATCH_LOSS_TYPES:
-                values = self.whole_step_loss(name, policy, step)
-            else:
-                values = self.pair_loss(name, policy, ref, lengths)
+            values = self.pair_loss(name, policy, ref, lengths, step)
             terms.append(Term(values if weights is None else values * weights, "trees", weight))
         return LossOutput(terms, pair_metrics(scores, self.args.beta * (policy - ref).detach(), policy.detach()))
 
-    def pair_loss(self, name: str, policy: torch.Tensor, ref: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
+    def pair_loss(
+        self, name: str, policy: torch.Tensor, ref: torch.Tensor, lengths: torch.Tensor, step: StepContext
+    ) -> torch.Tensor:
         """One loss of the family for pairs (B, 2), (B,)."""
+        smoothing = self.args.label_smoothing if name in DPO_OPTIONS["label_smoothing"] else 0.0
+        if name in DPO_BATCH_LOSS_TYPES:
+            partners = AOTPartners(*(values[step.rows] for values in step.statistics[name]))
+            columns = (*policy.unbind(1), *ref.unbind(1), partners)
+            return aot_loss(*columns, beta=self.args.beta, loss_type=name, label_smoothing=smoothing)
         normed = name == "sigmoid_norm" or (name == "ipo" and self.args.ipo_length_norm)
         return dpo_loss(
             policy[:, 0],
@@ -142,26 +162,13 @@ class DPOTrainer(PairTrainer):
             ref[:, 1],
             beta=self.args.beta,
             loss_type=name,
-            label_smoothing=self.args.label_smoothing if name in DPO_OPTIONS["label_smoothing"] else 0.0,
+            label_smoothing=smoothing,
             lengths_chosen=lengths[:, 0] if normed else None,
             lengths_rejected=lengths[:, 1] if normed else None,
             f_divergence=self.args.f_divergence_type,
             f_alpha=self.args.f_alpha_divergence_coef,
             discopop_tau=self.args.discopop_tau,
         )
-
-    def whole_step_loss(self, name: str, policy: torch.Tensor, step: StepContext) -> torch.Tensor:
-        """A loss over all pairs of the step, of which only this micro-batch's carry a gradient, (1,).
-
-        Every micro-batch computes the whole sum; its gradient is taken once, for its own rows. The value is this
-        micro-batch's share, so that the shares add up to the sum.
-        """
-        assert step.rows is not None
-        everyone, rows = step.statistics, step.rows
-        injected = torch.cat([everyone["policy"][: rows.start], policy, everyone["policy"][rows.stop :]])
-        total = self.pair_loss(name, injected, everyone["ref"], everyone["lengths"]).sum()
-        share = (rows.stop - rows.start) / len(injected)
-        return (total - total.detach() * (1 - share)).view(1)
 
     def pair_weights(self, scores: Scores) -> torch.Tensor | None:
         """WPO's weights (B,), or None."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 import torch
 
@@ -24,10 +24,31 @@ from strop.trainers.online_config import OnlineConfig
 from strop.trainers.schema import Range, config
 from strop.trainers.step import StepContext
 
+NO_REWARD = ("reward_weights", "reward_on_error", "reward_penalty", "reward_timeout", "missing_eos_penalty")
+NO_REFERENCE = ("sync_ref_model", "ref_model_mixup_alpha", "ref_model_sync_steps", "precompute_ref_batch_size")
+
 
 @config
 class GKDConfig(OnlineConfig):
     """Settings of `GKDTrainer`."""
+
+    removed: ClassVar[dict[str, str]] = {
+        **OnlineConfig.removed,
+        "completion_only_loss": "The divergence is taken on completion tokens always; remove it.",
+        "assistant_only_loss": "The last turn is the completion, and nothing else is learned; remove it.",
+        "loss_type": "The divergence is chosen by beta; remove it.",
+        "packing": "Rows are computed without padding as they are; remove it.",
+        "packing_strategy": "Rows are computed without padding as they are; remove it.",
+        "eval_packing": "Rows are computed without padding as they are; remove it.",
+        "dataset_text_field": "Rows need prompt and completion, or messages; plain text has no completion to learn.",
+        "dataset_kwargs": "Rows that are tokenised already are recognised by their columns; remove it.",
+    }
+    unused: ClassVar[dict[str, str]] = {
+        **OnlineConfig.unused,
+        **dict.fromkeys(NO_REWARD, "GKD asks for no reward; remove it."),
+        **dict.fromkeys(NO_REFERENCE, "GKD compares with the teacher, not with a reference; remove it."),
+        "num_generations_eval": "Evaluation uses the completions of the rows; remove it.",
+    }
 
     learning_rate: Annotated[float, Range(min=0)] = 2e-5
     """Peak learning rate of AdamW."""

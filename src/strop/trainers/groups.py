@@ -54,14 +54,10 @@ def environment_reward(environments: list[Any]) -> list[float]:
     return [float(environment.reward) for environment in environments]
 
 
-def texts(tokenizer: Any, flat: Sequence[tuple[Group, int]]) -> list[str]:
-    """Completions as text, for rewards and people only; the ids are what is trained on."""
-    return tokenizer.batch_decode([group.completions[i] for group, i in flat], skip_special_tokens=True)
-
-
-def conversational(group: Group, text: str) -> Any:
-    """A completion in the form of its prompt: a message list for conversations, else the text."""
-    return text if isinstance(group.prompt, str) else [{"role": "assistant", "content": text}]
+def replies(tokenizer: Any, group: Group) -> list[Any]:
+    """Completions in the form of their prompt, message lists or texts; for rewards and people, the ids are trained on."""
+    texts = tokenizer.batch_decode(group.completions, skip_special_tokens=True)
+    return texts if isinstance(group.prompt, str) else [[{"role": "assistant", "content": text}] for text in texts]
 
 
 def completion_metrics(groups: Sequence[Group]) -> dict[str, Mean | Extreme]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 
@@ -34,6 +34,15 @@ Positive = Annotated[float, Range(min=0, open_min=True)]
 @config
 class GRPOConfig(OnlineConfig):
     """Settings of `GRPOTrainer`."""
+
+    aliases: ClassVar[dict[str, str]] = {
+        **OnlineConfig.aliases,
+        "vllm_importance_sampling_cap": "vllm_importance_sampling_clip_max",
+    }
+    removed: ClassVar[dict[str, str]] = {
+        **OnlineConfig.removed,
+        "cast_lm_head_to_fp32": "Logits are added up and normalised in float32 always; remove it.",
+    }
 
     disable_dropout: bool = False
     """Set every dropout of the model to 0."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 
@@ -14,12 +14,18 @@ from strop.trainers.metrics import mean_of
 from strop.trainers.online_dpo import OnlinePairConfig, OnlinePairTrainer, objective_metrics
 from strop.trainers.opponents import preferences, rollout_against
 from strop.trainers.schema import Range, config
-from strop.trainers.step import StepContext, tree_field
+from strop.trainers.step import StepContext, sum_over_ranks, tree_field
 
 
 @config
 class NashMDConfig(OnlinePairConfig):
     """Settings of `NashMDTrainer`."""
+
+    unused: ClassVar[dict[str, str]] = {
+        **OnlinePairConfig.unused,
+        "loss_type": "Nash-MD has one loss; see gradient_form and objective.",
+        "num_generations_eval": "Each prompt has one completion of the policy and one of the opponent.",
+    }
 
     mixture_coef: Annotated[float, Range(min=0, max=1)] | list[float] = 0.5
     """Weight of the reference in the opponent's mixture; 0 is self-play, 1 the reference. A list: one per epoch."""
@@ -55,17 +61,18 @@ class NashMDTrainer(OnlinePairTrainer):
         return rollout_against(self, super().rollout, prompts, training, mixture)
 
     def make_trees(self, groups: list[Group], training: bool) -> list[Example]:
-        probabilities = preferences(self, groups)
+        probabilities = preferences(groups, judge=self.has_judge)
         kept = [(i, g, p) for i, (g, p) in enumerate(zip(groups, probabilities, strict=True)) if p is not None]
         means = [float(g.rewards[0]) for _, g, _ in kept if g.rewards is not None]
+        everyone = sum_over_ranks({"total": sum(means), "count": float(len(means))}, self.args.world_size)
         trees = []
-        for position, (index, group, probability) in enumerate(kept):
-            others = [m for i, m in enumerate(means) if i != position]
+        for index, group, probability in kept:
+            own = float(group.rewards[0]) if group.rewards is not None else 0.0
             extras = {
                 "prompt_index": index,
                 "probability": probability,
                 "scores": group.rewards.tolist() if group.rewards is not None else [probability, 1 - probability],
-                "baseline": sum(others) / len(others) if others else 0.0,
+                "baseline": (everyone["total"] - own) / max(everyone["count"] - 1, 1.0),
                 "ended": [float(reason == "stop") for reason in group.finish_reasons],
             }
             trees.append(Example(group.example.prompt_ids, group.completions[:1], extras=extras, row=group.example.row))

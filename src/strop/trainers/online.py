@@ -13,7 +13,7 @@ from strop.data import DatasetKind, TokenizeOptions
 from strop.errors import ConfigError
 from strop.model import base_model, lm_head_of
 from strop.records import Batch, Example, Mean, Rollout, Scores, Want
-from strop.rewards import RewardSet
+from strop.rewards import JudgeReward, RewardSet
 from strop.rollout import SamplingParams, make_generator
 from strop.rollout.tools import Tools
 from strop.rollout.turns import Turns, check_rollout
@@ -22,13 +22,13 @@ from strop.trainers.base import BaseTrainer
 from strop.trainers.groups import (
     Group,
     completion_metrics,
-    conversational,
     environment_reward,
     prompt_of,
+    replies,
     sample_rows,
-    texts,
 )
 from strop.trainers.online_config import OnlineConfig
+from strop.trainers.pieces import pieces
 from strop.trainers.sampled_distribution import changes_distribution, rescore
 from strop.trainers.samples import show_samples
 from strop.trainers.windows import StepSampler, StreamWindows, window_loader
@@ -41,6 +41,7 @@ class OnlineTrainer(BaseTrainer):
     dataset_kind = DatasetKind.PROMPT_ONLY
     remembers_reference = False
     needs_reward: ClassVar[bool] = True
+    batch_counts: ClassVar[str] = "completions"  # what per_device_train_batch_size counts; "prompts" for pairs
 
     def __init__(
         self,
@@ -89,6 +90,7 @@ class OnlineTrainer(BaseTrainer):
                 timeout_seconds=self.args.reward_timeout,
                 device=self.args.device,
             )
+            self.check_rewards()
         self._generator: Any = None
         self.turns = None
         if self._tools is not None or self._environment_factory is not None:
@@ -100,6 +102,18 @@ class OnlineTrainer(BaseTrainer):
                 template_kwargs=self.args.chat_template_kwargs,
             )
         self.announce_batches()
+
+    def check_rewards(self) -> None:
+        """Whether the rewards find what they ask for, before anything is sampled."""
+        assert self.rewards is not None
+        if self.batch_counts == "completions" and self.group_size < 2 and any(isinstance(reward, JudgeReward) for reward in self.rewards.functions):
+            raise ConfigError(
+                f"A judge compares completions of one prompt, and {type(self).__name__} samples one; "
+                "set num_generations to 2 or more, or give a reward that scores a single completion."
+            )
+        if hasattr(self.train_dataset, "__len__") and len(self.train_dataset):
+            columns = list(self.train_dataset[0].extras.get("columns", {}))
+            self.rewards.check_columns(columns, has_environments=self._environment_factory is not None)
 
     @property
     def uses_reference(self) -> bool:  # type: ignore[override]
@@ -115,12 +129,12 @@ class OnlineTrainer(BaseTrainer):
     @property
     def completions_per_step(self) -> int:
         """Completions that one optimizer step asks for, over all ranks."""
-        return self._train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size
+        return self.rows_per_step * (self.group_size if self.batch_counts == "prompts" else 1)
 
     @property
     def prompts_per_step(self) -> int:
         """Whole groups that make an optimizer step: the completions asked for, rounded up."""
-        return math.ceil(self.completions_per_step / self.group_size)
+        return self.rows_per_step if self.batch_counts == "prompts" else math.ceil(self.completions_per_step / self.group_size)
 
     @property
     def fresh_steps(self) -> int:
@@ -139,8 +153,8 @@ class OnlineTrainer(BaseTrainer):
         """Say so if the batch settings do not make whole groups, and what is done instead."""
         if self.completions_per_step % self.group_size:
             self.say(
-                f"{self.completions_per_step} completions per step make no whole groups of {self.group_size}: each step uses "
-                f"{self.prompts_per_step} prompts, {self.prompts_per_step * self.group_size} completions. "
+                f"{self.completions_per_step} completions per step make no whole groups of {self.group_size}; prompts used "
+                f"for each step: {self.prompts_per_step}, with {self.prompts_per_step * self.group_size} completions. "
                 "Micro-batches stay at per_device_train_batch_size."
             )
 
@@ -174,10 +188,16 @@ class OnlineTrainer(BaseTrainer):
     def generator(self) -> Any:
         """The rollout engine, made on first use."""
         if self._generator is None:
-            extra = {}
+            extra: dict[str, Any] = {}
             if self.args.engine == "vllm":
                 url = self.args.vllm_server_base_url or f"http://{self.args.vllm_server_host}:{self.args.vllm_server_port}"
-                extra = {"mode": self.args.vllm_mode, "base_url": url, "timeout_seconds": self.args.vllm_server_timeout}
+                extra = {"mode": self.args.vllm_mode, "base_url": url, "timeout_s": self.args.vllm_server_timeout}
+                if self.args.vllm_mode == "colocate":
+                    extra["engine"] = {
+                        "gpu_memory_utilization": self.args.vllm_gpu_memory_utilization,
+                        "max_model_len": self.args.vllm_max_model_length,
+                        "model_impl": self.args.vllm_model_impl,
+                    }
             self._generator = make_generator(
                 self.args.engine,
                 model=self.policy,
@@ -199,6 +219,7 @@ class OnlineTrainer(BaseTrainer):
             top_k=self.args.top_k,
             min_p=self.args.min_p,
             repetition_penalty=self.args.repetition_penalty,
+            stop_token_ids=self.args.stop_token_ids,
             stop_strings=tuple(self.args.stop or ()),
             seed=seed % (2**31 - 1),
         )
@@ -248,7 +269,7 @@ class OnlineTrainer(BaseTrainer):
             columns[name] = [group.columns.get(name) for group, _ in flat]
         table = self.rewards.score(
             [group.prompt for group, _ in flat],
-            [conversational(group, text) for group, text in zip((g for g, _ in flat), texts(self.processing_class, flat), strict=True)],
+            [text for group in groups for text in replies(self.processing_class, group)],
             [group.completions[i] for group, i in flat],
             columns,
             trainer_state=self.state,
@@ -265,6 +286,16 @@ class OnlineTrainer(BaseTrainer):
             group.reward_names, group.values, group.rewards = table.names, values[start:stop], totals[start:stop]
             start = stop
         self._metrics[mode].add(table.log_metrics())
+
+    def plan(self, examples: Sequence[Example], rows_at_once: int) -> list[list[Example]]:
+        """A micro-batch has as many completions as `rows_at_once` says, however many of them a tree has."""
+        each = 1 if self.batch_counts == "prompts" else max((len(e.completions) for e in examples), default=1)
+        return super().plan(examples, max(1, rows_at_once // each))
+
+    def pieces(self, tree: Example) -> list[Example]:
+        """A tree with more completions than a micro-batch may hold, cut to fit."""
+        budget = self.args.max_tokens_per_micro_batch
+        return pieces(tree, max_tokens=budget, max_completions=None if budget else self._train_batch_size)
 
     def make_trees(self, groups: list[Group], training: bool) -> list[Example]:
         """Trees to train on, in the order of the groups: what a method makes of its rewarded completions."""

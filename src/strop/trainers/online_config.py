@@ -20,14 +20,23 @@ class OnlineConfig(ReferenceConfig):
         "max_new_tokens": "max_completion_length",
         "response_length": "max_completion_length",
         "vllm_timeout": "vllm_server_timeout",
+        "stop_token_id": "stop_token_ids",
     }
     removed: ClassVar[dict[str, str]] = {
         **ReferenceConfig.removed,
+        "generation_kwargs": "Set temperature, top_p, top_k, min_p, repetition_penalty, stop or stop_token_ids themselves: "
+        "what changes the sampled distribution must change the trainer's too.",
         "use_transformers_paged": "Use engine='native', which batches continuously.",
         "use_transformers_continuous_batching": "Use engine='native', which batches continuously.",
+        "transformers_continuous_batching_config": "Use engine='native'; max_slots bounds what it decodes at a time.",
         "ds3_gather_for_generation": "Weights are shared or synced by the engine; remove it.",
         "cache_implementation": "The native engine brings its own cache; remove it.",
         "log_completions_hub_repo": "Completions are in samples.jsonl of the run; push the folder.",
+        "log_multimodal": "Rows are text; remove it.",
+        "vllm_structured_outputs_regex": "A pattern forced on the sampler is not in the trainer's log-probs; reward the form instead.",
+        "vllm_enable_sleep_mode": "Bound vLLM's memory by vllm_gpu_memory_utilization, or run it as a server.",
+        "vllm_tensor_parallel_size": "A vLLM in the training process has its one device; start a server with --tensor-parallel-size.",
+        "vllm_group_port": "No process group is opened: a server gets new weights over HTTP; remove it.",
     }
 
     num_generations: Annotated[int, Range(min=1)] = 8
@@ -50,6 +59,8 @@ class OnlineConfig(ReferenceConfig):
     """Divide logits of tokens already seen; 1 is off."""
     stop: list[str] | None = None
     """Texts that end a completion as soon as they appear."""
+    stop_token_ids: int | list[int] | None = None
+    """Ids that end a completion, and belong to it. None: the model's and the tokenizer's own."""
     chat_template_kwargs: dict[str, Any] | None = None
     """Variables for the chat template of conversational prompts."""
     engine: Literal["auto", "native", "transformers", "vllm"] = "auto"
@@ -58,8 +69,8 @@ class OnlineConfig(ReferenceConfig):
     """Completions decoded at a time. None: chosen by device and memory."""
     use_vllm: bool = False
     """Another way to say engine='vllm'."""
-    vllm_mode: Literal["server", "colocate"] = "server"
-    """vLLM as a server, or in the training process."""
+    vllm_mode: Literal["colocate", "server"] = "colocate"
+    """vLLM in the training process, or as a server."""
     vllm_server_base_url: str | None = None
     """Address of the vLLM server. None: made from host and port."""
     vllm_server_host: str = "127.0.0.1"
@@ -68,6 +79,12 @@ class OnlineConfig(ReferenceConfig):
     """Port of the vLLM server."""
     vllm_server_timeout: Annotated[float, Range(min=0, open_min=True)] = 240.0
     """Seconds to wait for an answer of the vLLM server."""
+    vllm_gpu_memory_utilization: Annotated[float, Range(min=0, max=1, open_min=True)] = 0.3
+    """Share of the device's memory that a colocated vLLM takes."""
+    vllm_max_model_length: Annotated[int, Range(min=1)] | None = None
+    """Most tokens of prompt + completion that a colocated vLLM makes room for. None: the model's own limit."""
+    vllm_model_impl: Literal["auto", "vllm", "transformers"] = "auto"
+    """Whose model code a colocated vLLM runs."""
 
     beta: Annotated[float, Range(min=0)] = 0.0
     """Weight of the KL to the reference. 0: no reference is kept."""
@@ -109,4 +126,6 @@ class OnlineConfig(ReferenceConfig):
             problems.append("steps_per_generation and generation_batch_size say the same in two ways; keep one.")
         if self.precompute_ref_log_probs:
             problems.append("precompute_ref_log_probs=True has no rows to work on: completions are sampled in training.")
+        if self.sync_ref_model and self.beta == 0:
+            problems.append("sync_ref_model=True moves a reference, and beta=0 keeps none; set beta above 0.")
         return problems

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import math
+from itertools import combinations
 from typing import Annotated, Any, Literal
 
+import numpy as np
 import torch
 
 from strop.losses import dpo_loss
 from strop.records import Batch, Example, Extreme, LossOutput, Mean, Scores, Term, Want
-from strop.trainers.groups import Group
+from strop.trainers.groups import Group, replies
 from strop.trainers.metrics import mean_of
 from strop.trainers.online import OnlineTrainer
 from strop.trainers.online_config import OnlineConfig
+from strop.trainers.opponents import PairVerdicts, check_judge, is_judge, judged
 from strop.trainers.pairs import pair_metrics
 from strop.trainers.schema import Range, config
 from strop.trainers.step import StepContext, tree_field
@@ -50,7 +54,12 @@ class OnlineDPOConfig(OnlinePairConfig):
 
 
 class OnlinePairTrainer(OnlineTrainer):
-    """Trees are prompts with two sampled completions; `beta` may follow the epochs."""
+    """Trees are prompts with two sampled completions; `beta` may follow the epochs.
+
+    `per_device_train_batch_size` counts prompts, each of which makes a pair. With a judge the pair is judged as a pair.
+    """
+
+    batch_counts = "prompts"
 
     @property
     def uses_reference(self) -> bool:  # type: ignore[override]
@@ -60,6 +69,30 @@ class OnlinePairTrainer(OnlineTrainer):
         if reward_funcs is None and args is not None and args.reward_model_path is not None:
             reward_funcs = args.reward_model_path
         super().__init__(model, reward_funcs, args, ref_model=ref_model, **kwargs)
+
+    def after_init(self) -> None:
+        source, tokenizers = self._reward_source
+        alone = source[0] if isinstance(source, (list, tuple)) and len(source) == 1 else source
+        self.has_judge = is_judge(alone)
+        if self.has_judge:
+            check_judge(self.args)
+            self._reward_source = (PairVerdicts(alone), tokenizers)
+        super().after_init()
+
+    def score_groups(self, groups: list[Group], mode: str) -> None:
+        """Rewards of every completion; with a judge the share of its duels within the group that it won."""
+        if not self.has_judge or not groups:
+            super().score_groups(groups, mode)
+            return
+        assert self.rewards is not None
+        duels = [pair for group in groups for pair in combinations(replies(self.processing_class, group), 2)]
+        sizes = [math.comb(len(group.completions), 2) for group in groups]
+        prompts = [group.prompt for group, size in zip(groups, sizes, strict=True) for _ in range(size)]
+        table = self.rewards.score(prompts, duels)
+        for group, verdicts in zip(groups, np.split(table.values[0], np.cumsum(sizes)[:-1]), strict=True):
+            group.reward_names = table.names
+            judged(group, verdicts.tolist())
+        self._metrics[mode].add(table.log_metrics())
 
     def want(self, log: bool) -> Want:
         return Want.LOGPS | Want.ENTROPY if log else Want.LOGPS

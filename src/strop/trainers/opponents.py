@@ -1,11 +1,15 @@
-"""Completions of an opponent beside those of the policy, and which of the two is preferred."""
+"""Who meets whom: completions of an opponent beside the policy's, and pairs of completions before a judge."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from itertools import combinations
 from typing import Any
 
+import torch
+
+from strop.errors import ConfigError
 from strop.records import Example
 from strop.rollout import Mixture
 from strop.trainers.groups import Group
@@ -27,14 +31,64 @@ def rollout_against(
     return groups
 
 
-def preferences(trainer: Any, groups: Sequence[Group]) -> list[float | None]:
-    """P(first completion > second) of each group, sigmoid(R1 - R2); None where there is no verdict.
+class PairVerdicts:
+    """A judge as a reward of pairs: P(the first completion wins) for each, None where there is no verdict."""
 
-    A judge's probabilities arrive as rewards whose difference is their logit, so one formula serves both.
+    runs_models = True
+
+    def __init__(self, judge: Any) -> None:
+        self.judge = judge
+        self.reward_name = getattr(judge, "name", None) or type(judge).__name__
+
+    def __call__(self, prompts: Sequence[Any], completions: Sequence[Any], **kwargs: Any) -> list[float | None]:
+        return self.judge.probabilities(prompts, completions)
+
+
+def is_judge(reward: Any) -> bool:
+    """Whether a reward compares two completions, and does not score one."""
+    return hasattr(reward, "probabilities") and hasattr(reward, "compare")
+
+
+def check_judge(args: Any) -> None:
+    """Refuse settings that make numbers of what a judge says; a verdict is none."""
+    advice = {
+        "missing_eos_penalty": "A judge sees the text; let it judge the missing end, or give rewards instead.",
+        "reward_weights": "One judge decides alone; remove it.",
+    }
+    problems = [f"{name}: {text}" for name, text in advice.items() if getattr(args, name)]
+    if args.reward_on_error == "penalize":
+        problems.append("reward_on_error='penalize': a failed verdict is no loss of either side; use 'skip' or 'raise'.")
+    if problems:
+        raise ConfigError.collect("These settings do not go with a judge:", problems)
+
+
+def judged(group: Group, verdicts: Sequence[float]) -> None:
+    """Write the share of its duels that each completion won as its reward; NaN where it had no verdict.
+
+    `verdicts` are P(i beats j), NaN without a verdict, of all pairs i < j in the order of `combinations`. Of two
+    completions the first one's reward is P and the second one's 1 - P.
+    """
+    won: list[list[float]] = [[] for _ in group.completions]
+    for (i, j), probability in zip(combinations(range(len(won)), 2), verdicts, strict=True):
+        if not math.isnan(probability):
+            won[i].append(probability)
+            won[j].append(1 - probability)
+    shares = [sum(part) / len(part) if part else math.nan for part in won]
+    group.rewards = torch.tensor(shares, dtype=torch.float64)
+    group.values = group.rewards[:, None]
+
+
+def preferences(groups: Sequence[Group], *, judge: bool) -> list[float | None]:
+    """P(first completion > second) of each group of two; None where there is no verdict.
+
+    A judge's own probability, or sigmoid(R1 - R2) of rewards.
     """
     result: list[float | None] = []
     for group in groups:
         assert group.rewards is not None
         first, second = (float(value) for value in group.rewards)
-        result.append(None if math.isnan(first) or math.isnan(second) else 1 / (1 + math.exp(-max(-700.0, min(700.0, first - second)))))
+        if math.isnan(first) or math.isnan(second):
+            result.append(None)
+        else:
+            result.append(first if judge else 1 / (1 + math.exp(-max(-700.0, min(700.0, first - second)))))
     return result

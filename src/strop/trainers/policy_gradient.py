@@ -31,7 +31,12 @@ class PolicyGradientTrainer(OnlineTrainer):
     def make_trees(self, groups: list[Group], training: bool) -> list[Example]:
         groups = self.select_groups(groups) if training else groups
         self.assign_advantages(groups)
-        return [self.tree(group) for group in groups]
+        trees = [self.tree(group) for group in groups]
+        if not training:
+            return trees
+        for index, tree in enumerate(trees):
+            tree.extras["prompt_index"] = index
+        return [piece for tree in trees for piece in self.pieces(tree)]
 
     def select_groups(self, groups: list[Group]) -> list[Group]:
         """Groups to learn from: all, or with `dynamic_sampling` those whose rewards differ, refilled."""

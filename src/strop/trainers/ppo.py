@@ -17,14 +17,16 @@ from strop.losses import (
     value_loss,
     whiten,
 )
-from strop.model import with_head
+from strop.model import base_model, lm_head_of, with_head
 from strop.records import Batch, Example, LossOutput, Mean, Scores, Term, Want
 from strop.trainers import setup
 from strop.trainers.actor_critic import VALUE_FOLDER, ActorCritic, score_both
+from strop.trainers.checkpoint import without_progress_bars
 from strop.trainers.groups import Group, add
 from strop.trainers.metrics import mean_of
 from strop.trainers.online import OnlineTrainer
 from strop.trainers.online_config import OnlineConfig
+from strop.trainers.sampled_distribution import changes_distribution, rescore
 from strop.trainers.schema import Range, config
 from strop.trainers.step import StepContext, token_field, token_lists
 
@@ -42,8 +44,15 @@ class PPOConfig(OnlineConfig):
         **OnlineConfig.removed,
         "local_rollout_forward_batch_size": "Use per_device_train_batch_size, or max_tokens_per_micro_batch.",
         "num_sample_generations": "Completions are in samples.jsonl; log_completions=True shows them.",
-        "stop_token": "Completions end at the tokenizer's and the model's own end tokens; use stop for texts.",
+        "stop_token": "Completions end at the tokenizer's and the model's own end tokens; else use stop or stop_token_ids.",
         "sft_model_path": "Pass the policy as model=.",
+        "model_adapter_name": "The reference is the adapter as it was at the start; nothing needs a name.",
+        "ref_adapter_name": "The reference is the adapter as it was at the start; nothing needs a name.",
+    }
+    unused: ClassVar[dict[str, str]] = {
+        **OnlineConfig.unused,
+        "steps_per_generation": "Use num_mini_batches, the optimizer steps that one pass over a round takes.",
+        "generation_batch_size": "A round has per_device_train_batch_size x gradient_accumulation_steps x num_mini_batches completions.",
     }
 
     learning_rate: Annotated[float, Range(min=0)] = 3e-6
@@ -137,7 +146,12 @@ class PPOTrainer(OnlineTrainer):
         return Want.LOGPS | Want.VALUE
 
     def score(self, model: torch.nn.Module, batch: Batch, log: bool) -> Scores:
-        return score_both(model, batch, self.want(log), **self.score_options())
+        params = self.sampling(training=True)
+        if not changes_distribution(params):
+            return score_both(model, batch, self.want(log), **self.score_options())
+        scores = score_both(model, batch, self.want(log) | Want.HIDDEN, **self.score_options())
+        head = lm_head_of(base_model(self.policy))
+        return rescore(scores, head, batch, params, head_bytes=self.args.head_memory_mb * 2**20)
 
     def context(self, batch: Batch, work: Any, training: bool) -> StepContext:
         return StepContext(work.counts, training=training, log=work.log)
@@ -145,7 +159,10 @@ class PPOTrainer(OnlineTrainer):
     # ---- what the update learns from --------------------------------------------------------------------------
 
     def make_trees(self, groups: list[Group], training: bool) -> list[Example]:
-        trees = [self.tree(group) for group in groups]
+        trees = [tree for index, group in enumerate(groups) for tree in self.trees(group, index)]
+        ended = float(sum(reason == "stop" for group in groups for reason in group.finish_reasons))
+        per_round = {"val/num_eos_tokens": Mean(ended, 1 / self.args.world_size)}
+        self._metrics["train" if training else "eval"].add(per_round)
         for part in self.plan(trees, self._train_batch_size):
             self.add_token_rewards(part, training)
         for name, wanted in (("rewards", self.args.whiten_rewards), ("advantages", True)):
@@ -155,16 +172,29 @@ class PPOTrainer(OnlineTrainer):
                 self.whiten(trees, name, shift_mean=name == "advantages")
         return trees
 
-    def tree(self, group: Group) -> Example:
+    def trees(self, group: Group, index: int) -> list[Example]:
+        """The rewarded completions of a group; those that every reward abstained from are not learned from."""
         assert group.rewards is not None
-        extras = {"scores": group.rewards.nan_to_num(0.0).tolist(), "ended": [r == "stop" for r in group.finish_reasons]}
-        return Example(group.example.prompt_ids, group.completions, group.loss_mask, extras=extras, row=group.example.row)
+        keep = [i for i, known in enumerate(~group.rewards.isnan()) if known]
+        if not keep:
+            return []
+        masks = group.masks(self.args.mask_truncated_completions)
+        extras = {"scores": group.rewards[keep].tolist(), "prompt_index": index}
+        tree = Example(
+            group.example.prompt_ids,
+            [group.completions[i] for i in keep],
+            None if masks is None else [masks[i] for i in keep],
+            extras=extras,
+            row=group.example.row,
+        )
+        return self.pieces(tree)
 
     @torch.no_grad()
     def add_token_rewards(self, part: list[Example], training: bool) -> None:
         """Old log-probs, values and rewards of every token, from the policy, critic and reference as they are now."""
         batch = self.build(part)
-        scores = self.score(self.accelerator.unwrap_model(self.model), batch, False)
+        with self.compute_loss_context_manager():
+            scores = self.score(self.accelerator.unwrap_model(self.model), batch, False)
         assert scores.logps is not None and scores.values is not None
         kl = torch.zeros_like(scores.logps)
         if self.reference_scores is not None:
@@ -175,7 +205,6 @@ class PPOTrainer(OnlineTrainer):
         for name, values in (("old_logps", scores.logps), ("old_values", scores.values), ("rewards", rewards)):
             token_lists(batch, name, values)
         penalty = -self.args.beta * scores.sum(kl)
-        ended = [float(e) for example in part for e in example.extras["ended"]]
         self._metrics["train" if training else "eval"].add(
             {
                 "objective/kl": mean_of(scores.sum(kl)),
@@ -183,7 +212,6 @@ class PPOTrainer(OnlineTrainer):
                 "objective/non_score_reward": mean_of(penalty),
                 "objective/rlhf_reward": mean_of(totals.to(penalty) + penalty),
                 "objective/scores": mean_of(totals),
-                "val/num_eos_tokens": Mean(sum(ended), 1.0),
             }
         )
 
@@ -232,10 +260,11 @@ class PPOTrainer(OnlineTrainer):
     # ---- saving and resuming both -----------------------------------------------------------------------------
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
-        folder = Path(output_dir or self.args.output_dir)
-        folder.mkdir(parents=True, exist_ok=True)
-        self.accelerator.unwrap_model(self.model).save(folder)
-        if self.processing_class is not None:
+        if self.args.should_save:
+            folder = Path(output_dir or self.args.output_dir)
+            with without_progress_bars():
+                both = self.accelerator.unwrap_model(self.model)
+                both.save(folder, selected_adapters=getattr(self.reference, "adapter_names", None))
             self.processing_class.save_pretrained(folder)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:

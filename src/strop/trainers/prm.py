@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 
@@ -21,6 +21,11 @@ from strop.trainers.step import Counts, StepContext
 @config
 class PRMConfig(TrainerConfig):
     """Settings of `PRMTrainer`."""
+
+    unused: ClassVar[dict[str, str]] = {
+        **TrainerConfig.unused,
+        "generate_during_eval": "This model scores and writes nothing; remove it.",
+    }
 
     learning_rate: Annotated[float, Range(min=0)] = 1e-5
     """Peak learning rate of AdamW."""

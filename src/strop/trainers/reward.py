@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 import torch
 
@@ -19,6 +19,11 @@ from strop.trainers.step import StepContext, tree_field
 @config
 class RewardConfig(TrainerConfig):
     """Settings of `RewardTrainer`."""
+
+    unused: ClassVar[dict[str, str]] = {
+        **TrainerConfig.unused,
+        "generate_during_eval": "This model scores and writes nothing; remove it.",
+    }
 
     learning_rate: Annotated[float, Range(min=0)] = 1e-4
     """Peak learning rate of AdamW."""

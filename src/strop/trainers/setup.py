@@ -30,6 +30,9 @@ REMOVED_KEYWORDS = {
     "model_adapter_name": "The reference is the adapter as it was at the start; nothing needs a name.",
     "ref_adapter_name": "The reference is the adapter as it was at the start; nothing needs a name.",
     "config": "Pass the settings as args=.",
+    "policy": "Pass the model as model=.",
+    "ref_policy": "Pass the reference as ref_model=.",
+    "reward_kwargs": "A reward function gets the columns of the rows; bind anything else with functools.partial.",
 }
 
 
@@ -207,6 +210,12 @@ def replace_progress(trainer: Any) -> None:
     trainer.add_callback(ProgressDisplay())
     trainer.run_directory = next(c for c in trainer.callback_handler.callbacks if isinstance(c, RunDirectory))
     trainer.run_directory.trainer = trainer
+
+
+def check_layout(trainer: Any) -> None:
+    """Refuse to pad where the user insists on no padding."""
+    if trainer.args.padding_free and trainer.args.layout == "auto" and trainer.layout.name == "padded":
+        raise SetupError(f"padding_free=True, but this model can only be scored with padding: {trainer.layout.reason}")
 
 
 def add_router_loss(args: Any, scores: Scores, output: LossOutput, batch: Batch) -> None:

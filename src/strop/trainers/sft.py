@@ -47,16 +47,8 @@ class SFTConfig(TrainerConfig):
     """bfd: best fit, longest first, documents stay whole. wrapped (and bfd_split): documents are cut where a pack is full."""
     eval_packing: bool | None = None
     """Pack evaluation rows too. None: as `packing`."""
-    padding_free: bool = False
-    """Require a layout without padding. It is the default wherever the architecture allows it."""
     shuffle_dataset: bool = False
     """Shuffle rows before they are packed, and every epoch even with train_sampling_strategy='sequential'."""
-
-    def contradictions(self) -> list[str]:
-        problems = super().contradictions()
-        if self.padding_free and self.layout == "padded":
-            problems.append("padding_free=True and layout='padded' exclude each other; remove one.")
-        return problems
 
 
 class SFTTrainer(BaseTrainer):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 
@@ -22,6 +22,11 @@ from strop.trainers.step import StepContext, tree_field
 @config
 class XPOConfig(OnlinePairConfig):
     """Settings of `XPOTrainer`."""
+
+    unused: ClassVar[dict[str, str]] = {
+        **OnlinePairConfig.unused,
+        "num_generations_eval": "Each prompt has one completion of the policy and one of the reference.",
+    }
 
     mode: Literal["auto", "online", "offline_exponential"] = "auto"
     """auto: online where a reward or judge is given, else the exponential loss on preference pairs."""
@@ -108,7 +113,7 @@ class OnlineXPOTrainer(XPOTrainer, OnlinePairTrainer):
 
     def make_trees(self, groups: list[Group], training: bool) -> list[Example]:
         trees = []
-        for index, (group, probability) in enumerate(zip(groups, preferences(self, groups), strict=True)):
+        for index, (group, probability) in enumerate(zip(groups, preferences(groups, judge=self.has_judge), strict=True)):
             if probability is None or probability == 0.5 or group.completions[0] == group.completions[1]:
                 continue
             assert group.rewards is not None

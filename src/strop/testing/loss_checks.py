@@ -1,0 +1,140 @@
+"""Checks of the loss itself: its formula, its value where that is known, what it may not see, and that it falls."""
+
+from __future__ import annotations
+
+import copy
+import math
+from typing import Any
+
+import torch
+
+from strop.records import Example, Want
+from strop.testing.cases import largest_difference
+from strop.testing.oracles import ORACLE_SETTINGS, ORACLES, USES
+from strop.testing.scene import scene_of
+from strop.testing.subject import NotApplicable, Subject, examples_of
+
+TOLERANCE = 1e-9
+LN2 = math.log(2)
+TOKENS = 288  # ids of the toy tokenizers, which is the vocabulary of the tiny models
+
+CONSTANTS: dict[str, tuple[str, dict[str, Any], dict[str, float]]] = {
+    "sft": ("even", {}, {"loss": math.log(TOKENS), "entropy": math.log(TOKENS)}),
+    "reward": ("even", {}, {"loss": LN2, "margin": 0.0}),
+    "prm": ("even", {}, {"loss": LN2}),
+    "orpo": ("even", {"beta": 0.3}, {"loss": math.log(TOKENS) + 0.3 * LN2, "log_odds_chosen": 0.0}),
+    "cpo": ("even", {"loss_type": "simpo", "beta": 2.0, "simpo_gamma": 0.5}, {"loss": math.log(1 + math.exp(0.5))}),
+    "dpo": ("", {}, {"loss": LN2, "rewards/margins": 0.0, "rewards/chosen": 0.0}),
+    "kto": ("", {}, {"loss": 0.5, "kl": 0.0, "rewards/chosen": 0.0}),
+    "bco": ("", {}, {"loss": LN2, "rewards/chosen": 0.0}),
+    "xpo": ("", {}, {"loss": 1.0, "rewards/margins": 0.0}),
+    "ppo": ("", {}, {"objective/kl": 0.0, "val/ratio": 1.0, "policy/approxkl_avg": 0.0, "policy/clipfrac_avg": 0.0}),
+    "grpo": ("", {"beta": 0.1}, {"kl": 0.0, "clip_ratio/region_mean": 0.0}),
+    "rloo": ("", {"beta": 0.1}, {"kl": 0.0, "clip_ratio/region_mean": 0.0}),
+    "online-dpo": ("", {}, {"loss": LN2, "objective/kl": 0.0}),
+    "nash-md": ("", {}, {"objective/kl": 0.0}),
+    "xpo-online": ("", {}, {"loss/dpo": LN2, "objective/kl": 0.0}),
+    "gkd": ("student", {}, {"loss": 0.0, "jsd": 0.0}),
+}
+"""Case -> (how the models start, settings, metrics of the first step). "even": an output layer of zeros."""
+
+
+def loss_equals_the_formula(subject: Subject) -> None:
+    """Loss and gradient of a step equal the formula, computed row by row from plain forward passes."""
+    oracle = subject.oracle or (ORACLES.get(subject.like) if subject.registered else None)
+    if oracle is None:
+        raise NotApplicable("no formula is known for it; pass oracle=, a function (scene) -> loss")
+    settings = ORACLE_SETTINGS.get(subject.like, {}) if subject.registered else {}
+    trainer = subject.trainer(**settings)
+    scene = scene_of(trainer, uses=USES.get(subject.like, 1) if subject.registered else 1)
+    expected = oracle(scene)
+    named = {name: p for name, p in trainer.model.named_parameters() if p.requires_grad}
+    wanted = torch.autograd.grad(expected, list(named.values()), allow_unused=True)
+    trainer.model.zero_grad()
+    value = trainer.training_step(trainer.model, trainer.make_work(scene.trees))
+    gap = abs(float(value) - float(expected))
+    assert gap < 1e-6 * max(1.0, abs(float(expected))), f"the loss is {float(value):.9g}, the formula gives {float(expected):.9g}"
+    for (name, parameter), gradient in zip(named.items(), wanted, strict=True):
+        found = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+        due = torch.zeros_like(parameter) if gradient is None else gradient
+        off = float((found - due).abs().max())
+        assert off < TOLERANCE, f"the gradient of {name} is off by {off:.3g} from that of the formula"
+
+
+def constants_at_step_zero(subject: Subject) -> None:
+    """Metrics of the first step whose value follows from the start alone (DPO's loss is ln 2, every KL is 0)."""
+    if not subject.registered or subject.like not in CONSTANTS:
+        raise NotApplicable("no constants are known for its loss")
+    start, settings, expected = CONSTANTS[subject.like]
+    extra = {}
+    if start == "student":
+        extra["teacher_model"] = copy.deepcopy(subject.trainer().policy)
+    trainer = subject.trainer(extra=extra, **settings)
+    if start == "even":
+        head = trainer.policy.get_output_embeddings() if hasattr(trainer.policy, "lm_head") else trainer.policy.score
+        with torch.no_grad():
+            for parameter in head.parameters():
+                parameter.zero_()
+    trainer.state.logging_steps = 1
+    trainer.training_step(trainer.model, trainer.make_work(trainer.prepare_step(examples_of(trainer))))
+    found = trainer._metrics["train"].drain()
+    for name, value in expected.items():
+        assert name in found, f"{name} is not logged"
+        assert abs(found[name] - value) < 1e-6, f"{name} is {found[name]:.9g} at step 0 instead of {value:.9g}"
+
+
+def masked_tokens_have_no_gradient(subject: Subject) -> None:
+    """A token with loss_mask 0, and nothing after it, may be any token: the gradient is the same, and finite."""
+    trainer = subject.trainer()
+    want = trainer.want(False)
+    if want & Want.SCORE:
+        raise NotApplicable("it scores whole completions, whose every token counts")
+    trees = trainer.prepare_step(examples_of(trainer))
+    if want & Want.STEP:
+        trees = [tree for tree in trees if sum(tree.mask(0)) > 1]
+    first, second = (gradients(trainer, [without_last(tree, other=other) for tree in trees]) for other in (False, True))
+    assert all(bool(g.isfinite().all()) for g in first.values()), "masking tokens makes the gradient non-finite"
+    gap = largest_difference(first, second)
+    assert gap < TOLERANCE, f"changing a masked token changes the gradient by {gap:.3g}"
+
+
+def without_last(tree: Example, *, other: bool) -> Example:
+    """A copy whose completions' last scored token is masked, and with `other` replaced by another token."""
+    masks, answers = [], []
+    extras = copy.deepcopy(tree.extras)
+    for index, ids in enumerate(tree.completions):
+        mask, ids = list(tree.mask(index)), list(ids)
+        last = max((t for t, keep in enumerate(mask) if keep), default=None)
+        if last is not None:
+            mask[last] = 0
+            if last == len(ids) - 1 and other:
+                ids[last] = (ids[last] + 7) % TOKENS
+        masks.append(mask)
+        answers.append(ids)
+    if isinstance(extras.get("labels"), list):
+        extras["labels"] = extras["labels"][:-1]
+    return Example(tree.prompt_ids, answers, masks, tree.score_prompt, extras, tree.row)
+
+
+def two_steps_lower_the_loss(subject: Subject) -> None:
+    """Two small steps along the gradient make the loss on the same rows smaller."""
+    trainer = subject.trainer(max_steps=2, per_device_train_batch_size=len(subject.rows), optim="sgd", learning_rate=1e-3)
+    if hasattr(trainer, "fill_buffer"):
+        raise NotApplicable("its rows are sampled anew, and the value of its loss says nothing")
+    losses = []
+    trees = examples_of(trainer)
+    for _ in range(3):
+        trainer.model.zero_grad()
+        losses.append(float(trainer.training_step(trainer.model, trainer.make_work(trees))))
+        with torch.no_grad():
+            for parameter in trainer.model.parameters():
+                if parameter.grad is not None:
+                    parameter.sub_(1e-3 * parameter.grad)
+    assert losses[0] > losses[1] > losses[2], f"the loss goes {losses[0]:.6g}, {losses[1]:.6g}, {losses[2]:.6g}"
+
+
+def gradients(trainer: Any, trees: list[Example]) -> dict[str, torch.Tensor]:
+    """Gradient of one step over some trees, by parameter."""
+    trainer.model.zero_grad()
+    trainer.training_step(trainer.model, trainer.make_work(trees))
+    return {name: p.grad.clone() for name, p in trainer.model.named_parameters() if p.grad is not None}
