@@ -332,7 +332,9 @@ def test_duplicates_are_found() -> None:
     rows = [{"text": "a", "id": 1}, {"text": "b", "id": 2}, {"text": "a", "id": 3}, {"text": "a", "id": 4}]
     (finding,) = [f for f in check_rows(rows, "language_modeling").findings if "copies" in f.message]
     assert finding.message.startswith("2 rows are exact copies") and "row 2 repeats row 0" in finding.message
-    assert not [f for f in check_rows(rows[:2], "language_modeling").findings]
+    assert not check_rows(rows[:2], "language_modeling").findings
+    pairs = check_rows([GOOD_PAIR, GOOD_PAIR], "unpaired_preference")
+    assert [f.message for f in pairs.findings] == ["1 rows are exact copies of others (row 1 repeats row 0)"]
 
 
 def test_labels_of_one_kind_are_reported() -> None:
@@ -356,10 +358,10 @@ def test_control_tokens_in_messages_are_reported(chatml: Any) -> None:
 
 
 def test_memory_is_bounded(tmp_path: Path) -> None:
-    """16 MB of rows are checked in a small fraction of that."""
+    """6 MB of rows are checked in a small fraction of that."""
     path = tmp_path / "big.jsonl"
     with path.open("w") as file:
-        for i in range(4000):
+        for i in range(1500):
             file.write(
                 json.dumps({"prompt": f"{i} " + "x" * 2000, "chosen": "a" * 1000, "rejected": "b" * 1000}) + "\n"
             )
@@ -368,7 +370,7 @@ def test_memory_is_bounded(tmp_path: Path) -> None:
     report = check_rows(load_rows(path), "preference")
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
-    assert report.trees == 4000 and size > 16e6 and peak < size / 8
+    assert report.trees == 1500 and size > 6e6 and peak < size / 8
 
 
 def test_checks_do_not_import_torch(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from strop.data.findings import Finding, Problems, RowProblem, kind_of_value
 def test_a_finding_is_a_sentence() -> None:
     finding = Finding(3, "chosen", "error", "is None", "Write text", "a.jsonl, line 4")
     assert str(finding) == "a.jsonl, line 4, column 'chosen': is None. Write text"
-    assert str(Finding(3, None, "info", "is odd")) == "row 3: is odd"
+    assert str(Finding(3, None, "info", "2 rows are odd (rows 3, 5)")) == "2 rows are odd (rows 3, 5)"
     assert str(Finding(None, "label", "info", "is odd")) == "column 'label': is odd"
     assert finding.to_dict()["place"] == "a.jsonl, line 4"
 

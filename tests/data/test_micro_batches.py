@@ -32,7 +32,7 @@ def test_plan(costs: list[int], limits: dict[str, int], wanted: list[list[int]])
     assert plan_micro_batches([Example([], [[0] * cost]) for cost in costs], **limits) == wanted
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=120, deadline=None)
 @given(
     st.lists(st.integers(1, 50), min_size=1, max_size=40),
     st.none() | st.integers(1, 120),

@@ -23,6 +23,10 @@ def test_counts_and_lengths() -> None:
     assert report.lengths["tree"]["max"] == max(data.lengths or [])
     (finding,) = [f for f in report.findings if "cut to length" in f.message]
     assert finding.severity == "warning" and "7 of 8 trees" in finding.message
+    whole = prepare(ROWS, "preference", toy_tokenizer())
+    longest = [len(e.prompt_ids) + max(map(len, e.completions)) for e in whole]
+    assert list(report.uncut_lengths) == list(whole.report.uncut_lengths) == longest
+    assert f"max_length={max(longest)} all of them" in finding.fix
 
 
 def test_a_rendered_row_with_its_mask() -> None:

@@ -19,9 +19,9 @@ from strop.testing.tokenizers import toy_tokenizer
 
 TREES = [
     Tokenized([1, 2], [[3], [4, 5]]),
-    Tokenized([], [[70_000, 2]], [[0, 1]], [0.5], ("truncated", "cut")),
+    Tokenized([], [[70_000, 2]], [[0, 1]], [0.5], ("truncated", "cut"), uncut=9),
     Tokenized([5], []),
-    Tokenized.without("too_long", "9 tokens"),
+    Tokenized.without("too_long", "9 tokens", 9),
 ]
 
 
@@ -144,6 +144,15 @@ def test_a_damaged_file_is_not_used(tmp_path: Path, damage: bytes | None) -> Non
     data = prepare(rows(), "preference", toy_tokenizer(), cache_dir=tmp_path)
     assert list(data) == first
     assert any("is damaged and was not used" in finding.message for finding in data.report.findings)
+
+
+def test_a_damaged_record_is_tokenised_again(tmp_path: Path) -> None:
+    first = list(prepare(rows(), "preference", toy_tokenizer(), cache_dir=tmp_path))
+    (path,) = tmp_path.glob("*/*.trees")
+    content = bytearray(path.read_bytes())
+    content[len(store.MAGIC) + 4 : len(store.MAGIC) + 8] = b"\xff" * 4  # inside the first record, not in the index
+    path.write_bytes(content)
+    assert list(prepare(rows(), "preference", toy_tokenizer(), cache_dir=tmp_path)) == first
 
 
 def test_a_full_disk_costs_the_cache_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

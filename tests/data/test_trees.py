@@ -1,4 +1,4 @@
-"""Golden tables: the rules of tokenisation R1-R11 for each kind of row, over tokenizers with real habits."""
+"""Golden tables: the rules of tokenisation for each kind of row, over toy tokenizers (R5, R6: test_truncate.py)."""
 
 from __future__ import annotations
 
@@ -111,6 +111,14 @@ def test_boundary_of_chat(boundary: str, prompt: str, completion: str) -> None:
     assert texts(example) == (prompt, [completion])
 
 
+def test_boundary_of_chat_with_several_turns() -> None:
+    row = {"prompt": [user("goo")], "completion": [assistant("d ant"), user(" bee"), assistant(" cat")]}
+    for boundary, prompt, scored in (("separate", "goo", "d ant cat"), ("common_prefix", "", "good ant cat")):
+        example = build(row, LANGUAGE, "chatml", boundary=boundary, chat_template=CHAT_MERGE)
+        assert texts(example) == (prompt, ["good ant bee cat".removeprefix(prompt)])
+        assert learned(example) == [scored]
+
+
 def test_boundary_of_a_chat_pair_is_one_for_both() -> None:
     row = {"prompt": [user("the goo")], "chosen": [assistant("d ant")], "rejected": [assistant(" bee")]}
     example = build(row, PAIRS, "chatml", chat_template=CHAT_MERGE)
@@ -208,103 +216,6 @@ def test_further_stop_ids_count_as_ends() -> None:
     row = {"prompt": "the", "completion": " ant<|im_end|>"}
     assert texts(build(row, LANGUAGE))[1] == [" ant<|im_end|></s>"]
     assert texts(build(row, LANGUAGE, stop_token_ids=(end,)))[1] == [" ant<|im_end|>"]
-
-
-# ---- R5, R6 truncation
-
-LONG = {"prompt": "the good ant", "chosen": " saw the bee", "rejected": " ran"}
-"""5 prompt tokens; 8 and 4 completion tokens, EOS included."""
-
-
-def test_lengths_of_the_truncation_table() -> None:
-    example = build(LONG, PAIRS)
-    assert (len(example.prompt_ids), [len(ids) for ids in example.completions]) == (5, [8, 4])
-
-
-@pytest.mark.parametrize(
-    ("mode", "max_length", "prompt", "chosen", "rejected"),
-    [
-        ("keep_start", 13, "the good ant", " saw the bee</s>", " ran</s>"),
-        ("keep_start", 12, "the good ant", " saw the bee", " ran</s>"),
-        ("keep_start", 8, "the good ant", " saw", " ran"),
-        ("keep_start", 7, "the good ant", " sa", " r"),
-        ("keep_end", 13, "the good ant", " saw the bee</s>", " ran</s>"),
-        ("keep_end", 12, "he good ant", " saw the bee</s>", " ran</s>"),
-        ("keep_end", 10, " ant", " saw the bee</s>", " ran</s>"),
-        ("keep_end", 9, "t", " saw the bee</s>", " ran</s>"),
-        ("keep_end", 6, "", " saw the be", " ran</s>"),
-    ],
-)
-def test_truncation(mode: str, max_length: int, prompt: str, chosen: str, rejected: str) -> None:
-    example = build(LONG, PAIRS, max_length=max_length, truncation_mode=mode)
-    assert texts(example) == (prompt, [chosen, rejected])
-    assert max(len(example.prompt_ids) + len(ids) for ids in example.completions) <= max_length
-
-
-def test_truncation_leaves_out_prompts_that_fill_the_length() -> None:
-    with pytest.raises(DataError, match="prompt fills max_length"):
-        build(LONG, PAIRS, max_length=5)
-    report = prepare([LONG, {**LONG, "prompt": "the"}], PAIRS, toy_tokenizer(), TokenizeOptions(max_length=5)).report
-    assert report.left_out["prompt_too_long"].first == [(0, "prompt: 5 tokens, max_length is 5")]
-    assert report.trees == 1
-
-
-def test_truncation_leaves_out_pairs_that_become_the_same() -> None:
-    row = {"prompt": "the", "chosen": " good ant", "rejected": " good bee"}
-    with pytest.raises(DataError, match="the same once they are cut to length"):
-        build(row, PAIRS, max_length=3)
-
-
-def test_no_eos_after_truncation() -> None:
-    eos = toy_tokenizer().eos_token_id
-    whole = build({"text": "the good ant saw the bee"}, LANGUAGE)
-    assert whole.completions[0].count(eos) == 1
-    for length in range(2, len(whole.completions[0])):
-        for mode, ends in (("keep_start", 0), ("keep_end", 1)):
-            cut = build({"text": "the good ant saw the bee"}, LANGUAGE, max_length=length, truncation_mode=mode)
-            assert len(cut.completions[0]) == length and cut.completions[0].count(eos) == ends
-            assert cut.extras["truncated"] is True
-
-
-def test_keep_end_keeps_bos() -> None:
-    example = build(
-        {"text": "the good ant saw the bee"}, LANGUAGE, "auto_bos", max_length=4, truncation_mode="keep_end"
-    )
-    assert texts(example)[1][0].startswith("<s>") and texts(example)[1][0].endswith("e</s>")
-    pair = build(LONG, PAIRS, "auto_bos", max_length=10, truncation_mode="keep_end")
-    assert texts(pair) == ("<s>t", [" saw the bee</s>", " ran</s>"])
-    short = build(LONG, PAIRS, "auto_bos", max_length=4, truncation_mode="keep_end")
-    assert texts(short) == ("<s>", [" saw", " ran"])
-
-
-def test_keep_end_keeps_the_system_header() -> None:
-    row = {"prompt": [user("one two three four five six seven")], "completion": [assistant("yes")]}
-    size = len(build(row, LANGUAGE, "chatml").prompt_ids)
-    cut = build(row, LANGUAGE, "chatml", max_length=size - 4, truncation_mode="keep_end")
-    prompt = texts(cut, "chatml")[0]
-    assert prompt.startswith(SYSTEM) and prompt.endswith("seven<|im_end|>\n<|im_start|>assistant\n")
-    assert "one" not in prompt and texts(cut, "chatml")[1] == ["yes<|im_end|>"]
-    own = {"prompt": [{"role": "system", "content": "sys"}, *row["prompt"]], "completion": row["completion"]}
-    size = len(build(own, LANGUAGE, "chatml").prompt_ids)
-    cut = build(own, LANGUAGE, "chatml", max_prompt_length=size - 6)
-    assert texts(cut, "chatml")[0].startswith("<|im_start|>system\nsys<|im_end|>\n")
-    assert len(cut.prompt_ids) == size - 6
-
-
-def test_part_limits() -> None:
-    example = build(LONG, PAIRS, max_prompt_length=2, max_completion_length=3)
-    assert len(example.prompt_ids) == 2 and [len(ids) for ids in example.completions] == [3, 3]
-    assert texts(example)[0].endswith("nt")
-    whole = build({"text": "the good ant"}, LANGUAGE, max_completion_length=3)
-    assert len(whole.completions[0]) == 3
-
-
-def test_reward_models_leave_long_rows_out() -> None:
-    with pytest.raises(DataError, match="longer than the limit"):
-        build(LONG, PAIRS, max_length=12, filter_overlong=True)
-    assert texts(build(LONG, PAIRS, max_length=13, filter_overlong=True))[1] == [" saw the bee</s>", " ran</s>"]
-    with pytest.raises(DataError, match="9 tokens, max_length is 5"):
-        build({"text": "the good ant bee"}, LANGUAGE, max_length=5, filter_overlong=True)
 
 
 # ---- R7 masks come from lengths

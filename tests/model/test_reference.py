@@ -41,12 +41,19 @@ def move(policy: nn.Module) -> None:
             parameter.data += 0.3 * torch.randn(parameter.shape, generator=generator).to(parameter.dtype)
 
 
+def half_precision_lora() -> nn.Module:
+    policy = pretrained_lora().to(torch.bfloat16)
+    assert next(p for p in policy.parameters() if p.requires_grad).dtype == torch.bfloat16
+    return policy
+
+
 KINDS = [
     (full, FrozenReference),
     (lora, AdapterOff),
     (lambda: lora(target_modules=["q_proj", "lm_head", "embed_tokens"]), AdapterOff),
     (lambda: lora(modules_to_save=["lm_head"]), AdapterOff),
     (pretrained_lora, AdapterCopy),
+    (half_precision_lora, AdapterCopy),
     (lambda: lora(use_dora=True), AdapterCopy),
     (lambda: lora(init_lora_weights="pissa"), AdapterCopy),
     (lambda: lora(init_lora_weights=False), AdapterCopy),

@@ -66,9 +66,9 @@ def test_any_curve_becomes_valid_svg_inside_its_frame(points: list[tuple[float, 
     assert "nan" not in svg and "inf" not in svg
     for element in root.iter():
         for name in ("x", "cx", "cy", "y"):
-            assert -1 <= float(element.get(name, 0)) <= 521
+            assert -1 <= float(element.get(name, 0)) <= 401
         for number in re.findall(r"[ML ](-?[\d.]+)", element.get("d", "")):
-            assert -1 <= float(number) <= 521
+            assert -1 <= float(number) <= 401
 
 
 def test_points_lie_where_their_values_are() -> None:

@@ -146,12 +146,14 @@ class StubVllm:
     def answer(self, handler: BaseHTTPRequestHandler, body: dict[str, Any]) -> None:
         if handler.path == "/v1/completions":
             probe = body.get("top_k") == 1 and "n" not in body
-            if probe or not self.behaviour(handler, body):
+            if body["temperature"] == 0 and body["n"] > 1:
+                self.send(handler, "n must be 1 when using greedy sampling", 400)
+            elif probe or not self.behaviour(handler, body):
                 self.send(handler, self.completion(body))
         elif handler.path == "/v1/load_lora_adapter":
             self.adapters[body["lora_name"]] = Path(body["lora_path"])
             self.files.append(sorted(path.name for path in Path(body["lora_path"]).iterdir()))
-            self.send(handler, "")
+            self.send(handler, "Success: LoRA adapter added.")
         elif handler.path == "/v1/unload_lora_adapter":
             del self.adapters[body["lora_name"]]
             self.send(handler, "")

@@ -85,6 +85,7 @@ def test_an_answer_that_is_not_json_is_named(server: RawServer) -> None:
     server.answer("<html>hello</html>")
     with pytest.raises(RolloutError, match=r"not JSON: '<html>hello"):
         JsonClient(server.url).post("/x", {}, 5.0)
+    assert JsonClient(server.url).post("/x", {}, 5.0, text_too=True) == "<html>hello</html>"
 
 
 @pytest.mark.parametrize("kind", ["silent", "no body", "trickle in head", "trickle in body", "endless body"])

@@ -42,7 +42,6 @@ def test_every_sampling_setting_is_sent(stub: Any, engine: VllmGenerator) -> Non
         temperature=0.8,
         top_k=11,
         top_p=0.9,
-        min_p=0.05,
         repetition_penalty=1.1,
         stop_token_ids=(2, 4),
         stop_strings=("END",),
@@ -52,7 +51,7 @@ def test_every_sampling_setting_is_sent(stub: Any, engine: VllmGenerator) -> Non
     bodies = {body["prompt"][0]: body for body in stub.sent("/v1/completions")}
     body = bodies[5]
     sent = {key: body[key] for key in ("n", "max_tokens", "temperature", "top_k", "top_p", "min_p")}
-    assert sent == {"n": 2, "max_tokens": 7, "temperature": 0.8, "top_k": 11, "top_p": 0.9, "min_p": 0.05}
+    assert sent == {"n": 2, "max_tokens": 7, "temperature": 0.8, "top_k": 11, "top_p": 0.9, "min_p": 0.0}
     assert body["repetition_penalty"] == 1.1 and body["stop_token_ids"] == [2, 4] and body["stop"] == ["END"]
     assert body["ignore_eos"] is True and body["include_stop_str_in_output"] is True
     assert bodies[6]["max_tokens"] == 2  # 40 positions, 38 taken
@@ -74,7 +73,9 @@ def test_seeds_are_those_of_the_call(stub: Any, engine: VllmGenerator) -> None:
 
 def test_greedy_logps_are_those_of_a_point_mass(engine: VllmGenerator) -> None:
     rollout = engine.generate([[5]], 2, SamplingParams(max_new_tokens=3, temperature=0, stop_token_ids=(2,)))
-    assert rollout.sampler_logps == [[[0.0, 0.0], [0.0, 0.0, 0.0]]]
+    assert rollout.completions == [[[5, 2], [5, 2]]]
+    assert rollout.sampler_logps == [[[0.0, 0.0], [0.0, 0.0]]]
+    assert rollout.completions[0][0] is not rollout.completions[0][1]
 
 
 def test_another_distribution_needs_processed_logprobs(stub: Any, llama: nn.Module) -> None:
@@ -161,7 +162,8 @@ def test_of_a_lora_policy_only_the_adapter_travels(stub: Any, tmp_path: Path) ->
         engine = VllmGenerator(policy, base_url=stub.url, sync_dir=tmp_path)
         for _ in range(3):
             engine.sync()
-        assert list(stub.adapters) == ["strop-3"]
+        (served,) = stub.adapters
+        assert served.startswith("strop-") and served.endswith("-3")
         assert stub.sent("/collective_rpc") == []
         files = stub.files[-1]
         assert "adapter_model.safetensors" in files and "adapter_config.json" in files
@@ -169,10 +171,9 @@ def test_of_a_lora_policy_only_the_adapter_travels(stub: Any, tmp_path: Path) ->
         assert [path.name for path in tmp_path.iterdir()] == ["weights-3"]  # old versions are removed
         assert all(torch.equal(value, before[name]) for name, value in policy.state_dict().items())
         engine.generate([[5]], 1, SAMPLING)
-        assert stub.sent("/v1/completions")[-1]["model"] == "strop-3"
+        assert stub.sent("/v1/completions")[-1]["model"] == served
         engine.close()
-        assert list(tmp_path.iterdir()) == []
-        stub.adapters.clear()
+        assert list(tmp_path.iterdir()) == [] and stub.adapters == {}
 
 
 def test_a_refused_sync_keeps_the_version(stub: Any, engine: VllmGenerator) -> None:
@@ -188,12 +189,25 @@ def test_a_refused_sync_keeps_the_version(stub: Any, engine: VllmGenerator) -> N
 
 def test_sync_takes_another_policy(stub: Any, engine: VllmGenerator) -> None:
     engine.sync(lora_policy())
-    assert list(stub.adapters) == ["strop-1"]
+    assert len(stub.adapters) == 1
+
+
+def test_two_runs_share_a_server_without_meeting(stub: Any) -> None:
+    first, second = (VllmGenerator(lora_policy(), base_url=stub.url) for _ in range(2))
+    first.sync()
+    second.sync()
+    assert len(stub.adapters) == 2
+    stub.close()
+    first.close()  # a server that is gone is no reason to fail at the end
 
 
 def test_what_vllm_cannot_do_is_refused_at_once(stub: Any, engine: VllmGenerator, llama: nn.Module) -> None:
     with pytest.raises(ConfigError, match="mixture"):
         engine.generate([[5]], 1, SAMPLING, mixture=Mixture(llama, 0.5))
+    with pytest.raises(ConfigError, match="min-p before top-p"):
+        engine.generate([[5]], 1, SamplingParams(max_new_tokens=3, top_p=0.9, min_p=0.1))
+    engine.generate([[5]], 1, SamplingParams(max_new_tokens=3, min_p=0.1))
+    assert stub.sent("/v1/completions")[-1]["min_p"] == 0.1
     with pytest.raises(DataError, match="prompt 1"):
         engine.generate([[5], [5] * 40], 1, SAMPLING)
     with pytest.raises(ConfigError, match="server"):

@@ -15,7 +15,7 @@ def connect(stub: Any, timeout_s: float = 5.0, max_parallel: int = 4) -> VllmSer
 
 
 def request(prompt: int = 5, **settings: Any) -> dict[str, Any]:
-    return {"prompt": [prompt], "n": 2, "max_tokens": 3, "stop_token_ids": [], **settings}
+    return {"prompt": [prompt], "n": 2, "max_tokens": 3, "temperature": 1.0, "stop_token_ids": [], **settings}
 
 
 def test_what_the_server_says_about_itself(stub: Any) -> None:
@@ -23,6 +23,8 @@ def test_what_the_server_says_about_itself(stub: Any) -> None:
     assert (server.model_name, server.context_tokens, server.processed_logprobs) == ("base-model", 40, True)
     stub.processed = False
     assert not connect(stub).processed_logprobs
+    stub.model_card = {"data": [{"id": "left-over", "parent": "base-model"}, {"id": "base-model"}]}
+    assert connect(stub).model_name == "base-model"
 
 
 def test_no_server_and_no_vllm_are_setup_errors(stub: Any) -> None:

@@ -97,7 +97,9 @@ def test_more_than_two_completions_all_meet_each_other(tmp_path):
         best = max(range(4), key=lambda i: float(g.rewards[i]))
         assert lengths[best] == max(lengths)
     for tree in trainer.make_trees(groups, training=True):
-        first, second = (len(t) for t in trainer.processing_class.batch_decode(tree.completions, skip_special_tokens=True))
+        first, second = (
+            len(t) for t in trainer.processing_class.batch_decode(tree.completions, skip_special_tokens=True)
+        )
         assert first > second
 
 

@@ -58,7 +58,9 @@ def test_the_gradient_does_not_notice(verb, tmp_path):
             )
         )
         laid_out, build = [], trainer.build
-        trainer.build = lambda examples: (laid_out.append(sum(len(e.completions) for e in examples)), build(examples))[1]
+        trainer.build = lambda examples: (laid_out.append(sum(len(e.completions) for e in examples)), build(examples))[
+            1
+        ]
         return step_gradients(trainer), max(laid_out)
 
     whole, at_once = gradients(8, 1)

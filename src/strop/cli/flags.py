@@ -92,13 +92,13 @@ def fit(value: Any, flag: Flag) -> Any:
     kinds = _plain_types(flag.hint)
     if isinstance(value, str):
         if str in kinds and not kinds & {list, dict, bool}:
-            return None if value.lower() in ("null", "none") and type(None) in kinds else _number_or_text(value, kinds)
+            return None if value == "null" and type(None) in kinds else _number_or_text(value, kinds)
         try:
             parsed = yaml.safe_load(value)
         except yaml.YAMLError:
             return value
         value = value if isinstance(parsed, str) else parsed
-        if isinstance(value, str) and value.lower() == "none" and type(None) in kinds:
+        if isinstance(value, str) and value.lower() == "none" and type(None) in kinds and str not in kinds:
             return None
     if isinstance(value, str) and kinds & {int, float}:
         return _number_or_text(value, kinds)

@@ -197,11 +197,13 @@ class Checker:
         repeated = np.flatnonzero(digests[order][1:] == digests[order][:-1])
         if not len(repeated):
             return []
-        pairs = sorted((int(order[k + 1]), int(order[k])) for k in repeated[:10_000])
-        numbers = self.checked.numbers
-        shown = ", ".join(f"row {numbers[later]} repeats row {numbers[earlier]}" for later, earlier in pairs[:5])
-        message = f"{len(repeated)} rows are exact copies of others ({shown}{', ...' if len(repeated) > 5 else ''})"
-        return [Finding(numbers[pairs[0][0]], None, "warning", message, "Remove them unless the weight is wanted")]
+        numbers = np.frombuffer(self.checked.numbers, dtype=np.int64)
+        earlier, later = numbers[order[repeated]], numbers[order[repeated + 1]]
+        copies, first = np.unique(later, return_index=True)  # both answers of a pair count once
+        pairs = [(int(copy), int(earlier[k])) for copy, k in zip(copies[:5], first[:5], strict=True)]
+        shown = ", ".join(f"row {copy} repeats row {original}" for copy, original in pairs)
+        message = f"{len(copies)} rows are exact copies of others ({shown}{', ...' if len(copies) > 5 else ''})"
+        return [Finding(pairs[0][0], None, "warning", message, "Remove them unless the weight is wanted")]
 
     def _label_balance(self) -> list[Finding]:
         labels = self.checked.labels

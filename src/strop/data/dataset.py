@@ -14,7 +14,6 @@ import weakref
 from array import array
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -230,16 +229,6 @@ def to_example(tree: Tokenized, case: Case, row: int, score_prompt: bool) -> Exa
     return Example(tree.prompt_ids, tree.completions, tree.masks, score_prompt, extras, row)
 
 
-@dataclass(slots=True)
-class Awaiting:
-    """A case of a stream that waits for its block to be tokenised."""
-
-    row: int
-    part: int  # which usable case of its row
-    case: Case
-    fresh: bool  # not in the report yet
-
-
 class ExampleStream:
     """Examples from rows that can only be walked; each `iter` starts anew, or where `load_state_dict` says.
 
@@ -252,28 +241,34 @@ class ExampleStream:
         self.kind, self.options = builder.kind, builder.options
         self.place = (0, 0)  # row, and case of that row, that come next
         self.start = (0, 0)  # where the next walk begins
-        self.walks = 0  # only the first walk is counted in the report
+        self.counted = 0  # rows before this are in the report: a second walk does not count them again
         try_template(head, rows, builder)
 
     def __iter__(self) -> Iterator[Example]:
         start, self.start = self.start, (0, 0)
+        given = 0
+        for example in self._walk(start):
+            given += 1
+            yield example
+        if not given and start == (0, 0):
+            raise nothing_left(self.report.source, self.report.rows_read, self.report.left_out)
+
+    def _walk(self, start: tuple[int, int]) -> Iterator[Example]:
         self.place = start
-        fresh = self.walks == 0
-        self.walks += 1
-        block: list[Awaiting] = []
+        counted = self.counted
+        block: list[tuple[int, int, Case]] = []
         number = -1
         for number, row in enumerate(self.rows):
             if number < start[0]:
                 continue
-            cases = enumerate(self._cases(number, row, fresh))
-            block += [Awaiting(number, part, case, fresh) for part, case in cases if (number, part) >= start]
+            self.counted = max(self.counted, number + 1)
+            cases = enumerate(self._cases(number, row, fresh=number >= counted))
+            block += [(number, part, case) for part, case in cases if (number, part) >= start]
             if len(block) >= STREAM_BLOCK:
-                yield from self._examples(block)
+                yield from self._examples(block, counted)
                 block = []
-        yield from self._examples(block)
+        yield from self._examples(block, counted)
         self.place = (number + 1, 0)
-        if not self.report.trees and fresh and start == (0, 0):
-            raise nothing_left(self.report.source, self.report.rows_read, self.report.left_out)
 
     def _cases(self, number: int, row: Any, fresh: bool) -> list[Case]:
         """The usable cases of a row; `fresh` if it is to be counted."""
@@ -293,17 +288,18 @@ class ExampleStream:
                 self.report.leave_out(number, *case.left_out)
         return [case for case in cases if case.left_out is None]
 
-    def _examples(self, block: list[Awaiting]) -> Iterator[Example]:
-        trees = self.builder.build_all([awaiting.case for awaiting in block])
-        for awaiting, tree in zip(block, trees, strict=True):
-            refuse_boundary(tree, awaiting.row, self.rows, self.options.skip_bad_rows)
-            if awaiting.fresh:
+    def _examples(self, block: list[tuple[int, int, Case]], counted: int) -> Iterator[Example]:
+        """The trees of a block of (row, case of the row, case); rows from `counted` on are put into the report."""
+        trees = self.builder.build_all([case for _, _, case in block])
+        for (row, part, case), tree in zip(block, trees, strict=True):
+            refuse_boundary(tree, row, self.rows, self.options.skip_bad_rows)
+            if row >= counted:
                 self.report.trees += 1
-                self.report.conversational += awaiting.case.chat
-                self.report.add(awaiting.row, tree)
-            self.place = (awaiting.row, awaiting.part + 1)
+                self.report.conversational += case.chat
+                self.report.add(row, tree)
+            self.place = (row, part + 1)
             if tree.left_out is None:
-                yield to_example(tree, awaiting.case, awaiting.row, self.options.score_prompt)
+                yield to_example(tree, case, row, self.options.score_prompt)
 
     def state_dict(self) -> dict[str, int]:
         """Where the stream stands, for a later `load_state_dict`: what comes before this has been handed out."""

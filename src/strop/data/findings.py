@@ -16,19 +16,19 @@ SHOWN = 20
 class Finding:
     """One thing worth knowing about the data: where, how bad, what, and what to do about it."""
 
-    row: int | None  # number of the source row (from 0), None when it is about the whole set
+    row: int | None  # number of the (first) source row that it is about, from 0; None: the whole set
     column: str | None
     severity: str  # "error", "warning" or "info"
     message: str
     fix: str = ""
-    place: str = ""  # the row as the reader finds it: "pairs.jsonl, line 18"
+    place: str = ""  # a single row as the reader finds it: "pairs.jsonl, line 18"
 
     def to_dict(self) -> dict[str, Any]:
         """A JSON-able copy."""
         return asdict(self)
 
     def __str__(self) -> str:
-        where = self.place or (f"row {self.row}" if self.row is not None else "")
+        where = self.place
         if self.column is not None:
             where += f"{', ' if where else ''}column '{self.column}'"
         return f"{where + ': ' if where else ''}{self.message}{'. ' + self.fix if self.fix else ''}"

@@ -65,6 +65,7 @@ class DataReport:
     prompt_lengths: array[int] = field(default_factory=lambda: array("i"))
     completion_lengths: array[int] = field(default_factory=lambda: array("i"))
     tree_lengths: array[int] = field(default_factory=lambda: array("i"))
+    uncut_lengths: array[int] = field(default_factory=lambda: array("i"))  # longest branches before anything was cut
 
     @classmethod
     def start(cls, name: str, kind: str, checked: Checked, to_tokenize: int | None) -> DataReport:
@@ -93,6 +94,8 @@ class DataReport:
     def add(self, row: int, tree: Tokenized) -> None:
         """Account for a tokenised tree of source row `row`."""
         self.tokenized += 1
+        if tree.uncut:
+            self.uncut_lengths.append(tree.uncut)
         if tree.left_out is not None:
             self.leave_out(row, *tree.left_out)
             self.trees -= 1
@@ -108,8 +111,13 @@ class DataReport:
 
     @property
     def lengths(self) -> dict[str, dict[str, int]]:
-        """Quantiles of the lengths of prompts, completions and whole trees, in tokens."""
-        parts = {"prompt": self.prompt_lengths, "completion": self.completion_lengths, "tree": self.tree_lengths}
+        """Quantiles of the lengths of prompts, completions, whole trees and uncut branches, in tokens."""
+        parts = {
+            "prompt": self.prompt_lengths,
+            "completion": self.completion_lengths,
+            "tree": self.tree_lengths,
+            "uncut": self.uncut_lengths,
+        }
         return {name: quantiles(values) for name, values in parts.items() if len(values)}
 
     @property
@@ -131,7 +139,9 @@ class DataReport:
             share = self.truncated / max(len(self.tree_lengths), 1)
             severity = "warning" if share > MANY_TRUNCATED else "info"
             message = f"{self.truncated} of {len(self.tree_lengths)} trees are cut to length ({share:.0%})"
-            found.append(Finding(None, None, severity, message, "Raise max_length to keep them whole"))
+            whole = quantiles(self.uncut_lengths)
+            fix = f"max_length={whole['p99']} would keep 99 % of the rows whole, max_length={whole['max']} all of them"
+            found.append(Finding(None, None, severity, message, fix))
         rank = {"error": 0, "warning": 1, "info": 2}
         return sorted(found, key=lambda finding: rank[finding.severity])
 

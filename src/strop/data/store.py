@@ -47,6 +47,7 @@ def pack_tree(tree: Tokenized) -> bytes:
         "l": tree.labels,
         "f": tree.flags,
         "o": tree.left_out,
+        "u": tree.uncut,
     }
     head = json.dumps(about, separators=(",", ":")).encode()
     ids = array("i", tree.prompt_ids)
@@ -71,9 +72,14 @@ def unpack_tree(data: bytes) -> Tokenized:
         if about["m"]:
             masks.append(list(data[at : at + length]))
             at += length
-    left_out = tuple(about["o"]) if about["o"] else None
     return Tokenized(
-        flat[: about["p"]], completions, masks if about["m"] else None, about["l"], tuple(about["f"]), left_out
+        flat[: about["p"]],
+        completions,
+        masks if about["m"] else None,
+        about["l"],
+        tuple(about["f"]),
+        tuple(about["o"]) if about["o"] else None,  # type: ignore[arg-type]
+        about["u"],
     )
 
 
@@ -133,7 +139,12 @@ class TreeStore:
         if data is None and self.folder is not None and self.file_of[position] >= 0:
             start = self.offsets[position]
             data = self.files[self.file_of[position]][start : start + self.sizes[position]]
-        return None if data is None else unpack_tree(data)
+        try:
+            return None if data is None else unpack_tree(data)
+        except (ValueError, KeyError, struct.error):
+            self.trouble = f"a record in the cache folder '{self.folder}' is damaged and was not used"
+            self.file_of[position] = -1
+            return None
 
     def has(self, position: int) -> bool:
         """Whether the tree at a position is known."""

@@ -82,29 +82,34 @@ class TreeBuilder:
         joined = [join_turns(case.prompt, said) for said in case.completions]
         texts = [self.chat.render_whole(messages, case.tools, case.template_kwargs) for messages, _ in joined]
         masked = [any(m["role"] != "assistant" for m in said) or len(said) > 1 for said in case.completions]
-        offsets = any(masked) and self.encoder.is_fast
-        prompt, *joint = yield Ask([prompt_text, *texts], offsets)
+        prompt, *joint = yield Ask([prompt_text, *texts], any(masked) and self.encoder.is_fast)
         shared = min(common_prefix(prompt.ids, whole.ids) for whole in joint)
         if shared < len(prompt.ids) and self.options.boundary == "error":
             return self._boundary_error(prompt.ids, shared)
-        masks = [[1] * len(whole.ids) for whole in joint]
-        complete = True
-        for index, (messages, first) in enumerate(joined):
-            if masked[index]:
-                found = yield from self._answer_mask(case, messages, texts[index], joint[index], first)
-                masks[index], complete = found[0], complete and found[1]
+        starts = [0] * len(texts)
         tree = Tokenized(prompt.ids[:shared], [whole.ids[shared:] for whole in joint])
-        if any(masked):
-            tree.masks = [mask[shared:] for mask in masks]
         if shared < len(prompt.ids):
-            apart = self.options.boundary == "separate" and not any(masked)
-            apart = apart and all(text.startswith(prompt_text) for text in texts)
-            if apart:
-                alone = yield from self.encoder.continuing([text[len(prompt_text) :] for text in texts])
-                tree = Tokenized(prompt.ids, alone)
+            apart = self.options.boundary == "separate" and all(text.startswith(prompt_text) for text in texts)
             tree.flag("apart" if apart else "cut")
-        if not complete:
-            tree.flag("last_turn")
+            if apart:
+                starts = [len(prompt_text)] * len(texts)
+                rests = [text[len(prompt_text) :] for text in texts]
+                if any(masked):
+                    joint = yield Ask(rests, self.encoder.is_fast)
+                else:
+                    joint = [Encoded(ids) for ids in (yield from self.encoder.continuing(rests))]
+                tree.prompt_ids, shared = prompt.ids, 0
+                tree.completions = [part.ids for part in joint]
+        if any(masked):
+            tree.masks = [[1] * len(ids) for ids in tree.completions]
+        for index, (messages, first) in enumerate(joined):
+            if masked[index] and tree.masks is not None:
+                mask, complete = yield from self._answer_mask(
+                    case, messages, texts[index], joint[index], first, starts[index]
+                )
+                tree.masks[index] = mask[shared:]
+                if not complete:
+                    tree.flag("last_turn")
         return self._note_stop(tree)
 
     def _note_stop(self, tree: Tokenized) -> Tokenized:
@@ -120,16 +125,22 @@ class TreeBuilder:
         return any(token in self.encoder.stops for token in learned[-3:])
 
     def _answer_mask(
-        self, case: Case, messages: list[Message], text: str, whole: Encoded, first: int = 0
+        self, case: Case, messages: list[Message], text: str, found: Encoded, first: int = 0, start: int = 0
     ) -> Job[tuple[list[int], bool]]:
-        """The 0/1 mask of what the assistant wrote in `text`, and whether all of its turns are in it."""
-        if self.encoder.is_fast and self.chat.marks_generation(case.tools):
+        """The 0/1 mask of what the assistant wrote in `text`, and whether all of its turns are in it.
+
+        Args:
+            found: the ids of `text` from its character `start` on.
+            first: the message that is the first to be learned.
+        """
+        if not start and self.encoder.is_fast and self.chat.marks_generation(case.tools):
             ids, mask = self.chat.generation_mask(messages, case.tools, case.template_kwargs)
-            size = len(whole.ids)
-            if ids[:size] == whole.ids and any(mask):
-                return self._end_at_stop(whole.ids, mask[:size]), True
+            size = len(found.ids)
+            if ids[:size] == found.ids and any(mask):
+                return self._end_at_stop(found.ids, mask[:size]), True
         spans, complete = self.chat.answer_spans(messages, case.tools, case.template_kwargs, text, first)
-        return (yield from self._mask_of_spans(text, whole, spans)), complete
+        spans = [(max(begin - start, 0), end - start) for begin, end in spans if end > start]
+        return (yield from self._mask_of_spans(text[start:], found, spans)), complete
 
     def _end_at_stop(self, ids: list[int], mask: list[int]) -> list[int]:
         """A template's mask without what its marks enclose after an end of turn (a line break, as a rule)."""
@@ -191,14 +202,15 @@ class TreeBuilder:
         return self._split_at_first_scored(ids, mask, flags)
 
     def _split_at_first_scored(self, ids: list[int], mask: list[int], flags: tuple[str, ...]) -> Tokenized:
+        uncut = len(ids)
         if self.options.filter_overlong and self.options.max_length is not None and len(ids) > self.options.max_length:
-            return Tokenized.without("too_long", f"{len(ids)} tokens, max_length is {self.options.max_length}")
+            return Tokenized.without("too_long", f"{uncut} tokens, max_length is {self.options.max_length}", uncut)
         ids, mask, cut = cut_flat(ids, mask, self.options, self._bos_of(ids))
         if not any(mask):
             why = "nothing before the cut is scored" if cut else "no token of it is to be scored"
-            return Tokenized.without("nothing_scored", why)
+            return Tokenized.without("nothing_scored", why, uncut)
         first, end = mask.index(1), len(mask) - mask[::-1].index(1)
-        tree = Tokenized(ids[:first], [ids[first:end]], [mask[first:end]], flags=flags)
+        tree = Tokenized(ids[:first], [ids[first:end]], [mask[first:end]], flags=flags, uncut=uncut)
         if cut:
             tree.flag("truncated")
         return self._check_scored(tree)
@@ -241,7 +253,10 @@ class TreeBuilder:
             header = yield from self._header(case, ids)
             tree = truncate(tree, self.options, header, self._bos_of(ids))
         too_long = overlong(tree, self.options)
-        return tree if too_long is None else Tokenized.without("prompt_too_long", too_long)
+        if too_long is not None:
+            return Tokenized.without("too_long", too_long, len(ids))
+        tree.uncut = len(ids)
+        return tree
 
     def _prompt_ids(self, case: Case) -> Job[list[int]]:
         if case.ids:
@@ -291,6 +306,13 @@ class TreeBuilder:
         return common_prefix(found.ids, ids)
 
     def _fit(self, tree: Tokenized, case: Case) -> Job[Tokenized]:
+        """The tree cut to the limits; `uncut` says how long it was."""
+        uncut = len(tree.prompt_ids) + max(map(len, tree.completions), default=0)
+        fitted = yield from self._cut(tree, case)
+        fitted.uncut = uncut
+        return fitted
+
+    def _cut(self, tree: Tokenized, case: Case) -> Job[Tokenized]:
         too_long = overlong(tree, self.options)
         if too_long is not None:
             if self.options.filter_overlong:

@@ -22,11 +22,12 @@ class Tokenized:
     labels: list[float] | None = None  # stepwise: one per mask entry of 1
     flags: tuple[str, ...] = ()  # "truncated", or a key of report.FLAGS
     left_out: tuple[str, str] | None = None  # reason (a key of cases.REASONS), detail
+    uncut: int = 0  # tokens of the longest branch before anything was cut
 
     @classmethod
-    def without(cls, reason: str, detail: str) -> Tokenized:
+    def without(cls, reason: str, detail: str, uncut: int = 0) -> Tokenized:
         """No tree, because of `reason`."""
-        return cls([], [], left_out=(reason, detail))
+        return cls([], [], left_out=(reason, detail), uncut=uncut)
 
     def flag(self, name: str) -> None:
         """Note something about this tree, once."""
@@ -53,7 +54,7 @@ def overlong(tree: Tokenized, options: TokenizeOptions) -> str | None:
     for name, size, limit in (
         ("prompt", prompt, options.max_prompt_length),
         ("completion", longest, options.max_completion_length),
-        ("prompt and completion", prompt + longest, options.max_length),
+        ("prompt and completion" if tree.completions else "prompt", prompt + longest, options.max_length),
     ):
         if limit is not None and size > limit:
             return f"{name}: {size} tokens, the limit is {limit}"

@@ -130,7 +130,9 @@ class Watch(TrainerCallback):
         sample = sampler_of(self.trainer.model, self.demo.tokenizer, temperature=0.0)
         texts = [group[0] for group in sample(prompts, 1)]
         right = [float(spells_backward(prompt, text)) for prompt, text in zip(prompts, texts, strict=True)]
+        due = control.should_log
         self.trainer.log({"held_out_accuracy": sum(right) / len(right)})
+        control.should_log = due  # logging clears it, and the step's own line may still be due
         rows = list(zip(prompts, texts, right, strict=True))[: plan.shown]
         self.trainer.run_directory.write_samples({"prompt": p, "completion": c, "reward": r} for p, c, r in rows)
 

@@ -55,12 +55,7 @@ def tree_attention(
 ) -> tuple[torch.Tensor, None]:
     """Attention of every stretch of a flat row on what it may see, with transformers' signature.
 
-    Args:
-        query, key, value: (1, Hq, T, D), (1, Hk, T, D), (1, Hk, T, Dv).
-        strop_segments: the stretches of the row.
-
-    Returns:
-        (1, T, Hq, Dv), and None in place of the attention weights.
+    (1, Hq, T, D), (1, Hk, T, D), (1, Hk, T, Dv) -> (1, T, Hq, Dv), and None in place of the attention weights.
 
     Raises:
         AttentionUnsupported: a mask or bias of the model's own, or no causality.

@@ -141,6 +141,25 @@ def _completions(tree: int, example: Example, want: Want) -> list[_Completion]:
     return items
 
 
+def _kinds(
+    examples: Sequence[Example], completions: list[_Completion], layout: str
+) -> tuple[list[tuple[int, list[_Completion]]], list[tuple[int, list[_Completion]]]]:
+    """(tree, completions) that share a prompt laid out once, and (tree, completions) that are one stretch."""
+    of_tree: list[list[_Completion]] = [[] for _ in examples]
+    for item in completions:
+        of_tree[item.tree].append(item)
+    shared: list[tuple[int, list[_Completion]]] = []
+    alone: list[tuple[int, list[_Completion]]] = []
+    for tree, items in enumerate(of_tree):
+        if layout == "packed" or not examples[tree].prompt_ids:
+            alone += [(tree, [item]) for item in items]
+        elif sum(1 for item in items if item.fed) <= 1:
+            alone.append((tree, items))
+        else:
+            shared.append((tree, items))
+    return shared, alone
+
+
 def _flat(
     examples: Sequence[Example],
     completions: list[_Completion],
@@ -148,19 +167,7 @@ def _flat(
     layout: str,
     device: torch.device | str | None,
 ) -> Batch:
-    of_tree: list[list[_Completion]] = [[] for _ in examples]
-    for item in completions:
-        of_tree[item.tree].append(item)
-    shared, alone = [], []  # trees that are laid out with a shared prompt; (tree, completions) that are one stretch
-    for tree, items in enumerate(of_tree):
-        fed = [item for item in items if item.fed]
-        if layout == "packed" or not examples[tree].prompt_ids:
-            alone += [(tree, [item]) for item in items]
-        elif len(fed) <= 1:
-            alone.append((tree, items))
-        else:
-            shared.append((tree, items))
-
+    shared, alone = _kinds(examples, completions, layout)
     input_ids: list[int] = []
     position_ids: list[int] = []
 

@@ -42,9 +42,8 @@ def load_model(
             returned as it is.
         task: "causal", "score" (one number per completion) or "step" (two classes per step). A causal checkpoint
             gets a fresh head for the other two.
-        dtype: a torch dtype, its name, or "auto" for the checkpoint's. None: float32 if every weight is trained
-            (optimizers need float32 masters) or if there is no accelerator (a CPU is slower in half precision),
-            otherwise the checkpoint's.
+        dtype: a torch dtype, its name, or "auto" for the checkpoint's. None: the checkpoint's, but float32 if every
+            weight is trained (optimizers need it) or there is no accelerator (CPUs are slower in half precision).
         trainable: whether all weights will be trained (not so for references, reward models and LoRA bases).
         quantization_config: transformers' config object for 4-bit and 8-bit weights.
         trust_remote_code: run code that comes with the checkpoint.

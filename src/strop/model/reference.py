@@ -117,7 +117,8 @@ class AdapterCopy:
             config.init_lora_weights = True  # data-driven initialisations would change the base weights again
         with _same_requires_grad(self._policy), torch.random.fork_rng(devices=_cuda_devices(policy)):
             self._policy.add_adapter(REFERENCE_ADAPTER, config)
-            _mix(self._pairs(), 1.0)
+            for own, trained in self._pairs():
+                own.data = trained.detach().clone()  # in its dtype too: PEFT would widen a bfloat16 adapter
             self._policy.set_adapter(self._trained)
 
     @property

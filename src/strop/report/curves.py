@@ -14,8 +14,8 @@ from itertools import pairwise
 
 Point = tuple[float, float]
 
-WIDTH, HEIGHT = 520, 210
-LEFT, RIGHT, TOP, BOTTOM = 54, 12, 14, 26
+WIDTH, HEIGHT = 400, 180
+LEFT, RIGHT, TOP, BOTTOM = 48, 10, 14, 24
 MAX_POINTS = 160
 """Most points drawn per curve; longer ones are thinned so that peaks stay."""
 SMOOTH_FROM = 24
@@ -148,7 +148,7 @@ def _axes(scale: _Scale) -> str:
         y = scale.y(value)
         parts.append(f'<path class="grid" d="M{LEFT} {y:.1f}H{WIDTH - RIGHT}"/>')
         parts.append(f'<text class="tick" x="{LEFT - 7}" y="{y + 3.5:.1f}" text-anchor="end">{short(value)}</text>')
-    for value in ticks(scale.x0, scale.x1, 6):
+    for value in ticks(scale.x0, scale.x1, 5):
         if value == int(value):
             x = scale.x(value)
             parts.append(f'<path class="grid" d="M{x:.1f} {HEIGHT - BOTTOM}v4"/>')

@@ -181,6 +181,11 @@ _REWARD_ENTRIES = (
         "Share of prompts whose completions all have the same reward: they teach nothing.", "share", "prompt", high=0.5,
         advice="High from the start: prompts are too easy or too hard. High at the end: the task is solved.",
     ),
+    Entry(
+        "pairs/dropped_ratio", REWARD,
+        "Share of prompts left out because their completions were alike or equally good.", "share", "prompt", high=0.5,
+        advice="High: completions hardly differ. Raise the temperature or num_generations, or use a finer reward.",
+    ),
     Entry("rewards/*/mean", REWARD, "Mean of one reward function.", "reward", "completion it scored", healthy="rises"),
     Entry("rewards/*/std", REWARD, "Spread of one reward function.", "reward", "completion it scored"),
     Entry(
@@ -335,7 +340,7 @@ _TOKEN_ENTRIES = (
         "mean_token_accuracy", TOKENS, "Share of learned tokens that are the model's first choice.", "share", "token",
         healthy="rises",
     ),
-    Entry("num_tokens", TOKENS, "Tokens seen so far.", "tokens", "sum over the run"),
+    Entry("num_tokens", PROGRESS, "Tokens seen so far.", "tokens", "sum over the run"),
     Entry(
         "completions/mean_length", COMPLETIONS, "Length of the sampled completions.", "tokens", "completion",
         advice="Grows to the limit: reward length less, or punish it softly.",

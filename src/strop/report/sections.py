@@ -21,7 +21,6 @@ HEADLINES = ("loss", "eval_loss", "reward", "rewards/accuracies", "accuracy", "e
 """Metrics whose last value stands at the top of a run."""
 LAST_SHARE = 0.1
 """Share of a curve's end that counts as 'now' where a value is compared with its healthy range."""
-LEGEND = '<span class="legend"><i class="train"></i>train <i class="eval"></i>eval</span>'
 MAX_PROMPTS = 8
 MAX_STEPS = 6
 MAX_FINDINGS = 30
@@ -103,15 +102,21 @@ def _rank(key: str, method: str) -> int:
 def _card(key: str, curves: list[Curve], method: str) -> str:
     entry = lookup(key, method)
     low, high = (entry.low, entry.high) if entry else (None, None)
-    now = ", ".join(f"{'eval ' if c.kind == 'eval' else ''}{short(recent(c.points))}" for c in curves)
-    legend = LEGEND if len(curves) > 1 else ""
+    named = len(curves) > 1 or curves[0].kind != "train"
+    values = "".join(_value(curve, named) for curve in curves)
     about = f"{escape(entry.meaning)} <span class='unit'>{escape(_measure(entry))}</span>" if entry else ""
     wanted = f"<p class='healthy'>{escape(entry.range_text)}</p>" if entry and entry.range_text else ""
     advice = f"<p class='advice'>{escape(entry.advice)}</p>" if entry and entry.advice else ""
     return (
-        f"<figure><figcaption><h4><code>{escape(key)}</code>{legend}</h4><b>{now}</b></figcaption>"
+        f"<figure><figcaption><h4><code>{escape(key)}</code></h4><div>{values}</div></figcaption>"
         f"{chart(curves, title=key, low=low, high=high)}<p>{about}</p>{wanted}{advice}</figure>"
     )
+
+
+def _value(curve: Curve, named: bool) -> str:
+    """The value a curve ended at; where there are two, with name and colour, which makes it the legend."""
+    name = f" {curve.kind}" if named else ""
+    return f'<span class="{curve.kind}{" named" if named else ""}"><b>{short(recent(curve.points))}</b>{name}</span>'
 
 
 def _measure(entry: Entry) -> str:
@@ -150,8 +155,9 @@ def data(run: Run) -> str:
     parts = []
     for name, report in run.data.items():
         left_out = report.get("left_out") or {}
-        facts = [(label, _text(report[key])) for key, label in DATA_FACTS.items() if report.get(key) is not None]
-        facts.append(("left out", _text(sum(part.get("count", 0) for part in left_out.values()))))
+        facts = [(label, _text(report[key])) for key, label in DATA_FACTS.items() if report.get(key)]
+        if left_out:
+            facts.append(("left out", _text(sum(part.get("count", 0) for part in left_out.values()))))
         source = f"{report.get('source', '')} ({report.get('kind', '')})" if report.get("source") else ""
         parts.append(f'<h4>{escape(name)} <span class="soft">{escape(source)}</span></h4>{tiles(facts)}')
         if report.get("complete") is False:
@@ -198,7 +204,7 @@ def settings(run: Run) -> str:
     """The settings that matter most, then every setting, then the versions."""
     if not run.config and not run.facts:
         return ""
-    first = [(k, _text(run.config[k])) for k in KEY_SETTINGS if run.config.get(k) is not None]
+    first = [(k, _text(run.config[k])) for k in KEY_SETTINGS if run.config.get(k) not in (None, -1)]
     rows = [(Html(f"<code>{escape(str(k))}</code>"), _text(v)) for k, v in run.config.items()]
     everything = f"<details><summary>All {len(rows)} settings</summary>{table(('setting', 'value'), rows)}</details>"
     versions = run.facts.get("versions") or {}

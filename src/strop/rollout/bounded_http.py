@@ -50,19 +50,20 @@ class JsonClient:
 
     def get(self, path: str, timeout_s: float) -> Any:
         """The JSON answer to a GET; see `post`."""
-        return self._call("GET", path, None, timeout_s)
+        return self._call("GET", path, None, timeout_s, False)
 
-    def post(self, path: str, body: dict[str, Any], timeout_s: float) -> Any:
+    def post(self, path: str, body: dict[str, Any], timeout_s: float, *, text_too: bool = False) -> Any:
         """The JSON answer to a POST; None where the answer is empty.
 
         Args:
             timeout_s: seconds for the whole call, connecting and reading included.
+            text_too: whether an answer may also be plain text, which is then returned as it is.
 
         Raises:
             HttpStatusError: a status of 400 or above; the message contains the server's text.
             RolloutError: no answer in time, no connection, a connection that broke, or something that is not JSON.
         """
-        return self._call("POST", path, body, timeout_s)
+        return self._call("POST", path, body, timeout_s, text_too)
 
     def abort(self) -> None:
         """End all calls in progress (they raise)."""
@@ -71,7 +72,7 @@ class JsonClient:
         for call in calls:
             call.end()
 
-    def _call(self, method: str, path: str, body: dict[str, Any] | None, timeout_s: float) -> Any:
+    def _call(self, method: str, path: str, body: dict[str, Any] | None, timeout_s: float, text_too: bool) -> Any:
         call = _Call(self._parts, timeout_s)
         with self._lock:
             self._open.add(call)
@@ -101,6 +102,8 @@ class JsonClient:
         try:
             return json.loads(text)
         except ValueError as error:
+            if text_too:
+                return text
             raise RolloutError(
                 f"{method} {url} was answered with something that is not JSON: {text[:200]!r}. "
                 "Is this the address of an OpenAI-compatible vLLM server?"

@@ -16,7 +16,7 @@ class VllmInProcess:
     Args:
         model_path: folder or id that vLLM loads its architecture, tokenizer and first weights from.
         lora_rank: rank of the policy's adapter, None for full weights.
-        engine: further arguments of `vllm.LLM` (gpu_memory_utilization, max_model_len, ...).
+        llm_args: further arguments of `vllm.LLM` (gpu_memory_utilization, max_model_len, ...).
 
     Raises:
         SetupError: vLLM is not installed.
@@ -24,7 +24,7 @@ class VllmInProcess:
 
     processed_logprobs = True
 
-    def __init__(self, model_path: str, lora_rank: int | None, engine: dict[str, Any]) -> None:
+    def __init__(self, model_path: str, lora_rank: int | None, llm_args: dict[str, Any]) -> None:
         # Weights are handed over as tensors of this process, so the engine core must run in it.
         os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
         try:
@@ -36,9 +36,7 @@ class VllmInProcess:
             ) from error
         self._vllm = vllm
         lora = {} if lora_rank is None else {"enable_lora": True, "max_lora_rank": max(lora_rank, 8)}
-        self.engine = vllm.LLM(
-            model=model_path, logprobs_mode="processed_logprobs", skip_tokenizer_init=False, **{**lora, **engine}
-        )
+        self.engine = vllm.LLM(model=model_path, logprobs_mode="processed_logprobs", **{**lora, **llm_args})
         self.context_tokens: int | None = self.engine.llm_engine.model_config.max_model_len
         self._adapter: Any = None
         self._versions = 0
@@ -76,6 +74,6 @@ class VllmInProcess:
         self.engine.collective_rpc("reload_weights", kwargs={"weights_iterator": iter(weights)})
         self.engine.reset_prefix_cache()
 
-    def close(self) -> None:
-        """Free the engine."""
+    def close(self, adapter: str | None = None) -> None:
+        """Free the engine, and with it the adapter."""
         del self.engine

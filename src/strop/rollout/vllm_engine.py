@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import math
+import secrets
 import shutil
 import tempfile
 from pathlib import Path
@@ -49,7 +50,7 @@ class VllmGenerator:
         max_parallel: requests to the server at the same time.
         sync_dir: folder for weights on their way to vLLM, visible to it; None: a temporary one.
         model_path: what a colocated vLLM loads first; None: the policy's `name_or_path`.
-        engine: further arguments of `vllm.LLM` in mode "colocate".
+        llm_args: further arguments of `vllm.LLM` in mode "colocate".
 
     Raises:
         ConfigError: settings out of range.
@@ -70,7 +71,7 @@ class VllmGenerator:
         max_parallel: int = 64,
         sync_dir: str | Path | None = None,
         model_path: str | None = None,
-        engine: dict[str, Any] | None = None,
+        llm_args: dict[str, Any] | None = None,
     ) -> None:
         if mode not in MODES:
             raise ConfigError(f"The mode of the vllm engine must be one of {MODES}; got {mode!r}.")
@@ -86,9 +87,10 @@ class VllmGenerator:
             self.backend = VllmServer(base_url, api_key, timeout_s, max_parallel)
         else:
             rank = None if self._adapter_name is None else int(model.peft_config[self._adapter_name].r)  # type: ignore[union-attr, index]
-            self.backend = VllmInProcess(model_path or self.base.name_or_path, rank, engine or {})
+            self.backend = VllmInProcess(model_path or self.base.name_or_path, rank, llm_args or {})
         self._own_dir = tempfile.TemporaryDirectory(prefix="strop-vllm-") if sync_dir is None else None
         self.sync_dir = Path(sync_dir or self._own_dir.name).absolute()  # type: ignore[union-attr]
+        self._run = secrets.token_hex(4)  # another run may have left adapters on the same server
         self._version = 0
         self._served: str | None = None  # name of the adapter that vLLM serves now
 
@@ -98,6 +100,11 @@ class VllmGenerator:
         """Sample `n` completions of every prompt; see `Generator.generate`. Sends the weights first if never sent."""
         if mixture is not None:
             raise ConfigError("The vllm engine cannot sample from a mixture of two models: use engine='native'.")
+        if sampling.min_p and sampling.top_p < 1:
+            raise ConfigError(
+                f"vLLM applies min-p before top-p, strop and transformers after: with top_p={sampling.top_p} and "
+                f"min_p={sampling.min_p} the sampled distribution would not be the trained one. Use one of the two."
+            )
         vocab, context = limits.vocab_size(self.base), self.backend.context_tokens
         check_prompts(prompts, n, vocab, context)
         if not (sampling.plain or sampling.greedy or self.backend.processed_logprobs):
@@ -112,16 +119,19 @@ class VllmGenerator:
         given = sampling.stop_token_ids
         stops = default_stop_ids(self.base, self.tokenizer) if given is None else given
         seed = fresh_seed() if sampling.seed is None else sampling.seed
+        asked = 1 if sampling.greedy else n  # vLLM refuses to write the same completion twice
         requests = [
-            _request(prompt, n, sampling, stops, _prompt_seed(seed, index), context)
+            _request(prompt, asked, sampling, stops, _prompt_seed(seed, index), context)
             for index, prompt in enumerate(prompts)
         ]
         rollout = Rollout([list(p) for p in prompts], [], [], [])
         for index, choices in enumerate(self.backend.complete(requests)):
-            checked = _checked(choices, index, n, requests[index]["max_tokens"], stops, vocab)
-            rollout.completions.append([c["ids"] for c in checked])
+            checked = _checked(choices, index, asked, requests[index]["max_tokens"], stops, vocab) * (n // asked)
+            rollout.completions.append([list(c["ids"]) for c in checked])
             # The distribution of greedy decoding is a point; vLLM reports the softmax that the point was taken from.
-            rollout.sampler_logps.append([[0.0] * len(c["ids"]) if sampling.greedy else c["logps"] for c in checked])
+            rollout.sampler_logps.append(
+                [[0.0] * len(c["ids"]) if sampling.greedy else list(c["logps"]) for c in checked]
+            )
             rollout.finish_reasons.append([c["finish"] for c in checked])
         return rollout
 
@@ -147,15 +157,16 @@ class VllmGenerator:
         else:
             self.model.save_pretrained(folder, selected_adapters=[self._adapter_name])  # type: ignore[operator]
             inner = folder / self._adapter_name  # PEFT puts every adapter but "default" into a folder of its own
-            name = f"strop-{version}"
+            name = f"strop-{self._run}-{version}"
             self.backend.load_adapter(name, inner if inner.is_dir() else folder, self._served)
             self._served = name
         shutil.rmtree(self.sync_dir / f"weights-{self._version}", ignore_errors=True)
         self._version = version
 
     def close(self) -> None:
-        """End requests in progress and remove the files of weights."""
-        self.backend.close()
+        """End requests in progress, and remove the adapter from the server and the files of weights."""
+        self.backend.close(self._served)
+        self._served = None
         for version in (self._version, self._version + 1):
             shutil.rmtree(self.sync_dir / f"weights-{version}", ignore_errors=True)
         if self._own_dir is not None:

@@ -45,11 +45,12 @@ class VllmServer:
         self.timeout_s = timeout_s
         self.max_parallel = max_parallel
         try:
-            model = self.client.get("/v1/models", min(timeout_s, _SETUP_TIMEOUT_S))["data"][0]
+            listed = self.client.get("/v1/models", min(timeout_s, _SETUP_TIMEOUT_S))["data"]
+            model = next((entry for entry in listed if not entry.get("parent")), listed[0])  # adapters have parents
             self.model_name = str(model["id"])
         except RolloutError as error:
             raise SetupError(f"No vLLM server can be used at {base_url}: {error}") from error
-        except (KeyError, IndexError, TypeError) as error:
+        except (KeyError, IndexError, TypeError, AttributeError) as error:
             raise SetupError(
                 f"The server at {base_url} does not list a model under /v1/models: it is not a vLLM server."
             ) from error
@@ -96,13 +97,19 @@ class VllmServer:
                 "ones (other requests are running). Use a server that nobody else uses during training."
             )
 
-    def close(self) -> None:
-        """End requests in progress."""
+    def close(self, adapter: str | None = None) -> None:
+        """End requests in progress, and drop the adapter if the server still answers."""
         self.client.abort()
+        if adapter is not None:
+            try:
+                body = {"lora_name": adapter}
+                self.client.post("/v1/unload_lora_adapter", body, min(self.timeout_s, _SETUP_TIMEOUT_S), text_too=True)
+            except RolloutError as error:
+                logger.info("rollout: the adapter %s stays on the server: %s", adapter, error)
 
     def _post_hinted(self, path: str, body: dict[str, Any], hint: str) -> Any:
         try:
-            return self.client.post(path, body, self.timeout_s)
+            return self.client.post(path, body, self.timeout_s, text_too=True)
         except HttpStatusError as error:
             raise RolloutError(f"The weights could not be sent to the server: {error} {hint}") from error
 

@@ -59,7 +59,7 @@ class Subject:
         return fix_rollouts(made) if fixed else made
 
 
-GROUPS = {"grpo": {"num_generations": 2}, "rloo": {"num_generations": 2}}
+GROUPS = {"grpo": {"num_generations": 2}, "rloo": {"num_generations": 2}, "ppo": {"num_iterations": 2}}
 
 
 def examples_of(trainer: Any) -> list[Example]:

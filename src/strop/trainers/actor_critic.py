@@ -19,7 +19,8 @@ class ActorCritic(nn.Module):
 
     def __init__(self, policy: nn.Module, critic: nn.Module) -> None:
         super().__init__()
-        install(policy), install(critic)
+        install(policy)
+        install(critic)
         self.policy, self.critic = policy, critic
 
     @property

@@ -200,7 +200,7 @@ class BaseTrainer(CheckpointMixin, EvaluationMixin, Trainer):
     def make_work(self, examples: list[Example]) -> StepWork:
         """Count the denominators of a step over all ranks."""
         world = self.args.world_size
-        counts = sum_over_ranks({**self.counts(examples), "num_tokens": sum(e.num_tokens for e in examples)}, world)
+        counts = sum_over_ranks({"num_tokens": sum(e.num_tokens for e in examples), **self.counts(examples)}, world)
         work = StepWork(self.rows_worth_computing(examples), counts, log=self.logs_next_step)
         if not work.examples:
             work.examples, work.stand_in = [rows.stand_in(self)], True
@@ -310,7 +310,7 @@ class BaseTrainer(CheckpointMixin, EvaluationMixin, Trainer):
         Only where a step has several micro-batches: with a single one the scores of the pass with gradient serve,
         and nothing is computed twice.
         """
-        statistics = []
+        statistics: list[dict[str, torch.Tensor]] = []
         with torch.no_grad():
             for part in parts:
                 part = self.statistics_rows(part)

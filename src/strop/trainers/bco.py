@@ -111,7 +111,7 @@ class BCOTrainer(UnpairedTrainer):
         policy, ref = scores.sum(), step.ref.sum()  # (B,)
         labels = tree_field(batch, "label", dtype=torch.bool)
         weights = self.density(batch.examples).to(policy) if self.density is not None else None  # (B,)
-        delta = step.statistics.get("delta")
+        delta = step.statistics.get("delta", 0.0)
         if self.args.loss_type == "bco":
             terms = [Term(bco_loss(self.args.beta * (policy - ref), labels, delta, weights=weights), "trees")]
         else:

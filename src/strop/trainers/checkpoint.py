@@ -66,7 +66,7 @@ def checkpoints(output_dir: str | Path) -> list[Path]:
 
 def newest_valid(output_dir: str | Path) -> tuple[Path | None, list[str]]:
     """The newest complete checkpoint of a run, and a line about each newer one that was passed over."""
-    skipped = []
+    skipped: list[str] = []
     for folder in checkpoints(output_dir):
         if not (problems := problems_of(folder)):
             return folder, skipped

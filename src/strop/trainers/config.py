@@ -8,8 +8,9 @@ from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 from transformers import TrainingArguments
+from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 
-from strop.errors import ConfigError
+from strop.errors import ConfigError, did_you_mean
 from strop.trainers.schema import Range, config, validate
 
 Layout = Literal["auto", "tree", "packed", "padded"]
@@ -27,6 +28,13 @@ UNUSED = {
     "batch_eval_metrics": "Metrics are summed batch by batch already; remove it.",
     "include_for_metrics": "`compute_metrics` gets the method's predictions; remove it.",
 }
+
+
+def unknown_trackers(report_to: Any) -> list[str]:
+    """A problem for each name in `report_to` that is no tracker."""
+    names = [report_to] if isinstance(report_to, str) else list(report_to or [])
+    known = [*INTEGRATION_TO_CALLBACK, "all", "none"]
+    return [f"report_to={name!r} is not a tracker.{did_you_mean(str(name), known)}" for name in names if name not in known]
 
 
 @config
@@ -131,7 +139,7 @@ class TrainerConfig(TrainingArguments):
 
     def contradictions(self) -> list[str]:
         """Problems that involve more than one field. Methods extend the list."""
-        problems = []
+        problems = unknown_trackers(self.report_to)
         if self.activation_offloading and not torch.cuda.is_available():
             problems.append("activation_offloading=True needs a CUDA device; on CPU the activations are in host memory already.")
         if self.padding_free and self.layout == "padded":

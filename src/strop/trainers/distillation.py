@@ -26,7 +26,7 @@ def divergence(
     head, quantised weights, soft-capped logits) are called chunk by chunk, and again in the backward pass.
     """
     if student.is_plain and teacher.is_plain and student.softcap is None and teacher.softcap is None:
-        layers = (student.module, teacher.module)
+        layers: Any = (student.module, teacher.module)
         if all(layer.bias is None or head.scale == 1.0 for layer, head in zip(layers, (student, teacher), strict=True)):
             return fused_jsd(
                 student_hidden * student.scale, layers[0].weight, layers[0].bias,

@@ -152,8 +152,8 @@ class DPOTrainer(PairTrainer):
         smoothing = self.args.label_smoothing if name in DPO_OPTIONS["label_smoothing"] else 0.0
         if name in DPO_BATCH_LOSS_TYPES:
             partners = AOTPartners(*(values[step.rows] for values in step.statistics[name]))
-            columns = (*policy.unbind(1), *ref.unbind(1), partners)
-            return aot_loss(*columns, beta=self.args.beta, loss_type=name, label_smoothing=smoothing)
+            options = {"beta": self.args.beta, "loss_type": name, "label_smoothing": smoothing}
+            return aot_loss(policy[:, 0], policy[:, 1], ref[:, 0], ref[:, 1], partners, **options)
         normed = name == "sigmoid_norm" or (name == "ipo" and self.args.ipo_length_norm)
         return dpo_loss(
             policy[:, 0],

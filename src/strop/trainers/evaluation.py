@@ -90,7 +90,7 @@ class EvaluationMixin:
                 return
             work.examples, work.stand_in = [rows.stand_in(self, evaluation=True)], True
         parts = self.plan(work.examples, self.args.eval_batch_size)
-        shared = None
+        shared: Any = None
         if self.coupled:
             shared = self.whole_step_statistics(model, parts, work, training=False)
             parts = [self.gradient_rows(part) for part in parts]

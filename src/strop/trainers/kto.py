@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Annotated, Any, Literal
 
 import torch
@@ -59,10 +60,10 @@ class KTOTrainer(UnpairedTrainer):
         return mismatched(prepared) if self.coupled else prepared
 
     def statistics_rows(self, examples: list[Example]) -> list[Example]:
-        return [Example(e.prompt_ids, e.completions[1:], extras={"mismatched_only": True}) for e in examples if len(e.completions) > 1]
+        return [replace(part(e, slice(1, None)), extras={"mismatched_only": True}) for e in examples if len(e.completions) > 1]
 
     def gradient_rows(self, examples: list[Example]) -> list[Example]:
-        return [Example(e.prompt_ids, e.completions[:1], extras=e.extras, row=e.row) for e in examples]
+        return [part(e, slice(0, 1)) for e in examples]
 
     def statistics(self, scores: Scores, batch: Batch, step: StepContext) -> dict[str, torch.Tensor]:
         assert step.ref is not None
@@ -92,6 +93,12 @@ class KTOTrainer(UnpairedTrainer):
         terms = class_terms(values, labels) if by_class else [Term(values, "trees")]
         rewards = self.args.beta * (policy - ref).detach()
         return LossOutput(terms, class_metrics(scores, own, labels, rewards, policy.detach(), kl=kl))
+
+
+def part(example: Example, which: slice) -> Example:
+    """A tree with some of its completions, their masks with them."""
+    masks = None if example.loss_mask is None else example.loss_mask[which]
+    return replace(example, completions=example.completions[which], loss_mask=masks)
 
 
 def first_completions(batch: Batch) -> torch.Tensor:

@@ -31,6 +31,7 @@ from strop.trainers.online_config import OnlineConfig
 from strop.trainers.pieces import pieces
 from strop.trainers.sampled_distribution import changes_distribution, rescore
 from strop.trainers.samples import show_samples
+from strop.trainers.step import Counts
 from strop.trainers.windows import StepSampler, StreamWindows, window_loader
 
 
@@ -273,7 +274,7 @@ class OnlineTrainer(BaseTrainer):
             [group.completions[i] for group, i in flat],
             columns,
             trainer_state=self.state,
-            environments=[g.environments[i] for g, i in flat] if flat[0][0].environments is not None else None,
+            environments=[e for group in groups for e in group.environments or []] or None,
         )
         values = torch.from_numpy(table.values).T.contiguous()  # (completions, rewards)
         totals = torch.from_numpy(table.total())  # (completions,)
@@ -291,6 +292,11 @@ class OnlineTrainer(BaseTrainer):
         """A micro-batch has as many completions as `rows_at_once` says, however many of them a tree has."""
         each = 1 if self.batch_counts == "prompts" else max((len(e.completions) for e in examples), default=1)
         return super().plan(examples, max(1, rows_at_once // each))
+
+    def counts(self, examples: Sequence[Example]) -> Counts:
+        """As for other rows; a prompt that several pieces of a tree share counts once."""
+        tokens = sum(e.num_tokens - len(e.prompt_ids) * e.extras.get("continues", False) for e in examples)
+        return {**super().counts(examples), "num_tokens": float(tokens)}
 
     def pieces(self, tree: Example) -> list[Example]:
         """A tree with more completions than a micro-batch may hold, cut to fit."""

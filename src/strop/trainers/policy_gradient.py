@@ -82,8 +82,9 @@ class PolicyGradientTrainer(OnlineTrainer):
 
     def tree(self, group: Group) -> Example:
         """A group as a tree to train on."""
-        assert group.advantages is not None
-        extras = {"advantages": group.advantages.tolist(), "sampler_logps": group.sampler_logps}
+        extras: dict[str, Any] = {"sampler_logps": group.sampler_logps}
+        if group.advantages is not None:
+            extras["advantages"] = group.advantages.tolist()
         masks = group.masks(self.args.mask_truncated_completions)
         return Example(group.example.prompt_ids, group.completions, masks, extras=extras, row=group.example.row)
 

@@ -200,7 +200,7 @@ class PPOTrainer(OnlineTrainer):
         if self.reference_scores is not None:
             ref = self.reference_scores(batch).logps
             kl = kl_estimate(scores.logps, ref, estimator=self.args.kl_estimator)  # type: ignore[arg-type]
-        totals = torch.tensor([s for e in part for s in e.extras["scores"]], device=kl.device)
+        totals = torch.tensor([s for e in part for s in e.extras["scores"]], dtype=kl.dtype, device=kl.device)
         rewards = token_rewards_flat(kl, totals, scores.segment, scores.num_completions, kl_coef=self.args.beta)
         for name, values in (("old_logps", scores.logps), ("old_values", scores.values), ("rewards", rewards)):
             token_lists(batch, name, values)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -108,10 +109,9 @@ def score_steps(
     `args` are the settings it was trained with (default: `PRMConfig()`); only its separator and lengths matter.
     """
     args = args or PRMConfig()
-    options = step_options(args)
-    options.label_format = "separator"
+    options = dataclasses.replace(step_options(args), label_format="separator")
     row = {"prompt": prompt, "completions": list(steps), "labels": [True] * len(steps)}
-    example = prepare([row], DatasetKind.STEPWISE, tokenizer, options)[0]
+    example = next(iter(prepare([row], DatasetKind.STEPWISE, tokenizer, options)))
     with torch.no_grad():
         scores = score(model, [example], want=Want.STEP)
     assert scores.step_logits is not None

@@ -66,29 +66,30 @@ class RLOOTrainer(PolicyGradientTrainer):
         """Rewards less the KL of the whole completion."""
         super().score_groups(groups, mode)
         clip = tuple(self.args.reward_clip_range) if self.args.reward_clip_range else None
-        for start in range(0, len(groups), max(1, self._train_batch_size // self.group_size)):
-            part = groups[start : start + max(1, self._train_batch_size // self.group_size)]
-            for group in part:
-                assert group.rewards is not None
-                group.values = group.rewards[:, None] if clip is None else group.rewards.clamp(*clip)[:, None]
-            if self.args.beta:
-                self.take_off_kl(part, clip, mode)
+        for group, logps, ref_logps in zip(groups, *self.summed_logps(groups, mode), strict=True):
+            assert group.rewards is not None
+            shaped = rloo_rewards(group.rewards, logps, ref_logps, beta=self.args.beta, clip_range=clip)  # type: ignore[arg-type]
+            group.values = shaped[:, None]
 
     @torch.no_grad()
-    def take_off_kl(self, groups: list[Group], clip: tuple[float, ...] | None, mode: str) -> None:
-        """R~ of some groups, from the current policy and the reference."""
-        for group in groups:
-            group.advantages = torch.zeros(len(group.completions))
-        batch = self.build([self.tree(group) for group in groups])
-        assert self.reference_scores is not None
-        policy = self.score_with(self.policy, batch, Want.LOGPS)
-        ref = self.reference_scores(batch)
-        assert policy.logps is not None and ref.logps is not None
-        rewards = torch.cat([group.rewards for group in groups if group.rewards is not None]).to(policy.logps)
-        shaped = rloo_rewards(rewards, policy.sum(), ref.sum(), beta=self.args.beta, clip_range=clip).double().cpu()
-        for group, values in zip(groups, shaped.split([len(g.completions) for g in groups]), strict=True):
-            group.values, group.advantages = values[:, None], None
-        self._metrics[mode].add({"kl": mean_of(policy.logps - ref.logps)})
+    def summed_logps(self, groups: list[Group], mode: str) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+        """Log-probs of whole completions under policy and reference, (G,) for each group; zeros without a reference."""
+        if self.reference_scores is None:
+            zeros = [torch.zeros(len(group.completions), dtype=torch.float64) for group in groups]
+            return zeros, zeros
+        trees = [self.pieces(self.tree(group)) for group in groups]
+        sums: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
+        for part in self.plan([piece for tree in trees for piece in tree], self._train_batch_size):
+            batch = self.build(part)
+            with self.compute_loss_context_manager():
+                policy, ref = self.score_with(self.policy, batch, Want.LOGPS), self.reference_scores(batch)
+            assert policy.logps is not None and ref.logps is not None
+            self._metrics[mode].add({"kl": mean_of(policy.logps - ref.logps)})
+            sizes = [len(piece.completions) for piece in part]
+            both = (policy.sum().double().cpu().split(sizes), ref.sum().double().cpu().split(sizes))
+            sums.update(zip(map(id, part), zip(*both, strict=True), strict=True))
+        logps, ref_logps = ([torch.cat([sums[id(piece)][i] for piece in tree]) for tree in trees] for i in (0, 1))
+        return logps, ref_logps
 
     def advantages(self, groups: list[Group]) -> torch.Tensor:
         shaped = torch.cat([group.values for group in groups if group.values is not None])[:, 0]

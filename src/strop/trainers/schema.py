@@ -165,7 +165,7 @@ def _check(value: Any, hint: Any) -> str | None:
 
 
 @functools.cache
-def _type_hints(cls: type) -> dict[str, Any]:
+def _type_hints(cls: Any) -> dict[str, Any]:
     """Resolved hints of the fields that strop declares (a parent's own fields are checked by the parent)."""
     hints: dict[str, Any] = {}
     for base in reversed(cls.__mro__):

@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import PreTrainedModel, ProgressCallback, TrainingArguments
+from transformers import PreTrainedModel, ProgressCallback, TrainingArguments, set_seed
 from transformers.trainer_callback import PrinterCallback
 
 from strop.errors import ConfigError, SetupError, did_you_mean
-from strop.model import apply_peft, disable_dropout, load_model, load_tokenizer, make_reference
+from strop.model import apply_peft, disable_dropout, install, load_model, load_tokenizer, make_reference
 from strop.records import Batch, LossOutput, Scores, Term
 from strop.trainers import rows
 from strop.trainers.config import TrainerConfig
@@ -100,6 +100,7 @@ def resolve_parts(
     """Tokenizer, then rows, then the model and its reference."""
     if model is None and model_init is None:
         raise ConfigError(f"{type(trainer).__name__} needs a model: an id, a path, or a module. Pass model=...")
+    set_seed(args.seed)  # fresh heads and adapters are drawn below, before the parent sets the seed
     model = model_init() if model is None else model
     trainer.args = args
     if ref_model is not None and not trainer.uses_reference:
@@ -179,6 +180,7 @@ def resolve_model(
         raise ConfigError(f"model is a {type(model).__name__}; pass an id, a path, or a torch module.")
     if peft_config is not None:
         module = apply_peft(module, spare_head(peft_config) if task != "causal" else peft_config)
+    install(module)  # before anything wraps the model's forward, so that autocast surrounds scoring too
     if args.disable_dropout:
         disable_dropout(module)
     if args.activation_checkpointing and isinstance(module, PreTrainedModel) is False and hasattr(module, "enable_input_require_grads"):

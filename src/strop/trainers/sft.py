@@ -107,6 +107,6 @@ class SFTTrainer(BaseTrainer):
         loss_type = "nll" if self.args.loss_type == "chunked_nll" else self.args.loss_type
         values = sft_loss(scores.logps, loss_type=loss_type)  # (N,)
         extra = {"entropy": scores.entropy, "mean_token_accuracy": scores.top1}
-        metrics = {name: mean_of(values) for name, values in extra.items() if values is not None}
+        metrics: dict[str, Any] = {name: mean_of(values) for name, values in extra.items() if values is not None}
         return LossOutput([Term(values, "tokens")], metrics)
 

@@ -109,14 +109,14 @@ def tree_field(batch: Batch, name: str, *, dtype: torch.dtype | None = None) -> 
 
 
 def token_field(batch: Batch, name: str) -> torch.Tensor:
-    """A per-token extra (one list or tensor per completion) in the flat order of the scored tokens, (N,)."""
+    """A per-token extra (one list of numbers per completion) in the flat order of the scored tokens, (N,) float64."""
     parts = []
     for example in batch.examples:
         for index, values in enumerate(example.extras[name]):
             keep = torch.tensor(example.mask(index), dtype=torch.bool)
             if not example.prompt_ids and len(keep):
                 keep[0] = False
-            parts.append(torch.as_tensor(values)[keep])
+            parts.append(torch.as_tensor(values, dtype=torch.float64)[keep])
     return torch.cat(parts).to(batch.targets.device)
 
 
