@@ -1,1 +1,2 @@
-"""Side by side measurements. Nothing here is a test: timings depend on the machine, so ratios of one run are reported."""
+"""Side by side measurements. Nothing here is a test: timings depend on the machine, so ratios of one run are
+reported."""

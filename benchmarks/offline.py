@@ -65,7 +65,8 @@ def make_trainer(
 
     settings: dict[str, Any] = {
         "output_dir": folder, "per_device_train_batch_size": len(rows), "max_steps": steps, "logging_steps": 1,
-        "save_strategy": "no", "report_to": "none", "learning_rate": 1e-6, "max_length": 2048, "use_cpu": True, "seed": 0,
+        "save_strategy": "no", "report_to": "none", "learning_rate": 1e-6, "max_length": 2048, "use_cpu": True,
+        "seed": 0,
     }  # fmt: skip
     if library == "strop":
         module: Any = importlib.import_module("strop")
@@ -192,7 +193,7 @@ def main() -> None:
         print(method)
         for library, numbers in found[method].items():
             print(
-                "  {:<13} ".format(library) + "  ".join(f"{name} {value:.4g}" for name, value in numbers.items()),
+                f"  {library:<13} " + "  ".join(f"{name} {value:.4g}" for name, value in numbers.items()),
                 flush=True,
             )
     if options.output:

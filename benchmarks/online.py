@@ -54,8 +54,8 @@ def make_trainer(library: str, method: str, options: argparse.Namespace, folder:
     group = {"online-dpo": 2, "gkd": 1}.get(method, options.generations)
     module: Any = importlib.import_module("strop" if library == "strop" else EXPERIMENTAL.get(method, "trl"))
     settings: dict[str, Any] = {
-        "output_dir": folder, "max_steps": options.steps, "logging_steps": 1, "save_strategy": "no", "report_to": "none",
-        "learning_rate": 1e-6, "use_cpu": True, "seed": 0, "temperature": 1.0,
+        "output_dir": folder, "max_steps": options.steps, "logging_steps": 1, "save_strategy": "no",
+        "report_to": "none", "learning_rate": 1e-6, "use_cpu": True, "seed": 0, "temperature": 1.0,
         "per_device_train_batch_size": options.prompts * (group if method in ("grpo", "rloo") else 1),
     }  # fmt: skip
     if method in ("grpo", "rloo"):
@@ -143,7 +143,7 @@ def main() -> None:
     for method, summary in found.items():
         print(method)
         for library, numbers in summary.items():
-            print("  {:<10} ".format(library) + "  ".join(f"{name} {value:.4g}" for name, value in numbers.items()))
+            print(f"  {library:<10} " + "  ".join(f"{name} {value:.4g}" for name, value in numbers.items()))
     if options.output:
         options.output.write_text(json.dumps(found, indent=1))
 

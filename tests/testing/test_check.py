@@ -51,26 +51,26 @@ class LearnsMaskedTokens(SFTTrainer):
         return super().build(examples)
 
 
-class Unlearns(SFTTrainer):
+class GoesUphill(SFTTrainer):
+    """The value of the loss with the opposite gradient."""
+
     def loss(self, scores: Any, batch: Any, step: Any) -> LossOutput:
-        return LossOutput([Term(-nll_loss(scores.logps), "tokens")])
+        values = nll_loss(scores.logps)
+        return LossOutput([Term(2 * values.detach() - values, "tokens")])
 
 
-class AttendsToPadding(SFTTrainer):
+class SeesPadding(SFTTrainer):
+    """Log-probs that depend on how far a row is padded."""
+
     def score(self, model: Any, batch: Any, log: bool) -> Any:
-        if batch.attention_mask is not None:
-            batch.attention_mask = torch.ones_like(batch.attention_mask)
-            batch.input_ids = batch.input_ids.flip(0).flip(0)
-            batch.position_ids = batch.position_ids + batch.input_ids.shape[1]
-            batch.position_ids[:, 1::2] += 1
         scores = super().score(model, batch, log)
-        if batch.attention_mask is not None:
+        if batch.layout == "padded":
             scores.logps = scores.logps + 1e-3 * batch.input_ids.shape[1]
         return scores
 
 
-class PositionsRunOn(SFTTrainer):
-    """Packed rows without positions that begin again: every row but the first is scored elsewhere."""
+class StretchesPositions(SFTTrainer):
+    """Packed rows with positions of their own."""
 
     def build(self, examples: Any) -> Any:
         batch = super().build(examples)
@@ -81,7 +81,10 @@ class PositionsRunOn(SFTTrainer):
 
 class MeanOfMeans(SFTTrainer):
     def counts(self, examples: Any) -> Any:
-        return {**super().counts(examples), "micro_batches": len(self.plan(examples, self.args.per_device_train_batch_size))}
+        return {
+            **super().counts(examples),
+            "micro_batches": len(self.plan(examples, self.args.per_device_train_batch_size)),
+        }
 
     def loss(self, scores: Any, batch: Any, step: Any) -> LossOutput:
         return LossOutput([Term(nll_loss(scores.logps) / len(scores.logps), "micro_batches")])
@@ -119,7 +122,9 @@ class Forgets(SFTTrainer):
     def loss(self, scores: Any, batch: Any, step: Any) -> LossOutput:
         output = super().loss(scores, batch, step)
         self.moves += step.training
-        return LossOutput([Term(output.terms[0].values, "tokens", 1 / self.moves if self.moves else 1.0)], output.metrics)
+        return LossOutput(
+            [Term(output.terms[0].values, "tokens", 1 / self.moves if self.moves else 1.0)], output.metrics
+        )
 
 
 class LogsInSecret(SFTTrainer):
@@ -138,9 +143,9 @@ BROKEN: list[tuple[str, type, dict[str, Any]]] = [
     ("loss_equals_the_formula", WrongFormula, {"oracle": dpo}),
     ("constants_at_step_zero", ReferenceFromElsewhere, {}),
     ("masked_tokens_have_no_gradient", LearnsMaskedTokens, {}),
-    ("two_steps_lower_the_loss", Unlearns, {}),
-    ("padding_changes_nothing", AttendsToPadding, {}),
-    ("layouts_agree", PositionsRunOn, {}),
+    ("two_steps_lower_the_loss", GoesUphill, {}),
+    ("padding_changes_nothing", SeesPadding, {}),
+    ("layouts_agree", StretchesPositions, {}),
     ("accumulated_is_whole", MeanOfMeans, {}),
     ("reference_is_the_start", ReferenceFromElsewhere, {}),
     ("adapter_off_is_a_frozen_copy", AdapterStaysOn, {}),
@@ -184,7 +189,15 @@ def test_a_trainer_of_ones_own_brings_make_and_rows() -> None:
         args = TrainerConfig(**{**{k: getattr(base.args, k) for k in KEPT}, "output_dir": folder, **settings})
         return Squared(base.model, args, train_dataset=rows, processing_class=base.processing_class, **(trainer or {}))
 
-    KEPT = ("learning_rate", "per_device_train_batch_size", "save_strategy", "disable_tqdm", "use_cpu", "max_length", "logging_steps")
+    KEPT = (
+        "learning_rate",
+        "per_device_train_batch_size",
+        "save_strategy",
+        "disable_tqdm",
+        "use_cpu",
+        "max_length",
+        "logging_steps",
+    )
     rows = [{"text": row["prompt"] + row["completion"]} for row in rows_for("sft", 5)]
     results = check_trainer(Squared, make=make, rows=rows)
     passed = {result.name for result in results if result.status == "passed"}

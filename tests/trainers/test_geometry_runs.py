@@ -83,7 +83,9 @@ def test_accumulated_is_whole(index: int, whole: Callable[[int], Steps], tmp_pat
 
 
 @pytest.mark.parametrize("index", range(len(CASES), len(RUNS)), ids=NAMES[len(CASES) :])
-def test_options_that_tie_rows_to_each_other_obey_the_law(index: int, whole: Callable[[int], Steps], tmp_path: Path) -> None:
+def test_options_that_tie_rows_to_each_other_obey_the_law(
+    index: int, whole: Callable[[int], Steps], tmp_path: Path
+) -> None:
     verb, options = RUNS[index]
     assert_learning(whole(index))
     assert_same(whole(index), record_run(verb, tmp_path, 1, 8, **options))

@@ -1,4 +1,5 @@
-"""What online methods share: silence of rewards, what a batch counts, what rewards may ask for, text of pre-tokenised prompts."""
+"""What online methods share: silence of rewards, what a batch counts, what rewards may ask for, text of
+pre-tokenised prompts."""
 
 from __future__ import annotations
 
@@ -82,7 +83,7 @@ def test_rewards_that_ask_for_missing_columns_are_told_at_set_up(tmp_path):
         return [0.0] * len(completions)
 
     rows = [{"prompt": "a", "answr": "b"}]
-    with pytest.raises(DataError, match="asks for 'answer'.*Did you mean 'answr'"):
+    with pytest.raises(DataError, match=r"asks for 'answer'.*Did you mean 'answr'"):
         make_trainer("grpo", tmp_path, rows=rows, trainer={"reward_funcs": needs_answer})
 
 

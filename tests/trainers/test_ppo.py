@@ -93,7 +93,8 @@ def test_resume_equals_not_stopping(cut, tmp_path):
 
 
 def test_adapters_are_saved_without_the_reference_among_them(tmp_path):
-    """Training goes on from a trained adapter: the reference is that adapter's frozen copy, and is no part of the result."""
+    """Training goes on from a trained adapter: the reference is that adapter's frozen copy, and is no part of the
+    result."""
     base = tiny_model("llama", dtype=torch.float32, vocab_size=len(toy_tokenizer()))
     base.save_pretrained(tmp_path / "base")
     base = AutoModelForCausalLM.from_pretrained(tmp_path / "base")

@@ -13,7 +13,9 @@ def test_score_steps_uses_the_layout_of_training(tmp_path):
     rows = rows_for("prm", 3)
     trainer = make_trainer("prm", tmp_path, rows=rows, step_separator=" ##")
     for index, row in enumerate(rows):
-        judged = score_steps(trainer.model, trainer.processing_class, row["prompt"], row["completions"], args=trainer.args)
+        judged = score_steps(
+            trainer.model, trainer.processing_class, row["prompt"], row["completions"], args=trainer.args
+        )
         with torch.no_grad():
             logits = score(trainer.model, [trainer.train_dataset[index]], want=Want.STEP).step_logits
         assert judged == pytest.approx(torch.softmax(logits, -1)[:, 1].tolist(), abs=1e-9)

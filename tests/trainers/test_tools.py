@@ -49,12 +49,8 @@ def test_an_environment_gives_turns_masks_and_a_reward(tmp_path):
     group.advantages = torch.ones(2)
     batch = trainer.build([trainer.tree(group)])
     scores = trainer.score(trainer.model, batch, log=False)
-    wrote = [
-        l
-        for logps, mask in zip(group.sampler_logps, group.loss_mask, strict=True)
-        for l, m in zip(logps, mask, strict=True)
-        if m
-    ]  # noqa: E741
+    pairs = [zip(*both, strict=True) for both in zip(group.sampler_logps, group.loss_mask, strict=True)]
+    wrote = [logp for pair in pairs for logp, mask in pair if mask]
     assert torch.allclose(scores.logps.detach(), torch.tensor(wrote).double(), atol=1e-6)
 
 

@@ -10,7 +10,8 @@ def steps_of(sampler: StepSampler) -> list[list[int]]:
     batches = list(sampler)
     assert len(batches) == len(sampler)
     return [
-        sum(batches[i : i + sampler.batches_per_step], []) for i in range(0, len(batches), sampler.batches_per_step)
+        [row for batch in batches[i : i + sampler.batches_per_step] for row in batch]
+        for i in range(0, len(batches), sampler.batches_per_step)
     ]
 
 

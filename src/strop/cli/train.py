@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import itertools
 import sys
-import typing
 from pathlib import Path
 from typing import Any
 
@@ -23,19 +23,17 @@ RUN_FLAGS = (
     Flag("dtype", str, help="Weights' precision: float32, bfloat16, float16, auto."),
     Flag(
         "resume",
-        typing.Union[bool, str],
+        bool | str,
         default=False,
         help="Continue from the newest complete checkpoint of output_dir, or from a folder.",
-    ),  # noqa: UP007
+    ),
 )
 LORA_FLAGS = (
     Flag("lora", bool, default=False, help="Train a low-rank adapter instead of all weights."),
     Flag("lora_r", int, default=16, help="Rank of the adapter."),
     Flag("lora_alpha", int, default=32, help="Scale of the adapter (the update is multiplied by lora_alpha / lora_r)."),
     Flag("lora_dropout", float, default=0.0, help="Dropout on the adapter's input."),
-    Flag(
-        "lora_target_modules", typing.Union[list[str], str], default="all-linear", help="Modules that get an adapter."
-    ),  # noqa: UP007
+    Flag("lora_target_modules", list[str] | str, default="all-linear", help="Modules that get an adapter."),
     Flag("load_in_4bit", bool, default=False, help="Load the base model in 4-bit NF4 (needs strop[quant])."),
     Flag("load_in_8bit", bool, default=False, help="Load the base model in 8-bit (needs strop[quant])."),
 )
@@ -75,7 +73,7 @@ def run(verb: str, argv: list[str]) -> int:
 def early_checks(verb: str, argv: list[str]) -> None:
     """Missing files are reported before anything heavy is imported."""
     problems = []
-    for word, value in zip(argv, argv[1:], strict=False):
+    for word, value in itertools.pairwise(argv):
         if word in ("--dataset", "--eval_dataset") and Path(value).suffix and not Path(value).exists():
             problems.append(f"{word} {value}: there is no such file.")
     if problems:
@@ -106,7 +104,7 @@ def model_flags(method: Method) -> tuple[Flag, ...]:
         "reward_funcs": "Reward: a model id or folder, a dotted path to a function, or a list of them.",
         "value_model": "Critic to start from, if it is not the policy.",
     }
-    hint = typing.Union[list[str], str]  # noqa: UP007
+    hint = list[str] | str
     return tuple(Flag(name, hint, help=text) for name, text in texts.items() if name in parameters)
 
 
@@ -143,7 +141,8 @@ def flag_groups(method: Method) -> dict[str, list[Flag]]:
 
 
 def help_for(method: Method) -> str:
-    title = f"strop {method.verb}: {method.summary}\n\nEvery flag may also stand in a YAML file: --config FILE; the command line wins."
+    title = f"strop {method.verb}: {method.summary}\n\n"
+    title += "Every flag may also stand in a YAML file: --config FILE; the command line wins."
     return help_page(title, flag_groups(method))
 
 

@@ -41,7 +41,7 @@ NOTE = (
 class Schedule:
     """How much of everything: rows, words, epochs. Learning rates fall linearly to 0."""
 
-    demonstrations: int = 24_000
+    demonstrations: int = 19_200
     sft_batch: int = 64
     sft_learning_rate: float = 3e-3
     prompts: int = 1024  # training words that are sampled for pairs

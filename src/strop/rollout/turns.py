@@ -79,7 +79,8 @@ class Turns:
         n: int,
         sampling: SamplingParams,
     ) -> tuple[Rollout, list[list[Trajectory]]]:
-        """Sample `n` trajectories for each prompt; `rows` go to `reset`. At most `sampling.max_new_tokens` tokens each."""
+        """Sample `n` trajectories for each prompt; `rows` go to `reset`. At most `sampling.max_new_tokens` tokens
+        each."""
         groups = [[self.begin(prompt, row) for _ in range(n)] for prompt, row in zip(prompts, rows, strict=True)]
         everyone = [trajectory for group in groups for trajectory in group]
         for turn in range(self.max_turns):
@@ -191,7 +192,8 @@ def check_rollout(given: Any, prompts: list[list[int]], n: int) -> Rollout:
     shape = [len(group) for group in given.completions]
     if shape != [n] * len(prompts):
         raise RolloutError(
-            f"rollout_func returned {shape} completions per prompt; {len(prompts)} prompts with {n} each were asked for."
+            f"rollout_func returned {shape} completions per prompt; {len(prompts)} prompts with {n} each were asked "
+            f"for."
         )
     for completions, logps in zip(given.completions, given.sampler_logps, strict=True):
         if [len(c) for c in completions] != [len(values) for values in logps] or not all(completions):

@@ -31,7 +31,11 @@ def _pair(rng: random.Random) -> dict[str, Any]:
 
 def _labelled(rng: random.Random) -> dict[str, Any]:
     label = rng.random() < 0.6
-    return {"prompt": words(rng, 1, 6), "completion": (" good " if label else " bad ") + words(rng, 1, 5), "label": label}
+    return {
+        "prompt": words(rng, 1, 6),
+        "completion": (" good " if label else " bad ") + words(rng, 1, 5),
+        "label": label,
+    }
 
 
 def _demonstration(rng: random.Random) -> dict[str, Any]:
@@ -146,7 +150,11 @@ def step_gradients(trainer: Any, examples: Any = None) -> dict[str, torch.Tensor
     """Gradients of one optimizer step over `examples` (default: the whole training set), by parameter name."""
     trainer.model.zero_grad()
     trainer.state.logging_steps = 1
-    examples = list(examples) if examples is not None else [trainer.train_dataset[i] for i in range(len(trainer.train_dataset))]
+    examples = (
+        list(examples)
+        if examples is not None
+        else [trainer.train_dataset[i] for i in range(len(trainer.train_dataset))]
+    )
     trainer.training_step(trainer.model, trainer.make_work(trainer.prepare_step(examples)))
     return {name: p.grad.clone() for name, p in trainer.model.named_parameters() if p.grad is not None}
 

@@ -1,4 +1,5 @@
-"""`check_trainer(MyTrainer)`: every check that applies to a trainer, in the manner of scikit-learn's check_estimator."""
+"""`check_trainer(MyTrainer)`: every check that applies to a trainer, in the manner of scikit-learn's
+check_estimator."""
 
 from __future__ import annotations
 
@@ -96,7 +97,9 @@ def check_trainer(
         ConfigError: an unknown check, or a class that cannot be made without `make` and `rows`.
     """
     if unknown := [name for name in {*(only or ()), *skip} if name not in CHECKS]:
-        raise ConfigError.collect("These checks do not exist:", [f"{name}.{did_you_mean(name, CHECKS)}" for name in unknown])
+        raise ConfigError.collect(
+            "These checks do not exist:", [f"{name}.{did_you_mean(name, CHECKS)}" for name in unknown]
+        )
     if like is None:
         like = "" if make is not None and rows is not None else case_like(trainer_class)
     chosen = [name for name in CHECKS if name not in skip and (only is None or name in only)]

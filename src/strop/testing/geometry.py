@@ -26,7 +26,8 @@ ROWS_PER_STEP = 8
 
 @dataclass
 class Steps:
-    """A run as the optimizer saw it: clipped gradients, their norm before clipping, the metrics, and the weights left."""
+    """A run as the optimizer saw it: clipped gradients, their norm before clipping, the metrics, and the weights
+    left."""
 
     gradients: list[dict[str, torch.Tensor]] = field(default_factory=list)
     metrics: list[dict[str, float]] = field(default_factory=list)
@@ -45,7 +46,9 @@ class Recorder(TrainerCallback):
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.steps.gradients.append({n: p.grad.detach().clone() for n, p in self.parameters() if p.grad is not None})
 
-    def on_log(self, args: Any, state: Any, control: Any, logs: Mapping[str, float] | None = None, **kwargs: Any) -> None:
+    def on_log(
+        self, args: Any, state: Any, control: Any, logs: Mapping[str, float] | None = None, **kwargs: Any
+    ) -> None:
         if logs and "train_runtime" not in logs:
             self.steps.metrics.append({k: float(v) for k, v in logs.items() if not k.endswith(UNEVEN)})
 
@@ -72,20 +75,27 @@ def record_run(verb: str, folder: Path | str, per_device: int, accumulation: int
         **overrides,
     }
     extra = settings.pop("trainer", None)
-    trainer = fix_rollouts(make_trainer(verb, folder, rows=rows_for(verb, ROWS_PER_STEP + 1), trainer=extra, **settings))
+    trainer = fix_rollouts(
+        make_trainer(verb, folder, rows=rows_for(verb, ROWS_PER_STEP + 1), trainer=extra, **settings)
+    )
     recorder = Recorder(trainer)
     trainer.add_callback(recorder)
     trainer.train()
     return recorder.steps
 
 
-def record_runs(runs: Sequence[tuple[str, dict[str, Any]]], folder: str, per_device: int, accumulation: int) -> list[Steps]:
+def record_runs(
+    runs: Sequence[tuple[str, dict[str, Any]]], folder: str, per_device: int, accumulation: int
+) -> list[Steps]:
     """`record_run` for several cases in one process: what a rank of a test session does."""
-    return [record_run(verb, f"{folder}/{i}", per_device, accumulation, **options) for i, (verb, options) in enumerate(runs)]
+    return [
+        record_run(verb, f"{folder}/{i}", per_device, accumulation, **options) for i, (verb, options) in enumerate(runs)
+    ]
 
 
 def differences(first: Steps, second: Steps) -> dict[str, float]:
-    """Greatest absolute difference of gradients, weights and each metric; infinite where one has what the other lacks."""
+    """Greatest absolute difference of gradients, weights and each metric; infinite where one has what the other
+    lacks."""
     found = {"steps": float(abs(len(first.gradients) - len(second.gradients)))}
     pairs = [*zip(first.gradients, second.gradients, strict=False), (first.weights, second.weights)]
     for a, b in pairs:

@@ -19,7 +19,9 @@ def layouts_agree(subject: Subject) -> None:
     rows = len(subject.rows)
     whole = step_gradients(subject.trainer(layout="padded", per_device_train_batch_size=rows))
     for layout in ("packed", "tree"):
-        gap = largest_difference(whole, step_gradients(subject.trainer(layout=layout, per_device_train_batch_size=rows)))
+        gap = largest_difference(
+            whole, step_gradients(subject.trainer(layout=layout, per_device_train_batch_size=rows))
+        )
         assert gap < TOLERANCE, f"the gradient with layout={layout!r} differs from layout='padded' by {gap:.3g}"
 
 

@@ -53,7 +53,9 @@ def loss_equals_the_formula(subject: Subject) -> None:
     trainer.model.zero_grad()
     value = trainer.training_step(trainer.model, trainer.make_work(scene.trees))
     gap = abs(float(value) - float(expected))
-    assert gap < 1e-6 * max(1.0, abs(float(expected))), f"the loss is {float(value):.9g}, the formula gives {float(expected):.9g}"
+    assert gap < 1e-6 * max(1.0, abs(float(expected))), (
+        f"the loss is {float(value):.9g}, the formula gives {float(expected):.9g}"
+    )
     for (name, parameter), gradient in zip(named.items(), wanted, strict=True):
         found = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
         due = torch.zeros_like(parameter) if gradient is None else gradient
@@ -118,7 +120,9 @@ def without_last(tree: Example, *, other: bool) -> Example:
 
 def two_steps_lower_the_loss(subject: Subject) -> None:
     """Two small steps along the gradient make the loss on the same rows smaller."""
-    trainer = subject.trainer(max_steps=2, per_device_train_batch_size=len(subject.rows), optim="sgd", learning_rate=1e-3)
+    trainer = subject.trainer(
+        max_steps=2, per_device_train_batch_size=len(subject.rows), optim="sgd", learning_rate=1e-3
+    )
     if hasattr(trainer, "fill_buffer"):
         raise NotApplicable("its rows are sampled anew, and the value of its loss says nothing")
     losses = []

@@ -32,7 +32,9 @@ def sft(scene: Scene) -> Tensor:
 def reward(scene: Scene) -> Tensor:
     losses = []
     for tree in scene.trees:
-        chosen, rejected = (scene.policy.score(states(scene.policy, tree.prompt_ids, ids)[-1])[0] for ids in tree.completions)
+        chosen, rejected = (
+            scene.policy.score(states(scene.policy, tree.prompt_ids, ids)[-1])[0] for ids in tree.completions
+        )
         losses.append(softplus(-(chosen - rejected)))
     return torch.stack(losses).mean()
 
@@ -213,7 +215,7 @@ ORACLES: dict[str, Oracle] = {
 }  # fmt: skip
 """Case -> its formula, for the settings of `ORACLE_SETTINGS`."""
 ORACLE_SETTINGS: dict[str, dict[str, Any]] = {
-    **dict.fromkeys(("dpo", "kto", "orpo", "cpo", "bco", "xpo"), {"beta": 0.3}),
+    **{verb: {"beta": 0.3} for verb in ("dpo", "kto", "orpo", "cpo", "bco", "xpo")},
     "ppo": {"beta": 0.3, "temperature": 0.8, "lam": 0.9, "gamma": 0.95},
     "grpo": {"num_generations": 3, "temperature": 0.8, "num_iterations": 2},
     "rloo": {"num_generations": 3, "temperature": 0.8, "num_iterations": 2, "beta": 0.2},

@@ -74,7 +74,9 @@ def _server() -> Any:
     global _context
     if _context is None:
         source = str(Path(__file__).parents[2])
-        os.environ["PYTHONPATH"] = os.pathsep.join(dict.fromkeys([source, *os.environ.get("PYTHONPATH", "").split(os.pathsep)]))
+        os.environ["PYTHONPATH"] = os.pathsep.join(
+            dict.fromkeys([source, *os.environ.get("PYTHONPATH", "").split(os.pathsep)])
+        )
         os.environ.setdefault("OMP_NUM_THREADS", "1")
         _context = multiprocessing.get_context("forkserver" if sys.platform != "win32" else "spawn")
         if hasattr(_context, "set_forkserver_preload"):

@@ -36,7 +36,9 @@ def resumed_is_never_stopped(subject: Subject) -> None:
     for (name, a), (_, b) in zip(whole.model.named_parameters(), resumed.model.named_parameters(), strict=True):
         assert torch.equal(a, b), f"{name} differs after a resume"
     for a, b in zip(whole.optimizer.state.values(), resumed.optimizer.state.values(), strict=True):
-        assert all(torch.equal(a[key], b[key]) for key in ("exp_avg", "exp_avg_sq")), "the optimizer differs after a resume"
+        assert all(torch.equal(a[key], b[key]) for key in ("exp_avg", "exp_avg_sq")), (
+            "the optimizer differs after a resume"
+        )
     first, second = (logged(Path(trainer.args.output_dir)) for trainer in (whole, resumed))
     assert len(first) == len(second), f"{len(first)} lines were logged without a stop, {len(second)} with one"
     for a, b in zip(first, second, strict=True):
@@ -55,7 +57,7 @@ def run(subject: Subject, folder: str | None = None, *, stop: int | None = None,
         "logging_steps": 2,
         "lr_scheduler_type": "linear",
     }
-    trainer = subject.trainer(fixed=False, **settings, **({"output_dir": folder} if folder else {}))
+    trainer = subject.trainer(fixed=False, **settings, **(dict[str, Any](output_dir=folder) if folder else {}))
     if stop:
         trainer.add_callback(StopAfter(stop))
     trainer.train(resume_from_checkpoint=resume or None)
@@ -95,5 +97,7 @@ def broken_row_is_named(subject: Subject) -> None:
             except StropError:
                 continue
             except Exception as error:
-                raise AssertionError(f"{column}={hole!r} in row {BROKEN_ROW} gives {type(error).__name__}: {error}") from error
+                raise AssertionError(
+                    f"{column}={hole!r} in row {BROKEN_ROW} gives {type(error).__name__}: {error}"
+                ) from error
     assert named, f"no hole in row {BROKEN_ROW} is answered with a DataError that names the row"

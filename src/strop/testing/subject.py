@@ -46,8 +46,11 @@ class Subject:
     def rows(self) -> list[Row]:
         return list(self.given_rows if self.given_rows is not None else rows_for(self.like, ROWS))
 
-    def trainer(self, *, rows: Any = None, fixed: bool = True, extra: dict[str, Any] | None = None, **settings: Any) -> Any:
-        """A trainer in a folder of its own; `fixed` gives online methods completions that depend on the prompt alone."""
+    def trainer(
+        self, *, rows: Any = None, fixed: bool = True, extra: dict[str, Any] | None = None, **settings: Any
+    ) -> Any:
+        """A trainer in a folder of its own; `fixed` gives online methods completions that depend on the prompt
+        alone."""
         settings.setdefault("output_dir", str(self.folder / f"run-{next(self.numbers)}"))
         folder = settings.pop("output_dir")
         rows = self.rows if rows is None else rows
@@ -55,7 +58,9 @@ class Subject:
             made = self.maker(folder, rows=rows, **({"trainer": extra} if extra else {}), **settings)
         else:
             settings = {**GROUPS.get(self.like, {}), **settings}
-            made = make_trainer(self.like, folder, rows=rows, trainer_class=self.trainer_class, trainer=extra, **settings)
+            made = make_trainer(
+                self.like, folder, rows=rows, trainer_class=self.trainer_class, trainer=extra, **settings
+            )
         return fix_rollouts(made) if fixed else made
 
 

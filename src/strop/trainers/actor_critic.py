@@ -37,10 +37,11 @@ class ActorCritic(nn.Module):
 
     def activation_checkpointing_enable(self, **kwargs: Any) -> None:
         for model in (self.policy, self.critic):
-            model.activation_checkpointing_enable(**kwargs)
+            model.activation_checkpointing_enable(**kwargs)  # type: ignore[operator]
 
     def save(self, folder: str | Path, selected_adapters: list[str] | None = None) -> None:
-        """The policy in `folder`, as any model is saved (of several adapters those selected), the critic in a folder within."""
+        """The policy in `folder`, as any model is saved (of several adapters those selected), the critic in a
+        folder within."""
         options = {} if selected_adapters is None else {"selected_adapters": selected_adapters}
         self.policy.save_pretrained(folder, **options)  # type: ignore[operator]
         self.critic.save_pretrained(Path(folder) / VALUE_FOLDER)  # type: ignore[operator]

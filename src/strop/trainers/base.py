@@ -120,7 +120,9 @@ class BaseTrainer(CheckpointMixin, EvaluationMixin, Trainer):
         model_init: Any = None,
         **aliases: Any,
     ) -> None:
-        given = setup.resolve_arguments(type(self), aliases, processing_class=processing_class, data_collator=data_collator)
+        given = setup.resolve_arguments(
+            type(self), aliases, processing_class=processing_class, data_collator=data_collator
+        )
         args = setup.resolve_config(self.config_class, args)
         parts = setup.resolve_parts(
             self, args, model, given["processing_class"], train_dataset, eval_dataset, model_init,
@@ -129,7 +131,8 @@ class BaseTrainer(CheckpointMixin, EvaluationMixin, Trainer):
         self.reference = parts.reference
         self.reports = parts.reports
         self._metrics = {"train": MetricLog(), "eval": MetricLog()}
-        self._step_rows = 0
+        self.step_work: StepWork | None = None  # the latest optimizer step
+        self.step_grad_norm: Any = None
         super().__init__(
             model=parts.model,
             args=args,
@@ -186,7 +189,9 @@ class BaseTrainer(CheckpointMixin, EvaluationMixin, Trainer):
         """Whether an epoch's rows come in random order."""
         return self.args.train_sampling_strategy != "sequential"
 
-    def get_batch_samples(self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device) -> tuple[list[Any], None]:
+    def get_batch_samples(
+        self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
+    ) -> tuple[list[Any], None]:
         """All rows of the next optimizer step as one `StepWork`; the parent's other micro-batches are empty places."""
         batches = []
         for _ in range(num_batches):
@@ -210,7 +215,12 @@ class BaseTrainer(CheckpointMixin, EvaluationMixin, Trainer):
     def logs_next_step(self) -> bool:
         """Whether the step in progress ends with a log line (costly metrics are computed on those steps only)."""
         every, step = self.state.logging_steps, self.state.global_step + 1
-        return not every or step % every == 0 or (step == 1 and self.args.logging_first_step) or step == self.state.max_steps
+        return (
+            not every
+            or step % every == 0
+            or (step == 1 and self.args.logging_first_step)
+            or step == self.state.max_steps
+        )
 
     # ---- forward and backward ---------------------------------------------------------------------------------
 
@@ -261,8 +271,11 @@ class BaseTrainer(CheckpointMixin, EvaluationMixin, Trainer):
         ref = self.reference_scores(batch) if self.reference_scores is not None else None
         return StepContext(work.counts, ref=ref, training=training, log=work.log)
 
-    def training_step(self, model: torch.nn.Module, inputs: StepWork | None, num_items_in_batch: Any = None) -> torch.Tensor:
-        """Forward and backward of all micro-batches of an optimizer step; returns world_size * this rank's share of the loss."""
+    def training_step(
+        self, model: torch.nn.Module, inputs: StepWork | None, num_items_in_batch: Any = None
+    ) -> torch.Tensor:
+        """Forward and backward of all micro-batches of an optimizer step; returns world_size * this rank's share
+        of the loss."""
         if inputs is None:
             return torch.zeros((), device=self.args.device)
         model.train()
@@ -274,10 +287,12 @@ class BaseTrainer(CheckpointMixin, EvaluationMixin, Trainer):
             shared = self.whole_step_statistics(model, parts, inputs, training=True)
             parts = [self.gradient_rows(part) for part in parts]
         batches = [self.build(part) for part in parts]
+        inputs.parts, inputs.losses, self.step_work = parts, [], inputs
         loss = torch.zeros((), device=self.args.device)
         for index, batch in enumerate(batches):
             with self.micro_batch_sync(model, last=index == len(batches) - 1):
-                loss += self.backward_micro_batch(model, batch, inputs, shared, index)
+                inputs.losses.append(self.backward_micro_batch(model, batch, inputs, shared, index))
+            loss += inputs.losses[-1]
         seen = int(inputs.counts["num_tokens"])
         self.state.num_input_tokens_seen += seen
         self.record_loss(loss)
@@ -349,6 +364,10 @@ class BaseTrainer(CheckpointMixin, EvaluationMixin, Trainer):
         return stack
 
     # ---- bookkeeping of the parent ----------------------------------------------------------------------------
+
+    def _get_grad_norm(self, model: torch.nn.Module, grad_norm: Any = None) -> Any:
+        self.step_grad_norm = super()._get_grad_norm(model, grad_norm=grad_norm)
+        return self.step_grad_norm
 
     def record_loss(self, loss: torch.Tensor) -> None:
         self._metrics["train"].add({"loss": Mean(loss, 1.0)})

@@ -35,7 +35,8 @@ class BCOConfig(ReferenceConfig):
     beta: Annotated[float, Range(min=0, open_min=True)] = 0.1
     """Scale of the log-ratio in the classifier's logit."""
     loss_type: Literal["bco", "discriminator"] = "bco"
-    """bco: the paper, with a running shift. discriminator: no shift, mean per class (set beta=1 for the literal form)."""
+    """bco: the paper, with a running shift. discriminator: no shift, mean per class (set beta=1 for the literal
+    form)."""
     delta_mode: Literal["ema_balanced", "cumulative_pooled"] = "ema_balanced"
     """How the shift follows the rewards: average of both classes' moving means (paper), or mean of all so far (TRL)."""
     delta_decay: Annotated[float, Range(min=0, max=1, open_max=True)] = 0.99

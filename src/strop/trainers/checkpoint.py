@@ -18,6 +18,7 @@ from transformers.utils import logging
 from strop.errors import CheckpointError, SetupError
 from strop.trainers.reference_scores import part_path, parts_until
 from strop.trainers.reference_upkeep import load_reference, save_reference
+from strop.trainers.stop_signals import StopSignals
 
 MANIFEST = "manifest.json"
 STATE_FILE = "strop_state.pt"
@@ -60,7 +61,11 @@ def problems_of(folder: Path, *, check_hashes: bool = True) -> list[str]:
 
 def checkpoints(output_dir: str | Path) -> list[Path]:
     """Checkpoint folders of a run, newest step first."""
-    folders = [p for p in Path(output_dir).glob(f"{PREFIX_CHECKPOINT_DIR}-*") if p.is_dir() and p.name.rsplit("-", 1)[1].isdigit()]
+    folders = [
+        p
+        for p in Path(output_dir).glob(f"{PREFIX_CHECKPOINT_DIR}-*")
+        if p.is_dir() and p.name.rsplit("-", 1)[1].isdigit()
+    ]
     return sorted(folders, key=lambda path: int(path.name.rsplit("-", 1)[1]), reverse=True)
 
 
@@ -116,7 +121,13 @@ class CheckpointMixin:
         folder = self.find_checkpoint(resume) if resume else None
         if folder is not None:
             self.load_strop_state(folder)
-        return super().train(resume_from_checkpoint=str(folder) if folder else None, **kwargs)  # type: ignore[misc]
+        stop_signals = next(c for c in self.callback_handler.callbacks if isinstance(c, StopSignals))
+        try:
+            result = super().train(resume_from_checkpoint=str(folder) if folder else None, **kwargs)  # type: ignore[misc]
+        finally:
+            stop_signals.restore()
+        stop_signals.leave()
+        return result
 
     def find_checkpoint(self: Any, resume: str | bool) -> Path:
         if resume is True or str(resume).lower() == "true":
@@ -162,7 +173,8 @@ class CheckpointMixin:
             if self.args.should_save:
                 shutil.rmtree(beside, ignore_errors=True)
             raise SetupError(
-                f"The checkpoint of step {self.state.global_step} could not be written to {run_dir}: {error.strerror or error}. "
+                f"The checkpoint of step {self.state.global_step} could not be written to {run_dir}: "
+                f"{error.strerror or error}. "
                 "Earlier checkpoints are intact. Free disk space or choose another output_dir, then resume with "
                 "resume_from_checkpoint=True."
             ) from error

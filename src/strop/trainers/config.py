@@ -17,9 +17,12 @@ Layout = Literal["auto", "tree", "packed", "padded"]
 ModelSource = Any  # id, path, module
 
 UNUSED = {
-    "label_smoothing_factor": "It belongs to the Trainer's own cross entropy; use the method's `label_smoothing` where it has one.",
-    "use_liger_kernel": "strop brings its own bounded-memory head, and Liger's fused losses would bypass it; remove it.",
-    "auto_find_batch_size": "Micro-batches are planned from the rows; set `max_tokens_per_micro_batch` to bound memory.",
+    "label_smoothing_factor": "It belongs to the Trainer's own cross entropy; use the method's `label_smoothing` "
+    "where it has one.",
+    "use_liger_kernel": "strop brings its own bounded-memory head, and Liger's fused losses would bypass it; remove "
+    "it.",
+    "auto_find_batch_size": "Micro-batches are planned from the rows; set `max_tokens_per_micro_batch` to bound "
+    "memory.",
     "label_names": "Labels are part of the trees that strop builds; remove it.",
     "length_column_name": "Lengths are known from tokenisation; remove it.",
     "prediction_loss_only": "Evaluation never keeps logits; remove it.",
@@ -34,7 +37,9 @@ def unknown_trackers(report_to: Any) -> list[str]:
     """A problem for each name in `report_to` that is no tracker."""
     names = [report_to] if isinstance(report_to, str) else list(report_to or [])
     known = [*INTEGRATION_TO_CALLBACK, "all", "none"]
-    return [f"report_to={name!r} is not a tracker.{did_you_mean(str(name), known)}" for name in names if name not in known]
+    return [
+        f"report_to={name!r} is not a tracker.{did_you_mean(str(name), known)}" for name in names if name not in known
+    ]
 
 
 @config
@@ -97,13 +102,17 @@ class TrainerConfig(TrainingArguments):
     padding_free: bool = False
     """Insist on a layout without padding, which is the default wherever the architecture allows it."""
     max_tokens_per_micro_batch: Annotated[int, Range(min=1)] | None = None
-    """Bound on the tokens computed at once. None: `per_device_train_batch_size` rows at once. Never changes the gradient."""
+    """Bound on the tokens computed at once. None: `per_device_train_batch_size` rows at once. Never changes the
+    gradient."""
     head_memory_mb: Annotated[int, Range(min=1)] = 512
     """Megabytes of logits that may live at once in the language-model head; beyond it they are recomputed in chunks."""
     router_aux_loss_coef: Annotated[float, Range(min=0)] | None = None
     """Weight of the load-balancing loss of mixture-of-experts models. None: not added."""
     activation_offloading: bool = False
     """Keep activations in host memory between forward and backward (CUDA only)."""
+    on_nonfinite: Literal["stop", "skip"] = "stop"
+    """When the loss or its gradient is not finite: stop before the weights change, or leave the step out. The rows are
+    named and the batch is kept in `output_dir` either way."""
     generate_during_eval: bool = False
     """Sample completions for a few evaluation prompts at every evaluation, and write them to samples.jsonl."""
     num_completions_to_print: Annotated[int, Range(min=0)] | None = None
@@ -121,7 +130,9 @@ class TrainerConfig(TrainingArguments):
         if self.output_dir is None:
             self.output_dir = f"runs/{type(self).__name__.removesuffix('Config').lower()}"
         if self.bf16 is None:
-            self.bf16 = not self.fp16 and torch.cuda.is_available() and torch.cuda.is_bf16_supported() and not self.use_cpu
+            self.bf16 = (
+                not self.fp16 and torch.cuda.is_available() and torch.cuda.is_bf16_supported() and not self.use_cpu
+            )
         if self.bf16 and not torch.accelerator.is_available():
             self.use_cpu = True  # slower than float32 there, but asked for; the parent would refuse
         if self.disable_tqdm is None:
@@ -141,7 +152,13 @@ class TrainerConfig(TrainingArguments):
         """Problems that involve more than one field. Methods extend the list."""
         problems = unknown_trackers(self.report_to)
         if self.activation_offloading and not torch.cuda.is_available():
-            problems.append("activation_offloading=True needs a CUDA device; on CPU the activations are in host memory already.")
+            problems.append(
+                "activation_offloading=True needs a CUDA device; on CPU the activations are in host memory already."
+            )
+        if self.on_nonfinite == "skip" and self.deepspeed:
+            problems.append(
+                "on_nonfinite='skip' cannot take back a step of DeepSpeed, which holds the gradients; use 'stop'."
+            )
         if self.padding_free and self.layout == "padded":
             problems.append("padding_free=True and layout='padded' exclude each other; remove one.")
         return problems
@@ -177,5 +194,8 @@ class ReferenceConfig(TrainerConfig):
     def contradictions(self) -> list[str]:
         problems = super().contradictions()
         if self.precompute_ref_log_probs and self.sync_ref_model:
-            problems.append("precompute_ref_log_probs=True and sync_ref_model=True exclude each other: precomputed values would be stale.")
+            problems.append(
+                "precompute_ref_log_probs=True and sync_ref_model=True exclude each other: precomputed values would "
+                "be stale."
+            )
         return problems

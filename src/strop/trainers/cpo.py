@@ -30,7 +30,8 @@ class CPOConfig(TrainerConfig):
     cpo_alpha: Annotated[float, Range(min=0)] | None = None
     """Weight of the likelihood of the chosen completion. None: 1, but 0 for simpo and alphapo, which have none."""
     simpo_gamma: float = 0.5
-    """Margin of simpo and alphapo, an absolute number. SimPO's authors advise about half of beta, with beta of 2 or more."""
+    """Margin of simpo and alphapo, an absolute number. SimPO's authors advise about half of beta, with beta of 2
+    or more."""
     alpha: float = 0.0
     """AlphaPO's reward shape; 0 is SimPO. loss_type alphapo with 0 takes the paper's 0.25."""
     contrastive_temperature: Annotated[float, Range(min=0, open_min=True)] = 1.0
@@ -52,7 +53,9 @@ class CPOConfig(TrainerConfig):
             if self.loss_type != "contrastive_hidden":
                 check_cpo_options(self.loss_type, label_smoothing=self.label_smoothing, alpha=self.alpha)
             elif not self.cpo_alpha:
-                problems.append("loss_type='contrastive_hidden' gives the output head no gradient; set cpo_alpha above 0.")
+                problems.append(
+                    "loss_type='contrastive_hidden' gives the output head no gradient; set cpo_alpha above 0."
+                )
         except ConfigError as error:
             problems.append(str(error))
         return problems
@@ -125,4 +128,6 @@ class CPOTrainer(PairTrainer):
         pooled = pool_hidden(scores.hidden, scores.segment, scores.num_completions)  # (S, H)
         anchor = pool_hidden(step.ref.hidden, step.ref.segment, step.ref.num_completions)
         anchor = anchor if self.args.contrastive_anchor == "prompt" else anchor[0::2]
-        return contrastive_hidden_loss(pooled[0::2], pooled[1::2], anchor, temperature=self.args.contrastive_temperature)
+        return contrastive_hidden_loss(
+            pooled[0::2], pooled[1::2], anchor, temperature=self.args.contrastive_temperature
+        )

@@ -35,7 +35,9 @@ class DensityRatio:
         for index in range(len(dataset)):
             classes[bool(dataset[index].extras["label"])].append(dataset[index].prompt_ids)
         if not classes[True] or not classes[False]:
-            raise DataError("embedding_func weighs undesirable rows by desirable ones, but all rows have the same label.")
+            raise DataError(
+                "embedding_func weighs undesirable rows by desirable ones, but all rows have the same label."
+            )
         generator = torch.Generator().manual_seed(seed)
         prompts, labels = [], []
         for label, rows in classes.items():
@@ -59,7 +61,13 @@ class DensityRatio:
                 mask = torch.tensor([[*[1] * len(row), *[0] * (longest - len(row))] for row in part])
                 inputs = {"input_ids": ids, "attention_mask": mask}
             with torch.no_grad():
-                parts.append(torch.as_tensor(self.embedding_func(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"])).float().cpu())
+                parts.append(
+                    torch.as_tensor(
+                        self.embedding_func(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"])
+                    )
+                    .float()
+                    .cpu()
+                )
         return torch.cat(parts).numpy()
 
     def __call__(self, examples: Sequence[Example]) -> torch.Tensor:
@@ -68,7 +76,9 @@ class DensityRatio:
         if unknown:
             keys = sorted(unknown)
             desirable = list(self._classifier.classes_).index(1)
-            probabilities = torch.from_numpy(self._classifier.predict_proba(self.embed([list(k) for k in keys]))[:, desirable])
+            probabilities = torch.from_numpy(
+                self._classifier.predict_proba(self.embed([list(k) for k in keys]))[:, desirable]
+            )
             weights = density_ratio_weights(probabilities, min_ratio=self._bounds[0], max_ratio=self._bounds[1])
             self._weights.update(zip(keys, weights.tolist(), strict=True))
         return torch.tensor([self._weights[tuple(e.prompt_ids)] for e in examples])

@@ -70,12 +70,18 @@ class DPOConfig(ReferenceConfig):
     def contradictions(self) -> list[str]:
         problems = super().contradictions()
         if self.loss_weights is not None and len(self.loss_weights) != len(self.loss_type):
-            problems.append(f"loss_weights has {len(self.loss_weights)} entries for {len(self.loss_type)} losses; give one each.")
+            problems.append(
+                f"loss_weights has {len(self.loss_weights)} entries for {len(self.loss_type)} losses; give one each."
+            )
         for name in self.loss_type:
             try:
                 check_name(name, DPO_TERM_TYPES, "loss_type")
                 if name != "sft":
-                    smoothing = self.label_smoothing if name in DPO_OPTIONS["label_smoothing"] or len(self.loss_type) == 1 else 0.0
+                    smoothing = (
+                        self.label_smoothing
+                        if name in DPO_OPTIONS["label_smoothing"] or len(self.loss_type) == 1
+                        else 0.0
+                    )
                     check_dpo_options(name, label_smoothing=smoothing, f_divergence=self.f_divergence_type)
                     if self.use_weighting:
                         check_option(DPO_OPTIONS, "use_weighting", name)
@@ -85,7 +91,8 @@ class DPOConfig(ReferenceConfig):
 
 
 class DPOTrainer(PairTrainer):
-    """Direct preference optimisation: L = mean over pairs of softplus(-beta (u_w - u_l)), u = log pi(y|x) - log mu(y|x).
+    """Direct preference optimisation: L = mean over pairs of softplus(-beta (u_w - u_l)), u = log pi(y|x) - log
+    mu(y|x).
 
     mu is a copy of the model taken from memory when training starts; with an adapter it is the model with the adapter
     as it was at the start. `ref_model` may be another model, an id or a path. Rows: `prompt`, `chosen`, `rejected`.
@@ -118,7 +125,9 @@ class DPOTrainer(PairTrainer):
             return scores.sum().view(-1, 2)
         assert scores.logps is not None
         shared = shared_lengths(lengths.flatten())
-        return ld_logps(scores.logps, scores.segment, scores.num_completions, shared, alpha=self.args.ld_alpha).view(-1, 2)
+        return ld_logps(scores.logps, scores.segment, scores.num_completions, shared, alpha=self.args.ld_alpha).view(
+            -1, 2
+        )
 
     def statistics(self, scores: Scores, batch: Batch, step: StepContext) -> dict[str, torch.Tensor]:
         assert step.ref is not None
@@ -128,7 +137,9 @@ class DPOTrainer(PairTrainer):
     def reduce_statistics(self, values: dict[str, torch.Tensor], training: bool) -> dict[str, Any]:
         """What each pair of the step is compared with, by loss (AOT)."""
         columns = (*values["policy"].unbind(1), *values["ref"].unbind(1))
-        return {name: aot_partners(*columns, loss_type=name) for name in self.args.loss_type if name in DPO_BATCH_LOSS_TYPES}
+        return {
+            name: aot_partners(*columns, loss_type=name) for name in self.args.loss_type if name in DPO_BATCH_LOSS_TYPES
+        }
 
     def loss(self, scores: Scores, batch: Batch, step: StepContext) -> LossOutput:
         assert scores.logps is not None and step.ref is not None
@@ -136,7 +147,9 @@ class DPOTrainer(PairTrainer):
         policy, ref = self.sums(scores, lengths), self.sums(step.ref, lengths)  # (B, 2) each
         weights = self.pair_weights(scores)
         terms = []
-        for name, weight in zip(self.args.loss_type, self.args.loss_weights or [1.0] * len(self.args.loss_type), strict=True):
+        for name, weight in zip(
+            self.args.loss_type, self.args.loss_weights or [1.0] * len(self.args.loss_type), strict=True
+        ):
             if name == "sft":
                 chosen = scores.segment % 2 == 0
                 terms.append(Term(nll_loss(scores.logps[chosen]), "chosen_tokens", weight))
@@ -177,5 +190,3 @@ class DPOTrainer(PairTrainer):
         assert scores.logps is not None and scores.log_square is not None
         alignment = wpo_alignment(scores.logps, scores.log_square, scores.segment, scores.num_completions).view(-1, 2)
         return wpo_weights(alignment[:, 0], alignment[:, 1], clamp=self.args.wpo_clamp)
-
-

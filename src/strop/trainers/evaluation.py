@@ -18,10 +18,15 @@ class EvaluationMixin:
     """The parent's evaluation, with its padding, gathering and logit keeping replaced by sums and counts."""
 
     def predictions(self: Any, scores: Scores, batch: Batch) -> torch.Tensor:
-        """What `compute_metrics` gets for the rows of a batch, (B, ...): by default the completions' summed log-probs."""
+        """What `compute_metrics` gets for the rows of a batch, (B, ...): by default the completions' summed
+        log-probs."""
         sums = scores.sum()
         trees = len(batch.examples)
-        return sums.view(trees, -1) if sums.numel() % trees == 0 else sums.new_zeros(trees).index_add(0, batch.tree_of, sums)
+        return (
+            sums.view(trees, -1)
+            if sums.numel() % trees == 0
+            else sums.new_zeros(trees).index_add(0, batch.tree_of, sums)
+        )
 
     def get_eval_dataloader(self: Any, eval_dataset: Any = None) -> Any:
         if isinstance(eval_dataset, str):
@@ -68,7 +73,9 @@ class EvaluationMixin:
         predictions = self.gather_predictions(predicted) if self.compute_metrics is not None else None
         if predictions is not None:
             extra = self.compute_metrics(EvalPrediction(predictions=predictions, label_ids=None))
-            metrics |= {k if k.startswith(metric_key_prefix) else f"{metric_key_prefix}_{k}": v for k, v in extra.items()}
+            metrics |= {
+                k if k.startswith(metric_key_prefix) else f"{metric_key_prefix}_{k}": v for k, v in extra.items()
+            }
         return EvalLoopOutput(predictions=predictions, label_ids=None, metrics=metrics, num_samples=num_rows)
 
     def before_evaluation(self: Any) -> None:
@@ -81,7 +88,9 @@ class EvaluationMixin:
         """Turn evaluation rows into trees (online methods sample here)."""
         return examples
 
-    def evaluate_window(self: Any, model: Any, examples: list[Any], sums: dict[str, list[float]], predicted: list[Any]) -> None:
+    def evaluate_window(
+        self: Any, model: Any, examples: list[Any], sums: dict[str, list[float]], predicted: list[Any]
+    ) -> None:
         """Add the loss terms, counts and metrics of one window."""
         counts = sum_over_ranks(self.counts(examples), self.args.world_size) if self.coupled else self.counts(examples)
         work = StepWork(examples, counts, log=True)
@@ -135,5 +144,3 @@ class EvaluationMixin:
             parts = [part for rank in everyone for part in rank]
         order = np.argsort(np.concatenate([rows for rows, _ in parts]), kind="stable")
         return np.concatenate([values for _, values in parts])[order]
-
-

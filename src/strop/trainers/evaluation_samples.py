@@ -36,7 +36,9 @@ class EvaluationSamples(TrainerCallback):
             return
         if self._generator is None:
             autocast = torch.bfloat16 if args.bf16 else torch.float16 if args.fp16 else None
-            self._generator = make_generator(model=trainer.policy, tokenizer=trainer.processing_class, autocast=autocast)
+            self._generator = make_generator(
+                model=trainer.policy, tokenizer=trainer.processing_class, autocast=autocast
+            )
         sampling = SamplingParams(args.max_completion_length or MAX_NEW_TOKENS, seed=args.seed)
         self._generator.sync(trainer.policy)
         drawn = self._generator.generate([example.prompt_ids for example in examples], 1, sampling)

@@ -92,8 +92,12 @@ class GKDTrainer(OnlineTrainer):
     dataset_kind = DatasetKind.PROMPT_COMPLETION
     needs_reward = False
 
-    def __init__(self, model: Any = None, teacher_model: Any = None, args: GKDConfig | None = None, **kwargs: Any) -> None:
-        self._teacher_source = teacher_model if teacher_model is not None else getattr(args, "teacher_model_name_or_path", None)
+    def __init__(
+        self, model: Any = None, teacher_model: Any = None, args: GKDConfig | None = None, **kwargs: Any
+    ) -> None:
+        self._teacher_source = (
+            teacher_model if teacher_model is not None else getattr(args, "teacher_model_name_or_path", None)
+        )
         if self._teacher_source is None:
             raise ConfigError("GKDTrainer needs a teacher: pass teacher_model=, a model, an id or a path.")
         super().__init__(model, None, args, **kwargs)
@@ -112,12 +116,15 @@ class GKDTrainer(OnlineTrainer):
     def after_init(self) -> None:
         super().after_init()
         options = self.args.teacher_model_init_kwargs or {}
-        self.teacher = setup.resolve_model(self.args, self._teacher_source, "causal", None, None, trainable=False, init_kwargs=options)
+        self.teacher = setup.resolve_model(
+            self.args, self._teacher_source, "causal", None, None, trainable=False, init_kwargs=options
+        )
         self.teacher.to(self.args.device).eval().requires_grad_(False)
         student, teacher = (vocab_size(base_model(m)) for m in (self.model, self.teacher))
         if student != teacher:
             raise SetupError(
-                f"The student has {student} tokens in its vocabulary and the teacher {teacher}; their distributions cannot be "
+                f"The student has {student} tokens in its vocabulary and the teacher {teacher}; their distributions "
+                f"cannot be "
                 "compared. Choose a teacher of the same family, with the same tokenizer."
             )
         self._teacher_generator: Any = None

@@ -42,7 +42,8 @@ class Group:
 
 
 def prompt_of(tokenizer: Any, example: Example) -> Any:
-    """A row's prompt as it was given, text or messages; of a row of ids, their text without the BOS that tokenizers add."""
+    """A row's prompt as it was given, text or messages; of a row of ids, their text without the BOS that
+    tokenizers add."""
     if (given := example.extras.get("prompt")) is not None:
         return given
     ids = example.prompt_ids
@@ -55,7 +56,8 @@ def environment_reward(environments: list[Any]) -> list[float]:
 
 
 def replies(tokenizer: Any, group: Group) -> list[Any]:
-    """Completions in the form of their prompt, message lists or texts; for rewards and people, the ids are trained on."""
+    """Completions in the form of their prompt, message lists or texts; for rewards and people, the ids are trained
+    on."""
     texts = tokenizer.batch_decode(group.completions, skip_special_tokens=True)
     return texts if isinstance(group.prompt, str) else [[{"role": "assistant", "content": text}] for text in texts]
 
@@ -64,7 +66,9 @@ def completion_metrics(groups: Sequence[Group]) -> dict[str, Mean | Extreme]:
     """Lengths (tokens), the share cut off at the limit, mean and spread of rewards, groups without any spread."""
     metrics: dict[str, Mean | Extreme] = {}
     lengths = [len(ids) for group in groups for ids in group.completions]
-    ended = [len(ids) for g in groups for ids, why in zip(g.completions, g.finish_reasons, strict=True) if why == "stop"]
+    ended = [
+        len(ids) for g in groups for ids, why in zip(g.completions, g.finish_reasons, strict=True) if why == "stop"
+    ]
     for name, values in (("length", lengths), ("terminated_length", ended)):
         if values:
             metrics[f"completions/mean_{name}"] = Mean(float(sum(values)), float(len(values)))

@@ -61,7 +61,8 @@ class GRPOConfig(OnlineConfig):
     use_bias_correction_kl: bool = True
     """Multiply the KL term by the ratio, so that it follows KL(policy || reference)."""
     scale_rewards: Literal["group", "batch", "none"] | bool = "group"
-    """What advantages are divided by: std of the group, of the batch, or nothing (Dr. GRPO). True: group, False: none."""
+    """What advantages are divided by: std of the group, of the batch, or nothing (Dr. GRPO). True: group, False:
+    none."""
     multi_objective_aggregation: Literal["sum_then_normalize", "normalize_then_sum"] = "sum_then_normalize"
     """Several rewards: sum, then normalise; or normalise each, then sum (GDPO)."""
     dynamic_sampling: bool = False
@@ -86,7 +87,9 @@ class GRPOConfig(OnlineConfig):
     """Drop failed completions that drifted by more than this many nats per token. None: keep all."""
     vllm_importance_sampling_correction: bool = True
     """Correct for a rollout engine whose probabilities differ from the policy's (vllm engine)."""
-    vllm_importance_sampling_mode: Literal["token_truncate", "token_mask", "sequence_truncate", "sequence_mask"] | None = None
+    vllm_importance_sampling_mode: (
+        Literal["token_truncate", "token_mask", "sequence_truncate", "sequence_mask"] | None
+    ) = None
     """How. None: sequence_mask, token_truncate for vespo."""
     vllm_importance_sampling_clip_max: Annotated[float, Range(min=0)] | None = 3.0
     """Upper bound of the correction's weight."""
@@ -202,7 +205,9 @@ class GRPOTrainer(PolicyGradientTrainer):
         keep = None
         if self.args.top_entropy_quantile < 1:
             assert scores.entropy is not None
-            keep = top_entropy_mask(scores.entropy, top_quantile=self.args.top_entropy_quantile, threshold=step.statistics["threshold"])
+            keep = top_entropy_mask(
+                scores.entropy, top_quantile=self.args.top_entropy_quantile, threshold=step.statistics["threshold"]
+            )
         if self.args.off_policy_mask_threshold is not None:
             assert scores.logps is not None
             fresh = off_policy_mask(
@@ -251,7 +256,11 @@ class GRPOTrainer(PolicyGradientTrainer):
         terms = [policy_term(values, scores.segment, scores.num_completions, **options)]
         coef = step.statistics.get("coef", args.entropy_coef)
         if self.bonus and coef and scores.entropy is not None:
-            terms.append(policy_term(entropy_bonus(scores.entropy), scores.segment, scores.num_completions, weight=coef, **options))
+            terms.append(
+                policy_term(
+                    entropy_bonus(scores.entropy), scores.segment, scores.num_completions, weight=coef, **options
+                )
+            )
         metrics = {
             **clip_metrics(scores, old_logps, advantages, args.epsilon, args.epsilon_high),
             **sampler_metrics(scores if old_logps is None else None, old_logps, sampler_logps),
@@ -268,5 +277,3 @@ class GRPOTrainer(PolicyGradientTrainer):
     def load_extra_state(self, state: dict[str, Any]) -> None:
         super().load_extra_state(state)
         self.entropy_coef = state["entropy_coef"]
-
-

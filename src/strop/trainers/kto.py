@@ -60,7 +60,11 @@ class KTOTrainer(UnpairedTrainer):
         return mismatched(prepared) if self.coupled else prepared
 
     def statistics_rows(self, examples: list[Example]) -> list[Example]:
-        return [replace(part(e, slice(1, None)), extras={"mismatched_only": True}) for e in examples if len(e.completions) > 1]
+        return [
+            replace(part(e, slice(1, None)), extras={"mismatched_only": True})
+            for e in examples
+            if len(e.completions) > 1
+        ]
 
     def gradient_rows(self, examples: list[Example]) -> list[Example]:
         return [part(e, slice(0, 1)) for e in examples]

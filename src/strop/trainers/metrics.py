@@ -9,7 +9,11 @@ import torch
 
 from strop.records import Extreme, Mean
 
-KINDS = {"sum": lambda a, b: [a[0] + b[0], a[1] + b[1]], "max": lambda a, b: [max(a[0], b[0]), 1], "min": lambda a, b: [min(a[0], b[0]), 1]}
+KINDS = {
+    "sum": lambda a, b: [a[0] + b[0], a[1] + b[1]],
+    "max": lambda a, b: [max(a[0], b[0]), 1],
+    "min": lambda a, b: [min(a[0], b[0]), 1],
+}
 
 
 class MetricLog:
@@ -35,7 +39,8 @@ class MetricLog:
         self._sums = {key: list(entry) for key, entry in state.items()}
 
     def drain(self, *, world_size: int = 1) -> dict[str, float]:
-        """Values over everything added since the last call, on all ranks; a metric without a single item is left out."""
+        """Values over everything added since the last call, on all ranks; a metric without a single item is left
+        out."""
         parts: list[Any] = [self.state()]
         self._sums = {}
         if world_size > 1:

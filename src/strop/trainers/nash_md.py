@@ -89,7 +89,13 @@ class NashMDTrainer(OnlinePairTrainer):
         else:
             form = self.args.gradient_form
             per_token = nash_md_loss_flat(
-                scores.logps, step.ref.logps, probability, scores.segment, scores.num_completions, beta=self.beta, form=form
+                scores.logps,
+                step.ref.logps,
+                probability,
+                scores.segment,
+                scores.num_completions,
+                beta=self.beta,
+                form=form,
             )
             values = scores.sum(per_token)
         kl = (policy - ref).detach()

@@ -62,12 +62,15 @@ class OnlineTrainer(BaseTrainer):
     ) -> None:
         given = [value for value in (reward_funcs, reward_model, judge) if value is not None]
         if len(given) > 1:
-            raise ConfigError("reward_funcs, reward_model and judge are names for one thing; give one of them (a list is fine).")
+            raise ConfigError(
+                "reward_funcs, reward_model and judge are names for one thing; give one of them (a list is fine)."
+            )
         if not given and environment_factory is not None:
             given = [environment_reward]
         if self.needs_reward and not given:
             raise ConfigError(
-                f"{type(self).__name__} needs a reward: pass reward_funcs=, a function, a model, an id, a judge, or a list of them."
+                f"{type(self).__name__} needs a reward: pass reward_funcs=, a function, a model, an id, a judge, or "
+                f"a list of them."
             )
         self._reward_source = (given[0] if given else None, reward_processing_classes)
         self._tools = Tools(tools) if tools else None
@@ -75,7 +78,12 @@ class OnlineTrainer(BaseTrainer):
         self.buffer: deque[list[Example]] = deque()
         self.rounds = 0
         super().__init__(
-            model, args, train_dataset=train_dataset, eval_dataset=eval_dataset, processing_class=processing_class, **kwargs
+            model,
+            args,
+            train_dataset=train_dataset,
+            eval_dataset=eval_dataset,
+            processing_class=processing_class,
+            **kwargs,
         )
 
     def after_init(self) -> None:
@@ -107,7 +115,11 @@ class OnlineTrainer(BaseTrainer):
     def check_rewards(self) -> None:
         """Whether the rewards find what they ask for, before anything is sampled."""
         assert self.rewards is not None
-        if self.batch_counts == "completions" and self.group_size < 2 and any(isinstance(reward, JudgeReward) for reward in self.rewards.functions):
+        if (
+            self.batch_counts == "completions"
+            and self.group_size < 2
+            and any(isinstance(reward, JudgeReward) for reward in self.rewards.functions)
+        ):
             raise ConfigError(
                 f"A judge compares completions of one prompt, and {type(self).__name__} samples one; "
                 "set num_generations to 2 or more, or give a reward that scores a single completion."
@@ -135,7 +147,11 @@ class OnlineTrainer(BaseTrainer):
     @property
     def prompts_per_step(self) -> int:
         """Whole groups that make an optimizer step: the completions asked for, rounded up."""
-        return self.rows_per_step if self.batch_counts == "prompts" else math.ceil(self.completions_per_step / self.group_size)
+        return (
+            self.rows_per_step
+            if self.batch_counts == "prompts"
+            else math.ceil(self.completions_per_step / self.group_size)
+        )
 
     @property
     def fresh_steps(self) -> int:
@@ -154,7 +170,8 @@ class OnlineTrainer(BaseTrainer):
         """Say so if the batch settings do not make whole groups, and what is done instead."""
         if self.completions_per_step % self.group_size:
             self.say(
-                f"{self.completions_per_step} completions per step make no whole groups of {self.group_size}; prompts used "
+                f"{self.completions_per_step} completions per step make no whole groups of {self.group_size}; "
+                f"prompts used "
                 f"for each step: {self.prompts_per_step}, with {self.prompts_per_step * self.group_size} completions. "
                 "Micro-batches stay at per_device_train_batch_size."
             )
@@ -183,7 +200,9 @@ class OnlineTrainer(BaseTrainer):
     def tokenize_options(self) -> TokenizeOptions:
         limit = self.args.max_prompt_length
         tools = tuple(self._tools.schemas) if self._tools is not None else None
-        return rows.tokenize_options(self.args, filter_overlong=limit is None, chat_template_kwargs=self.args.chat_template_kwargs, tools=tools)
+        return rows.tokenize_options(
+            self.args, filter_overlong=limit is None, chat_template_kwargs=self.args.chat_template_kwargs, tools=tools
+        )
 
     @property
     def generator(self) -> Any:
@@ -191,7 +210,10 @@ class OnlineTrainer(BaseTrainer):
         if self._generator is None:
             extra: dict[str, Any] = {}
             if self.args.engine == "vllm":
-                url = self.args.vllm_server_base_url or f"http://{self.args.vllm_server_host}:{self.args.vllm_server_port}"
+                url = (
+                    self.args.vllm_server_base_url
+                    or f"http://{self.args.vllm_server_host}:{self.args.vllm_server_port}"
+                )
                 extra = {"mode": self.args.vllm_mode, "base_url": url, "timeout_s": self.args.vllm_server_timeout}
                 if self.args.vllm_mode == "colocate":
                     extra["engine"] = {
@@ -210,7 +232,8 @@ class OnlineTrainer(BaseTrainer):
         return self._generator
 
     def sampling(self, training: bool, player: int = 0) -> SamplingParams:
-        """Sampling settings of the next round; the seed follows from run seed, round, rank and player, also after a resume."""
+        """Sampling settings of the next round; the seed follows from run seed, round, rank and player, also after
+        a resume."""
         moment = self.rounds if training else 2**31 + self.state.global_step
         seed = ((self.args.seed * 1_000_003 + moment) * 4099 + self.args.process_index) * 2 + player
         return SamplingParams(
@@ -360,7 +383,9 @@ class OnlineTrainer(BaseTrainer):
         if not changes_distribution(params) or not want & Want.LOGPS:
             return super().score_with(model, batch, want, **options)
         scores = super().score_with(model, batch, want | Want.HIDDEN, **options)
-        return rescore(scores, lm_head_of(base_model(model)), batch, params, head_bytes=self.args.head_memory_mb * 2**20)
+        return rescore(
+            scores, lm_head_of(base_model(model)), batch, params, head_bytes=self.args.head_memory_mb * 2**20
+        )
 
     # ---- what a run keeps -------------------------------------------------------------------------------------
 

@@ -24,7 +24,8 @@ class OnlineConfig(ReferenceConfig):
     }
     removed: ClassVar[dict[str, str]] = {
         **ReferenceConfig.removed,
-        "generation_kwargs": "Set temperature, top_p, top_k, min_p, repetition_penalty, stop or stop_token_ids themselves: "
+        "generation_kwargs": "Set temperature, top_p, top_k, min_p, repetition_penalty, stop or stop_token_ids "
+        "themselves: "
         "what changes the sampled distribution must change the trainer's too.",
         "use_transformers_paged": "Use engine='native', which batches continuously.",
         "use_transformers_continuous_batching": "Use engine='native', which batches continuously.",
@@ -33,9 +34,11 @@ class OnlineConfig(ReferenceConfig):
         "cache_implementation": "The native engine brings its own cache; remove it.",
         "log_completions_hub_repo": "Completions are in samples.jsonl of the run; push the folder.",
         "log_multimodal": "Rows are text; remove it.",
-        "vllm_structured_outputs_regex": "A pattern forced on the sampler is not in the trainer's log-probs; reward the form instead.",
+        "vllm_structured_outputs_regex": "A pattern forced on the sampler is not in the trainer's log-probs; reward "
+        "the form instead.",
         "vllm_enable_sleep_mode": "Bound vLLM's memory by vllm_gpu_memory_utilization, or run it as a server.",
-        "vllm_tensor_parallel_size": "A vLLM in the training process has its one device; start a server with --tensor-parallel-size.",
+        "vllm_tensor_parallel_size": "A vLLM in the training process has its one device; start a server with "
+        "--tensor-parallel-size.",
         "vllm_group_port": "No process group is opened: a server gets new weights over HTTP; remove it.",
     }
 
@@ -125,7 +128,9 @@ class OnlineConfig(ReferenceConfig):
         if self.steps_per_generation is not None and self.generation_batch_size is not None:
             problems.append("steps_per_generation and generation_batch_size say the same in two ways; keep one.")
         if self.precompute_ref_log_probs:
-            problems.append("precompute_ref_log_probs=True has no rows to work on: completions are sampled in training.")
+            problems.append(
+                "precompute_ref_log_probs=True has no rows to work on: completions are sampled in training."
+            )
         if self.sync_ref_model and self.beta == 0:
             problems.append("sync_ref_model=True moves a reference, and beta=0 keeps none; set beta above 0.")
         return problems

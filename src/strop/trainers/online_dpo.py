@@ -65,7 +65,9 @@ class OnlinePairTrainer(OnlineTrainer):
     def uses_reference(self) -> bool:  # type: ignore[override]
         return True
 
-    def __init__(self, model: Any = None, ref_model: Any = None, reward_funcs: Any = None, args: Any = None, **kwargs: Any) -> None:
+    def __init__(
+        self, model: Any = None, ref_model: Any = None, reward_funcs: Any = None, args: Any = None, **kwargs: Any
+    ) -> None:
         if reward_funcs is None and args is not None and args.reward_model_path is not None:
             reward_funcs = args.reward_model_path
         super().__init__(model, reward_funcs, args, ref_model=ref_model, **kwargs)
@@ -164,11 +166,15 @@ def best_and_worst(group: Group) -> tuple[int, int] | None:
     if len(known) < 2:
         return None
     best, worst = max(known, key=lambda i: float(group.rewards[i])), min(known, key=lambda i: float(group.rewards[i]))  # type: ignore[index]
-    same = float(group.rewards[best]) == float(group.rewards[worst]) or group.completions[best] == group.completions[worst]
+    same = (
+        float(group.rewards[best]) == float(group.rewards[worst]) or group.completions[best] == group.completions[worst]
+    )
     return None if same else (best, worst)
 
 
-def objective_metrics(scores: Scores, policy: torch.Tensor, ref: torch.Tensor, beta: float) -> dict[str, Mean | Extreme]:
+def objective_metrics(
+    scores: Scores, policy: torch.Tensor, ref: torch.Tensor, beta: float
+) -> dict[str, Mean | Extreme]:
     """KL of whole completions, their surprise as an entropy estimate (nats), the KL as a penalty, and beta."""
     kl = (policy - ref).detach()
     return {

@@ -57,7 +57,9 @@ def check_judge(args: Any) -> None:
     }
     problems = [f"{name}: {text}" for name, text in advice.items() if getattr(args, name)]
     if args.reward_on_error == "penalize":
-        problems.append("reward_on_error='penalize': a failed verdict is no loss of either side; use 'skip' or 'raise'.")
+        problems.append(
+            "reward_on_error='penalize': a failed verdict is no loss of either side; use 'skip' or 'raise'."
+        )
     if problems:
         raise ConfigError.collect("These settings do not go with a judge:", problems)
 

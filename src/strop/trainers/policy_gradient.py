@@ -91,7 +91,11 @@ class PolicyGradientTrainer(OnlineTrainer):
     def rows_worth_computing(self, examples: list[Example]) -> list[Example]:
         if not self.silent_groups_cost_nothing:
             return examples
-        return [e for e in examples if any(e.extras["advantages"]) and any(any(e.mask(i)) for i in range(len(e.completions)))]
+        return [
+            e
+            for e in examples
+            if any(e.extras["advantages"]) and any(any(e.mask(i)) for i in range(len(e.completions)))
+        ]
 
     def old_logps(self, scores: Scores, batch: Batch) -> torch.Tensor | None:
         """Log-probs (N,) at the start of the window; None on the first use, when they are the current ones.

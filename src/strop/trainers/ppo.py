@@ -44,7 +44,8 @@ class PPOConfig(OnlineConfig):
         **OnlineConfig.removed,
         "local_rollout_forward_batch_size": "Use per_device_train_batch_size, or max_tokens_per_micro_batch.",
         "num_sample_generations": "Completions are in samples.jsonl; log_completions=True shows them.",
-        "stop_token": "Completions end at the tokenizer's and the model's own end tokens; else use stop or stop_token_ids.",
+        "stop_token": "Completions end at the tokenizer's and the model's own end tokens; else use stop or "
+        "stop_token_ids.",
         "sft_model_path": "Pass the policy as model=.",
         "model_adapter_name": "The reference is the adapter as it was at the start; nothing needs a name.",
         "ref_adapter_name": "The reference is the adapter as it was at the start; nothing needs a name.",
@@ -52,7 +53,8 @@ class PPOConfig(OnlineConfig):
     unused: ClassVar[dict[str, str]] = {
         **OnlineConfig.unused,
         "steps_per_generation": "Use num_mini_batches, the optimizer steps that one pass over a round takes.",
-        "generation_batch_size": "A round has per_device_train_batch_size x gradient_accumulation_steps x num_mini_batches completions.",
+        "generation_batch_size": "A round has per_device_train_batch_size x gradient_accumulation_steps x "
+        "num_mini_batches completions.",
     }
 
     learning_rate: Annotated[float, Range(min=0)] = 3e-6

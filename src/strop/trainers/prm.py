@@ -39,7 +39,8 @@ class PRMConfig(TrainerConfig):
 
 
 class PRMTrainer(BaseTrainer):
-    """Process reward model: two-class cross entropy at the last token of each step's separator, mean over labelled steps.
+    """Process reward model: two-class cross entropy at the last token of each step's separator, mean over labelled
+    steps.
 
     Labels are true / false, or numbers between (soft labels). Rows: `prompt`, `completions` (list of steps),
     `labels`; or `prompt`, `completion` with inline marks. `score_steps` judges new solutions in the same layout.
@@ -59,7 +60,11 @@ class PRMTrainer(BaseTrainer):
     def counts(self, examples: Sequence[Example]) -> Counts:
         counts = super().counts(examples)
         steps = float(sum(sum(example.mask(0)) for example in examples))
-        return {**counts, "steps": float(len(examples)) if self.args.train_on_last_step_only else steps, "all_steps": steps}
+        return {
+            **counts,
+            "steps": float(len(examples)) if self.args.train_on_last_step_only else steps,
+            "all_steps": steps,
+        }
 
     def predictions(self, scores: Scores, batch: Batch) -> torch.Tensor:
         """Smallest step probability of each solution, (B, 1)."""
@@ -70,7 +75,9 @@ class PRMTrainer(BaseTrainer):
 
     def loss(self, scores: Scores, batch: Batch, step: StepContext) -> LossOutput:
         assert scores.step_logits is not None
-        labels = torch.tensor([label for e in batch.examples for label in e.extras["labels"]], device=batch.targets.device)
+        labels = torch.tensor(
+            [label for e in batch.examples for label in e.extras["labels"]], device=batch.targets.device
+        )
         values = stepwise_loss(scores.step_logits, labels)  # (N,)
         metrics = step_metrics(scores, labels.float())
         if self.args.train_on_last_step_only and step.training:

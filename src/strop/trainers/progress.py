@@ -9,7 +9,16 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from transformers import TrainerCallback
 
-SHOWN_FIRST = ("loss", "reward", "rewards/margins", "rewards/accuracies", "accuracy", "mean_token_accuracy", "kl", "grad_norm")
+SHOWN_FIRST = (
+    "loss",
+    "reward",
+    "rewards/margins",
+    "rewards/accuracies",
+    "accuracy",
+    "mean_token_accuracy",
+    "kl",
+    "grad_norm",
+)
 HIDDEN = {"epoch", "num_tokens", "total_flos", "step", "learning_rate"}
 MAX_SHOWN = 5
 
@@ -18,9 +27,15 @@ def short_metrics(logs: dict[str, Any], limit: int = MAX_SHOWN) -> str:
     """The most telling numbers of a log line, in a fixed order: `loss 0.612  rewards/margins 0.21`."""
     prefix = "eval_" if any(name.startswith("eval_") for name in logs) else ""
     names = [prefix + name for name in SHOWN_FIRST if prefix + name in logs]
-    rest = [n for n, v in logs.items() if n not in names and n.removeprefix(prefix) not in HIDDEN and isinstance(v, (int, float))]
+    rest = [
+        n
+        for n, v in logs.items()
+        if n not in names and n.removeprefix(prefix) not in HIDDEN and isinstance(v, (int, float))
+    ]
     rest = [n for n in rest if not n.endswith(("_runtime", "_per_second"))]
-    return "  ".join(f"{name} {logs[name]:.4g}" for name in (names + rest)[:limit] if isinstance(logs[name], (int, float)))
+    return "  ".join(
+        f"{name} {logs[name]:.4g}" for name in (names + rest)[:limit] if isinstance(logs[name], (int, float))
+    )
 
 
 class ProgressDisplay(TrainerCallback):
@@ -54,7 +69,9 @@ class ProgressDisplay(TrainerCallback):
             self.live.update(self.task, metrics=text)
             return
         width = len(str(state.max_steps))
-        self.console.print(f"{args.method} {state.global_step:>{width}}/{state.max_steps}  {text}", highlight=False, soft_wrap=True)
+        self.console.print(
+            f"{args.method} {state.global_step:>{width}}/{state.max_steps}  {text}", highlight=False, soft_wrap=True
+        )
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if self.live is not None:

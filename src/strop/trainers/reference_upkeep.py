@@ -31,7 +31,9 @@ class PrecomputeReference(TrainerCallback):
         fresh = sum(scores.precompute(dataset, rows_at_once) for dataset in sets if dataset is not None)
         if state.is_world_process_zero and fresh:
             scores.save(path)
-        self.trainer.say(f"Reference log-probs: {fresh} rows computed, {'the others' if reused else 'none'} taken from {path}.")
+        self.trainer.say(
+            f"Reference log-probs: {fresh} rows computed, {'the others' if reused else 'none'} taken from {path}."
+        )
 
 
 class SyncReference(TrainerCallback):

@@ -69,7 +69,8 @@ class RewardTrainer(BaseTrainer):
 
 
 def reward_metrics(chosen: torch.Tensor, rejected: torch.Tensor) -> dict[str, Mean | Extreme]:
-    """Share of pairs ranked right (ties count as wrong), mean margin, and mean, least and greatest reward over both sides."""
+    """Share of pairs ranked right (ties count as wrong), mean margin, and mean, least and greatest reward over
+    both sides."""
     pairs = chosen.numel()
     return {
         "accuracy": Mean((chosen > rejected).float().sum(), pairs),

@@ -37,7 +37,9 @@ class RLOOConfig(OnlineConfig):
 
     def contradictions(self) -> list[str]:
         problems = super().contradictions()
-        if self.reward_clip_range is not None and (len(self.reward_clip_range) != 2 or self.reward_clip_range[0] > self.reward_clip_range[1]):
+        if self.reward_clip_range is not None and (
+            len(self.reward_clip_range) != 2 or self.reward_clip_range[0] > self.reward_clip_range[1]
+        ):
             problems.append(f"reward_clip_range={self.reward_clip_range}: give [low, high] with low <= high.")
         return problems
 
@@ -104,12 +106,24 @@ class RLOOTrainer(PolicyGradientTrainer):
         advantages = completion_field(batch, "advantages", dtype=scores.logps.dtype)  # (S,)
         old_logps = self.old_logps(scores, batch)
         old_sums = None if old_logps is None else scores.sum(old_logps)
-        values = rloo_loss(scores.sum(), old_sums, advantages, epsilon=self.args.epsilon, epsilon_high=self.args.epsilon_high)
+        values = rloo_loss(
+            scores.sum(), old_sums, advantages, epsilon=self.args.epsilon, epsilon_high=self.args.epsilon_high
+        )
         spread = (scores.sum() - (scores.sum() if old_sums is None else old_sums)).detach()[scores.segment]
         ratio_scores = Scores(scores.segment, scores.num_completions, logps=spread)
         metrics = {
-            **clip_metrics(ratio_scores, torch.zeros_like(spread), advantages[scores.segment], self.args.epsilon, self.args.epsilon_high),
-            **sampler_metrics(scores if old_logps is None else None, old_logps, token_field(batch, "sampler_logps").to(scores.logps.dtype)),
+            **clip_metrics(
+                ratio_scores,
+                torch.zeros_like(spread),
+                advantages[scores.segment],
+                self.args.epsilon,
+                self.args.epsilon_high,
+            ),
+            **sampler_metrics(
+                scores if old_logps is None else None,
+                old_logps,
+                token_field(batch, "sampler_logps").to(scores.logps.dtype),
+            ),
         }
         if scores.entropy is not None:
             metrics["entropy"] = mean_of(scores.entropy)

@@ -98,7 +98,9 @@ def packed(prepared: Any, args: Any) -> Any:
         raise ConfigError("packing=True needs max_length, the size of a pack; it is None. Set max_length.")
     if args.shuffle_dataset and hasattr(prepared, "__len__"):
         prepared = [prepared[i] for i in epoch_order(len(prepared), seed=args.seed, epoch=0, shuffle=True)]
-    return pack(prepared, args.max_length, {"bfd-requeue": "bfd_split"}.get(args.packing_strategy, args.packing_strategy))
+    return pack(
+        prepared, args.max_length, {"bfd-requeue": "bfd_split"}.get(args.packing_strategy, args.packing_strategy)
+    )
 
 
 def with_text(dataset: Any, formatting_func: Callable[[dict[str, Any]], Any], field: str) -> Any:

@@ -72,13 +72,17 @@ class RunDirectory(TrainerCallback):
         if not state.is_world_process_zero:
             return
         self.folder.mkdir(parents=True, exist_ok=True)
-        for name in ("metrics.jsonl", "samples.jsonl"):
+        for name in ("metrics.jsonl", "samples.jsonl", "alarms.jsonl"):
             drop_after(self.folder / name, state.global_step if state.global_step else -1)
         settings = {"method": args.method, **_plain(args.resolved())}
         (self.folder / "config.yaml").write_text(yaml.safe_dump(settings, sort_keys=False, allow_unicode=True))
         reports = {name: report.to_dict() for name, report in self.trainer.reports.items()}
         (self.folder / "data.json").write_text(json.dumps(_plain(reports), ensure_ascii=False, indent=1))
-        facts = {"versions": versions(), "layout": self.trainer.layout_text(), "started": time.strftime("%Y-%m-%d %H:%M:%S")}
+        facts = {
+            "versions": versions(),
+            "layout": self.trainer.layout_text(),
+            "started": time.strftime("%Y-%m-%d %H:%M:%S"),
+        }
         (self.folder / "run.json").write_text(json.dumps(facts, indent=1))
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:

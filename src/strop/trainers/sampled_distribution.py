@@ -1,7 +1,8 @@
 """Log-probs under the very distribution that was sampled from, where sampling cuts the vocabulary or penalises repeats.
 
 Temperature alone is a factor on the logits, which the head takes in its stride. top-k, top-p, min-p and repetition
-penalties need the logits of a whole row, so they are computed chunk by chunk, and again in the backward pass. The set of
+penalties need the logits of a whole row, so they are computed chunk by chunk, and again in the backward pass. The
+set of
 tokens kept is a constant; the sampled token always belongs to it, because the sampler kept it.
 """
 

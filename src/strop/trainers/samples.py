@@ -12,7 +12,9 @@ from rich.text import Text
 MAX_CHARACTERS = 240
 
 
-def show_samples(rows: Sequence[Mapping[str, Any]], count: int, *, unique_prompts: bool = False, console: Console | None = None) -> None:
+def show_samples(
+    rows: Sequence[Mapping[str, Any]], count: int, *, unique_prompts: bool = False, console: Console | None = None
+) -> None:
     """Print up to `count` samples with their rewards; the best and the worst rewarded come first."""
     if unique_prompts:
         seen: set[str] = set()

@@ -16,6 +16,7 @@ import ast
 import dataclasses
 import functools
 import inspect
+import itertools
 import math
 import textwrap
 import types
@@ -92,7 +93,7 @@ def resolve_keywords(cls: type, kwargs: dict[str, Any]) -> dict[str, Any]:
 
 def validate(instance: Any) -> list[str]:
     """Problems with the declared fields of a config: wrong choices, wrong types, values out of range."""
-    hints = _type_hints(type(instance))
+    hints = _type_hints(type(instance))  # type: ignore[arg-type]
     problems = []
     for f in dataclasses.fields(instance):
         if f.name in hints and "help" in f.metadata and (problem := _check(getattr(instance, f.name), hints[f.name])):
@@ -145,17 +146,23 @@ def _check(value: Any, hint: Any) -> str | None:
             return None
         return f"must be {' and '.join(map(str, ranges))}"
     if origin is Literal:
-        return None if value in args else f"choose one of {', '.join(map(repr, args))}.{did_you_mean(str(value), map(str, args))}"
+        return (
+            None
+            if value in args
+            else f"choose one of {', '.join(map(repr, args))}.{did_you_mean(str(value), map(str, args))}"
+        )
     if origin in (Union, types.UnionType):
         problems = [_check(value, a) for a in args]
         if None in problems:
             return None
-        specific = [p for p, a in zip(problems, args, strict=True) if p and get_origin(a) in (typing.Annotated, Literal)]
+        specific = [
+            p for p, a in zip(problems, args, strict=True) if p and get_origin(a) in (typing.Annotated, Literal)
+        ]
         return specific[0] if specific else f"must be {allowed(hint)}"
     if origin is list and isinstance(value, (list, tuple)):
         return next((p for p in (_check(v, args[0]) for v in value) if p), None)
     expected = origin or hint
-    if not isinstance(expected, type) or value is None and expected is type(None):
+    if not isinstance(expected, type) or (value is None and expected is type(None)):
         return None
     if expected is float and isinstance(value, int) and not isinstance(value, bool):
         return None
@@ -171,7 +178,7 @@ def _type_hints(cls: Any) -> dict[str, Any]:
     for base in reversed(cls.__mro__):
         if base.__module__.startswith("transformers") or base is object:
             continue
-        own = {name: None for name in base.__dict__.get("__annotations__", {})}
+        own = {name: None for name in inspect.get_annotations(base)}
         hints |= {k: v for k, v in get_type_hints(base, include_extras=True).items() if k in own}
     return hints
 
@@ -187,7 +194,7 @@ def _described_fields(cls: type) -> dict[str, str]:
 
 
 def _pairs(body: list[ast.stmt]) -> Iterator[tuple[str, str]]:
-    for node, after in zip(body, body[1:], strict=False):
+    for node, after in itertools.pairwise(body):
         if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name) and isinstance(after, ast.Expr):
             value = after.value
             if isinstance(value, ast.Constant) and isinstance(value.value, str):

@@ -16,12 +16,24 @@ from transformers import PreTrainedModel, ProgressCallback, TrainingArguments, s
 from transformers.trainer_callback import PrinterCallback
 
 from strop.errors import ConfigError, SetupError, did_you_mean
-from strop.model import apply_peft, disable_dropout, install, load_model, load_tokenizer, make_reference
+from strop.model import (
+    apply_peft,
+    base_model,
+    disable_dropout,
+    install,
+    is_peft,
+    load_model,
+    load_tokenizer,
+    make_reference,
+    with_head,
+)
 from strop.records import Batch, LossOutput, Scores, Term
 from strop.trainers import rows
+from strop.trainers.alarms import Alarms
 from strop.trainers.config import TrainerConfig
 from strop.trainers.progress import ProgressDisplay
 from strop.trainers.run_directory import RunDirectory
+from strop.trainers.stop_signals import StopSignals
 
 KEYWORD_ALIASES = {"tokenizer": "processing_class"}
 REMOVED_KEYWORDS = {
@@ -60,8 +72,20 @@ def resolve_arguments(trainer_class: type, extra: dict[str, Any], **known: Any) 
             if value is not None:
                 problems.append(f"{name} is not used. {REMOVED_KEYWORDS[name]}")
         else:
-            accepted = ("model", "args", "train_dataset", "eval_dataset", "processing_class", "peft_config", "ref_model", "callbacks")
-            problems.append(f"{name} is not an argument of {trainer_class.__name__}.{did_you_mean(name, [*accepted, *KEYWORD_ALIASES])}")
+            accepted = (
+                "model",
+                "args",
+                "train_dataset",
+                "eval_dataset",
+                "processing_class",
+                "peft_config",
+                "ref_model",
+                "callbacks",
+            )
+            problems.append(
+                f"{name} is not an argument of {trainer_class.__name__}."
+                f"{did_you_mean(name, [*accepted, *KEYWORD_ALIASES])}"
+            )
     if known.get("data_collator") is not None:
         problems.append("data_collator: rows become trees of tokens, which no collator can make. Remove it.")
     if problems:
@@ -112,12 +136,17 @@ def resolve_parts(
     model = resolve_model(args, model, trainer.task, quantization_config, peft_config)
     if len(tokenizer) > (size := model.get_input_embeddings().num_embeddings):
         raise SetupError(
-            f"The tokenizer has {len(tokenizer)} tokens, but the model embeds {size}. Use the model's own tokenizer, or "
+            f"The tokenizer has {len(tokenizer)} tokens, but the model embeds {size}. Use the model's own "
+            f"tokenizer, or "
             "call model.resize_token_embeddings(len(tokenizer)) first."
         )
     reference = None
     if trainer.uses_reference:
-        other = resolve_model(args, ref_model, "causal", quantization_config, None, trainable=False) if ref_model is not None else None
+        other = (
+            resolve_model(args, ref_model, "causal", quantization_config, None, trainable=False)
+            if ref_model is not None
+            else None
+        )
         reference = make_reference(model, other, syncs=getattr(args, "sync_ref_model", False))
     return Parts(trainer.complete_model(model), tokenizer, reference, train, evaluation, trainer.reports)
 
@@ -125,7 +154,9 @@ def resolve_parts(
 def resolve_tokenizer(args: Any, model: Any, tokenizer: Any) -> Any:
     """The tokenizer given, or the model's; with the config's EOS, PAD and chat template."""
     if tokenizer is None:
-        source = model if isinstance(model, (str, Path)) else getattr(getattr(model, "config", None), "_name_or_path", "")
+        source = (
+            model if isinstance(model, (str, Path)) else getattr(getattr(model, "config", None), "_name_or_path", "")
+        )
         if not source:
             raise ConfigError("The model was made in code and names no tokenizer. Pass processing_class=tokenizer.")
         tokenizer = load_tokenizer(source, trust_remote_code=args.trust_remote_code)
@@ -152,7 +183,9 @@ def read_chat_template(path: str) -> str:
         template = load_tokenizer(path).chat_template
         if template:
             return template
-    raise ConfigError(f"chat_template_path={path!r} is neither a jinja file nor a folder with a tokenizer that has a template.")
+    raise ConfigError(
+        f"chat_template_path={path!r} is neither a jinja file nor a folder with a tokenizer that has a template."
+    )
 
 
 def resolve_model(
@@ -178,14 +211,35 @@ def resolve_model(
     )
     if not isinstance(module, torch.nn.Module):
         raise ConfigError(f"model is a {type(model).__name__}; pass an id, a path, or a torch module.")
+    if task != "causal":
+        module = headed(module, task)
     if peft_config is not None:
         module = apply_peft(module, spare_head(peft_config) if task != "causal" else peft_config)
     install(module)  # before anything wraps the model's forward, so that autocast surrounds scoring too
     if args.disable_dropout:
         disable_dropout(module)
-    if args.activation_checkpointing and isinstance(module, PreTrainedModel) is False and hasattr(module, "enable_input_require_grads"):
+    if (
+        args.activation_checkpointing
+        and isinstance(module, PreTrainedModel) is False
+        and hasattr(module, "enable_input_require_grads")
+    ):
         module.enable_input_require_grads()
     return module
+
+
+def headed(module: torch.nn.Module, task: str) -> torch.nn.Module:
+    """A language model given as a module gets a fresh head on a copy of its layers; one with a head is left as it
+    is."""
+    inner = base_model(module)
+    if any(hasattr(inner, name) for name in ("score", "classifier", "v_head")) or inner.get_output_embeddings() is None:
+        return module
+    if is_peft(module):
+        raise ConfigError(
+            f"This adapter sits on a {type(inner).__name__}, which has no {task} head. Pass the base model, and the "
+            f"adapter "
+            "as peft_config; or merge the adapter first (model.merge_and_unload())."
+        )
+    return with_head(module, task)
 
 
 def spare_head(peft_config: Any) -> Any:
@@ -202,7 +256,7 @@ def set_requires_grad(model: Any, value: bool) -> None:
 
 
 def default_callbacks(args: Any) -> list[Any]:
-    return [RunDirectory()]
+    return [RunDirectory(), Alarms(), StopSignals()]
 
 
 def replace_progress(trainer: Any) -> None:
@@ -211,7 +265,9 @@ def replace_progress(trainer: Any) -> None:
         trainer.remove_callback(callback)
     trainer.add_callback(ProgressDisplay())
     trainer.run_directory = next(c for c in trainer.callback_handler.callbacks if isinstance(c, RunDirectory))
-    trainer.run_directory.trainer = trainer
+    for callback in trainer.callback_handler.callbacks:
+        if isinstance(callback, (RunDirectory, Alarms, StopSignals)):
+            callback.trainer = trainer
 
 
 def check_layout(trainer: Any) -> None:
@@ -221,7 +277,8 @@ def check_layout(trainer: Any) -> None:
 
 
 def add_router_loss(args: Any, scores: Scores, output: LossOutput, batch: Batch) -> None:
-    """The load-balancing loss of mixture-of-experts models as one more term, weighted by the tokens of each micro-batch."""
+    """The load-balancing loss of mixture-of-experts models as one more term, weighted by the tokens of each
+    micro-batch."""
     if args.router_aux_loss_coef and scores.aux_loss is not None:
         tokens = float(sum(example.num_tokens for example in batch.examples))
         output.terms.append(Term((scores.aux_loss * tokens).view(1), "num_tokens", args.router_aux_loss_coef))

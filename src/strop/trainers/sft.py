@@ -44,7 +44,8 @@ class SFTConfig(TrainerConfig):
     packing: bool = False
     """Put several rows into one row of up to `max_length` tokens. Attention never crosses from one to another."""
     packing_strategy: Literal["bfd", "bfd_split", "bfd-requeue", "wrapped"] = "bfd"
-    """bfd: best fit, longest first, documents stay whole. wrapped (and bfd_split): documents are cut where a pack is full."""
+    """bfd: best fit, longest first, documents stay whole. wrapped (and bfd_split): documents are cut where a pack
+    is full."""
     eval_packing: bool | None = None
     """Pack evaluation rows too. None: as `packing`."""
     shuffle_dataset: bool = False
@@ -109,4 +110,3 @@ class SFTTrainer(BaseTrainer):
         extra = {"entropy": scores.entropy, "mean_token_accuracy": scores.top1}
         metrics: dict[str, Any] = {name: mean_of(values) for name, values in extra.items() if values is not None}
         return LossOutput([Term(values, "tokens")], metrics)
-

@@ -26,6 +26,8 @@ class StepWork:
     counts: Counts = field(default_factory=dict)  # over all ranks
     stand_in: bool = False  # this rank had no row: one example is computed with weight zero
     log: bool = True  # metrics that cost extra are wanted
+    parts: list[list[Example]] = field(default_factory=list)  # micro-batches, once they are cut
+    losses: list[torch.Tensor] = field(default_factory=list)  # share of the step's loss of each, () each
 
     @property
     def num_tokens(self) -> int:

@@ -26,7 +26,8 @@ class UnpairedTrainer(BaseTrainer):
         return {**super().counts(examples), "desirable": desirable, "undesirable": len(examples) - desirable}
 
     def derived_metrics(self, metrics: dict[str, float]) -> dict[str, float]:
-        """`rewards/margins`: mean reward of the desirable minus the undesirable rows, where both classes were present."""
+        """`rewards/margins`: mean reward of the desirable minus the undesirable rows, where both classes were
+        present."""
         if "rewards/chosen" in metrics and "rewards/rejected" in metrics:
             metrics["rewards/margins"] = metrics["rewards/chosen"] - metrics["rewards/rejected"]
         return metrics
@@ -52,7 +53,9 @@ def class_metrics(
         metrics[f"rewards/{name}"] = mean_of(rewards, kind)
         metrics[f"logps/{name}"] = mean_of(logps, kind)
         if scores.mean_logit is not None:
-            metrics[f"logits/{name}"] = mean_of(scores.mean_logit, tokens & (token_labels if name == "chosen" else ~token_labels))
+            metrics[f"logits/{name}"] = mean_of(
+                scores.mean_logit, tokens & (token_labels if name == "chosen" else ~token_labels)
+            )
     if scores.entropy is not None:
         metrics["entropy"] = mean_of(scores.entropy, tokens)
     for name, value in once_per_step.items():

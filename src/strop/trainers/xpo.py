@@ -59,12 +59,24 @@ class XPOTrainer:
         reward = reward or getattr(settings, "reward_model_path", None) is not None
         mode = getattr(settings, "mode", "auto")
         if mode == "online" and not reward:
-            raise ConfigError("XPOTrainer with mode='online' needs a reward: pass reward_funcs=, a function, a model, an id, or a judge.")
+            raise ConfigError(
+                "XPOTrainer with mode='online' needs a reward: pass reward_funcs=, a function, a model, an id, or a "
+                "judge."
+            )
         if mode == "offline_exponential" and reward:
-            raise ConfigError("XPOTrainer with mode='offline_exponential' learns from pairs and asks no reward; remove reward_funcs.")
+            raise ConfigError(
+                "XPOTrainer with mode='offline_exponential' learns from pairs and asks no reward; remove reward_funcs."
+            )
         return object.__new__(OnlineXPOTrainer if reward else OfflineXPOTrainer)
 
-    def __init__(self, model: Any = None, ref_model: Any = None, reward_funcs: Any = None, args: XPOConfig | None = None, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        model: Any = None,
+        ref_model: Any = None,
+        reward_funcs: Any = None,
+        args: XPOConfig | None = None,
+        **kwargs: Any,
+    ) -> None:
         super().__init__(model, ref_model, reward_funcs, args, **kwargs)  # type: ignore[call-arg]
 
 
@@ -73,10 +85,19 @@ class OfflineXPOTrainer(XPOTrainer, PairTrainer):
 
     uses_reference = True
 
-    def __init__(self, model: Any = None, ref_model: Any = None, reward_funcs: Any = None, args: XPOConfig | None = None, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        model: Any = None,
+        ref_model: Any = None,
+        reward_funcs: Any = None,
+        args: XPOConfig | None = None,
+        **kwargs: Any,
+    ) -> None:
         args = args or XPOConfig()
         if args.loss_type not in ("auto", "exponential"):
-            raise ConfigError(f"loss_type={args.loss_type!r} on given pairs is a loss of DPOTrainer; offline XPO is 'exponential'.")
+            raise ConfigError(
+                f"loss_type={args.loss_type!r} on given pairs is a loss of DPOTrainer; offline XPO is 'exponential'."
+            )
         for name in ("reward_model", "judge"):
             kwargs.pop(name, None)
         PairTrainer.__init__(self, model, args, ref_model=ref_model, **kwargs)
@@ -86,17 +107,28 @@ class OfflineXPOTrainer(XPOTrainer, PairTrainer):
         policy, ref = scores.sum().view(-1, 2), step.ref.sum().view(-1, 2)  # (B, 2) each
         columns = (policy[:, 0], policy[:, 1], ref[:, 0], ref[:, 1])
         values = dpo_loss(*columns, beta=self.args.beta, loss_type="exponential")
-        return LossOutput([Term(values, "trees")], pair_metrics(scores, self.args.beta * (policy - ref).detach(), policy.detach()))
+        return LossOutput(
+            [Term(values, "trees")], pair_metrics(scores, self.args.beta * (policy - ref).detach(), policy.detach())
+        )
 
 
 class OnlineXPOTrainer(XPOTrainer, OnlinePairTrainer):
     """XPO with a reward or a judge."""
 
-    def __init__(self, model: Any = None, ref_model: Any = None, reward_funcs: Any = None, args: XPOConfig | None = None, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        model: Any = None,
+        ref_model: Any = None,
+        reward_funcs: Any = None,
+        args: XPOConfig | None = None,
+        **kwargs: Any,
+    ) -> None:
         args = args or XPOConfig()
         args.loss_type = "sigmoid" if args.loss_type == "auto" else args.loss_type
         if args.loss_type not in ("sigmoid", "ipo"):
-            raise ConfigError(f"loss_type={args.loss_type!r} is for pairs that are given; online XPO knows 'sigmoid' and 'ipo'.")
+            raise ConfigError(
+                f"loss_type={args.loss_type!r} is for pairs that are given; online XPO knows 'sigmoid' and 'ipo'."
+            )
         OnlinePairTrainer.__init__(self, model, ref_model, reward_funcs, args, **kwargs)
 
     @property
@@ -109,11 +141,15 @@ class OnlineXPOTrainer(XPOTrainer, OnlinePairTrainer):
     def rollout(self, prompts: Any, n: int, training: bool) -> list[Group]:
         with self.reference.active() as model:
             reference = model
-        return rollout_against(self, super().rollout, prompts, training, Mixture(reference, 1.0, context=self.reference.active))
+        return rollout_against(
+            self, super().rollout, prompts, training, Mixture(reference, 1.0, context=self.reference.active)
+        )
 
     def make_trees(self, groups: list[Group], training: bool) -> list[Example]:
         trees = []
-        for index, (group, probability) in enumerate(zip(groups, preferences(groups, judge=self.has_judge), strict=True)):
+        for index, (group, probability) in enumerate(
+            zip(groups, preferences(groups, judge=self.has_judge), strict=True)
+        ):
             if probability is None or probability == 0.5 or group.completions[0] == group.completions[1]:
                 continue
             assert group.rewards is not None
@@ -135,7 +171,9 @@ class OnlineXPOTrainer(XPOTrainer, OnlinePairTrainer):
         columns = (policy[:, 0], ref[:, 0], policy[:, 1], ref[:, 1], wins)
         options = {"beta": self.beta, "loss_type": self.args.loss_type}
         values = xpo_loss(*columns, alpha=self.alpha, **options)
-        order = torch.where(wins[:, None], torch.tensor([0, 1], device=wins.device), torch.tensor([1, 0], device=wins.device))
+        order = torch.where(
+            wins[:, None], torch.tensor([0, 1], device=wins.device), torch.tensor([1, 0], device=wins.device)
+        )
         chosen_first, kl = policy.detach().gather(1, order), (policy - ref).detach()
         metrics = pair_metrics(scores, self.beta * kl.gather(1, order), chosen_first)
         metrics |= objective_metrics(scores, policy[:, 0], ref[:, 0], self.beta)
