@@ -78,8 +78,8 @@ def stop_set(model: PreTrainedModel, mean_length: int) -> tuple[int, ...]:
 
 def time_generate(
     model: PreTrainedModel, prompts: list[list[int]], n: int, sampling: SamplingParams
-) -> tuple[float, int, int]:
-    """Seconds, useful tokens and longest completion of one `model.generate` over all repeated prompts."""
+) -> dict[str, float]:
+    """One `model.generate` over all repeated prompts."""
     device, longest = model.device, max(map(len, prompts))
     repeated = [prompt for prompt in prompts for _ in range(n)]
     ids = torch.tensor([[0] * (longest - len(p)) + p for p in repeated], device=device)
@@ -95,25 +95,25 @@ def time_generate(
         pad_token_id=0,
     )
     torch.manual_seed(sampling.seed)
-    start = time.perf_counter()
+    start, cpu_start = time.perf_counter(), time.process_time()
     with torch.no_grad():
         output = model.generate(input_ids=ids, attention_mask=mask, generation_config=config)
     _wait(device)
-    seconds = time.perf_counter() - start
+    seconds, cpu = time.perf_counter() - start, time.process_time() - cpu_start
     stops = torch.tensor(sampling.stop_token_ids, device=device)
     ended = torch.isin(output[:, longest:], stops).int().cumsum(-1)  # (rows, T)
     useful = int(((ended == 0) | ((ended == 1) & torch.isin(output[:, longest:], stops))).sum())
-    return seconds, useful, output.shape[1] - longest
+    return {"seconds": seconds, "cpu_seconds": cpu, "tokens": useful, "longest": output.shape[1] - longest}
 
 
-def time_native(engine: Any, prompts: list[list[int]], n: int, sampling: SamplingParams) -> tuple[float, int, int]:
-    """Seconds, useful tokens and longest completion of one rollout."""
-    start = time.perf_counter()
+def time_native(engine: Any, prompts: list[list[int]], n: int, sampling: SamplingParams) -> dict[str, float]:
+    """One rollout."""
+    start, cpu_start = time.perf_counter(), time.process_time()
     rollout = engine.generate(prompts, n, sampling)
     _wait(engine.base.device)
-    seconds = time.perf_counter() - start
+    seconds, cpu = time.perf_counter() - start, time.process_time() - cpu_start
     lengths = [len(ids) for line in rollout.completions for ids in line]
-    return seconds, sum(lengths), max(lengths)
+    return {"seconds": seconds, "cpu_seconds": cpu, "tokens": sum(lengths), "longest": max(lengths)}
 
 
 def _wait(device: torch.device) -> None:
@@ -121,7 +121,8 @@ def _wait(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def main() -> None:
+def parse_arguments() -> argparse.Namespace:
+    """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="auto", help="auto, smollm2, random, or a path")
     parser.add_argument("--device", default="cpu")
@@ -134,36 +135,48 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--json", type=Path, help="also write the result here")
-    args = parser.parse_args()
+    return parser.parse_args()
 
+
+def compare(
+    model: PreTrainedModel, engine: Any, prompts: list[list[int]], args: argparse.Namespace
+) -> list[dict[str, Any]]:
+    """Alternating runs of both, after a short warm-up."""
+    stops = stop_set(model, args.mean_length)
+    short = SamplingParams(max_new_tokens=2, stop_token_ids=stops, seed=0)
+    time_generate(model, prompts[:2], 1, short)
+    time_native(engine, prompts[:2], 1, short)
+    runs: list[dict[str, Any]] = []
+    for repeat in range(args.repeats):
+        sampling = SamplingParams(max_new_tokens=args.max_new_tokens, stop_token_ids=stops, seed=100 + repeat)
+        a = time_generate(model, prompts, args.completions, sampling)
+        b = time_native(engine, prompts, args.completions, sampling)
+        run = {
+            "generate": a,
+            "native": b,
+            "ratio": (b["tokens"] / b["seconds"]) / (a["tokens"] / a["seconds"]),
+            "cpu_ratio": (b["tokens"] / b["cpu_seconds"]) / (a["tokens"] / a["cpu_seconds"]),
+        }
+        print(
+            f"run {repeat}  generate {a['tokens'] / a['seconds']:8.1f} tokens/s ({a['tokens']} in {a['seconds']:.2f} s)"
+            f"   native {b['tokens'] / b['seconds']:8.1f} tokens/s ({b['tokens']} in {b['seconds']:.2f} s)"
+            f"   ratio {run['ratio']:.2f}, of processor seconds {run['cpu_ratio']:.2f}",
+            flush=True,
+        )
+        runs.append(run)
+    return runs
+
+
+def main() -> None:
+    args = parse_arguments()
     transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     torch.set_num_threads(args.threads)
     model, described = load(args.model, getattr(torch, args.dtype), args.device)
     model.eval()
     prompts = make_prompts(args.prompts, args.prompt_tokens, model.config.vocab_size)
-    stops = stop_set(model, args.mean_length)
-    engine = make_generator("native", model=model)
-
-    short = SamplingParams(max_new_tokens=2, stop_token_ids=stops, seed=0)
-    time_generate(model, prompts[:2], 1, short)
-    time_native(engine, prompts[:2], 1, short)
-    runs = []
-    for repeat in range(args.repeats):
-        sampling = SamplingParams(max_new_tokens=args.max_new_tokens, stop_token_ids=stops, seed=100 + repeat)
-        a_seconds, a_tokens, a_longest = time_generate(model, prompts, args.completions, sampling)
-        b_seconds, b_tokens, b_longest = time_native(engine, prompts, args.completions, sampling)
-        run = {
-            "generate": {"seconds": a_seconds, "tokens": a_tokens, "longest": a_longest},
-            "native": {"seconds": b_seconds, "tokens": b_tokens, "longest": b_longest},
-            "ratio": (b_tokens / b_seconds) / (a_tokens / a_seconds),
-        }
-        print(
-            f"run {repeat}  generate {a_tokens / a_seconds:8.1f} tokens/s ({a_tokens} in {a_seconds:.2f} s)   "
-            f"native {b_tokens / b_seconds:8.1f} tokens/s ({b_tokens} in {b_seconds:.2f} s)   ratio {run['ratio']:.2f}",
-            flush=True,
-        )
-        runs.append(run)
+    runs = compare(model, make_generator("native", model=model), prompts, args)
     result = {
         "benchmark": "rollout",
         "model": described,
@@ -182,6 +195,7 @@ def main() -> None:
             for name in ("generate", "native")
         },
         "median_ratio": statistics.median(r["ratio"] for r in runs),
+        "median_cpu_ratio": statistics.median(r["cpu_ratio"] for r in runs),
         "runs": runs,
     }
     print(json.dumps({k: v for k, v in result.items() if k != "runs"}, indent=2))

@@ -63,6 +63,15 @@ def test_what_cannot_or_should_not_be_packed_stays() -> None:
     assert patched(net) == [0]
 
 
+def test_autocast_that_begins_later_is_respected() -> None:
+    """accelerate wraps the model's own forward in autocast: packing happens outside it, the layers run inside."""
+    net, hidden = model(), torch.randn(3, 16)
+    with torch.no_grad(), packed_linears([net], steps=100):
+        with torch.autocast("cpu", torch.bfloat16):
+            assert net(hidden).dtype == torch.bfloat16
+        assert net(hidden).dtype == torch.float32
+
+
 def test_short_memory_packs_the_head_only(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(packed_linear, "available_memory_bytes", lambda: 4000)
     net = model()

@@ -26,6 +26,13 @@ def test_lora_policies_and_autocast_pass() -> None:
     assert why_not_native(policy, autocast=torch.bfloat16) is None
 
 
+def test_a_forward_that_accelerate_wrapped_in_autocast_passes() -> None:
+    model = tiny_model("llama", dtype=torch.float32)
+    model._original_forward = model.forward
+    model.forward = torch.autocast("cpu", torch.bfloat16)(model.forward)
+    assert why_not_native(model) is None
+
+
 @pytest.mark.parametrize(("arch", "reason"), [("bloom", "other logits"), ("mamba", "linear_attention")])
 def test_models_with_another_kind_of_attention_are_refused(arch: str, reason: str) -> None:
     model = tiny_model(arch, dtype=torch.float32)

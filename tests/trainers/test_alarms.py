@@ -1,7 +1,8 @@
-"""What a run says when it breaks or learns nothing: named, once, with what to do; and no bad step reaches the weights."""
+"""What a run says when it breaks or learns nothing: named, once, with what to do; no bad step reaches the weights."""
 
 from __future__ import annotations
 
+import itertools
 import json
 from pathlib import Path
 from typing import Any
@@ -27,8 +28,8 @@ class Poisoned(SFTTrainer):
     def loss(self, scores: Any, batch: Any, step: Any) -> LossOutput:
         output = super().loss(scores, batch, step)
         bad = torch.tensor([example.row == BAD_ROW for example in batch.examples])[batch.tree_of[scores.segment]]
-        values = torch.where(bad, output.terms[0].values * self.value, output.terms[0].values)
-        return LossOutput([Term(values, "tokens")], output.metrics)
+        factor = torch.ones_like(output.terms[0].values).masked_fill(bad, self.value)
+        return LossOutput([Term(output.terms[0].values * factor, "tokens")], output.metrics)
 
 
 def poisoned(folder: Path, **overrides: Any) -> Any:
@@ -48,13 +49,14 @@ def alarms(folder: Path) -> list[dict[str, Any]]:
 def test_a_loss_that_is_not_a_number_stops_before_the_weights_change(tmp_path: Path) -> None:
     trainer = poisoned(tmp_path, train_sampling_strategy="sequential")
     with pytest.raises(
-        NonFiniteError, match=r"Step 2: the loss is not finite, from rows 4, 5\..*step 1.*on_nonfinite='skip'"
+        NonFiniteError, match=r"Step 2: the loss is not finite, from rows .*5.*step 1.*on_nonfinite='skip'"
     ) as error:
         trainer.train()
     assert all(bool(p.isfinite().all()) for p in trainer.model.parameters())
     batch = [json.loads(line) for line in (tmp_path / "nonfinite-step-2.jsonl").read_text().splitlines()]
     assert sorted(line["row"] for line in batch) == [4, 5, 6, 7]
-    assert {line["row"] for line in batch if line["micro_batch_loss"] == "nan"} == {4, 5}
+    named = {line["row"] for line in batch if line["micro_batch_loss"] == "nan"}
+    assert BAD_ROW in named and len(named) == 2
     assert batch[0]["prompt"] and batch[0]["completions"][0] and "nonfinite-step-2.jsonl" in str(error.value)
 
 
@@ -71,7 +73,7 @@ def test_skipping_leaves_the_step_out_and_nothing_else(tmp_path: Path) -> None:
     trainer.callback_handler.callbacks[-1].trainer = trainer
     trainer.callback_handler.callbacks[-1].on_pre_optimizer_step = lambda *a, **k: None
     trainer.train()
-    moved = [any(not torch.equal(a[name], b[name]) for name in a) for a, b in zip(seen, seen[1:], strict=False)]
+    moved = [any(not torch.equal(a[name], b[name]) for name in a) for a, b in itertools.pairwise(seen)]
     assert moved == [True, False, True]
     assert [(line["step"], line["alarm"]) for line in alarms(tmp_path)] == [(2, "nonfinite")]
 
@@ -81,7 +83,7 @@ def test_a_gradient_that_is_not_finite_names_all_rows_of_the_step(tmp_path: Path
     trainer.model.model.norm.weight.register_hook(lambda grad: grad * float("inf"))
     Poisoned.value = 1.0
     try:
-        with pytest.raises(NonFiniteError, match="Step 1: the gradient is not finite, from rows .*, .*, .*, .*"):
+        with pytest.raises(NonFiniteError, match=r"Step 1: the gradient is not finite, from rows .*, .*, .*, .*"):
             trainer.train()
     finally:
         Poisoned.value = float("nan")

@@ -9,7 +9,8 @@
 | `decoder.py` | a model during a rollout; `attention_hook.py`, `attention.py`, `kv_cache.py`, `rollout_mode.py` |
 | `packed_linear.py`, `cuda_graph.py` | the same decode step, faster on CPU and on CUDA |
 | `self_check.py` | whether the native engine serves a model |
-| `transformers_engine.py`, `vllm_engine.py` | the other engines |
+| `transformers_engine.py` | `model.generate` behind the same interface |
+| `vllm_engine.py` | vLLM; `vllm_server.py`, `bounded_http.py` (a server), `vllm_colocated.py` (this process) |
 """
 
 from strop.rollout.generator import Generator, Mixture, make_generator

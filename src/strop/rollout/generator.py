@@ -130,14 +130,10 @@ def make_generator(
         return _announce(slow, "it was asked for")
     problem = why_not_native(model, autocast=autocast)
     if problem is None:
-        native = NativeGenerator(
-            model,
-            tokenizer,
-            max_slots=max_slots,
-            prefill_tokens=prefill_tokens,
-            cuda_graphs=cuda_graphs,
-            autocast=autocast,
+        settings: dict[str, Any] = dict(
+            max_slots=max_slots, prefill_tokens=prefill_tokens, cuda_graphs=cuda_graphs, autocast=autocast
         )
+        native = NativeGenerator(model, tokenizer, **settings)
         return _announce(native, "its logits agree with the model's own forward pass")
     if engine == "native":
         raise SetupError(

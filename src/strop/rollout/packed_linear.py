@@ -48,7 +48,7 @@ def packed_linears(models: Iterable[nn.Module], steps: int) -> Iterator[int]:
             name = (weight.data_ptr(), tuple(weight.shape), weight.dtype)
             if name not in packs:
                 packs[name] = torch.ops.mkldnn._reorder_linear_weight(weight)
-            layer.__dict__["forward"] = _PackedForward(packs[name], layer.bias)
+            layer.__dict__["forward"] = _PackedForward(packs[name], layer)
             patched.append(layer)
         yield sum(name[1][0] * name[1][1] * name[2].itemsize for name in packs)
     finally:
@@ -57,22 +57,24 @@ def packed_linears(models: Iterable[nn.Module], steps: int) -> Iterator[int]:
 
 
 class _PackedForward:
-    """`F.linear` with a packed weight."""
+    """`F.linear` with a packed weight; with the layer's own where autocast or the input asks for another dtype."""
 
-    __slots__ = ("bias", "weight")
+    __slots__ = ("bias", "layer", "packed")
 
-    def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None) -> None:
-        self.weight = weight
-        self.bias = None if bias is None else bias.detach()
+    def __init__(self, packed: torch.Tensor, layer: nn.Linear) -> None:
+        self.packed, self.layer = packed, layer
+        self.bias = None if layer.bias is None else layer.bias.detach()
 
     def __call__(self, hidden: torch.Tensor) -> torch.Tensor:
-        return torch.ops.mkldnn._linear_pointwise(hidden, self.weight, self.bias, "none", [], "")
+        if hidden.dtype != self.layer.weight.dtype or torch.is_autocast_enabled("cpu"):
+            return nn.functional.linear(hidden, self.layer.weight, self.layer.bias)
+        return torch.ops.mkldnn._linear_pointwise(hidden, self.packed, self.bias, "none", [], "")
 
 
 def _candidates(models: Iterable[nn.Module]) -> list[nn.Linear]:
     """Plain linear layers on the CPU, the widest (the head) first."""
     found: dict[int, nn.Linear] = {}
-    if torch.is_autocast_enabled("cpu"):  # the packed operator would not cast
+    if torch.is_autocast_enabled("cpu"):  # packed weights would not be used
         return []
     for model in models:
         for module in model.modules():
@@ -114,11 +116,13 @@ def _packing_works() -> bool:
     """Whether torch's private packed operators exist here and agree with `F.linear`; tested once per process."""
     if not _packing_state:
         try:
-            weight = torch.sin(torch.arange(48 * 32, dtype=torch.float32)).view(48, 32)
-            hidden = torch.cos(torch.arange(3 * 32, dtype=torch.float32)).view(3, 1, 32)
-            bias = torch.arange(48, dtype=torch.float32)
-            packed = _PackedForward(torch.ops.mkldnn._reorder_linear_weight(weight), bias)
-            good = torch.allclose(packed(hidden), nn.functional.linear(hidden, weight, bias), atol=1e-4)
+            layer = nn.Linear(32, 48, device="meta").to_empty(device="cpu")  # made without random numbers
+            with torch.no_grad():
+                layer.weight.copy_(torch.sin(torch.arange(48 * 32, dtype=torch.float32)).view(48, 32))
+                layer.bias.copy_(torch.arange(48))
+                hidden = torch.cos(torch.arange(3 * 32, dtype=torch.float32)).view(3, 1, 32)
+                packed = _PackedForward(torch.ops.mkldnn._reorder_linear_weight(layer.weight.detach()), layer)
+                good = torch.allclose(packed(hidden), layer(hidden), atol=1e-4)
         except (RuntimeError, AttributeError, TypeError):
             good = False
         _packing_state.append(good)

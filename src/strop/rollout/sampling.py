@@ -42,7 +42,8 @@ class SamplingParams:
             (`generation_config.eos_token_id` and `tokenizer.eos_token_id`); empty: none.
         stop_strings: texts that end a completion as soon as they appear in it; the ids are kept.
         seed: >= 0. A completion depends only on (weights, prompt, index of the prompt in the call, index of the
-            sample, seed), not on what else is in the batch. None takes fresh randomness from the operating system.
+            sample, seed), not on what else is in the batch, up to the rounding of matrix products of other sizes.
+            Use another seed for every step and every process. None takes fresh randomness from the operating system.
 
     Raises:
         ConfigError: all values that are out of range, together.

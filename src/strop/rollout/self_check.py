@@ -114,7 +114,8 @@ def _compare(
     if not share:
         for slot, row in enumerate(rows):
             decoder.cache.fork(row.prompt, [slot])
-    dtype = base.dtype if autocast is None else autocast
+    # accelerate keeps the forward that it wrapped in autocast under this name.
+    dtype = torch.bfloat16 if autocast is not None or hasattr(base, "_original_forward") else base.dtype
     tolerance = _TOLERANCE.get(dtype, 0.05)
     for step in range(2):
         scheduler.slots = [

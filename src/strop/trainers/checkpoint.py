@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from transformers.utils import logging
 
@@ -93,6 +94,16 @@ def sync_to_disk(path: Path) -> None:
         os.close(descriptor)
 
 
+def write_failure(error: Exception) -> str | None:
+    """Why a file could not be written, in words; None if the error is about something else."""
+    if isinstance(error, OSError):
+        return error.strerror or str(error)
+    if isinstance(error, SafetensorError):
+        return str(error)
+    cut_off = any(name in str(error) for name in ("inline_container", "PytorchStreamWriter"))  # torch.save
+    return "the disk took only a part of a file, as a full one does" if cut_off else None
+
+
 @contextmanager
 def without_progress_bars() -> Iterator[None]:
     """Keeps transformers from drawing a bar for every file that it writes."""
@@ -162,26 +173,33 @@ class CheckpointMixin:
         run_dir = Path(self._get_output_dir(trial=trial))
         name = f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
         beside = run_dir / f"{PARTIAL}-checkpoints"
+        if self.args.should_save:
+            shutil.rmtree(beside, ignore_errors=True)  # what a killed run left half written
+        self.wait_for_all()
         self._redirected = str(beside)
         try:
             super()._save_checkpoint(model, trial)  # type: ignore[misc]
-            if self.args.world_size > 1:
-                torch.distributed.barrier()
+            self.wait_for_all()
             if self.args.should_save:
                 self.write_strop_state(beside / name, run_dir)
-        except OSError as error:
+                self.publish(beside, run_dir, name)
+        except (OSError, SafetensorError, RuntimeError) as error:
+            reason = write_failure(error)
+            if reason is None:
+                raise
             if self.args.should_save:
                 shutil.rmtree(beside, ignore_errors=True)
             raise SetupError(
                 f"The checkpoint of step {self.state.global_step} could not be written to {run_dir}: "
-                f"{error.strerror or error}. "
-                "Earlier checkpoints are intact. Free disk space or choose another output_dir, then resume with "
-                "resume_from_checkpoint=True."
+                f"{reason}. Earlier checkpoints are intact. Free disk space or choose "
+                "another output_dir, then resume with resume_from_checkpoint=True."
             ) from error
         finally:
             self._redirected = None
-        if self.args.should_save:
-            self.publish(beside, run_dir, name)
+        self.wait_for_all()
+
+    def wait_for_all(self: Any) -> None:
+        """Until every rank is here."""
         if self.args.world_size > 1:
             torch.distributed.barrier()
 
@@ -215,11 +233,18 @@ class CheckpointMixin:
 
     def publish(self: Any, beside: Path, run_dir: Path, name: str) -> None:
         """Rename a finished checkpoint into place and remove the oldest ones beyond `save_total_limit`."""
-        target = run_dir / name
+        target, previous = run_dir / name, run_dir / f"{PARTIAL}-previous-{name}"
         if target.exists():
-            shutil.rmtree(target)
-        (beside / name).replace(target)
+            shutil.rmtree(previous, ignore_errors=True)
+            target.replace(previous)
+        try:
+            (beside / name).replace(target)
+        except OSError:
+            if previous.exists():
+                previous.replace(target)
+            raise
         sync_to_disk(run_dir)
+        shutil.rmtree(previous, ignore_errors=True)
         shutil.rmtree(beside, ignore_errors=True)
         limit = self.args.save_total_limit
         if limit:

@@ -28,6 +28,7 @@ UNUSED = {
     "prediction_loss_only": "Evaluation never keeps logits; remove it.",
     "eval_accumulation_steps": "Evaluation keeps sums, not predictions; remove it.",
     "eval_do_concat_batches": "Evaluation keeps sums, not predictions; remove it.",
+    "enable_jit_checkpoint": "SIGTERM and SIGINT always save a checkpoint at the end of the step; remove it.",
     "batch_eval_metrics": "Metrics are summed batch by batch already; remove it.",
     "include_for_metrics": "`compute_metrics` gets the method's predictions; remove it.",
 }

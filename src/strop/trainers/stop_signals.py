@@ -46,6 +46,10 @@ class StopSignals(TrainerCallback):
             self.received = self.received or signal.SIGTERM
             control.should_save = control.should_training_stop = True
 
+    def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if self.received:
+            control.should_evaluate = control.should_save = False  # the epoch did not end, the run did
+
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.restore()
 
