@@ -13,6 +13,7 @@ from __future__ import annotations
 import functools
 import logging
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any
 
@@ -119,43 +120,49 @@ def _kernel(query: torch.Tensor, value: torch.Tensor) -> Any:
         kernel = cpu_flash_attention
     else:
         return None
-    return kernel if _kernel_is_right(kernel, query.device.type, query.dtype) else None
+    return kernel if _kernel_is_right(kernel, query.device, query.dtype) else None
 
 
 @functools.cache
-def _kernel_is_right(kernel: Any, device: str, dtype: torch.dtype) -> bool:
+def _kernel_is_right(kernel: Any, device: torch.device, dtype: torch.dtype) -> bool:
     """Whether the kernel equals the dense path, forward and backward, on a small row; asked once per process.
 
-    The kernels rest on operators that PyTorch may change without notice. A wrong one costs speed here, not truth.
+    The kernels rest on operators that PyTorch may change without notice. A wrong one costs speed here, not truth. The
+    first call may come inside a checkpointed layer, whose hooks on saved tensors and early stop belong to its thread;
+    so the question is asked in a thread of its own.
     """
-    row = Segments([Group(Span(0, 5), (Span(9, 3), Span(12, 6)))], [Span(5, 4)], 18)
-    generator = torch.Generator().manual_seed(0)
-    shapes = ((1, 4, 18, 16), (1, 2, 18, 16), (1, 2, 18, 16), (1, 18, 4, 16))
-    with torch.inference_mode(False):
-        *tensors, weight = (torch.randn(s, generator=generator, dtype=torch.float64).to(device) for s in shapes)
-    wide = torch.promote_types(dtype, torch.float32)
-    bound = 100 * torch.finfo(dtype).eps
-
-    def run(attention: Any, dtype: torch.dtype) -> list[torch.Tensor]:
-        with torch.inference_mode(False), torch.enable_grad(), torch.autocast(device, enabled=False):
-            inputs = [x.to(dtype).requires_grad_() for x in tensors]
-            out = attention(*inputs, row, scale=0.3)
-            return [out.detach(), *torch.autograd.grad(out, inputs, weight.to(dtype))]
-
-    try:
-        pairs = zip(run(kernel, dtype), run(dense_attention, wide), strict=True)
-        error = max(float((a.to(wide) - b).norm() / b.norm()) for a, b in pairs)
-        problem = "" if error < bound else f"relative error {error:.1e}"
-    except Exception as caught:  # whatever a changed operator raises
-        problem = f"{type(caught).__name__}: {caught}"
+    with ThreadPoolExecutor(max_workers=1) as pool:
+        problem = pool.submit(_difference_to_dense, kernel, device, dtype).result()
     if problem:
         logger.warning(
             "the fast attention kernel for %s on %s does not equal the dense one (%s); using the slower dense one",
             dtype,
-            device,
+            device.type,
             problem,
         )
     return not problem
+
+
+def _difference_to_dense(kernel: Any, device: torch.device, dtype: torch.dtype) -> str:
+    """What is wrong with a kernel, or the empty string."""
+    row = Segments([Group(Span(0, 5), (Span(9, 3), Span(12, 6)))], [Span(5, 4)], 18)
+    generator = torch.Generator().manual_seed(0)
+    shapes = ((1, 4, 18, 16), (1, 2, 18, 16), (1, 2, 18, 16), (1, 18, 4, 16))
+    *tensors, weight = (torch.randn(s, generator=generator, dtype=torch.float64).to(device) for s in shapes)
+    wide = torch.promote_types(dtype, torch.float32)
+    bound = 100 * torch.finfo(dtype).eps
+
+    def run(attention: Any, dtype: torch.dtype) -> list[torch.Tensor]:
+        inputs = [x.to(dtype).requires_grad_() for x in tensors]
+        out = attention(*inputs, row, scale=0.3)
+        return [out.detach(), *torch.autograd.grad(out, inputs, weight.to(dtype))]
+
+    try:
+        pairs = zip(run(kernel, dtype), run(dense_attention, wide), strict=True)
+        error = max(float((a.to(wide) - b).norm() / b.norm()) for a, b in pairs)
+    except Exception as caught:  # whatever a changed operator raises
+        return f"{type(caught).__name__}: {caught}"
+    return "" if error < bound else f"relative error {error:.1e}"
 
 
 @contextmanager
