@@ -171,7 +171,7 @@ class GKDTrainer(OnlineTrainer):
             self._generator = own
 
     def make_trees(self, groups: list[Group], training: bool) -> list[Example]:
-        return [Example(g.example.prompt_ids, g.completions, row=g.example.row) for g in groups]
+        return [group.tree(drop_truncated=self.args.mask_truncated_completions) for group in groups]
 
     def prepare_evaluation(self, examples: list[Example]) -> list[Example]:
         return examples

@@ -32,6 +32,20 @@ class Group:
         """The row's other columns, for reward functions."""
         return self.example.extras.get("columns", {})
 
+    def tree(
+        self, keep: Sequence[int] | None = None, *, drop_truncated: bool = False, extras: dict[str, Any] | None = None
+    ) -> Example:
+        """The prompt with the completions of the indices `keep` (all by default), and their masks."""
+        keep = range(len(self.completions)) if keep is None else keep
+        masks = self.masks(drop_truncated)
+        return Example(
+            self.example.prompt_ids,
+            [self.completions[i] for i in keep],
+            None if masks is None else [masks[i] for i in keep],
+            extras=extras or {},
+            row=self.example.row,
+        )
+
     def masks(self, drop_truncated: bool = False) -> list[list[int]] | None:
         """Loss masks of the completions; None where every token counts."""
         cut = [drop_truncated and reason != "stop" for reason in self.finish_reasons]

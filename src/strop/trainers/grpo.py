@@ -146,6 +146,10 @@ class GRPOTrainer(PolicyGradientTrainer):
     def after_init(self) -> None:
         super().after_init()
         self.entropy_coef = self.args.entropy_coef
+        if self.args.dynamic_sampling and not hasattr(self.train_dataset or [], "__len__"):
+            raise ConfigError(
+                "dynamic_sampling=True draws further prompts from the rows; a stream has none to go back to."
+            )
 
     @property
     def coupled(self) -> bool:  # type: ignore[override]

@@ -11,7 +11,7 @@ from strop.records import Batch, Example, LossOutput, Mean, Scores, Term
 from strop.rollout import Mixture
 from strop.trainers.groups import Group
 from strop.trainers.metrics import mean_of
-from strop.trainers.online_dpo import OnlinePairConfig, OnlinePairTrainer, objective_metrics
+from strop.trainers.online_dpo import OnlinePairConfig, OnlinePairTrainer, at_epoch, objective_metrics
 from strop.trainers.opponents import preferences, rollout_against
 from strop.trainers.schema import Range, config
 from strop.trainers.step import StepContext, sum_over_ranks, tree_field
@@ -46,13 +46,12 @@ class NashMDTrainer(OnlinePairTrainer):
     """
 
     config_class = NashMDConfig
+    has_opponent = True
 
     @property
     def mixture_coef(self) -> float:
         """The opponent's coefficient of the current epoch."""
-        if not isinstance(self.args.mixture_coef, (list, tuple)):
-            return self.args.mixture_coef
-        return self.args.mixture_coef[min(int(self.state.epoch or 0), len(self.args.mixture_coef) - 1)]
+        return at_epoch(self.args.mixture_coef, self.state.epoch)
 
     def rollout(self, prompts: Any, n: int, training: bool) -> list[Group]:
         with self.reference.active() as model:
@@ -75,7 +74,7 @@ class NashMDTrainer(OnlinePairTrainer):
                 "baseline": (everyone["total"] - own) / max(everyone["count"] - 1, 1.0),
                 "ended": [float(reason == "stop") for reason in group.finish_reasons],
             }
-            trees.append(Example(group.example.prompt_ids, group.completions[:1], extras=extras, row=group.example.row))
+            trees.append(group.tree([0], drop_truncated=self.args.mask_truncated_completions, extras=extras))
         return trees
 
     def loss(self, scores: Scores, batch: Batch, step: StepContext) -> LossOutput:

@@ -112,6 +112,11 @@ class OnlineTrainer(BaseTrainer):
             )
         self.announce_batches()
 
+    @property
+    def turns_wanted(self) -> bool:
+        """Whether completions are more than one turn of the model, or come from the user's own function."""
+        return any(given is not None for given in (self._tools, self._environment_factory, self._rollout_func))
+
     def check_rewards(self) -> None:
         """Whether the rewards find what they ask for, before anything is sampled."""
         assert self.rewards is not None

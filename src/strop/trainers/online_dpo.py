@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from itertools import combinations
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -15,7 +15,7 @@ from strop.trainers.groups import Group, replies
 from strop.trainers.metrics import mean_of
 from strop.trainers.online import OnlineTrainer
 from strop.trainers.online_config import OnlineConfig
-from strop.trainers.opponents import PairVerdicts, check_judge, is_judge, judged
+from strop.trainers.opponents import PairVerdicts, check_judge, check_opponent, is_judge, judged
 from strop.trainers.pairs import pair_metrics
 from strop.trainers.schema import Range, config
 from strop.trainers.step import StepContext, tree_field
@@ -60,6 +60,7 @@ class OnlinePairTrainer(OnlineTrainer):
     """
 
     batch_counts = "prompts"
+    has_opponent: ClassVar[bool] = False  # the second completion comes from a mixture with the reference
 
     @property
     def uses_reference(self) -> bool:  # type: ignore[override]
@@ -74,6 +75,8 @@ class OnlinePairTrainer(OnlineTrainer):
 
     def after_init(self) -> None:
         source, tokenizers = self._reward_source
+        if self.has_opponent:
+            check_opponent(self)
         alone = source[0] if isinstance(source, (list, tuple)) and len(source) == 1 else source
         self.has_judge = is_judge(alone)
         if self.has_judge:
@@ -102,9 +105,7 @@ class OnlinePairTrainer(OnlineTrainer):
     @property
     def beta(self) -> float:
         """The coefficient of the current epoch."""
-        if not isinstance(self.args.beta, (list, tuple)):
-            return self.args.beta
-        return self.args.beta[min(int(self.state.epoch or 0), len(self.args.beta) - 1)]
+        return at_epoch(self.args.beta, self.state.epoch)
 
 
 class OnlineDPOTrainer(OnlinePairTrainer):
@@ -129,16 +130,7 @@ class OnlineDPOTrainer(OnlinePairTrainer):
                 "scores": [float(group.rewards[i]) for i in pair],
                 "ended": [float(group.finish_reasons[i] == "stop") for i in pair],
             }
-            masks = group.masks(self.args.mask_truncated_completions)
-            trees.append(
-                Example(
-                    group.example.prompt_ids,
-                    [group.completions[i] for i in pair],
-                    None if masks is None else [masks[i] for i in pair],
-                    extras=extras,
-                    row=group.example.row,
-                )
-            )
+            trees.append(group.tree(pair, drop_truncated=self.args.mask_truncated_completions, extras=extras))
         dropped = Mean(float(len(groups) - len(trees)), float(len(groups)))
         self._metrics["train" if training else "eval"].add({"pairs/dropped_ratio": dropped})
         return trees
@@ -157,6 +149,11 @@ class OnlineDPOTrainer(OnlinePairTrainer):
         metrics["objective/rlhf_reward"] = mean_of(ranked.to(policy) - self.beta * (policy - ref))
         metrics["val/contain_eos_token"] = mean_of(tree_field(batch, "ended", dtype=torch.float64))
         return LossOutput([Term(values, "trees")], metrics)
+
+
+def at_epoch(value: float | list[float], epoch: float | None) -> float:
+    """A setting that may have one value per epoch, the last of which stays."""
+    return value[min(int(epoch or 0), len(value) - 1)] if isinstance(value, (list, tuple)) else value
 
 
 def best_and_worst(group: Group) -> tuple[int, int] | None:

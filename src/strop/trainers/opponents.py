@@ -44,6 +44,19 @@ class PairVerdicts:
         return self.judge.probabilities(prompts, completions)
 
 
+def check_opponent(trainer: Any) -> None:
+    """Refuse what cannot sample token by token from two models."""
+    name, problems = type(trainer).__name__.removeprefix("Online"), []
+    if trainer.args.engine == "vllm":
+        problems.append(f"engine='vllm': {name} samples its opponent from two models at once; use 'native' or 'auto'.")
+    if trainer.turns_wanted:
+        problems.append(
+            f"tools, environments and rollout functions: the opponent of {name} has none; use OnlineDPOTrainer."
+        )
+    if problems:
+        raise ConfigError.collect(f"{name} cannot be made from these arguments:", problems)
+
+
 def is_judge(reward: Any) -> bool:
     """Whether a reward compares two completions, and does not score one."""
     return hasattr(reward, "probabilities") and hasattr(reward, "compare")

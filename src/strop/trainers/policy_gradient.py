@@ -85,8 +85,7 @@ class PolicyGradientTrainer(OnlineTrainer):
         extras: dict[str, Any] = {"sampler_logps": group.sampler_logps}
         if group.advantages is not None:
             extras["advantages"] = group.advantages.tolist()
-        masks = group.masks(self.args.mask_truncated_completions)
-        return Example(group.example.prompt_ids, group.completions, masks, extras=extras, row=group.example.row)
+        return group.tree(drop_truncated=self.args.mask_truncated_completions, extras=extras)
 
     def rows_worth_computing(self, examples: list[Example]) -> list[Example]:
         if not self.silent_groups_cost_nothing:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -17,7 +18,7 @@ from strop.losses import (
     value_loss,
     whiten,
 )
-from strop.model import base_model, lm_head_of, with_head
+from strop.model import base_model, is_peft, lm_head_of, with_head
 from strop.records import Batch, Example, LossOutput, Mean, Scores, Term, Want
 from strop.trainers import setup
 from strop.trainers.actor_critic import VALUE_FOLDER, ActorCritic, score_both
@@ -127,7 +128,7 @@ class PPOTrainer(OnlineTrainer):
     def complete_model(self, model: Any) -> ActorCritic:
         """The policy with its critic beside it."""
         if self._critic_source is None:
-            critic = with_head(model, "score")
+            critic = with_head(copy.deepcopy(model).merge_and_unload() if is_peft(model) else model, "score")
             setup.set_requires_grad(critic, True)
         else:
             critic = setup.resolve_model(self.args, self._critic_source, "score", None, None)
@@ -180,16 +181,8 @@ class PPOTrainer(OnlineTrainer):
         keep = [i for i, known in enumerate(~group.rewards.isnan()) if known]
         if not keep:
             return []
-        masks = group.masks(self.args.mask_truncated_completions)
         extras = {"scores": group.rewards[keep].tolist(), "prompt_index": index}
-        tree = Example(
-            group.example.prompt_ids,
-            [group.completions[i] for i in keep],
-            None if masks is None else [masks[i] for i in keep],
-            extras=extras,
-            row=group.example.row,
-        )
-        return self.pieces(tree)
+        return self.pieces(group.tree(keep, drop_truncated=self.args.mask_truncated_completions, extras=extras))
 
     @torch.no_grad()
     def add_token_rewards(self, part: list[Example], training: bool) -> None:

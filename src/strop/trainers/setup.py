@@ -125,6 +125,8 @@ def resolve_parts(
     if model is None and model_init is None:
         raise ConfigError(f"{type(trainer).__name__} needs a model: an id, a path, or a module. Pass model=...")
     set_seed(args.seed)  # fresh heads and adapters are drawn below, before the parent sets the seed
+    if isinstance(model, TrainingArguments) or isinstance(ref_model, TrainingArguments):
+        raise ConfigError(f"{type(trainer).__name__} was given settings in the place of a model; pass them as args=...")
     model = model_init() if model is None else model
     trainer.args = args
     if ref_model is not None and not trainer.uses_reference:

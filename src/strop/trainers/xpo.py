@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Annotated, Any, ClassVar, Literal
 
 import torch
@@ -10,9 +11,10 @@ from strop.errors import ConfigError
 from strop.losses import dpo_loss, xpo_loss
 from strop.records import Batch, Example, LossOutput, Mean, Scores, Term
 from strop.rollout import Mixture
+from strop.trainers.config import ReferenceConfig
 from strop.trainers.groups import Group
 from strop.trainers.metrics import mean_of
-from strop.trainers.online_dpo import OnlinePairConfig, OnlinePairTrainer, objective_metrics
+from strop.trainers.online_dpo import OnlinePairConfig, OnlinePairTrainer, at_epoch, objective_metrics
 from strop.trainers.opponents import preferences, rollout_against
 from strop.trainers.pairs import PairTrainer, pair_metrics
 from strop.trainers.schema import Range, config
@@ -98,6 +100,11 @@ class OfflineXPOTrainer(XPOTrainer, PairTrainer):
             raise ConfigError(
                 f"loss_type={args.loss_type!r} on given pairs is a loss of DPOTrainer; offline XPO is 'exponential'."
             )
+        if idle := settings_of_sampling(args):
+            raise ConfigError(
+                "XPOTrainer was given no reward, so it learns from given pairs and samples nothing; these settings would "
+                f"have no effect: {', '.join(idle)}. Pass reward_funcs= (or judge=), or remove them."
+            )
         for name in ("reward_model", "judge"):
             kwargs.pop(name, None)
         PairTrainer.__init__(self, model, args, ref_model=ref_model, **kwargs)
@@ -106,14 +113,23 @@ class OfflineXPOTrainer(XPOTrainer, PairTrainer):
         assert step.ref is not None
         policy, ref = scores.sum().view(-1, 2), step.ref.sum().view(-1, 2)  # (B, 2) each
         columns = (policy[:, 0], policy[:, 1], ref[:, 0], ref[:, 1])
-        values = dpo_loss(*columns, beta=self.args.beta, loss_type="exponential")
+        beta = at_epoch(self.args.beta, self.state.epoch)
+        values = dpo_loss(*columns, beta=beta, loss_type="exponential")
         return LossOutput(
-            [Term(values, "trees")], pair_metrics(scores, self.args.beta * (policy - ref).detach(), policy.detach())
+            [Term(values, "trees")], pair_metrics(scores, beta * (policy - ref).detach(), policy.detach())
         )
+
+
+def settings_of_sampling(args: XPOConfig) -> list[str]:
+    """Settings that only the online mode reads, where they differ from their defaults."""
+    shared = {f.name for f in dataclasses.fields(ReferenceConfig)} | {"beta", "mode", "loss_type"}
+    return [f.name for f in dataclasses.fields(args) if f.name not in shared and getattr(args, f.name) != f.default]
 
 
 class OnlineXPOTrainer(XPOTrainer, OnlinePairTrainer):
     """XPO with a reward or a judge."""
+
+    has_opponent = True
 
     def __init__(
         self,
@@ -134,9 +150,7 @@ class OnlineXPOTrainer(XPOTrainer, OnlinePairTrainer):
     @property
     def alpha(self) -> float:
         """The bonus weight of the current epoch."""
-        if not isinstance(self.args.alpha, (list, tuple)):
-            return self.args.alpha
-        return self.args.alpha[min(int(self.state.epoch or 0), len(self.args.alpha) - 1)]
+        return at_epoch(self.args.alpha, self.state.epoch)
 
     def rollout(self, prompts: Any, n: int, training: bool) -> list[Group]:
         with self.reference.active() as model:
@@ -159,7 +173,7 @@ class OnlineXPOTrainer(XPOTrainer, OnlinePairTrainer):
                 "scores": group.rewards.tolist(),
                 "ended": [float(reason == "stop") for reason in group.finish_reasons],
             }
-            trees.append(Example(group.example.prompt_ids, group.completions, extras=extras, row=group.example.row))
+            trees.append(group.tree(drop_truncated=self.args.mask_truncated_completions, extras=extras))
         dropped = Mean(float(len(groups) - len(trees)), float(len(groups)))
         self._metrics["train" if training else "eval"].add({"pairs/dropped_ratio": dropped})
         return trees
