@@ -148,7 +148,7 @@ class GRPOTrainer(PolicyGradientTrainer):
         self.entropy_coef = self.args.entropy_coef
         if self.args.dynamic_sampling and not hasattr(self.train_dataset or [], "__len__"):
             raise ConfigError(
-                "dynamic_sampling=True draws further prompts from the rows; a stream has none to go back to."
+                "dynamic_sampling=True draws further prompts from the rows; a stream keeps none."
             )
 
     @property

@@ -102,7 +102,7 @@ class OfflineXPOTrainer(XPOTrainer, PairTrainer):
             )
         if idle := settings_of_sampling(args):
             raise ConfigError(
-                "XPOTrainer was given no reward, so it learns from given pairs and samples nothing; these settings would "
+                "XPOTrainer was given no reward, so it learns from given pairs and samples nothing; these settings "
                 f"have no effect: {', '.join(idle)}. Pass reward_funcs= (or judge=), or remove them."
             )
         for name in ("reward_model", "judge"):
