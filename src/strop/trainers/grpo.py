@@ -147,9 +147,7 @@ class GRPOTrainer(PolicyGradientTrainer):
         super().after_init()
         self.entropy_coef = self.args.entropy_coef
         if self.args.dynamic_sampling and not hasattr(self.train_dataset or [], "__len__"):
-            raise ConfigError(
-                "dynamic_sampling=True draws further prompts from the rows; a stream keeps none."
-            )
+            raise ConfigError("dynamic_sampling=True draws further prompts from the rows; a stream keeps none.")
 
     @property
     def coupled(self) -> bool:  # type: ignore[override]
