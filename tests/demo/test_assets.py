@@ -7,7 +7,14 @@ from pathlib import Path
 
 import pytest
 
-from strop.demo.assets import conversation_pairs, download, model_folder, sentiment_pairs, write_split
+from strop.demo.assets import (
+    conversation_pairs,
+    download,
+    model_folder,
+    review_prompts,
+    sentiment_pairs,
+    write_split,
+)
 from strop.errors import SetupError
 
 
@@ -30,6 +37,13 @@ def rated(tmp_path: Path) -> Path:
     path = tmp_path / "rated.tar.gz"
     path.write_bytes(tar_of({"v/additional_resources/hutto_ICWSM_2014.tar.gz": inner}))
     return path
+
+
+def test_prompts_of_reviews_give_the_first_words_of_neutral_snippets(rated: Path) -> None:
+    rows = review_prompts(rated, count=12, opening=2)
+    assert len(rows) == 1, "the openings are all the same"
+    assert rows[0]["prompt"][0]["content"].endswith("\n\nso so ...")
+    assert len(review_prompts(rated, count=12, opening=3)) == 12
 
 
 def test_sentiment_pairs_follow_the_prompt(rated: Path) -> None:

@@ -5,18 +5,19 @@ import pytest
 
 from strop.demo import smollm
 from strop.errors import SetupError
+from strop.trainers.registry import BY_VERB
 
 
-@pytest.mark.parametrize("name", sorted(smollm.SETTINGS))
+@pytest.mark.parametrize("name", sorted(smollm.RUNS))
 def test_commands_use_flags_that_exist(name: str) -> None:
-    from strop import DPOConfig
-
+    verb, _ = smollm.RUNS[name]
     command = smollm.command_for(name, Path("m"), (Path("t.jsonl"), Path("e.jsonl")), Path("out"))
-    assert command[:2] == ["strop", "dpo"]
+    assert command[:2] == ["strop", verb]
     flags = {word[2:] for word in command if word.startswith("--")}
-    assert {"model", "train_dataset", "eval_dataset", "lora"} <= flags
-    known = {f.name for f in dataclasses.fields(DPOConfig)}
-    assert flags - {"model", "train_dataset", "eval_dataset", "lora", "lora_r"} <= known
+    own = {"model", "train_dataset", "eval_dataset", "lora"}
+    assert own <= flags
+    known = {f.name for f in dataclasses.fields(BY_VERB[verb].config())}
+    assert flags - own - {"lora_r", "reward_funcs"} <= known
 
 
 def test_failures_are_told_in_a_sentence(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
@@ -32,7 +33,7 @@ def test_fetch_only_prints_and_trains_nothing(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     files = (Path("t.jsonl"), Path("e.jsonl"))
-    monkeypatch.setattr(smollm, "fetch", lambda folder: (Path("m"), {"sentiment": files, "real": files}))
+    monkeypatch.setattr(smollm, "fetch", lambda folder: (Path("m"), dict.fromkeys(smollm.RUNS, files)))
     monkeypatch.setattr(smollm, "run_command", lambda command: pytest.fail("trained"))
     assert smollm.main(["--fetch_only"]) == 0
-    assert capsys.readouterr().out.count("strop dpo --model m") == 2
+    assert capsys.readouterr().out.count(" --model m ") == len(smollm.RUNS)

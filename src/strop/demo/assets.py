@@ -107,17 +107,34 @@ def conversation_pairs(archive: Path) -> list[dict[str, Any]]:
     ]
 
 
+def rated_snippets(archive: Path) -> list[tuple[float, str]]:
+    """Movie review snippets with their mean human rating, -4 to 4."""
+    with tarfile.open(archive) as outer:
+        inner = _member(outer, "additional_resources/hutto_ICWSM_2014.tar.gz")
+    with tarfile.open(fileobj=io.BytesIO(inner)) as tar:
+        lines = _member(tar, "movieReviewSnippets_GroundTruth.txt").decode("utf-8").splitlines()
+    return [(float(rating), " ".join(text.split())) for _, rating, text in (line.split("\t", 2) for line in lines)]
+
+
+def review_prompts(archive: Path, count: int = 160, opening: int = 4, seed: int = 0) -> list[dict[str, Any]]:
+    """Prompts that ask to finish a review, given the first words of a snippet that people rated near neutral."""
+    openings = sorted(
+        {" ".join(text.split()[:opening]) for rating, text in rated_snippets(archive) if abs(rating) < MIN_RATING}
+    )
+    ask = "Finish this sentence of a movie review. Reply with the rest of the sentence only."
+    return [
+        {"prompt": [{"role": "user", "content": f"{ask}\n\n{text} ..."}]}
+        for text in random.Random(seed).sample(openings, min(count, len(openings)))
+    ]
+
+
 def sentiment_pairs(archive: Path, count: int = 600, seed: int = 0) -> list[dict[str, Any]]:
     """Pairs of rated movie review snippets: the one asked for is chosen, one of the other kind is rejected.
 
     Half of the prompts ask for a positive snippet and half for a negative one, and the two sides of a pair are of
     similar length, so that neither a kind nor a length is always right.
     """
-    with tarfile.open(archive) as outer:
-        inner = _member(outer, "additional_resources/hutto_ICWSM_2014.tar.gz")
-    with tarfile.open(fileobj=io.BytesIO(inner)) as tar:
-        lines = _member(tar, "movieReviewSnippets_GroundTruth.txt").decode("utf-8").splitlines()
-    rated = [(float(rating), " ".join(text.split())) for _, rating, text in (line.split("\t", 2) for line in lines)]
+    rated = rated_snippets(archive)
     rng = random.Random(seed)
     kinds = {
         "positive": [text for rating, text in rated if rating >= MIN_RATING],

@@ -7,9 +7,14 @@ A branch sees its prompt (all of it) and itself (causally): two kernel calls, me
 The kernel's backward recomputes exp(s - lse) and rowsum(do * o) from what it is given. With the merged o and lse each
 call therefore yields its exact part of the gradient: dq adds up, dk and dv of a prompt are those of its own causal
 call plus those of the cross call. (This is the identity that ring attention rests on, arXiv 2310.01889.)
+
+The same merge serves long causal stretches: the kernel computes scores in blocks of up to 512 keys, those above the
+diagonal too, so a stretch is cut into blocks of `CAUSAL_BLOCK` tokens that see what stands before them in full.
 """
 
 from __future__ import annotations
+
+from collections.abc import Iterator
 
 import torch
 
@@ -17,6 +22,20 @@ from strop.model.segments import Segments, Span
 
 _forward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 _backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
+
+CAUSAL_BLOCK = 256
+
+
+def _calls(segments: Segments) -> Iterator[tuple[Span, Span, bool]]:
+    """(queries, keys, causal) of every kernel call; each token's causal call comes before all others on it."""
+    for span in segments.causal_spans:
+        for start in range(span.start, span.end, CAUSAL_BLOCK):
+            block = Span(start, min(CAUSAL_BLOCK, span.end - start))
+            yield block, block, True
+            if start > span.start:
+                yield block, Span(span.start, start - span.start), False
+    for group in segments.groups:
+        yield group.all_branches, group.prompt, False
 
 
 def cpu_flash_attention(
@@ -34,8 +53,8 @@ class _CpuFlash(torch.autograd.Function):
         by_head = out.transpose(1, 2)  # (1, Hq, T, D), the same memory
         lse = query.new_empty(1, heads, total, dtype=torch.promote_types(query.dtype, torch.float32))  # (1, Hq, T)
 
-        def attend(queries: Span, keys: Span, causal: bool) -> tuple[torch.Tensor, torch.Tensor]:
-            return _forward(
+        for queries, keys, causal in _calls(segments):
+            part, part_lse = _forward(
                 query[:, :, queries.slice],
                 key[:, :, keys.slice],
                 value[:, :, keys.slice],
@@ -44,17 +63,14 @@ class _CpuFlash(torch.autograd.Function):
                 attn_mask=None,
                 scale=scale,
             )
-
-        for span in segments.causal_spans:
-            by_head[:, :, span.slice], lse[:, :, span.slice] = attend(span, span, True)
-        for group in segments.groups:
-            span = group.all_branches
-            cross, cross_lse = attend(span, group.prompt, False)
-            own_lse = lse[:, :, span.slice]
-            merged = torch.logaddexp(own_lse, cross_lse)  # (1, Hq, L)
-            own = by_head[:, :, span.slice] * (own_lse - merged).exp().unsqueeze(-1)
-            by_head[:, :, span.slice] = own.addcmul_(cross, (cross_lse - merged).exp().unsqueeze(-1))
-            lse[:, :, span.slice] = merged
+            if causal:
+                by_head[:, :, queries.slice], lse[:, :, queries.slice] = part, part_lse
+                continue
+            before = lse[:, :, queries.slice]
+            merged = torch.logaddexp(before, part_lse)  # (1, Hq, L)
+            own = by_head[:, :, queries.slice] * (before - merged).exp().unsqueeze(-1)
+            by_head[:, :, queries.slice] = own.addcmul_(part, (part_lse - merged).exp().unsqueeze(-1))
+            lse[:, :, queries.slice] = merged
 
         ctx.save_for_backward(query, key, value, out, lse)
         ctx.segments, ctx.scale = segments, scale
@@ -67,8 +83,8 @@ class _CpuFlash(torch.autograd.Function):
         by_head, grad = out.transpose(1, 2), grad.transpose(1, 2)
         d_query, d_key, d_value = (torch.empty_like(x) for x in (query, key, value))
 
-        def attend(queries: Span, keys: Span, causal: bool) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-            return _backward(
+        for queries, keys, causal in _calls(ctx.segments):
+            parts = _backward(
                 grad[:, :, queries.slice],
                 query[:, :, queries.slice],
                 key[:, :, keys.slice],
@@ -80,13 +96,9 @@ class _CpuFlash(torch.autograd.Function):
                 attn_mask=None,
                 scale=ctx.scale,
             )
-
-        for span in ctx.segments.causal_spans:
-            d_query[:, :, span.slice], d_key[:, :, span.slice], d_value[:, :, span.slice] = attend(span, span, True)
-        for group in ctx.segments.groups:
-            queries, keys = group.all_branches, group.prompt
-            parts = attend(queries, keys, False)
-            d_query[:, :, queries.slice] += parts[0]
-            d_key[:, :, keys.slice] += parts[1]
-            d_value[:, :, keys.slice] += parts[2]
+            for total, span, part in zip((d_query, d_key, d_value), (queries, keys, keys), parts, strict=True):
+                if causal:
+                    total[:, :, span.slice] = part
+                else:
+                    total[:, :, span.slice] += part
         return d_query, d_key, d_value, None, None
