@@ -31,6 +31,7 @@ from strop.records import Batch, LossOutput, Scores, Term
 from strop.trainers import rows
 from strop.trainers.alarms import Alarms
 from strop.trainers.config import TrainerConfig
+from strop.trainers.heap import KeptHeap
 from strop.trainers.progress import ProgressDisplay
 from strop.trainers.run_directory import RunDirectory
 from strop.trainers.stop_signals import StopSignals
@@ -258,7 +259,8 @@ def set_requires_grad(model: Any, value: bool) -> None:
 
 
 def default_callbacks(args: Any) -> list[Any]:
-    return [RunDirectory(), Alarms(), StopSignals()]
+    on_cpu = [KeptHeap()] if args.device.type == "cpu" else []
+    return [RunDirectory(), Alarms(), StopSignals(), *on_cpu]
 
 
 def replace_progress(trainer: Any) -> None:
