@@ -20,7 +20,6 @@ import argparse
 import importlib.util
 import json
 import logging
-import platform
 import statistics
 import sys
 import time
@@ -31,6 +30,7 @@ import torch
 import transformers
 from transformers import AutoModelForCausalLM, GenerationConfig, LlamaConfig, PreTrainedModel
 
+from benchmarks.turns import processor
 from strop.rollout import SamplingParams, default_stop_ids, make_generator
 
 SMOLLM2_SHAPE = dict(
@@ -181,7 +181,7 @@ def main() -> None:
         "benchmark": "rollout",
         "model": described,
         "device": args.device if args.device == "cpu" else torch.cuda.get_device_name(),
-        "processor": platform.processor() or platform.machine(),
+        "processor": processor(),
         "threads": args.threads,
         "dtype": args.dtype,
         "prompts": args.prompts,

@@ -1,0 +1,103 @@
+"""Write docs/benchmarks.md from benchmarks/results/*.json: every figure on the page is one that a run has left.
+
+python -m benchmarks.page
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from benchmarks.turns import RESULTS
+
+PAGE = Path(__file__).parents[1] / "docs" / "benchmarks.md"
+HEAD = """# Benchmarks
+
+Measured side by side, in turns, each turn in a process of its own; the first step of a turn is not counted. Times
+depend on the machine and its load; the ratios of one run are what counts. This page is written by
+`python -m benchmarks.page` from the files in `benchmarks/results/`.
+
+* **TRL tuned**: float32, no checkpointing, as strop runs on a CPU.
+* **TRL defaults**: what its configs give, bfloat16 autocast and checkpointing.
+* **strop bf16**: strop with bfloat16 autocast.
+* **Useful tokens**: those of the rows; a prompt counts once for each row (for online methods once for its group).
+* **Speed**: strop's useful tokens per second over the other's. **Memory**: the peak above the weights, the other's
+  over strop's, optimizer and reference included.
+"""
+SCRIPTS = """
+## What is measured by which script
+
+| script | compares |
+|---|---|
+| `benchmarks/offline.py` | one optimizer step of SFT, Reward, DPO, KTO, ORPO, CPO: seconds, tokens, peak memory, loss |
+| `benchmarks/online.py` | whole steps of GRPO, RLOO, OnlineDPO, GKD, sampling included |
+| `benchmarks/rollout.py` | sampling alone: the native engine against `generate`, the path that TRL takes without vLLM |
+
+Needed beside `make install`: `pip install --constraint constraints.txt trl==1.16.0`. The model folder is made by
+`python -m strop.demo.smollm --fetch_only`. On a GPU: `python -m benchmarks.rollout --device cuda --dtype bfloat16`.
+"""
+TITLES = {
+    "offline": "Offline methods",
+    "offline-bf16": "DPO in bfloat16 autocast, against TRL's defaults",
+    "online": "Online methods, sampling included",
+    "rollout": "Sampling alone",
+}
+
+
+def training_section(record: dict[str, Any]) -> list[str]:
+    """A table of methods and libraries."""
+    lines = [
+        "| method | library | seconds a step | useful tokens/s | speed | above the weights | memory | mean loss |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for method, libraries in record["results"].items():
+        first = next(iter(libraries))
+        for library, n in libraries.items():
+            speed, memory = (
+                ("", "") if library == first else (f"**{n['speed_ratio']:.1f}x**", f"{n['memory_ratio']:.1f}x")
+            )
+            loss = f"{n['loss']:.4f}" if "loss" in n else ""
+            lines.append(
+                f"| {method} | {library} | {n['seconds_per_step']:.1f} | {n['useful_tokens_per_second']:.0f} | {speed} "
+                f"| {n['above_weights_gb']:.1f} GB | {memory} | {loss} |"
+            )
+    return lines
+
+
+def rollout_section(record: dict[str, Any]) -> list[str]:
+    """Tokens per second of both engines and their ratio."""
+    speeds = record["tokens_per_second"]
+    return [
+        f"{record['model']}, {record['dtype']}: {record['prompts']} prompts of {min(record['prompt_tokens'])} to "
+        f"{max(record['prompt_tokens'])} tokens, {record['completions_per_prompt']} completions each, "
+        f"mixed lengths up to {record['max_new_tokens']} tokens.",
+        "",
+        "| engine | useful tokens/s | ratio |",
+        "|---|---|---|",
+        f"| `generate` | {speeds['generate']:.0f} | |",
+        f"| native | {speeds['native']:.0f} | **{record['median_ratio']:.1f}x** |",
+    ]
+
+
+def page() -> str:
+    """The whole page."""
+    parts = [HEAD]
+    for name, title in TITLES.items():
+        path = RESULTS / f"{name}.json"
+        if not path.exists():
+            continue
+        record = json.loads(path.read_text())
+        lines = rollout_section(record) if name == "rollout" else training_section(record)
+        versions = record.get("versions") or {key: record[key] for key in ("torch", "transformers")}
+        told = ", ".join(f"{library} {version}" for library, version in versions.items())
+        command = record.get("command", "python -m benchmarks.rollout")
+        parts.append(
+            "\n".join([f"## {title}", "", *lines, "", f"    {command}", "", f"{record['processor']}; {told}."])
+        )
+    return "\n\n".join(part.strip() for part in [*parts, SCRIPTS]) + "\n"
+
+
+if __name__ == "__main__":
+    PAGE.write_text(page())
+    print(f"{PAGE.name} written")
