@@ -17,4 +17,4 @@ def test_policy_part_and_entropy_bonus_make_the_loss(loss_type, tmp_path):
     logged = trainer.state.log_history[0]
     share = 1.0 if loss_type == "dapo" else logged["completions/mean_length"] / trainer.args.max_completion_length
     expected = logged["policy_loss"] - logged["entropy_coef"] * logged["entropy"] * share
-    assert logged["entropy_coef"] == 0.3 and logged["loss"] == pytest.approx(expected, abs=1e-9)
+    assert logged["entropy_coef"] == 0.3 and logged["loss"] == pytest.approx(expected, abs=1e-6)

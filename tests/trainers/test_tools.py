@@ -56,7 +56,12 @@ def test_an_environment_gives_turns_masks_and_a_reward(tmp_path):
 
 def test_tool_calls_are_counted_where_they_happen(tmp_path):
     def add(a: int, b: int) -> int:
-        """Add two numbers."""
+        """Add two numbers.
+
+        Args:
+            a: the first
+            b: the second
+        """
         return a + b
 
     trainer = build(tmp_path, tools=[add])

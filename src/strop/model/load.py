@@ -155,6 +155,19 @@ def apply_peft(model: nn.Module, peft_config: Any) -> Any:
         raise ConfigError(f"PEFT cannot put this adapter on {type(model).__name__}: {_first_line(error)}") from None
 
 
+def keep_differentiable(model: nn.Module) -> None:
+    """Keep 4-bit layers in the form that gradients flow through.
+
+    On CPUs with bfloat16 instructions bitsandbytes repacks such a layer at its first pass in evaluation mode, for good.
+    From then on its product is made outside of autograd: an evaluation or a rollout would cut the gradient of every
+    later step, without a word.
+    """
+    for module in model.modules():
+        if getattr(module, "support_avx512bf16_for_cpu", False):
+            module.state_dict()  # unpacks a layer that has been packed already
+            module.support_avx512bf16_for_cpu = False  # type: ignore[assignment]
+
+
 class _Place:
     """A source that was looked at: what kind it is, and how to read from it."""
 

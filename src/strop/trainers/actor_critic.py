@@ -34,7 +34,8 @@ def critic_like(policy: nn.Module) -> nn.Module:
     own: Any = policy.peft_config
     config = dataclasses.replace(own[name], task_type="SEQ_CLS", inference_mode=False)
     critic = apply_peft(with_head(copy.deepcopy(policy).unload(), "score"), config)  # type: ignore[operator]
-    set_peft_model_state_dict(critic, weights)
+    fresh = get_peft_model_state_dict(critic)  # the head among them
+    set_peft_model_state_dict(critic, {key: weights.get(key, value) for key, value in fresh.items()})
     return critic
 
 

@@ -22,6 +22,7 @@ from strop.model import (
     disable_dropout,
     install,
     is_peft,
+    keep_differentiable,
     load_model,
     load_tokenizer,
     make_reference,
@@ -217,6 +218,7 @@ def resolve_model(
         module = headed(module, task)
     if peft_config is not None:
         module = apply_peft(module, spare_head(peft_config) if task != "causal" else peft_config)
+    keep_differentiable(module)
     install(module)  # before anything wraps the model's forward, so that autocast surrounds scoring too
     if args.disable_dropout:
         disable_dropout(module)
