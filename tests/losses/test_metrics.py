@@ -90,12 +90,43 @@ def test_clip_ratio_of_completions(group):
     )  # ratios 1.105, 1.017, 1.649; completion 3 is empty
 
 
+def test_extremes_are_shares_of_a_completion(group):
+    """Half of completion 0 is clipped from above; of completion 1, one token of three from below."""
+    advantages = torch.tensor([1.12, -0.8, -0.32])[group["segment"]]
+    arguments = group["logps"], group["old_logps"], advantages, group["segment"], 4
+    found = policy_metrics(*arguments, epsilon=0.15, epsilon_high=0.28)
+    assert found["clip_ratio/high_max"].value == pytest.approx(0.5) and found["clip_ratio/high_max"].largest
+    assert found["clip_ratio/low_min"].value == 0.0 and not found["clip_ratio/low_min"].largest
+    only = slice(2, 5)  # completion 1 by itself: the least share is not 0, and an empty completion does not count
+    one = policy_metrics(*(a[only] for a in arguments[:3]), torch.zeros(3, dtype=torch.long), 2, epsilon=0.15)
+    assert one["clip_ratio/low_min"].value == pytest.approx(1 / 3)
+
+
+def test_losses_that_clip_nothing_report_no_clipping(group):
+    arguments = group["logps"], group["old_logps"], torch.ones(6), group["segment"], 3
+    for loss_type in ("cispo", "sapo", "vespo"):
+        assert not [name for name in policy_metrics(*arguments, loss_type=loss_type) if name.startswith("clip_ratio")]
+
+
+def test_vespo_gate_is_a_mean_over_completions(group):
+    arguments = group["logps"], None, torch.ones(6), group["segment"], 4
+    assert value(policy_metrics(*arguments, loss_type="vespo")["vespo/phi_seq_mean"]) == pytest.approx(1.0)
+    ratios = [0.2, 0.05, 0.5]  # log-ratios of completions 0 to 2; completion 3 is empty
+    gates = [math.exp(2 * w - 3 * math.expm1(w)) for w in ratios]
+    found = policy_metrics(group["logps"], group["old_logps"], *arguments[2:], loss_type="vespo")
+    assert value(found["vespo/phi_seq_mean"]) == pytest.approx(sum(gates) / 3)
+
+
 def test_cispo_counts_every_capped_token(group):
     for sign in (1.0, -1.0):
         found = policy_metrics(
             group["logps"], group["old_logps"], sign * torch.ones(6), group["segment"], 3, loss_type="cispo"
         )
         assert value(found["cispo_clip_ratio"]) == pytest.approx(0.5)
+    options = {"loss_type": "cispo", "epsilon_high": 1.25}
+    arguments = group["logps"], group["old_logps"], torch.ones(6), group["segment"], 3
+    assert value(policy_metrics(*arguments, **options)["cispo_clip_ratio"]) == 0.0
+    assert value(policy_metrics(*arguments, **options, cispo_cap="absolute")["cispo_clip_ratio"]) == pytest.approx(0.5)
 
 
 def test_kl_is_what_the_loss_adds(group):
@@ -110,12 +141,24 @@ def test_kl_is_what_the_loss_adds(group):
 
 
 def test_sampler(group):
+    """Unknown log-probs count nowhere. Without a correction the ratio of each token, else the correction's weight."""
     sampler = group["sampler_logps"].clone()
     sampler[0] = math.nan
-    found = sampler_metrics(group["old_logps"], sampler, group["segment"], 3, importance_sampling_mode="token_truncate")
-    assert value(found["sampling/sampling_logp_difference/mean"]) == pytest.approx((0 + 0.2 + 1.2 + 0 + 0.1) / 5)
-    weights = [1, 1, math.exp(-0.2), 3.0, 1, math.exp(0.1)]
-    assert value(found["sampling/importance_sampling_ratio/mean"]) == pytest.approx(sum(weights) / 6)
+    arguments = group["old_logps"], sampler, group["segment"], 3
+    gaps = [0, 0.2, 1.2, 0, 0.1]
+    for mode, weights in {
+        None: [1, math.exp(-0.2), math.exp(1.2), 1, math.exp(0.1)],
+        "token_truncate": [1, math.exp(-0.2), 3.0, 1, math.exp(0.1)],
+        "sequence_mask": [1, math.exp(1.0), math.exp(1.0), math.exp(1.0), math.exp(0.1)],
+    }.items():
+        found = sampler_metrics(*arguments, mode=mode)
+        assert value(found["sampling/sampling_logp_difference/mean"]) == pytest.approx(sum(gaps) / 5)
+        assert found["sampling/sampling_logp_difference/max"].value == pytest.approx(1.2)
+        assert value(found["sampling/importance_sampling_ratio/mean"]) == pytest.approx(sum(weights) / 5)
+        extremes = [found[f"sampling/importance_sampling_ratio/{name}"] for name in ("min", "max")]
+        assert [float(e.value) for e in extremes] == pytest.approx([min(weights), max(weights)])
+        assert [e.largest for e in extremes] == [False, True]
+    assert sampler_metrics(group["old_logps"], torch.full((6,), math.nan), group["segment"], 3) == {}
 
 
 def test_ppo_where_nothing_moved():
@@ -126,6 +169,7 @@ def test_ppo_where_nothing_moved():
         "policy/clipfrac_avg": 0.0,
         "val/clipfrac_avg": 0.0,
         "val/ratio": 1.0,
+        "val/ratio_square": 1.0,
     }
 
 

@@ -266,6 +266,8 @@ def test_off_policy_mask():
     assert kept.tolist() == [True, True, False, False, False, False]
     kept = off_policy_mask(LOGPS, sampler, ADVANTAGES[SEGMENT].abs(), SEGMENT, S, threshold=0.25)
     assert kept.all()
+    unknown = torch.full_like(LOGPS, math.nan)
+    assert off_policy_mask(LOGPS, unknown, -ADVANTAGES[SEGMENT].abs(), SEGMENT, S, threshold=0.25).all()
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])

@@ -1,64 +1,105 @@
+"""The glossary against what runs really log: names that scripts know are there, and no entry explains nothing."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
 import pytest
 
 from strop.report.glossary import FAMILIES, GLOSSARY, lookup, split_evaluation
+from strop.testing.cases import ONLINE, make_trainer, rows_for
 
-COMMON = ["loss", "grad_norm", "learning_rate", "epoch", "num_tokens"]
-IMPLICIT = ["rewards/chosen", "rewards/rejected", "rewards/margins", "logps/chosen", "logps/rejected"]
+COMMON = ["loss", "grad_norm", "learning_rate", "epoch", "num_tokens", "step_time"]
+TOKENS = ["entropy", "mean_token_accuracy"]
+SIDES = [f"{kind}/{side}" for kind in ("rewards", "logps") for side in ("chosen", "rejected")] + ["rewards/margins"]
 LOGITS = ["logits/chosen", "logits/rejected"]
+CLIPPING = [f"clip_ratio/{name}" for name in ("low_mean", "low_min", "high_mean", "high_max", "region_mean")]
 GROUPS = [
-    "step_time", "completions/mean_length", "completions/min_length", "completions/max_length",
-    "completions/mean_terminated_length", "completions/min_terminated_length", "completions/max_terminated_length",
-    "completions/clipped_ratio", "rewards/my_reward/mean", "rewards/my_reward/std", "reward", "reward_std",
-    "frac_reward_zero_std", "entropy", "kl", "clip_ratio/low_mean", "clip_ratio/low_min", "clip_ratio/high_mean",
-    "clip_ratio/high_max", "clip_ratio/region_mean",
+    *[f"completions/{which}_{what}" for which in ("mean", "min", "max") for what in ("length", "terminated_length")],
+    "completions/clipped_ratio", "rewards/letters_reward/mean", "rewards/letters_reward/std", "reward", "reward_std",
+    "frac_reward_zero_std", "entropy", "kl", "sampling/sampling_logp_difference/mean",
+    "sampling/sampling_logp_difference/max", "sampling/importance_sampling_ratio/mean",
+    "sampling/importance_sampling_ratio/min", "sampling/importance_sampling_ratio/max",
 ]  # fmt: skip
-OPPONENT = [
-    "objective/entropy",
-    "rewards/accuracies",
-    "val/model_contain_eos_token",
-    "val/ref_contain_eos_token",
-    "beta",
-]
-LOGGED = {
-    "sft": ["entropy", "mean_token_accuracy", "aux_loss"],
-    "reward": ["min_reward", "mean_reward", "max_reward", "accuracy", "margin"],
-    "dpo": ["entropy", "mean_token_accuracy", "rewards/accuracies", "aux_loss", *IMPLICIT, *LOGITS],
-    "kto": ["kl", "entropy", "aux_loss", *IMPLICIT, *LOGITS],
-    "orpo": ["rewards/accuracies", "nll_loss", "log_odds_ratio", "log_odds_chosen", *IMPLICIT, *LOGITS],
-    "cpo": ["rewards/accuracies", "nll_loss", *IMPLICIT, *LOGITS],
-    "bco": ["delta", *IMPLICIT, *LOGITS],
-    "grpo": [
-        *GROUPS, "cispo_clip_ratio", "vespo/phi_seq_mean", "policy_loss", "entropy_coef", "aux_loss",
-        "tools/call_frequency", "tools/failure_frequency", "sampling/sampling_logp_difference/mean",
-        "sampling/sampling_logp_difference/max", "sampling/importance_sampling_ratio/min",
-        "sampling/importance_sampling_ratio/mean", "sampling/importance_sampling_ratio/max",
-    ],
-    "rloo": GROUPS,
-    "onlinedpo": [
-        "objective/kl", "objective/entropy", "objective/non_score_reward", "objective/rlhf_reward", "objective/scores",
-        "objective/scores_margin", "rewards/accuracies", "val/contain_eos_token", "beta", *IMPLICIT,
-    ],
-    "gkd": ["entropy", "mean_token_accuracy", "jsd", "kl/forward", "kl/reverse", "on_policy_fraction"],
-    "ppo": [
-        "eps", "objective/kl", "objective/entropy", "objective/non_score_reward", "objective/rlhf_reward",
-        "objective/scores", "policy/approxkl_avg", "policy/clipfrac_avg", "policy/entropy_avg", "loss/policy_avg",
-        "loss/value_avg", "val/clipfrac_avg", "val/ratio", "val/ratio_var", "val/num_eos_tokens", "lr", "episode",
-    ],
-    "nashmd": ["loss/kl", "loss/score", "rewards/probabilities", "mixture_coef", *IMPLICIT, *OPPONENT],
-    "xpo": [
-        "loss/dpo", "loss/xpo", "objective/kl", "objective/model_scores", "objective/ref_scores",
-        "objective/scores_margin", "alpha", *IMPLICIT, *OPPONENT,
-    ],
-    "prm": ["accuracy", "first_error_accuracy"],
-}  # fmt: skip
-"""What each method logs, as scripts know it."""
+OPPONENT = [*SIDES, "rewards/accuracies", "objective/entropy", "beta", "val/model_contain_eos_token"]
+OPPONENT += ["val/ref_contain_eos_token"]
+OBJECTIVE = [f"objective/{name}" for name in ("kl", "entropy", "non_score_reward", "rlhf_reward", "scores")]
+CASES: list[tuple[str, dict[str, Any], list[str]]] = [
+    ("sft", {}, TOKENS),
+    ("sft", {"arch": "qwen3_moe", "router_aux_loss_coef": 0.01}, ["aux_loss"]),
+    ("reward", {}, ["min_reward", "mean_reward", "max_reward", "accuracy", "margin"]),
+    ("dpo", {}, [*TOKENS, *SIDES, *LOGITS, "rewards/accuracies"]),
+    ("kto", {}, ["kl", "entropy", *SIDES, *LOGITS]),
+    ("orpo", {}, [*SIDES, *LOGITS, "rewards/accuracies", "nll_loss", "log_odds_ratio", "log_odds_chosen"]),
+    ("cpo", {}, [*SIDES, *LOGITS, "rewards/accuracies", "nll_loss"]),
+    ("bco", {}, ["delta", *SIDES, *LOGITS]),
+    ("xpo", {}, [*TOKENS, *SIDES, *LOGITS, "rewards/accuracies"]),
+    ("prm", {}, ["accuracy", "first_error_accuracy"]),
+    ("gkd", {}, [*TOKENS, "jsd", "on_policy_fraction"]),
+    ("grpo", {"beta": 0.1}, [*GROUPS, *CLIPPING]),
+    ("grpo", {"loss_type": "cispo"}, ["cispo_clip_ratio"]),
+    ("grpo", {"loss_type": "vespo"}, ["vespo/phi_seq_mean"]),
+    ("grpo", {"entropy_coef": 0.1, "dynamic_sampling": True}, ["policy_loss", "entropy_coef", *CLIPPING]),
+    ("rloo", {}, [*GROUPS, *CLIPPING]),
+    ("online-dpo", {}, [*OBJECTIVE, "objective/scores_margin", *SIDES, "rewards/accuracies", "beta"]),
+    (
+        "ppo",
+        {},
+        [
+            *OBJECTIVE, "policy/approxkl_avg", "policy/clipfrac_avg", "policy/entropy_avg", "loss/policy_avg",
+            "loss/value_avg", "val/clipfrac_avg", "val/ratio", "val/ratio_var", "val/num_eos_tokens", "eps", "episode",
+        ],
+    ),
+    ("nash-md", {}, ["loss/kl", "loss/score", "rewards/probabilities", "mixture_coef", *OPPONENT]),
+    (
+        "xpo-online",
+        {},
+        [
+            "loss/dpo", "loss/xpo", "objective/kl", "objective/model_scores", "objective/ref_scores",
+            "objective/scores_margin", "alpha", "pairs/dropped_ratio", *OPPONENT,
+        ],
+    ),
+]  # fmt: skip
+"""Method, settings, and the names that dashboards made for TRL read (its `lr` is `learning_rate` here)."""
+ONLY_TRAINING = (*COMMON[1:], "aux_loss", "on_policy_fraction", "eps", "dynamic_sampling/kept_ratio")
+ELSEWHERE = ("tools/call_frequency", "tools/failure_frequency", "held_out_accuracy", "rewards/*/*_fraction")
+"""Logged by runs with tools, by `strop demo`, and where a reward failed."""
 
 
-@pytest.mark.parametrize("method", sorted(LOGGED))
-def test_every_logged_metric_is_explained(method: str) -> None:
-    missing = [key for key in COMMON + LOGGED[method] if lookup(key, method) is None]
-    missing += [key for key in LOGGED[method] if lookup(f"eval_{key}", method) is not lookup(key, method)]
-    assert not missing
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> list[tuple[str, set[str], set[str]]]:
+    """Of every case: method, keys of its training lines, keys of its evaluation lines."""
+    found = []
+    for verb, settings, _ in CASES:
+        folder, rows = tmp_path_factory.mktemp(verb), rows_for(verb, 4)
+        early_ends = {"stop_token_ids": list(range(4, 200, 6))} if verb in ONLINE else {}
+        trainer = make_trainer(verb, folder, rows=rows, eval_rows=rows, max_steps=1, **early_ends, **settings)
+        trainer.train()
+        trainer.evaluate()
+        lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+        keys = {key for line in lines for key in line} - {"step"}
+        evaluated = {key for key in keys if key.startswith("eval_")}
+        found.append((trainer.args.method, keys - evaluated, {key.removeprefix("eval_") for key in evaluated}))
+    return found
+
+
+def test_what_scripts_know_is_logged(runs: list[tuple[str, set[str], set[str]]]) -> None:
+    for (verb, settings, names), (_, trained, evaluated) in zip(CASES, runs, strict=True):
+        missing = [name for name in [*COMMON, *names] if name not in trained]
+        missing += [f"eval_{n}" for n in ["loss", *names] if n not in evaluated and n not in ONLY_TRAINING]
+        assert not missing, f"{verb} {settings}: {missing}"
+
+
+def test_what_is_logged_is_explained(runs: list[tuple[str, set[str], set[str]]]) -> None:
+    unknown = {(method, key) for method, *keys in runs for key in set.union(*keys) if lookup(key, method) is None}
+    assert not unknown
+
+
+def test_what_is_explained_is_logged(runs: list[tuple[str, set[str], set[str]]]) -> None:
+    logged = {lookup(key, method) for method, *keys in runs for key in set.union(*keys)}
+    never = [entry.key for entry in GLOSSARY if entry not in logged and entry.key not in ELSEWHERE]
+    assert not never, f"no run logs {never}"
 
 
 def test_totals_and_speeds_are_explained() -> None:

@@ -2,8 +2,9 @@ from __future__ import annotations
 
 import torch
 
+from strop.losses import mean_of
 from strop.records import Extreme, Mean
-from strop.trainers.metrics import MetricLog, mean_of
+from strop.trainers.metrics import MetricLog
 
 
 def test_sums_are_divided_once():

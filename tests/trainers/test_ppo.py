@@ -66,6 +66,31 @@ def test_value_model_default_is_a_copy_that_shares_nothing(tmp_path):
     assert moved == {"policy", "critic"}
 
 
+def test_the_critic_of_an_adapted_policy_has_an_adapter_of_its_own(tmp_path):
+    """It starts as a copy of the policy's adapter, trained ones too; what the policy keeps frozen stays frozen."""
+    base = tiny_model("llama", dtype=torch.float32, vocab_size=len(toy_tokenizer()))
+    base.save_pretrained(tmp_path / "base")
+    base = AutoModelForCausalLM.from_pretrained(tmp_path / "base")
+    config = LoraConfig(r=2, target_modules="all-linear", task_type="CAUSAL_LM", init_lora_weights=False)
+    trainer = ppo(tmp_path / "run", model=PeftModel(base, config), max_steps=2, gradient_checkpointing=True)
+    policy, critic = trainer.model.policy, trainer.model.critic
+    with torch.no_grad():
+        states = (policy.get_base_model().model(IDS), critic.get_base_model().model(IDS))
+    assert torch.allclose(states[0].last_hidden_state, states[1].last_hidden_state, atol=1e-6)
+    before = weights(trainer)
+    trainer.train()
+    moved = {name for name, value in weights(trainer).items() if not torch.equal(value, before[name])}
+    assert moved and all("lora_" in name or "score" in name for name in moved)
+    assert {name.split(".")[0] for name in moved} == {"policy", "critic"}
+    trainer.save_model(str(tmp_path / "out"))
+    again = {"value_model": str(tmp_path / "out" / "value_model")}
+    second = ppo(tmp_path / "next", model=str(tmp_path / "out"), trainer=again, max_steps=1)
+    with torch.no_grad():
+        scored = [made.model.critic.eval()(input_ids=IDS).logits for made in (trainer, second)]
+    assert torch.allclose(*scored, atol=1e-5)
+    second.train()
+
+
 @pytest.mark.parametrize("cut", [1, 2, 3], ids=["within a round", "after a round", "within the next"])
 def test_resume_equals_not_stopping(cut, tmp_path):
     class Stop(TrainerCallback):

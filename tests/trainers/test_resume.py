@@ -43,7 +43,15 @@ def run(verb, folder, *, steps, resume=None, **overrides):
 
 def logged(folder):
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    timing = ("train_runtime", "train_samples_per_second", "train_steps_per_second", "total_flos", "train_loss")
+    timing = (
+        "train_runtime",
+        "train_samples_per_second",
+        "train_steps_per_second",
+        "total_flos",
+        "train_loss",
+        "step_time",
+        "eps",
+    )
     return [{k: v for k, v in line.items() if k not in timing} for line in lines if "train_runtime" not in line]
 
 

@@ -54,6 +54,23 @@ def test_an_environment_gives_turns_masks_and_a_reward(tmp_path):
     assert torch.allclose(scores.logps.detach(), torch.tensor(wrote).double(), atol=1e-6)
 
 
+def test_tool_calls_are_counted_where_they_happen(tmp_path):
+    def add(a: int, b: int) -> int:
+        """Add two numbers.
+
+        Args:
+            a: the first
+            b: the second
+        """
+        return a + b
+
+    trainer = build(tmp_path, tools=[add])
+    for training, mode, other in ((False, "eval", "train"), (True, "train", "eval")):
+        trainer.rollout([trainer.train_dataset[0]], 2, training=training)
+        assert trainer._metrics[mode].drain()["tools/call_frequency"] == 0.0
+        assert not trainer._metrics[other].state()
+
+
 def test_a_rollout_function_replaces_the_engine(tmp_path):
     def rollout_func(prompts, n, sampling, trainer):
         return Rollout(

@@ -77,6 +77,7 @@ EXPORTS: dict[str, tuple[str, ...]] = {
     "ld_dpo": ("ld_logps", "shared_lengths"),
     "metrics": (
         "class_metrics",
+        "clip_metrics",
         "clipped_tokens",
         "mean_of",
         "orpo_metrics",

@@ -1,6 +1,7 @@
 """Metrics of the losses, as sums and counts: they add up over micro-batches and ranks before they are divided.
 
-All take detached numbers and give `Mean`s; none has a gradient. Names are those of TRL's logs.
+All take numbers and give `Mean`s, or `Extreme`s for the least and the greatest; none has a gradient. Names are those of
+TRL's logs.
 """
 
 from __future__ import annotations
@@ -10,39 +11,39 @@ from torch import Tensor
 
 from strop.losses.kl import kl_estimate
 from strop.losses.names import CLIPPED_LOSS_TYPES
-from strop.losses.numerics import importance_ratio
-from strop.losses.policy import log_importance_weights, policy_level, sampler_mode, sampler_weights
+from strop.losses.numerics import importance_ratio, logsigmoid
+from strop.losses.policy import log_importance_weights, policy_level, sampler_weights, vespo_gate
 from strop.losses.segments import segment_lengths, segment_mean
-from strop.records import Mean
+from strop.records import Extreme, Mean
+
+Metrics = dict[str, Mean | Extreme]
 
 
-def mean_of(values: Tensor) -> Mean:
-    """`Mean` over all elements."""
-    return Mean(values.detach().double().sum(), float(values.numel()))
+def mean_of(values: Tensor, keep: Tensor | None = None) -> Mean:
+    """`Mean` over the elements where `keep` is true (default: all)."""
+    values = (values if keep is None else values[keep]).detach().double()
+    return Mean(values.sum(), float(values.numel()))
 
 
-def preference_metrics(rewards_chosen: Tensor, rewards_rejected: Tensor) -> dict[str, Mean]:
+def preference_metrics(rewards_chosen: Tensor, rewards_rejected: Tensor) -> Metrics:
     """`rewards/chosen|rejected|margins|accuracies` of pairs (B,), (B,); a tie is not accurate."""
     return {
         "rewards/chosen": mean_of(rewards_chosen),
         "rewards/rejected": mean_of(rewards_rejected),
         "rewards/margins": mean_of(rewards_chosen - rewards_rejected),
-        "rewards/accuracies": mean_of((rewards_chosen > rewards_rejected).double()),
+        "rewards/accuracies": mean_of(rewards_chosen > rewards_rejected),
     }
 
 
-def class_metrics(values: Tensor, labels: Tensor, *, prefix: str = "rewards") -> dict[str, Mean]:
+def class_metrics(values: Tensor, labels: Tensor, *, prefix: str = "rewards") -> Metrics:
     """`<prefix>/chosen` over desirable rows and `<prefix>/rejected` over the others, of values (B,), labels (B,)."""
     labels = torch.as_tensor(labels, device=values.device).bool()
-    return {f"{prefix}/chosen": mean_of(values[labels]), f"{prefix}/rejected": mean_of(values[~labels])}
+    return {f"{prefix}/chosen": mean_of(values, labels), f"{prefix}/rejected": mean_of(values, ~labels)}
 
 
-def orpo_metrics(log_odds_ratio: Tensor) -> dict[str, Mean]:
+def orpo_metrics(log_odds_ratio: Tensor) -> Metrics:
     """`log_odds_chosen`, the mean log odds ratio, and `log_odds_ratio`, the mean of its log-sigmoid (<= 0)."""
-    return {
-        "log_odds_chosen": mean_of(log_odds_ratio),
-        "log_odds_ratio": mean_of(torch.nn.functional.logsigmoid(log_odds_ratio)),
-    }
+    return {"log_odds_chosen": mean_of(log_odds_ratio), "log_odds_ratio": mean_of(logsigmoid(log_odds_ratio))}
 
 
 def clipped_tokens(
@@ -51,6 +52,35 @@ def clipped_tokens(
     """Where clipping took the gradient away: (ratio < 1 - epsilon and A < 0), (ratio > 1 + epsilon_high and A > 0)."""
     upper = epsilon if epsilon_high is None else epsilon_high
     return (ratio < 1 - epsilon) & (advantages < 0), (ratio > 1 + upper) & (advantages > 0)
+
+
+def clip_metrics(
+    ratio: Tensor,
+    advantages: Tensor,
+    segment: Tensor,
+    num_completions: int,
+    *,
+    by_completion: bool = False,
+    epsilon: float = 0.2,
+    epsilon_high: float | None = None,
+) -> Metrics:
+    """`clip_ratio/low_mean|high_mean|region_mean`, shares of tokens, and `low_min`, `high_max`, the least and the
+    greatest share of a completion.
+
+    ratio, advantages: (N,) of the tokens. With `by_completion` the ratio is that of the whole completion, and the means
+    are shares of completions. Completions without a token count nowhere.
+    """
+    low, high = clipped_tokens(ratio.detach(), advantages, epsilon=epsilon, epsilon_high=epsilon_high)
+    present = segment_lengths(segment, num_completions) > 0
+    found: Metrics = {}
+    shares = {}
+    for name, hit in {"low": low, "high": high, "region": low | high}.items():
+        shares[name] = segment_mean(hit.double(), segment, num_completions)[present]
+        found[f"clip_ratio/{name}_mean"] = mean_of(shares[name] if by_completion else hit)
+    if bool(present.any()):
+        found["clip_ratio/low_min"] = Extreme(shares["low"].min(), largest=False)
+        found["clip_ratio/high_max"] = Extreme(shares["high"].max())
+    return found
 
 
 def policy_metrics(
@@ -67,28 +97,38 @@ def policy_metrics(
     ref_logps: Tensor | None = None,
     kl_estimator: str = "k3",
     use_bias_correction_kl: bool = False,
-) -> dict[str, Mean]:
+    cispo_cap: str = "relative",
+    vespo_k_pos: float = 2.0,
+    vespo_lambda_pos: float = 3.0,
+    vespo_k_neg: float = 3.0,
+    vespo_lambda_neg: float = 2.0,
+) -> Metrics:
     """What the policy loss did, from the same arguments as `policy_loss_flat`.
 
-    `clip_ratio/low_mean|high_mean|region_mean` for clipped losses (share of tokens; of completions where the ratio
-    is that of the completion), `cispo_clip_ratio` (share of tokens whose weight is capped, whatever the sign of A),
+    `clip_metrics` for clipped losses, at the level of their ratio; `cispo_clip_ratio` (share of tokens whose weight is
+    capped, whatever the sign of A); `vespo/phi_seq_mean` (mean gate of a completion, without the sampler correction);
     `kl` (token mean, multiplied by the ratio where the loss does so, nats) with ref_logps.
     """
     logps = logps.detach()
     old_logps = logps if old_logps is None else old_logps.detach()
     level = policy_level(loss_type, importance_sampling_level)
     ratio = importance_ratio(log_importance_weights(logps, old_logps, segment, num_completions, level=level))  # (N,)
-    found: dict[str, Mean] = {}
+    upper = epsilon if epsilon_high is None else epsilon_high
+    found: Metrics = {}
     if loss_type in CLIPPED_LOSS_TYPES:
-        low, high = clipped_tokens(ratio, advantages, epsilon=epsilon, epsilon_high=epsilon_high)
-        for name, hit in {"low_mean": low, "high_mean": high, "region_mean": low | high}.items():
-            share = hit.double()
-            if level == "sequence":
-                share = segment_mean(share, segment, num_completions)[segment_lengths(segment, num_completions) > 0]
-            found[f"clip_ratio/{name}"] = mean_of(share)
+        whole = level == "sequence"
+        found |= clip_metrics(
+            ratio, advantages, segment, num_completions, by_completion=whole, epsilon=epsilon, epsilon_high=upper
+        )
     elif loss_type == "cispo":
-        cap = 1 + (epsilon if epsilon_high is None else epsilon_high)
-        found["cispo_clip_ratio"] = mean_of((ratio > cap).double())
+        found["cispo_clip_ratio"] = mean_of(ratio > (1 + upper if cispo_cap == "relative" else upper))
+    elif loss_type == "vespo":
+        gate = vespo_gate(
+            logps - old_logps, advantages, segment, num_completions,
+            k_pos=vespo_k_pos, lambda_pos=vespo_lambda_pos, k_neg=vespo_k_neg, lambda_neg=vespo_lambda_neg,
+        )  # fmt: skip
+        present = segment_lengths(segment, num_completions) > 0
+        found["vespo/phi_seq_mean"] = mean_of(segment_mean(gate, segment, num_completions), present)
     if ref_logps is not None:
         kl = kl_estimate(logps, ref_logps, estimator=kl_estimator)
         found["kl"] = mean_of(kl * ratio if use_bias_correction_kl else kl)
@@ -101,26 +141,35 @@ def sampler_metrics(
     segment: Tensor,
     num_completions: int,
     *,
-    loss_type: str = "grpo",
-    importance_sampling_mode: str | None = None,
-    importance_sampling_clip_max: float | None = 3.0,
-    importance_sampling_clip_min: float | None = None,
-) -> dict[str, Mean]:
-    """How far the rollout engine is from the policy: `sampling/sampling_logp_difference/mean` (mean |difference|, nats
-    per token) and `sampling/importance_sampling_ratio/mean` (mean weight after truncation or masking)."""
-    gap = (old_logps - sampler_logps).detach()
-    weights = sampler_weights(
-        old_logps,
-        sampler_logps,
-        segment,
-        num_completions,
-        mode=sampler_mode(loss_type, importance_sampling_mode),
-        clip_max=importance_sampling_clip_max,
-        clip_min=importance_sampling_clip_min,
-    )
+    mode: str | None = None,
+    clip_max: float | None = 3.0,
+    clip_min: float | None = None,
+) -> Metrics:
+    """How far the rollout engine is from the policy at the start of the update.
+
+    `sampling/sampling_logp_difference/mean|max` (|difference|, nats per token) and
+    `sampling/importance_sampling_ratio/mean|min|max`: the weights of the correction `mode` (see `sampler_weights`), or
+    without one the ratio of each token. Tokens that the engine gave no log-prob (NaN) count in neither; nothing is
+    reported where it gave none at all.
+    """
+    gap = (old_logps - sampler_logps).detach()  # (N,)
+    known = ~gap.isnan()
+    if not bool(known.any()):
+        return {}
+    if mode is None:
+        weights = importance_ratio(gap[known])
+    else:
+        corrected = sampler_weights(
+            old_logps, sampler_logps, segment, num_completions, mode=mode, clip_max=clip_max, clip_min=clip_min
+        )
+        weights = corrected[known]
+    away = gap[known].abs()
     return {
-        "sampling/sampling_logp_difference/mean": mean_of(gap[~gap.isnan()].abs()),
+        "sampling/sampling_logp_difference/mean": mean_of(away),
+        "sampling/sampling_logp_difference/max": Extreme(away.max()),
         "sampling/importance_sampling_ratio/mean": mean_of(weights),
+        "sampling/importance_sampling_ratio/min": Extreme(weights.min(), largest=False),
+        "sampling/importance_sampling_ratio/max": Extreme(weights.max()),
     }
 
 
@@ -133,18 +182,20 @@ def ppo_metrics(
     returns: Tensor,
     *,
     cliprange: float = 0.2,
-    cliprange_value: float = 0.2,
-) -> dict[str, Mean]:
+    cliprange_value: float | None = 0.2,
+) -> Metrics:
     """PPO's update metrics over scored tokens (N,): `policy/approxkl_avg` (half the mean squared change of log-probs),
     `policy/clipfrac_avg` and `val/clipfrac_avg` (share of tokens where the clipped term is strictly larger),
-    `val/ratio` (mean ratio)."""
+    `val/ratio` (mean ratio) and `val/ratio_square`, from which the variance follows."""
     ratio = importance_ratio((logps - old_logps).detach())
     low, high = clipped_tokens(ratio, advantages, epsilon=cliprange)
-    moved = old_values + (values.detach() - old_values).clamp(-cliprange_value, cliprange_value)
+    change = values.detach() - old_values
+    moved = old_values + (change if cliprange_value is None else change.clamp(-cliprange_value, cliprange_value))
     value_clipped = (moved - returns).square() > (values.detach() - returns).square()
     return {
         "policy/approxkl_avg": mean_of(0.5 * (logps - old_logps).detach().square()),
-        "policy/clipfrac_avg": mean_of((low | high).double()),
-        "val/clipfrac_avg": mean_of(value_clipped.double()),
+        "policy/clipfrac_avg": mean_of(low | high),
+        "val/clipfrac_avg": mean_of(value_clipped),
         "val/ratio": mean_of(ratio),
+        "val/ratio_square": mean_of(ratio.square()),
     }

@@ -144,11 +144,13 @@ def off_policy_mask(
 ) -> Tensor:
     """Which tokens to learn from when stale failures are left out, (N,) bool: give it as `keep`.
 
-    Dropped is a completion with A < 0 and mean_t (log pi_sampler - log pi) > threshold (nats per token).
+    Dropped is a completion with A < 0 and mean_t (log pi_sampler - log pi) > threshold (nats per token). NaN (unknown)
+    in sampler_logps counts as equal.
 
     Source: DeepSeek-V3.2, arXiv 2512.02556, Eq. 9.
     """
-    drift = segment_mean((sampler_logps - logps).detach(), segment, num_completions)[segment]  # (N,)
+    gap = (sampler_logps - logps).detach().nan_to_num(nan=0.0)
+    drift = segment_mean(gap, segment, num_completions)[segment]  # (N,)
     return (advantages >= 0) | (drift <= threshold)
 
 

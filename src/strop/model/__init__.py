@@ -11,7 +11,7 @@ from strop.model.forward import Scoring, install, score, score_batch
 from strop.model.heads import with_head
 from strop.model.layout import build_batch
 from strop.model.lm_head import LMHead, lm_head_of
-from strop.model.load import apply_peft, load_model, load_tokenizer
+from strop.model.load import apply_peft, keep_differentiable, load_model, load_tokenizer
 from strop.model.reference import AdapterCopy, AdapterOff, FrozenReference, Reference, make_reference
 from strop.model.select import LayoutChoice, layout_of
 from strop.model.wrappers import base_model, decoder_of, is_peft, unwrap
@@ -34,6 +34,7 @@ __all__ = [
     "evaluating",
     "install",
     "is_peft",
+    "keep_differentiable",
     "layout_of",
     "lm_head_of",
     "load_model",

@@ -23,6 +23,8 @@ _AUTO = {
 }
 _NUM_LABELS = {"score": 1, "step": 2}
 TASKS = tuple(_AUTO)
+_QUANTISED = ("is_loaded_in_4bit", "is_loaded_in_8bit", "is_quantized", "quantization_method", "hf_quantizer")
+"""What a model with quantised layers says about itself, and PEFT asks it."""
 
 
 def auto_class(task: str) -> Any:
@@ -70,6 +72,9 @@ def with_head(model: nn.Module, task: str) -> nn.Module:
             child.to(weight.dtype if weight.is_floating_point() else torch.float32)
             _initialise(child, getattr(config, "initializer_range", 0.02))
     headed.generation_config = None
+    for flag in _QUANTISED:
+        if hasattr(source, flag):
+            setattr(headed, flag, getattr(source, flag))
     return headed.train(model.training)
 
 

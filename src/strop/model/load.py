@@ -6,6 +6,7 @@ transformers and its readers raise becomes one sentence with the cause and what 
 
 from __future__ import annotations
 
+import copy
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -62,6 +63,8 @@ def load_model(
     if isinstance(source, nn.Module):
         return source
     place = _Place.of(source, "model")
+    if task != "causal" and quantization_config is not None:
+        quantization_config = _with_whole_head(quantization_config)
     options: dict[str, Any] = {
         "dtype": _dtype(dtype, trainable and not place.adapter, quantization_config),
         "trust_remote_code": trust_remote_code,
@@ -150,6 +153,19 @@ def apply_peft(model: nn.Module, peft_config: Any) -> Any:
         return peft.get_peft_model(model, config).train(model.training)
     except ValueError as error:
         raise ConfigError(f"PEFT cannot put this adapter on {type(model).__name__}: {_first_line(error)}") from None
+
+
+def keep_differentiable(model: nn.Module) -> None:
+    """Keep 4-bit layers in the form that gradients flow through.
+
+    On CPUs with bfloat16 instructions bitsandbytes repacks such a layer at its first pass in evaluation mode, for good.
+    From then on its product is made outside of autograd: an evaluation or a rollout would cut the gradient of every
+    later step, without a word.
+    """
+    for module in model.modules():
+        if getattr(module, "support_avx512bf16_for_cpu", False):
+            module.state_dict()  # unpacks a layer that has been packed already
+            module.support_avx512bf16_for_cpu = False  # type: ignore[assignment]
 
 
 class _Place:
@@ -265,6 +281,15 @@ def _dtype(dtype: torch.dtype | str | None, trainable: bool, quantization_config
         return dtype
     full_training = trainable and quantization_config is None
     return torch.float32 if full_training or not torch.accelerator.is_available() else "auto"
+
+
+def _with_whole_head(quantization_config: Any) -> Any:
+    """Settings that leave a scalar or step head as it is: it is drawn fresh and trained whole."""
+    if not hasattr(quantization_config, "llm_int8_skip_modules"):
+        return quantization_config
+    settings = copy.deepcopy(quantization_config)
+    settings.llm_int8_skip_modules = [*(settings.llm_int8_skip_modules or []), "score", "classifier"]
+    return settings
 
 
 def _remote_class(config: Any, task: str) -> bool:

@@ -126,7 +126,6 @@ _LOSS_ENTRIES = (
         ),
     ),
     Entry("learning_rate", LOSS, "Learning rate of the step.", "none", "step"),
-    Entry("lr", LOSS, "Learning rate of the step.", "none", "step"),
     Entry("nll_loss", LOSS, "Negative log-likelihood of the chosen completions.", "nats", "token", healthy="falls"),
     Entry(
         "log_odds_chosen", LOSS, "Log odds ratio of chosen over rejected, from length-averaged probabilities.", "nats",
@@ -156,8 +155,6 @@ _LOSS_ENTRIES = (
         "jsd", LOSS, "Generalised Jensen-Shannon divergence between student and teacher.", "nats", "token",
         healthy="falls",
     ),
-    Entry("kl/forward", LOSS, "KL(teacher, student).", "nats", "token", healthy="falls"),
-    Entry("kl/reverse", LOSS, "KL(student, teacher).", "nats", "token", healthy="falls"),
     Entry(
         "on_policy_fraction", LOSS, "Share of rows whose completion the student wrote itself.", "share", "row",
         healthy="near lmbda",
@@ -182,11 +179,21 @@ _REWARD_ENTRIES = (
         advice="High from the start: prompts are too easy or too hard. High at the end: the task is solved.",
     ),
     Entry(
+        "dynamic_sampling/kept_ratio", REWARD,
+        "Share of the sampled groups that were learned from, because their rewards differ.", "share", "prompt", low=0.2,
+        healthy="falls as prompts are mastered", advice="Low: most sampling is thrown away; use harder prompts.",
+    ),
+    Entry(
         "pairs/dropped_ratio", REWARD,
         "Share of prompts left out because their completions were alike or equally good.", "share", "prompt", high=0.5,
         advice="High: completions hardly differ. Raise the temperature or num_generations, or use a finer reward.",
     ),
     Entry("rewards/*/mean", REWARD, "Mean of one reward function.", "reward", "completion it scored", healthy="rises"),
+    Entry(
+        "rewards/*/*_fraction", REWARD,
+        "Share of completions that one reward abstained from, failed on, timed out on, or was penalised for.", "share",
+        "completion", high=0.1, advice="High: read the failures in the terminal, and fix the reward.",
+    ),
     Entry("rewards/*/std", REWARD, "Spread of one reward function.", "reward", "completion it scored"),
     Entry(
         "rewards/chosen", REWARD,
@@ -370,16 +377,17 @@ _TOKEN_ENTRIES = (
     Entry("val/num_eos_tokens", COMPLETIONS, "End tokens among the sampled tokens.", "tokens", "batch"),
     Entry(
         "clip_ratio/low_mean", CLIPPING, "Share of tokens clipped from below (probability fell, advantage negative).",
-        "share", "token", high=0.2, advice="High: fewer num_iterations or a lower learning rate.",
+        "share", "token; completion where its ratio is clipped", high=0.2,
+        advice="High: fewer num_iterations or a lower learning rate.",
     ),
     Entry("clip_ratio/low_min", CLIPPING, "Lowest share of a completion clipped from below.", "share", "completion"),
     Entry(
         "clip_ratio/high_mean", CLIPPING, "Share of tokens clipped from above (probability rose, advantage positive).",
-        "share", "token", high=0.2, advice="High: raise epsilon_high, or fewer num_iterations.",
+        "share", "token; completion where its ratio is clipped", high=0.2,
+        advice="High: raise epsilon_high, or fewer num_iterations.",
     ),
     Entry("clip_ratio/high_max", CLIPPING, "Highest share of a completion clipped from above.", "share", "completion"),
     Entry("clip_ratio/region_mean", CLIPPING, "Share of tokens clipped at either side.", "share", "token", high=0.3),
-    Entry("clip_ratio", CLIPPING, "Share of tokens clipped at either side.", "share", "token", high=0.3),
     Entry(
         "cispo_clip_ratio", CLIPPING, "Share of tokens whose importance weight is capped.", "share", "token", high=0.3,
     ),
@@ -410,18 +418,16 @@ _TOKEN_ENTRIES = (
         advice="Rises: lower the learning rate, raise vf_coef, or whiten rewards.",
     ),
     Entry("val/clipfrac_avg", CRITIC, "Share of tokens whose value update is clipped.", "share", "token", high=0.3),
-    Entry(
-        "explained_variance", CRITIC, "1 - variance of the critic's error / variance of the returns.", "share", "batch",
-        healthy="rises to 1; below 0 is worse than a constant",
-    ),
 )
 
 _PROGRESS_ENTRIES = (
     Entry("epoch", PROGRESS, "Passes over the training rows.", "epochs", "run"),
     Entry("episode", PROGRESS, "Completions sampled so far.", "completions", "sum over the run"),
-    Entry("eps", PROGRESS, "Completions sampled per second.", "1/s", "run"),
-    Entry("step_time", PROGRESS, "Time of an optimizer step, sampling included.", "seconds", "step", healthy="steady"),
-    Entry("tokens_per_second", PROGRESS, "Tokens trained on per second.", "tokens/s", "interval between logs"),
+    Entry("eps", PROGRESS, "Completions sampled per second.", "1/s", "interval between logs"),
+    Entry(
+        "step_time", PROGRESS, "Time of a step from its rows to its gradient, sampling included.", "seconds", "step",
+        healthy="steady",
+    ),
     Entry("total_flos", PROGRESS, "Estimated floating-point operations so far.", "FLOP", "sum over the run"),
     Entry("train_runtime", PROGRESS, "Time of the whole training.", "seconds", "run"),
     Entry("runtime", PROGRESS, "Time of the evaluation.", "seconds", "evaluation"),

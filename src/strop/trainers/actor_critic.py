@@ -2,16 +2,41 @@
 
 from __future__ import annotations
 
+import copy
+import dataclasses
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from strop.model import Scoring, install
+from strop.model import Scoring, apply_peft, install, is_peft, with_head
 from strop.records import Batch, Scores, Want
 
 VALUE_FOLDER = "value_model"
+
+
+def critic_like(policy: nn.Module) -> nn.Module:
+    """A critic with a fresh head on a copy of the policy's layers, all of them trained.
+
+    Beside a policy with an adapter, the critic has an adapter too, which starts as a copy of the policy's: what the
+    policy keeps frozen (and perhaps quantised) stays so.
+    """
+    if not is_peft(policy):
+        critic = with_head(policy, "score")
+        for parameter in critic.parameters():
+            parameter.requires_grad_(parameter.is_floating_point())
+        return critic
+    from peft import get_peft_model_state_dict, set_peft_model_state_dict
+
+    name: Any = policy.active_adapter
+    weights = get_peft_model_state_dict(policy, adapter_name=name)
+    own: Any = policy.peft_config
+    config = dataclasses.replace(own[name], task_type="SEQ_CLS", inference_mode=False)
+    critic = apply_peft(with_head(copy.deepcopy(policy).unload(), "score"), config)  # type: ignore[operator]
+    fresh = get_peft_model_state_dict(critic)  # the head among them
+    set_peft_model_state_dict(critic, {key: weights.get(key, value) for key, value in fresh.items()})
+    return critic
 
 
 class ActorCritic(nn.Module):

@@ -9,6 +9,7 @@ callbacks, trackers, FSDP / DeepSpeed and hub push.
 from __future__ import annotations
 
 import contextlib
+import time
 from collections.abc import Iterator, Sequence
 from typing import Any, ClassVar
 
@@ -133,6 +134,7 @@ class BaseTrainer(CheckpointMixin, EvaluationMixin, Trainer):
         self._metrics = {"train": MetricLog(), "eval": MetricLog()}
         self.step_work: StepWork | None = None  # the latest optimizer step
         self.step_grad_norm: Any = None
+        self._step_begin = time.perf_counter()
         super().__init__(
             model=parts.model,
             args=args,
@@ -193,7 +195,7 @@ class BaseTrainer(CheckpointMixin, EvaluationMixin, Trainer):
         self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
     ) -> tuple[list[Any], None]:
         """All rows of the next optimizer step as one `StepWork`; the parent's other micro-batches are empty places."""
-        batches = []
+        batches, self._step_begin = [], time.perf_counter()
         for _ in range(num_batches):
             with contextlib.suppress(StopIteration):
                 batches.append(next(epoch_iterator))
@@ -296,6 +298,7 @@ class BaseTrainer(CheckpointMixin, EvaluationMixin, Trainer):
         seen = int(inputs.counts["num_tokens"])
         self.state.num_input_tokens_seen += seen
         self.record_loss(loss)
+        self._metrics["train"].add({"step_time": Mean(time.perf_counter() - self._step_begin, 1.0)})
         return loss
 
     def backward_micro_batch(self, model: Any, batch: Batch, work: StepWork, shared: Any, index: int) -> torch.Tensor:

@@ -23,7 +23,7 @@ from strop.trainers.config import ReferenceConfig
 from strop.trainers.density_ratio import DensityRatio
 from strop.trainers.schema import Range, config
 from strop.trainers.step import StepContext, tree_field
-from strop.trainers.unpaired import UnpairedTrainer, class_metrics
+from strop.trainers.unpaired import UnpairedTrainer, label_metrics
 
 
 @config
@@ -119,7 +119,7 @@ class BCOTrainer(UnpairedTrainer):
             terms = class_terms(discriminator_loss(policy - ref, labels, beta=self.args.beta), labels)
         own = torch.ones_like(labels)
         rewards = self.args.beta * (policy - ref).detach()
-        return LossOutput(terms, class_metrics(scores, own, labels, rewards, policy.detach(), delta=delta))
+        return LossOutput(terms, label_metrics(scores, own, labels, rewards, policy.detach(), delta=delta))
 
     def extra_state(self) -> dict[str, Any]:
         assert self.delta_state is not None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import warnings
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -155,6 +156,16 @@ class TrainerConfig(TrainingArguments):
         if self.activation_offloading and not torch.cuda.is_available():
             problems.append(
                 "activation_offloading=True needs a CUDA device; on CPU the activations are in host memory already."
+            )
+        if self.fsdp and (self.use_cpu or not torch.accelerator.is_available()):
+            problems.append(
+                "fsdp shards over accelerators only: on CPU accelerate passes over it, and each process would hold the "
+                "whole model. Remove it; processes on CPU train with data parallelism."
+            )
+        elif self.fsdp and int(os.environ.get("WORLD_SIZE", 1)) < 2:
+            problems.append(
+                "fsdp has no other process to share the weights with, and would do nothing; start with torchrun "
+                "--nproc_per_node N, or remove it."
             )
         if self.on_nonfinite == "skip" and self.deepspeed:
             problems.append(

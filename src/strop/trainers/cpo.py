@@ -7,11 +7,10 @@ from typing import Annotated, Any, Literal
 import torch
 
 from strop.errors import ConfigError
-from strop.losses import check_cpo_options, contrastive_hidden_loss, cpo_loss, cpo_score, nll_loss, pool_hidden
+from strop.losses import check_cpo_options, contrastive_hidden_loss, cpo_loss, cpo_score, mean_of, nll_loss, pool_hidden
 from strop.losses.names import CPO_AVERAGED_TYPES, CPO_TERM_TYPES, check_name
 from strop.records import Batch, Example, LossOutput, Scores, Term, Want
 from strop.trainers.config import TrainerConfig
-from strop.trainers.metrics import mean_of
 from strop.trainers.pairs import PairTrainer, pair_metrics
 from strop.trainers.schema import Range, config
 from strop.trainers.step import Counts, StepContext, scored_tokens

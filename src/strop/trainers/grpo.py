@@ -2,134 +2,37 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Any
 
 import torch
 
 from strop.errors import ConfigError
 from strop.losses import (
     adapt_entropy_coef,
-    check_policy_options,
     entropy_bonus,
     entropy_threshold,
-    kl_estimate,
+    mean_of,
     multi_reward_advantages,
     off_policy_mask,
     policy_loss_flat,
+    policy_metrics,
     policy_term,
+    sampler_metrics,
+    sampler_mode,
     top_entropy_mask,
 )
 from strop.losses.names import POLICY_AGGREGATION
-from strop.records import Batch, LossOutput, Scores, Want
+from strop.records import Batch, LossOutput, Mean, Scores, Term, Want
 from strop.trainers.groups import Group
-from strop.trainers.metrics import mean_of
-from strop.trainers.online_config import OnlineConfig
-from strop.trainers.policy_gradient import PolicyGradientTrainer, clip_metrics, sampler_metrics
-from strop.trainers.schema import Range, config
+from strop.trainers.grpo_config import GRPOConfig
+from strop.trainers.policy_gradient import PolicyGradientTrainer
 from strop.trainers.step import StepContext, completion_field, token_field
 
-Positive = Annotated[float, Range(min=0, open_min=True)]
-
-
-@config
-class GRPOConfig(OnlineConfig):
-    """Settings of `GRPOTrainer`."""
-
-    aliases: ClassVar[dict[str, str]] = {
-        **OnlineConfig.aliases,
-        "vllm_importance_sampling_cap": "vllm_importance_sampling_clip_max",
-    }
-    removed: ClassVar[dict[str, str]] = {
-        **OnlineConfig.removed,
-        "cast_lm_head_to_fp32": "Logits are added up and normalised in float32 always; remove it.",
-    }
-
-    disable_dropout: bool = False
-    """Set every dropout of the model to 0."""
-    loss_type: Literal["grpo", "dapo", "dr_grpo", "bnpo", "cispo", "sapo", "luspo", "vespo"] = "dapo"
-    """The policy term and how tokens are added up (see the table of `policy_loss`)."""
-    importance_sampling_level: Literal["token", "sequence", "sequence_token"] | None = None
-    """Ratio of each token, or of the whole completion (GSPO). None: token, sequence for luspo."""
-    epsilon: Annotated[float, Range(min=0)] = 0.2
-    """Clip range below 1."""
-    epsilon_high: Annotated[float, Range(min=0)] | None = None
-    """Clip range above 1. None: epsilon (DAPO's clip-higher uses 0.28)."""
-    delta: Annotated[float, Range(min=1)] | None = None
-    """Upper bound of the ratio where the advantage is negative (two-sided clip). None: none."""
-    cispo_cap: Literal["relative", "absolute"] = "relative"
-    """CISPO's cap: 1 + epsilon_high as in the paper, or epsilon_high itself as TRL reads it."""
-    use_bias_correction_kl: bool = True
-    """Multiply the KL term by the ratio, so that it follows KL(policy || reference)."""
-    scale_rewards: Literal["group", "batch", "none"] | bool = "group"
-    """What advantages are divided by: std of the group, of the batch, or nothing (Dr. GRPO). True: group, False:
-    none."""
-    multi_objective_aggregation: Literal["sum_then_normalize", "normalize_then_sum"] = "sum_then_normalize"
-    """Several rewards: sum, then normalise; or normalise each, then sum (GDPO)."""
-    dynamic_sampling: bool = False
-    """Replace groups whose rewards are all equal by groups of further prompts (DAPO)."""
-    max_resampling_rounds: Annotated[int, Range(min=1)] = 4
-    """Most extra rounds of sampling that dynamic_sampling may take for one step."""
-    top_entropy_quantile: Annotated[float, Range(min=0, max=1, open_min=True)] = 1.0
-    """Learn from this share of tokens with the highest entropy only. 1: all."""
-    entropy_coef: Annotated[float, Range(min=0)] = 0.0
-    """Weight of an entropy bonus."""
-    use_adaptive_entropy: bool = False
-    """Let the entropy coefficient follow `entropy_target`."""
-    entropy_coef_min: Annotated[float, Range(min=0)] = 0.0
-    """Least adaptive coefficient."""
-    entropy_coef_max: Annotated[float, Range(min=0)] = 1.0
-    """Greatest adaptive coefficient."""
-    entropy_coef_delta: Annotated[float, Range(min=0)] = 0.005
-    """Change of the adaptive coefficient per step."""
-    entropy_target: Annotated[float, Range(min=0)] = 0.2
-    """Entropy (nats per token) that the adaptive coefficient holds."""
-    off_policy_mask_threshold: float | None = None
-    """Drop failed completions that drifted by more than this many nats per token. None: keep all."""
-    vllm_importance_sampling_correction: bool = True
-    """Correct for a rollout engine whose probabilities differ from the policy's (vllm engine)."""
-    vllm_importance_sampling_mode: (
-        Literal["token_truncate", "token_mask", "sequence_truncate", "sequence_mask"] | None
-    ) = None
-    """How. None: sequence_mask, token_truncate for vespo."""
-    vllm_importance_sampling_clip_max: Annotated[float, Range(min=0)] | None = 3.0
-    """Upper bound of the correction's weight."""
-    vllm_importance_sampling_clip_min: Annotated[float, Range(min=0)] | None = None
-    """Lower bound of the correction's weight."""
-    sapo_temperature_pos: Positive = 1.0
-    """Sharpness of SAPO's gate where the advantage is positive."""
-    sapo_temperature_neg: Positive = 1.05
-    """Sharpness of SAPO's gate where the advantage is negative."""
-    vespo_k_pos: Positive = 2.0
-    """VESPO's power where the advantage is positive."""
-    vespo_lambda_pos: Positive = 3.0
-    """VESPO's rate where the advantage is positive."""
-    vespo_k_neg: Positive = 3.0
-    """VESPO's power where the advantage is negative."""
-    vespo_lambda_neg: Positive = 2.0
-    """VESPO's rate where the advantage is negative."""
-
-    def __post_init__(self) -> None:
-        if isinstance(self.scale_rewards, bool):
-            self.scale_rewards = "group" if self.scale_rewards else "none"
-        super().__post_init__()
-
-    def contradictions(self) -> list[str]:
-        problems = super().contradictions()
-        if self.num_generations < 2:
-            problems.append("num_generations=1 leaves no group to compare with; set 2 or more.")
-        try:
-            check_policy_options(
-                self.loss_type,
-                importance_sampling_level=self.importance_sampling_level,
-                epsilon=self.epsilon,
-                epsilon_high=self.epsilon_high,
-                delta=self.delta,
-                importance_sampling_mode=self.vllm_importance_sampling_mode,
-                cispo_cap=self.cispo_cap,
-            )
-        except ConfigError as error:
-            problems.append(str(error))
-        return problems
+SHARED_OPTIONS = (
+    "loss_type", "importance_sampling_level", "epsilon", "epsilon_high", "use_bias_correction_kl", "cispo_cap",
+    "vespo_k_pos", "vespo_lambda_pos", "vespo_k_neg", "vespo_lambda_neg",
+)  # fmt: skip
+"""Settings that the loss and its metrics both read, under the names of both."""
 
 
 class GRPOTrainer(PolicyGradientTrainer):
@@ -224,53 +127,41 @@ class GRPOTrainer(PolicyGradientTrainer):
         args, dtype = self.args, scores.logps.dtype
         advantages = completion_field(batch, "advantages", dtype=dtype)[scores.segment]  # (N,)
         old_logps = self.old_logps(scores, batch)
-        corrects = args.engine == "vllm" and args.vllm_importance_sampling_correction
+        given = (scores.logps, old_logps, advantages, scores.segment, scores.num_completions)
+        options = {name: getattr(args, name) for name in SHARED_OPTIONS}
+        options["ref_logps"] = step.ref.logps if step.ref is not None else None
         sampler_logps = token_field(batch, "sampler_logps").to(dtype)  # (N,)
+        corrects = args.engine == "vllm" and args.vllm_importance_sampling_correction
+        bounds = {f"clip_{end}": getattr(args, f"vllm_importance_sampling_clip_{end}") for end in ("max", "min")}
         values = policy_loss_flat(
-            scores.logps,
-            old_logps,
-            advantages,
-            scores.segment,
-            scores.num_completions,
-            loss_type=args.loss_type,
-            importance_sampling_level=args.importance_sampling_level,
-            epsilon=args.epsilon,
-            epsilon_high=args.epsilon_high,
-            delta=args.delta,
-            ref_logps=step.ref.logps if step.ref is not None else None,
-            beta=args.beta,
-            use_bias_correction_kl=args.use_bias_correction_kl,
+            *given,
+            **options,
             sampler_logps=sampler_logps if corrects else None,
             importance_sampling_mode=args.vllm_importance_sampling_mode,
-            importance_sampling_clip_max=args.vllm_importance_sampling_clip_max,
-            importance_sampling_clip_min=args.vllm_importance_sampling_clip_min,
+            importance_sampling_clip_max=bounds["clip_max"],
+            importance_sampling_clip_min=bounds["clip_min"],
+            delta=args.delta,
+            beta=args.beta,
             keep=self.keep(scores, batch, advantages, step),
-            cispo_cap=args.cispo_cap,
             sapo_temperature_pos=args.sapo_temperature_pos,
             sapo_temperature_neg=args.sapo_temperature_neg,
-            vespo_k_pos=args.vespo_k_pos,
-            vespo_lambda_pos=args.vespo_lambda_pos,
-            vespo_k_neg=args.vespo_k_neg,
-            vespo_lambda_neg=args.vespo_lambda_neg,
         )
-        aggregation = POLICY_AGGREGATION[args.loss_type]
-        options = {"aggregation": aggregation, "max_completion_length": args.max_completion_length}
-        terms = [policy_term(values, scores.segment, scores.num_completions, **options)]
-        coef = step.statistics.get("coef", args.entropy_coef)
-        if self.bonus and coef and scores.entropy is not None:
-            terms.append(
-                policy_term(
-                    entropy_bonus(scores.entropy), scores.segment, scores.num_completions, weight=coef, **options
-                )
-            )
-        metrics = {
-            **clip_metrics(scores, old_logps, advantages, args.epsilon, args.epsilon_high),
-            **sampler_metrics(scores if old_logps is None else None, old_logps, sampler_logps),
+        start = scores.logps.detach() if old_logps is None else old_logps
+        mode = sampler_mode(args.loss_type, args.vllm_importance_sampling_mode) if corrects else None
+        metrics = policy_metrics(*given, **options)
+        metrics |= sampler_metrics(start, sampler_logps, scores.segment, scores.num_completions, mode=mode, **bounds)
+        sums = {
+            "aggregation": POLICY_AGGREGATION[args.loss_type],
+            "max_completion_length": args.max_completion_length,
         }
+        terms = [policy_term(values, scores.segment, scores.num_completions, **sums)]
+        if self.bonus and scores.entropy is not None:
+            coef = step.statistics.get("coef", args.entropy_coef)
+            bonus = entropy_bonus(scores.entropy)
+            terms.append(policy_term(bonus, scores.segment, scores.num_completions, weight=coef, **sums))
+            metrics |= {"policy_loss": share_of(terms[0], scores), "entropy_coef": Mean(coef, 1.0)}
         if scores.entropy is not None:
             metrics["entropy"] = mean_of(scores.entropy)
-        if step.ref is not None and step.ref.logps is not None:
-            metrics["kl"] = mean_of(kl_estimate(scores.logps.detach(), step.ref.logps))
         return LossOutput(terms, metrics)
 
     def extra_state(self) -> dict[str, Any]:
@@ -279,3 +170,9 @@ class GRPOTrainer(PolicyGradientTrainer):
     def load_extra_state(self, state: dict[str, Any]) -> None:
         super().load_extra_state(state)
         self.entropy_coef = state["entropy_coef"]
+
+
+def share_of(term: Term, scores: Scores) -> Mean:
+    """A term of this micro-batch, so that the means of a step's micro-batches add up to the step's term."""
+    count = len(scores.segment) if term.per == "tokens" else scores.num_completions
+    return Mean(term.weight * term.values.detach().sum(), float(count))

@@ -14,7 +14,7 @@ from strop.records import Batch, Example, LossOutput, Scores, Term
 from strop.trainers.config import ReferenceConfig
 from strop.trainers.schema import Range, config
 from strop.trainers.step import StepContext
-from strop.trainers.unpaired import UnpairedTrainer, advise_weights, class_metrics
+from strop.trainers.unpaired import UnpairedTrainer, advise_weights, label_metrics
 
 
 @config
@@ -96,7 +96,7 @@ class KTOTrainer(UnpairedTrainer):
         by_class = self.args.loss_type in KTO_CLASS_MEAN_TYPES
         terms = class_terms(values, labels) if by_class else [Term(values, "trees")]
         rewards = self.args.beta * (policy - ref).detach()
-        return LossOutput(terms, class_metrics(scores, own, labels, rewards, policy.detach(), kl=kl))
+        return LossOutput(terms, label_metrics(scores, own, labels, rewards, policy.detach(), kl=kl))
 
 
 def part(example: Example, which: slice) -> Example:

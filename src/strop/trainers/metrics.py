@@ -53,11 +53,5 @@ class MetricLog:
         return {key.split(":", 1)[1]: total / count for key, (total, count) in merged.items() if count > 0}
 
 
-def mean_of(values: torch.Tensor, keep: Any = None) -> Mean:
-    """Mean over the entries of `keep` (default: all) of a tensor, without gradient."""
-    values = (values if keep is None else values[keep]).detach().double()
-    return Mean(values.sum(), values.numel())
-
-
 def _detached(value: Any) -> Any:
     return value.detach() if isinstance(value, torch.Tensor) else value

@@ -6,11 +6,9 @@ from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 
-from strop.losses import adversarial_loss, nash_md_loss_flat
+from strop.losses import adversarial_loss, mean_of, nash_md_loss_flat, preference_metrics
 from strop.records import Batch, Example, LossOutput, Mean, Scores, Term
-from strop.rollout import Mixture
 from strop.trainers.groups import Group
-from strop.trainers.metrics import mean_of
 from strop.trainers.online_dpo import OnlinePairConfig, OnlinePairTrainer, at_epoch, objective_metrics
 from strop.trainers.opponents import preferences, rollout_against
 from strop.trainers.schema import Range, config
@@ -54,10 +52,7 @@ class NashMDTrainer(OnlinePairTrainer):
         return at_epoch(self.args.mixture_coef, self.state.epoch)
 
     def rollout(self, prompts: Any, n: int, training: bool) -> list[Group]:
-        with self.reference.active() as model:
-            reference = model
-        mixture = Mixture(reference, self.mixture_coef, context=self.reference.active)
-        return rollout_against(self, super().rollout, prompts, training, mixture)
+        return rollout_against(self, super().rollout, prompts, training, self.mixture_coef)
 
     def make_trees(self, groups: list[Group], training: bool) -> list[Example]:
         probabilities = preferences(groups, judge=self.has_judge)
@@ -104,10 +99,7 @@ class NashMDTrainer(OnlinePairTrainer):
             "loss/score": mean_of((probability - 0.5) * policy),
             "loss/kl": mean_of(self.beta * kl),
             "rewards/probabilities": mean_of(probability),
-            "rewards/chosen": mean_of(ranked[:, 0]),
-            "rewards/rejected": mean_of(ranked[:, 1]),
-            "rewards/margins": mean_of(ranked[:, 0] - ranked[:, 1]),
-            "rewards/accuracies": mean_of((ranked[:, 0] > ranked[:, 1]).float()),
+            **preference_metrics(ranked[:, 0], ranked[:, 1]),
             "logps/chosen": mean_of(policy),
             "logps/rejected": mean_of(ref),
             "val/model_contain_eos_token": mean_of(ended[:, 0]),

@@ -61,6 +61,8 @@ class OnlineTrainer(BaseTrainer):
         **kwargs: Any,
     ) -> None:
         given = [value for value in (reward_funcs, reward_model, judge) if value is not None]
+        if not given and getattr(args, "reward_model_path", None) is not None:
+            given = [args.reward_model_path]
         if len(given) > 1:
             raise ConfigError(
                 "reward_funcs, reward_model and judge are names for one thing; give one of them (a list is fine)."
@@ -136,6 +138,9 @@ class OnlineTrainer(BaseTrainer):
     @property
     def uses_reference(self) -> bool:  # type: ignore[override]
         return self.args.beta > 0
+
+    def want(self, log: bool) -> Want:
+        return Want.LOGPS | Want.ENTROPY if log else Want.LOGPS
 
     # ---- how many prompts make a step -------------------------------------------------------------------------
 
@@ -258,7 +263,7 @@ class OnlineTrainer(BaseTrainer):
         if not prompts:
             return []
         self.generator.sync(self.policy)
-        sampled, trajectories = self.sample(prompts, n, self.sampling(training))
+        sampled, trajectories = self.sample(prompts, n, training)
         return [
             Group(
                 prompt,
@@ -272,9 +277,9 @@ class OnlineTrainer(BaseTrainer):
             for i, prompt in enumerate(prompts)
         ]
 
-    def sample(self, prompts: Sequence[Example], n: int, sampling: SamplingParams) -> tuple[Rollout, Any]:
+    def sample(self, prompts: Sequence[Example], n: int, training: bool) -> tuple[Rollout, Any]:
         """Completions of the engine, of the user's `rollout_func`, or of several turns with tools or an environment."""
-        ids = [prompt.prompt_ids for prompt in prompts]
+        ids, sampling = [prompt.prompt_ids for prompt in prompts], self.sampling(training)
         if self._rollout_func is not None:
             return check_rollout(self._rollout_func(ids, n, sampling, self), ids, n), None
         if self.turns is None:
@@ -285,7 +290,7 @@ class OnlineTrainer(BaseTrainer):
         calls, failures = sum(t.calls for t in everyone), sum(t.failures for t in everyone)
         frequency = {"tools/call_frequency": Mean(float(calls), float(len(everyone)))}
         failed = {"tools/failure_frequency": Mean(float(failures), float(calls))}
-        self._metrics["train"].add({**frequency, **failed} if self._tools is not None else {})
+        self._metrics["train" if training else "eval"].add({**frequency, **failed} if self._tools is not None else {})
         return sampled, trajectories
 
     def score_groups(self, groups: list[Group], mode: str) -> None:

@@ -9,10 +9,9 @@ from typing import Annotated, Any, ClassVar, Literal
 import numpy as np
 import torch
 
-from strop.losses import dpo_loss
-from strop.records import Batch, Example, Extreme, LossOutput, Mean, Scores, Term, Want
+from strop.losses import dpo_loss, mean_of
+from strop.records import Batch, Example, Extreme, LossOutput, Mean, Scores, Term
 from strop.trainers.groups import Group, replies
-from strop.trainers.metrics import mean_of
 from strop.trainers.online import OnlineTrainer
 from strop.trainers.online_config import OnlineConfig
 from strop.trainers.opponents import PairVerdicts, check_judge, check_opponent, is_judge, judged
@@ -69,8 +68,6 @@ class OnlinePairTrainer(OnlineTrainer):
     def __init__(
         self, model: Any = None, ref_model: Any = None, reward_funcs: Any = None, args: Any = None, **kwargs: Any
     ) -> None:
-        if reward_funcs is None and args is not None and args.reward_model_path is not None:
-            reward_funcs = args.reward_model_path
         super().__init__(model, reward_funcs, args, ref_model=ref_model, **kwargs)
 
     def after_init(self) -> None:
@@ -99,8 +96,10 @@ class OnlinePairTrainer(OnlineTrainer):
             judged(group, verdicts.tolist())
         self._metrics[mode].add(table.log_metrics())
 
-    def want(self, log: bool) -> Want:
-        return Want.LOGPS | Want.ENTROPY if log else Want.LOGPS
+    def count_dropped(self, groups: list[Group], trees: list[Example], training: bool) -> None:
+        """`pairs/dropped_ratio`: the share of groups that made no pair."""
+        dropped = Mean(float(len(groups) - len(trees)), float(len(groups)))
+        self._metrics["train" if training else "eval"].add({"pairs/dropped_ratio": dropped})
 
     @property
     def beta(self) -> float:
@@ -131,8 +130,7 @@ class OnlineDPOTrainer(OnlinePairTrainer):
                 "ended": [float(group.finish_reasons[i] == "stop") for i in pair],
             }
             trees.append(group.tree(pair, drop_truncated=self.args.mask_truncated_completions, extras=extras))
-        dropped = Mean(float(len(groups) - len(trees)), float(len(groups)))
-        self._metrics["train" if training else "eval"].add({"pairs/dropped_ratio": dropped})
+        self.count_dropped(groups, trees, training)
         return trees
 
     def loss(self, scores: Scores, batch: Batch, step: StepContext) -> LossOutput:

@@ -16,12 +16,14 @@ from strop.trainers.groups import Group
 
 
 def rollout_against(
-    trainer: Any, sample: Callable[..., list[Group]], prompts: Sequence[Example], training: bool, mixture: Mixture
+    trainer: Any, sample: Callable[..., list[Group]], prompts: Sequence[Example], training: bool, weight: float
 ) -> list[Group]:
-    """Groups of two: one completion of the policy, then one of the mixture of policy and reference."""
+    """Groups of two: one completion of the policy, then one of the mixture in which the reference has `weight`."""
     groups = sample(prompts, 1, training)
     if not groups:
         return groups
+    with trainer.reference.active() as reference:
+        mixture = Mixture(reference, weight, context=trainer.reference.active)
     sampling = trainer.sampling(training, player=1)
     other = trainer.generator.generate([p.prompt_ids for p in prompts], 1, sampling, mixture=mixture)
     for index, group in enumerate(groups):

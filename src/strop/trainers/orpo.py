@@ -7,12 +7,10 @@ from typing import Annotated
 import torch
 
 from strop.data import TokenizeOptions
-from strop.losses import log_odds_ratio, nll_loss, orpo_loss
-from strop.losses.numerics import logsigmoid
+from strop.losses import log_odds_ratio, mean_of, nll_loss, orpo_loss, orpo_metrics
 from strop.records import Batch, Example, LossOutput, Scores, Term
 from strop.trainers import rows
 from strop.trainers.config import TrainerConfig
-from strop.trainers.metrics import mean_of
 from strop.trainers.pairs import PairTrainer, pair_metrics
 from strop.trainers.schema import Range, config
 from strop.trainers.step import Counts, StepContext, scored_tokens
@@ -58,9 +56,7 @@ class ORPOTrainer(PairTrainer):
             nll = torch.cat([nll, nll_loss(scores.prompt_logps)])
         terms = [Term(nll, "nll_tokens"), Term(orpo_loss(values[:, 0], values[:, 1], beta=self.args.beta), "trees")]
         values = values.detach()
-        log_odds = log_odds_ratio(values[:, 0], values[:, 1])
         metrics = pair_metrics(scores, self.args.beta * values, values)
+        metrics |= orpo_metrics(log_odds_ratio(values[:, 0], values[:, 1]))
         metrics["nll_loss"] = mean_of(nll)
-        metrics["log_odds_chosen"] = mean_of(log_odds)
-        metrics["log_odds_ratio"] = mean_of(logsigmoid(log_odds))
         return LossOutput(terms, metrics)

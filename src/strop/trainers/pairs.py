@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 
 from strop.data import DatasetKind
-from strop.records import Extreme, Mean, Scores
+from strop.losses.metrics import Metrics, mean_of, preference_metrics
+from strop.records import Scores
 from strop.trainers.base import BaseTrainer
-from strop.trainers.metrics import mean_of
 
 
 class PairTrainer(BaseTrainer):
@@ -16,20 +16,10 @@ class PairTrainer(BaseTrainer):
     dataset_kind = DatasetKind.PREFERENCE
 
 
-def pair_metrics(scores: Scores, rewards: torch.Tensor, logps: torch.Tensor) -> dict[str, Mean | Extreme]:
-    """Metrics of pairs: implicit `rewards` and `logps` (B, 2), no gradient, in the order chosen, rejected.
-
-    `rewards/accuracies` is the share of pairs with a strictly higher chosen reward; ties count as wrong.
-    """
-    pairs = len(rewards)
-    metrics: dict[str, Mean | Extreme] = {
-        "rewards/chosen": Mean(rewards[:, 0].sum(), pairs),
-        "rewards/rejected": Mean(rewards[:, 1].sum(), pairs),
-        "rewards/accuracies": Mean((rewards[:, 0] > rewards[:, 1]).float().sum(), pairs),
-        "rewards/margins": Mean((rewards[:, 0] - rewards[:, 1]).sum(), pairs),
-        "logps/chosen": Mean(logps[:, 0].sum(), pairs),
-        "logps/rejected": Mean(logps[:, 1].sum(), pairs),
-    }
+def pair_metrics(scores: Scores, rewards: torch.Tensor, logps: torch.Tensor) -> Metrics:
+    """Metrics of pairs: implicit `rewards` and `logps` (B, 2), in the order chosen, rejected; and of their tokens."""
+    metrics = preference_metrics(rewards[:, 0], rewards[:, 1])
+    metrics |= {"logps/chosen": mean_of(logps[:, 0]), "logps/rejected": mean_of(logps[:, 1])}
     chosen = scores.segment % 2 == 0
     if scores.mean_logit is not None:
         metrics["logits/chosen"] = mean_of(scores.mean_logit, chosen)

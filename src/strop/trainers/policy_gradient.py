@@ -1,4 +1,4 @@
-"""What GRPO and RLOO share: one advantage per completion, old log-probs, metrics of ratios and of the sampler."""
+"""What GRPO and RLOO share: one advantage per completion, old log-probs."""
 
 from __future__ import annotations
 
@@ -6,9 +6,8 @@ from typing import Any
 
 import torch
 
-from strop.records import Batch, Example, Extreme, Mean, Scores
+from strop.records import Batch, Example, Mean, Scores
 from strop.trainers.groups import Group
-from strop.trainers.metrics import mean_of
 from strop.trainers.online import OnlineTrainer
 from strop.trainers.step import token_field, token_lists
 from strop.trainers.windows import epoch_order
@@ -124,43 +123,3 @@ def has_spread(group: Group) -> bool:
     assert group.rewards is not None
     known = group.rewards[~group.rewards.isnan()]
     return known.numel() > 1 and bool(known.max() > known.min())
-
-
-def clip_metrics(
-    scores: Scores, old_logps: torch.Tensor | None, advantages: torch.Tensor, epsilon: float, epsilon_high: float | None
-) -> dict[str, Mean | Extreme]:
-    """Share of tokens whose ratio left the clip range on the side where clipping acts; extremes over completions."""
-    assert scores.logps is not None
-    logps = scores.logps.detach()
-    ratio = torch.ones_like(logps) if old_logps is None else torch.exp(logps - old_logps)
-    low = ((ratio < 1 - epsilon) & (advantages < 0)).float()
-    high = ((ratio > 1 + (epsilon if epsilon_high is None else epsilon_high)) & (advantages > 0)).float()
-    metrics: dict[str, Mean | Extreme] = {
-        "clip_ratio/low_mean": mean_of(low),
-        "clip_ratio/high_mean": mean_of(high),
-        "clip_ratio/region_mean": mean_of(low + high),
-    }
-    lengths = scores.lengths.clamp(min=1)
-    if low.numel():
-        metrics["clip_ratio/low_min"] = Extreme((scores.sum(low) / lengths).min(), largest=False)
-        metrics["clip_ratio/high_max"] = Extreme((scores.sum(high) / lengths).max())
-    return metrics
-
-
-def sampler_metrics(
-    current: Scores | None, old_logps: torch.Tensor | None, sampler_logps: torch.Tensor
-) -> dict[str, Mean | Extreme]:
-    """How far the rollout engine's log-probs are from the policy's at the start of the window."""
-    policy = current.logps.detach() if current is not None and current.logps is not None else old_logps
-    known = ~sampler_logps.isnan()
-    if policy is None or not known.any():
-        return {}
-    gap = (policy - sampler_logps)[known]
-    ratio = gap.exp()
-    return {
-        "sampling/sampling_logp_difference/mean": mean_of(gap.abs()),
-        "sampling/sampling_logp_difference/max": Extreme(gap.abs().max()),
-        "sampling/importance_sampling_ratio/mean": mean_of(ratio),
-        "sampling/importance_sampling_ratio/min": Extreme(ratio.min(), largest=False),
-        "sampling/importance_sampling_ratio/max": Extreme(ratio.max()),
-    }

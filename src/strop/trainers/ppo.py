@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import copy
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Any
 
 import torch
 
 from strop.losses import (
     gae_flat,
     kl_estimate,
+    mean_of,
     moments,
     policy_loss_flat,
     ppo_metrics,
@@ -18,84 +18,16 @@ from strop.losses import (
     value_loss,
     whiten,
 )
-from strop.model import base_model, is_peft, lm_head_of, with_head
-from strop.records import Batch, Example, LossOutput, Mean, Scores, Term, Want
+from strop.model import base_model, disable_dropout, lm_head_of
+from strop.records import Batch, Example, Extreme, LossOutput, Mean, Scores, Term, Want
 from strop.trainers import setup
-from strop.trainers.actor_critic import VALUE_FOLDER, ActorCritic, score_both
+from strop.trainers.actor_critic import VALUE_FOLDER, ActorCritic, critic_like, score_both
 from strop.trainers.checkpoint import without_progress_bars
-from strop.trainers.groups import Group, add
-from strop.trainers.metrics import mean_of
+from strop.trainers.groups import Group
 from strop.trainers.online import OnlineTrainer
-from strop.trainers.online_config import OnlineConfig
+from strop.trainers.ppo_config import PPOConfig
 from strop.trainers.sampled_distribution import changes_distribution, rescore
-from strop.trainers.schema import Range, config
 from strop.trainers.step import StepContext, token_field, token_lists
-
-
-@config
-class PPOConfig(OnlineConfig):
-    """Settings of `PPOTrainer`."""
-
-    aliases: ClassVar[dict[str, str]] = {
-        **OnlineConfig.aliases,
-        "num_ppo_epochs": "num_iterations",
-        "gamma_": "gamma",
-    }
-    removed: ClassVar[dict[str, str]] = {
-        **OnlineConfig.removed,
-        "local_rollout_forward_batch_size": "Use per_device_train_batch_size, or max_tokens_per_micro_batch.",
-        "num_sample_generations": "Completions are in samples.jsonl; log_completions=True shows them.",
-        "stop_token": "Completions end at the tokenizer's and the model's own end tokens; else use stop or "
-        "stop_token_ids.",
-        "sft_model_path": "Pass the policy as model=.",
-        "model_adapter_name": "The reference is the adapter as it was at the start; nothing needs a name.",
-        "ref_adapter_name": "The reference is the adapter as it was at the start; nothing needs a name.",
-    }
-    unused: ClassVar[dict[str, str]] = {
-        **OnlineConfig.unused,
-        "steps_per_generation": "Use num_mini_batches, the optimizer steps that one pass over a round takes.",
-        "generation_batch_size": "A round has per_device_train_batch_size x gradient_accumulation_steps x "
-        "num_mini_batches completions.",
-    }
-
-    learning_rate: Annotated[float, Range(min=0)] = 3e-6
-    """Peak learning rate of AdamW, for policy and critic."""
-    num_generations: Annotated[int, Range(min=1)] = 1
-    """Completions sampled for each prompt."""
-    max_completion_length: Annotated[int, Range(min=1)] | None = 53
-    """Most tokens of a completion."""
-    temperature: Annotated[float, Range(min=0, open_min=True)] = 0.7
-    """Temperature of sampling, and of the policy that is optimised."""
-    beta: Annotated[float, Range(min=0)] = 0.05
-    """Weight of the KL penalty on each token (kl_coef)."""
-    num_iterations: Annotated[int, Range(min=1)] = 4
-    """Times that each round of completions is learned from (num_ppo_epochs)."""
-    num_mini_batches: Annotated[int, Range(min=1)] = 1
-    """Optimizer steps that one pass over a round takes."""
-    total_episodes: Annotated[int, Range(min=1)] | None = None
-    """Completions to sample in all; another way to give max_steps."""
-    kl_estimator: Literal["k1", "k2", "k3"] = "k1"
-    """Estimator of the KL in the reward (and of `objective/kl`)."""
-    whiten_rewards: bool = False
-    """Give token rewards unit variance over the round; their mean stays."""
-    cliprange: Annotated[float, Range(min=0, open_min=True)] = 0.2
-    """Clip range of the policy's ratio."""
-    cliprange_value: Annotated[float, Range(min=0, open_min=True)] | None = 0.2
-    """Clip range of the critic's values. None: none."""
-    vf_coef: Annotated[float, Range(min=0)] = 0.1
-    """Weight of the critic's loss."""
-    gamma: Annotated[float, Range(min=0, max=1)] = 1.0
-    """Discount per token."""
-    lam: Annotated[float, Range(min=0, max=1)] = 0.95
-    """Generalised advantage estimation: 1 is the return, 0 the one-step error."""
-    reward_model_path: str | None = None
-    """Reward model by id or folder; another way to give reward_funcs."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.total_episodes is not None and self.max_steps < 0:
-            per_step = self.per_device_train_batch_size * self.gradient_accumulation_steps * self.world_size
-            self.max_steps = max(1, round(self.total_episodes * self.num_iterations / per_step))
 
 
 class PPOTrainer(OnlineTrainer):
@@ -103,8 +35,9 @@ class PPOTrainer(OnlineTrainer):
 
     Token reward: -beta KL_t, and the score on the last real token. Advantages by GAE, whitened over the whole round of
     all ranks. L = mean over tokens of max(-A r, -A clip(r)) + vf_coef / 2 max((V - G)^2, (V_clip - G)^2).
-    `value_model` starts the critic (default: a copy of the policy's layers with a fresh head); both are trained by one
-    optimizer, saved together (the critic in `value_model/`) and resumed together. Rows: `prompt`.
+    `value_model` starts the critic (default: a fresh head on a copy of the policy's layers, and of its adapter where it
+    has one); both are trained by one optimizer, saved together (the critic in `value_model/`) and resumed together.
+    Rows: `prompt`.
     Sources: arXiv 1707.06347 Eqs. 7 and 9; GAE 1506.02438; KL in the reward 1909.08593.
     Differs from TRL: the score sits on the last token, not one step after it; whitening sees all ranks.
     """
@@ -121,15 +54,14 @@ class PPOTrainer(OnlineTrainer):
         **kwargs: Any,
     ) -> None:
         self._critic_source = value_model
-        if reward_funcs is None and args is not None and args.reward_model_path is not None:
-            reward_funcs = args.reward_model_path
         super().__init__(model, reward_funcs, args, ref_model=ref_model, **kwargs)
 
     def complete_model(self, model: Any) -> ActorCritic:
         """The policy with its critic beside it."""
         if self._critic_source is None:
-            critic = with_head(copy.deepcopy(model).merge_and_unload() if is_peft(model) else model, "score")
-            setup.set_requires_grad(critic, True)
+            critic = critic_like(model)
+            if self.args.disable_dropout:
+                disable_dropout(critic)
         else:
             critic = setup.resolve_model(self.args, self._critic_source, "score", None, None)
         return ActorCritic(model, critic)
@@ -141,9 +73,6 @@ class PPOTrainer(OnlineTrainer):
     @property
     def fresh_steps(self) -> int:
         return self.args.num_mini_batches
-
-    def want(self, log: bool) -> Want:
-        return Want.LOGPS | Want.ENTROPY if log else Want.LOGPS
 
     def build_want(self) -> Want:
         return Want.LOGPS | Want.VALUE
@@ -168,11 +97,10 @@ class PPOTrainer(OnlineTrainer):
         self._metrics["train" if training else "eval"].add(per_round)
         for part in self.plan(trees, self._train_batch_size):
             self.add_token_rewards(part, training)
-        for name, wanted in (("rewards", self.args.whiten_rewards), ("advantages", True)):
-            if name == "advantages":
-                self.add_advantages(trees)
-            if wanted:
-                self.whiten(trees, name, shift_mean=name == "advantages")
+        if self.args.whiten_rewards:
+            self.whiten(trees, "rewards", shift_mean=False)
+        self.add_advantages(trees)
+        self.whiten(trees, "advantages", shift_mean=True)
         return trees
 
     def trees(self, group: Group, index: int) -> list[Example]:
@@ -216,9 +144,9 @@ class PPOTrainer(OnlineTrainer):
             batch = self.build(part)
             rewards, values = token_field(batch, "rewards"), token_field(batch, "old_values")
             options = {"gamma": self.args.gamma, "lam": self.args.lam}
-            advantages, returns = gae_flat(rewards, values, batch.segment, batch.num_completions, **options)
-            token_lists(batch, "advantages", advantages)
-            token_lists(batch, "returns", returns)
+            estimated = gae_flat(rewards, values, batch.segment, batch.num_completions, **options)
+            for name, values in zip(("advantages", "returns"), estimated, strict=True):
+                token_lists(batch, name, values)
 
     def whiten(self, trees: list[Example], name: str, *, shift_mean: bool) -> None:
         """Whiten a per-token extra over the round of all ranks; masked tokens neither count nor change."""
@@ -239,18 +167,22 @@ class PPOTrainer(OnlineTrainer):
             scores.logps, old_logps, advantages, scores.segment, scores.num_completions, epsilon=self.args.cliprange
         )
         critic = value_loss(scores.values, old_values, returns, clip=self.args.cliprange_value)
-        metrics: dict[str, Any] = {
-            **ppo_metrics(
-                scores.logps, old_logps, advantages, scores.values, old_values, returns,
-                cliprange=self.args.cliprange, cliprange_value=self.args.cliprange_value or float("inf"),
-            ),
-            "loss/policy_avg": mean_of(policy),
-            "loss/value_avg": mean_of(critic),
-        }  # fmt: skip
+        moved = (scores.logps, old_logps, advantages, scores.values, old_values, returns)
+        clip = {"cliprange": self.args.cliprange, "cliprange_value": self.args.cliprange_value}
+        metrics = ppo_metrics(*moved, **clip)
+        metrics |= {"loss/policy_avg": mean_of(policy), "loss/value_avg": mean_of(critic)}
         if scores.entropy is not None:
             metrics["policy/entropy_avg"] = mean_of(scores.entropy)
-        add(metrics, "episode", float(self.rounds * self.completions_per_step * self.fresh_steps), 1.0)
+        metrics["episode"] = Extreme(float(self.rounds * self.completions_per_step * self.fresh_steps))
         return LossOutput([Term(policy, "tokens"), Term(critic, "tokens", self.args.vf_coef)], metrics)
+
+    def derived_metrics(self, metrics: dict[str, float]) -> dict[str, float]:
+        """`val/ratio_var` from the mean square, and `eps`, completions per second, from the time of a step."""
+        if (square := metrics.pop("val/ratio_square", None)) is not None:
+            metrics["val/ratio_var"] = max(square - metrics["val/ratio"] ** 2, 0.0)
+        if seconds := metrics.get("step_time"):
+            metrics["eps"] = self.completions_per_step / self.args.num_iterations / seconds
+        return metrics
 
     # ---- saving and resuming both -----------------------------------------------------------------------------
 

@@ -6,12 +6,19 @@ from typing import Annotated
 
 import torch
 
-from strop.losses import leave_one_out, normalize_advantages, rloo_loss, rloo_rewards
+from strop.losses import (
+    clip_metrics,
+    leave_one_out,
+    mean_of,
+    normalize_advantages,
+    rloo_loss,
+    rloo_rewards,
+    sampler_metrics,
+)  # fmt: skip
 from strop.records import Batch, LossOutput, Scores, Term, Want
 from strop.trainers.groups import Group
-from strop.trainers.metrics import mean_of
 from strop.trainers.online_config import OnlineConfig
-from strop.trainers.policy_gradient import PolicyGradientTrainer, clip_metrics, sampler_metrics
+from strop.trainers.policy_gradient import PolicyGradientTrainer
 from strop.trainers.schema import Range, config
 from strop.trainers.step import StepContext, completion_field, token_field
 
@@ -52,9 +59,6 @@ class RLOOTrainer(PolicyGradientTrainer):
     """
 
     config_class = RLOOConfig
-
-    def want(self, log: bool) -> Want:
-        return Want.LOGPS | Want.ENTROPY if log else Want.LOGPS
 
     @property
     def advantages_need_all_ranks(self) -> bool:  # type: ignore[override]
@@ -105,26 +109,15 @@ class RLOOTrainer(PolicyGradientTrainer):
         assert scores.logps is not None
         advantages = completion_field(batch, "advantages", dtype=scores.logps.dtype)  # (S,)
         old_logps = self.old_logps(scores, batch)
-        old_sums = None if old_logps is None else scores.sum(old_logps)
-        values = rloo_loss(
-            scores.sum(), old_sums, advantages, epsilon=self.args.epsilon, epsilon_high=self.args.epsilon_high
-        )
-        spread = (scores.sum() - (scores.sum() if old_sums is None else old_sums)).detach()[scores.segment]
-        ratio_scores = Scores(scores.segment, scores.num_completions, logps=spread)
-        metrics = {
-            **clip_metrics(
-                ratio_scores,
-                torch.zeros_like(spread),
-                advantages[scores.segment],
-                self.args.epsilon,
-                self.args.epsilon_high,
-            ),
-            **sampler_metrics(
-                scores if old_logps is None else None,
-                old_logps,
-                token_field(batch, "sampler_logps").to(scores.logps.dtype),
-            ),
-        }
+        start = scores.logps.detach() if old_logps is None else old_logps  # (N,)
+        clip = {"epsilon": self.args.epsilon, "epsilon_high": self.args.epsilon_high}
+        sums, old_sums = scores.sum(), None if old_logps is None else scores.sum(old_logps)  # (S,)
+        values = rloo_loss(sums, old_sums, advantages, **clip)
+        ratio = (sums.detach() - scores.sum(start)).exp()[scores.segment]  # (N,)
+        completions = (scores.segment, scores.num_completions)
+        sampler_logps = token_field(batch, "sampler_logps").to(start)
+        metrics = clip_metrics(ratio, advantages[scores.segment], *completions, by_completion=True, **clip)
+        metrics |= sampler_metrics(start, sampler_logps, *completions)
         if scores.entropy is not None:
             metrics["entropy"] = mean_of(scores.entropy)
         return LossOutput([Term(values, "completions")], metrics)

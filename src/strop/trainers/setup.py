@@ -22,12 +22,13 @@ from strop.model import (
     disable_dropout,
     install,
     is_peft,
+    keep_differentiable,
     load_model,
     load_tokenizer,
     make_reference,
     with_head,
 )
-from strop.records import Batch, LossOutput, Scores, Term
+from strop.records import Batch, LossOutput, Mean, Scores, Term
 from strop.trainers import rows
 from strop.trainers.alarms import Alarms
 from strop.trainers.config import TrainerConfig
@@ -218,6 +219,7 @@ def resolve_model(
         module = headed(module, task)
     if peft_config is not None:
         module = apply_peft(module, spare_head(peft_config) if task != "causal" else peft_config)
+    keep_differentiable(module)
     install(module)  # before anything wraps the model's forward, so that autocast surrounds scoring too
     if args.disable_dropout:
         disable_dropout(module)
@@ -252,12 +254,6 @@ def spare_head(peft_config: Any) -> Any:
     return dataclasses.replace(peft_config, exclude_modules=["score", "classifier"])
 
 
-def set_requires_grad(model: Any, value: bool) -> None:
-    """Make all floating-point parameters trainable, or none."""
-    for parameter in model.parameters():
-        parameter.requires_grad_(value and parameter.is_floating_point())
-
-
 def default_callbacks(args: Any) -> list[Any]:
     on_cpu = [KeptHeap()] if args.device.type == "cpu" else []
     return [RunDirectory(), Alarms(), StopSignals(), *on_cpu]
@@ -286,3 +282,4 @@ def add_router_loss(args: Any, scores: Scores, output: LossOutput, batch: Batch)
     if args.router_aux_loss_coef and scores.aux_loss is not None:
         tokens = float(sum(example.num_tokens for example in batch.examples))
         output.terms.append(Term((scores.aux_loss * tokens).view(1), "num_tokens", args.router_aux_loss_coef))
+        output.metrics["aux_loss"] = Mean(scores.aux_loss.detach() * tokens, tokens)

@@ -6,12 +6,11 @@ from collections.abc import Callable, Sequence
 from typing import Annotated, Any, ClassVar, Literal
 
 from strop.data import DatasetKind, TokenizeOptions, plan_micro_batches
-from strop.losses import sft_loss
+from strop.losses import mean_of, sft_loss
 from strop.records import Batch, Example, LossOutput, Scores, Term
 from strop.trainers import rows
 from strop.trainers.base import BaseTrainer
 from strop.trainers.config import TrainerConfig
-from strop.trainers.metrics import mean_of
 from strop.trainers.schema import Range, config
 from strop.trainers.step import StepContext
 

@@ -8,9 +8,9 @@ from typing import Any
 import torch
 
 from strop.data import DatasetKind
-from strop.records import Example, Extreme, Mean, Scores
+from strop.losses.metrics import Metrics, class_metrics, mean_of
+from strop.records import Example, Mean, Scores
 from strop.trainers.base import BaseTrainer
-from strop.trainers.metrics import mean_of
 from strop.trainers.step import Counts
 
 ADVISED_RATIO = (1.0, 1.5)
@@ -33,29 +33,24 @@ class UnpairedTrainer(BaseTrainer):
         return metrics
 
 
-def class_metrics(
+def label_metrics(
     scores: Scores,
     own: torch.Tensor,
     labels: torch.Tensor,
     rewards: torch.Tensor,
     logps: torch.Tensor,
     **once_per_step: torch.Tensor | float | None,
-) -> dict[str, Mean | Extreme]:
+) -> Metrics:
     """Metrics by class of rows (B,): `chosen` are the desirable ones. A class without rows adds nothing.
 
     `own` (S,) tells a row's own completion from others in the batch. `once_per_step` values are logged as they are.
     """
-    metrics: dict[str, Mean | Extreme] = {}
+    metrics = class_metrics(rewards, labels) | class_metrics(logps, labels, prefix="logps")
     tokens = own[scores.segment]  # (N,)
     token_labels = tokens.clone()
     token_labels[tokens] = labels.repeat_interleave(torch.bincount(scores.segment, minlength=len(own))[own])
-    for name, kind in (("chosen", labels), ("rejected", ~labels)):
-        metrics[f"rewards/{name}"] = mean_of(rewards, kind)
-        metrics[f"logps/{name}"] = mean_of(logps, kind)
-        if scores.mean_logit is not None:
-            metrics[f"logits/{name}"] = mean_of(
-                scores.mean_logit, tokens & (token_labels if name == "chosen" else ~token_labels)
-            )
+    if scores.mean_logit is not None:
+        metrics |= class_metrics(scores.mean_logit[tokens], token_labels[tokens], prefix="logits")
     if scores.entropy is not None:
         metrics["entropy"] = mean_of(scores.entropy, tokens)
     for name, value in once_per_step.items():

@@ -8,12 +8,10 @@ from typing import Annotated, Any, ClassVar, Literal
 import torch
 
 from strop.errors import ConfigError
-from strop.losses import dpo_loss, xpo_loss
+from strop.losses import dpo_loss, mean_of, xpo_loss
 from strop.records import Batch, Example, LossOutput, Mean, Scores, Term
-from strop.rollout import Mixture
 from strop.trainers.config import ReferenceConfig
 from strop.trainers.groups import Group
-from strop.trainers.metrics import mean_of
 from strop.trainers.online_dpo import OnlinePairConfig, OnlinePairTrainer, at_epoch, objective_metrics
 from strop.trainers.opponents import preferences, rollout_against
 from strop.trainers.pairs import PairTrainer, pair_metrics
@@ -153,11 +151,7 @@ class OnlineXPOTrainer(XPOTrainer, OnlinePairTrainer):
         return at_epoch(self.args.alpha, self.state.epoch)
 
     def rollout(self, prompts: Any, n: int, training: bool) -> list[Group]:
-        with self.reference.active() as model:
-            reference = model
-        return rollout_against(
-            self, super().rollout, prompts, training, Mixture(reference, 1.0, context=self.reference.active)
-        )
+        return rollout_against(self, super().rollout, prompts, training, 1.0)
 
     def make_trees(self, groups: list[Group], training: bool) -> list[Example]:
         trees = []
@@ -174,8 +168,7 @@ class OnlineXPOTrainer(XPOTrainer, OnlinePairTrainer):
                 "ended": [float(reason == "stop") for reason in group.finish_reasons],
             }
             trees.append(group.tree(drop_truncated=self.args.mask_truncated_completions, extras=extras))
-        dropped = Mean(float(len(groups) - len(trees)), float(len(groups)))
-        self._metrics["train" if training else "eval"].add({"pairs/dropped_ratio": dropped})
+        self.count_dropped(groups, trees, training)
         return trees
 
     def loss(self, scores: Scores, batch: Batch, step: StepContext) -> LossOutput:
