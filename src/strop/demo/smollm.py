@@ -62,6 +62,7 @@ RUNS: dict[str, tuple[str, dict[str, str]]] = {
             "beta": "0.1",
             "learning_rate": "5e-4",
             "per_device_train_batch_size": "64",
+            "per_device_eval_batch_size": "64",
             "max_steps": "30",
             "logging_steps": "1",
         },
