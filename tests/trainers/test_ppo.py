@@ -117,6 +117,24 @@ def test_resume_equals_not_stopping(cut, tmp_path):
     assert all(torch.equal(value, expected[name]) for name, value in weights(resumed).items())
 
 
+def test_adapters_of_policy_and_critic_resume(tmp_path):
+    base = tiny_model("llama", dtype=torch.float32, vocab_size=len(toy_tokenizer()))
+    base.save_pretrained(tmp_path / "base")
+
+    def run(folder, steps, resume=None):
+        config = LoraConfig(r=2, target_modules="all-linear", task_type="CAUSAL_LM")
+        options = {"save_strategy": "steps", "save_steps": 1, "max_steps": steps, "trainer": {"peft_config": config}}
+        trainer = ppo(folder, model=str(tmp_path / "base"), **options)
+        trainer.train(resume_from_checkpoint=resume)
+        return trainer
+
+    whole = run(tmp_path / "whole", 2)
+    run(tmp_path / "cut", 1)
+    resumed = run(tmp_path / "cut", 2, resume=True)
+    expected, found = weights(whole), weights(resumed)
+    assert expected.keys() == found.keys() and all(torch.equal(value, found[name]) for name, value in expected.items())
+
+
 def test_adapters_are_saved_without_the_reference_among_them(tmp_path):
     """Training goes on from a trained adapter: the reference is that adapter's frozen copy, and is no part of the
     result."""

@@ -54,6 +54,7 @@ class BaseTrainer(CheckpointMixin, EvaluationMixin, Trainer):
     coupled: ClassVar[bool] = False
     remembers_reference: ClassVar[bool] = True  # rows come again, so their reference scores are worth keeping
     reference_want: ClassVar[Want] = Want.LOGPS
+    reference_in_loss: ClassVar[bool] = True  # False: its scores are part of the reward
 
     # ---- what a method declares -------------------------------------------------------------------------------
 
@@ -270,7 +271,8 @@ class BaseTrainer(CheckpointMixin, EvaluationMixin, Trainer):
 
     def context(self, batch: Batch, work: StepWork, training: bool) -> StepContext:
         """What the method's loss sees beside the policy's scores."""
-        ref = self.reference_scores(batch) if self.reference_scores is not None else None
+        asks = self.reference_scores is not None and self.reference_in_loss
+        ref = self.reference_scores(batch) if asks else None  # type: ignore[misc]
         return StepContext(work.counts, ref=ref, training=training, log=work.log)
 
     def training_step(

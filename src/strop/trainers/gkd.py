@@ -74,6 +74,7 @@ class GKDTrainer(OnlineTrainer):
                 "compared. Choose a teacher of the same family, with the same tokenizer."
             )
         self._teacher_generator: Any = None
+        self._teacher_speaks = False
 
     def want(self, log: bool) -> Want:
         return Want.HIDDEN | Want.LOGPS | Want.ENTROPY | Want.TOP1 if log else Want.HIDDEN
@@ -110,11 +111,15 @@ class GKDTrainer(OnlineTrainer):
         """Within this context the rollout engine runs the teacher."""
         if self._teacher_generator is None:
             self._teacher_generator = make_generator("auto", model=self.teacher, tokenizer=self.processing_class)
-        own, self._generator = self.generator, self._teacher_generator
+        own, self._generator, self._teacher_speaks = self.generator, self._teacher_generator, True
         try:
             yield
         finally:
-            self._generator = own
+            self._generator, self._teacher_speaks = own, False
+
+    @property
+    def sampled_model(self) -> Any:
+        return self.teacher if self._teacher_speaks else self.policy
 
     def make_trees(self, groups: list[Group], training: bool) -> list[Example]:
         return [group.tree(drop_truncated=self.args.mask_truncated_completions) for group in groups]

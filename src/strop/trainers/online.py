@@ -241,6 +241,11 @@ class OnlineTrainer(BaseTrainer):
             )
         return self._generator
 
+    @property
+    def sampled_model(self) -> Any:
+        """The model that completions are sampled from."""
+        return self.policy
+
     def sampling(self, training: bool, player: int = 0) -> SamplingParams:
         """Sampling settings of the next round; the seed follows from run seed, round, rank and player, also after
         a resume."""
@@ -262,7 +267,7 @@ class OnlineTrainer(BaseTrainer):
         """Sample `n` completions for each prompt."""
         if not prompts:
             return []
-        self.generator.sync(self.policy)
+        self.generator.sync(self.sampled_model)
         sampled, trajectories = self.sample(prompts, n, training)
         return [
             Group(

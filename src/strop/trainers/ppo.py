@@ -43,6 +43,7 @@ class PPOTrainer(OnlineTrainer):
     """
 
     config_class = PPOConfig
+    reference_in_loss = False
 
     def __init__(
         self,
@@ -84,9 +85,6 @@ class PPOTrainer(OnlineTrainer):
         scores = score_both(model, batch, self.want(log) | Want.HIDDEN, **self.score_options())
         head = lm_head_of(base_model(self.policy))
         return rescore(scores, head, batch, params, head_bytes=self.args.head_memory_mb * 2**20)
-
-    def context(self, batch: Batch, work: Any, training: bool) -> StepContext:
-        return StepContext(work.counts, training=training, log=work.log)
 
     # ---- what the update learns from --------------------------------------------------------------------------
 
@@ -197,4 +195,6 @@ class PPOTrainer(OnlineTrainer):
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         both = self.accelerator.unwrap_model(self.model)
         super()._load_from_checkpoint(resume_from_checkpoint, both.policy)
+        if VALUE_FOLDER in getattr(both.policy, "peft_config", {}):  # the parent takes it for the policy's second one
+            both.policy.delete_adapter(VALUE_FOLDER)
         super()._load_from_checkpoint(str(Path(resume_from_checkpoint) / VALUE_FOLDER), both.critic)

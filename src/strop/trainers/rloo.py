@@ -59,6 +59,7 @@ class RLOOTrainer(PolicyGradientTrainer):
     """
 
     config_class = RLOOConfig
+    reference_in_loss = False
 
     @property
     def advantages_need_all_ranks(self) -> bool:  # type: ignore[override]
@@ -101,9 +102,6 @@ class RLOOTrainer(PolicyGradientTrainer):
         shaped = torch.cat([group.values for group in groups if group.values is not None])[:, 0]
         values = leave_one_out(shaped, num_generations=len(groups[0].completions))
         return normalize_advantages(values) if self.args.normalize_advantages else values
-
-    def context(self, batch: Batch, work: object, training: bool) -> StepContext:
-        return StepContext(work.counts, training=training, log=work.log)  # type: ignore[attr-defined]
 
     def loss(self, scores: Scores, batch: Batch, step: StepContext) -> LossOutput:
         assert scores.logps is not None

@@ -1,0 +1,46 @@
+"""Whose completions GKD learns on, and which teachers cannot teach."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from strop.errors import SetupError
+from strop.rollout import SamplingParams, make_generator
+from strop.testing.cases import make_trainer, rows_for
+from strop.testing.tiny import tiny_model
+from strop.testing.tokenizers import toy_tokenizer
+
+ROWS = rows_for("gkd", 3)
+GREEDY = {"top_k": 1, "max_completion_length": 6}
+
+
+@pytest.mark.parametrize(("lmbda", "seq_kd"), [(1.0, False), (0.0, True), (0.0, False)])
+def test_completions_are_those_of_student_teacher_or_rows(lmbda, seq_kd, tmp_path):
+    trainer = make_trainer("gkd", tmp_path, rows=ROWS, lmbda=lmbda, seq_kd=seq_kd, **GREEDY)
+    rows = [trainer.train_dataset[i] for i in range(3)]
+    trees = trainer.prepare_step(rows)
+    prompts = [row.prompt_ids for row in rows]
+
+    def greedy(model):
+        generator = make_generator(model=model, tokenizer=trainer.processing_class)
+        drawn = generator.generate(prompts, 1, SamplingParams(6, top_k=1, temperature=0.9, seed=0))
+        return [group[0] for group in drawn.completions]
+
+    student, teacher = greedy(trainer.model), greedy(trainer.teacher)
+    assert student != teacher
+    expected = student if lmbda else teacher if seq_kd else [row.completions[0] for row in rows]
+    assert [tree.completions[0] for tree in trees] == expected
+
+
+def test_a_teacher_of_another_size_teaches(tmp_path):
+    teacher = tiny_model("llama", dtype=torch.float64, vocab_size=len(toy_tokenizer()), hidden_size=48, seed=3)
+    trainer = make_trainer("gkd", tmp_path, rows=ROWS, trainer={"teacher_model": teacher}, max_steps=1, **GREEDY)
+    trainer.train()
+    assert trainer.state.log_history[0]["jsd"] > 0
+
+
+def test_a_teacher_of_another_vocabulary_is_refused(tmp_path):
+    teacher = tiny_model("llama", dtype=torch.float64, vocab_size=len(toy_tokenizer()) + 8)
+    with pytest.raises(SetupError, match="tokens in its vocabulary and the teacher"):
+        make_trainer("gkd", tmp_path, rows=ROWS, trainer={"teacher_model": teacher})
