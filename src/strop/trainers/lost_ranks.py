@@ -1,0 +1,128 @@
+"""When another process of a run dies or stalls: an error that names it, in bounded time, in place of a foreign one.
+
+Every rank shows that it lives by counting in the store through which the ranks met. A collective operation that
+breaks, or that does not complete within `ddp_timeout`, sends the ranks that are left to look whose count stands still.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import Any
+
+import torch.distributed as dist
+
+from strop.errors import LostRankError, StropError
+
+BEAT_SECONDS = 0.5
+SILENT_SECONDS = 3.0
+"""A rank whose count stands still for so long is lost."""
+STORE_SECONDS = 10.0
+"""The store lives in rank 0, unless a launcher keeps it; it does not answer if that one is lost."""
+BROKEN = re.compile(r"gloo|NCCL|closed by peer|reset by peer|Timed out waiting|Broken pipe|Socket")
+
+
+class Heartbeat:
+    """Counts for this rank in a thread, and reads how the other ranks count."""
+
+    def __init__(self, rank: int, world_size: int) -> None:
+        self.rank, self.world_size = rank, world_size
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._beat, name="strop-heartbeat", daemon=True)
+        self._thread.start()
+
+    def stop(self) -> None:
+        self._over.set()
+
+    def _beat(self) -> None:
+        try:
+            store = meeting_place()
+            while not self._over.wait(BEAT_SECONDS):
+                store.add(_key(self.rank), 1)
+        except (RuntimeError, OSError, KeyError):
+            return  # whoever looks for silent ranks finds the store gone, or none to be had
+
+    def silent_ranks(self) -> list[int] | None:
+        """Ranks that do not count any more; None if this cannot be found out."""
+        if not {"MASTER_ADDR", "MASTER_PORT"} <= os.environ.keys():
+            return None
+        found: list[list[int]] = []
+        thread = threading.Thread(target=lambda: found.append(self._compare()), daemon=True)
+        thread.start()
+        thread.join(STORE_SECONDS + SILENT_SECONDS)
+        if found:
+            return found[0]
+        return None if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True" else [0]
+
+    def _compare(self) -> list[int]:
+        store = meeting_place()
+        others = [rank for rank in range(self.world_size) if rank != self.rank]
+        before = [store.add(_key(rank), 0) for rank in others]
+        time.sleep(SILENT_SECONDS)
+        after = [store.add(_key(rank), 0) for rank in others]
+        return [rank for rank, one, other in zip(others, before, after, strict=True) if one == other]
+
+
+def _key(rank: int) -> str:
+    return f"strop/beat/{rank}"
+
+
+def meeting_place() -> Any:
+    """A connection of its own to the store of the process group: the group's may be waiting."""
+    address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    return dist.TCPStore(
+        address, port, is_master=False, timeout=timedelta(seconds=STORE_SECONDS), wait_for_workers=False
+    )
+
+
+@contextmanager
+def lost_ranks_named(trainer: Any) -> Iterator[None]:
+    """Within it, a collective operation that breaks raises `LostRankError`."""
+    rank, world = trainer.args.process_index, trainer.args.world_size
+    if world == 1 or trainer.heartbeat is not None:
+        yield
+        return
+    trainer.heartbeat = Heartbeat(rank, world)
+    try:
+        yield
+    except RuntimeError as error:
+        if isinstance(error, StropError) or not is_broken_collective(error):
+            raise
+        raise LostRankError(what_happened(trainer, error)) from error
+    finally:
+        trainer.heartbeat.stop()
+        trainer.heartbeat = None
+
+
+def is_broken_collective(error: RuntimeError) -> bool:
+    """Whether an error is about ranks that do not find each other any more."""
+    return isinstance(error, dist.DistError) or BROKEN.search(str(error)) is not None
+
+
+def what_happened(trainer: Any, error: RuntimeError) -> str:
+    """The message: who is lost, what is known about why, and from where to go on."""
+    args, step = trainer.args, trainer.state.global_step
+    silent = trainer.heartbeat.silent_ranks()
+    cause = str(error).strip().splitlines()[0][-200:]
+    if silent:
+        names = f"rank{'s' if len(silent) > 1 else ''} {', '.join(map(str, silent))} of {args.world_size}"
+        who = f"{names} died or stalled. What it printed last, or its machine, says why"
+    elif silent is None:
+        who = "another rank died or stalled. What it printed last, or its machine, says why"
+    else:
+        who = (
+            f"the ranks did not meet within ddp_timeout={args.ddp_timeout} seconds, though all of them live. Raise it "
+            "above what one rank may wait for another (rewards, sampling, tokenising)"
+        )
+    newest = trainer.newest_checkpoint()
+    go_on = (
+        f"The newest complete checkpoint is {newest}: start all ranks again with resume_from_checkpoint=True."
+        if newest is not None
+        else f"There is no checkpoint in {args.output_dir} yet: start all ranks again."
+    )
+    return f"Rank {args.process_index} ends after step {step}: {who} ({cause}). {go_on}"

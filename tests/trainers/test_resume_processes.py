@@ -1,0 +1,76 @@
+"""A run that is gone on with in a new process is the run that was never stopped, byte for byte: all of them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from strop.testing.cases import CASES
+from strop.testing.processes import start
+from strop.testing.resume import Record, cut_off, go_on_into, record, unlike
+
+SECONDS = 400
+MID_EPOCH, EPOCH_END = 1, 3
+DROPOUT = {"arch": "gpt2", "disable_dropout": False}
+WINDOW = {"generation_batch_size": 8, "num_iterations": 2, "rows": 6, "max_steps": 6}
+"""Four steps from one round of sampling to the next."""
+PAIRS = {"generation_batch_size": 16, "rows": 12, "max_steps": 6}
+"""Two steps from one round of sampling to the next."""
+SYNCED = {"sync_ref_model": True, "ref_model_sync_steps": 2}
+RUNS: list[tuple[str, dict[str, Any], tuple[int, ...]]] = [
+    *((verb, {}, (MID_EPOCH, EPOCH_END)) for verb in CASES),
+    ("sft", {"packing": True, "max_length": 24, "rows": 24, **DROPOUT}, (2,)),
+    ("sft", {"stream": True, "rows": 9, "max_steps": 7, **DROPOUT}, (2, 4)),
+    ("dpo", {"lora": True, "disable_dropout": False}, (MID_EPOCH,)),
+    ("dpo", {"eval": True, "generate_during_eval": True, "eval_strategy": "epoch", **DROPOUT}, (EPOCH_END, 4)),
+    ("dpo", {"precompute_ref_log_probs": True}, (MID_EPOCH,)),
+    ("kto", {**SYNCED, **DROPOUT}, (3,)),
+    ("bco", {"delta_mode": "cumulative_pooled", **SYNCED}, (3,)),
+    ("grpo", {"use_adaptive_entropy": True, "entropy_target": 9.0, "beta": 0.1, **SYNCED, **WINDOW, **DROPOUT}, (3,)),
+    ("grpo", {"noisy": True, "dynamic_sampling": True}, (MID_EPOCH, EPOCH_END)),
+    ("grpo", {"top_k": 8, "stream": True, "rows": 3, "max_steps": 6}, (MID_EPOCH,)),
+    ("rloo", {**WINDOW, **DROPOUT}, (1,)),
+    ("ppo", {"num_iterations": 2, "num_mini_batches": 2, "whiten_rewards": True, "disable_dropout": False}, (2, 5)),
+    ("online-dpo", PAIRS, (3,)),
+    ("nash-md", PAIRS, (3,)),
+    ("xpo-online", PAIRS, (3,)),
+    ("gkd", {"seq_kd": True, "lmbda": 0.5, **DROPOUT}, (2,)),
+]
+CUTS = [(index, cut) for index, (_, _, cuts) in enumerate(RUNS) for cut in cuts]
+
+
+def name_of(cut: tuple[int, int]) -> str:
+    verb, options, _ = RUNS[cut[0]]
+    return f"{verb} {' '.join(options)} cut at {cut[1]}".replace("  ", " ")
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> tuple[list[Record], dict[tuple[int, int], Record]]:
+    """Every run as it is when nobody stops it, and every cut gone on with, in one new process."""
+    folder = tmp_path_factory.mktemp("runs")
+    wholes, jobs = [], []
+    for index, (verb, options, cuts) in enumerate(RUNS):
+        wholes.append(record(verb, folder / f"{index}", options, save_at=cuts))
+        for cut in cuts:
+            place = cut_off(folder / f"{index}", cut, folder / f"{index}-{cut}")
+            by_path = cut == cuts[-1]
+            jobs.append((verb, str(place), options, str(place / f"checkpoint-{cut}") if by_path else True))
+    return wholes, dict(zip(CUTS, in_a_new_process(jobs, folder / "resumed.pt"), strict=True))
+
+
+def in_a_new_process(jobs: list[Any], result: Path) -> list[Record]:
+    process = start(go_on_into, jobs, str(result))
+    process.join(SECONDS)
+    assert process.exitcode == 0
+    records: list[Record] = torch.load(result, weights_only=False)
+    return records
+
+
+@pytest.mark.parametrize("cut", CUTS, ids=name_of)
+def test_a_resumed_run_is_the_run_that_was_never_stopped(cut: tuple[int, int], runs: Any) -> None:
+    wholes, resumed = runs
+    assert wholes[cut[0]]["facts"]["step"] >= 6 and max(wholes[cut[0]]["rows"]) > cut[1]
+    assert unlike(wholes[cut[0]], resumed[cut], cut[1]) == []
