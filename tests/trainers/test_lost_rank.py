@@ -100,9 +100,9 @@ def trainer_of_two(folder: Path) -> SimpleNamespace:
 
 def test_ranks_that_all_live_are_told_about_the_timeout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lost_ranks.Heartbeat, "silent_ranks", lambda self: [])
-    with pytest.raises(LostRankError, match=r"did not meet within ddp_timeout=7 seconds.*There is no checkpoint"):
-        with lost_ranks_named(trainer_of_two(tmp_path)):
-            raise RuntimeError("gloo: Timed out waiting 7000ms for recv operation to complete")
+    said = r"did not meet within ddp_timeout=7 seconds.*There is no checkpoint"
+    with pytest.raises(LostRankError, match=said), lost_ranks_named(trainer_of_two(tmp_path)):
+        raise RuntimeError("gloo: Timed out waiting 7000ms for recv operation to complete")
 
 
 def test_errors_of_the_run_itself_pass_through(tmp_path: Path) -> None:

@@ -55,8 +55,8 @@ class SaveAt(TrainerCallback):
 def run_of(verb: str, folder: Path | str, options: Mapping[str, Any]) -> Any:
     """A trainer for a run of about six steps, three to an epoch: two micro-batches of two, the last step is short.
 
-    Beside settings, `options` may hold `lora`, `stream`, `eval`, `noisy` (all True), `fixed` (rollouts that depend on the prompt
-    alone), `rows` (how many) and arguments of `make_trainer`.
+    Beside settings, `options` may hold `lora`, `stream`, `eval`, `noisy` (all True), `fixed` (rollouts that
+    depend on the prompt alone), `rows` (how many) and arguments of `make_trainer`.
     """
     settings: dict[str, Any] = {
         "dtype": torch.float32,
@@ -181,3 +181,37 @@ def unlike(whole: Record, resumed: Record, cut: int) -> list[str]:
         names = (name for name in one.keys() | other.keys() if one.get(name) != other.get(name))
         found += [f"{name} of step {one['step']}: {one.get(name)}, {other.get(name)}" for name in names]
     return found
+
+
+def on_two_ranks(runs: Sequence[tuple[str, dict[str, Any], int]], folder: str) -> list[dict[str, Record]]:
+    """One of two ranks: every run gone on with from what one process left, begun anew, and gone on with by two.
+
+    `runs` are (verb, options, cut); `<folder>/<index>-one` holds what one process left at the cut.
+    """
+    records = []
+    for index, (verb, options, cut) in enumerate(runs):
+        place, own = Path(folder), {**options, "gradient_accumulation_steps": 1}
+        from_one = record(verb, place / f"{index}-one", own, resume=True)
+        two = record(verb, place / f"{index}-two", own, save_at=[cut])
+        if os.environ["RANK"] == "0":
+            for name in ("again", "down"):
+                cut_off(place / f"{index}-two", cut, place / f"{index}-{name}")
+        torch.distributed.barrier()
+        again = record(verb, place / f"{index}-again", own, resume=True)
+        records.append({"from one": from_one, "two": two, "again": again})
+    return records
+
+
+def row_numbers(*ranks: Record) -> dict[int, list[int]]:
+    """The rows of every step, over all ranks."""
+    found: dict[int, list[int]] = {}
+    for rank in ranks:
+        for step, rows in rank["rows"].items():
+            found.setdefault(step, []).extend(int(row.split(":")[0]) for row in rows.split())
+    return {step: sorted(rows) for step, rows in sorted(found.items())}
+
+
+def largest_gap(first: Record, second: Record) -> float:
+    """Greatest difference of the weights of two runs."""
+    one, other = first["weights"], second["weights"]
+    return max(float((one[name] - other[name]).abs().max()) for name in one)

@@ -173,7 +173,8 @@ class BaseTrainer(CheckpointMixin, EvaluationMixin, Trainer):
         batches = self.args.gradient_accumulation_steps
         if not hasattr(self.train_dataset, "__len__"):
             return window_loader(
-                StreamWindows(self.train_dataset, self.rows_per_step, batches_per_step=batches, repeat=True, **where), None
+                StreamWindows(self.train_dataset, self.rows_per_step, batches_per_step=batches, repeat=True, **where),
+                None,
             )
         sampler = StepSampler(
             len(self.train_dataset),
@@ -190,7 +191,7 @@ class BaseTrainer(CheckpointMixin, EvaluationMixin, Trainer):
         """What decides which rows come next: a checkpoint is gone on from only where it is as it was."""
         return {
             "rows": len(self.train_dataset) if hasattr(self.train_dataset, "__len__") else None,
-            "rows of a step (per_device_train_batch_size x gradient_accumulation_steps x processes)": self.rows_per_step,
+            "rows of a step (per device x gradient_accumulation_steps x processes)": self.rows_per_step,
             "shuffled": self.shuffles,
             "seed (or data_seed)": self.args.data_seed if self.args.data_seed is not None else self.args.seed,
         }
@@ -274,9 +275,14 @@ class BaseTrainer(CheckpointMixin, EvaluationMixin, Trainer):
         """Scores under any model, by the rules that policy and reference share."""
         return score_batch(model, batch, want, **self.score_options(), **options)
 
+    @property
+    def head_bytes(self) -> int:
+        """Bytes of logits that may live at once."""
+        return int(self.args.head_memory_mb * 2**20)
+
     def score_options(self) -> dict[str, Any]:
         """Keyword arguments of `score_batch` that policy and reference share."""
-        return {"head_bytes": self.args.head_memory_mb * 2**20, "own_head": self.layout.own_head}
+        return {"head_bytes": self.head_bytes, "own_head": self.layout.own_head}
 
     def context(self, batch: Batch, work: StepWork, training: bool) -> StepContext:
         """What the method's loss sees beside the policy's scores."""

@@ -188,7 +188,9 @@ class OnlineTrainer(BaseTrainer):
         batches = self.args.gradient_accumulation_steps * self.steps_per_window
         where = {"rank": self.args.process_index, "world_size": self.args.world_size}
         if not hasattr(self.train_dataset, "__len__"):
-            return window_loader(StreamWindows(self.train_dataset, window, batches_per_step=batches, repeat=True, **where), None)
+            return window_loader(
+                StreamWindows(self.train_dataset, window, batches_per_step=batches, repeat=True, **where), None
+            )
         sampler = StepSampler(
             len(self.train_dataset),
             window,
@@ -388,9 +390,7 @@ class OnlineTrainer(BaseTrainer):
         if not changes_distribution(params) or not want & Want.LOGPS:
             return super().score_with(model, batch, want, **options)
         scores = super().score_with(model, batch, want | Want.HIDDEN, **options)
-        return rescore(
-            scores, lm_head_of(base_model(model)), batch, params, head_bytes=self.args.head_memory_mb * 2**20
-        )
+        return rescore(scores, lm_head_of(base_model(model)), batch, params, head_bytes=self.head_bytes)
 
     # ---- what a run keeps -------------------------------------------------------------------------------------
 

@@ -9,7 +9,7 @@ others are empty.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
@@ -101,11 +101,12 @@ class StreamWindows(IterableDataset):
         for epoch in itertools.count():
             if hasattr(self.stream, "set_epoch"):
                 self.stream.set_epoch(epoch)
-            windows = 0
-            for windows, window in enumerate(self._windows(), 1):
+            empty = True
+            for window in self._windows():
+                empty = False
                 yield list(window[self.rank :: self.world_size])
                 yield from ([] for _ in range(self.batches_per_step - 1))
-            if not self.repeat or not windows:
+            if not self.repeat or empty:
                 return
 
     def _windows(self) -> Iterator[list[Example]]:
@@ -138,5 +139,10 @@ def window_loader(dataset: Any, sampler: StepSampler | None, *, num_workers: int
         return WindowLoader(dataset, batch_size=None, num_workers=0, generator=own)
     collate: Callable[[Any], list[Example]] = as_list
     return WindowLoader(
-        dataset, batch_sampler=sampler, collate_fn=collate, num_workers=num_workers, generator=own, **kwargs  # type: ignore[arg-type]
+        dataset,
+        batch_sampler=sampler,
+        collate_fn=collate,
+        num_workers=num_workers,
+        generator=own,
+        **kwargs,  # type: ignore[arg-type]
     )
