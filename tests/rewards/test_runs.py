@@ -14,7 +14,7 @@ from strop.errors import RewardError
 from strop.testing.cases import letters_reward, make_trainer
 from strop.trainers.checkpoint import newest_valid
 
-TIMEOUT = 0.7
+TIMEOUT = 0.4
 
 
 def hangs(completions: list[str], trainer_state: Any, **kwargs: Any) -> list[float]:
@@ -46,6 +46,7 @@ def run(folder: Path, reward: Any, **settings: Any) -> Any:
         "grpo",
         folder,
         num_generations=2,
+        per_device_train_batch_size=2,
         trainer={"reward_funcs": reward},
         reward_timeout=TIMEOUT,
         save_strategy="steps",
@@ -57,7 +58,7 @@ def run(folder: Path, reward: Any, **settings: Any) -> Any:
 
 @pytest.mark.parametrize(
     ("reward", "said"),
-    [(hangs, r"hangs.*did not return within 0\.7 s"), (AtHome(), r"at_home.*within 0\.7 s"), (dies, r"dies.*3")],
+    [(hangs, "'hangs'.*did not return within"), (AtHome(), "'at_home'.*did not return within"), (dies, "'dies'.*3")],
     ids=["hangs", "hangs at home", "dies"],
 )
 def test_a_reward_that_fails_ends_the_run_with_its_name(reward: Any, said: str, tmp_path: Path) -> None:
@@ -70,8 +71,7 @@ def test_a_reward_that_fails_ends_the_run_with_its_name(reward: Any, said: str, 
     assert newest is not None and newest.name == "checkpoint-1"
 
 
-@pytest.mark.parametrize("reward", [hangs, dies], ids=["hangs", "dies"])
-def test_a_run_may_go_on_without_what_failed(reward: Any, tmp_path: Path) -> None:
-    trainer = run(tmp_path, reward, reward_on_error="skip")
+def test_a_run_may_go_on_without_what_failed(tmp_path: Path) -> None:
+    trainer = run(tmp_path, AtHome(), reward_on_error="skip")
     trainer.train()
     assert trainer.state.global_step == 3

@@ -13,11 +13,11 @@ from strop.testing.cases import CASES, ONLINE, TASKS, make_trainer, words
 from strop.testing.live_tensors import LiveTensors, weight_shapes
 from strop.testing.tiny import tiny_model
 
-VOCABULARY = 8192
-BUDGET = 1 << 20  # head_memory_mb=1: 32 rows of logits in float32
+VOCABULARY = 6144
+BUDGET = 1 << 20  # head_memory_mb=1: 42 rows of logits in float32
 BLOCKS = 2 << 20  # what a block of rows takes beside the buffer of logits while it is normalised
-ROWS, WORDS = 4, 40
-COMPLETION = 96
+ROWS, WORDS = 4, 30
+COMPLETION = 48
 SLOTS = 8
 """Completions that are sampled at a time: a row of logits each."""
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -57,7 +57,7 @@ def make(run: str, folder: Path) -> Any:
         "per_device_train_batch_size": ROWS,
         "per_device_eval_batch_size": ROWS,
         "head_memory_mb": 1,
-        "max_length": 250,
+        "max_length": 400,
         "logging_steps": 1,
         **options,
     }
@@ -67,9 +67,9 @@ def make(run: str, folder: Path) -> Any:
     if verb in ONLINE:
         settings |= {"max_completion_length": COMPLETION, "max_slots": SLOTS}
         if verb in ("grpo", "rloo"):
-            settings |= {"num_generations": 2, "num_generations_eval": 1}
+            settings |= {"num_generations": 2, "num_generations_eval": 2 if verb == "rloo" else 1}
     if verb == "gkd":
-        settings["chunk_tokens"] = 16
+        settings["chunk_tokens"] = 4
         extra["teacher_model"] = tiny_model(arch, seed=1, **sizes)
     if targets := settings.pop("lora", None):
         from peft import LoraConfig
@@ -90,7 +90,7 @@ def test_logits_stay_within_their_budget(run: str, tmp_path: Path) -> None:
         work = trainer.make_work(trainer.prepare_step(rows))
         trainer.training_step(trainer.model, work)
     tokens = int(work.counts["tokens"])
-    assert tokens * VOCABULARY * 4 > 6 * BUDGET
+    assert tokens * VOCABULARY * 4 > 4 * BUDGET
     gradient = max(float(p.grad.abs().max()) for p in trainer.model.parameters() if p.grad is not None)
     with LiveTensors(VOCABULARY, weights) as evaluation:
         trainer.evaluate(rows)
@@ -98,7 +98,7 @@ def test_logits_stay_within_their_budget(run: str, tmp_path: Path) -> None:
     assert gradient > 0 and (training.largest is None) is headed and training.peak_bytes > BUDGET
     for live in (training, evaluation):
         assert live.peak_logit_bytes <= BUDGET + BLOCKS, live.largest
-        assert headed or live.largest.elements < tokens * VOCABULARY / 6
+        assert headed or live.largest.elements < tokens * VOCABULARY / 4
     assert evaluation.peak_bytes <= training.peak_bytes
 
 
@@ -107,11 +107,11 @@ def test_a_chunk_loop_that_autograd_retains_is_seen() -> None:
     hidden, weight = torch.randn(256, 32), torch.randn(32, VOCABULARY, requires_grad=True)
 
     def loss() -> torch.Tensor:
-        return sum((chunk @ weight).log_softmax(-1)[:, 0].sum() for chunk in hidden.split(32))  # type: ignore[return-value]
+        return sum((chunk @ weight).log_softmax(-1)[:, 0].sum() for chunk in hidden.split(16))  # type: ignore[return-value]
 
     with LiveTensors(VOCABULARY, weight_shapes(torch.nn.Linear(32, VOCABULARY))) as live:
         loss().backward()
-    assert live.largest is not None and live.largest.shape == (32, VOCABULARY)
+    assert live.largest is not None and live.largest.shape == (16, VOCABULARY)
     assert live.peak_logit_bytes >= 256 * VOCABULARY * 4
     with LiveTensors(VOCABULARY) as without, torch.no_grad():
         loss()

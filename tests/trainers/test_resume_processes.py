@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import torch
 
 from strop.testing.cases import CASES
 from strop.testing.processes import start
-from strop.testing.resume import Record, cut_off, go_on_into, record, unlike
+from strop.testing.resume import Record, cut_off, cut_short, go_on_into, record, unlike
 
 SECONDS = 400
 MID_EPOCH, EPOCH_END = 1, 3
@@ -47,10 +48,23 @@ def name_of(cut: tuple[int, int]) -> str:
     return f"{verb} {' '.join(options)} cut at {cut[1]}".replace("  ", " ")
 
 
+MID_ACCUMULATION: list[tuple[int, signal.Signals, int]] = [
+    *((index, signal.SIGTERM, 2) for index, (verb, _, _) in enumerate(RUNS[:16]) if verb in ("sft", "kto", "bco")),
+    *((index, signal.SIGTERM, 2) for index, (_, options, _) in enumerate(RUNS) if "num_iterations" in options),
+    (RUNS.index(("dpo", {}, (MID_EPOCH, EPOCH_END))), signal.SIGKILL, 1),
+]
+"""Runs that get a signal between two micro-batches of step 2, and the step they are gone on with from; the one that
+is killed comes last."""
+
+
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory: pytest.TempPathFactory) -> tuple[list[Record], dict[tuple[int, int], Record]]:
-    """Every run as it is when nobody stops it, and every cut gone on with, in one new process."""
+def runs(tmp_path_factory: pytest.TempPathFactory) -> tuple[list[Record], list[Record], list[Record]]:
+    """Every run as it is when nobody stops it; every cut, and every signal, gone on with in one new process."""
     folder = tmp_path_factory.mktemp("runs")
+    signalled = [
+        (RUNS[index][0], str(folder / f"{index}-{s.name}"), RUNS[index][1], s) for index, s, _ in MID_ACCUMULATION
+    ]
+    process = start(cut_short, signalled)
     wholes, jobs = [], []
     for index, (verb, options, cuts) in enumerate(RUNS):
         wholes.append(record(verb, folder / f"{index}", options, save_at=cuts))
@@ -58,7 +72,11 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> tuple[list[Record], dict[t
             place = cut_off(folder / f"{index}", cut, folder / f"{index}-{cut}")
             by_path = cut == cuts[-1]
             jobs.append((verb, str(place), options, str(place / f"checkpoint-{cut}") if by_path else True))
-    return wholes, dict(zip(CUTS, in_a_new_process(jobs, folder / "resumed.pt"), strict=True))
+    process.join(SECONDS)
+    assert process.exitcode == -signal.SIGKILL
+    jobs += [(verb, place, options, True) for verb, place, options, _ in signalled]
+    resumed = in_a_new_process(jobs, folder / "resumed.pt")
+    return wholes, resumed[: len(CUTS)], resumed[len(CUTS) :]
 
 
 def in_a_new_process(jobs: list[Any], result: Path) -> list[Record]:
@@ -69,8 +87,19 @@ def in_a_new_process(jobs: list[Any], result: Path) -> list[Record]:
     return records
 
 
-@pytest.mark.parametrize("cut", CUTS, ids=name_of)
-def test_a_resumed_run_is_the_run_that_was_never_stopped(cut: tuple[int, int], runs: Any) -> None:
-    wholes, resumed = runs
-    assert wholes[cut[0]]["facts"]["step"] >= 6 and max(wholes[cut[0]]["rows"]) > cut[1]
-    assert unlike(wholes[cut[0]], resumed[cut], cut[1]) == []
+@pytest.mark.parametrize("number", range(len(CUTS)), ids=[name_of(cut) for cut in CUTS])
+def test_a_resumed_run_is_the_run_that_was_never_stopped(number: int, runs: Any) -> None:
+    index, cut = CUTS[number]
+    whole, resumed = runs[0][index], runs[1][number]
+    assert whole["facts"]["step"] >= 4 and max(whole["rows"]) > cut
+    assert unlike(whole, resumed, cut) == []
+
+
+@pytest.mark.parametrize(
+    "number",
+    range(len(MID_ACCUMULATION)),
+    ids=[f"{name_of((index, cut))} {s.name}" for index, s, cut in MID_ACCUMULATION],
+)
+def test_a_signal_in_the_middle_of_an_accumulation_changes_nothing(number: int, runs: Any) -> None:
+    index, _, cut = MID_ACCUMULATION[number]
+    assert unlike(runs[0][index], runs[2][number], cut) == []

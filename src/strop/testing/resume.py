@@ -7,6 +7,7 @@ their own.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import random
@@ -49,7 +50,7 @@ class SaveAt(TrainerCallback):
         self.steps = steps
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        control.should_save = state.global_step in self.steps
+        control.should_save = control.should_save or state.global_step in self.steps
 
 
 def run_of(verb: str, folder: Path | str, options: Mapping[str, Any]) -> Any:
@@ -92,11 +93,26 @@ def _rows_again(verb: str, count: int) -> Iterator[dict[str, Any]]:
 
 
 def record(
-    verb: str, folder: Path | str, options: Mapping[str, Any], *, save_at: Sequence[int] = (), resume: Any = None
+    verb: str,
+    folder: Path | str,
+    options: Mapping[str, Any],
+    *,
+    save_at: Sequence[int] = (),
+    resume: Any = None,
+    signalled: int | None = None,
 ) -> Record:
-    """Train a run and note what it was."""
+    """Train a run and note what it was; `signalled` is sent to this process between micro-batches of the second
+    step."""
     trainer = run_of(verb, folder, options)
     trainer.add_callback(SaveAt(save_at))
+    backward = trainer.backward_micro_batch
+
+    def backward_or_signal(model: Any, batch: Any, work: Any, shared: Any, index: int) -> Any:
+        if signalled is not None and index == 1 and trainer.state.global_step == 1:
+            os.kill(os.getpid(), signalled)
+        return backward(model, batch, work, shared, index)
+
+    trainer.backward_micro_batch = backward_or_signal
     rows: dict[int, str] = {}
     make_work = trainer.make_work
 
@@ -153,6 +169,13 @@ def cut_off(run: Path, at: int, into: Path) -> Path:
         if folder.is_dir():
             shutil.copytree(folder, into / folder.name)
     return into
+
+
+def cut_short(jobs: Sequence[tuple[str, str, dict[str, Any], int]]) -> None:
+    """Runs of (verb, folder, options, signal), each with a checkpoint after its first step."""
+    for verb, folder, options, number in jobs:
+        with contextlib.suppress(SystemExit):
+            record(verb, folder, options, save_at=[1], signalled=number)
 
 
 def go_on(jobs: Sequence[tuple[str, str, dict[str, Any], Any]]) -> list[Record]:

@@ -6,12 +6,12 @@ breaks, or that does not complete within `ddp_timeout`, sends the ranks that are
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any
 
@@ -22,65 +22,76 @@ from strop.errors import LostRankError, StropError
 BEAT_SECONDS = 0.5
 SILENT_SECONDS = 3.0
 """A rank whose count stands still for so long is lost."""
-STORE_SECONDS = 10.0
+STORE_SECONDS = 5.0
 """The store lives in rank 0, unless a launcher keeps it; it does not answer if that one is lost."""
 BROKEN = re.compile(r"gloo|NCCL|closed by peer|reset by peer|Timed out waiting|Broken pipe|Socket")
 
 
 class Heartbeat:
-    """Counts for this rank in a thread, and reads how the other ranks count."""
+    """Counts for this rank in a thread, and reads how the other ranks count.
+
+    The connection is made at once, while all ranks are there: making one holds the interpreter's lock until the store
+    answers, using it does not.
+    """
 
     def __init__(self, rank: int, world_size: int) -> None:
-        self.rank, self.world_size = rank, world_size
-        self._over = threading.Event()
-        self._thread = threading.Thread(target=self._beat, name="strop-heartbeat", daemon=True)
-        self._thread.start()
+        self.others = [other for other in range(world_size) if other != rank]
+        self._key, self._store, self._over = beat_of(rank), meeting_place(), threading.Event()
+        if self._store is not None:
+            threading.Thread(target=self._beat, name="strop-heartbeat", daemon=True).start()
 
     def stop(self) -> None:
         self._over.set()
 
     def _beat(self) -> None:
-        try:
-            store = meeting_place()
+        with contextlib.suppress(RuntimeError):  # the store is gone: whoever looks for silent ranks finds that out
             while not self._over.wait(BEAT_SECONDS):
-                store.add(_key(self.rank), 1)
-        except (RuntimeError, OSError, KeyError):
-            return  # whoever looks for silent ranks finds the store gone, or none to be had
+                self._store.add(self._key, 1)
 
     def silent_ranks(self) -> list[int] | None:
         """Ranks that do not count any more; None if this cannot be found out."""
-        if not {"MASTER_ADDR", "MASTER_PORT"} <= os.environ.keys():
+        if self._store is None:
             return None
-        found: list[list[int]] = []
+        found: list[list[int] | None] = []
         thread = threading.Thread(target=lambda: found.append(self._compare()), daemon=True)
         thread.start()
         thread.join(STORE_SECONDS + SILENT_SECONDS)
-        if found:
+        if found and found[0] is not None:
             return found[0]
         return None if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True" else [0]
 
-    def _compare(self) -> list[int]:
-        store = meeting_place()
-        others = [rank for rank in range(self.world_size) if rank != self.rank]
-        before = [store.add(_key(rank), 0) for rank in others]
-        time.sleep(SILENT_SECONDS)
-        after = [store.add(_key(rank), 0) for rank in others]
-        return [rank for rank, one, other in zip(others, before, after, strict=True) if one == other]
+    def _compare(self) -> list[int] | None:
+        with contextlib.suppress(RuntimeError):
+            before = [self._store.add(beat_of(rank), 0) for rank in self.others]
+            time.sleep(SILENT_SECONDS)
+            after = [self._store.add(beat_of(rank), 0) for rank in self.others]
+            return [rank for rank, one, other in zip(self.others, before, after, strict=True) if one == other]
+        return None
 
 
-def _key(rank: int) -> str:
+def meet(args: Any) -> None:
+    """Make the process group of a run on CPUs: the parent would make it without `ddp_timeout`, and wait for ever."""
+    known = {"RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"} <= os.environ.keys()
+    if args.use_cpu and known and int(os.environ["WORLD_SIZE"]) > 1 and not dist.is_initialized():
+        dist.init_process_group(args.ddp_backend or "gloo", timeout=timedelta(seconds=args.ddp_timeout))
+
+
+def beat_of(rank: int) -> str:
+    """Where the store has the count of a rank."""
     return f"strop/beat/{rank}"
 
 
 def meeting_place() -> Any:
-    """A connection of its own to the store of the process group: the group's may be waiting."""
-    address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
-    return dist.TCPStore(
-        address, port, is_master=False, timeout=timedelta(seconds=STORE_SECONDS), wait_for_workers=False
-    )
+    """A connection of its own to the store through which the ranks met, or None where that is not known."""
+    try:
+        address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+        patience = timedelta(seconds=STORE_SECONDS)
+        return dist.TCPStore(address, port, is_master=False, timeout=patience, wait_for_workers=False)
+    except (KeyError, ValueError, RuntimeError):
+        return None
 
 
-@contextmanager
+@contextlib.contextmanager
 def lost_ranks_named(trainer: Any) -> Iterator[None]:
     """Within it, a collective operation that breaks raises `LostRankError`."""
     rank, world = trainer.args.process_index, trainer.args.world_size
