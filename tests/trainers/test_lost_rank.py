@@ -17,7 +17,7 @@ from strop.testing.processes import _free_port, start
 from strop.trainers import lost_ranks
 from strop.trainers.lost_ranks import is_broken_collective, lost_ranks_named
 
-SECONDS = 60
+SECONDS = 150
 STALL_SECONDS = 4
 
 

@@ -24,6 +24,7 @@ SILENT_SECONDS = 3.0
 """A rank whose count stands still for so long is lost."""
 STORE_SECONDS = 5.0
 """The store lives in rank 0, unless a launcher keeps it; it does not answer if that one is lost."""
+VERDICT = "strop/lost"
 BROKEN = re.compile(r"gloo|NCCL|closed by peer|reset by peer|Timed out waiting|Broken pipe|Socket")
 
 
@@ -36,6 +37,7 @@ class Heartbeat:
 
     def __init__(self, rank: int, world_size: int) -> None:
         self.others = [other for other in range(world_size) if other != rank]
+        self.told: list[int] = []  # who is lost, from a rank that found it out before
         self._key, self._store, self._over = beat_of(rank), meeting_place(), threading.Event()
         if self._store is not None:
             threading.Thread(target=self._beat, name="strop-heartbeat", daemon=True).start()
@@ -47,6 +49,8 @@ class Heartbeat:
         with contextlib.suppress(RuntimeError):  # the store is gone: whoever looks for silent ranks finds that out
             while not self._over.wait(BEAT_SECONDS):
                 self._store.add(self._key, 1)
+                if not self.told and self._store.add(VERDICT, 0):
+                    self.told = [rank for rank in self.others if self._store.add(f"{VERDICT}/{rank}", 0)]
 
     def silent_ranks(self) -> list[int] | None:
         """Ranks that do not count any more; None if this cannot be found out."""
@@ -55,9 +59,9 @@ class Heartbeat:
         found: list[list[int] | None] = []
         thread = threading.Thread(target=lambda: found.append(self._compare()), daemon=True)
         thread.start()
-        thread.join(STORE_SECONDS + SILENT_SECONDS)
-        if found and found[0] is not None:
-            return found[0]
+        thread.join(STORE_SECONDS + SILENT_SECONDS + 4 * BEAT_SECONDS)
+        if self.told or (found and found[0] is not None):
+            return self.told or found[0]
         return None if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True" else [0]
 
     def _compare(self) -> list[int] | None:
@@ -65,8 +69,18 @@ class Heartbeat:
             before = [self._store.add(beat_of(rank), 0) for rank in self.others]
             time.sleep(SILENT_SECONDS)
             after = [self._store.add(beat_of(rank), 0) for rank in self.others]
-            return [rank for rank, one, other in zip(self.others, before, after, strict=True) if one == other]
+            silent = [rank for rank, one, other in zip(self.others, before, after, strict=True) if one == other]
+            self._tell(silent)
+            return silent
         return None
+
+    def _tell(self, silent: list[int]) -> None:
+        """Let the other ranks know before this one ends too, which may be what they notice first."""
+        for rank in silent:
+            self._store.add(f"{VERDICT}/{rank}", 1)
+        if silent and len(silent) < len(self.others):
+            self._store.add(VERDICT, 1)
+            time.sleep(4 * BEAT_SECONDS)
 
 
 def meet(args: Any) -> None:
