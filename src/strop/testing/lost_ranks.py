@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from strop.testing.cases import letters_reward, make_trainer, rows_for
+from strop.testing.cases import make_trainer, rows_for
 from strop.trainers import lost_ranks
 
 MOMENTS = ("backward", "reward", "sampling", "checkpoint")
@@ -22,6 +22,7 @@ def train_and_fall(folder: str, verb: str, falls: int, moment: str, number: int,
     """
     lost_ranks.SILENT_SECONDS = 1.5
     rank = int(os.environ["RANK"])
+    groups: dict[str, Any] = {"num_generations": 2} if verb == "grpo" else {}
     trainer = make_trainer(
         verb,
         folder,
@@ -33,8 +34,7 @@ def train_and_fall(folder: str, verb: str, falls: int, moment: str, number: int,
         save_steps=1,
         ddp_backend="gloo",
         ddp_timeout=timeout,
-        trainer={"reward_funcs": reward} if moment == "reward" else None,
-        **({"num_generations": 2} if verb == "grpo" else {}),
+        **groups,
     )
 
     def fall() -> None:
@@ -54,8 +54,8 @@ def before(trainer: Any, moment: str, fall: Callable[[], None]) -> None:
     """Have `fall` called in the middle of what a moment is named after."""
     owner, name = {
         "backward": (trainer, "backward_micro_batch"),
-        "reward": (trainer.rewards if hasattr(trainer, "rewards") else None, "score"),
-        "sampling": (trainer.generator if hasattr(trainer, "generator") else None, "generate"),
+        "reward": (getattr(trainer, "rewards", None), "score"),
+        "sampling": (trainer.generator if moment == "sampling" else None, "generate"),
         "checkpoint": (trainer, "_save_rng_state"),
     }[moment]
     inner = getattr(owner, name)
@@ -65,6 +65,3 @@ def before(trainer: Any, moment: str, fall: Callable[[], None]) -> None:
         return inner(*args, **kwargs)
 
     setattr(owner, name, watched)
-
-
-reward = letters_reward

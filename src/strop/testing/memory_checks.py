@@ -16,6 +16,8 @@ def no_full_logits(subject: Subject) -> None:
     if trainer.task != "causal":
         raise NotApplicable(f"a model with a {trainer.task} head computes no logits over the vocabulary")
     vocabulary = vocab_size(base_model(trainer.policy))
+    if vocabulary is None:
+        raise NotApplicable("the size of the model's vocabulary is not known")
     row_bytes = vocabulary * next(trainer.policy.parameters()).element_size()
     trainer.args.head_memory_mb = ROWS_AT_ONCE * row_bytes / 2**20  # below what a user may set: the model is tiny
     if hasattr(trainer.args, "chunk_tokens"):
