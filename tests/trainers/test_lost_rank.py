@@ -5,6 +5,9 @@ from __future__ import annotations
 import re
 import signal
 import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -17,65 +20,79 @@ from strop.testing.processes import _free_port, start
 from strop.trainers import lost_ranks
 from strop.trainers.lost_ranks import is_broken_collective, lost_ranks_named
 
-SECONDS = 150
-STALL_SECONDS = 4
+SECONDS = 200
+STALL_SECONDS = 12
 
 
-def run(folder: Path, verb: str, falls: int, moment: str, number: int, *, world: int = 2, timeout: int = 1800) -> float:
-    """Let rank `falls` fall; every other rank must end by itself, with status 1. Returns the seconds it took."""
-    folder.mkdir(exist_ok=True)
-    shared = {"WORLD_SIZE": str(world), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port())}
-    begin = time.monotonic()
-    ranks = [
-        start(
-            train_and_fall, str(folder), verb, falls, moment, number, timeout,
-            environment={**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)},
-        )
-        for rank in range(world)
-    ]  # fmt: skip
+@dataclass
+class Scene:
+    """A run in which rank `falls` is sent `number` at a moment of its second step."""
+
+    verb: str
+    falls: int
+    moment: str
+    number: signal.Signals = signal.SIGKILL
+    world: int = 2
+    timeout: int = 1800
+    ranks: list[BaseProcess] = field(default_factory=list)
+    folder: Path = Path()
+
+    def __str__(self) -> str:
+        return f"{self.verb} {self.number.name} rank {self.falls} of {self.world} {self.moment}"
+
+    def begin(self, folder: Path) -> None:
+        folder.mkdir()
+        self.folder = folder
+        shared = {"WORLD_SIZE": str(self.world), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port())}
+        arguments = (str(folder), self.verb, self.falls, self.moment, self.number, self.timeout)
+        for rank in range(self.world):
+            environment = {**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)}
+            self.ranks.append(start(train_and_fall, *arguments, environment=environment))
+
+    @property
+    def others(self) -> list[int]:
+        return [rank for rank in range(self.world) if rank != self.falls]
+
+
+KILLED = [
+    Scene("dpo", 1, "backward"),
+    Scene("grpo", 1, "reward"),
+    Scene("grpo", 0, "sampling"),
+    Scene("sft", 0, "checkpoint"),
+    Scene("sft", 1, "checkpoint"),
+    Scene("sft", 1, "backward", world=3),
+]
+STALLED = [Scene("dpo", falls, "backward", signal.SIGSTOP, timeout=STALL_SECONDS) for falls in (0, 1)]
+
+
+@pytest.fixture(scope="module")
+def over(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """All runs, at the same time; over when every rank that did not fall has ended by itself, or time is up."""
+    place = tmp_path_factory.mktemp("lost")
+    scenes = [*KILLED, *STALLED]
     try:
-        for rank, process in enumerate(ranks):
-            if rank != falls:
-                process.join(max(1.0, SECONDS - (time.monotonic() - begin)))
-                assert process.exitcode == 1, f"rank {rank}: {process.exitcode} (None: it hangs)"
+        for index, scene in enumerate(scenes):
+            scene.begin(place / str(index))
+        deadline = time.monotonic() + SECONDS
+        for scene in scenes:
+            for rank in scene.others:
+                scene.ranks[rank].join(max(0.1, deadline - time.monotonic()))
+        yield
     finally:
-        for process in ranks:
-            process.kill()
-    return time.monotonic() - begin
+        for scene in scenes:
+            for process in scene.ranks:
+                process.kill()
 
 
-@pytest.mark.parametrize(
-    ("verb", "falls", "moment", "newest"),
-    [
-        ("dpo", 1, "backward", 1),
-        ("grpo", 1, "reward", 1),
-        ("grpo", 0, "sampling", 1),
-        ("sft", 0, "checkpoint", 1),
-        ("sft", 1, "checkpoint", 1),
-    ],
-    ids=lambda value: str(value),
-)
-def test_a_killed_rank_ends_the_others_with_its_name(
-    verb: str, falls: int, moment: str, newest: int, tmp_path: Path
-) -> None:
-    run(tmp_path, verb, falls, moment, signal.SIGKILL)
-    said = (tmp_path / f"error-{1 - falls}").read_text()
-    assert re.match(rf"LostRankError: Rank {1 - falls} ends after step \d: rank {falls} of 2 died or stalled", said)
-    assert f"{tmp_path / f'checkpoint-{newest}'}: start all ranks again with resume_from_checkpoint=True" in said
-
-
-@pytest.mark.parametrize("falls", [0, 1])
-def test_a_stalled_rank_ends_the_others_within_the_timeout(falls: int, tmp_path: Path) -> None:
-    seconds = run(tmp_path, "dpo", falls, "backward", signal.SIGSTOP, timeout=STALL_SECONDS)
-    said = (tmp_path / f"error-{1 - falls}").read_text()
-    assert re.match(rf"LostRankError: Rank {1 - falls} ends after step 1: rank {falls} of 2 died or stalled", said)
-    assert "checkpoint-1" in said and seconds > STALL_SECONDS
-
-
-def test_of_three_ranks_both_others_name_the_lost_one(tmp_path: Path) -> None:
-    run(tmp_path, "sft", 1, "backward", signal.SIGKILL, world=3)
-    for rank in (0, 2):
-        assert "rank 1 of 3 died or stalled" in (tmp_path / f"error-{rank}").read_text()
+@pytest.mark.parametrize("scene", [*KILLED, *STALLED], ids=str)
+def test_the_others_end_with_the_name_of_the_lost_rank(scene: Scene, over: None) -> None:
+    for rank in scene.others:
+        assert scene.ranks[rank].exitcode == 1, f"rank {rank} (None: it hangs)"
+        said = (scene.folder / f"error-{rank}").read_text()
+        lost = f"rank {scene.falls} of {scene.world} died or stalled"
+        assert re.match(rf"LostRankError: Rank {rank} ends after step \d: {lost}", said), said
+        newest = scene.folder / "checkpoint-1"
+        assert f"{newest}: start all ranks again with resume_from_checkpoint=True" in said
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from strop.testing.cases import make_trainer, rows_for
-from strop.trainers import lost_ranks
 
 MOMENTS = ("backward", "reward", "sampling", "checkpoint")
 STEP = 2
@@ -20,7 +19,6 @@ def train_and_fall(folder: str, verb: str, falls: int, moment: str, number: int,
 
     What the rank raises is left in `error-<rank>`: its class and message; it passes through, as in a script.
     """
-    lost_ranks.SILENT_SECONDS = 1.5
     rank = int(os.environ["RANK"])
     groups: dict[str, Any] = {"num_generations": 2} if verb == "grpo" else {}
     trainer = make_trainer(
