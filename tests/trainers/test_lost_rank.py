@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import re
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -93,6 +96,32 @@ def test_the_others_end_with_the_name_of_the_lost_rank(scene: Scene, over: None)
         assert re.match(rf"LostRankError: Rank {rank} ends after step \d: {lost}", said), said
         newest = scene.folder / "checkpoint-1"
         assert f"{newest}: start all ranks again with resume_from_checkpoint=True" in said
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP], ids=["killed", "stalled"])
+@pytest.mark.parametrize("falls", [0, 1])
+def test_scripts_end_too(falls: int, number: signal.Signals, tmp_path: Path) -> None:
+    """An interpreter that ends takes down threads and process group as well: it must not hang there."""
+    arguments = (str(tmp_path), "dpo", falls, "backward", int(number), STALL_SECONDS)
+    code = f"from strop.testing.lost_ranks import train_and_fall; train_and_fall(*{arguments!r})"
+    shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port())}
+    ranks = [
+        subprocess.Popen(
+            [sys.executable, "-c", code],
+            env={**os.environ, **shared, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+    try:
+        _, said = ranks[1 - falls].communicate(timeout=SECONDS)
+    finally:
+        for process in ranks:
+            process.kill()
+    assert ranks[1 - falls].returncode == 1
+    assert f"LostRankError: Rank {1 - falls} ends after step 1: rank {falls} of 2 died or stalled" in said
 
 
 @pytest.mark.parametrize(
