@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from strop.testing.cases import make_trainer, rows_for
 
-MOMENTS = ("backward", "reward", "sampling", "checkpoint")
 STEP = 2
 """The step in whose course the rank falls; a checkpoint is written after each."""
+MOMENTS = {
+    "backward": "backward_micro_batch",
+    "reward": "score_groups",
+    "sampling": "rollout",
+    "checkpoint": "_save_rng_state",
+    "evaluation": "evaluate_window",
+}
+"""What a rank is about to do when it falls -> the trainer's method for it; the evaluation is one without training."""
 
 
 def train_and_fall(folder: str, verb: str, falls: int, moment: str, number: int, timeout: int = 1800) -> None:
@@ -35,31 +41,17 @@ def train_and_fall(folder: str, verb: str, falls: int, moment: str, number: int,
         **groups,
     )
 
-    def fall() -> None:
-        at = trainer.state.global_step + (moment != "checkpoint")
-        if at == STEP and rank == falls:
-            os.kill(os.getpid(), number)
+    inner = getattr(trainer, MOMENTS[moment])
 
-    before(trainer, moment, fall)
+    def fall(*args: Any, **kwargs: Any) -> Any:
+        begun = trainer.state.global_step + (moment != "checkpoint")
+        if rank == falls and (begun == STEP or moment == "evaluation"):
+            os.kill(os.getpid(), number)
+        return inner(*args, **kwargs)
+
+    setattr(trainer, MOMENTS[moment], fall)
     try:
-        trainer.train()
+        trainer.evaluate(rows_for(verb, 4)) if moment == "evaluation" else trainer.train()
     except BaseException as error:
         (Path(folder) / f"error-{rank}").write_text(f"{type(error).__name__}: {error}")
         raise
-
-
-def before(trainer: Any, moment: str, fall: Callable[[], None]) -> None:
-    """Have `fall` called in the middle of what a moment is named after."""
-    owner, name = {
-        "backward": (trainer, "backward_micro_batch"),
-        "reward": (getattr(trainer, "rewards", None), "score"),
-        "sampling": (trainer.generator if moment == "sampling" else None, "generate"),
-        "checkpoint": (trainer, "_save_rng_state"),
-    }[moment]
-    inner = getattr(owner, name)
-
-    def watched(*args: Any, **kwargs: Any) -> Any:
-        fall()
-        return inner(*args, **kwargs)
-
-    setattr(owner, name, watched)

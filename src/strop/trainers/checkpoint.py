@@ -135,6 +135,7 @@ class CheckpointMixin:
         """Train; `resume_from_checkpoint` is a folder, or True for the newest complete checkpoint of `output_dir`."""
         resume = resume_from_checkpoint or self.args.resume_from_checkpoint
         folder = self.find_checkpoint(resume) if resume else None
+        self._random_state_of = None
         if folder is not None:
             self.load_strop_state(folder)
         stop_signals = next(c for c in self.callback_handler.callbacks if isinstance(c, StopSignals))
