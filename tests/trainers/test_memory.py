@@ -23,13 +23,11 @@ SLOTS = 8
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "dpo, an adapter on the head": ("dpo", {"lora": ["q_proj", "lm_head"]}),
     "sft, capped logits": ("sft", {"arch": "gemma2"}),
-    "sft, bfloat16": ("sft", {"dtype": torch.bfloat16}),
     "grpo, top-k": ("grpo", {"top_k": 50}),
     "grpo, entropy bonus, reference, two uses": (
         "grpo",
         {"entropy_coef": 0.01, "beta": 0.1, "num_iterations": 2, "generation_batch_size": 16},
     ),
-    "gkd, on policy": ("gkd", {"lmbda": 1.0}),
     "gkd, an adapter on the head": ("gkd", {"lora": ["q_proj", "lm_head"]}),
 }
 RUNS: dict[str, tuple[str, dict[str, Any]]] = {**{verb: (verb, {}) for verb in CASES}, **VARIANTS}
@@ -61,8 +59,8 @@ def make(run: str, folder: Path) -> Any:
         **options,
     }
     extra: dict[str, Any] = {}
-    arch, dtype = settings.pop("arch", "llama"), settings.pop("dtype", torch.float32)
-    sizes = {"dtype": dtype, "vocab_size": VOCABULARY, "max_position_embeddings": 512}
+    arch = settings.pop("arch", "llama")
+    sizes = {"dtype": torch.float32, "vocab_size": VOCABULARY, "max_position_embeddings": 512}
     if verb in ONLINE:
         settings |= {"max_completion_length": COMPLETION, "max_slots": SLOTS}
         if verb in ("grpo", "rloo"):

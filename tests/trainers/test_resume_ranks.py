@@ -18,15 +18,12 @@ WINDOW = {"generation_batch_size": 8, "num_iterations": 2, "rows": 6, "max_steps
 SYNCED = {"sync_ref_model": True, "ref_model_sync_steps": 2}
 EXACT = {"dtype": torch.float64, "fixed": True, "optim": "sgd", "learning_rate": 1e-2}
 RUNS: list[tuple[str, dict[str, Any], int]] = [
-    ("sft", {}, 1),
     ("sft", {"stream": True, "rows": 9, "max_steps": 7}, 4),
-    ("reward", {}, 3),
     ("dpo", {**SYNCED, "optim": "adamw_torch", "adam_epsilon": 1e-4}, 3),
     ("kto", {}, 1),
     ("bco", {}, 3),
     ("grpo", {"use_adaptive_entropy": True, "entropy_target": 9.0, "beta": 0.1, **WINDOW}, 3),
     ("ppo", {"num_iterations": 2, "num_mini_batches": 2, "max_steps": 6}, 3),
-    ("gkd", {"lmbda": 1.0}, 1),
 ]
 REST: list[tuple[str, dict[str, Any], int]] = [(verb, {}, cut) for verb in CASES for cut in (1, 3)]
 
