@@ -86,7 +86,8 @@ class Heartbeat:
 def meet(args: Any) -> None:
     """Make the process group of a run on CPUs: the parent would make it without `ddp_timeout`, and wait for ever."""
     known = {"RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"} <= os.environ.keys()
-    if args.use_cpu and known and int(os.environ["WORLD_SIZE"]) > 1 and not dist.is_initialized():
+    on_cpu = args.use_cpu or os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true", "yes", "on")
+    if on_cpu and known and int(os.environ["WORLD_SIZE"]) > 1 and not dist.is_initialized():
         dist.init_process_group(args.ddp_backend or "gloo", timeout=timedelta(seconds=args.ddp_timeout))
 
 
