@@ -38,6 +38,10 @@ class CheckpointError(StropError, RuntimeError):
     """A checkpoint is incomplete, damaged, or belongs to another run."""
 
 
+class LostRankError(StropError, RuntimeError):
+    """Another process of the run died or stalled: the message names it and the checkpoint to go on from."""
+
+
 class NonFiniteError(StropError, ArithmeticError):
     """The loss or its gradient is not finite: the message names the rows and where the batch is kept."""
 

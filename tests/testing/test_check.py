@@ -11,7 +11,7 @@ from transformers import TrainerCallback
 
 from strop.errors import ConfigError
 from strop.losses import nll_loss
-from strop.records import LossOutput, Mean, Term
+from strop.records import LossOutput, Mean, Term, Want
 from strop.testing import check_trainer
 from strop.testing.cases import CASES, make_trainer, method_of, rows_for
 from strop.testing.check import CHECKS, TrainerCheckError
@@ -127,6 +127,17 @@ class Forgets(SFTTrainer):
         )
 
 
+class HoldsAllLogits(SFTTrainer):
+    """The textbook's loss: logits of all tokens at once."""
+
+    def want(self, log: bool) -> Any:
+        return super().want(log) | Want.HIDDEN
+
+    def loss(self, scores: Any, batch: Any, step: Any) -> LossOutput:
+        logps = self.policy.lm_head(scores.hidden).log_softmax(-1)
+        return LossOutput([Term(nll_loss(logps.gather(1, batch.targets[:, None])[:, 0]), "tokens")])
+
+
 class LogsInSecret(SFTTrainer):
     def loss(self, scores: Any, batch: Any, step: Any) -> LossOutput:
         output = super().loss(scores, batch, step)
@@ -150,6 +161,7 @@ BROKEN: list[tuple[str, type, dict[str, Any]]] = [
     ("reference_is_the_start", ReferenceFromElsewhere, {}),
     ("adapter_off_is_a_frozen_copy", AdapterStaysOn, {}),
     ("reference_stands_still", ReferenceDrifts, {}),
+    ("no_full_logits", HoldsAllLogits, {}),
     ("resumed_is_never_stopped", Forgets, {}),
     ("logged_metrics_are_declared", LogsInSecret, {}),
     ("broken_row_is_named", TrustsRows, {}),

@@ -15,7 +15,7 @@ from typing import Any
 
 from strop.errors import ConfigError, did_you_mean
 from strop.records import Row
-from strop.testing import law_checks, loss_checks, reference_checks, run_checks
+from strop.testing import law_checks, loss_checks, memory_checks, reference_checks, run_checks
 from strop.testing.oracles import Oracle
 from strop.testing.subject import NotApplicable, Subject, case_like
 
@@ -33,6 +33,7 @@ CHECKS: dict[str, Check] = {
         reference_checks.reference_is_the_start,
         reference_checks.adapter_off_is_a_frozen_copy,
         reference_checks.reference_stands_still,
+        memory_checks.no_full_logits,
         run_checks.resumed_is_never_stopped,
         run_checks.logged_metrics_are_declared,
         run_checks.broken_row_is_named,

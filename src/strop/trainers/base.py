@@ -136,6 +136,8 @@ class BaseTrainer(CheckpointMixin, EvaluationMixin, Trainer):
         self.step_work: StepWork | None = None  # the latest optimizer step
         self.step_grad_norm: Any = None
         self._step_begin = time.perf_counter()
+        self.heartbeat: Any = None  # while a run of several ranks is on
+        self._random_state_of: str | None = None  # checkpoint whose random state is still to be taken up
         super().__init__(
             model=parts.model,
             args=args,
@@ -174,7 +176,8 @@ class BaseTrainer(CheckpointMixin, EvaluationMixin, Trainer):
         batches = self.args.gradient_accumulation_steps
         if not hasattr(self.train_dataset, "__len__"):
             return window_loader(
-                StreamWindows(self.train_dataset, self.rows_per_step, batches_per_step=batches, **where), None
+                StreamWindows(self.train_dataset, self.rows_per_step, batches_per_step=batches, repeat=True, **where),
+                None,
             )
         sampler = StepSampler(
             len(self.train_dataset),
@@ -186,6 +189,15 @@ class BaseTrainer(CheckpointMixin, EvaluationMixin, Trainer):
             **where,
         )
         return window_loader(self.train_dataset, sampler, num_workers=self.args.dataloader_num_workers)
+
+    def row_order(self) -> dict[str, Any]:
+        """What decides which rows come next: a checkpoint is gone on from only where it is as it was."""
+        return {
+            "rows": len(self.train_dataset) if hasattr(self.train_dataset, "__len__") else None,
+            "rows of a step (per device x gradient_accumulation_steps x processes)": self.rows_per_step,
+            "shuffled": self.shuffles,
+            "seed (or data_seed)": self.args.data_seed if self.args.data_seed is not None else self.args.seed,
+        }
 
     @property
     def shuffles(self) -> bool:
@@ -202,6 +214,7 @@ class BaseTrainer(CheckpointMixin, EvaluationMixin, Trainer):
                 batches.append(next(epoch_iterator))
         if not batches:
             return [], None
+        self._load_rng_state(self._random_state_of)
         work = self.make_work(self.prepare_step(rows.flatten(batches)))
         return [None] * (len(batches) - 1) + [work], None
 
@@ -265,9 +278,14 @@ class BaseTrainer(CheckpointMixin, EvaluationMixin, Trainer):
         """Scores under any model, by the rules that policy and reference share."""
         return score_batch(model, batch, want, **self.score_options(), **options)
 
+    @property
+    def head_bytes(self) -> int:
+        """Bytes of logits that may live at once."""
+        return int(self.args.head_memory_mb * 2**20)
+
     def score_options(self) -> dict[str, Any]:
         """Keyword arguments of `score_batch` that policy and reference share."""
-        return {"head_bytes": self.args.head_memory_mb * 2**20, "own_head": self.layout.own_head}
+        return {"head_bytes": self.head_bytes, "own_head": self.layout.own_head}
 
     def context(self, batch: Batch, work: StepWork, training: bool) -> StepContext:
         """What the method's loss sees beside the policy's scores."""
@@ -375,7 +393,8 @@ class BaseTrainer(CheckpointMixin, EvaluationMixin, Trainer):
         return self.step_grad_norm
 
     def record_loss(self, loss: torch.Tensor) -> None:
-        self._metrics["train"].add({"loss": Mean(loss, 1.0)})
+        world = self.args.world_size
+        self._metrics["train"].add({"loss": Mean(loss / world, 1 / world)})
 
     def floating_point_ops(self, inputs: StepWork | None) -> int:
         if not isinstance(inputs, StepWork):

@@ -17,12 +17,13 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from transformers.utils import logging
 
 from strop.errors import CheckpointError, SetupError
+from strop.trainers.lost_ranks import lost_ranks_named
 from strop.trainers.reference_scores import part_path, parts_until
 from strop.trainers.reference_upkeep import load_reference, save_reference
+from strop.trainers.run_state import load_rank_state, save_rank_state
 from strop.trainers.stop_signals import StopSignals
 
 MANIFEST = "manifest.json"
-STATE_FILE = "strop_state.pt"
 PARTIAL = ".partial"
 
 
@@ -126,19 +127,29 @@ class CheckpointMixin:
     def load_extra_state(self: Any, state: dict[str, Any]) -> None:
         """Take back what `extra_state` gave."""
 
+    def share_extra_state(self: Any, states: list[dict[str, Any]]) -> dict[str, Any]:
+        """This rank's part of what all ranks of a run on another number of processes gave."""
+        return states[0]
+
     def train(self: Any, resume_from_checkpoint: str | bool | None = None, **kwargs: Any) -> Any:
         """Train; `resume_from_checkpoint` is a folder, or True for the newest complete checkpoint of `output_dir`."""
         resume = resume_from_checkpoint or self.args.resume_from_checkpoint
         folder = self.find_checkpoint(resume) if resume else None
+        self._random_state_of = None
         if folder is not None:
             self.load_strop_state(folder)
         stop_signals = next(c for c in self.callback_handler.callbacks if isinstance(c, StopSignals))
         try:
-            result = super().train(resume_from_checkpoint=str(folder) if folder else None, **kwargs)  # type: ignore[misc]
+            with lost_ranks_named(self):
+                result = super().train(resume_from_checkpoint=str(folder) if folder else None, **kwargs)  # type: ignore[misc]
         finally:
             stop_signals.restore()
         stop_signals.leave()
         return result
+
+    def newest_checkpoint(self: Any) -> Path | None:
+        """The newest complete checkpoint of this run."""
+        return newest_valid(self.args.output_dir)[0]
 
     def find_checkpoint(self: Any, resume: str | bool) -> Path:
         if resume is True or str(resume).lower() == "true":
@@ -160,13 +171,23 @@ class CheckpointMixin:
         return folder
 
     def load_strop_state(self: Any, folder: Path) -> None:
-        state = torch.load(folder / STATE_FILE, map_location="cpu", weights_only=True)
-        self._metrics["train"].load(state["metrics"])
+        same_ranks = load_rank_state(self, folder)
         load_reference(self, folder)
         if self.reference_scores is not None:
-            for part in parts_until(folder.parent, int(folder.name.rsplit("-", 1)[1])):
+            rank = self.args.process_index if same_ranks else None
+            for part in parts_until(folder.parent, int(folder.name.rsplit("-", 1)[1]), rank):
                 self.reference_scores.load(part)
-        self.load_extra_state(state["extra"])
+        self._random_state_of = str(folder)
+
+    def _load_rng_state(self: Any, checkpoint: str | None) -> None:
+        """Once for a resume, before the first rows are prepared.
+
+        Sampling and rewards may draw random numbers; the parent, which prepares nothing, comes after them in the middle
+        of an epoch.
+        """
+        if self._random_state_of is not None:
+            self._random_state_of = None
+            super()._load_rng_state(checkpoint)  # type: ignore[misc]
 
     def _save_checkpoint(self: Any, model: Any, trial: Any) -> None:
         """Let the parent write into a folder beside, add strop's own state and the manifest, then rename."""
@@ -179,6 +200,10 @@ class CheckpointMixin:
         self._redirected = str(beside)
         try:
             super()._save_checkpoint(model, trial)  # type: ignore[misc]
+            save_rank_state(self, beside / name)
+            if self.reference_scores is not None:
+                part = part_path(run_dir, self.state.global_step, self.args.process_index)
+                self.reference_scores.save(part, new_only=True)
             self.wait_for_all()
             if self.args.should_save:
                 self.write_strop_state(beside / name, run_dir)
@@ -221,11 +246,7 @@ class CheckpointMixin:
             exists = best.is_dir() or self.state.best_global_step == self.state.global_step
             self.state.best_model_checkpoint = str(best) if exists else None
             self.state.save_to_json(str(folder / "trainer_state.json"))
-        state = {"metrics": self._metrics["train"].state(), "extra": self.extra_state()}
-        torch.save(state, folder / STATE_FILE)
         save_reference(self, folder)
-        if self.reference_scores is not None:
-            self.reference_scores.save(part_path(run_dir, self.state.global_step), new_only=True)
         for path in folder.rglob("*"):
             if path.is_file():
                 sync_to_disk(path)

@@ -12,6 +12,7 @@ from transformers import TrainingArguments
 from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 
 from strop.errors import ConfigError, did_you_mean
+from strop.trainers.lost_ranks import meet
 from strop.trainers.schema import Range, config, validate
 
 Layout = Literal["auto", "tree", "packed", "padded"]
@@ -143,6 +144,7 @@ class TrainerConfig(TrainingArguments):
             self.ddp_broadcast_buffers = False  # ranks may run different numbers of forward passes in a step
         if self.ddp_find_unused_parameters is None:
             self.ddp_find_unused_parameters = False  # every parameter gets a gradient, also on a rank without rows
+        meet(self)
         try:
             with warnings.catch_warnings():
                 warnings.filterwarnings("ignore", message=".*gradient_checkpointing.*deprecated.*")

@@ -10,6 +10,7 @@ from transformers.trainer_utils import EvalLoopOutput, EvalPrediction
 
 from strop.records import Batch, Scores
 from strop.trainers import rows
+from strop.trainers.lost_ranks import lost_ranks_named
 from strop.trainers.step import StepWork, sum_over_ranks
 from strop.trainers.windows import StepSampler, StreamWindows, window_loader
 
@@ -44,6 +45,11 @@ class EvaluationMixin:
         return window_loader(dataset, StepSampler(len(dataset), at_once, shuffle=False, **where))
 
     get_test_dataloader = get_eval_dataloader
+
+    def evaluate(self: Any, *args: Any, **kwargs: Any) -> Any:
+        """The parent's evaluation; a rank that is lost meanwhile is named."""
+        with lost_ranks_named(self):
+            return super().evaluate(*args, **kwargs)  # type: ignore[misc]
 
     def evaluation_loop(
         self: Any,

@@ -90,7 +90,8 @@ class GKDTrainer(OnlineTrainer):
 
     def fill_buffer(self, prompts: list[Example]) -> None:
         student = self.on_policy()
-        self._metrics["train"].add({"on_policy_fraction": Mean(float(student), 1.0)})
+        share = 1 / self.args.world_size
+        self._metrics["train"].add({"on_policy_fraction": Mean(student * share, share)})
         if student:
             groups = self.rollout(prompts, 1, training=True)
         elif self.args.seq_kd:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -46,11 +46,17 @@ class MetricLog:
         if world_size > 1:
             local, parts = parts[0], [None] * world_size
             torch.distributed.all_gather_object(parts, local)
-        merged: dict[str, list[float]] = {}
-        for part in parts:
-            for key, entry in part.items():
-                merged[key] = KINDS[key.split(":", 1)[0]](merged[key], entry) if key in merged else entry
+        merged = merge(parts)
         return {key.split(":", 1)[1]: total / count for key, (total, count) in merged.items() if count > 0}
+
+
+def merge(parts: Iterable[Mapping[str, list[float]]]) -> dict[str, list[float]]:
+    """The states of several logs (of ranks) as one."""
+    merged: dict[str, list[float]] = {}
+    for part in parts:
+        for key, entry in part.items():
+            merged[key] = KINDS[key.split(":", 1)[0]](merged[key], entry) if key in merged else list(entry)
+    return merged
 
 
 def _detached(value: Any) -> Any:

@@ -193,7 +193,9 @@ class OnlineTrainer(BaseTrainer):
         batches = self.args.gradient_accumulation_steps * self.steps_per_window
         where = {"rank": self.args.process_index, "world_size": self.args.world_size}
         if not hasattr(self.train_dataset, "__len__"):
-            return window_loader(StreamWindows(self.train_dataset, window, batches_per_step=batches, **where), None)
+            return window_loader(
+                StreamWindows(self.train_dataset, window, batches_per_step=batches, repeat=True, **where), None
+            )
         sampler = StepSampler(
             len(self.train_dataset),
             window,
@@ -398,9 +400,7 @@ class OnlineTrainer(BaseTrainer):
         if not changes_distribution(params) or not want & Want.LOGPS:
             return super().score_with(model, batch, want, **options)
         scores = super().score_with(model, batch, want | Want.HIDDEN, **options)
-        return rescore(
-            scores, lm_head_of(base_model(model)), batch, params, head_bytes=self.args.head_memory_mb * 2**20
-        )
+        return rescore(scores, lm_head_of(base_model(model)), batch, params, head_bytes=self.head_bytes)
 
     # ---- what a run keeps -------------------------------------------------------------------------------------
 
@@ -421,3 +421,22 @@ class OnlineTrainer(BaseTrainer):
         super().load_extra_state(state)
         self.rounds = state["rounds"]
         self.buffer = deque([Example.from_plain(tree) for tree in step] for step in state["buffer"])
+
+    def share_extra_state(self, states: list[dict[str, Any]]) -> dict[str, Any]:
+        shares = zip(*(state["buffer"] for state in states), strict=True)  # step by step, a share of every rank
+        rank, world = self.args.process_index, self.args.world_size
+        buffer = [[tree for share in step for tree in share][rank::world] for step in shares]
+        return {
+            **super().share_extra_state(states),
+            "rounds": max(state["rounds"] for state in states),
+            "buffer": buffer,
+        }
+
+    def row_order(self) -> dict[str, Any]:
+        order = super().row_order()
+        order["shuffled"] = self.args.shuffle_dataset and self.shuffles
+        return {
+            **order,
+            "prompts of a step": self.prompts_per_step,
+            "steps of a round of sampling": self.steps_per_window,
+        }

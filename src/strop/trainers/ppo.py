@@ -84,7 +84,7 @@ class PPOTrainer(OnlineTrainer):
             return score_both(model, batch, self.want(log), **self.score_options())
         scores = score_both(model, batch, self.want(log) | Want.HIDDEN, **self.score_options())
         head = lm_head_of(base_model(self.policy))
-        return rescore(scores, head, batch, params, head_bytes=self.args.head_memory_mb * 2**20)
+        return rescore(scores, head, batch, params, head_bytes=self.head_bytes)
 
     # ---- what the update learns from --------------------------------------------------------------------------
 

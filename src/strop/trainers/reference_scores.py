@@ -121,11 +121,13 @@ class ReferenceScores:
         return self._fingerprint
 
 
-def parts_until(run_dir: str | Path, step: int) -> list[Path]:
-    """The files of remembered log-probs that a run wrote up to a step, oldest first."""
-    parts = [(int(path.stem.split("-")[1]), path) for path in (Path(run_dir) / PARTS).glob("step-*.safetensors")]
-    return [path for at, path in sorted(parts) if at <= step]
+def parts_until(run_dir: str | Path, step: int, rank: int | None) -> list[Path]:
+    """The files of remembered log-probs that a rank (None: every rank) of a run wrote up to a step, oldest first."""
+    folder = Path(run_dir) / PARTS
+    parts = [(int(path.stem.split("-")[1]), path) for path in folder.glob("step-*.safetensors")]
+    names = {part_path(run_dir, at, rank).name for at, _ in parts if rank is not None}
+    return [path for at, path in sorted(parts) if at <= step and (rank is None or path.name in names)]
 
 
-def part_path(run_dir: str | Path, step: int) -> Path:
-    return Path(run_dir) / PARTS / f"step-{step}.safetensors"
+def part_path(run_dir: str | Path, step: int, rank: int = 0) -> Path:
+    return Path(run_dir) / PARTS / f"step-{step}{f'-rank-{rank}' if rank else ''}.safetensors"

@@ -62,7 +62,8 @@ def is_prepared(dataset: Any) -> bool:
     """Whether a set holds examples (or packs of them) and not rows."""
     if isinstance(dataset, (ExampleDataset, ExampleStream)):
         return True
-    if isinstance(dataset, (str, Path, Mapping)) or not hasattr(dataset, "__getitem__") or not len(dataset):
+    walked = not (hasattr(dataset, "__getitem__") and hasattr(dataset, "__len__"))  # a stream may have the first alone
+    if isinstance(dataset, (str, Path, Mapping)) or walked or not len(dataset):
         return False
     first = dataset[0]
     return isinstance(first, Example) or (isinstance(first, list) and bool(first) and isinstance(first[0], Example))

@@ -137,6 +137,7 @@ def resolve_parts(
     tokenizer = resolve_tokenizer(args, model, tokenizer)
     trainer.tokenizer_in_setup, trainer.reports = tokenizer, {}
     train, evaluation = rows.prepare_all(trainer, train_dataset, eval_dataset)
+    check_stream(args, train)
     model = resolve_model(args, model, trainer.task, quantization_config, peft_config)
     if len(tokenizer) > (size := model.get_input_embeddings().num_embeddings):
         raise SetupError(
@@ -153,6 +154,21 @@ def resolve_parts(
         )
         reference = make_reference(model, other, syncs=getattr(args, "sync_ref_model", False))
     return Parts(trainer.complete_model(model), tokenizer, reference, train, evaluation, trainer.reports)
+
+
+def check_stream(args: Any, dataset: Any) -> None:
+    """Refuse what needs the end of the rows where they come from a stream."""
+    if dataset is None or hasattr(dataset, "__len__"):
+        return
+    problems = [
+        f"{name}='epoch': it has no epochs. Set {name}='steps', and how many."
+        for name in ("eval_strategy", "save_strategy", "logging_strategy")
+        if getattr(args, name) == "epoch"
+    ]
+    if getattr(args, "precompute_ref_log_probs", False):
+        problems.append("precompute_ref_log_probs=True: it cannot be scored ahead. Remove it; scores are remembered.")
+    if problems:
+        raise ConfigError.collect("The rows come from a stream, whose end nobody knows:", problems)
 
 
 def resolve_tokenizer(args: Any, model: Any, tokenizer: Any) -> Any:

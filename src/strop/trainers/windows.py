@@ -8,7 +8,8 @@ others are empty.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import itertools
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
@@ -74,31 +75,45 @@ class StepSampler:
 
 
 class StreamWindows(IterableDataset):
-    """The same shares cut from a stream of examples; every rank reads the stream and keeps its own rows."""
+    """The same shares cut from a stream of examples; every rank reads the stream and keeps its own rows.
+
+    With `repeat` the stream is walked again when it ends (under the number of the pass, where it has `set_epoch`), so
+    that the n-th window is the same for every run, and for a resumed one, which passes over the windows before it.
+    """
 
     def __init__(
-        self, stream: Iterable[Example], rows_per_step: int, *, batches_per_step: int, rank: int, world_size: int
+        self,
+        stream: Iterable[Example],
+        rows_per_step: int,
+        *,
+        batches_per_step: int,
+        rank: int,
+        world_size: int,
+        repeat: bool = False,
     ) -> None:
         self.stream, self.rows_per_step, self.batches_per_step = stream, rows_per_step, batches_per_step
-        self.rank, self.world_size = rank, world_size
+        self.rank, self.world_size, self.repeat = rank, world_size, repeat
 
     def set_epoch(self, epoch: int) -> None:
-        if hasattr(self.stream, "set_epoch"):
-            self.stream.set_epoch(epoch)
+        """Passes over the stream are counted here, not by the parent, which never sees its end."""
 
     def __iter__(self) -> Iterator[list[Example]]:
-        window: list[Example] = []
-        for example in self.stream:
-            window.append(example)
-            if len(window) == self.rows_per_step:
-                yield from self._share(window)
-                window = []
-        if window:
-            yield from self._share(window)
+        for epoch in itertools.count():
+            if hasattr(self.stream, "set_epoch"):
+                self.stream.set_epoch(epoch)
+            empty = True
+            for window in self._windows():
+                empty = False
+                yield list(window[self.rank :: self.world_size])
+                yield from ([] for _ in range(self.batches_per_step - 1))
+            if not self.repeat or empty:
+                return
 
-    def _share(self, window: Sequence[Example]) -> Iterator[list[Example]]:
-        yield list(window[self.rank :: self.world_size])
-        yield from ([] for _ in range(self.batches_per_step - 1))
+    def _windows(self) -> Iterator[list[Example]]:
+        """Windows of one pass over the stream; the last may be short."""
+        examples = iter(self.stream)
+        while window := list(itertools.islice(examples, self.rows_per_step)):
+            yield window
 
 
 class WindowLoader(DataLoader):
@@ -115,8 +130,19 @@ def as_list(rows: Any) -> list[Example]:
 
 
 def window_loader(dataset: Any, sampler: StepSampler | None, *, num_workers: int = 0, **kwargs: Any) -> WindowLoader:
-    """Loader over a map-style dataset with `sampler`, or over `StreamWindows` with None."""
+    """Loader over a map-style dataset with `sampler`, or over `StreamWindows` with None.
+
+    Its own generator keeps it from drawing on the global random state, which an evaluation would then move.
+    """
+    own = torch.Generator()
     if sampler is None:
-        return WindowLoader(dataset, batch_size=None, num_workers=0)
+        return WindowLoader(dataset, batch_size=None, num_workers=0, generator=own)
     collate: Callable[[Any], list[Example]] = as_list
-    return WindowLoader(dataset, batch_sampler=sampler, collate_fn=collate, num_workers=num_workers, **kwargs)  # type: ignore[arg-type]
+    return WindowLoader(
+        dataset,
+        batch_sampler=sampler,
+        collate_fn=collate,
+        num_workers=num_workers,
+        generator=own,
+        **kwargs,  # type: ignore[arg-type]
+    )

@@ -1,0 +1,79 @@
+"""A vLLM server that fails in the middle of a run: the run ends in bounded time, says why, and can be gone on with."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from strop.errors import RolloutError
+from strop.testing.cases import make_trainer
+from strop.trainers.checkpoint import newest_valid
+
+TIMEOUT = 0.5
+
+
+def run(stub: Any, folder: Path) -> Any:
+    return make_trainer(
+        "grpo",
+        folder,
+        num_generations=2,
+        per_device_train_batch_size=4,
+        engine="vllm",
+        vllm_mode="server",
+        vllm_server_base_url=stub.url,
+        vllm_server_timeout=TIMEOUT,
+        max_completion_length=4,
+        save_strategy="steps",
+        save_steps=1,
+        max_steps=3,
+    )
+
+
+def stall(stub: Any, handler: Any) -> None:
+    stub.released.wait(20)
+
+
+def refuse(stub: Any, handler: Any) -> None:
+    stub.send(handler, "engine is dead", 500)
+
+
+def hang_up(stub: Any, handler: Any) -> None:
+    handler.connection.close()
+
+
+def die(stub: Any, handler: Any) -> None:
+    stub.http.server_close()  # nobody is let in any more
+    handler.connection.close()
+
+
+@pytest.mark.parametrize("path", ["/v1/completions", "/collective_rpc"], ids=["sampling", "sync"])
+@pytest.mark.parametrize(
+    ("trouble", "said"),
+    [(stall, r"within 0\.5 s"), (refuse, "500: engine is dead"), (hang_up, "died"), (die, "not running, or died")],
+    ids=["stalls", "refuses", "hangs up", "dies"],
+)
+def test_a_server_that_fails_ends_the_run_with_its_name(
+    trouble: Any, said: str, path: str, stub: Any, tmp_path: Path
+) -> None:
+    trainer = run(stub, tmp_path)
+    healthy = stub.answer
+
+    def answer(handler: Any, body: dict[str, Any]) -> None:
+        failing = handler.path == path and trainer.state.global_step == 1
+        trouble(stub, handler) if failing else healthy(handler, body)
+
+    stub.answer = answer
+    start = time.monotonic()
+    with pytest.raises(RolloutError, match=said):
+        trainer.train()
+    assert time.monotonic() - start < 15  # a stall is 20 s
+    newest, skipped = newest_valid(tmp_path)
+    assert newest is not None and newest.name == "checkpoint-1" and not skipped
+    if trouble is not die:
+        stub.answer = healthy
+        again = run(stub, tmp_path)
+        again.train(resume_from_checkpoint=True)
+        assert again.state.global_step == 3
