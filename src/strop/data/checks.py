@@ -207,7 +207,8 @@ class Checker:
         copies, first = np.unique(later, return_index=True)  # both answers of a pair count once
         pairs = [(int(copy), int(earlier[k])) for copy, k in zip(copies[:5], first[:5], strict=True)]
         shown = ", ".join(f"row {copy} repeats row {original}" for copy, original in pairs)
-        message = f"{len(copies)} rows are exact copies of others ({shown}{', ...' if len(copies) > 5 else ''})"
+        which = "1 row is an exact copy of another" if len(copies) == 1 else f"{len(copies)} rows are exact copies"
+        message = f"{which} ({shown}{', ...' if len(copies) > 5 else ''})"
         return [Finding(pairs[0][0], None, "warning", message, "Remove them unless the weight is wanted")]
 
     def _label_balance(self) -> list[Finding]:

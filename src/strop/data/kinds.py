@@ -188,7 +188,10 @@ def detect(rows: Iterable[Mapping[str, Any]], options: TokenizeOptions | None = 
     if unknown or len(kinds) > 1:
         found = ", ".join(f"{count} {kind} (first: row {first[kind]})" for kind, count in kinds.most_common())
         more = f", {unknown} without known columns (first: row {first_unknown})" if unknown else ""
-        raise DataError(f"{source}: the rows are of different kinds: {found}{more}. Keep one kind per file.")
+        raise DataError(
+            f"{source}: the rows are of different kinds: {found}{more}. "
+            "Keep one kind per file; to hear what a row lacks, say what they are for (strop check FILE --method NAME)."
+        )
     return Detection(kinds.most_common(1)[0][0], flags, forms, list(columns))
 
 
@@ -229,7 +232,10 @@ def rename_hint(columns: Iterable[str], kind: DatasetKind | None = None) -> str:
                 match = free[hint.split("'")[1]]
             if match is not None and match not in renames:
                 renames[match] = name
-    return f" If these are the same under other names, rename them: columns={renames!r}." if renames else ""
+    if not renames:
+        return ""
+    said = ", ".join(f"'{theirs}' to '{ours}'" for theirs, ours in renames.items())
+    return f" If these are the same under other names, rename {said} (in Python: load_rows(..., columns={renames!r}))."
 
 
 def _names(columns: Iterable[str]) -> str:

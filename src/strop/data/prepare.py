@@ -129,7 +129,7 @@ def check_rows(
         checked = check(opened, kind, options)
     else:
         checked = check_head(opened, kind, options, (), STREAM_HEAD)
-    return DataReport.start(name, str(kind), checked, len(checked.numbers))
+    return DataReport.start(name, str(kind), checked, None)  # nothing is going to be tokenised
 
 
 def as_kind(kind: DatasetKind | str) -> DatasetKind:
