@@ -56,7 +56,7 @@ def test_check_in_a_process_of_its_own(tmp_path: Path) -> None:
     assert run.stderr.count("strop check: ") == len(files) and "Traceback" not in run.stderr
 
 
-@pytest.mark.parametrize("every", [7, pytest.param(1, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("every", [13, pytest.param(1, marks=pytest.mark.slow)])
 def test_training_verbs(
     every: int, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

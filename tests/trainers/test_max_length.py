@@ -34,7 +34,7 @@ def one_step(verb: str, max_length: int, mode: str, folder: Path) -> str:
     try:
         trainer = make_trainer(verb, folder, rows=rows_for(verb, ROWS), model=model, **settings)
     except StropError as error:
-        assert "max_length" in str(error) and ("left out" in str(error) or "tokens" in str(error)), str(error)
+        assert "max_length" in str(error) and ("left out" in str(error) or "must be" in str(error)), str(error)
         return "refused"
     report = trainer.reports["train"]
     assert report.trees + sum(found.count for found in report.left_out.values()) >= ROWS
@@ -57,7 +57,7 @@ def sweep(verb: str, lengths: list[int], modes: tuple[str, ...], folder: Path) -
 
 @pytest.mark.parametrize("verb", CASES)
 def test_some_lengths(verb: str, tmp_path: Path) -> None:
-    sweep(verb, [1, 2, 3, 5, 8, LONGEST.get(verb, 40)], ("keep_start",), tmp_path)
+    sweep(verb, [1, 3, 6, LONGEST.get(verb, 40)], ("keep_start",), tmp_path)
 
 
 @pytest.mark.slow
