@@ -30,7 +30,10 @@ WORDS = (" good", " ant", "\n", "  ", "\t", "é", "今日", "🙂", "e\u0301", "
 letters = st.characters(codec="utf-8")
 words = st.one_of(st.sampled_from(WORDS), st.text(letters, max_size=4))
 plain_text = st.lists(words, max_size=8).map("".join)
-any_text = st.lists(st.one_of(words, st.sampled_from(CONTROL)), max_size=8).map("".join)
+mixed_text = st.lists(st.one_of(words, st.sampled_from(CONTROL)), max_size=8).map("".join)
+any_text = st.one_of(
+    mixed_text, st.sampled_from(("<s>", "</s>", "<s> the")).flatmap(lambda t: mixed_text.map(t.__add__))
+)
 limits = st.one_of(st.none(), st.integers(1, 40))
 modes = st.sampled_from(["keep_start", "keep_end"])
 
@@ -146,6 +149,12 @@ def test_cut_trees_are_parts_of_whole_ones(rows: list[dict[str, str]], variant: 
             assert branches(example) == branches(original)
 
 
+def alone(text: str, variant: str) -> Example | None:
+    """The tree of a text that is not cut."""
+    data = prepared([{"text": text}], "language_modeling", variant)
+    return None if data is None else data[0]
+
+
 @checked_often(st.lists(any_text, min_size=1, max_size=5), st.sampled_from(PLAIN), limits, modes, examples=120)
 def test_whole_texts(texts: list[str], variant: str, limit: int | None, mode: str) -> None:
     """A text is learned from its first token on, and ends once if it is whole."""
@@ -157,8 +166,14 @@ def test_whole_texts(texts: list[str], variant: str, limit: int | None, mode: st
         return
     accounted(data, len(texts))
     eos = tokenizer.eos_token_id
+    whole = {text: branches(e)[0] for text in texts if (e := alone(text, variant)) is not None}
     for example in data:
         ids = branches(example)[0]
+        uncut = whole[texts[example.row]]
+        bos = int(mode == "keep_end" and uncut[0] == tokenizer.bos_token_id and len(ids) > 1)
+        assert ids == (
+            uncut[: len(ids)] if mode == "keep_start" else uncut[:bos] + uncut[len(uncut) - len(ids) + bos :]
+        )
         assert limit is None or len(ids) <= limit
         if example.extras.get("truncated"):
             assert len(ids) == limit

@@ -48,7 +48,8 @@ def run(argv: list[str]) -> int:
 
 def separate(argv: list[str]) -> tuple[list[str], list[str]]:
     """Files and flags; every flag takes a value, so a word that follows none is a file."""
-    files, flags = [], []
+    files: list[str] = []
+    flags: list[str] = []
     after_flag = False
     for word in argv:
         is_flag = word.startswith("--")
