@@ -92,7 +92,7 @@ pair_rows = st.lists(
 )
 
 
-@checked_often(pair_rows, st.sampled_from(PLAIN), examples=120)
+@checked_often(pair_rows, st.sampled_from(PLAIN), examples=90)
 def test_plain_text_is_learned_as_written(rows: list[dict[str, str]], variant: str) -> None:
     """decode(completion) is the completion and EOS, once; one prompt for both; BOS at most once."""
     tokenizer = tokenizer_of(variant)
@@ -125,7 +125,7 @@ def test_plain_text_is_learned_as_written(rows: list[dict[str, str]], variant: s
         assert example.loss_mask is None
 
 
-@checked_often(pair_rows, st.sampled_from(PLAIN), st.integers(1, 40), modes, examples=150)
+@checked_often(pair_rows, st.sampled_from(PLAIN), st.integers(1, 40), modes, examples=80)
 def test_cut_trees_are_parts_of_whole_ones(rows: list[dict[str, str]], variant: str, limit: int, mode: str) -> None:
     """Within the limit; completions lose their end and EOS with it; the prompt loses its start, for both alike."""
     whole = prepared(rows, "preference", variant)
@@ -155,7 +155,7 @@ def alone(text: str, variant: str) -> Example | None:
     return None if data is None else data[0]
 
 
-@checked_often(st.lists(any_text, min_size=1, max_size=5), st.sampled_from(PLAIN), limits, modes, examples=120)
+@checked_often(st.lists(any_text, min_size=1, max_size=5), st.sampled_from(PLAIN), limits, modes, examples=90)
 def test_whole_texts(texts: list[str], variant: str, limit: int | None, mode: str) -> None:
     """A text is learned from its first token on, and ends once if it is whole."""
     tokenizer = tokenizer_of(variant)
@@ -202,7 +202,7 @@ def messages(system: str | None, pairs: list[tuple[str, str]]) -> list[dict[str,
     ]
 
 
-@checked_often(conversations, st.sampled_from([v for v in CHATML if v != "chatml_think"]), examples=100)
+@checked_often(conversations, st.sampled_from([v for v in CHATML if v != "chatml_think"]), examples=80)
 def test_only_the_assistant_is_learned(drawn: list[Any], variant: str) -> None:
     """decode(ids[mask]) is what the assistant said, each turn with its end, whatever the others said."""
     rows = [{"messages": messages(system, pairs)} for system, pairs in drawn]
@@ -218,7 +218,7 @@ def test_only_the_assistant_is_learned(drawn: list[Any], variant: str) -> None:
         assert mask[-1] == 1 and text_of(variant, ids[-1:]) == "<|im_end|>"
 
 
-@checked_often(conversations, st.sampled_from([*CHATML, "llama"]), limits, modes, examples=120)
+@checked_often(conversations, st.sampled_from([*CHATML, "llama"]), limits, modes, examples=90)
 def test_answers_to_conversations(drawn: list[Any], variant: str, limit: int | None, mode: str) -> None:
     """The last answer is the completion: it ends in the template's end of turn, once, if it is whole."""
     talks = [messages(system, pairs) for system, pairs in drawn]
@@ -269,7 +269,7 @@ any_kind = st.sampled_from(sorted(KINDS)).flatmap(
 
 
 @checked_often(
-    any_kind, st.sampled_from(sorted(VARIANTS)), limits, modes, st.randoms(use_true_random=False), examples=150
+    any_kind, st.sampled_from(sorted(VARIANTS)), limits, modes, st.randoms(use_true_random=False), examples=100
 )
 def test_no_row_gets_lost_or_depends_on_others(
     drawn: tuple[str, list[dict[str, Any]]], variant: str, limit: int | None, mode: str, shuffler: random.Random
@@ -315,7 +315,7 @@ garbage_rows = st.lists(st.dictionaries(st.sampled_from(COLUMNS), GARBAGE, max_s
     st.sampled_from(sorted(KINDS)),
     st.sampled_from(["plain", "chatml_tools", "llama"]),
     st.booleans(),
-    examples=150,
+    examples=100,
     slow=20_000,
 )
 def test_garbage_is_refused_or_named(rows: list[Any], kind: str, variant: str, skip: bool) -> None:

@@ -26,14 +26,14 @@ def model_of(task: str) -> Any:
     return tiny_model("llama", task=task, vocab_size=len(toy_tokenizer()))
 
 
-def one_step(verb: str, max_length: int, mode: str, folder: Path) -> str:
+def one_step(verb: str, max_length: int, mode: str, folder: Path, **extra: Any) -> str:
     """What one optimizer step at this limit came to: "learned", "said" (an alarm), or "refused" (an error)."""
     model = copy.deepcopy(model_of(TASKS.get(verb, "causal")))
     settings: dict[str, Any] = {"max_length": max_length, "truncation_mode": mode, "max_steps": 1}
     if verb in LONGEST:
         settings["max_completion_length"] = min(6, max_length)
     try:
-        trainer = make_trainer(verb, folder, rows=rows_for(verb, ROWS), model=model, **settings)
+        trainer = make_trainer(verb, folder, rows=rows_for(verb, ROWS), model=model, trainer=extra, **settings)
     except StropError as error:
         assert "max_length" in str(error) and ("left out" in str(error) or "must be" in str(error)), str(error)
         return "refused"
@@ -65,3 +65,12 @@ def test_some_lengths(verb: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("verb", CASES)
 def test_every_length(verb: str, tmp_path: Path) -> None:
     sweep(verb, list(range(1, LONGEST.get(verb, 40) + 1)), ("keep_start", "keep_end"), tmp_path)
+
+
+def test_what_the_sweep_counts_as_said(tmp_path: Path) -> None:
+    """Rewards that never differ teach nothing, and the run says so: the sweep would take silence for a failure."""
+
+    def flat(completions: list[str], **columns: Any) -> list[float]:
+        return [1.0] * len(completions)
+
+    assert one_step("grpo", 12, "keep_start", tmp_path, reward_funcs=flat) == "said"
