@@ -12,7 +12,8 @@ import pytest
 
 from strop.data import arrow, prepare
 from strop.data.load import load_rows
-from strop.data.rows import RowStream
+from strop.data.rows import Rows, RowStream
+from strop.errors import DataError
 from strop.testing.tokenizers import toy_tokenizer
 
 ROWS: list[dict[str, Any]] = [
@@ -84,3 +85,27 @@ def test_the_same_rows_give_the_same_trees_from_anywhere(tmp_path: Path) -> None
     sets = [prepare(source, "language_modeling", tokenizer) for source in sources]
     assert [list(s) for s in sets[1:]] == [list(sets[0])] * 2
     assert len({s.fingerprint for s in sets}) == 1
+
+
+def test_columns_of_one_name(tmp_path: Path) -> None:
+    table = pa.Table.from_arrays([pa.array(["a"]), pa.array(["b"])], names=["text", "text"])
+    pq.write_table(table, tmp_path / "a.parquet")
+    with pa.OSFile(str(tmp_path / "a.arrow"), "wb") as sink, pa.ipc.new_stream(sink, table.schema) as writer:
+        writer.write_table(table)
+    for path in (tmp_path / "a.parquet", tmp_path / "a.arrow"):
+        with pytest.raises(DataError, match="it has the column 'text' twice"):
+            load_rows(path)
+
+
+def test_values_without_a_counterpart(tmp_path: Path) -> None:
+    """Dates beyond the year 9999 are a row's trouble, found when the row is read."""
+    pq.write_table(
+        pa.table({"text": ["a", "b"], "at": pa.array([0, 10**12], pa.timestamp("s"))}), tmp_path / "a.parquet"
+    )
+    rows = load_rows(tmp_path / "a.parquet")
+    assert isinstance(rows, Rows) and rows[0]["text"] == "a"
+    with pytest.raises(DataError, match=r"a\.parquet, row 1: a value has no counterpart in Python: .*Drop that column"):
+        rows[1]
+    for walked in (rows, load_rows(tmp_path / "a.parquet", streaming=True)):
+        with pytest.raises(DataError, match=r"a\.parquet, rows 0 to 1: a value has no counterpart"):
+            list(walked)

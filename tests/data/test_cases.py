@@ -156,3 +156,8 @@ def test_rows_are_not_changed() -> None:
     kept = repr(row)
     one(row, LANGUAGE)
     assert repr(row) == kept
+
+
+def test_seq_lengths_of_one_document() -> None:
+    for lengths in ([2], 2, None):
+        assert one({"input_ids": [1, 2], "seq_lengths": lengths}, LANGUAGE).completions == [[1, 2]]

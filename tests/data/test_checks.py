@@ -132,6 +132,18 @@ FILES: dict[str, tuple[str, Any, str | None, list[str]]] = {
     ),
     "margin is a word": ("a.jsonl", [{**GOOD_PAIR, "margin": "big"}], "preference", ["'margin': is the string 'big'"]),
     "margin is NaN": ("a.jsonl", '{"chosen":"a","rejected":"b","margin":NaN}\n', "preference", ["'margin': is NaN"]),
+    "no question in common": (
+        "a.jsonl",
+        [{"chosen": [ANSWER], "rejected": [{**ANSWER, "content": "b"}]}],
+        "preference",
+        ["column 'chosen': has no first message in common with 'rejected'", "add a 'prompt' column"],
+    ),
+    "columns under one object": (
+        "a.json",
+        json.dumps({"prompt": ["a", "b"], "completion": ["c", "d"]}),
+        None,
+        ["an object of columns (prompt, completion)", "array of rows"],
+    ),
     "images": ("a.jsonl", [{**GOOD_PAIR, "images": ["x"]}], "preference", ["column 'images'", "trains on text"]),
     # --- messages
     "no message": ("a.jsonl", [chat()], "language_modeling", ["column 'messages': is an empty list of messages"]),
@@ -206,6 +218,13 @@ FILES: dict[str, tuple[str, Any, str | None, list[str]]] = {
         ["an entry per step"],
     ),
     "ids are words": ("a.jsonl", [{"input_ids": ["a"]}], None, ["holds the string 'a' at position 0"]),
+    "ids beyond 32 bits": ("a.jsonl", [{"input_ids": [1, 2**31]}], None, ["the number 2147483648 at position 1"]),
+    "mask of words": (
+        "a.jsonl",
+        [{"input_ids": [1, 2], "completion_mask": [1, "0"]}],
+        None,
+        ["column 'completion_mask': holds the string '0' at position 1"],
+    ),
     "ids below zero": ("a.jsonl", [{"input_ids": [1, -100]}], None, ["the number -100 at position 1"]),
     "labels are shifted": (
         "a.jsonl",
@@ -330,11 +349,11 @@ def test_undesirable_rows_are_left_out_of_imitation() -> None:
 
 def test_duplicates_are_found() -> None:
     rows = [{"text": "a", "id": 1}, {"text": "b", "id": 2}, {"text": "a", "id": 3}, {"text": "a", "id": 4}]
-    (finding,) = [f for f in check_rows(rows, "language_modeling").findings if "copies" in f.message]
+    (finding,) = [f for f in check_rows(rows, "language_modeling").findings if "cop" in f.message]
     assert finding.message.startswith("2 rows are exact copies") and "row 2 repeats row 0" in finding.message
     assert not check_rows(rows[:2], "language_modeling").findings
     pairs = check_rows([GOOD_PAIR, GOOD_PAIR], "unpaired_preference")
-    assert [f.message for f in pairs.findings] == ["1 rows are exact copies of others (row 1 repeats row 0)"]
+    assert [f.message for f in pairs.findings] == ["1 row is an exact copy of another (row 1 repeats row 0)"]
 
 
 def test_labels_of_one_kind_are_reported() -> None:

@@ -75,6 +75,14 @@ def test_files_and_folders(tmp_path: Path) -> None:
         ("./nothing.jsonl", "no such file"),
         ("/nowhere/at/all", "does not exist either"),
         ("what is this?", "no such file"),
+        ("", "path of the rows is empty"),
+        ("https://host/a.jsonl", "an address, not a file. Download it first"),
+        ("a\0b.jsonl", "holds no zero byte"),
+        ("./" + "a" * 5000 + ".jsonl", "cannot be read: File name too long"),
+        ("~no-such-user/a.jsonl", "no such file"),
+        (b"a.jsonl", "Bytes cannot be read as rows"),
+        ([{1: "a"}], "row 0: the column name 1 is no string"),
+        ("/dev/null", "neither a file nor a folder"),
     ],
 )
 def test_what_cannot_be_loaded(source: object, wanted: str) -> None:
@@ -121,3 +129,24 @@ def test_hub_problems_have_designed_messages(monkeypatch: pytest.MonkeyPatch) ->
     problem = ValueError("Unknown split \"dev\". Should be one of ['train'].")
     with pytest.raises(DataError, match=r"Dataset 'a/b': Unknown split"):
         load_rows("a/b", split="dev")
+
+
+def test_a_link_to_nowhere(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").symlink_to(tmp_path / "gone.jsonl")
+    with pytest.raises(DataError, match=r"It is a link to '.*gone\.jsonl', which does not exist"):
+        load_rows(tmp_path / "a.jsonl")
+
+
+def test_files_that_may_not_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = jsonl(tmp_path / "a.jsonl", 1)
+    for problem, wanted in (
+        (PermissionError(13, "Permission denied"), "may not be read"),
+        (OSError(5, "Input/output error"), "cannot be read: Input/output error"),
+    ):
+
+        def refuse(*args: object, problem: OSError = problem, **kwargs: object) -> None:
+            raise problem
+
+        monkeypatch.setattr(Path, "open", refuse)
+        with pytest.raises(DataError, match=wanted):
+            load_rows(path)

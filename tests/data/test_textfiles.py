@@ -104,3 +104,8 @@ def test_csv(tmp_path: Path) -> None:
 def test_a_csv_cell_may_be_long(tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_text("text\n" + "x" * 200_000 + "\n")
     assert len(load_rows(tmp_path / "a.csv")[0]["text"]) == 200_000
+
+
+def test_a_csv_cell_that_is_nested_too_deeply_stays_text(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("prompt\n" + "[" * 100_000 + "\n")
+    assert load_rows(tmp_path / "a.csv")[0]["prompt"] == "[" * 100_000

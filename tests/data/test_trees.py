@@ -428,7 +428,7 @@ def test_prompts_carry_what_reward_functions_need() -> None:
     assert example.extras == {"columns": {"answer": 3, "n": None}, "prompt": [user("hi")]}
     with pytest.raises(DataError, match="the prompt has no tokens"):
         build({"prompt": ""}, PROMPTS)
-    with pytest.raises(DataError, match="the limit is 2"):
+    with pytest.raises(DataError, match="max_length is 2"):
         build({"prompt": "the good ant"}, PROMPTS, max_length=2)
     assert len(build({"prompt": "the good ant"}, PROMPTS, max_prompt_length=2).prompt_ids) == 2
 

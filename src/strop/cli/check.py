@@ -1,9 +1,12 @@
-"""`strop check FILE`: are these rows what a method needs? Nothing is loaded, torch is not imported."""
+"""`strop check FILE ...`: are these rows what a method needs? Nothing is loaded, torch is not imported."""
 
 from __future__ import annotations
 
+import sys
+from typing import Any
+
 from strop.cli.flags import Flag, help_page, parse
-from strop.errors import ConfigError
+from strop.errors import ConfigError, StropError, did_you_mean
 from strop.trainers.registry import BY_VERB
 
 KINDS = {
@@ -18,20 +21,91 @@ FLAGS = (
     Flag("method", str, help="Method that the rows are for; left out, they are checked for what they look like."),
     Flag("split", str, "train", "Split, where the file or folder has several."),
 )
+TITLE = "strop check FILE [FILE ...]: are these rows what a method needs?"
+SHOWN_CHARACTERS = 80
 
 
 def run(argv: list[str]) -> int:
     if not argv or "--help" in argv or "-h" in argv:
-        print(help_page("strop check FILE: are these rows what a method needs?", {"flags": FLAGS}))
+        print(help_page(TITLE, {"flags": FLAGS}))
         return 0
-    values = {**{f.name: f.default for f in FLAGS}, **parse(argv[1:], {f.name: f for f in FLAGS})}
+    files, flags = separate(argv)
+    values = {**{f.name: f.default for f in FLAGS}, **parse(flags, {f.name: f for f in FLAGS})}
     method = values["method"]
     if method is not None and method not in BY_VERB:
-        raise ConfigError(f"--method {method}: choose one of {', '.join(BY_VERB)}.")
+        raise ConfigError(f"--method {method}: choose one of {', '.join(BY_VERB)}.{did_you_mean(method, BY_VERB)}")
+    if not files:
+        raise ConfigError("No file is named. Write: strop check FILE")
+    broken = 0
+    for file in files:
+        try:
+            print(check_file(file, method, values["split"]))
+        except StropError as error:
+            print(f"strop check: {error}", file=sys.stderr)
+            broken = 2
+    return broken
+
+
+def separate(argv: list[str]) -> tuple[list[str], list[str]]:
+    """Files and flags; every flag takes a value, so a word that follows none is a file."""
+    files: list[str] = []
+    flags: list[str] = []
+    after_flag = False
+    for word in argv:
+        is_flag = word.startswith("--")
+        (flags if is_flag or after_flag else files).append(word)
+        after_flag = is_flag and "=" not in word
+    return files, flags
+
+
+def check_file(file: str, method: str | None, split: str) -> str:
+    """What is in a file, as text for a terminal; raises `DataError` where rows cannot be used."""
     from strop.data import check_rows, load_rows
 
-    report = check_rows(load_rows(argv[0], split=values["split"]), KINDS[method] if method else None, name=argv[0])
-    print(report.render())
-    fitting = [verb for verb, kind in KINDS.items() if kind == str(report.kind)]
-    print(f"These rows fit: {', '.join(fitting)}." if fitting else "No method takes these rows as they are.")
-    return 0
+    rows = load_rows(file, split=split)
+    report = check_rows(rows, KINDS[method] if method else None, name=file)
+    first = next(iter(rows))
+    left_out = sum(found.count for found in report.left_out.values())
+    lines = [f"{file}: {counted(report.rows_read, 'row')} of {report.kind} data, {manner(report)}"]
+    lines.append(f"  {report.trees} can be learned from" + (f", {left_out} left out" if left_out else ""))
+    lines += [f"  {finding.severity}: {finding}" for finding in report.findings]
+    lines += ["  the first row:", *(f"    {name}: {shortened(value)}" for name, value in first.items())]
+    if method:
+        lines.append(f"Ready: strop {method} --model MODEL --dataset {file}")
+    else:
+        lines.append(fitting(first))
+    return "\n".join(lines)
+
+
+def counted(number: int, noun: str) -> str:
+    return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
+def manner(report: Any) -> str:
+    """Whether the rows are conversations."""
+    plain = report.trees - report.conversational
+    if not report.conversational:
+        return "plain text"
+    return f"{counted(report.conversational, 'conversation')}, {plain} in plain text" if plain else "conversations"
+
+
+def shortened(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= SHOWN_CHARACTERS else text[: SHOWN_CHARACTERS - 3] + "..."
+
+
+def fitting(row: dict[str, Any]) -> str:
+    """The verbs that take rows of this shape as they are, and those that convert them."""
+    from strop.data import TokenizeOptions
+    from strop.data.kinds import ACCEPTED, DETECTED, FORMS, DatasetKind, form_of
+
+    form = form_of(row, FORMS, TokenizeOptions()) or "text"
+    taking = [verb for verb, kind in KINDS.items() if form in ACCEPTED[DatasetKind(kind)]]
+    as_they_are = [verb for verb in taking if KINDS[verb] == str(DETECTED[form])]
+    converted = [verb for verb in taking if verb not in as_they_are]
+    if not taking:
+        return "No method takes these rows as they are."
+    lines = [f"These rows fit: {', '.join(as_they_are)}."] if as_they_are else []
+    if converted:
+        lines.append(f"Converted while they are read, they also fit: {', '.join(converted)}.")
+    return "\n".join(lines)

@@ -1,6 +1,6 @@
 """From rows to token trees: load, check, convert, render, tokenise, cut, cache, pack. CPU only, torch-free.
 
-rows.py, load.py, textfiles.py, arrow.py   whatever the user has -> rows, with errors that name file, line and cause
+rows.py, load.py, signatures.py, textfiles.py, arrow.py   whatever the user has -> rows; errors name file, line, cause
 kinds.py, messages.py, cases.py, convert.py   rows -> checked cases of the kind that a method needs
 options.py, encode.py, chat.py, stops.py, trees.py, truncate.py   cases -> token trees (rules R1-R14)
 checks.py, findings.py, report.py   the account: broken rows, rows left out, lengths, a rendered row

@@ -30,6 +30,18 @@ def _clean(row: Row) -> Row:
     return {key: prune(item) if isinstance(item, list | dict) else item for key, item in row.items()}
 
 
+def _plain_rows(part: Any, source: str, first: int) -> list[Row]:
+    """The rows of a table or batch as Python values; `first` is the number of its first row."""
+    try:
+        return [_clean(row) for row in part.to_pylist()]
+    except (ArithmeticError, ValueError) as problem:  # a date beyond the year 9999, two keys of one name
+        cause = str(problem).splitlines()[0].rstrip(".")
+        place = f"row {first}" if part.num_rows == 1 else f"rows {first} to {first + part.num_rows - 1}"
+        raise DataError(
+            f"{source}, {place}: a value has no counterpart in Python: {cause}. Drop that column, or save it as text."
+        ) from None
+
+
 class TableRows(Rows):
     """A pyarrow Table (in memory or memory-mapped)."""
 
@@ -42,11 +54,13 @@ class TableRows(Rows):
         return self.table.num_rows
 
     def row(self, index: int) -> Row:
-        return _clean(self.table.slice(index, 1).to_pylist()[0])
+        return _plain_rows(self.table.slice(index, 1), self.source, index)[0]
 
     def __iter__(self) -> Iterator[Row]:
+        first = 0
         for batch in self.table.to_batches(max_chunksize=1024):
-            yield from map(_clean, batch.to_pylist())
+            yield from _plain_rows(batch, self.source, first)
+            first += batch.num_rows
 
 
 class DatasetRows(Rows):
@@ -80,12 +94,21 @@ def read_parquet(path: Path) -> Rows:
 
     try:
         if path.stat().st_size < LARGE_FILE_BYTES:
-            return TableRows(pq.read_table(path), path.name)
-        return TableRows(_mapped(pq.ParquetFile(path)), path.name)
+            return TableRows(_sound(pq.ParquetFile(path).read()), path.name)
+        return TableRows(_sound(_mapped(pq.ParquetFile(path))), path.name)
     except (pa.ArrowException, OSError, ValueError) as problem:
         if isinstance(problem, DataError):
             raise
         raise _unreadable(path, "Parquet", problem) from None
+
+
+def _sound(table: Any) -> Any:
+    """The table, once its offsets and texts are known to be in order: those of a damaged file end the process."""
+    table.validate(full=True)
+    names = table.schema.names
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise ValueError(f"it has the column {twice[0]!r} twice")
+    return table
 
 
 def stream_parquet(path: Path) -> RowStream:
@@ -96,9 +119,13 @@ def stream_parquet(path: Path) -> RowStream:
         import pyarrow.parquet as pq
 
         try:
+            first = 0
             for batch in pq.ParquetFile(path).iter_batches(1024):
-                yield from map(_clean, batch.to_pylist())
-        except (pa.ArrowException, OSError) as problem:
+                yield from _plain_rows(_sound(batch), path.name, first)
+                first += batch.num_rows
+        except (pa.ArrowException, OSError, ValueError) as problem:
+            if isinstance(problem, DataError):
+                raise
             raise _unreadable(path, "Parquet", problem) from None
 
     return RowStream(start, path.name)
@@ -129,9 +156,10 @@ def read_arrow(path: Path) -> Rows:
     try:
         source = pa.memory_map(str(path))
         try:
-            return TableRows(pa.ipc.open_stream(source).read_all(), path.name)
+            table = pa.ipc.open_stream(source).read_all()
         except pa.ArrowInvalid:
-            return TableRows(pa.ipc.open_file(source).read_all(), path.name)
+            table = pa.ipc.open_file(source).read_all()
+        return TableRows(_sound(table), path.name)
     except (pa.ArrowException, OSError, ValueError) as problem:
         if isinstance(problem, DataError):
             raise

@@ -286,7 +286,11 @@ def _find_prompt(prompt: Said | None, chosen: Said, rejected: Said) -> tuple[Sai
         prompt = None  # the answers are whole conversations; the string repeats their first question
     if prompt is None:
         split: Callable[..., tuple[Any, Any, Any]] = split_messages if chat else split_text
-        return *split(chosen, rejected), chat, ()
+        prompt, chosen, rejected = split(chosen, rejected)
+        if chat and not prompt:
+            fix = "Begin both with the same question, or add a 'prompt' column"
+            raise RowProblem("chosen", "has no first message in common with 'rejected', so there is no prompt", fix)
+        return prompt, chosen, rejected, chat, ()
     prompt, (chosen, rejected), chat = _align(prompt, [chosen, rejected])
     size = len(prompt)
     repeats = 0 < size < min(len(chosen), len(rejected)) and chosen[:size] == prompt == rejected[:size]
@@ -303,7 +307,7 @@ def _read_margin(value: Any) -> float:
     value = plain(value)
     try:
         margin = float(value) if not isinstance(value, bool) else math.nan
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         margin = math.nan
     if not math.isfinite(margin):
         raise RowProblem("margin", f"is {kind_of_value(value)}", "Write a finite number")
@@ -373,14 +377,27 @@ def _read_inline(row: Row, kind: DatasetKind, options: TokenizeOptions, form: st
     return [_stepwise(form, prompt, steps, labels, _columns(row, "prompt", column), kind, options)]
 
 
+LARGEST_ID = 2**31 - 1
+
+
 def _read_ids(row: Row, column: str) -> list[int]:
     value = plain(row.get(column))
     if not isinstance(value, list | tuple):
         raise RowProblem(column, f"is {kind_of_value(value)}", "Write a list of token ids")
     for position, token in enumerate(value):
-        if isinstance(token, bool) or not isinstance(token, int) or token < 0:
+        if isinstance(token, bool) or not isinstance(token, int) or not 0 <= token <= LARGEST_ID:
             raise RowProblem(column, f"holds {kind_of_value(token)} at position {position}", "Write ids, 0 or more")
     return list(value)
+
+
+def refuse_unknown_ids(row: Row, case: Case, vocabulary: int) -> None:
+    """Raise `RowProblem` for ids that the tokenizer does not have: the model would fail on them in the middle of a
+    run."""
+    for column in dict.fromkeys(("prompt_ids", *FORMS[case.form])) if case.ids else ():
+        largest = max(plain(row.get(column)) or [0])
+        if largest >= vocabulary:
+            message = f"holds the id {largest}, but the tokenizer has {vocabulary} tokens"
+            raise RowProblem(column, message, "Tokenise the rows with the model's tokenizer")
 
 
 def _read_mask(row: Row, column: str, size: int, scored: Callable[[Any], bool]) -> list[int] | None:
@@ -390,6 +407,9 @@ def _read_mask(row: Row, column: str, size: int, scored: Callable[[Any], bool]) 
     if not isinstance(value, list | tuple) or len(value) != size:
         found = f"{len(value)} entries" if isinstance(value, list | tuple) else kind_of_value(value)
         raise RowProblem(column, f"has {found} for {size} ids", "Give one entry per id")
+    for position, item in enumerate(value):
+        if not isinstance(item, bool | int | float) or item != item:
+            raise RowProblem(column, f"holds {kind_of_value(item)} at position {position}", "Write numbers")
     return [int(scored(item)) for item in value]
 
 
@@ -398,7 +418,8 @@ def _read_tokens(row: Row, kind: DatasetKind, options: TokenizeOptions, form: st
     ids = _read_ids(row, "input_ids")
     used = ("input_ids", "labels", "completion_mask", "assistant_masks", "attention_mask", "seq_lengths")
     extras = {"columns": _columns(row, *used)}
-    if len(plain(row.get("seq_lengths")) or [0]) > 1:
+    lengths = plain(row.get("seq_lengths"))
+    if isinstance(lengths, list | tuple) and len(lengths) > 1:
         raise RowProblem("seq_lengths", "says that rows are packed already", "Give one document per row, and pack=True")
     attended = _read_mask(row, "attention_mask", len(ids), bool) or [1] * len(ids)
     if kind is DatasetKind.PROMPT_ONLY:

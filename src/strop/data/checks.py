@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any
 
-from strop.data.cases import REASONS, Case, MissingColumn, read_cases
+from strop.data.cases import REASONS, Case, MissingColumn, read_cases, refuse_unknown_ids
 from strop.data.findings import SHOWN, Finding, Problems, RowProblem
 from strop.data.kinds import DatasetKind, columns_error
 from strop.data.messages import Message
@@ -97,9 +97,14 @@ class Checker:
     """Checks rows one after the other and keeps the account."""
 
     def __init__(
-        self, rows: Rows | RowStream, kind: DatasetKind, options: TokenizeOptions, control: Iterable[str] = ()
+        self,
+        rows: Rows | RowStream,
+        kind: DatasetKind,
+        options: TokenizeOptions,
+        control: Iterable[str] = (),
+        vocabulary: int | None = None,
     ) -> None:
-        self.kind, self.options, self.where = kind, options, rows.where
+        self.kind, self.options, self.where, self.vocabulary = kind, options, rows.where, vocabulary
         self.checked = Checked(rows.source)
         self.problems = Problems(rows.source)
         self.without_columns = 0
@@ -114,7 +119,7 @@ class Checker:
         self.checked.rows_read += 1
         problem, cases = None, []
         try:
-            cases = checked_cases(row, self.kind, self.options)
+            cases = checked_cases(row, self.kind, self.options, self.vocabulary)
         except RowProblem as found:
             problem = found
         if problem is not None:
@@ -172,7 +177,7 @@ class Checker:
         """The account, or the error that names every broken row."""
         checked = self.checked
         if checked.rows_read == 0:
-            raise DataError(f"{checked.source}: there are no rows.")
+            raise DataError(f"{checked.source}: there are no rows. Check that the data were written to the end.")
         if self.without_columns == checked.rows_read:
             raise columns_error(checked.source, self.columns, self.example, self.kind)
         if self.problems.total and not self.options.skip_bad_rows:
@@ -202,7 +207,8 @@ class Checker:
         copies, first = np.unique(later, return_index=True)  # both answers of a pair count once
         pairs = [(int(copy), int(earlier[k])) for copy, k in zip(copies[:5], first[:5], strict=True)]
         shown = ", ".join(f"row {copy} repeats row {original}" for copy, original in pairs)
-        message = f"{len(copies)} rows are exact copies of others ({shown}{', ...' if len(copies) > 5 else ''})"
+        which = "1 row is an exact copy of another" if len(copies) == 1 else f"{len(copies)} rows are exact copies"
+        message = f"{which} ({shown}{', ...' if len(copies) > 5 else ''})"
         return [Finding(pairs[0][0], None, "warning", message, "Remove them unless the weight is wanted")]
 
     def _label_balance(self) -> list[Finding]:
@@ -213,11 +219,19 @@ class Checker:
         return [Finding(None, "label", "warning", message, "Both kinds of answers are needed to compare")]
 
 
-def checked_cases(row: Any, kind: DatasetKind, options: TokenizeOptions) -> list[tuple[Case, bytes]]:
-    """The cases of one row, each with 16 bytes that stand for its content; raises `RowProblem`."""
+def checked_cases(
+    row: Any, kind: DatasetKind, options: TokenizeOptions, vocabulary: int | None = None
+) -> list[tuple[Case, bytes]]:
+    """The cases of one row, each with 16 bytes that stand for its content; raises `RowProblem`.
+
+    `vocabulary` is how many tokens the tokenizer has, None where there is none yet.
+    """
     if not isinstance(row, dict):
         raise RowProblem(None, f"is a {type(row).__name__}, not a dict of columns", "Write {'column': value, ...}")
-    return [(case, _digest(case)) for case in read_cases(row, kind, options)]
+    cases = read_cases(row, kind, options)
+    if vocabulary is not None:
+        refuse_unknown_ids(row, cases[0], vocabulary)
+    return [(case, _digest(case)) for case in cases]
 
 
 def _digest(case: Case) -> bytes:
@@ -237,6 +251,8 @@ def _digest(case: Case) -> bytes:
         broken = problem.object[problem.start : problem.end]
         message = f"holds {broken!r}, half of a character, which no text file can hold"
         raise RowProblem(None, message, "Write the row's text again as UTF-8") from None
+    except RecursionError:
+        raise RowProblem(None, "is nested too deeply", "Write tools and template variables as flat objects") from None
     except (TypeError, ValueError) as problem:
         message = f"holds something that is no text, number or list ({problem})"
         raise RowProblem(None, message, "Use plain JSON values") from None
@@ -263,19 +279,30 @@ def nothing_left(source: str, rows_read: int, left_out: dict[str, Counted]) -> D
     return DataError.collect(f"{source}: none of the {rows_read} rows can be learned from.", problems)  # type: ignore[return-value]
 
 
-def check(rows: Rows, kind: DatasetKind, options: TokenizeOptions, control: Iterable[str] = ()) -> Checked:
+def check(
+    rows: Rows,
+    kind: DatasetKind,
+    options: TokenizeOptions,
+    control: Iterable[str] = (),
+    vocabulary: int | None = None,
+) -> Checked:
     """Check every row for `kind`; raises one `DataError` that lists the broken ones."""
-    checker = Checker(rows, kind, options, control)
+    checker = Checker(rows, kind, options, control, vocabulary)
     for number, row in enumerate(rows):
         checker.row(number, row)
     return checker.finish()
 
 
 def check_head(
-    rows: RowStream, kind: DatasetKind, options: TokenizeOptions, control: Iterable[str], size: int
+    rows: RowStream,
+    kind: DatasetKind,
+    options: TokenizeOptions,
+    control: Iterable[str],
+    size: int,
+    vocabulary: int | None = None,
 ) -> Checked:
     """Check the first rows of a stream."""
-    checker = Checker(rows, kind, options, control)
+    checker = Checker(rows, kind, options, control, vocabulary)
     for number, row in enumerate(islice(rows, size)):
         checker.row(number, row)
     return checker.finish()

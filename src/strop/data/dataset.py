@@ -239,6 +239,7 @@ class ExampleStream:
     def __init__(self, rows: RowStream, head: Checked, builder: TreeBuilder, report: DataReport) -> None:
         self.rows, self.builder, self.report = rows, builder, report
         self.kind, self.options = builder.kind, builder.options
+        self.vocabulary = builder.encoder.vocabulary
         self.place = (0, 0)  # row, and case of that row, that come next
         self.start = (0, 0)  # where the next walk begins
         self.counted = 0  # rows before this are in the report: a second walk does not count them again
@@ -274,7 +275,7 @@ class ExampleStream:
         """The usable cases of a row; `fresh` if it is to be counted."""
         self.report.rows_read += fresh
         try:
-            cases = [case for case, _ in checked_cases(row, self.kind, self.options)]
+            cases = [case for case, _ in checked_cases(row, self.kind, self.options, self.vocabulary)]
         except RowProblem as problem:
             if not self.options.skip_bad_rows:
                 problems = Problems(self.report.source)

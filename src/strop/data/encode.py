@@ -66,6 +66,11 @@ class Encoder:
         """Whether the tokenizer can tell which characters a token stands for."""
         return bool(getattr(self.tokenizer, "is_fast", False))
 
+    @property
+    def vocabulary(self) -> int | None:
+        """How many ids the tokenizer has, None if it does not say."""
+        return len(self.tokenizer) if hasattr(self.tokenizer, "__len__") else None
+
     @cached_property
     def prefix(self) -> list[int]:
         """The ids that the tokenizer puts before a text by itself (BOS, or nothing).

@@ -10,6 +10,9 @@ from strop.errors import DataError
 
 SHOWN = 20
 """How many rows of a kind are named; the rest are counted."""
+CAUSES = 1000
+"""How many causes are told apart: they quote values, and a million broken rows may hold a million values."""
+OTHER_CAUSES = (None, "other causes")
 
 
 @dataclass(slots=True, frozen=True)
@@ -57,7 +60,8 @@ class Problems:
         finding = Finding(row, problem.column, "error", problem.message, problem.fix, place)
         if len(self.first) < SHOWN:
             self.first.append(finding)
-        self.causes[(problem.column, problem.message.split(":")[0])] += 1
+        cause = (problem.column, problem.message.split(":")[0])
+        self.causes[cause if cause in self.causes or len(self.causes) < CAUSES else OTHER_CAUSES] += 1
         return finding
 
     def error(self, rows_read: int) -> DataError:

@@ -162,14 +162,15 @@ def detect(rows: Iterable[Mapping[str, Any]], options: TokenizeOptions | None = 
     forms: Counter[str] = Counter()
     flags = bytearray()
     columns: dict[str, None] = {}
-    unknown: list[int] = []
-    number = -1
+    unknown = 0
+    number = first_unknown = -1
     for number, row in enumerate(rows):
         columns.update(dict.fromkeys(row))
         form = form_of(row, FORMS, options)
         flags.append(is_chat(row, form))
         if form is None:
-            unknown.append(number)
+            first_unknown = first_unknown if unknown else number
+            unknown += 1
             continue
         kind = DETECTED[form]
         if None in row.values() and kinds and kind is not kinds.most_common(1)[0][0]:
@@ -181,13 +182,16 @@ def detect(rows: Iterable[Mapping[str, Any]], options: TokenizeOptions | None = 
         first.setdefault(kind, number)
     source = getattr(rows, "source", "rows")
     if number < 0:
-        raise DataError(f"{source}: there are no rows.")
+        raise DataError(f"{source}: there are no rows. Check that the data were written to the end.")
     if not kinds:
         raise DataError(f"{source}: no known columns. Found {_names(columns)}.{rename_hint(columns)}")
     if unknown or len(kinds) > 1:
         found = ", ".join(f"{count} {kind} (first: row {first[kind]})" for kind, count in kinds.most_common())
-        more = f", {len(unknown)} without known columns (first: row {unknown[0]})" if unknown else ""
-        raise DataError(f"{source}: the rows are of different kinds: {found}{more}. Keep one kind per file.")
+        more = f", {unknown} without known columns (first: row {first_unknown})" if unknown else ""
+        raise DataError(
+            f"{source}: the rows are of different kinds: {found}{more}. "
+            "Keep one kind per file; to hear what a row lacks, say what they are for (strop check FILE --method NAME)."
+        )
     return Detection(kinds.most_common(1)[0][0], flags, forms, list(columns))
 
 
@@ -228,7 +232,10 @@ def rename_hint(columns: Iterable[str], kind: DatasetKind | None = None) -> str:
                 match = free[hint.split("'")[1]]
             if match is not None and match not in renames:
                 renames[match] = name
-    return f" If these are the same under other names, rename them: columns={renames!r}." if renames else ""
+    if not renames:
+        return ""
+    said = ", ".join(f"'{theirs}' to '{ours}'" for theirs, ours in renames.items())
+    return f" If these are the same under other names, rename {said} (in Python: load_rows(..., columns={renames!r}))."
 
 
 def _names(columns: Iterable[str]) -> str:

@@ -12,6 +12,7 @@ from typing import Any
 
 from strop.data import arrow, textfiles
 from strop.data.rows import JoinedRows, ListRows, Rows, RowStream, choose_columns, plain
+from strop.data.signatures import refuse_disguised
 from strop.errors import DataError, SetupError, did_you_mean
 
 READERS = (".jsonl", ".ndjson", ".json", ".parquet", ".csv", ".tsv", ".arrow", ".txt")
@@ -70,9 +71,15 @@ def _open(source: Any, split: str, name: str | None, streaming: bool) -> Rows | 
     if isinstance(source, Rows | RowStream):
         return source
     if isinstance(source, str | os.PathLike):
-        return _open_path(str(os.fspath(source)), split, name, streaming)
+        try:
+            return _open_path(str(os.fspath(source)), split, name, streaming)
+        except OSError as problem:  # permissions, a name that is too long, a disk that fails
+            why = "may not be read (permissions)" if isinstance(problem, PermissionError) else "cannot be read"
+            raise DataError(f"'{os.fspath(source)}': {why}: {problem.strerror or problem}.") from None
     if isinstance(source, Mapping):
         return _open_splits(source, split, name, streaming)
+    if isinstance(source, bytes | bytearray):
+        raise DataError("Bytes cannot be read as rows. Give a path, or a list of dicts.")
     if isinstance(source, list | tuple):
         return _open_list(source, split, name, streaming)
     if hasattr(source, "features") and hasattr(source, "iter"):  # datasets.Dataset or IterableDataset
@@ -115,18 +122,24 @@ def _open_list(source: Sequence[Any], split: str, name: str | None, streaming: b
         if streaming:
             return RowStream(lambda: (row for part in parts for row in part), ", ".join(p.source for p in parts))
         return JoinedRows([part for part in parts if isinstance(part, Rows)])
-    wrong = [
-        f"row {i}: a {type(row).__name__}, not a dict of columns"
-        for i, row in enumerate(source)
-        if not isinstance(row, dict)
-    ]
+    wrong = [f"row {i}: {trouble}" for i, row in enumerate(source) if (trouble := _not_a_row(row)) is not None]
     if wrong:
-        raise DataError.collect(f"{len(wrong)} of {len(source)} rows are not dicts.", wrong)
+        raise DataError.collect(f"{len(wrong)} of {len(source)} rows are not dicts of columns.", wrong)
     return ListRows([{key: plain(value) for key, value in row.items()} for row in source])
 
 
+def _not_a_row(row: Any) -> str | None:
+    """Why a value is no row, None if it is one."""
+    if not isinstance(row, dict):
+        return f"a {type(row).__name__}, not a dict of columns"
+    names = [name for name in row if not isinstance(name, str)]
+    return f"the column name {names[0]!r} is no string" if names else None
+
+
 def _open_path(text: str, split: str, name: str | None, streaming: bool) -> Rows | RowStream:
-    path = Path(text).expanduser()
+    if not text.strip():
+        raise DataError("The path of the rows is empty. Give a file, a folder or a hub id.")
+    path = _expanded(text)
     if path.is_dir():
         return _open_folder(path, split, streaming)
     if path.exists():
@@ -137,7 +150,21 @@ def _open_path(text: str, split: str, name: str | None, streaming: bool) -> Rows
     return _open_hub(text, split, name, streaming)
 
 
+def _expanded(text: str) -> Path:
+    """The path, with `~` replaced; raises `DataError` for what can be no path."""
+    if re.match(r"[a-z][a-z0-9+]*://", text):
+        raise DataError(f"'{text}': an address, not a file. Download it first, and give the path of the file.")
+    if "\0" in text:
+        raise DataError(f"{text!r}: a path holds no zero byte.")
+    try:
+        return Path(text).expanduser()
+    except RuntimeError:  # no such user
+        return Path(text)
+
+
 def _nearby(path: Path) -> str:
+    if path.is_symlink():
+        return f" It is a link to '{os.readlink(path)}', which does not exist."
     folder = path.parent
     if not folder.is_dir():
         return f" The folder '{folder}' does not exist either."
@@ -147,23 +174,25 @@ def _nearby(path: Path) -> str:
 
 def _open_file(path: Path, split: str, streaming: bool) -> Rows | RowStream:
     suffix = path.suffix.lower()
-    try:
-        if suffix in (".jsonl", ".ndjson", ".txt"):
-            as_json = suffix != ".txt"
-            return textfiles.stream_lines(path, as_json) if streaming else textfiles.LineRows(path, as_json)
-        if suffix == ".parquet":
-            return arrow.stream_parquet(path) if streaming else arrow.read_parquet(path)
-        if suffix == ".json":
-            return textfiles.read_json(path, split)
-        if suffix in (".csv", ".tsv"):
-            return textfiles.read_table(path, "," if suffix == ".csv" else "\t")
-        if suffix == ".arrow":
-            return arrow.read_arrow(path)
-    except PermissionError:
-        raise DataError(f"'{path}': the file may not be read (permissions).") from None
+    if not path.is_file():
+        raise DataError(f"'{path}': neither a file nor a folder (a pipe or a device). Write the rows to a file first.")
+    if suffix in READERS:
+        refuse_disguised(path)
+    if suffix in (".jsonl", ".ndjson", ".txt"):
+        as_json = suffix != ".txt"
+        return textfiles.stream_lines(path, as_json) if streaming else textfiles.LineRows(path, as_json)
+    if suffix == ".parquet":
+        return arrow.stream_parquet(path) if streaming else arrow.read_parquet(path)
+    if suffix == ".json":
+        return textfiles.read_json(path, split)
+    if suffix in (".csv", ".tsv"):
+        return textfiles.read_table(path, "," if suffix == ".csv" else "\t")
+    if suffix == ".arrow":
+        return arrow.read_arrow(path)
     packed = {".gz": "gunzip", ".bz2": "bunzip2", ".zip": "unzip", ".zst": "zstd -d", ".xz": "unxz"}.get(suffix)
     hint = f" Unpack it first ({packed})." if packed else ""
-    raise DataError(f"'{path}': files of kind '{suffix}' cannot be read; use one of {', '.join(READERS)}.{hint}")
+    what = f"files of kind '{suffix}'" if suffix else "files without an ending"
+    raise DataError(f"'{path}': {what} cannot be read; use one of {', '.join(READERS)}.{hint}")
 
 
 def _open_folder(path: Path, split: str, streaming: bool) -> Rows | RowStream:

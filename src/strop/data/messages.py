@@ -142,7 +142,7 @@ def _read_tool_calls(calls: Any, number: int, column: str) -> list[Message]:
         if isinstance(target.get("arguments"), str):
             try:
                 target["arguments"] = json.loads(target["arguments"])
-            except ValueError:
+            except (ValueError, RecursionError):
                 raise RowProblem(
                     column,
                     f"message {number} has tool-call arguments that are not JSON",
@@ -157,7 +157,7 @@ def read_tools(value: Any, column: str = "tools") -> list[Any] | None:
     if isinstance(value, str):
         try:
             value = json.loads(value) if value.strip() else None
-        except ValueError as problem:
+        except (ValueError, RecursionError) as problem:
             raise RowProblem(column, f"is not valid JSON ({problem})", "Write a list of JSON schemas") from None
     if value is None or (isinstance(value, list | tuple) and not value):
         return None
@@ -173,7 +173,7 @@ def read_tools(value: Any, column: str = "tools") -> list[Any] | None:
 def _is_json(text: str) -> bool:
     try:
         json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         return False
     return True
 

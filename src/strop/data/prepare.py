@@ -69,10 +69,10 @@ def prepare(
     builder = TreeBuilder(kind, Encoder(tokenizer, options), options)
     control = getattr(tokenizer, "all_special_tokens", ())
     if isinstance(opened, RowStream):
-        head = check_head(opened, kind, options, control, STREAM_HEAD)
+        head = check_head(opened, kind, options, control, STREAM_HEAD, builder.encoder.vocabulary)
         report = DataReport(name, opened.source, str(kind), noted=_tokenizer_findings(head, builder))
         return ExampleStream(opened, head, builder, report)
-    checked = check(opened, kind, options, control)
+    checked = check(opened, kind, options, control, builder.encoder.vocabulary)
     checked.findings += _tokenizer_findings(checked, builder)
     total = len(checked.numbers)
     folder = None
@@ -129,7 +129,7 @@ def check_rows(
         checked = check(opened, kind, options)
     else:
         checked = check_head(opened, kind, options, (), STREAM_HEAD)
-    return DataReport.start(name, str(kind), checked, len(checked.numbers))
+    return DataReport.start(name, str(kind), checked, None)  # nothing is going to be tokenised
 
 
 def as_kind(kind: DatasetKind | str) -> DatasetKind:

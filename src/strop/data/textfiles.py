@@ -20,9 +20,20 @@ from strop.records import Row
 
 Trouble = tuple[int, str]
 """Line number (from 1) and what is wrong there."""
+LONG_NUMBER = "a number has thousands of digits. Write it as a string."
 JSON_COLUMNS = frozenset(
     {"messages", "conversations", "prompt", "completion", "chosen", "rejected", "completions", "labels"}
 )
+
+
+class RepeatedKey(ValueError):
+    """A JSON object names a key twice. Turned into a message about its line; it never reaches a user."""
+
+    def __str__(self) -> str:
+        return f"an object has the key {self.args[0]!r} twice. Keep one of the two values."
+
+
+PLAIN = json.JSONDecoder()
 
 
 class LineRows(Rows):
@@ -38,9 +49,7 @@ class LineRows(Rows):
         with path.open("rb") as file:
             for number, raw in enumerate(file, 1):
                 start, offset = offset, offset + len(raw)
-                if number == 1:
-                    _refuse_utf16(raw, path)
-                if not raw.strip() or raw.strip() == b"\xef\xbb\xbf":
+                if _is_blank(raw):
                     continue
                 found = _line_trouble(raw, as_json)
                 if found is None:
@@ -52,7 +61,7 @@ class LineRows(Rows):
                         trouble.append((number, found))
         self.size = offset
         if bad:
-            raise _line_error(path, trouble, bad, "lines cannot be read")
+            raise _line_error(path, trouble, bad, "cannot be read")
         if not self.offsets:
             raise DataError(f"{path}: the file holds no rows. Check that it was written to the end.")
 
@@ -72,7 +81,7 @@ class LineRows(Rows):
     def __iter__(self) -> Iterator[Row]:
         with self.path.open("rb") as file:
             for raw in file:
-                if raw.strip() and raw.strip() != b"\xef\xbb\xbf":
+                if not _is_blank(raw):
                     yield _parse_line(raw, self.as_json)
 
     def _read(self, start: int, end: int) -> bytes:
@@ -92,20 +101,34 @@ class LineRows(Rows):
             os.close(self._fd)  # type: ignore[arg-type]
 
 
-def _refuse_utf16(raw: bytes, path: Path) -> None:
-    if raw[:2] in (b"\xff\xfe", b"\xfe\xff"):
-        raise DataError(f"{path}: the file is UTF-16. Save it as UTF-8 (iconv -f UTF-16 -t UTF-8).")
+def _is_blank(raw: bytes) -> bool:
+    return raw.strip() in (b"", b"\xef\xbb\xbf")
 
 
-def _parse_line(raw: bytes, as_json: bool) -> Row:
+def _parse_line(raw: bytes, as_json: bool, decoder: json.JSONDecoder = PLAIN) -> Row:
     text = raw.decode("utf-8").lstrip("\ufeff")
-    return json.loads(text) if as_json else {"text": text.rstrip("\r\n")}
+    return decoder.decode(text) if as_json else {"text": text.rstrip("\r\n")}
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """The object of some pairs; raises `RepeatedKey` if one would silently replace another."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        keys = [key for key, _ in pairs]
+        raise RepeatedKey(next(key for key in found if keys.count(key) > 1))
+    return found
+
+
+STRICT = json.JSONDecoder(object_pairs_hook=_unique)
+"""Reads a line the first time, when it is checked: a key that is there twice is an error."""
 
 
 def _line_trouble(raw: bytes, as_json: bool) -> str | None:
     """What is wrong with a line, None if nothing is."""
+    if b"\x00" in raw:
+        return f"column {raw.index(0) + 1}: a zero byte: the file was not written to its end. Write it again."
     try:
-        value = _parse_line(raw, as_json)
+        value = _parse_line(raw, as_json, STRICT)
     except UnicodeDecodeError as problem:
         return (
             f"column {problem.start + 1}: byte 0x{raw[problem.start]:02x} is not valid UTF-8. "
@@ -115,8 +138,10 @@ def _line_trouble(raw: bytes, as_json: bool) -> str | None:
         return f"column {problem.colno}: not valid JSON: {problem.msg}. {_json_hint(problem)}"
     except RecursionError:
         return "column 1: JSON nested too deeply. A row is a flat object of columns."
-    except ValueError as problem:
-        return f"column 1: not valid JSON: {problem}. Write numbers as JSON numbers."
+    except RepeatedKey as problem:
+        return f"column 1: {problem}"
+    except ValueError:  # more digits than Python converts
+        return f"column 1: not valid JSON: {LONG_NUMBER}"
     if not isinstance(value, dict):
         return f'column 1: a JSON {_json_name(value)}, not an object. Write one {{"column": value, ...}} per line.'
     return None
@@ -141,9 +166,10 @@ def _json_hint(problem: json.JSONDecodeError) -> str:
 
 
 def _line_error(path: Path, trouble: list[Trouble], total: int, what: str) -> DataError:
+    """One error for `total` lines, the first twenty in full."""
     lines = [f"  - {path.name}, line {number}, {cause}" for number, cause in trouble[:20]]
     more = [f"  ... and {total - 20} more"] if total > 20 else []
-    return DataError("\n".join([f"{path}: {total} {what}.", *lines, *more]))
+    return DataError("\n".join([f"{path}: {total} line{'s' if total > 1 else ''} {what}.", *lines, *more]))
 
 
 def stream_lines(path: Path, as_json: bool = True) -> RowStream:
@@ -152,13 +178,11 @@ def stream_lines(path: Path, as_json: bool = True) -> RowStream:
     def start() -> Iterator[Row]:
         with path.open("rb") as file:
             for number, raw in enumerate(file, 1):
-                if number == 1:
-                    _refuse_utf16(raw, path)
-                if not raw.strip():
+                if _is_blank(raw):
                     continue
                 cause = _line_trouble(raw, as_json)
                 if cause is not None:
-                    raise _line_error(path, [(number, cause)], 1, "line cannot be read")
+                    raise _line_error(path, [(number, cause)], 1, "cannot be read")
                 yield _parse_line(raw, as_json)
 
     return RowStream(start, path.name)
@@ -167,24 +191,35 @@ def stream_lines(path: Path, as_json: bool = True) -> RowStream:
 def read_json(path: Path, split: str) -> Rows:
     """Rows of a `.json` file: an array of objects, an object of splits, or JSON Lines under the wrong name."""
     raw = path.read_bytes()
-    _refuse_utf16(raw, path)
     try:
-        value = json.loads(raw.decode("utf-8-sig"))
+        value = STRICT.decode(raw.decode("utf-8-sig"))
     except UnicodeDecodeError as problem:
         line = raw.count(b"\n", 0, problem.start) + 1
-        raise DataError(f"{path}: line {line}: byte 0x{raw[problem.start]:02x} is not valid UTF-8.") from None
+        raise DataError(
+            f"{path}: line {line}: byte 0x{raw[problem.start]:02x} is not valid UTF-8. Save it as UTF-8."
+        ) from None
     except RecursionError:
         raise DataError(f"{path}: JSON nested too deeply. Write an array of flat objects.") from None
     except json.JSONDecodeError as problem:
         if problem.msg.startswith("Extra data"):
             return LineRows(path)
-        if not raw.strip():
-            raise DataError(f"{path}: the file is empty.") from None
+        if _is_blank(raw):
+            raise DataError(f"{path}: the file is empty. Check that it was written to the end.") from None
         raise DataError(
             f"{path}: line {problem.lineno}, column {problem.colno}: not valid JSON: {problem.msg}. "
             "Write the file with json.dump."
         ) from None
+    except RepeatedKey as problem:
+        raise DataError(f"{path}: {problem}") from None
+    except ValueError:  # more digits than Python converts
+        raise DataError(f"{path}: not valid JSON: {LONG_NUMBER}") from None
+    return ListRows(_rows_of_json(value, split, path), path.name)
+
+
+def _rows_of_json(value: Any, split: str, path: Path) -> list[Row]:
+    """The rows in the value of a `.json` file."""
     if isinstance(value, dict):
+        _refuse_columns(value, path)
         splits = [key for key, rows in value.items() if isinstance(rows, list) and rows and isinstance(rows[0], dict)]
         if split in splits or (len(splits) == 1 and len(value) == 1):
             value = value[split if split in splits else splits[0]]
@@ -195,8 +230,20 @@ def read_json(path: Path, split: str) -> Rows:
     wrong = [(i, _json_name(row)) for i, row in enumerate(value) if not isinstance(row, dict)]
     if wrong:
         problems = [f"{path.name}, row {i}: a JSON {kind}, not an object" for i, kind in wrong]
-        raise DataError.collect(f"{path}: {len(wrong)} rows are not objects.", problems)
-    return ListRows(value, path.name)
+        title = f"{len(wrong)} rows are not objects" if len(wrong) > 1 else "1 row is not an object"
+        raise DataError.collect(f"{path}: {title}. Write each row as {{column: value, ...}}.", problems)
+    return value
+
+
+def _refuse_columns(value: dict[str, Any], path: Path) -> None:
+    """Raise `DataError` for an object of columns: lists of one length, none of them of rows."""
+    lists = [column for column in value.values() if isinstance(column, list) and column]
+    texts = [column for column in lists if all(isinstance(item, str) for item in column)]
+    if len(value) > 1 and len(lists) == len(value) and len({*map(len, lists)}) == 1 and len(texts) > 1:
+        raise DataError(
+            f"{path}: an object of columns ({', '.join(value)}). Write an array of rows instead: "
+            "[{column: value, ...}, ...]."
+        )
 
 
 def read_table(path: Path, delimiter: str) -> Rows:
@@ -205,13 +252,14 @@ def read_table(path: Path, delimiter: str) -> Rows:
     reader = csv.reader(_decoded_lines(path), delimiter=delimiter, strict=True)
     limit = csv.field_size_limit(2**31 - 1)
     try:
-        header = _header(next(reader, None), path)
+        header = _header(next(reader, None), path, delimiter)
         for cells in reader:
             if not cells:
                 continue
             if len(cells) != len(header):
                 bad += 1
-                trouble.append((reader.line_num, f"{len(cells)} cells, but the header names {len(header)} columns"))
+                if bad <= 20:
+                    trouble.append((reader.line_num, f"{len(cells)} cells, but the header names {len(header)} columns"))
                 continue
             rows.append({name: _cell(name, text) for name, text in zip(header, cells, strict=True)})
             lines.append(reader.line_num)
@@ -221,7 +269,7 @@ def read_table(path: Path, delimiter: str) -> Rows:
     finally:
         csv.field_size_limit(limit)
     if bad:
-        raise _line_error(path, trouble, bad, "lines do not fit the header (quote cells that hold the delimiter)")
+        raise _line_error(path, trouble, bad, "cannot be fitted to the header (quote cells that hold the delimiter)")
     if not rows:
         raise DataError(f"{path}: the file holds a header and no rows.")
     return ListRows(rows, path.name, lines)
@@ -230,8 +278,8 @@ def read_table(path: Path, delimiter: str) -> Rows:
 def _decoded_lines(path: Path) -> Iterator[str]:
     with path.open("rb") as file:
         for number, raw in enumerate(file, 1):
-            if number == 1:
-                _refuse_utf16(raw, path)
+            if b"\x00" in raw:
+                raise DataError(f"{path}: line {number}: a zero byte: the file is damaged. Write it again.")
             try:
                 yield raw.decode("utf-8-sig" if number == 1 else "utf-8")
             except UnicodeDecodeError as problem:
@@ -240,14 +288,18 @@ def _decoded_lines(path: Path) -> Iterator[str]:
                 ) from None
 
 
-def _header(header: list[str] | None, path: Path) -> list[str]:
+def _header(header: list[str] | None, path: Path, delimiter: str) -> list[str]:
     if not header:
         raise DataError(f"{path}: the file is empty; its first line must name the columns.")
     names = [name.strip() for name in header]
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice or "" in names:
         cause = f"names the column {twice[0]!r} twice" if twice else "has a column without a name"
-        raise DataError(f"{path}: line 1: the header {cause}; found {names}.")
+        raise DataError(f"{path}: line 1: the header {cause}; found {names}. Give every column a name of its own.")
+    for other, suffix in ((",", ".csv"), ("\t", ".tsv"), (";", None), ("|", None)):
+        if len(names) == 1 and other != delimiter and len(names[0].split(other)) > 1:
+            fix = f"Rename it to end in {suffix}" if suffix else "Save it with commas"
+            raise DataError(f"{path}: line 1: {names[0]!r} is one column: cells are separated by {other!r}. {fix}.")
     return names
 
 
@@ -255,7 +307,7 @@ def _cell(name: str, text: str) -> Any:
     if name in JSON_COLUMNS and text.lstrip().startswith("["):
         try:
             value = json.loads(text)
-        except ValueError:
+        except (ValueError, RecursionError):
             return text
         return value if isinstance(value, list) else text
     return text

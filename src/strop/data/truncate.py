@@ -51,13 +51,15 @@ def overlong(tree: Tokenized, options: TokenizeOptions) -> str | None:
     """Which limit a tree exceeds, as a sentence; None if it fits."""
     longest = max(map(len, tree.completions), default=0)
     prompt = len(tree.prompt_ids)
-    for name, size, limit in (
-        ("prompt", prompt, options.max_prompt_length),
-        ("completion", longest, options.max_completion_length),
-        ("prompt and completion" if tree.completions else "prompt", prompt + longest, options.max_length),
+    whole = "prompt and completion" if tree.completions else "prompt"
+    for name, size, setting in (
+        ("prompt", prompt, "max_prompt_length"),
+        ("completion", longest, "max_completion_length"),
+        (whole, prompt + longest, "max_length"),
     ):
+        limit = getattr(options, setting)
         if limit is not None and size > limit:
-            return f"{name}: {size} tokens, the limit is {limit}"
+            return f"{name}: {size} tokens, {setting} is {limit}"
     return None
 
 

@@ -129,7 +129,8 @@ def resolve_parts(
     set_seed(args.seed)  # fresh heads and adapters are drawn below, before the parent sets the seed
     if isinstance(model, TrainingArguments) or isinstance(ref_model, TrainingArguments):
         raise ConfigError(f"{type(trainer).__name__} was given settings in the place of a model; pass them as args=...")
-    model = model_init() if model is None else model
+    if model is None and tokenizer is None:
+        model = model_init()  # it names the tokenizer
     trainer.args = args
     if ref_model is not None and not trainer.uses_reference:
         weight = " while beta is 0" if getattr(args, "beta", None) == 0 else ""
@@ -138,6 +139,7 @@ def resolve_parts(
     trainer.tokenizer_in_setup, trainer.reports = tokenizer, {}
     train, evaluation = rows.prepare_all(trainer, train_dataset, eval_dataset)
     check_stream(args, train)
+    model = model_init() if model is None else model
     model = resolve_model(args, model, trainer.task, quantization_config, peft_config)
     if len(tokenizer) > (size := model.get_input_embeddings().num_embeddings):
         raise SetupError(

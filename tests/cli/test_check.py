@@ -1,0 +1,81 @@
+"""`strop check`: what it says of rows in order, of several files, and of flags in any place."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from strop.cli import main
+from strop.cli.check import KINDS, separate
+from strop.testing.broken_files import GOOD, write_jsonl
+from strop.trainers.registry import BY_VERB
+
+
+def test_every_verb_has_a_kind() -> None:
+    assert set(KINDS) == set(BY_VERB)
+
+
+def test_what_is_said_of_rows_in_order(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pair = GOOD["pair"][1]
+    write_jsonl(tmp_path / "a.jsonl", [pair, pair, {**pair, "rejected": pair["chosen"]}, {**pair, "prompt": "x" * 99}])
+    assert main(["check", str(tmp_path / "a.jsonl")]) == 0
+    said = capsys.readouterr().out
+    assert f"{tmp_path / 'a.jsonl'}: 4 rows of preference data, plain text\n  3 can be learned from, 1 left out" in said
+    assert "warning: 1 row is an exact copy of another (row 1 repeats row 0)" in said
+    assert "the first row:\n    prompt: 'the'\n    chosen: ' ant'" in said
+    assert main(["check", "--method", "dpo", str(tmp_path / "a.jsonl")]) == 0
+    assert f"Ready: strop dpo --model MODEL --dataset {tmp_path / 'a.jsonl'}" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("shape", "fit", "converted"),
+    [
+        ("pair", "dpo, orpo, cpo, reward", "kto, bco, ppo"),
+        ("chat pair", "dpo, orpo, cpo, reward", "kto, bco, ppo"),
+        ("labelled", "kto, bco", "sft, gkd"),
+        ("messages", "sft", "gkd"),
+        ("text", "sft", None),
+        ("completion", "gkd", "sft"),
+        ("prompt", "ppo, grpo, rloo, online-dpo, nash-md, xpo", None),
+        ("steps", "prm", "kto, bco"),
+    ],
+)
+def test_what_rows_fit(
+    shape: str, fit: str, converted: str | None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_jsonl(tmp_path / "a.jsonl", [GOOD[shape][1]])
+    assert main(["check", str(tmp_path / "a.jsonl")]) == 0
+    said = capsys.readouterr().out
+    assert f"These rows fit: {fit}." in said
+    assert (f"they also fit: {converted}" in said) if converted else "Converted" not in said
+    for verb in fit.split(", "):
+        assert main(["check", str(tmp_path / "a.jsonl"), "--method", verb]) == 0
+
+
+def test_several_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_jsonl(tmp_path / "good.jsonl", [GOOD["pair"][1]])
+    write_jsonl(tmp_path / "bad.jsonl", [{"prompt": 3}])
+    assert main(["check", str(tmp_path / "bad.jsonl"), str(tmp_path / "good.jsonl")]) == 2
+    said = capsys.readouterr()
+    assert "good.jsonl: 1 row of preference data" in said.out and "strop check: bad.jsonl: 1 of 1 rows" in said.err
+
+
+def test_flags_may_stand_anywhere() -> None:
+    for argv in (["a", "--method", "dpo", "b"], ["--method", "dpo", "a", "b"], ["a", "b", "--method", "dpo"]):
+        assert separate(argv) == (["a", "b"], ["--method", "dpo"])
+    assert separate(["--method=dpo", "a"]) == (["a"], ["--method=dpo"])
+
+
+@pytest.mark.parametrize(
+    ("argv", "wanted"),
+    [
+        (["--method", "dpo"], "No file is named"),
+        (["a.jsonl", "--method", "dop"], "choose one of sft, reward, dpo"),
+        (["a.jsonl", "--metod", "dpo"], "--metod is not a flag. Did you mean 'method'?"),
+        (["a.jsonl"], "'a.jsonl': no such file"),
+    ],
+)
+def test_wrong_arguments(argv: list[str], wanted: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["check", *argv]) == 2
+    assert wanted in capsys.readouterr().err
