@@ -1,0 +1,8 @@
+"""Bugs that libraries had, by the room of strop that they are put into. Adding one is one entry in one of these files."""
+
+from __future__ import annotations
+
+from proof.mutation import Mutation
+from proof.mutations import losses
+
+MUTATIONS: tuple[Mutation, ...] = (*losses.MUTATIONS,)
