@@ -40,7 +40,7 @@ MUTATIONS = (
         promises=(2, 5),
         history=(
             "ORPO's log(1 - e^x) took the right branch forward, while the other one's infinite slope times 0 made the "
-            "gradient NaN once the model was certain (TRL, algorithms with `torch.where`)."
+            "gradient NaN once the model was certain (TRL's ORPO)."
         ),
         edits=(
             Edit(
@@ -241,7 +241,7 @@ MUTATIONS = (
     Mutation(
         name="absent-class-divides-by-zero",
         promises=(16, 5),
-        history="A batch without a desirable (or undesirable) row divided by its count of zero: NaN (trl#2554).",
+        history="A batch without a desirable (or undesirable) row divided by its count of zero: NaN (trl#1447).",
         edits=(
             Edit(
                 "losses/reduce.py",
@@ -252,9 +252,9 @@ MUTATIONS = (
         tests=("tests/losses/test_reduce.py::test_nothing_to_learn_from_is_zero_with_zero_gradient",),
     ),
     Mutation(
-        name="kto-point-clamped-before-the-mean",
-        promises=(16, 1),
-        history="KTO's reference point was clamped and averaged on each device, so it changed with the batch (trl#1911).",
+        name="kto-point-below-zero",
+        promises=(16,),
+        history="KTO's reference point stands for a KL, yet its estimate from a small batch can be negative if not clamped.",
         edits=(
             Edit(
                 "losses/kto.py",
