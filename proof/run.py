@@ -154,7 +154,9 @@ def try_one(
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line; 0 if every mutation was caught."""
-    parser = argparse.ArgumentParser(prog="python -m proof", description="Put historical bugs back; the tests must fail.")
+    parser = argparse.ArgumentParser(
+        prog="python -m proof", description="Put historical bugs back; the tests must fail."
+    )
     parser.add_argument("--promise", type=int, action="append", help="only mutations of this promise (may be repeated)")
     parser.add_argument("--mutation", action="append", help="only this mutation (may be repeated)")
     parser.add_argument("--jobs", type=int, default=1, help="sessions of tests at a time (default 1)")
@@ -188,7 +190,5 @@ def choose(promises: Sequence[int] | None, names: Sequence[str] | None) -> list[
     if missing := [n for n in promises or () if n not in {promise.number for promise in PROMISES}]:
         raise SystemExit(f"no such promise: {', '.join(map(str, missing))}")
     return [
-        m
-        for m in MUTATIONS
-        if (not names or m.name in names) and (not promises or set(promises) & set(m.promises))
+        m for m in MUTATIONS if (not names or m.name in names) and (not promises or set(promises) & set(m.promises))
     ]

@@ -3,6 +3,14 @@
 from __future__ import annotations
 
 from proof.mutation import Mutation
-from proof.mutations import losses
+from proof.mutations import data, losses, model, package, rewards, rollout, runs
 
-MUTATIONS: tuple[Mutation, ...] = (*losses.MUTATIONS,)
+MUTATIONS: tuple[Mutation, ...] = (
+    *losses.MUTATIONS,
+    *data.MUTATIONS,
+    *model.MUTATIONS,
+    *rollout.MUTATIONS,
+    *rewards.MUTATIONS,
+    *runs.MUTATIONS,
+    *package.MUTATIONS,
+)

@@ -45,10 +45,9 @@ MUTATIONS = (
         edits=(
             Edit(
                 "data/trees.py",
-                "            tree = truncate(tree, self.options, header, self._bos_of(tree.prompt_ids))\n",
-                "            tree = truncate(tree, self.options, header, self._bos_of(tree.prompt_ids))\n"
-                "            eos = self.encoder.eos_id\n"
-                "            tree.completions = [[*ids[:-1], eos] for ids in tree.completions]\n",
+                "        ids, mask, cut = cut_flat(ids, mask, self.options, self._bos_of(ids))\n",
+                "        ids, mask, cut = cut_flat(ids, mask, self.options, self._bos_of(ids))\n"
+                "        ids = [*ids[:-1], self.encoder.eos_id] if cut else ids\n",
             ),
         ),
         tests=("tests/data/test_truncate.py::test_no_eos_after_truncation",),
@@ -93,7 +92,7 @@ MUTATIONS = (
                 "            ids = self._prompt(prompt) + separator\n            ends = []\n",
             ),
         ),
-        tests=("tests/trainers/test_prm.py::test_score_steps_uses_the_layout_of_training",),
+        tests=("tests/rewards/test_reward_tokens.py::test_steps_are_tokenised_one_by_one",),
     ),
     Mutation(
         name="identical-pairs-are-trained-on",

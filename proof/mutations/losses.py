@@ -112,9 +112,7 @@ MUTATIONS = (
         name="k1-as-loss",
         promises=(14,),
         history="The KL term was the log-ratio itself, whose expected gradient is exactly zero (verl, OpenRLHF options).",
-        edits=(
-            Edit("losses/kl.py", "return expm1_bounded(-gap, RATIO_LIMIT) + gap", "return gap"),
-        ),
+        edits=(Edit("losses/kl.py", "return expm1_bounded(-gap, RATIO_LIMIT) + gap", "return gap"),),
         tests=("tests/losses/test_enumeration.py::test_k3_follows_the_forward_kl",),
     ),
     Mutation(

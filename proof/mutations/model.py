@@ -16,7 +16,10 @@ MUTATIONS = (
                 "        position_ids.extend(range(span.start, span.start + len(ids)))\n",
             ),
         ),
-        tests=("tests/model/test_layout.py::test_packed_copies_the_prompt", "tests/model/test_forward.py::test_float64_equals_plain_rows[gpt2]"),
+        tests=(
+            "tests/model/test_layout.py::test_packed_copies_the_prompt",
+            "tests/model/test_forward.py::test_float64_equals_plain_rows[gpt2]",
+        ),
     ),
     Mutation(
         name="packed-rows-see-each-other",
@@ -114,7 +117,9 @@ MUTATIONS = (
                 "        return max(1, count), bool(kept)\n",
             ),
         ),
-        tests=("tests/model/test_forward.py::test_no_tensor_of_prompt_times_vocabulary_and_none_beyond_the_budget[llama-False]",),
+        tests=(
+            "tests/model/test_forward.py::test_no_tensor_of_prompt_times_vocabulary_and_none_beyond_the_budget[llama-False]",
+        ),
     ),
     Mutation(
         name="logits-of-the-prompt-too",
@@ -127,7 +132,9 @@ MUTATIONS = (
                 "        lm_head_of(model).module(hidden)\n        out |= _head_scores(model, hidden, rows, scoring)\n",
             ),
         ),
-        tests=("tests/model/test_forward.py::test_no_tensor_of_prompt_times_vocabulary_and_none_beyond_the_budget[llama-False]",),
+        tests=(
+            "tests/model/test_forward.py::test_no_tensor_of_prompt_times_vocabulary_and_none_beyond_the_budget[llama-False]",
+        ),
     ),
     Mutation(
         name="reference-is-the-policy",
@@ -160,9 +167,7 @@ MUTATIONS = (
         name="trained-adapter-compared-with-the-base",
         promises=(8,),
         history="Training on from an SFT adapter took the bare base model as reference, not base + adapter (trl#6443).",
-        edits=(
-            Edit("model/reference.py", "    if adds_nothing(policy) and not syncs:\n", "    if not syncs:\n"),
-        ),
+        edits=(Edit("model/reference.py", "    if adds_nothing(policy) and not syncs:\n", "    if not syncs:\n"),),
         tests=("tests/model/test_reference.py::test_first_kl_is_exactly_zero_and_training_does_not_move_it",),
     ),
     Mutation(
@@ -172,8 +177,10 @@ MUTATIONS = (
         edits=(
             Edit(
                 "model/reference.py",
-                "        with torch.no_grad(), evaluating(self._policy), _same_requires_grad(self._policy):  # noqa: SIM117\n",
-                "        with torch.no_grad(), _same_requires_grad(self._policy):  # noqa: SIM117\n",
+                "        with torch.no_grad(), evaluating(self._policy), _same_requires_grad(self._policy):\n"
+                "            self._policy.set_adapter(REFERENCE_ADAPTER, inference_mode=True)\n",
+                "        with torch.no_grad(), _same_requires_grad(self._policy):\n"
+                "            self._policy.set_adapter(REFERENCE_ADAPTER, inference_mode=True)\n",
             ),
         ),
         tests=("tests/model/test_reference.py::test_dropout_of_the_policy_does_not_reach_the_reference",),

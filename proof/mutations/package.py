@@ -39,8 +39,8 @@ MUTATIONS = (
         edits=(
             Edit(
                 "trainers/reward.py",
-                "        chosen, rejected = scores.scores.view(-1, 2).unbind(1)  # (B,) each\n",
-                "        rejected, chosen = scores.scores.view(-1, 2).unbind(1)  # (B,) each\n",
+                "        values = reward_loss(chosen, rejected, margin=margin,",
+                "        values = reward_loss(rejected, chosen, margin=margin,",
             ),
         ),
         tests=("tests/learning/test_learning.py::test_reward",),
@@ -48,7 +48,7 @@ MUTATIONS = (
     Mutation(
         name="glossary-entry-missing",
         promises=(22,),
-        history="Logged numbers were explained nowhere (\"why is the GRPO loss 0?\", five threads).",
+        history='Logged numbers were explained nowhere ("why is the GRPO loss 0?", five threads).',
         edits=(
             Edit(
                 "report/glossary.py",

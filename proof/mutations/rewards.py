@@ -23,9 +23,7 @@ MUTATIONS = (
         name="nan-rewards-pass",
         promises=(12, 5),
         history="A NaN reward went into the group's mean and made every advantage of the group NaN.",
-        edits=(
-            Edit("rewards/contract.py", "    if not math.isfinite(number):\n", "    if number is None:\n"),
-        ),
+        edits=(Edit("rewards/contract.py", "    if not math.isfinite(number):\n", "    if number is None:\n"),),
         tests=("tests/rewards/test_contract.py::test_nan_in_an_array_fails_and_says_how_to_abstain",),
     ),
     Mutation(

@@ -89,7 +89,7 @@ MUTATIONS = (
                 "            trajectory.write(ids, (list(logps) + [0.0] * len(ids))[: len(ids)])\n",
             ),
         ),
-        tests=("tests/rollout/test_turns.py::test_a_tool_turn_is_masked_and_the_sampled_ids_are_kept",),
+        tests=("tests/rollout/test_turns.py::test_a_turn_keeps_the_spelling_that_was_sampled",),
     ),
     Mutation(
         name="tool-answers-are-learned",
@@ -143,9 +143,7 @@ MUTATIONS = (
         name="a-stalled-server-is-waited-for",
         promises=(19,),
         history="A rollout server that sends a byte now and then held the trainer for ever (trl#6797).",
-        edits=(
-            Edit("rollout/bounded_http.py", "        watchdog.start()\n", "        watchdog.daemon = True\n"),
-        ),
+        edits=(Edit("rollout/bounded_http.py", "        watchdog.start()\n", "        watchdog.daemon = True\n"),),
         tests=("tests/rollout/test_bounded_http.py::test_a_server_that_stalls_is_left_in_time",),
     ),
     Mutation(

@@ -1,4 +1,4 @@
-"""KTO and BCO on every pattern of labels: batches of 1 to 9 rows, whatever classes are present, against plain Python."""
+"""KTO and BCO on every pattern of labels: batches of 1 to 9 rows, with and without both classes, against Python."""
 
 from __future__ import annotations
 
@@ -61,37 +61,42 @@ def test_losses_on_every_pattern() -> None:
         size = len(labels)
         u = torch.sin(1.3 * torch.arange(size, dtype=torch.float64) + size).requires_grad_()
         mismatched = torch.cos(2.1 * torch.arange(size, dtype=torch.float64))
-        flags, counts = torch.tensor(labels), {"trees": size, "desirable": sum(labels), "undesirable": size - sum(labels)}
+        flags, counts = (
+            torch.tensor(labels),
+            {"trees": size, "desirable": sum(labels), "undesirable": size - sum(labels)},
+        )
         point = kto_reference_point(mismatched.sum(), size)
         values = kto_loss(u, flags, point, beta=BETA)
-        assert float(step_loss([Term(values, "trees")], counts)) == pytest.approx(
-            kto(u.tolist(), mismatched.tolist(), labels), abs=1e-12
-        )
+        found = float(step_loss([Term(values, "trees")], counts).detach())
+        assert found == pytest.approx(kto(u.tolist(), mismatched.tolist(), labels), abs=1e-12)
         classes = step_loss(class_terms(kto_loss(u, flags, point, beta=BETA, loss_type="kto_exp"), flags), counts)
         delta = ema_balanced(BalancedMean(), class_sums(BETA * u, flags)).delta
         shifted = step_loss([Term(bco_loss(BETA * u, flags, delta), "trees")], counts)
-        assert float(shifted) == pytest.approx(bco(u.tolist(), labels), abs=1e-12)
+        assert float(shifted.detach()) == pytest.approx(bco(u.tolist(), labels), abs=1e-12)
         (gradient,) = torch.autograd.grad(values.sum() + classes + shifted, u)
         assert bool(gradient.isfinite().all()) and bool((gradient != 0).all()), labels
 
 
 @pytest.mark.parametrize("verb", ["kto", "bco"])
-def test_trainers_on_every_pattern_of_up_to_four_rows(verb: str, tmp_path: Path) -> None:
+def test_trainers_on_every_pattern_of_up_to_three_rows(verb: str, tmp_path: Path) -> None:
     trainer = make_trainer(verb, tmp_path, rows=rows_for(verb, 9), beta=BETA)
     move(trainer.model, seed=1)
-    trees = [trainer.train_dataset[i] for i in range(4)]
+    trees = [trainer.train_dataset[i] for i in range(3)]
     with torch.no_grad(), trainer.reference.active() as reference:
         ratios = [
-            [float((logps(trainer.model, t.prompt_ids, c) - logps(reference, t.prompt_ids, c)).sum()) for c in t.completions]
+            [
+                float((logps(trainer.model, t.prompt_ids, c) - logps(reference, t.prompt_ids, c)).sum())
+                for c in t.completions
+            ]
             for t in trees
         ]
-    for labels in (pattern for pattern in PATTERNS if len(pattern) <= 4):
+    for labels in (pattern for pattern in PATTERNS if len(pattern) <= 3):
         for tree, label in zip(trees, labels, strict=False):
             tree.extras["label"] = label
         used = ratios[: len(labels)]
         own = [values[0] for values in used]
         expected = kto(own, [v[1] for v in used], labels) if verb == "kto" else bco(own, labels)
-        for at_once in (1, 4):
+        for at_once in (1, 3):
             trainer._train_batch_size = at_once
             if verb == "bco":
                 trainer.delta_state = BalancedMean()

@@ -28,6 +28,13 @@ def test_sums_survive_a_checkpoint():
     assert other.drain() == {"a": 1.5}
 
 
+def test_rows_of_short_steps_do_not_count_more():
+    log = MetricLog()
+    for total, count in ((8.0, 4.0), (5.0, 1.0), (0.0, 0.0)):
+        log.add({"a": Mean(total, count)})
+    assert log.drain() == {"a": 13 / 5}
+
+
 def test_all_ranks_are_counted(monkeypatch):
     log = MetricLog()
     log.add({"a": Mean(2.0, 1.0), "b": Extreme(1.0)})
