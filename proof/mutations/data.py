@@ -132,7 +132,6 @@ MUTATIONS = (
             ),
         ),
         tests=("tests/data/test_checks.py::test_checks_do_not_import_torch",),
-        quick=True,
     ),
     Mutation(
         name="key-error-deep-in-the-stack",

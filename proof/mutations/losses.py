@@ -50,7 +50,6 @@ MUTATIONS = (
             ),
         ),
         tests=("tests/losses/test_numerics.py::test_log1mexp_has_no_nan_in_float32",),
-        quick=True,
     ),
     Mutation(
         name="alphapo-overflows",

@@ -81,7 +81,7 @@ MUTATIONS = (
     Mutation(
         name="softcap-dropped-by-the-fused-head",
         promises=(2,),
-        history="A fused head computed Gemma 2's logits without their soft cap (fused kernels, trl#7063).",
+        history="A fused head computed Gemma 2's logits without their soft cap (fused kernels; on fused losses see trl#7063).",
         edits=(
             Edit(
                 "model/head.py",
@@ -139,7 +139,7 @@ MUTATIONS = (
     Mutation(
         name="reference-is-the-policy",
         promises=(8,),
-        history="The reference shared its weights with the policy and moved along: the KL stayed 0 (ms-swift#9934).",
+        history="The reference shared its weights with the policy and moved along: the KL stayed 0.",
         edits=(
             Edit(
                 "model/reference.py",
@@ -153,7 +153,7 @@ MUTATIONS = (
     Mutation(
         name="adapter-left-on",
         promises=(8,),
-        history="The reference of a LoRA policy was computed with the adapter still on (trl#7063).",
+        history="The reference of a LoRA policy is the model with the adapter off; fused paths lost that (trl#7059).",
         edits=(
             Edit(
                 "model/reference.py",
@@ -166,7 +166,7 @@ MUTATIONS = (
     Mutation(
         name="trained-adapter-compared-with-the-base",
         promises=(8,),
-        history="Training on from an SFT adapter took the bare base model as reference, not base + adapter (trl#6443).",
+        history="Training on from an SFT adapter took the bare base model as reference, not base + adapter (trl#1340).",
         edits=(Edit("model/reference.py", "    if adds_nothing(policy) and not syncs:\n", "    if not syncs:\n"),),
         tests=("tests/model/test_reference.py::test_first_kl_is_exactly_zero_and_training_does_not_move_it",),
     ),

@@ -17,7 +17,6 @@ MUTATIONS = (
             ),
         ),
         tests=("tests/test_public_api.py::test_nothing_that_was_public_is_gone",),
-        quick=True,
     ),
     Mutation(
         name="a-setting-renamed",

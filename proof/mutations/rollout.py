@@ -126,7 +126,7 @@ MUTATIONS = (
     Mutation(
         name="adapters-merged-while-sampling",
         promises=(13,),
-        history="Sampling was made faster by merging the adapter for its length (Unsloth-style fast inference, trl#6688).",
+        history="Sampling was made faster by merging the adapter for its length (trl#6688).",
         edits=(
             Edit(
                 "rollout/native.py",

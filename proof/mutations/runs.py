@@ -8,7 +8,7 @@ MUTATIONS = (
     Mutation(
         name="batch-statistics-of-a-micro-batch",
         promises=(1, 16),
-        history="KTO's KL and BCO's shift came from each micro-batch, so accumulation changed the gradient (trl#1911, TRL's BCO).",
+        history="KTO's KL and BCO's shift came from each micro-batch, so accumulation changed the gradient (TRL).",
         edits=(
             Edit(
                 "trainers/base.py",
@@ -48,7 +48,6 @@ MUTATIONS = (
             ),
         ),
         tests=("tests/trainers/test_step.py::test_counts_are_summed_over_ranks",),
-        quick=True,
     ),
     Mutation(
         name="rows-depend-on-the-number-of-ranks",
@@ -224,7 +223,6 @@ MUTATIONS = (
             ),
         ),
         tests=("tests/trainers/test_windows.py::test_epochs_differ_and_repeat_by_seed_and_number",),
-        quick=True,
     ),
     Mutation(
         name="half-logged-metrics-forgotten",
