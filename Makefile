@@ -10,13 +10,14 @@ MODEL ?= runs/assets/smollm2-135m-instruct
 # One thread per test process: the models are tiny, and two processes share the cores.
 TEST_ENV := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false
 
-.PHONY: help install demo test lint pytest demo-smollm bench clean
+.PHONY: help install demo test lint pytest proof demo-smollm bench clean
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make demo         train three models in a few minutes: SFT, a reward model, DPO"
 	@echo "make test         lint, types, and every test"
 	@echo "make demo-smollm  DPO with LoRA on a real 135M model (downloads about 100 MB)"
+	@echo "make proof        put historical bugs back, one at a time: the tests must fail (writes docs/proof.md)"
 	@echo "make bench        side by side measurements (see docs/benchmarks.md)"
 	@echo "make install      .venv with strop and the development tools"
 	@echo "make clean        remove .venv and caches"
@@ -53,6 +54,9 @@ lint: $(VENV)/.dev
 
 pytest: $(VENV)/.dev
 	$(TEST_ENV) $(BIN)/python -m pytest -q -n $(WORKERS)
+
+proof: $(VENV)/.dev
+	@$(BIN)/python -m proof
 
 demo-smollm: $(VENV)/.smollm
 	@$(BIN)/python -m strop.demo.smollm

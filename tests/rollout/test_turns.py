@@ -96,6 +96,26 @@ def test_a_tool_turn_is_masked_and_the_sampled_ids_are_kept(tokenizer, monkeypat
     assert all(logp == 0.0 for logp, m in zip(rollout.sampler_logps[0][0], mask, strict=True) if not m)
 
 
+class Letters:
+    """Spells texts letter by letter, as a model may and the tokenizer never does."""
+
+    def __init__(self, tokenizer):
+        self.tokenizer, self.eos_token_id = tokenizer, tokenizer.eos_token_id
+
+    def __call__(self, text, **options):
+        return {"input_ids": [i for letter in text for i in self.tokenizer(letter, **options)["input_ids"]]}
+
+
+def test_a_turn_keeps_the_spelling_that_was_sampled(tokenizer):
+    call = '<tool_call>{"name": "add", "arguments": {"a": 20, "b": 22}}</tool_call>'
+    spelled = Letters(tokenizer)(call, add_special_tokens=False)["input_ids"]
+    assert tokenizer(call, add_special_tokens=False)["input_ids"] != spelled
+    script = Script(Letters(tokenizer), [call, "the sum is 42"])
+    rollout, _ = Turns(tokenizer, tools=Tools([add])).run(script, [[7]], [{}], 1, SamplingParams(max_new_tokens=400))
+    assert rollout.completions[0][0][: len(spelled)] == spelled
+    assert script.seen[1][0][: 1 + len(spelled)] == [7, *spelled]
+
+
 def test_the_budget_covers_all_turns(tokenizer):
     call = '<tool_call>{"name": "add", "arguments": {"a": 20, "b": 22}}</tool_call>'
     turns = Turns(tokenizer, tools=Tools([add]), max_turns=3)

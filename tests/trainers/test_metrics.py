@@ -27,3 +27,20 @@ def test_sums_survive_a_checkpoint():
     other.load(log.state())
     other.add({"a": Mean(0.0, 1)})
     assert other.drain() == {"a": 1.5}
+
+
+def test_rows_of_short_steps_do_not_count_more():
+    log = MetricLog()
+    for total, count in ((8.0, 4.0), (5.0, 1.0), (0.0, 0.0)):
+        log.add({"a": Mean(total, count)})
+    assert log.drain() == {"a": 13 / 5}
+
+
+def test_all_ranks_are_counted(monkeypatch):
+    log = MetricLog()
+    log.add({"a": Mean(2.0, 1.0), "b": Extreme(1.0)})
+    theirs = {"sum:a": [7.0, 2.0], "max:b": [5.0, 1], "sum:c": [1.0, 4.0]}
+    monkeypatch.setattr(
+        torch.distributed, "all_gather_object", lambda parts, ours: parts.__setitem__(slice(None), [ours, theirs])
+    )
+    assert log.drain(world_size=2) == {"a": 3.0, "b": 5.0, "c": 0.25}

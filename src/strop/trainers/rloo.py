@@ -76,7 +76,7 @@ class RLOOTrainer(PolicyGradientTrainer):
         for group, logps, ref_logps in zip(groups, *self.summed_logps(groups, mode), strict=True):
             assert group.rewards is not None
             shaped = rloo_rewards(group.rewards, logps, ref_logps, beta=self.args.beta, clip_range=clip)  # type: ignore[arg-type]
-            group.values = shaped[:, None]
+            group.shaped = shaped
 
     @torch.no_grad()
     def summed_logps(self, groups: list[Group], mode: str) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
@@ -99,7 +99,7 @@ class RLOOTrainer(PolicyGradientTrainer):
         return logps, ref_logps
 
     def advantages(self, groups: list[Group]) -> torch.Tensor:
-        shaped = torch.cat([group.values for group in groups if group.values is not None])[:, 0]
+        shaped = torch.cat([group.shaped for group in groups if group.shaped is not None])
         values = leave_one_out(shaped, num_generations=len(groups[0].completions))
         return normalize_advantages(values) if self.args.normalize_advantages else values
 

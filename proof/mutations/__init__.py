@@ -1,0 +1,16 @@
+"""Bugs that libraries had, by the room of strop that they are put into. Adding one is one entry in one of these files."""
+
+from __future__ import annotations
+
+from proof.mutation import Mutation
+from proof.mutations import data, losses, model, package, rewards, rollout, runs
+
+MUTATIONS: tuple[Mutation, ...] = (
+    *losses.MUTATIONS,
+    *data.MUTATIONS,
+    *model.MUTATIONS,
+    *rollout.MUTATIONS,
+    *rewards.MUTATIONS,
+    *runs.MUTATIONS,
+    *package.MUTATIONS,
+)

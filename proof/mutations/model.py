@@ -1,0 +1,188 @@
+"""Bugs between a batch and its log-probs: positions, padding, heads, the reference."""
+
+from __future__ import annotations
+
+from proof.mutation import Edit, Mutation
+
+MUTATIONS = (
+    Mutation(
+        name="position-ids-run-on",
+        promises=(9,),
+        history="Packed rows were scored without position ids of their own; GPT-2 was off by 34 nats (trl#6800).",
+        edits=(
+            Edit(
+                "model/layout.py",
+                "        position_ids.extend(range(first_position, first_position + len(ids)))\n",
+                "        position_ids.extend(range(span.start, span.start + len(ids)))\n",
+            ),
+        ),
+        tests=(
+            "tests/model/test_layout.py::test_packed_copies_the_prompt",
+            "tests/model/test_forward.py::test_float64_equals_plain_rows[gpt2]",
+        ),
+    ),
+    Mutation(
+        name="packed-rows-see-each-other",
+        promises=(9, 2),
+        history="Attention crossed from one packed document into the next (packing without a block mask, many trainers).",
+        edits=(
+            Edit(
+                "model/segments.py",
+                "return [*prompts, *self.roots, *(branch for group in self.groups for branch in group.branches)]",
+                "roots = [Span(self.roots[0].start, self.roots[-1].end - self.roots[0].start)] if self.roots else []\n"
+                "        return [*prompts, *roots, *(branch for group in self.groups for branch in group.branches)]",
+            ),
+        ),
+        tests=("tests/model/test_forward.py::test_float64_equals_plain_rows[llama]",),
+    ),
+    Mutation(
+        name="padding-is-attended-to",
+        promises=(9,),
+        history="Reward models scored padded batches without a mask, so a score depended on its neighbours' lengths.",
+        edits=(
+            Edit(
+                "rewards/padded.py",
+                "        mask[row, : len(sequence)] = 1\n",
+                "        mask[row, :] = 1\n",
+            ),
+        ),
+        tests=("tests/rewards/test_padded.py::test_right_padding",),
+        quick=True,
+    ),
+    Mutation(
+        name="reward-pooled-by-pad-id",
+        promises=(9, 4),
+        history=(
+            "The last token was found by looking for the padding id; with pad = EOS the score was read one token before "
+            "the end (transformers' sequence classifiers, TRL's reward trainer)."
+        ),
+        edits=(
+            Edit(
+                "rewards/model_reward.py",
+                "        last = mask.sum(dim=1) - 1  # (S,)\n",
+                "        last = (ids != (self.tokenizer.pad_token_id or 0)).sum(dim=1) - 1  # (S,)\n",
+            ),
+        ),
+        tests=("tests/rewards/test_model_reward.py::test_scores_are_read_at_the_last_real_token_though_pad_is_eos",),
+    ),
+    Mutation(
+        name="reward-trained-one-token-early",
+        promises=(9, 4),
+        history="The reward head was trained on the state before the last token, as log-probs are (an off-by-one of pooling).",
+        edits=(
+            Edit(
+                "model/layout.py",
+                "        last.append(item.at(item.prompt_length + len(item.ids) - 1) if item.fed == len(item.ids) else -1)\n",
+                "        last.append(item.at(item.prompt_length + len(item.ids) - 2) if item.fed == len(item.ids) else -1)\n",
+            ),
+        ),
+        tests=("tests/trainers/test_oracle.py::test_reward_scores_the_last_token_of_each_side",),
+    ),
+    Mutation(
+        name="softcap-dropped-by-the-fused-head",
+        promises=(2,),
+        history="A fused head computed Gemma 2's logits without their soft cap (fused kernels; on fused losses see trl#7063).",
+        edits=(
+            Edit(
+                "model/head.py",
+                "        logits = self.options.head.transform_(raw)\n",
+                "        logits = raw\n",
+            ),
+        ),
+        tests=("tests/model/test_forward.py::test_float64_equals_plain_rows[gemma2]",),
+    ),
+    Mutation(
+        name="temperature-dropped-by-the-fused-head",
+        promises=(2, 15),
+        history="Log-probs in the loss were those at temperature 1 while completions were sampled at another (trl#6789).",
+        edits=(
+            Edit(
+                "model/head.py",
+                "    budget = default_head_bytes(hidden.device) if head_bytes is None else max(int(head_bytes), 1)\n"
+                "    options = _Options(head, want, float(temperature), budget, grad_entropy)\n",
+                "    budget = default_head_bytes(hidden.device) if head_bytes is None else max(int(head_bytes), 1)\n"
+                "    options = _Options(head, want, 1.0, budget, grad_entropy)\n",
+            ),
+        ),
+        tests=("tests/model/test_forward.py::test_all_statistics_and_temperature[0.7-llama]",),
+    ),
+    Mutation(
+        name="full-logits",
+        promises=(21,),
+        history="The logits of all tokens were made at once, and kept for backward: [B, T, V] in float32 (every trainer once).",
+        edits=(
+            Edit(
+                "model/head.py",
+                "        return max(1, min(count, rows)), keep\n",
+                "        return max(1, count), bool(kept)\n",
+            ),
+        ),
+        tests=(
+            "tests/model/test_forward.py::test_no_tensor_of_prompt_times_vocabulary_and_none_beyond_the_budget[llama-False]",
+        ),
+    ),
+    Mutation(
+        name="logits-of-the-prompt-too",
+        promises=(21,),
+        history="The head ran over prompt and padding, whose logits nobody reads (axolotl#1813).",
+        edits=(
+            Edit(
+                "model/forward.py",
+                "        out |= _head_scores(model, hidden, rows, scoring)\n",
+                "        lm_head_of(model).module(hidden)\n        out |= _head_scores(model, hidden, rows, scoring)\n",
+            ),
+        ),
+        tests=(
+            "tests/model/test_forward.py::test_no_tensor_of_prompt_times_vocabulary_and_none_beyond_the_budget[llama-False]",
+        ),
+    ),
+    Mutation(
+        name="reference-is-the-policy",
+        promises=(8,),
+        history="The reference shared its weights with the policy and moved along: the KL stayed 0.",
+        edits=(
+            Edit(
+                "model/reference.py",
+                "        with torch.no_grad():\n            yield self.model\n",
+                "        with torch.no_grad():\n            yield self._policy\n",
+            ),
+        ),
+        tests=("tests/model/test_reference.py::test_first_kl_is_exactly_zero_and_training_does_not_move_it",),
+        quick=True,
+    ),
+    Mutation(
+        name="adapter-left-on",
+        promises=(8,),
+        history="The reference of a LoRA policy is the model with the adapter off; fused paths lost that (trl#7059).",
+        edits=(
+            Edit(
+                "model/reference.py",
+                "            with self._policy.disable_adapter():\n",
+                "            with torch.no_grad():\n",
+            ),
+        ),
+        tests=("tests/model/test_reference.py::test_first_kl_is_exactly_zero_and_training_does_not_move_it",),
+    ),
+    Mutation(
+        name="trained-adapter-compared-with-the-base",
+        promises=(8,),
+        history="Training on from an SFT adapter took the bare base model as reference, not base + adapter (trl#1340).",
+        edits=(Edit("model/reference.py", "    if adds_nothing(policy) and not syncs:\n", "    if not syncs:\n"),),
+        tests=("tests/model/test_reference.py::test_first_kl_is_exactly_zero_and_training_does_not_move_it",),
+    ),
+    Mutation(
+        name="dropout-in-the-reference",
+        promises=(8, 9),
+        history="The reference was scored in training mode, so its log-probs were a draw of dropout (early DPO trainers).",
+        edits=(
+            Edit(
+                "model/reference.py",
+                "        with torch.no_grad(), evaluating(self._policy), _same_requires_grad(self._policy):\n"
+                "            self._policy.set_adapter(REFERENCE_ADAPTER, inference_mode=True)\n",
+                "        with torch.no_grad(), _same_requires_grad(self._policy):\n"
+                "            self._policy.set_adapter(REFERENCE_ADAPTER, inference_mode=True)\n",
+            ),
+        ),
+        tests=("tests/model/test_reference.py::test_dropout_of_the_policy_does_not_reach_the_reference",),
+    ),
+)

@@ -1,0 +1,87 @@
+"""Bugs of the package itself: what is exported, explained, imported, and reached into."""
+
+from __future__ import annotations
+
+from proof.mutation import Edit, Mutation
+
+MUTATIONS = (
+    Mutation(
+        name="a-trainer-removed",
+        promises=(17, 25),
+        history="Five trainers went away in two releases, and scripts that imported them broke (TRL 1.13 and 1.14).",
+        edits=(
+            Edit(
+                "trainers/registry.py",
+                '    Method("prm", "PRM", "train a model that judges every step of a solution"),\n',
+                "",
+            ),
+        ),
+        tests=("tests/test_public_api.py::test_nothing_that_was_public_is_gone",),
+    ),
+    Mutation(
+        name="a-setting-renamed",
+        promises=(17, 25),
+        history="Settings were renamed between releases without another name to go by; configs of the last release failed.",
+        edits=(
+            Edit(
+                "trainers/online_config.py",
+                "    missing_eos_penalty: Annotated[float, Range(min=0)] | None = None\n",
+                "    no_eos_penalty: Annotated[float, Range(min=0)] | None = None\n",
+            ),
+        ),
+        tests=("tests/test_public_api.py::test_nothing_that_was_public_is_gone",),
+    ),
+    Mutation(
+        name="reward-model-learns-the-opposite",
+        promises=(17,),
+        history="Chosen and rejected changed places on their way to the loss (a refactoring of paired columns).",
+        edits=(
+            Edit(
+                "trainers/reward.py",
+                "        values = reward_loss(chosen, rejected, margin=margin,",
+                "        values = reward_loss(rejected, chosen, margin=margin,",
+            ),
+        ),
+        tests=("tests/learning/test_learning.py::test_reward",),
+    ),
+    Mutation(
+        name="glossary-entry-missing",
+        promises=(22,),
+        history='Logged numbers were explained nowhere ("why is the GRPO loss 0?", five threads).',
+        edits=(
+            Edit(
+                "report/glossary.py",
+                '    Entry("nll_loss", LOSS, "Negative log-likelihood of the chosen completions.", "nats", "token", healthy="falls"),\n',
+                "",
+            ),
+        ),
+        tests=("tests/report/test_glossary.py::test_every_logged_metric_is_explained",),
+    ),
+    Mutation(
+        name="import-pulls-torch",
+        promises=(24,),
+        history="Importing the library, or asking for its help page, loaded every framework first.",
+        edits=(
+            Edit(
+                "__init__.py",
+                "from strop.trainers.registry import BY_CLASS\n",
+                "import torch  # noqa: F401\n\nfrom strop.trainers.registry import BY_CLASS\n",
+            ),
+        ),
+        tests=("tests/test_imports.py::test_import_strop_loads_no_framework",),
+    ),
+    Mutation(
+        name="reaches-into-a-dependency",
+        promises=(25,),
+        history="Private names of transformers and accelerate were used in passing, and broke with their next release.",
+        edits=(
+            Edit(
+                "trainers/base.py",
+                '        """The policy\'s scores of one micro-batch."""\n',
+                '        """The policy\'s scores of one micro-batch."""\n        self.accelerator._models  # noqa: B018\n',
+            ),
+        ),
+        tests=("tests/test_private_names.py::test_private_names_of_dependencies_are_listed",),
+        quick=True,
+    ),
+)

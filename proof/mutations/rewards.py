@@ -1,0 +1,85 @@
+"""Bugs of rewards: what a reward function may do to a run."""
+
+from __future__ import annotations
+
+from proof.mutation import Edit, Mutation
+
+MUTATIONS = (
+    Mutation(
+        name="short-reward-list-is-broadcast",
+        promises=(12,),
+        history="A reward list of the wrong length was stretched over the batch without a word (trl#6533).",
+        edits=(
+            Edit(
+                "rewards/contract.py",
+                "    if len(returned) != n_rows:\n        return _refused(",
+                "    returned = (list(returned) * n_rows)[:n_rows]\n    if len(returned) != n_rows:\n        return _refused(",
+            ),
+        ),
+        tests=("tests/rewards/test_contract.py::test_answers_of_the_wrong_shape_are_refused_as_a_whole",),
+        quick=True,
+    ),
+    Mutation(
+        name="nan-rewards-pass",
+        promises=(12, 5),
+        history="A NaN reward went into the group's mean and made every advantage of the group NaN.",
+        edits=(Edit("rewards/contract.py", "    if not math.isfinite(number):\n", "    if number is None:\n"),),
+        tests=("tests/rewards/test_contract.py::test_nan_in_an_array_fails_and_says_how_to_abstain",),
+    ),
+    Mutation(
+        name="reward-exception-swallowed",
+        promises=(12,),
+        history="A verifier that raised was caught and counted as reward 0, so a broken verifier looked like a bad model.",
+        edits=(
+            Edit(
+                "rewards/invoke.py",
+                "        return Outcome(failure=failure_of(error))\n",
+                "        return Outcome(values=[0.0] * n_rows)\n",
+            ),
+        ),
+        tests=("tests/rewards/test_invoke.py::test_whatever_is_raised_is_contained",),
+    ),
+    Mutation(
+        name="endless-loop-not-killed",
+        promises=(12, 19),
+        history="A verifier that never returned kept its process, and the next batch with it (math-verify#65, verl#6673).",
+        edits=(
+            Edit(
+                "rewards/worker.py",
+                "        except TimeoutError:\n            self.kill()\n",
+                "        except TimeoutError:\n",
+            ),
+        ),
+        tests=("tests/rewards/test_worker.py::test_what_never_ends_is_killed_and_the_next_request_works",),
+    ),
+    Mutation(
+        name="one-bad-row-fails-the-batch",
+        promises=(12,),
+        history="One completion that broke the verifier cost the rewards of the whole batch.",
+        edits=(
+            Edit(
+                "rewards/scorer.py",
+                "        if not call.row_by_row or not worth_searching(outcome, request.n_rows):\n",
+                "        if True:\n",
+            ),
+        ),
+        tests=("tests/rewards/test_scorer.py::test_skip_leaves_out_the_bad_row_only",),
+    ),
+    Mutation(
+        name="missing-eos-looked-for-in-the-prompt",
+        promises=(4, 12),
+        history=(
+            "The penalty for a missing end looked for EOS anywhere in prompt and completion; chat prompts are full of it, so "
+            "nothing was ever penalised (TRL's Nash-MD and XPO)."
+        ),
+        edits=(
+            Edit(
+                "trainers/online.py",
+                'ended = torch.tensor([group.finish_reasons[i] == "stop" for group, i in flat])',
+                "eos = self.processing_class.eos_token_id\n"
+                "            ended = torch.tensor([eos in group.example.prompt_ids + group.completions[i] for group, i in flat])",
+            ),
+        ),
+        tests=("tests/trainers/test_missing_eos.py",),
+    ),
+)

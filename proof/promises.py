@@ -1,0 +1,281 @@
+"""What strop promises, and the tests that stand for each promise."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Promise:
+    """One promise. The tests of its mutations lie within `tests`."""
+
+    number: int
+    title: str
+    text: str
+    tests: tuple[str, ...]  # pytest ids: files, or tests within them
+    open: tuple[str, ...] = ()  # what it says and no test covers yet
+
+
+T = "tests/trainers/"
+L = "tests/losses/"
+
+PROMISES: tuple[Promise, ...] = (
+    Promise(
+        1,
+        "Geometry invariance",
+        "The gradient of an optimizer step depends on its rows alone: not on batch size, accumulation, processes, "
+        "order or layout.",
+        (
+            f"{T}test_geometry.py",
+            f"{T}test_geometry_runs.py",
+            f"{T}test_pieces.py",
+            f"{T}test_windows.py",
+            f"{T}test_step.py",
+            f"{T}test_oracle.py",
+            f"{L}test_reduce.py",
+            "tests/testing/test_check.py",
+        ),
+    ),
+    Promise(
+        2,
+        "One loss, one definition",
+        "Every loss equals its formula in value and gradient, and every fast path equals the plain one.",
+        (
+            f"{L}test_vectors_offline.py",
+            f"{L}test_vectors_online.py",
+            f"{L}test_gradcheck.py",
+            f"{L}test_dpo.py",
+            f"{L}test_cpo.py",
+            f"{L}test_jsd.py",
+            f"{L}test_wpo.py",
+            f"{L}test_numerics.py",
+            f"{T}test_oracle.py",
+            f"{T}test_reference_scores.py",
+            "tests/model/test_forward.py",
+            "tests/model/test_head.py",
+            "tests/testing/test_check.py",
+        ),
+    ),
+    Promise(
+        3,
+        "No ignored option",
+        "Every setting changes something or is refused; unknown names are errors with the nearest one.",
+        (
+            f"{T}test_schema.py",
+            f"{T}test_oracle.py",
+            f"{L}test_vectors_offline.py",
+            f"{L}test_vectors_online.py",
+            f"{L}test_jsd.py",
+            "tests/scripts/test_config_fields.py",
+        ),
+        ("every single field flipped, with its effect seen",),
+    ),
+    Promise(
+        4,
+        "Exactly the asked-for tokens are learned",
+        "The first token of an answer and its end are learned, once; prompt, padding and tool answers are not.",
+        (
+            "tests/data/test_trees.py",
+            "tests/data/test_truncate.py",
+            "tests/data/test_stops.py",
+            "tests/rewards/test_model_reward.py",
+            "tests/rewards/test_reward_tokens.py",
+            "tests/rollout/test_turns.py",
+            f"{T}test_missing_eos.py",
+            f"{T}test_oracle.py",
+        ),
+    ),
+    Promise(
+        5,
+        "No silent no-learning",
+        "What cannot be learned from is left out, counted and named; a step without learning raises a named warning, "
+        "and no NaN reaches the weights.",
+        (
+            f"{T}test_alarms.py",
+            f"{L}test_advantages.py",
+            f"{L}test_cpo.py",
+            f"{L}test_numerics.py",
+            f"{L}test_reduce.py",
+            "tests/data/test_dataset.py",
+            "tests/data/test_truncate.py",
+            "tests/rewards/test_contract.py",
+        ),
+    ),
+    Promise(
+        6,
+        "Exact resume",
+        "A run that was stopped and resumed is the run that was not: weights, optimizer, next rows, samples, metrics.",
+        (f"{T}test_resume.py", f"{T}test_ppo.py", f"{T}test_windows.py", "tests/testing/test_check.py"),
+        ("online methods resumed in a new process, a synced reference, adaptive coefficients",),
+    ),
+    Promise(
+        7,
+        "Token in, token out",
+        "The sampled ids are the ids trained on; no text becomes ids between sampling and loss.",
+        (f"{T}test_token_in_token_out.py", "tests/rollout/test_turns.py", "tests/rollout/test_native.py"),
+    ),
+    Promise(
+        8,
+        "The reference is right",
+        "It is the starting model, whichever way it is held, does not move, and has no dropout.",
+        ("tests/model/test_reference.py", f"{T}test_reference_scores.py", "tests/testing/test_check.py"),
+    ),
+    Promise(
+        9,
+        "Log-probs free of padding, packing and dropout",
+        "A row has the same log-probs and scores alone, padded, packed or in a tree.",
+        (
+            "tests/model/test_layout.py",
+            "tests/model/test_forward.py",
+            "tests/model/test_heads.py",
+            "tests/model/test_reference.py",
+            "tests/rewards/test_padded.py",
+            "tests/rewards/test_model_reward.py",
+            "tests/rollout/test_native.py",
+            f"{T}test_oracle.py",
+        ),
+    ),
+    Promise(
+        10,
+        "Data are checked before anything loads",
+        "Broken files are answered with file, row, column, cause and fix, all problems at once, without torch.",
+        ("tests/data/test_checks.py", "tests/data/test_truncate.py", "tests/data/test_load.py"),
+        ("random damage of every format, and a million rows",),
+    ),
+    Promise(
+        11,
+        "Crash-safe checkpoints",
+        "A checkpoint is complete or absent, on disk before its name says so; damaged ones are passed over by name.",
+        (f"{T}test_crash.py", f"{T}test_checkpoint.py", f"{T}test_resume.py"),
+    ),
+    Promise(
+        12,
+        "Rewards cannot break the run",
+        "Whatever a reward returns or does is contained in bounded time, counted, and costs its own row only.",
+        (
+            "tests/rewards/test_contract.py",
+            "tests/rewards/test_invoke.py",
+            "tests/rewards/test_worker.py",
+            "tests/rewards/test_scorer.py",
+            f"{T}test_missing_eos.py",
+        ),
+    ),
+    Promise(
+        13,
+        "Adapters are never merged in place",
+        "However often weights are synced or sampled from, the weights below an adapter keep their bits.",
+        ("tests/rollout/test_weight_syncs.py",),
+    ),
+    Promise(
+        14,
+        "Estimators proved by enumeration",
+        "The expected gradient of every KL and policy-gradient estimator, summed over all completions.",
+        (f"{L}test_enumeration.py", f"{L}test_advantages.py", "tests/testing/test_check.py"),
+    ),
+    Promise(
+        15,
+        "Sampler and trainer share one distribution",
+        "Equal weights give ratio 1 under temperature, top-k, top-p, min-p and repetition penalty.",
+        (f"{T}test_sampled_distribution.py", "tests/rollout/test_native.py", "tests/model/test_forward.py"),
+    ),
+    Promise(
+        16,
+        "KTO and BCO at any batch shape",
+        "All label patterns of 1 to 9 rows: no pair with itself, no NaN, equal to plain Python.",
+        (
+            f"{T}test_label_patterns.py",
+            f"{T}test_geometry.py",
+            f"{T}test_resume.py",
+            f"{L}test_kto.py",
+            f"{L}test_bco.py",
+            f"{L}test_reduce.py",
+            "tests/data/test_partners.py",
+        ),
+    ),
+    Promise(
+        17,
+        "All fifteen are first-class",
+        "Fifteen trainers with the same features, each learns a task; nothing public goes away.",
+        (
+            "tests/test_public_api.py",
+            "tests/testing/test_check.py",
+            "tests/learning/test_learning.py",
+            "tests/rewards/test_reward_tokens.py",
+            "tests/scripts",
+        ),
+        ("4-bit training, which needs a GPU",),
+    ),
+    Promise(
+        18,
+        "Trustworthy PPO",
+        "GAE as defined, the score on the last real token, one whitening, a critic that is saved and resumed.",
+        (f"{L}test_ppo.py", f"{T}test_ppo.py", f"{T}test_pieces.py", "tests/learning/test_learning.py"),
+    ),
+    Promise(
+        19,
+        "Never a silent hang",
+        "A server that stalls, fails or dies, and a reward that never returns, end in a named error in bounded time.",
+        (
+            "tests/rollout/test_bounded_http.py",
+            "tests/rollout/test_vllm_server.py",
+            "tests/rollout/test_vllm_engine.py",
+            "tests/rewards/test_worker.py",
+        ),
+        ("a process of several that dies",),
+    ),
+    Promise(
+        20,
+        "Batch settings by meaning",
+        "Any combination runs with whole groups in every step, and says so where it rounds.",
+        (f"{T}test_batch_settings.py",),
+    ),
+    Promise(
+        21,
+        "No full [B, T, V] tensor",
+        "Logits exist for scored tokens only, chunk by chunk, forward and backward.",
+        ("tests/model/test_forward.py", "tests/model/test_head.py", f"{L}test_jsd.py"),
+        ("a memory plan against the measured peak", "the peak of evaluation against that of training"),
+    ),
+    Promise(
+        22,
+        "Truthful, explained metrics",
+        "Logged numbers follow from saved rows, over all rows and ranks; each has an entry in the glossary.",
+        (
+            f"{T}test_truthful_metrics.py",
+            f"{T}test_metrics.py",
+            f"{T}test_step.py",
+            f"{T}test_oracle.py",
+            f"{T}test_resume.py",
+            f"{L}test_metrics.py",
+            "tests/report/test_glossary.py",
+            "tests/testing/test_check.py",
+        ),
+    ),
+    Promise(
+        23,
+        "What the model saw is saved",
+        "With the saved tokenizer, template and weights, rows are the same ids and answers are the same.",
+        (f"{T}test_saved_model.py", f"{T}test_ppo.py"),
+    ),
+    Promise(
+        24,
+        "Fast start",
+        "A second run makes no tokenizer call, edited data do; ranks tokenise once; `import strop` loads no framework.",
+        (
+            "tests/data/test_store.py",
+            "tests/data/test_dataset.py",
+            "tests/data/test_checks.py",
+            "tests/test_imports.py",
+        ),
+    ),
+    Promise(
+        25,
+        "Upgrades do not break you",
+        "Public names and settings stay, and private names of other packages are few and listed with a reason.",
+        ("tests/test_private_names.py", "tests/test_public_api.py"),
+        (
+            "the oldest and newest supported torch and transformers, which need environments of their own",
+            "configs of earlier releases, of which there is none yet",
+        ),
+    ),
+)
