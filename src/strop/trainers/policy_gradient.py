@@ -65,12 +65,12 @@ class PolicyGradientTrainer(OnlineTrainer):
         everyone = groups
         if self.advantages_need_all_ranks and self.args.world_size > 1:
             parts: list[Any] = [None] * self.args.world_size
-            torch.distributed.all_gather_object(parts, [group.values for group in groups])
+            torch.distributed.all_gather_object(parts, [(group.values, group.shaped) for group in groups])
             rank = self.args.process_index
             everyone = [
-                group if r == rank else Group(Example([], []), [[]] * len(values), [], [], values=values)
+                group if r == rank else Group(Example([], []), [[]] * len(values), [], [], values=values, shaped=shaped)
                 for r, part in enumerate(parts)
-                for group, values in zip(groups if r == rank else part, part, strict=True)
+                for group, (values, shaped) in zip(groups if r == rank else part, part, strict=True)
             ]
         if not everyone:
             return

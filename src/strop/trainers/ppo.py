@@ -89,7 +89,7 @@ class PPOConfig(OnlineConfig):
     lam: Annotated[float, Range(min=0, max=1)] = 0.95
     """Generalised advantage estimation: 1 is the return, 0 the one-step error."""
     reward_model_path: str | None = None
-    """Reward model by id or folder; another way to give reward_funcs."""
+    """Reward model by id or folder, for a trainer that is given no reward_funcs."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -150,9 +150,10 @@ class PPOTrainer(OnlineTrainer):
 
     def score(self, model: torch.nn.Module, batch: Batch, log: bool) -> Scores:
         params = self.sampling(training=True)
+        options = {**self.score_options(), "aux_loss": bool(self.args.router_aux_loss_coef) and model.training}
         if not changes_distribution(params):
-            return score_both(model, batch, self.want(log), **self.score_options())
-        scores = score_both(model, batch, self.want(log) | Want.HIDDEN, **self.score_options())
+            return score_both(model, batch, self.want(log), **options)
+        scores = score_both(model, batch, self.want(log) | Want.HIDDEN, **options)
         head = lm_head_of(base_model(self.policy))
         return rescore(scores, head, batch, params, head_bytes=self.args.head_memory_mb * 2**20)
 

@@ -70,8 +70,7 @@ class RLOOTrainer(PolicyGradientTrainer):
         clip = tuple(self.args.reward_clip_range) if self.args.reward_clip_range else None
         for group, logps, ref_logps in zip(groups, *self.summed_logps(groups, mode), strict=True):
             assert group.rewards is not None
-            shaped = rloo_rewards(group.rewards, logps, ref_logps, beta=self.args.beta, clip_range=clip)  # type: ignore[arg-type]
-            group.values = shaped[:, None]
+            group.shaped = rloo_rewards(group.rewards, logps, ref_logps, beta=self.args.beta, clip_range=clip)  # type: ignore[arg-type]
 
     @torch.no_grad()
     def summed_logps(self, groups: list[Group], mode: str) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
@@ -94,7 +93,7 @@ class RLOOTrainer(PolicyGradientTrainer):
         return logps, ref_logps
 
     def advantages(self, groups: list[Group]) -> torch.Tensor:
-        shaped = torch.cat([group.values for group in groups if group.values is not None])[:, 0]
+        shaped = torch.cat([group.shaped for group in groups if group.shaped is not None])
         values = leave_one_out(shaped, num_generations=len(groups[0].completions))
         return normalize_advantages(values) if self.args.normalize_advantages else values
 
