@@ -132,7 +132,8 @@ def weights_hash(model: torch.nn.Module) -> str:
 
 @contextlib.contextmanager
 def layer_passes(trainer: Any) -> Iterator[list[tuple[int, ...]]]:
-    """Shape of the states that enter the first decoder layer, for every forward pass of policy, reference, teacher."""
+    """Shape of the states that enter the first attention, for every forward pass of policy, reference and teacher,
+    those that checkpointing repeats included."""
     shapes: list[tuple[int, ...]] = []
 
     def note(module: Any, args: Any, kwargs: Any) -> None:
@@ -141,7 +142,7 @@ def layer_passes(trainer: Any) -> Iterator[list[tuple[int, ...]]]:
 
     roots = [trainer.model, getattr(trainer.reference, "model", None), getattr(trainer, "teacher", None)]
     layers = [
-        next((m for m in root.modules() if type(m).__name__.endswith(("DecoderLayer", "Block"))), None)
+        next((m for m in root.modules() if type(m).__name__.endswith("Attention")), None)
         for root in roots
         if root is not None
     ]

@@ -55,6 +55,13 @@ def undecided(verb: str, folder: Path) -> dict[str, Any]:
     return {"model": model}
 
 
+def fond_of_e(verb: str, folder: Path) -> dict[str, Any]:
+    """A model that often writes an "e", and else anything."""
+    model = undecided(verb, folder)["model"]
+    model.lm_head.weight.data[toy_tokenizer("plain").convert_tokens_to_ids("e")] *= 300
+    return {"model": model}
+
+
 def wide_vocabulary(verb: str, folder: Path) -> dict[str, Any]:
     """A model whose logits take a megabyte for every few tokens."""
     made: dict[str, Any] = {"model": model_for(verb, vocab_size=20_000)}
@@ -109,9 +116,7 @@ def moody_conversations(verb: str, folder: Path) -> dict[str, Any]:
 def as_conversation(row: dict[str, Any]) -> dict[str, Any]:
     """Texts of a row as messages: the prompt is the user's, the rest the assistant's."""
     roles = {"prompt": "user", "completion": "assistant", "chosen": "assistant", "rejected": "assistant"}
-    return {
-        name: [{"role": roles[name], "content": value}] if name in roles else value for name, value in row.items()
-    }
+    return {name: [{"role": roles[name], "content": value}] if name in roles else value for name, value in row.items()}
 
 
 def dialogues(verb: str, folder: Path) -> dict[str, Any]:
@@ -146,7 +151,8 @@ def marked_steps(verb: str, folder: Path) -> dict[str, Any]:
         {
             "prompt": row["prompt"],
             "completion": "".join(
-                f"{step} [{'+' if good else '-'}]\n" for step, good in zip(row["completions"], row["labels"], strict=True)
+                f"{step} [{'+' if good else '-'}]\n"
+                for step, good in zip(row["completions"], row["labels"], strict=True)
             ),
         }
         for row in rows_for(verb, 8)

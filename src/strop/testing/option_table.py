@@ -17,7 +17,7 @@ from strop.trainers.xpo import OF_GIVEN_PAIRS
 EVALUATED = {"eval_strategy": "steps", "eval_steps": 1}
 AGAIN = {"num_iterations": 2}
 """Completions used twice, with a policy that has moved in between."""
-ENDING = {"stop_token_ids": list(range(5, 60)), "temperature": 5.0}
+ENDING = {"stop_token_ids": list(range(0, 288, 12)), "temperature": 5.0}
 """Some completions end by themselves, others do not."""
 REFERENCE = {"beta": 0.4, "num_iterations": 1, "ref_model_sync_steps": 1}
 VLLM = {"given": {"engine": "vllm"}, "within": scenes.stub_vllm}
@@ -33,7 +33,7 @@ def again(**settings: Any) -> dict[str, Any]:
 
 TABLE_SHOWN = {"log_completions": True, "num_completions_to_print": 6}
 ONLINE = {
-    "eos_token": Flip("e", "rows", {"temperature": 5.0}),
+    "eos_token": Flip("e", "rows", make=scenes.fond_of_e),
     "num_completions_to_print": Flip(1, "printed", {"log_completions": True}),
     "sync_ref_model": Flip(True, given=REFERENCE),
     "ref_model_mixup_alpha": Flip(0.3, given=REFERENCE | {"sync_ref_model": True}),
@@ -80,7 +80,7 @@ TABLE: dict[str, dict[str, Flip]] = {
         "num_generations": Flip(4),
         "num_generations_eval": Flip(3, "log", EVALUATED),
         "max_completion_length": Flip(4),
-        "max_length": Flip(24, "rows", make=scenes.one_long_prompt),
+        "max_length": Flip(24, "files", make=scenes.one_long_prompt),
         "temperature": Flip(0.5),
         "top_p": Flip(0.5),
         "top_k": Flip(3),
@@ -111,7 +111,9 @@ TABLE: dict[str, dict[str, Flip]] = {
         "reward_timeout": Flip(0.2, "error", make=scenes.rewarded(scenes.slow_reward)),
         "missing_eos_penalty": Flip(5.0, given=ENDING),
         "mask_truncated_completions": Flip(True, given=ENDING),
-        "max_tool_calling_iterations": Flip(1, "rows", {"max_completion_length": 200, "temperature": 3.0}, make=scenes.endless),
+        "max_tool_calling_iterations": Flip(
+            1, "rows", {"max_completion_length": 200, "temperature": 3.0}, make=scenes.endless
+        ),
         "log_completions": Flip(True, "printed"),
         "log_unique_prompts": Flip(True, "printed", TABLE_SHOWN),
     },
@@ -226,8 +228,8 @@ TABLE: dict[str, dict[str, Flip]] = {
         "disable_dropout": Flip(False, make=scenes.with_dropout),
         "num_generations": Flip(4),
         "beta": Flip(0.4),
-        "epsilon": Flip(0.001, **again()),
-        "epsilon_high": Flip(0.001, **again()),
+        "epsilon": Flip(0.00001, **again(learning_rate=0.00001)),
+        "epsilon_high": Flip(0.00001, **again(learning_rate=0.00001)),
         "normalize_advantages": Flip(True),
         "reward_clip_range": Flip([0.2, 0.5]),
     },

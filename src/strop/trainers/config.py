@@ -41,6 +41,7 @@ UNUSED = {
     "dataloader_pin_memory": "Rows are lists of ids until they are laid out, with nothing to pin; remove it.",
     "do_train": "No trainer reads it: call train(), or do not; remove it.",
     "do_predict": "No trainer reads it: call predict(), or do not; remove it.",
+    "debug": "Losses and gradients that are not finite are found at every step, and their rows named; remove it.",
     "local_rank": "torchrun and accelerate launch set it in the environment; remove it.",
 }
 SCORES_ONLY = {
@@ -51,12 +52,16 @@ SCORES_ONLY = {
 """What models with a head for scores do not use."""
 
 
+LOW_RANK = ("galore", "apollo")
+"""How the optimizers begin that `optim_target_modules` is for."""
+
+
 def rows_dealt_by(accelerator_config: Any) -> list[str]:
     """Names of the settings in `accelerator_config` that are about batches and not at their default."""
     given = accelerator_config if isinstance(accelerator_config, dict) else getattr(accelerator_config, "__dict__", {})
     default = AcceleratorConfig().to_dict()
-    untouched = {"use_configured_state", "gradient_accumulation_kwargs"}
-    return [name for name, value in given.items() if name not in untouched and value != default.get(name)]
+    untouched = "use_configured_state"
+    return [name for name, value in given.items() if name != untouched and value != default.get(name)]
 
 
 def unknown_trackers(report_to: Any) -> list[str]:
@@ -98,7 +103,7 @@ class TrainerConfig(TrainingArguments):
     dataloader_pin_memory: bool = False
     """Rows are lists of ids until a step lays them out, so there is nothing to pin."""
     train_sampling_strategy: Literal["random", "sequential"] = "random"
-    """Order of the rows. There is no group_by_length: lengths are balanced within a step, and no padding is computed."""
+    """Order of the rows. There is no group_by_length: no padding is computed that it could save."""
     bf16: bool | None = None  # type: ignore[assignment]
     """Train in bfloat16 mixed precision. None: yes on a CUDA device that has it, no on CPU, where it is slower."""
 
@@ -198,14 +203,19 @@ class TrainerConfig(TrainingArguments):
             problems.append(
                 "activation_offloading=True needs a CUDA device; on CPU the activations are in host memory already."
             )
+        if self.fp16 and (self.use_cpu or not torch.accelerator.is_available()):
+            problems.append("fp16=True needs a GPU; on a CPU set bf16=True, or neither, which is faster there.")
         if self.on_nonfinite == "skip" and self.deepspeed:
             problems.append(
                 "on_nonfinite='skip' cannot take back a step of DeepSpeed, which holds the gradients; use 'stop'."
             )
         if self.do_eval and self.eval_strategy in ("no", None):
             problems.append("do_eval=True evaluates nothing by itself; set eval_strategy, or call evaluate().")
-        if "tpu_metrics_debug" in str(self.debug):
-            problems.append("debug='tpu_metrics_debug' prints what only a TPU measures; remove it.")
+        if self.optim_target_modules and not str(getattr(self.optim, "value", self.optim)).startswith(LOW_RANK):
+            problems.append(
+                f"optim_target_modules={self.optim_target_modules!r} names the layers of GaLore and APOLLO, and "
+                f"optim={self.optim!r} is neither; remove it."
+            )
         if moved := rows_dealt_by(self.accelerator_config):
             problems.append(
                 f"accelerator_config: {', '.join(moved)} say how accelerate deals out batches, and strop deals out "

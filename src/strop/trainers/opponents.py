@@ -13,6 +13,7 @@ from strop.errors import ConfigError
 from strop.records import Example
 from strop.rollout import Mixture
 from strop.trainers.groups import Group
+
 OPPONENT_UNUSED = {
     **dict.fromkeys(
         (

@@ -20,7 +20,6 @@ from strop.trainers.pairs import PairTrainer, pair_metrics
 from strop.trainers.schema import Range, config
 from strop.trainers.step import StepContext, tree_field
 
-
 OF_GIVEN_PAIRS = ("truncation_mode", "precompute_ref_log_probs", "precompute_ref_batch_size")
 """Settings that act on pairs that are given, and not on those that are sampled."""
 
