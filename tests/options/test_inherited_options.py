@@ -115,7 +115,6 @@ FLIPS: dict[str, Flip] = {
     "adam_epsilon": Flip(0.01),
     "gradient_accumulation_steps": Flip(2),
     "max_grad_norm": Flip(0.001, given={"optim": "sgd"}),
-    "fp16": Flip(True, make=scenes.single_precision),
     "activation_checkpointing": Flip(True, "passes"),
     "activation_checkpointing_kwargs": Flip({"use_reentrant": True}, "model", {"activation_checkpointing": True}),
     "gradient_checkpointing": Flip(True, "passes"),
@@ -173,6 +172,7 @@ FLIPS: dict[str, Flip] = {
 REFUSED: dict[str, Any] = {
     "optim_target_modules": "all-linear",
     "tf32": True,
+    "fp16": True,
     "train_sampling_strategy": "group_by_length",
     "accelerator_config": {"dispatch_batches": True},
     "do_eval": True,
@@ -337,7 +337,7 @@ def test_process_groups_are_made_as_asked(setting: dict[str, Any], expected: Any
         return state(cpu=True)
 
     with scenes.without_cuda(), mock.patch.object(training_args, "PartialState", noted):
-        strop.DPOConfig(output_dir=str(tmp_path), **setting).device
+        strop.DPOConfig(output_dir=str(tmp_path), **setting)
     timeout = asked[-1]["timeout"].total_seconds()
     assert expected in (asked[-1]["backend"], timeout)
 

@@ -158,7 +158,7 @@ class TrainerConfig(TrainingArguments):
     def __post_init__(self) -> None:
         problems = validate(self)
         problems += self.idle()
-        problems += self.contradictions()
+        problems += self.contradictions() if not problems else []  # they compare values that have their types
         if problems:
             raise ConfigError.collect(f"{type(self).__name__} has settings that cannot be used:", problems)
         if self.output_dir is None:

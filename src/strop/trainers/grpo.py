@@ -48,7 +48,7 @@ class GRPOConfig(OnlineConfig):
     """Set every dropout of the model to 0."""
     loss_type: Literal["grpo", "dapo", "dr_grpo", "bnpo", "cispo", "sapo", "luspo", "vespo"] = "dapo"
     """The policy term and how tokens are added up (see the table of `policy_loss`)."""
-    importance_sampling_level: Literal["token", "sequence", "sequence_token"] | None = None
+    importance_sampling_level: Literal["token", "sequence"] | None = None
     """Ratio of each token, or of the whole completion (GSPO). None: token, sequence for luspo."""
     epsilon: Annotated[float, Range(min=0)] = 0.2
     """Clip range below 1."""
@@ -115,6 +115,11 @@ class GRPOConfig(OnlineConfig):
 
     def contradictions(self) -> list[str]:
         problems = super().contradictions()
+        if self.missing_eos_penalty and self.multi_objective_aggregation == "normalize_then_sum":
+            problems.append(
+                "missing_eos_penalty has no scale where each reward is normalised by itself; give it as a reward, or "
+                "use multi_objective_aggregation='sum_then_normalize'."
+            )
         if self.num_generations < 2:
             problems.append("num_generations=1 leaves no group to compare with; set 2 or more.")
         try:
@@ -168,10 +173,22 @@ class GRPOTrainer(PolicyGradientTrainer):
     def silent_groups_cost_nothing(self) -> bool:
         return not (self.args.beta or self.bonus)
 
+    def score_groups(self, groups: list[Group], mode: str) -> None:
+        """Rewards of every completion; the penalty for a missing end is one more column of what is compared."""
+        super().score_groups(groups, mode)
+        if penalty := self.args.missing_eos_penalty:
+            for group in groups:
+                assert group.values is not None
+                column = torch.tensor([-penalty * (reason != "stop") for reason in group.finish_reasons]).double()
+                column[group.values.isnan().all(1)] = float("nan")
+                group.shaped = torch.cat([group.values, column[:, None]], 1)
+
     def advantages(self, groups: list[Group]) -> torch.Tensor:
+        weights = list(self.rewards.weights) if self.rewards else [1.0]
+        columns = [group.values if group.shaped is None else group.shaped for group in groups]
         return multi_reward_advantages(
-            torch.cat([group.values for group in groups if group.values is not None]),
-            torch.as_tensor(self.rewards.weights if self.rewards else [1.0]),
+            torch.cat([column for column in columns if column is not None]),
+            torch.tensor([*weights, 1.0] if self.args.missing_eos_penalty else weights),
             num_generations=len(groups[0].completions),
             scale=self.args.scale_rewards,
             aggregation=self.args.multi_objective_aggregation,
