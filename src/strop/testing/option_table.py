@@ -131,7 +131,7 @@ TABLE: dict[str, dict[str, Flip]] = {
     },
     "RewardConfig": {
         "learning_rate": Flip(0.002),
-        "max_length": Flip(24),
+        "max_length": Flip(38),
         "center_rewards_coefficient": Flip(0.1),
     },
     "DPOConfig": {
@@ -280,7 +280,7 @@ TABLE: dict[str, dict[str, Flip]] = {
         "max_length": Flip(40),
         "max_completion_length": Flip(30),
     },
-    "reward": {"max_prompt_length": Flip(12), "max_completion_length": Flip(20)},
+    "reward": {"max_prompt_length": Flip(16), "max_completion_length": Flip(20)},
     "cpo": {"max_length": Flip(30)},
     "xpo": {
         "mode": Flip("online", "error"),
