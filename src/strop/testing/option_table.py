@@ -120,7 +120,7 @@ TABLE: dict[str, dict[str, Flip]] = {
     "SFTConfig": {
         "learning_rate": Flip(0.002),
         "loss_type": Flip("dft"),
-        "disable_dropout": Flip(False, make=scenes.with_dropout),
+        "disable_dropout": Flip(True, given={"disable_dropout": False}, make=scenes.with_dropout),
         "dataset_text_field": Flip("other", make=scenes.plain_texts),
         "completion_only_loss": Flip(False),
         "assistant_only_loss": Flip(True, make=scenes.dialogues),
@@ -185,7 +185,7 @@ TABLE: dict[str, dict[str, Flip]] = {
         "reward_model_path": Flip("score", make=scenes.no_reward, seen="error"),
     },
     "GRPOConfig": {
-        "disable_dropout": Flip(False, make=scenes.with_dropout),
+        "disable_dropout": Flip(True, given={"disable_dropout": False}, make=scenes.with_dropout),
         "loss_type": Flip("dr_grpo"),
         "importance_sampling_level": Flip("sequence", **again()),
         "epsilon": Flip(0.001, **again()),
@@ -225,7 +225,7 @@ TABLE: dict[str, dict[str, Flip]] = {
         "vespo_lambda_neg": Flip(0.5, **again(loss_type="vespo")),
     },
     "RLOOConfig": {
-        "disable_dropout": Flip(False, make=scenes.with_dropout),
+        "disable_dropout": Flip(True, given={"disable_dropout": False}, make=scenes.with_dropout),
         "num_generations": Flip(4),
         "beta": Flip(0.4),
         "epsilon": Flip(0.00001, **again(learning_rate=0.00001)),
