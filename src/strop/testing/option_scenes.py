@@ -128,6 +128,11 @@ def dialogues(verb: str, folder: Path) -> dict[str, Any]:
     return {"rows": rows, "eval_rows": rows[:3], "tokenizer": toy_tokenizer("chatml_generation")}
 
 
+def without_evaluation(verb: str, folder: Path) -> dict[str, Any]:
+    """No evaluation set, which a limit would empty."""
+    return {"eval_rows": None}
+
+
 def plain_texts(verb: str, folder: Path) -> dict[str, Any]:
     """Rows with two columns of text."""
     rng = random.Random(0)

@@ -20,9 +20,13 @@ AGAIN = {"num_iterations": 2}
 ENDING = {"stop_token_ids": list(range(0, 288, 12)), "temperature": 5.0}
 """Some completions end by themselves, others do not."""
 REFERENCE = {"beta": 0.4, "num_iterations": 1, "ref_model_sync_steps": 1}
-VLLM = {"given": {"engine": "vllm"}, "within": scenes.stub_vllm}
-SERVER = {"given": {"engine": "vllm", "vllm_mode": "server"}, "within": scenes.stub_vllm, "seen": "extra"}
-SAMPLED = {"given": EVALUATED | {"generate_during_eval": True}}
+VLLM: dict[str, Any] = {"given": {"engine": "vllm"}, "within": scenes.stub_vllm}
+SERVER: dict[str, Any] = {
+    "given": {"engine": "vllm", "vllm_mode": "server"},
+    "within": scenes.stub_vllm,
+    "seen": "extra",
+}
+SAMPLED: dict[str, Any] = {"given": EVALUATED | {"generate_during_eval": True}}
 TWO_REWARDS = scenes.rewarded(scenes.letters_reward, scenes.length_reward)
 FAILING = scenes.rewarded(scenes.failing_reward)
 
@@ -131,7 +135,7 @@ TABLE: dict[str, dict[str, Flip]] = {
     },
     "RewardConfig": {
         "learning_rate": Flip(0.002),
-        "max_length": Flip(38),
+        "max_length": Flip(28, make=scenes.without_evaluation),
         "center_rewards_coefficient": Flip(0.1),
     },
     "DPOConfig": {
@@ -280,7 +284,10 @@ TABLE: dict[str, dict[str, Flip]] = {
         "max_length": Flip(40),
         "max_completion_length": Flip(30),
     },
-    "reward": {"max_prompt_length": Flip(16), "max_completion_length": Flip(20)},
+    "reward": {
+        "max_prompt_length": Flip(12, make=scenes.without_evaluation),
+        "max_completion_length": Flip(14, make=scenes.without_evaluation),
+    },
     "cpo": {"max_length": Flip(30)},
     "xpo": {
         "mode": Flip("online", "error"),
