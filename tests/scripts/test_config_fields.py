@@ -293,7 +293,8 @@ def test_a_field_of_trl_is_accepted_or_explained(prefix: str, field: str) -> Non
         config = config_class(**{field: value})
     except ConfigError as error:
         line = str(error).splitlines()[-1]
-        assert field in config_class.removed and line.endswith(config_class.removed[field]), line
+        reasons = {**config_class.unused, **config_class.removed}
+        assert field in reasons and line.endswith(reasons[field]), line
         return
     assert hasattr(config, config_class.aliases.get(field, field))
 

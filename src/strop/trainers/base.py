@@ -15,6 +15,7 @@ from typing import Any, ClassVar
 
 import torch
 from accelerate.utils import DistributedType
+from accelerate.utils.memory import clear_device_cache
 from transformers import Trainer
 
 from strop.data import DatasetKind, TokenizeOptions, plan_micro_batches
@@ -31,7 +32,7 @@ from strop.trainers.offloading import offloaded_activations
 from strop.trainers.reference_scores import ReferenceScores
 from strop.trainers.reference_upkeep import upkeep
 from strop.trainers.step import Counts, StepContext, StepWork, default_counts, gather_rows, sum_over_ranks
-from strop.trainers.windows import StepSampler, StreamWindows, window_loader
+from strop.trainers.windows import StepSampler, StreamWindows, window_loader, worker_options
 
 
 def zero_loss(scores: Scores) -> torch.Tensor:
@@ -178,6 +179,7 @@ class BaseTrainer(CheckpointMixin, EvaluationMixin, Trainer):
             return window_loader(
                 StreamWindows(self.train_dataset, self.rows_per_step, batches_per_step=batches, repeat=True, **where),
                 None,
+                num_workers=self.args.dataloader_num_workers,
             )
         sampler = StepSampler(
             len(self.train_dataset),
@@ -188,7 +190,7 @@ class BaseTrainer(CheckpointMixin, EvaluationMixin, Trainer):
             drop_last=self.args.dataloader_drop_last,
             **where,
         )
-        return window_loader(self.train_dataset, sampler, num_workers=self.args.dataloader_num_workers)
+        return window_loader(self.train_dataset, sampler, **worker_options(self.args))
 
     def row_order(self) -> dict[str, Any]:
         """What decides which rows come next: a checkpoint is gone on from only where it is as it was."""
@@ -315,11 +317,18 @@ class BaseTrainer(CheckpointMixin, EvaluationMixin, Trainer):
             with self.micro_batch_sync(model, last=index == len(batches) - 1):
                 inputs.losses.append(self.backward_micro_batch(model, batch, inputs, shared, index))
             loss += inputs.losses[-1]
+        self.release_memory()
         seen = int(inputs.counts["num_tokens"])
         self.state.num_input_tokens_seen += seen
         self.record_loss(loss)
         self._metrics["train"].add({"step_time": Mean(time.perf_counter() - self._step_begin, 1.0)})
         return loss
+
+    def release_memory(self) -> None:
+        """Hand the device's cached memory back, every `torch_empty_cache_steps` steps."""
+        every = self.args.torch_empty_cache_steps
+        if every and self.state.global_step % every == 0:
+            clear_device_cache()
 
     def backward_micro_batch(self, model: Any, batch: Batch, work: StepWork, shared: Any, index: int) -> torch.Tensor:
         """Score, loss and backward of one micro-batch; returns its detached share of the step's loss."""

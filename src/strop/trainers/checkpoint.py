@@ -222,6 +222,13 @@ class CheckpointMixin:
         finally:
             self._redirected = None
         self.wait_for_all()
+        if self.args.push_to_hub:
+            self._push_from_checkpoint(str(run_dir / name))
+
+    def _push_from_checkpoint(self: Any, checkpoint_folder: str) -> None:
+        """As the parent, from the checkpoint's final place: an upload goes on while training does."""
+        if not self._redirected:
+            super()._push_from_checkpoint(checkpoint_folder)  # type: ignore[misc]
 
     def wait_for_all(self: Any) -> None:
         """Until every rank is here."""

@@ -10,6 +10,7 @@ from typing import Annotated, Any, ClassVar, Literal
 import torch
 from transformers import TrainingArguments
 from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
+from transformers.trainer_pt_utils import AcceleratorConfig
 
 from strop.errors import ConfigError, did_you_mean
 from strop.trainers.lost_ranks import meet
@@ -33,7 +34,36 @@ UNUSED = {
     "enable_jit_checkpoint": "SIGTERM and SIGINT always save a checkpoint at the end of the step; remove it.",
     "batch_eval_metrics": "Metrics are summed batch by batch already; remove it.",
     "include_for_metrics": "`compute_metrics` gets the method's predictions; remove it.",
+    "eval_use_gather_object": "Evaluation keeps sums, not predictions; remove it.",
+    "bf16_full_eval": "Evaluation computes as training does; set bf16.",
+    "fp16_full_eval": "Evaluation computes as training does; set fp16.",
+    "liger_kernel_config": "strop brings its own bounded-memory head; remove it.",
+    "average_tokens_across_devices": "Denominators count over all processes always; remove it.",
+    "remove_unused_columns": "Rows keep their columns, and a method reads those that it names; remove it.",
+    "dataloader_pin_memory": "Rows are lists of ids until they are laid out, with nothing to pin; remove it.",
+    "do_train": "No trainer reads it: call train(), or do not; remove it.",
+    "do_predict": "No trainer reads it: call predict(), or do not; remove it.",
+    "debug": "Losses and gradients that are not finite are found at every step, and their rows named; remove it.",
+    "local_rank": "torchrun and accelerate launch set it in the environment; remove it.",
 }
+SCORES_ONLY = {
+    "generate_during_eval": "This model scores and writes nothing; remove it.",
+    "num_completions_to_print": "This model scores and writes nothing; remove it.",
+    "head_memory_mb": "This model has no language-model head, whose logits it would bound; remove it.",
+}
+"""What models with a head for scores do not use."""
+
+
+LOW_RANK = ("galore", "apollo")
+"""How the optimizers begin that `optim_target_modules` is for."""
+
+
+def rows_dealt_by(accelerator_config: Any) -> list[str]:
+    """Names of the settings in `accelerator_config` that are about batches and not at their default."""
+    given = accelerator_config if isinstance(accelerator_config, dict) else getattr(accelerator_config, "__dict__", {})
+    default = AcceleratorConfig().to_dict()
+    untouched = "use_configured_state"
+    return [name for name, value in given.items() if name != untouched and value != default.get(name)]
 
 
 def unknown_trackers(report_to: Any) -> list[str]:
@@ -70,6 +100,12 @@ class TrainerConfig(TrainingArguments):
     """Log every so many optimizer steps (a number below 1 is a share of all steps)."""
     logging_nan_inf_filter: bool = False
     """Replace non-finite losses in the log by the running average. Off: a non-finite loss is shown."""
+    remove_unused_columns: bool = False
+    """Rows keep their columns; a method reads those that it names, and rewards those that they ask for."""
+    dataloader_pin_memory: bool = False
+    """Rows are lists of ids until a step lays them out, so there is nothing to pin."""
+    train_sampling_strategy: Literal["random", "sequential"] = "random"
+    """Order of the rows. There is no group_by_length: no padding is computed that it could save."""
     bf16: bool | None = None  # type: ignore[assignment]
     """Train in bfloat16 mixed precision. None: yes on a CUDA device that has it, no on CPU, where it is slower."""
 
@@ -123,11 +159,8 @@ class TrainerConfig(TrainingArguments):
 
     def __post_init__(self) -> None:
         problems = validate(self)
-        for name, advice in self.unused.items():
-            default = next((f.default for f in dataclasses.fields(self) if f.name == name), None)
-            if advice and getattr(self, name, default) not in (default, None, [], False):
-                problems.append(f"{name}={getattr(self, name)!r} has no effect here. {advice}")
-        problems += self.contradictions()
+        problems += self.idle()
+        problems += self.contradictions() if not problems else []  # they compare values that have their types
         if problems:
             raise ConfigError.collect(f"{type(self).__name__} has settings that cannot be used:", problems)
         if self.output_dir is None:
@@ -149,8 +182,22 @@ class TrainerConfig(TrainingArguments):
             with warnings.catch_warnings():
                 warnings.filterwarnings("ignore", message=".*gradient_checkpointing.*deprecated.*")
                 super().__post_init__()
-        except (ValueError, KeyError, TypeError) as error:
+        except Exception as error:  # whatever the parent's own checks raise
             raise ConfigError(f"{type(self).__name__}: {error}") from None
+
+    def idle(self) -> list[str]:
+        """Problems with settings that this method does not use and that are not at their default.
+
+        Nothing asked for (None, False, an empty list) is no problem where nothing is the default too.
+        """
+        problems = []
+        for f in dataclasses.fields(self):
+            value = getattr(self, f.name)
+            default = f.default_factory() if f.default is dataclasses.MISSING else f.default  # type: ignore[misc]
+            nothing = not value and not default
+            if f.name in self.unused and value != default and not nothing:
+                problems.append(f"{f.name}={value!r} has no effect here. {self.unused[f.name]}")
+        return problems
 
     def contradictions(self) -> list[str]:
         """Problems that involve more than one field. Methods extend the list."""
@@ -169,9 +216,23 @@ class TrainerConfig(TrainingArguments):
                 "fsdp has no other process to share the weights with, and would do nothing; start with torchrun "
                 "--nproc_per_node N, or remove it."
             )
+        if self.fp16 and (self.use_cpu or not torch.accelerator.is_available()):
+            problems.append("fp16=True needs a GPU; on a CPU set bf16=True, or neither, which is faster there.")
         if self.on_nonfinite == "skip" and self.deepspeed:
             problems.append(
                 "on_nonfinite='skip' cannot take back a step of DeepSpeed, which holds the gradients; use 'stop'."
+            )
+        if self.do_eval and self.eval_strategy in ("no", None):
+            problems.append("do_eval=True evaluates nothing by itself; set eval_strategy, or call evaluate().")
+        if self.optim_target_modules and not str(getattr(self.optim, "value", self.optim)).startswith(LOW_RANK):
+            problems.append(
+                f"optim_target_modules={self.optim_target_modules!r} names the layers of GaLore and APOLLO, and "
+                f"optim={self.optim!r} is neither; remove it."
+            )
+        if moved := rows_dealt_by(self.accelerator_config):
+            problems.append(
+                f"accelerator_config: {', '.join(moved)} say how accelerate deals out batches, and strop deals out "
+                "the rows of a step itself; remove them."
             )
         if self.padding_free and self.layout == "padded":
             problems.append("padding_free=True and layout='padded' exclude each other; remove one.")

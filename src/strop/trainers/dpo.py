@@ -64,7 +64,8 @@ class DPOConfig(ReferenceConfig):
     """Temperature of DiscoPOP's gate."""
 
     def __post_init__(self) -> None:
-        self.loss_type = [self.loss_type] if isinstance(self.loss_type, str) else list(self.loss_type)
+        if isinstance(self.loss_type, str):
+            self.loss_type = [self.loss_type]
         super().__post_init__()
 
     def contradictions(self) -> list[str]:

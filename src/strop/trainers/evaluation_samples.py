@@ -31,7 +31,8 @@ class EvaluationSamples(TrainerCallback):
 
     def on_evaluate(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         trainer = self.trainer
-        examples = list(islice(self.prompts(), args.num_completions_to_print or PROMPTS))
+        count = PROMPTS if args.num_completions_to_print is None else args.num_completions_to_print
+        examples = list(islice(self.prompts(), count))
         if not examples:
             return
         if self._generator is None:

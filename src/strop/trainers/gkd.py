@@ -41,9 +41,10 @@ class GKDTrainer(OnlineTrainer):
     def __init__(
         self, model: Any = None, teacher_model: Any = None, args: GKDConfig | None = None, **kwargs: Any
     ) -> None:
-        self._teacher_source = (
-            teacher_model if teacher_model is not None else getattr(args, "teacher_model_name_or_path", None)
-        )
+        named = getattr(args, "teacher_model_name_or_path", None)
+        if given := [name for name in ("reward_funcs", "reward_model", "judge") if kwargs.get(name) is not None]:
+            raise ConfigError(f"GKDTrainer learns from a teacher and asks no reward; remove {' and '.join(given)}.")
+        self._teacher_source = named if teacher_model is None else teacher_model
         if self._teacher_source is None:
             raise ConfigError("GKDTrainer needs a teacher: pass teacher_model=, a model, an id or a path.")
         super().__init__(model, None, args, **kwargs)

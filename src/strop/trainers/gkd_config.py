@@ -8,7 +8,7 @@ from strop.trainers.online_config import OnlineConfig
 from strop.trainers.schema import Range, config
 
 NO_REWARD = ("reward_weights", "reward_on_error", "reward_penalty", "reward_timeout", "missing_eos_penalty")
-NO_REFERENCE = ("sync_ref_model", "ref_model_mixup_alpha", "ref_model_sync_steps", "precompute_ref_batch_size")
+NO_REFERENCE = ("sync_ref_model", "ref_model_mixup_alpha", "ref_model_sync_steps")
 
 
 @config
@@ -27,10 +27,11 @@ class GKDConfig(OnlineConfig):
         "dataset_kwargs": "Rows that are tokenised already are recognised by their columns; remove it.",
     }
     unused: ClassVar[dict[str, str]] = {
-        **OnlineConfig.unused,
+        **{name: why for name, why in OnlineConfig.unused.items() if name != "truncation_mode"},
         **dict.fromkeys(NO_REWARD, "GKD asks for no reward; remove it."),
         **dict.fromkeys(NO_REFERENCE, "GKD compares with the teacher, not with a reference; remove it."),
         "num_generations_eval": "Evaluation uses the completions of the rows; remove it.",
+        "log_unique_prompts": "Each prompt has one completion; remove it.",
     }
 
     learning_rate: Annotated[float, Range(min=0)] = 2e-5
@@ -54,7 +55,7 @@ class GKDConfig(OnlineConfig):
     seq_kd: bool = False
     """Use completions sampled from the teacher instead of the rows' own."""
     teacher_model_name_or_path: str | None = None
-    """Teacher by id or folder; another way to give teacher_model."""
+    """Teacher by id or folder, for a trainer that is given no teacher_model."""
     teacher_model_init_kwargs: dict[str, Any] | None = None
     """Keyword arguments for `from_pretrained` of a teacher given by id or path."""
     chunk_tokens: Annotated[int, Range(min=1)] = 256

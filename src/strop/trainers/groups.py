@@ -24,7 +24,7 @@ class Group:
     reward_names: list[str] = field(default_factory=list)
     values: torch.Tensor | None = None  # (G, rewards) NaN where a reward abstained
     rewards: torch.Tensor | None = None  # (G,) weighted totals, NaN where all abstained
-    shaped: torch.Tensor | None = None  # (G,) totals less what the method takes off itself (RLOO's KL)
+    shaped: torch.Tensor | None = None  # (G,) what advantages are made of, where it is not the rewards (RLOO)
     advantages: torch.Tensor | None = None  # (G,) where the method has one per completion
     environments: list[Any] | None = None  # G live environment objects, where the rollout had them
 

@@ -71,10 +71,22 @@ class GRPOTrainer(PolicyGradientTrainer):
     def silent_groups_cost_nothing(self) -> bool:
         return not (self.args.beta or self.bonus)
 
+    def score_groups(self, groups: list[Group], mode: str) -> None:
+        """Rewards of every completion; the penalty for a missing end is one more column of what is compared."""
+        super().score_groups(groups, mode)
+        if penalty := self.args.missing_eos_penalty:
+            for group in groups:
+                assert group.values is not None
+                column = torch.tensor([-penalty * (reason != "stop") for reason in group.finish_reasons]).double()
+                column[group.values.isnan().all(1)] = float("nan")
+                group.shaped = torch.cat([group.values, column[:, None]], 1)
+
     def advantages(self, groups: list[Group]) -> torch.Tensor:
+        weights = list(self.rewards.weights) if self.rewards else [1.0]
+        columns = [group.values if group.shaped is None else group.shaped for group in groups]
         return multi_reward_advantages(
-            torch.cat([group.values for group in groups if group.values is not None]),
-            torch.as_tensor(self.rewards.weights if self.rewards else [1.0]),
+            torch.cat([column for column in columns if column is not None]),
+            torch.tensor([*weights, 1.0] if self.args.missing_eos_penalty else weights),
             num_generations=len(groups[0].completions),
             scale=self.args.scale_rewards,
             aggregation=self.args.multi_objective_aggregation,

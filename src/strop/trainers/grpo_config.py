@@ -96,6 +96,11 @@ class GRPOConfig(OnlineConfig):
 
     def contradictions(self) -> list[str]:
         problems = super().contradictions()
+        if self.missing_eos_penalty and self.multi_objective_aggregation == "normalize_then_sum":
+            problems.append(
+                "missing_eos_penalty has no scale where each reward is normalised by itself; give it as a reward, or "
+                "use multi_objective_aggregation='sum_then_normalize'."
+            )
         if self.num_generations < 2:
             problems.append("num_generations=1 leaves no group to compare with; set 2 or more.")
         try:

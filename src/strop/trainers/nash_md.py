@@ -10,7 +10,7 @@ from strop.losses import adversarial_loss, mean_of, nash_md_loss_flat, preferenc
 from strop.records import Batch, Example, LossOutput, Mean, Scores, Term
 from strop.trainers.groups import Group
 from strop.trainers.online_dpo import OnlinePairConfig, OnlinePairTrainer, at_epoch, objective_metrics
-from strop.trainers.opponents import preferences, rollout_against
+from strop.trainers.opponents import OPPONENT_UNUSED, preferences, rollout_against
 from strop.trainers.schema import Range, config
 from strop.trainers.step import StepContext, sum_over_ranks, tree_field
 
@@ -21,6 +21,7 @@ class NashMDConfig(OnlinePairConfig):
 
     unused: ClassVar[dict[str, str]] = {
         **OnlinePairConfig.unused,
+        **OPPONENT_UNUSED,
         "loss_type": "Nash-MD has one loss; see gradient_form and objective.",
         "num_generations_eval": "Each prompt has one completion of the policy and one of the opponent.",
     }

@@ -32,7 +32,7 @@ from strop.trainers.pieces import pieces
 from strop.trainers.sampled_distribution import changes_distribution, rescore
 from strop.trainers.samples import show_samples
 from strop.trainers.step import Counts
-from strop.trainers.windows import StepSampler, StreamWindows, window_loader
+from strop.trainers.windows import StepSampler, StreamWindows, window_loader, worker_options
 
 
 class OnlineTrainer(BaseTrainer):
@@ -193,9 +193,8 @@ class OnlineTrainer(BaseTrainer):
         batches = self.args.gradient_accumulation_steps * self.steps_per_window
         where = {"rank": self.args.process_index, "world_size": self.args.world_size}
         if not hasattr(self.train_dataset, "__len__"):
-            return window_loader(
-                StreamWindows(self.train_dataset, window, batches_per_step=batches, repeat=True, **where), None
-            )
+            stream = StreamWindows(self.train_dataset, window, batches_per_step=batches, repeat=True, **where)
+            return window_loader(stream, None, num_workers=self.args.dataloader_num_workers)
         sampler = StepSampler(
             len(self.train_dataset),
             window,
@@ -205,7 +204,7 @@ class OnlineTrainer(BaseTrainer):
             drop_last=self.args.dataloader_drop_last,
             **where,
         )
-        return window_loader(self.train_dataset, sampler, num_workers=self.args.dataloader_num_workers)
+        return window_loader(self.train_dataset, sampler, **worker_options(self.args))
 
     # ---- sampling and scoring ---------------------------------------------------------------------------------
 
@@ -228,7 +227,7 @@ class OnlineTrainer(BaseTrainer):
                 )
                 extra = {"mode": self.args.vllm_mode, "base_url": url, "timeout_s": self.args.vllm_server_timeout}
                 if self.args.vllm_mode == "colocate":
-                    extra["engine"] = {
+                    extra["llm_args"] = {
                         "gpu_memory_utilization": self.args.vllm_gpu_memory_utilization,
                         "max_model_len": self.args.vllm_max_model_length,
                         "model_impl": self.args.vllm_model_impl,
@@ -411,7 +410,8 @@ class OnlineTrainer(BaseTrainer):
         shown = sample_rows(self.processing_class, groups)
         self.run_directory.write_samples(shown)
         if self.args.log_completions:
-            show_samples(shown, self.args.num_completions_to_print or 4, unique_prompts=self.args.log_unique_prompts)
+            count = self.args.num_completions_to_print
+            show_samples(shown, 4 if count is None else count, unique_prompts=self.args.log_unique_prompts)
 
     def extra_state(self) -> dict[str, Any]:
         buffer = [[tree.to_plain() for tree in step] for step in self.buffer]

@@ -42,6 +42,13 @@ class OnlineConfig(ReferenceConfig):
         "vllm_group_port": "No process group is opened: a server gets new weights over HTTP; remove it.",
     }
 
+    unused: ClassVar[dict[str, str]] = {
+        **ReferenceConfig.unused,
+        "truncation_mode": "Too long prompts are left out, or cut on the left to max_prompt_length; remove it.",
+        "precompute_ref_log_probs": "It has no rows to work on: completions are sampled in training; remove it.",
+        "precompute_ref_batch_size": "Nothing is precomputed: completions are sampled in training; remove it.",
+    }
+
     num_generations: Annotated[int, Range(min=1)] = 8
     """Completions sampled for each prompt."""
     num_generations_eval: Annotated[int, Range(min=1)] | None = None
@@ -127,10 +134,6 @@ class OnlineConfig(ReferenceConfig):
         problems = super().contradictions()
         if self.steps_per_generation is not None and self.generation_batch_size is not None:
             problems.append("steps_per_generation and generation_batch_size say the same in two ways; keep one.")
-        if self.precompute_ref_log_probs:
-            problems.append(
-                "precompute_ref_log_probs=True has no rows to work on: completions are sampled in training."
-            )
         if self.sync_ref_model and self.beta == 0:
             problems.append("sync_ref_model=True moves a reference, and beta=0 keeps none; set beta above 0.")
         return problems

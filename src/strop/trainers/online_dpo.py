@@ -35,7 +35,7 @@ class OnlinePairConfig(OnlineConfig):
     loss_type: Literal["sigmoid", "ipo"] = "sigmoid"
     """Loss of the pair (ipo of summed log-ratios)."""
     reward_model_path: str | None = None
-    """Reward model by id or folder; another way to give reward_funcs."""
+    """Reward model by id or folder, for a trainer that is given no reward_funcs."""
 
     def contradictions(self) -> list[str]:
         problems = super().contradictions()

@@ -14,6 +14,25 @@ from strop.records import Example
 from strop.rollout import Mixture
 from strop.trainers.groups import Group
 
+OPPONENT_UNUSED = {
+    **dict.fromkeys(
+        (
+            "use_vllm",
+            "vllm_mode",
+            "vllm_server_base_url",
+            "vllm_server_host",
+            "vllm_server_port",
+            "vllm_server_timeout",
+            "vllm_gpu_memory_utilization",
+            "vllm_max_model_length",
+            "vllm_model_impl",
+        ),
+        "The opponent is sampled from two models at once, which vLLM cannot do; remove it.",
+    ),
+    "max_tool_calling_iterations": "The opponent has no tools and no environment; use OnlineDPOTrainer.",
+}
+"""Settings that have no effect where the policy meets an opponent."""
+
 
 def rollout_against(
     trainer: Any, sample: Callable[..., list[Group]], prompts: Sequence[Example], training: bool, weight: float

@@ -80,9 +80,10 @@ class PPOTrainer(OnlineTrainer):
 
     def score(self, model: torch.nn.Module, batch: Batch, log: bool) -> Scores:
         params = self.sampling(training=True)
+        options = {**self.score_options(), "aux_loss": bool(self.args.router_aux_loss_coef) and model.training}
         if not changes_distribution(params):
-            return score_both(model, batch, self.want(log), **self.score_options())
-        scores = score_both(model, batch, self.want(log) | Want.HIDDEN, **self.score_options())
+            return score_both(model, batch, self.want(log), **options)
+        scores = score_both(model, batch, self.want(log) | Want.HIDDEN, **options)
         head = lm_head_of(base_model(self.policy))
         return rescore(scores, head, batch, params, head_bytes=self.head_bytes)
 

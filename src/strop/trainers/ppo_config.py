@@ -65,7 +65,7 @@ class PPOConfig(OnlineConfig):
     lam: Annotated[float, Range(min=0, max=1)] = 0.95
     """Generalised advantage estimation: 1 is the return, 0 the one-step error."""
     reward_model_path: str | None = None
-    """Reward model by id or folder; another way to give reward_funcs."""
+    """Reward model by id or folder, for a trainer that is given no reward_funcs."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -14,7 +14,7 @@ from strop.model import score
 from strop.records import Batch, Example, Extreme, LossOutput, Mean, Scores, Term, Want
 from strop.trainers import rows
 from strop.trainers.base import BaseTrainer
-from strop.trainers.config import TrainerConfig
+from strop.trainers.config import SCORES_ONLY, TrainerConfig
 from strop.trainers.schema import Range, config
 from strop.trainers.step import Counts, StepContext
 
@@ -25,7 +25,7 @@ class PRMConfig(TrainerConfig):
 
     unused: ClassVar[dict[str, str]] = {
         **TrainerConfig.unused,
-        "generate_during_eval": "This model scores and writes nothing; remove it.",
+        **SCORES_ONLY,
     }
 
     learning_rate: Annotated[float, Range(min=0)] = 1e-5

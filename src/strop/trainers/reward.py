@@ -11,7 +11,7 @@ from strop.losses import reward_loss
 from strop.records import Batch, Extreme, LossOutput, Mean, Scores, Term, Want
 from strop.trainers import rows
 from strop.trainers.base import BaseTrainer
-from strop.trainers.config import TrainerConfig
+from strop.trainers.config import SCORES_ONLY, TrainerConfig
 from strop.trainers.schema import Range, config
 from strop.trainers.step import StepContext, tree_field
 
@@ -22,7 +22,8 @@ class RewardConfig(TrainerConfig):
 
     unused: ClassVar[dict[str, str]] = {
         **TrainerConfig.unused,
-        "generate_during_eval": "This model scores and writes nothing; remove it.",
+        **SCORES_ONLY,
+        "truncation_mode": "Too long pairs are left out: a cut end would move the token that is scored; remove it.",
     }
 
     learning_rate: Annotated[float, Range(min=0)] = 1e-4

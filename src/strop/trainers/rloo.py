@@ -75,8 +75,7 @@ class RLOOTrainer(PolicyGradientTrainer):
         clip = tuple(self.args.reward_clip_range) if self.args.reward_clip_range else None
         for group, logps, ref_logps in zip(groups, *self.summed_logps(groups, mode), strict=True):
             assert group.rewards is not None
-            shaped = rloo_rewards(group.rewards, logps, ref_logps, beta=self.args.beta, clip_range=clip)  # type: ignore[arg-type]
-            group.shaped = shaped
+            group.shaped = rloo_rewards(group.rewards, logps, ref_logps, beta=self.args.beta, clip_range=clip)  # type: ignore[arg-type]
 
     @torch.no_grad()
     def summed_logps(self, groups: list[Group], mode: str) -> tuple[list[torch.Tensor], list[torch.Tensor]]:

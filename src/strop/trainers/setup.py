@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel, ProgressCallback, TrainingArguments, set_seed
 from transformers.trainer_callback import PrinterCallback
+from transformers.training_args import ParallelMode
 
 from strop.errors import ConfigError, SetupError, did_you_mean
 from strop.model import (
@@ -126,6 +127,8 @@ def resolve_parts(
     """Tokenizer, then rows, then the model and its reference."""
     if model is None and model_init is None:
         raise ConfigError(f"{type(trainer).__name__} needs a model: an id, a path, or a module. Pass model=...")
+    if args.fsdp and args.parallel_mode != ParallelMode.DISTRIBUTED:
+        raise ConfigError("fsdp shards a model over processes, and there is one; start with torchrun or remove fsdp.")
     set_seed(args.seed)  # fresh heads and adapters are drawn below, before the parent sets the seed
     if isinstance(model, TrainingArguments) or isinstance(ref_model, TrainingArguments):
         raise ConfigError(f"{type(trainer).__name__} was given settings in the place of a model; pass them as args=...")

@@ -88,8 +88,11 @@ class SFTTrainer(BaseTrainer):
         if self._collator is not None:
             return rows.from_collator(dataset, self._collator)
         prepared = super().convert_dataset(dataset, name)
-        packs = self.args.packing if name == "train" or self.args.eval_packing is None else self.args.eval_packing
-        return rows.packed(prepared, self.args) if packs else prepared
+        return rows.packed(prepared, self.args) if self.packs(training=name == "train") else prepared
+
+    def packs(self, *, training: bool) -> bool:
+        """Whether a row of the training or evaluation set is a pack of rows."""
+        return self.args.packing if training or self.args.eval_packing is None else self.args.eval_packing
 
     @property
     def shuffles(self) -> bool:
@@ -97,7 +100,7 @@ class SFTTrainer(BaseTrainer):
 
     def plan(self, examples: Sequence[Example], rows_at_once: int) -> list[list[Example]]:
         """A packed row stands for up to `max_length` tokens."""
-        if not self.args.packing or self.args.max_tokens_per_micro_batch:
+        if not self.packs(training=self.model.training) or self.args.max_tokens_per_micro_batch:
             return super().plan(examples, rows_at_once)
         parts = plan_micro_batches(examples, max_tokens=rows_at_once * self.args.max_length)
         return [[examples[i] for i in part] for part in parts]

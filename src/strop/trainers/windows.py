@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader, IterableDataset
 
+from strop.errors import ConfigError
 from strop.records import Example
 
 
@@ -129,13 +130,31 @@ def as_list(rows: Any) -> list[Example]:
     return list(rows)
 
 
+def worker_options(args: Any) -> dict[str, Any]:
+    """The settings that say which processes fetch rows, as `DataLoader` takes them."""
+    return {
+        "num_workers": args.dataloader_num_workers,
+        "persistent_workers": args.dataloader_persistent_workers,
+        "prefetch_factor": args.dataloader_prefetch_factor,
+        "multiprocessing_context": args.dataloader_multiprocessing_context,
+        "in_order": args.dataloader_in_order,
+    }
+
+
 def window_loader(dataset: Any, sampler: StepSampler | None, *, num_workers: int = 0, **kwargs: Any) -> WindowLoader:
     """Loader over a map-style dataset with `sampler`, or over `StreamWindows` with None.
 
     Its own generator keeps it from drawing on the global random state, which an evaluation would then move.
+
+    Raises:
+        ConfigError: workers are asked for a stream, which each of them would read from its start.
     """
     own = torch.Generator()
     if sampler is None:
+        if num_workers:
+            raise ConfigError(
+                f"dataloader_num_workers={num_workers}, but the rows are a stream, which this process reads; remove it."
+            )
         return WindowLoader(dataset, batch_size=None, num_workers=0, generator=own)
     collate: Callable[[Any], list[Example]] = as_list
     return WindowLoader(

@@ -13,10 +13,13 @@ from strop.records import Batch, Example, LossOutput, Mean, Scores, Term
 from strop.trainers.config import ReferenceConfig
 from strop.trainers.groups import Group
 from strop.trainers.online_dpo import OnlinePairConfig, OnlinePairTrainer, at_epoch, objective_metrics
-from strop.trainers.opponents import preferences, rollout_against
+from strop.trainers.opponents import OPPONENT_UNUSED, preferences, rollout_against
 from strop.trainers.pairs import PairTrainer, pair_metrics
 from strop.trainers.schema import Range, config
 from strop.trainers.step import StepContext, tree_field
+
+OF_GIVEN_PAIRS = ("truncation_mode", "precompute_ref_log_probs", "precompute_ref_batch_size")
+"""Settings that act on pairs that are given, and not on those that are sampled."""
 
 
 @config
@@ -24,7 +27,8 @@ class XPOConfig(OnlinePairConfig):
     """Settings of `XPOTrainer`."""
 
     unused: ClassVar[dict[str, str]] = {
-        **OnlinePairConfig.unused,
+        **{name: why for name, why in OnlinePairConfig.unused.items() if name not in OF_GIVEN_PAIRS},
+        **OPPONENT_UNUSED,
         "num_generations_eval": "Each prompt has one completion of the policy and one of the reference.",
     }
 
@@ -138,6 +142,9 @@ class OnlineXPOTrainer(XPOTrainer, OnlinePairTrainer):
         **kwargs: Any,
     ) -> None:
         args = args or XPOConfig()
+        if idle := [name for name in OF_GIVEN_PAIRS if getattr(args, name) != getattr(XPOConfig, name)]:
+            advice = "\n".join(f"  - {name}: {OnlinePairConfig.unused[name]}" for name in idle)
+            raise ConfigError(f"XPOTrainer was given a reward, so it samples its pairs. No effect have:\n{advice}")
         args.loss_type = "sigmoid" if args.loss_type == "auto" else args.loss_type
         if args.loss_type not in ("sigmoid", "ipo"):
             raise ConfigError(

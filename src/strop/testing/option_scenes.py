@@ -1,0 +1,345 @@
+"""Surroundings in which an option can act: rows of conversations, rewards that fail, a model with dropout, a vLLM."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import random
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import torch
+
+from strop.model.head import _Options
+from strop.testing.cases import ONLINE, TASKS, letters_reward, method_of, rows_for, words
+from strop.testing.tiny import tiny_model
+from strop.testing.tokenizers import CHATML, toy_tokenizer
+from strop.trainers import distillation
+
+REMOTE_CODE = """
+from transformers import LlamaConfig, LlamaForCausalLM
+
+class RemoteConfig(LlamaConfig):
+    model_type = "remote-llama"
+
+class RemoteForCausalLM(LlamaForCausalLM):
+    config_class = RemoteConfig
+"""
+TEMPLATE = "{% for m in messages %}{{ '[' + m['role'] + '] ' + (mood or '') + m['content'] + eos_token }}{% endfor %}"
+"""A chat template with a variable of its own."""
+
+
+def model_for(verb: str, arch: str = "llama", **config: Any) -> Any:
+    """The tiny model of a case, with further settings of its architecture."""
+    vocabulary = {"vocab_size": len(toy_tokenizer("plain")), **config}
+    return tiny_model(arch, task=TASKS.get(verb, "causal"), **vocabulary)
+
+
+def with_dropout(verb: str, folder: Path) -> dict[str, Any]:
+    """A model with dropout everywhere."""
+    return {"model": model_for(verb, "gpt2", attn_pdrop=0.3, resid_pdrop=0.3, embd_pdrop=0.3)}
+
+
+def single_precision(verb: str, folder: Path) -> dict[str, Any]:
+    """The model in float32, which autocast acts on."""
+    return {"model": model_for(verb).float()}
+
+
+def undecided(verb: str, folder: Path) -> dict[str, Any]:
+    """A model to which all tokens are about equally likely."""
+    model = model_for(verb)
+    model.lm_head.weight.data *= 0.01
+    return {"model": model}
+
+
+def fond_of_e(verb: str, folder: Path) -> dict[str, Any]:
+    """A model that often writes an "e", and else anything."""
+    model = undecided(verb, folder)["model"]
+    model.lm_head.weight.data[toy_tokenizer("plain").convert_tokens_to_ids("e")] *= 300
+    return {"model": model}
+
+
+def wide_vocabulary(verb: str, folder: Path) -> dict[str, Any]:
+    """A model whose logits take a megabyte for every few tokens."""
+    made: dict[str, Any] = {"model": model_for(verb, vocab_size=20_000)}
+    if verb == "gkd":
+        made["trainer"] = {"teacher_model": model_for(verb, vocab_size=20_000, seed=1)}
+    elif verb in ONLINE:
+        made["trainer"] = {"reward_funcs": first_id_reward}
+    return made
+
+
+def experts(verb: str, folder: Path) -> dict[str, Any]:
+    return {"model": model_for(verb, "qwen3_moe")}
+
+
+def named_model(verb: str, folder: Path) -> dict[str, Any]:
+    """The model as a folder."""
+    return {"model": saved(model_for(verb), folder / "source")}
+
+
+def remote_model(verb: str, folder: Path) -> dict[str, Any]:
+    """A folder whose model needs code that comes with it."""
+    path = Path(saved(model_for(verb), folder / "source"))
+    settings = json.loads((path / "config.json").read_text())
+    settings |= {
+        "model_type": "remote-llama",
+        "auto_map": {"AutoConfig": "remote.RemoteConfig", "AutoModelForCausalLM": "remote.RemoteForCausalLM"},
+    }
+    (path / "config.json").write_text(json.dumps(settings))
+    (path / "remote.py").write_text(REMOTE_CODE)
+    return {"model": str(path)}
+
+
+def saved(model: Any, path: Path) -> str:
+    model.float().save_pretrained(path)
+    toy_tokenizer("plain").save_pretrained(path)
+    return str(path)
+
+
+def conversations(verb: str, folder: Path) -> dict[str, Any]:
+    """The rows of a case as conversations, and a tokenizer whose template has a variable `mood`."""
+    rows = [as_conversation(row) for row in rows_for(verb, 8)]
+    tokenizer = toy_tokenizer("plain", chat_template=CHATML)
+    (folder / "template.jinja").write_text(TEMPLATE)
+    more = {"trainer": {"reward_funcs": length_reward}} if verb in ONLINE and verb != "gkd" else {}
+    return {"rows": rows, "eval_rows": rows[:3], "tokenizer": tokenizer, **more}
+
+
+def moody_conversations(verb: str, folder: Path) -> dict[str, Any]:
+    return {**conversations(verb, folder), "tokenizer": toy_tokenizer("plain", chat_template=TEMPLATE)}
+
+
+def as_conversation(row: dict[str, Any]) -> dict[str, Any]:
+    """Texts of a row as messages: the prompt is the user's, the rest the assistant's."""
+    roles = {"prompt": "user", "completion": "assistant", "chosen": "assistant", "rejected": "assistant"}
+    return {name: [{"role": roles[name], "content": value}] if name in roles else value for name, value in row.items()}
+
+
+def dialogues(verb: str, folder: Path) -> dict[str, Any]:
+    """Conversations of several turns, with a template that marks what the assistant writes."""
+    rng = random.Random(0)
+    rows = [
+        {"messages": [{"role": r, "content": words(rng, 1, 4)} for r in ("user", "assistant") * 2]} for _ in range(8)
+    ]
+    return {"rows": rows, "eval_rows": rows[:3], "tokenizer": toy_tokenizer("chatml_generation")}
+
+
+def without_evaluation(verb: str, folder: Path) -> dict[str, Any]:
+    """No evaluation set, which a limit would empty."""
+    return {"eval_rows": None}
+
+
+def plain_texts(verb: str, folder: Path) -> dict[str, Any]:
+    """Rows with two columns of text."""
+    rng = random.Random(0)
+    rows = [{"text": words(rng, 2, 6), "other": words(rng, 2, 6)} for _ in range(8)]
+    return {"rows": rows, "eval_rows": rows[:3]}
+
+
+def one_broken_row(verb: str, folder: Path) -> dict[str, Any]:
+    rows = rows_for(verb, 8)
+    return {"rows": [*rows[:3], dict.fromkeys(rows[3]), *rows[4:]]}
+
+
+def one_long_prompt(verb: str, folder: Path) -> dict[str, Any]:
+    rows = rows_for(verb, 8)
+    return {"rows": [{**row, "prompt": "ant" * 20 if i == 3 else "ant"} for i, row in enumerate(rows)]}
+
+
+def marked_steps(verb: str, folder: Path) -> dict[str, Any]:
+    """Steps with their labels as marks in the text, which the rows also have as columns."""
+    rows = [
+        {
+            "prompt": row["prompt"],
+            "completion": "".join(
+                f"{step} [{'+' if good else '-'}]\n"
+                for step, good in zip(row["completions"], row["labels"], strict=True)
+            ),
+        }
+        for row in rows_for(verb, 8)
+    ]
+    return {"rows": rows, "eval_rows": rows[:3]}
+
+
+# ---- rewards ------------------------------------------------------------------------------------------------------
+
+
+def length_reward(completions: list[Any], **kwargs: Any) -> list[float]:
+    """Characters of a completion."""
+    return [float(len(str(completion))) for completion in completions]
+
+
+def first_id_reward(completion_ids: list[list[int]], **kwargs: Any) -> list[float]:
+    """A reward of the ids, for vocabularies that the tokenizer does not know."""
+    return [float(ids[0]) for ids in completion_ids]
+
+
+def failing_reward(completions: list[str], **kwargs: Any) -> list[float]:
+    """Fails where a completion has an odd number of characters."""
+    if any(len(text) % 2 for text in completions):
+        raise ValueError("odd")
+    return [float(sum(map(str.isalpha, text))) for text in completions]
+
+
+def slow_reward(completions: list[str], **kwargs: Any) -> list[float]:
+    time.sleep(0.6)
+    return letters_reward(completions)
+
+
+def flat_reward(completions: list[str], target: list[str], **kwargs: Any) -> list[float]:
+    """The same for all completions of half of the prompts."""
+    return [0.0 if word < "h" else score for word, score in zip(target, letters_reward(completions), strict=True)]
+
+
+def constant_reward(completions: list[str], **kwargs: Any) -> list[float]:
+    return [1.0] * len(completions)
+
+
+def rewarded(*functions: Any) -> Any:
+    """A scene with these rewards."""
+
+    def make(verb: str, folder: Path) -> dict[str, Any]:
+        return {"trainer": {"reward_funcs": list(functions)}}
+
+    return make
+
+
+def no_reward(verb: str, folder: Path) -> dict[str, Any]:
+    """No reward is given; a reward model is in the folder `score`."""
+    saved(model_for("reward"), folder / "score")
+    return {"trainer": {"reward_funcs": None} if verb in ONLINE else {}}
+
+
+def no_teacher(verb: str, folder: Path) -> dict[str, Any]:
+    """No teacher is given; one is in the folder `source`."""
+    saved(model_for(verb, seed=1), folder / "source")
+
+    def trainer(teacher_model: Any, **arguments: Any) -> Any:
+        return method_of(verb).trainer()(**arguments)
+
+    return {"trainer_class": trainer}
+
+
+def named_teacher(verb: str, folder: Path) -> dict[str, Any]:
+    return {"trainer": {"teacher_model": saved(model_for(verb, seed=1), folder / "source")}}
+
+
+def embedded_prompts(verb: str, folder: Path) -> dict[str, Any]:
+    """Prompts with an embedding, so that rows are weighted by how their prompts are distributed."""
+    return {"trainer": {"embedding_func": embedding, "embedding_tokenizer": toy_tokenizer("plain")}}
+
+
+def embedding(input_ids: torch.Tensor, attention_mask: torch.Tensor, **kwargs: Any) -> torch.Tensor:
+    """Counts of the ids, modulo 8."""
+    hot = torch.nn.functional.one_hot(input_ids % 8, 8) * attention_mask[..., None]
+    return hot.sum(1).float()
+
+
+class Endless:
+    """An environment that never ends by itself."""
+
+    def reset(self, **row: Any) -> str:
+        return "start"
+
+    def step(self, text: str) -> tuple[str, bool]:
+        return "go on", False
+
+
+def endless(verb: str, folder: Path) -> dict[str, Any]:
+    made = {**conversations(verb, folder), "tokenizer": toy_tokenizer("chatml")}
+    return {**made, "trainer": {"reward_funcs": length_reward, "environment_factory": Endless}}
+
+
+# ---- what happens to a run ----------------------------------------------------------------------------------------
+
+
+def poison(trainer: Any) -> None:
+    """The loss of the first step is not a number."""
+    reduced = trainer.reduced_loss
+
+    def poisoned(scores: Any, batch: Any, step: Any) -> torch.Tensor:
+        loss = reduced(scores, batch, step)
+        return loss * float("nan") if trainer.state.global_step == 0 else loss
+
+    trainer.reduced_loss = poisoned
+
+
+class StubVllm:
+    """Stands in for both ways to reach vLLM: answers from a fixed random source, and keeps what it was made with."""
+
+    processed_logprobs = True
+    context_tokens = None
+
+    record: list[Any]
+
+    def __init__(self, *arguments: Any) -> None:
+        self.record.append((type(self).__name__, arguments))
+
+    def complete(self, requests: list[dict[str, Any]]) -> list[list[dict[str, Any]]]:
+        return [[self.choice(request, index) for index in range(request["n"])] for request in requests]
+
+    def choice(self, request: dict[str, Any], index: int) -> dict[str, Any]:
+        rng = random.Random(f"{request['seed']} {index}")
+        ids = [rng.randrange(10, 200) for _ in range(request["max_tokens"])]
+        return {"index": index, "ids": ids, "logps": [-4 * rng.random() for _ in ids], "finish": "length"}
+
+    def load_tensors(self, weights: Any) -> None:
+        pass
+
+    def reload_weights(self, folder: Path) -> None:
+        pass
+
+    def close(self, adapter: str | None = None) -> None:
+        pass
+
+
+@contextlib.contextmanager
+def stub_vllm() -> Iterator[list[Any]]:
+    """vLLM replaced by a stub; yields the arguments that reach it."""
+    record: list[Any] = []
+    home = "strop.rollout.vllm_engine"
+    with (
+        mock.patch(f"{home}.VllmInProcess", type("InProcess", (StubVllm,), {"record": record})),
+        mock.patch(f"{home}.VllmServer", type("Server", (StubVllm,), {"record": record})),
+    ):
+        yield record
+
+
+@contextlib.contextmanager
+def head_chunks() -> Iterator[list[int]]:
+    """Yields how many rows of logits the language-model head makes at once, call by call."""
+    record: list[int] = []
+    plan = _Options.plan
+
+    def noted(*args: Any) -> tuple[int, bool]:
+        chunk, kept = plan(*args)
+        record.append(chunk)
+        return chunk, kept
+
+    with mock.patch.object(_Options, "plan", noted):
+        yield record
+
+
+@contextlib.contextmanager
+def divergence_chunks() -> Iterator[list[int]]:
+    """Yields how many tokens' distributions GKD compares at once, call by call."""
+    record: list[int] = []
+    fused = distillation.fused_jsd
+
+    def noted(*args: Any, chunk: int, **kwargs: Any) -> torch.Tensor:
+        record.append(chunk)
+        return fused(*args, chunk=chunk, **kwargs)
+
+    with mock.patch.object(distillation, "fused_jsd", noted):
+        yield record
+
+
+@contextlib.contextmanager
+def without_cuda() -> Iterator[None]:
+    """The machine as one without a CUDA device."""
+    with mock.patch.object(torch.cuda, "is_available", lambda: False):
+        yield
