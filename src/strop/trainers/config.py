@@ -193,7 +193,7 @@ class TrainerConfig(TrainingArguments):
         problems = []
         for f in dataclasses.fields(self):
             value = getattr(self, f.name)
-            default = f.default_factory() if f.default is dataclasses.MISSING else f.default  # type: ignore[misc]
+            default = f.default_factory() if f.default is dataclasses.MISSING else f.default  # type: ignore[misc, operator]
             nothing = not value and not default
             if f.name in self.unused and value != default and not nothing:
                 problems.append(f"{f.name}={value!r} has no effect here. {self.unused[f.name]}")
