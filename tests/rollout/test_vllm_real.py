@@ -151,7 +151,9 @@ def train(tmp_path: Path, model: nn.Module, **settings: Any) -> tuple[Any, Watch
         use_vllm=True, max_steps=3, num_generations=4, per_device_train_batch_size=8, learning_rate=0.02, beta=0.0,
         max_completion_length=12, **settings,
     )  # fmt: skip
-    watch.trainer = trainer
+    watch.trainer, made = trainer, trainer.args.vllm_settings()
+    if "llm_args" in made:  # compiling would take longer than all the rest
+        trainer.args.vllm_settings = lambda: {**made, "llm_args": {**made["llm_args"], "enforce_eager": True}}
     trainer.train()
     return trainer, watch
 
@@ -295,3 +297,19 @@ def test_a_server_that_stands_still_or_is_killed_is_left_in_time(lora_server: Si
     with pytest.raises(RolloutError, match="not running"):
         engine.generate(PROMPTS, 1, GREEDY)
     engine.close()
+
+
+@pytest.mark.parametrize("lora", [False, True], ids=["full", "lora"])
+def test_grpo_with_vllm_in_this_process(
+    lora: bool, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("VLLM_CPU_KVCACHE_SPACE", os.environ.get("VLLM_CPU_KVCACHE_SPACE", "1"))
+    policy = lora_policy(folder) if lora else other_weights()
+    base = {name: value.clone() for name, value in policy.named_parameters() if lora and "lora_" not in name}
+    trainer, watch = train(tmp_path, policy, vllm_max_model_length=256)
+    assert_on_policy(trainer, watch)
+    assert trainer.generator.backend.serves.startswith("strop-") == lora
+    assert all(torch.equal(value, base[name]) for name, value in policy.named_parameters() if name in base)
+    with pytest.raises(RolloutError, match="in this process failed in generate"):
+        trainer.generator.backend.complete([{"prompt": [10_000], "n": 1, "max_tokens": 4}])
+    trainer.generator.close()

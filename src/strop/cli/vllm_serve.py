@@ -21,8 +21,6 @@ FLAGS = (
     Flag("host", str, "127.0.0.1", "Address to listen at. Whoever reaches it can replace the weights."),
     Flag("port", int, 8000, "Port to listen at."),
 )
-RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
-"""Ranks that vLLM makes room for."""
 SET_HERE = {
     "logprobs_mode": "it is always processed_logprobs",
     "enable_lora": "use --lora_rank",
@@ -51,18 +49,19 @@ def server_command(argv: Sequence[str]) -> tuple[list[str], dict[str, str]]:
     Raises:
         ConfigError: no model, or flags that strop sets itself.
     """
+    from strop.rollout.vllm_weights import SERVED_RANKS, served_rank
+
     own, rest = _split(argv)
     if not own["model"]:
         raise ConfigError("--model must be given. See strop vllm-serve --help.")
     rank = own["lora_rank"]
-    if rank is not None and not (isinstance(rank, int) and 1 <= rank <= RANKS[-1]):
-        raise ConfigError(f"--lora_rank must be an integer from 1 to {RANKS[-1]}; got {rank!r}.")
+    if rank is not None and not (isinstance(rank, int) and 1 <= rank <= SERVED_RANKS[-1]):
+        raise ConfigError(f"--lora_rank must be an integer from 1 to {SERVED_RANKS[-1]}; got {rank!r}.")
     command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(own["model"])]
     command += ["--host", str(own["host"]), "--port", str(own["port"]), "--logprobs-mode", "processed_logprobs"]
     if rank is None:
         return command + rest, {"VLLM_SERVER_DEV_MODE": "1"}  # opens /collective_rpc
-    room = next(served for served in RANKS if served >= rank)
-    command += ["--enable-lora", "--max-lora-rank", str(room)]
+    command += ["--enable-lora", "--max-lora-rank", str(served_rank(rank))]
     return command + rest, {"VLLM_ALLOW_RUNTIME_LORA_UPDATING": "True"}
 
 

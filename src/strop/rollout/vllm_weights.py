@@ -15,7 +15,8 @@ from strop.model.wrappers import unwrap
 from strop.rollout import limits
 from strop.rollout.rollout_mode import transformers_model
 
-_SERVED_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
+SERVED_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
+"""Ranks that vLLM makes room for."""
 
 
 class VllmWeights:
@@ -44,8 +45,7 @@ class VllmWeights:
         if self.adapter is None:
             return None
         config = self.model.peft_config[self.adapter]
-        rank = max([int(config.r), *(config.rank_pattern or {}).values()])
-        return next((served for served in _SERVED_RANKS if served >= rank), rank)
+        return served_rank(max([int(config.r), *(config.rank_pattern or {}).values()]))
 
     def tensors(self) -> dict[str, torch.Tensor]:
         """All weights by the names that a checkpoint of this architecture has; tied ones once."""
@@ -69,6 +69,11 @@ class VllmWeights:
         self.model.save_pretrained(folder, selected_adapters=[self.adapter])
         inner = folder / self.adapter  # PEFT puts every adapter but "default" into a folder of its own
         return inner if inner.is_dir() else folder
+
+
+def served_rank(rank: int) -> int:
+    """The least rank that vLLM makes room for and an adapter of `rank` fits in."""
+    return next((served for served in SERVED_RANKS if served >= rank), rank)
 
 
 def lora_adapter(model: nn.Module) -> str | None:
