@@ -10,6 +10,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from peft import LoraConfig, PrefixTuningConfig, get_peft_model
+from safetensors.torch import load_file
 from torch import nn
 
 from strop.errors import ConfigError, DataError, RolloutError, SetupError
@@ -27,7 +28,9 @@ def lora_policy(adapter: str = "default") -> nn.Module:
 def change(policy: nn.Module) -> None:
     """As an optimizer step would, by very little."""
     with torch.no_grad():
-        next(p for p in policy.parameters() if p.requires_grad).flatten()[0] += 1e-6
+        for parameter in policy.parameters():
+            if parameter.requires_grad:
+                parameter.flatten()[0] += 1e-6
 
 
 @pytest.fixture
@@ -167,6 +170,7 @@ def test_of_a_lora_policy_only_the_adapter_travels(stub: Any, tmp_path: Path) ->
     for adapter in ("default", "other"):
         policy = lora_policy(adapter)
         before = {name: value.clone() for name, value in policy.state_dict().items() if "lora_" not in name}
+        stub.model = policy
         engine = VllmGenerator(policy, base_url=stub.url, sync_dir=tmp_path)
         for _ in range(3):
             engine.sync()
@@ -270,6 +274,18 @@ def test_weights_that_were_not_taken_are_sent_again(stub: Any, path: str) -> Non
     assert len(stub.sent("/collective_rpc")) == 3
 
 
+def test_a_tied_head_travels_under_its_own_name_too(stub: Any, tmp_path: Path) -> None:
+    policy = tiny_model("qwen2")
+    stub.model = policy
+    engine = VllmGenerator(policy, base_url=stub.url, sync_dir=tmp_path)
+    engine.sync()
+    (folder,) = tmp_path.iterdir()
+    sent = load_file(folder / "model.safetensors")
+    assert torch.equal(sent["lm_head.weight"], sent["model.embed_tokens.weight"])
+    assert {name: value.dtype for name, value in sent.items()} == {n: v.dtype for n, v in policy.state_dict().items()}
+    assert all(torch.equal(sent[name], value) for name, value in policy.state_dict().items())
+
+
 def test_another_model_is_named_before_anything_is_sampled(stub: Any, llama: nn.Module) -> None:
     stub.model = tiny_model("llama", seed=1)
     engine = VllmGenerator(llama, base_url=stub.url)
@@ -294,6 +310,13 @@ def test_a_folder_that_cannot_be_written_is_named(stub: Any, tmp_path: Path) -> 
     engine = VllmGenerator(lora_policy(), base_url=stub.url, sync_dir=tmp_path / "file")
     with pytest.raises(RolloutError, match=r"could not be written to .*vllm_sync_dir"):
         engine.sync()
+
+
+def test_a_colocated_vllm_serves_one_process(llama: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dist, "is_initialized", lambda: True)
+    monkeypatch.setattr(dist, "get_world_size", lambda: 4)
+    with pytest.raises(SetupError, match=r"this run has 4.*strop vllm-serve"):
+        make_generator("vllm", model=llama, mode="colocate")
 
 
 def test_of_several_ranks_the_first_sends(stub: Any, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -39,7 +39,14 @@ from strop.testing.tokenizers import toy_tokenizer
 pytestmark = pytest.mark.skipif(
     importlib.util.find_spec("vllm") is None, reason="vLLM is not installed (docs/vllm.md says how)"
 )
-SHAPE = dict(hidden_size=128, intermediate_size=128, num_attention_heads=2, num_key_value_heads=2, vocab_size=288)
+SHAPE = dict(
+    hidden_size=128,
+    intermediate_size=128,
+    num_attention_heads=2,
+    num_key_value_heads=2,
+    vocab_size=288,
+    tie_word_embeddings=True,
+)
 LORA = dict(r=8, target_modules=["q_proj", "down_proj"])
 PROMPTS = [[5, 6, 7], [40, 41, 42, 43, 44, 45, 46, 47, 48, 49], [60]]
 GREEDY = SamplingParams(max_new_tokens=12, temperature=0, stop_token_ids=())

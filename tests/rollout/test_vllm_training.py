@@ -131,3 +131,12 @@ def test_a_colocated_vllm_is_started_with_the_trainers_settings(
     wanted |= {"dtype": torch.float32, "logprobs_mode": "processed_logprobs"}
     assert {name: FakeLLM.given[name] for name in wanted} == wanted
     assert {"config.json", "model.safetensors", "tokenizer.json"} <= set(FakeLLM.files)
+
+
+def test_a_rank_without_prompts_meets_the_others_too(
+    serve: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stub = serve(policy_of())
+    trainer, met = grpo(tmp_path, policy_of(), stub.url), []
+    monkeypatch.setattr(trainer.generator, "sync", met.append)
+    assert trainer.rollout([], 4, training=True) == [] and met == [trainer.policy]

@@ -97,7 +97,12 @@ class VllmGenerator:
         self.reason = "it was made directly"
         self._by_files = mode == "server" or self.weights.adapter is not None
         # Ranks of one run share a server: the first sends the weights, and the others are told.
-        self._shared = mode == "server" and dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+        self._shared = dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+        if self._shared and mode == "colocate":
+            raise SetupError(
+                f"A colocated vLLM serves one training process, and this run has {dist.get_world_size()}. Start a "
+                "server (strop vllm-serve) and set vllm_mode='server'."
+            )
         self._own_dir = tempfile.TemporaryDirectory(prefix="strop-vllm-") if sync_dir is None else None
         self.sync_dir = Path(sync_dir or self._own_dir.name).absolute()  # type: ignore[union-attr]
         self._run = secrets.token_hex(4)  # another run may use the same folder, or have left adapters on the server

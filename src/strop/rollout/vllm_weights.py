@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import save_file
 from torch import nn
 from transformers.core_model_loading import revert_weight_conversion
-from transformers.modeling_utils import remove_tied_weights_from_state_dict
 
 from strop.errors import SetupError
 from strop.model.wrappers import unwrap
@@ -48,9 +48,13 @@ class VllmWeights:
         return served_rank(max([int(config.r), *(config.rank_pattern or {}).values()]))
 
     def tensors(self) -> dict[str, torch.Tensor]:
-        """All weights by the names that a checkpoint of this architecture has; tied ones once."""
+        """All weights by the names that a checkpoint of this architecture has.
+
+        Tied ones under each of their names: vLLM may keep a repacked copy of the head, which goes stale where only the
+        embedding is reloaded.
+        """
         state = {name: tensor.detach() for name, tensor in self.base.state_dict().items()}
-        return dict(revert_weight_conversion(self.base, remove_tied_weights_from_state_dict(state, self.base)))
+        return dict(revert_weight_conversion(self.base, state))
 
     def fingerprint(self) -> tuple[float, ...]:
         """Sum and norm of every tensor that would be sent: other numbers, other weights."""
@@ -64,7 +68,14 @@ class VllmWeights:
     def save(self, folder: Path) -> Path:
         """Write safetensors files; returns the folder that vLLM should read."""
         if self.adapter is None:
-            self.base.save_pretrained(folder)
+            folder.mkdir(parents=True, exist_ok=True)
+            self.base.config.save_pretrained(folder)
+            state, seen = self.tensors(), set()
+            for name, tensor in state.items():
+                shared = tensor.data_ptr() in seen  # safetensors writes no tensor twice
+                seen.add(tensor.data_ptr())
+                state[name] = tensor.clone() if shared else tensor.contiguous()
+            save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
             return folder
         self.model.save_pretrained(folder, selected_adapters=[self.adapter])
         inner = folder / self.adapter  # PEFT puts every adapter but "default" into a folder of its own

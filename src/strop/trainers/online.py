@@ -242,9 +242,9 @@ class OnlineTrainer(BaseTrainer):
 
     def rollout(self, prompts: Sequence[Example], n: int, training: bool) -> list[Group]:
         """Sample `n` completions for each prompt."""
+        self.generator.sync(self.policy)  # a meeting of the ranks where they share a server, those without prompts too
         if not prompts:
             return []
-        self.generator.sync(self.policy)
         sampled, trajectories = self.sample(prompts, n, self.sampling(training))
         return [
             Group(
