@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from strop.records import Rollout
-from strop.rollout import SamplingParams, warp_logps
+from strop.rollout import SamplingParams, limits, warp_logps
 from strop.testing.tiny import tiny_model
 
 PROMPTS = [[3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13], [14, 15, 16], [17, 18, 19, 20, 21, 22], [5]]
@@ -101,16 +101,20 @@ def largest_gap() -> Callable[[list[list[list[float]]], list[list[list[float]]]]
 class StubVllm:
     """An HTTP server that answers like vLLM, and can be told to misbehave.
 
-    Completion j of a prompt is `ids[j]`; `behaviour` is looked up at every completion request.
+    Completion j of a prompt is `ids[j]`; `behaviour` is looked up at every completion request. The two requests that
+    an engine makes before the first rollout (reported log-probs, compared log-probs) are answered truly.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, port: int = 0) -> None:
         self.requests: list[tuple[str, dict[str, Any]]] = []
         self.behaviour: Callable[[BaseHTTPRequestHandler, dict[str, Any]], bool] = lambda handler, body: False
         self.adapters: dict[str, Path] = {}
         self.files: list[list[str]] = []  # names of the files that were there when weights were announced
         self.refuse: dict[str, tuple[int, str]] = {}  # path -> (status, text)
+        self.drops: set[str] = set()  # paths where the connection breaks
+        self.keys: set[str | None] = set()
         self.processed = True
+        self.model: nn.Module = tiny_model("llama")  # what it serves
         self.model_card: Any = {"data": [{"id": "base-model", "max_model_len": 40}]}
         self.reset_answer: Any = {"success": True}
         stub = self
@@ -125,13 +129,16 @@ class StubVllm:
             def do_POST(self) -> None:
                 body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
                 stub.requests.append((self.path, body))
+                stub.keys.add(self.headers["Authorization"])
+                if self.path in stub.drops:
+                    return self.connection.close()
                 if self.path in stub.refuse:
                     status, text = stub.refuse[self.path]
                     return stub.send(self, text, status)
                 stub.answer(self, body)
 
         self.released = threading.Event()
-        self.http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.http = ThreadingHTTPServer(("127.0.0.1", port), Handler)
         self.http.daemon_threads = True
         self.url = f"http://127.0.0.1:{self.http.server_address[1]}"
         threading.Thread(target=self.http.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
@@ -145,10 +152,11 @@ class StubVllm:
 
     def answer(self, handler: BaseHTTPRequestHandler, body: dict[str, Any]) -> None:
         if handler.path == "/v1/completions":
-            probe = body.get("top_k") == 1 and "n" not in body
-            if body["temperature"] == 0 and body["n"] > 1:
+            if max(body["prompt"]) >= limits.vocab_size(self.model):
+                self.send(handler, f"Token id {max(body['prompt'])} is out of vocabulary", 400)
+            elif body["temperature"] == 0 and body["n"] > 1:
                 self.send(handler, "n must be 1 when using greedy sampling", 400)
-            elif probe or not self.behaviour(handler, body):
+            elif asked_at_start(body) or not self.behaviour(handler, body):
                 self.send(handler, self.completion(body))
         elif handler.path == "/v1/load_lora_adapter":
             self.adapters[body["lora_name"]] = Path(body["lora_path"])
@@ -169,6 +177,9 @@ class StubVllm:
             logp = 0.0 if self.processed else -2.5
             return {"choices": [{"index": 0, **choice_of([7], [logp], "length")}]}
         limit = body["max_tokens"]
+        if asked_at_start(body):
+            ids = [3 + i for i in range(limit)]
+            return {"choices": [{"index": 0, **choice_of(ids, self.true_logps(body["prompt"], ids), "length")}]}
         choices = []
         for sample in range(body["n"]):
             ids = [body["prompt"][0], 20 + sample, 30][:limit]
@@ -178,9 +189,14 @@ class StubVllm:
             choices.append({"index": sample, **choice_of(ids, [-0.5 - i / 10 for i in range(len(ids))], finish)})
         return {"choices": choices[::-1]}  # any order: `index` counts
 
+    def true_logps(self, prompt: list[int], ids: list[int]) -> list[float]:
+        with torch.no_grad():
+            logits = self.model(input_ids=torch.tensor([prompt + ids])).logits[0, len(prompt) - 1 : -1]
+        return logits.log_softmax(-1).gather(-1, torch.tensor(ids)[:, None])[:, 0].tolist()
+
     def sent(self, path: str) -> list[dict[str, Any]]:
-        """Bodies of the requests to a path, without the probe at the start."""
-        return [body for where, body in self.requests if where == path and (path != "/v1/completions" or "n" in body)]
+        """Bodies of the requests to a path, without those at the start."""
+        return [body for where, body in self.requests if where == path and not asked_at_start(body)]
 
     def close(self) -> None:
         self.released.set()
@@ -188,15 +204,31 @@ class StubVllm:
         self.http.server_close()
 
 
+def asked_at_start(body: dict[str, Any]) -> bool:
+    """Whether a request finds out what is served and how it is reported."""
+    return body.get("ignore_eos", False) and body.get("seed", 0) == 0
+
+
 def choice_of(ids: Any, logps: Any, finish: str) -> dict[str, Any]:
     return {"token_ids": ids, "logprobs": {"token_logprobs": logps}, "finish_reason": finish, "text": ""}
 
 
 @pytest.fixture
-def stub() -> Iterator[StubVllm]:
-    server = StubVllm()
-    yield server
-    server.close()
+def make_stub() -> Iterator[Callable[..., StubVllm]]:
+    made: list[StubVllm] = []
+
+    def make(port: int = 0) -> StubVllm:
+        made.append(StubVllm(port))
+        return made[-1]
+
+    yield make
+    for server in made:
+        server.close()
+
+
+@pytest.fixture
+def stub(make_stub: Callable[..., StubVllm]) -> StubVllm:
+    return make_stub()
 
 
 @pytest.fixture

@@ -81,6 +81,22 @@ def test_an_error_status_is_named_with_the_servers_words(server: RawServer) -> N
     assert caught.value.status == 500
 
 
+@pytest.mark.parametrize(
+    ("body", "words"),
+    [
+        ('{"error":{"message":"EngineCore encountered an issue.","param":null,"code":500}}', "EngineCore"),
+        ('{"error": "no such path"}', "no such path"),
+        ('{"detail":"Not Found"}', "Not Found"),
+        ('{"other": 1}', '{"other": 1}'),
+        ("[1]", r"\[1\]"),
+    ],
+)
+def test_the_message_is_taken_out_of_an_error_in_json(server: RawServer, body: str, words: str) -> None:
+    server.answer(body, "500 Internal Server Error")
+    with pytest.raises(HttpStatusError, match=f"500: {words}.*Look at the server's log"):
+        JsonClient(server.url).post("/x", {}, 5.0)
+
+
 def test_an_answer_that_is_not_json_is_named(server: RawServer) -> None:
     server.answer("<html>hello</html>")
     with pytest.raises(RolloutError, match=r"not JSON: '<html>hello"):

@@ -19,7 +19,7 @@ HAS_VLLM = importlib.util.find_spec("vllm") is not None
 
 def test_without_vllm_the_error_says_what_to_install(llama: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "vllm", None)
-    with pytest.raises(SetupError, match="pip install vllm"):
+    with pytest.raises(SetupError, match=r"pip install 'strop\[vllm\]'"):
         make_generator("vllm", model=llama, mode="colocate")
 
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import gc
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -7,7 +8,9 @@ from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
 from peft import LoraConfig, PrefixTuningConfig, get_peft_model
+from safetensors.torch import load_file
 from torch import nn
 
 from strop.errors import ConfigError, DataError, RolloutError, SetupError
@@ -20,6 +23,14 @@ SAMPLING = SamplingParams(max_new_tokens=3, stop_token_ids=(2,), seed=1)
 
 def lora_policy(adapter: str = "default") -> nn.Module:
     return get_peft_model(tiny_model("llama"), LoraConfig(target_modules=["q_proj"]), adapter_name=adapter)
+
+
+def change(policy: nn.Module) -> None:
+    """As an optimizer step would, by very little."""
+    with torch.no_grad():
+        for parameter in policy.parameters():
+            if parameter.requires_grad:
+                parameter.flatten()[0] += 1e-6
 
 
 @pytest.fixture
@@ -158,18 +169,26 @@ def test_weights_are_sent_before_the_first_rollout(stub: Any, engine: VllmGenera
 def test_of_a_lora_policy_only_the_adapter_travels(stub: Any, tmp_path: Path) -> None:
     for adapter in ("default", "other"):
         policy = lora_policy(adapter)
-        before = {name: value.clone() for name, value in policy.state_dict().items()}
+        before = {name: value.clone() for name, value in policy.state_dict().items() if "lora_" not in name}
+        stub.model = policy
         engine = VllmGenerator(policy, base_url=stub.url, sync_dir=tmp_path)
         for _ in range(3):
             engine.sync()
         (served,) = stub.adapters
-        assert served.startswith("strop-") and served.endswith("-3")
+        assert served.startswith("strop-") and served.endswith("-1"), "weights that did not change need not travel"
+        for count in (2, 3):
+            change(policy)
+            engine.sync()
+            (served,) = stub.adapters
+            assert served.endswith(f"-{count}")
         assert stub.sent("/collective_rpc") == []
         files = stub.files[-1]
         assert "adapter_model.safetensors" in files and "adapter_config.json" in files
         assert not any(name == "model.safetensors" for name in files)
-        assert [path.name for path in tmp_path.iterdir()] == ["weights-3"]  # old versions are removed
-        assert all(torch.equal(value, before[name]) for name, value in policy.state_dict().items())
+        (left,) = tmp_path.iterdir()  # old versions are removed
+        assert left.name.endswith("-3")
+        now = policy.state_dict()
+        assert all(torch.equal(now[name], value) for name, value in before.items())
         engine.generate([[5]], 1, SAMPLING)
         assert stub.sent("/v1/completions")[-1]["model"] == served
         engine.close()
@@ -206,6 +225,8 @@ def test_what_vllm_cannot_do_is_refused_at_once(stub: Any, engine: VllmGenerator
         engine.generate([[5]], 1, SAMPLING, mixture=Mixture(llama, 0.5))
     with pytest.raises(ConfigError, match="min-p before top-p"):
         engine.generate([[5]], 1, SamplingParams(max_new_tokens=3, top_p=0.9, min_p=0.1))
+    with pytest.raises(ConfigError, match="temperatures below"):
+        engine.generate([[5]], 1, SamplingParams(max_new_tokens=3, temperature=0.005))
     engine.generate([[5]], 1, SamplingParams(max_new_tokens=3, min_p=0.1))
     assert stub.sent("/v1/completions")[-1]["min_p"] == 0.1
     with pytest.raises(DataError, match="prompt 1"):
@@ -224,6 +245,120 @@ def test_what_vllm_cannot_do_is_refused_at_once(stub: Any, engine: VllmGenerator
             get_peft_model(tiny_model("llama"), PrefixTuningConfig(num_virtual_tokens=2, task_type="CAUSAL_LM")),
             base_url=stub.url,
         )
+
+
+def test_full_weights_travel_when_they_have_changed(stub: Any) -> None:
+    policy = tiny_model("llama")
+    engine = VllmGenerator(policy, base_url=stub.url)
+    engine.sync(policy)
+    engine.sync()
+    assert len(stub.sent("/collective_rpc")) == 1
+    change(policy)
+    engine.generate([[5]], 1, SAMPLING)  # sampling alone sends nothing
+    assert len(stub.sent("/collective_rpc")) == 1
+    engine.sync(policy)
+    assert len(stub.sent("/collective_rpc")) == 2
+
+
+@pytest.mark.parametrize("path", ["/collective_rpc", "/reset_prefix_cache"])
+def test_weights_that_were_not_taken_are_sent_again(stub: Any, path: str) -> None:
+    policy = tiny_model("llama")
+    engine = VllmGenerator(policy, base_url=stub.url)
+    engine.generate([[5]], 1, SAMPLING)
+    change(policy)
+    stub.drops = {path}
+    with pytest.raises(RolloutError, match=rf"{path} failed.*died"):
+        engine.sync()
+    stub.drops = set()
+    engine.generate([[5]], 1, SAMPLING)
+    assert len(stub.sent("/collective_rpc")) == 3
+
+
+def test_a_tied_head_travels_under_its_own_name_too(stub: Any, tmp_path: Path) -> None:
+    policy = tiny_model("qwen2")
+    stub.model = policy
+    engine = VllmGenerator(policy, base_url=stub.url, sync_dir=tmp_path)
+    engine.sync()
+    (folder,) = tmp_path.iterdir()
+    sent = load_file(folder / "model.safetensors")
+    assert torch.equal(sent["lm_head.weight"], sent["model.embed_tokens.weight"])
+    assert {name: value.dtype for name, value in sent.items()} == {n: v.dtype for n, v in policy.state_dict().items()}
+    assert all(torch.equal(sent[name], value) for name, value in policy.state_dict().items())
+
+
+def test_another_model_is_named_before_anything_is_sampled(stub: Any, llama: nn.Module) -> None:
+    stub.model = tiny_model("llama", seed=1)
+    engine = VllmGenerator(llama, base_url=stub.url)
+    with pytest.raises(SetupError, match=r"another model than the policy.*nats apart.*'base-model'"):
+        engine.generate([[5]], 2, SAMPLING)
+    assert [body["n"] for body in stub.sent("/v1/completions")] == []
+    stub.model = llama
+    assert engine.generate([[5]], 2, SAMPLING).finish_reasons == [["stop", "length"]]
+
+
+def test_a_forgotten_engine_leaves_nothing_behind(stub: Any, tmp_path: Path) -> None:
+    engine = VllmGenerator(lora_policy(), base_url=stub.url, sync_dir=tmp_path)
+    engine.sync()
+    assert stub.adapters and list(tmp_path.iterdir())
+    del engine
+    gc.collect()
+    assert not stub.adapters and not list(tmp_path.iterdir())
+
+
+def test_a_folder_that_cannot_be_written_is_named(stub: Any, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    engine = VllmGenerator(lora_policy(), base_url=stub.url, sync_dir=tmp_path / "file")
+    with pytest.raises(RolloutError, match=r"could not be written to .*vllm_sync_dir"):
+        engine.sync()
+
+
+def test_a_colocated_vllm_serves_one_process(llama: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dist, "is_initialized", lambda: True)
+    monkeypatch.setattr(dist, "get_world_size", lambda: 4)
+    with pytest.raises(SetupError, match=r"this run has 4.*strop vllm-serve"):
+        make_generator("vllm", model=llama, mode="colocate")
+
+
+def test_of_several_ranks_the_first_sends(stub: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[Any] = []
+    rank = 0
+
+    def broadcast(values: list[Any], src: int) -> None:
+        if rank == src:
+            told[:] = values
+        values[:] = told
+
+    for name, value in {"is_initialized": True, "get_world_size": 2}.items():
+        monkeypatch.setattr(dist, name, lambda value=value: value)
+    monkeypatch.setattr(dist, "get_rank", lambda: rank)
+    monkeypatch.setattr(dist, "broadcast_object_list", broadcast)
+    engines = [VllmGenerator(lora_policy(), base_url=stub.url) for _ in range(2)]
+    for rank, engine in enumerate(engines):  # noqa: B007 (read by the patched functions)
+        engine.sync()
+    assert len(stub.sent("/v1/load_lora_adapter")) == 1
+    engines[1].generate([[5]], 1, SAMPLING)
+    (served,) = stub.adapters
+    assert stub.sent("/v1/completions")[-1]["model"] == served
+    stub.refuse = {"/v1/load_lora_adapter": (500, "boom")}
+    for rank, engine in enumerate(engines):  # noqa: B007
+        change(engine.weights.model)
+        with pytest.raises(RolloutError, match="boom"):
+            engine.sync()
+
+
+@pytest.mark.parametrize("extra", [{"modules_to_save": ["lm_head"]}, {"use_dora": True}, {"bias": "all"}], ids=str)
+def test_parts_of_an_adapter_that_vllm_has_not_are_refused(stub: Any, extra: dict[str, Any]) -> None:
+    policy = get_peft_model(tiny_model("llama"), LoraConfig(target_modules=["q_proj"], **extra))
+    with pytest.raises(SetupError, match=next(iter(extra))):
+        VllmGenerator(policy, base_url=stub.url)
+
+
+def test_weights_spread_over_processes_are_refused(
+    stub: Any, llama: nn.Module, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("strop.rollout.limits.is_sharded", lambda model: True)
+    with pytest.raises(SetupError, match="spread over processes"):
+        VllmGenerator(llama, base_url=stub.url)
 
 
 def test_make_generator_passes_the_settings_on(stub: Any, llama: nn.Module) -> None:

@@ -1,6 +1,9 @@
 from __future__ import annotations
 
+import socket
+import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +13,8 @@ from strop.errors import RolloutError, SetupError
 from strop.rollout.vllm_server import VllmServer
 
 
-def connect(stub: Any, timeout_s: float = 5.0, max_parallel: int = 4) -> VllmServer:
-    return VllmServer(stub.url, None, timeout_s, max_parallel)
+def connect(stub: Any, timeout_s: float = 5.0, max_slots: int | None = None, **settings: Any) -> VllmServer:
+    return VllmServer(stub.url, None, timeout_s, max_slots, **settings)
 
 
 def request(prompt: int = 5, **settings: Any) -> dict[str, Any]:
@@ -20,11 +23,11 @@ def request(prompt: int = 5, **settings: Any) -> dict[str, Any]:
 
 def test_what_the_server_says_about_itself(stub: Any) -> None:
     server = connect(stub)
-    assert (server.model_name, server.context_tokens, server.processed_logprobs) == ("base-model", 40, True)
+    assert (server.serves, server.context_tokens, server.processed_logprobs) == ("base-model", 40, True)
     stub.processed = False
     assert not connect(stub).processed_logprobs
     stub.model_card = {"data": [{"id": "left-over", "parent": "base-model"}, {"id": "base-model"}]}
-    assert connect(stub).model_name == "base-model"
+    assert connect(stub).serves == "base-model"
 
 
 def test_no_server_and_no_vllm_are_setup_errors(stub: Any) -> None:
@@ -56,7 +59,7 @@ def test_answers_come_in_the_order_of_the_requests(stub: Any) -> None:
 def test_one_failure_ends_all_requests(stub: Any) -> None:
     def third_fails(handler: Any, body: dict) -> bool:
         if body["prompt"] == [3]:
-            stub.send(handler, "engine is dead", 500)
+            stub.send(handler, {"error": {"message": "engine is dead", "code": 500}}, 500)
         else:
             stub.released.wait(20)
         return True
@@ -87,8 +90,8 @@ def test_answers_of_the_wrong_form_are_named(stub: Any, answer: Any, message: st
 
 def test_adapters_get_a_new_name_every_time(stub: Any, tmp_path: Path) -> None:
     server = connect(stub)
-    server.load_adapter("one", tmp_path, None)
-    server.load_adapter("two", tmp_path, "one")
+    server.load_adapter("one", tmp_path)
+    server.load_adapter("two", tmp_path)
     assert list(stub.adapters) == ["two"]
     server.complete([request()])
     assert stub.sent("/v1/completions")[-1]["model"] == "two"
@@ -110,7 +113,64 @@ def test_full_weights_are_read_and_old_keys_forgotten(stub: Any, tmp_path: Path)
 def test_refused_weights_say_how_to_start_the_server(stub: Any, tmp_path: Path) -> None:
     server = connect(stub)
     stub.refuse = {"/collective_rpc": (404, "Not Found"), "/v1/load_lora_adapter": (404, "Not Found")}
-    with pytest.raises(RolloutError, match="VLLM_SERVER_DEV_MODE=1"):
+    with pytest.raises(RolloutError, match="strop vllm-serve without --lora_rank"):
         server.reload_weights(tmp_path)
-    with pytest.raises(RolloutError, match="VLLM_ALLOW_RUNTIME_LORA_UPDATING"):
-        server.load_adapter("one", tmp_path, None)
+    with pytest.raises(RolloutError, match="strop vllm-serve --lora_rank R"):
+        server.load_adapter("one", tmp_path)
+
+
+def test_weights_on_a_server_that_dies_are_a_named_error(stub: Any, tmp_path: Path) -> None:
+    server = connect(stub)
+    stub.drops = {"/collective_rpc", "/v1/load_lora_adapter"}
+    with pytest.raises(RolloutError, match=r"/collective_rpc failed.*died"):
+        server.reload_weights(tmp_path)
+    with pytest.raises(RolloutError, match=r"/v1/load_lora_adapter failed.*died"):
+        server.load_adapter("one", tmp_path)
+
+
+def test_a_server_that_is_starting_is_waited_for(make_stub: Callable[..., Any]) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    threading.Timer(0.3, make_stub, kwargs={"port": port}).start()
+    assert VllmServer(f"http://127.0.0.1:{port}", None, 5.0, wait_s=20.0).serves == "base-model"
+
+
+def test_the_wait_for_a_server_has_an_end() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    start = time.monotonic()
+    with pytest.raises(SetupError, match=r"waited 0\.3 s.*strop vllm-serve --model MODEL"):
+        VllmServer(f"http://127.0.0.1:{port}", None, 5.0, wait_s=0.3)
+    assert time.monotonic() - start < 5
+
+
+def test_a_smaller_vocabulary_is_a_setup_error(stub: Any) -> None:
+    connect(stub, vocab_size=64)
+    with pytest.raises(SetupError, match=r"last id 64: .*out of vocabulary"):
+        connect(stub, vocab_size=65)
+
+
+@pytest.mark.parametrize(("slots", "most"), [(4, 2), (1, 1), (None, 6)])
+def test_slots_bound_the_completions_asked_for_at_once(stub: Any, slots: int | None, most: int) -> None:
+    running, peak, lock = 0, 0, threading.Lock()
+
+    def count(handler: Any, body: dict) -> bool:
+        nonlocal running, peak
+        with lock:
+            running += 1
+            peak = max(peak, running)
+        time.sleep(0.05)
+        with lock:
+            running -= 1
+        return False
+
+    stub.behaviour = count
+    connect(stub, max_slots=slots).complete([request(prompt) for prompt in range(1, 7)])  # two completions each
+    assert peak <= most and (peak > 1 or most == 1)
+
+
+def test_the_key_comes_from_the_environment(stub: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VLLM_API_KEY", "secret")
+    connect(stub)
+    assert stub.keys == {"Bearer secret"}
+    assert VllmServer(stub.url, "own", 5.0).serves == "base-model" and stub.keys == {"Bearer secret", "Bearer own"}

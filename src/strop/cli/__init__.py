@@ -16,6 +16,7 @@ TOOLS = {
     "generate": "complete prompts with a model",
     "chat": "talk to a model in the terminal",
     "report": "make the HTML page of a run",
+    "vllm-serve": "start a vLLM server for online trainers",
 }
 
 
@@ -50,7 +51,7 @@ def main(argv: list[str] | None = None) -> int:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"(transformers|peft|accelerate)\.")
-    module = importlib.import_module(f"strop.cli.{'train' if verb in BY_VERB else verb}")
+    module = importlib.import_module(f"strop.cli.{'train' if verb in BY_VERB else verb.replace('-', '_')}")
     try:
         return module.run(verb, rest) if verb in BY_VERB else module.run(rest)
     except StropError as error:

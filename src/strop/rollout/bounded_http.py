@@ -25,6 +25,10 @@ class HttpStatusError(RolloutError):
         self.status = status
 
 
+class HttpConnectionError(RolloutError):
+    """No connection could be made, or it broke before the answer was complete."""
+
+
 class JsonClient:
     """Calls one server.
 
@@ -61,7 +65,8 @@ class JsonClient:
 
         Raises:
             HttpStatusError: a status of 400 or above; the message contains the server's text.
-            RolloutError: no answer in time, no connection, a connection that broke, or something that is not JSON.
+            HttpConnectionError: no connection, or one that broke.
+            RolloutError: no answer in time, or something that is not JSON.
         """
         return self._call("POST", path, body, timeout_s, text_too)
 
@@ -83,9 +88,9 @@ class JsonClient:
             if call.expired or isinstance(error, TimeoutError):
                 raise RolloutError(
                     f"{method} {url} gave no complete answer within {timeout_s:g} s: the server stalls or is "
-                    "overloaded. Look at its log, or raise the time limit (timeout_s)."
+                    "overloaded. Look at its log, or raise the time limit (vllm_server_timeout)."
                 ) from error
-            raise RolloutError(
+            raise HttpConnectionError(
                 f"{method} {url} failed: {type(error).__name__}: {error}. The server is not running, or died while "
                 "it answered. Look at its log and start it again."
             ) from error
@@ -94,9 +99,9 @@ class JsonClient:
                 self._open.discard(call)
         text = payload.decode("utf-8", "replace")
         if status >= 400:
-            raise HttpStatusError(
-                f"{method} {url} was refused with status {status}: {text[:500] or '(no text)'}", status
-            )
+            words = _words_of(text)[:500] or "(no text)"
+            advice = " Look at the server's log; it may have to be started again." if status >= 500 else ""
+            raise HttpStatusError(f"{method} {url} was refused with status {status}: {words}{advice}", status)
         if not text.strip():
             return None
         try:
@@ -108,6 +113,19 @@ class JsonClient:
                 f"{method} {url} was answered with something that is not JSON: {text[:200]!r}. "
                 "Is this the address of an OpenAI-compatible vLLM server?"
             ) from error
+
+
+def _words_of(text: str) -> str:
+    """The message of an error in OpenAI's form or FastAPI's, other texts as they are."""
+    try:
+        found = json.loads(text)
+    except ValueError:
+        return text
+    if not isinstance(found, dict):
+        return text
+    error = found.get("error", found)
+    words = (error.get("message") or error.get("detail")) if isinstance(error, dict) else error
+    return str(words) if words else text
 
 
 class _Call:

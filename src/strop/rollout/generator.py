@@ -120,7 +120,8 @@ def make_generator(
     if engine == "vllm":
         from strop.rollout.vllm_engine import VllmGenerator
 
-        return _announce(VllmGenerator(model, tokenizer, **vllm), "it was asked for")
+        served = VllmGenerator(model, tokenizer, max_slots=max_slots, autocast=autocast, **vllm)
+        return _announce(served, "it was asked for")
     from strop.rollout.native import NativeGenerator
     from strop.rollout.self_check import why_not_native
     from strop.rollout.transformers_engine import TransformersGenerator

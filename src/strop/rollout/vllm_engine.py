@@ -1,37 +1,46 @@
 """vLLM as a rollout engine: a server, or an engine in this process.
 
-The answers are checked before anything is trained on them: as many completions as asked for, ids inside the
-vocabulary, one finite log-probability per id, a known finish reason. Weights are sent by `sync`: for a LoRA policy
-the adapter only (the base is never touched, and never merged into), else all of them.
+Ids go in, ids and log-probabilities come out; text never becomes ids. The answers are checked before anything is
+trained on them: as many completions as asked for, ids inside the vocabulary, one finite log-probability per id, a known
+finish reason. Weights are sent by `sync` when they have changed: for a LoRA policy the adapter only (the base is never
+touched, and never merged into), else all of them. The first ones are compared: vLLM and the policy must give the same
+tokens the same probabilities.
 """
 
 from __future__ import annotations
 
 import logging
-import math
 import secrets
 import shutil
 import tempfile
+import weakref
 from pathlib import Path
 from typing import Any
 
-import numpy as np
+import torch
+import torch.distributed as dist
 from torch import nn
 
-from strop.errors import ConfigError, RolloutError, SetupError
+from strop.errors import ConfigError, RolloutError, SetupError, StropError
 from strop.records import Rollout
 from strop.rollout import limits
 from strop.rollout.draw import fresh_seed
 from strop.rollout.generator import Mixture, check_prompts
-from strop.rollout.rollout_mode import transformers_model
+from strop.rollout.rollout_mode import sampling_mode
 from strop.rollout.sampling import SamplingParams
 from strop.rollout.stopping import default_stop_ids
+from strop.rollout.vllm_answers import check_sampling, checked, prompt_seed, request
 from strop.rollout.vllm_colocated import VllmInProcess
 from strop.rollout.vllm_server import VllmServer
+from strop.rollout.vllm_weights import VllmWeights
 
 logger = logging.getLogger(__name__)
 
 MODES = ("server", "colocate")
+_COMPARED_TOKENS = 32
+_COMPARED_CONTEXT = 256  # tokens of the prompt that the comparison starts with
+_OTHER_MODEL_NATS = 0.5  # a mean gap of this size is no rounding and no quantisation
+_SUSPICIOUS_NATS = 0.1
 
 
 class VllmGenerator:
@@ -45,16 +54,18 @@ class VllmGenerator:
         tokenizer: for default stop ids only; vLLM has its own for stop strings.
         mode: "server" or "colocate".
         base_url: address of the server.
-        api_key: key of the server.
-        timeout_s: seconds one request or one weight transfer may take, > 0.
-        max_parallel: requests to the server at the same time.
+        api_key: key of the server; None: the environment's VLLM_API_KEY, where set.
+        timeout_s: seconds one request or one weight transfer to the server may take, > 0.
+        wait_s: seconds to wait for a server that is still starting, >= 0.
+        max_slots: completions at a time; None leaves it to vLLM.
+        autocast: dtype that the policy is computed in, where its weights have another; a colocated vLLM takes it too.
         sync_dir: folder for weights on their way to vLLM, visible to it; None: a temporary one.
-        model_path: what a colocated vLLM loads first; None: the policy's `name_or_path`.
+        model_path: what a colocated vLLM loads first; None: the policy's `name_or_path`, or the policy itself.
         llm_args: further arguments of `vllm.LLM` in mode "colocate".
 
     Raises:
         ConfigError: settings out of range.
-        SetupError: no server answers, or vLLM is not installed.
+        SetupError: no server answers, vLLM is not installed, or it cannot serve this policy.
     """
 
     name = "vllm"
@@ -68,31 +79,47 @@ class VllmGenerator:
         base_url: str = "http://127.0.0.1:8000",
         api_key: str | None = None,
         timeout_s: float = 240.0,
-        max_parallel: int = 64,
+        wait_s: float = 0.0,
+        max_slots: int | None = None,
+        autocast: torch.dtype | None = None,
         sync_dir: str | Path | None = None,
         model_path: str | None = None,
         llm_args: dict[str, Any] | None = None,
     ) -> None:
         if mode not in MODES:
             raise ConfigError(f"The mode of the vllm engine must be one of {MODES}; got {mode!r}.")
-        if not timeout_s > 0 or max_parallel < 1:
+        if not timeout_s > 0 or wait_s < 0 or (max_slots is not None and max_slots < 1):
             raise ConfigError(
-                f"timeout_s must be > 0 and max_parallel >= 1; got timeout_s={timeout_s}, max_parallel={max_parallel}."
+                "timeout_s must be > 0, wait_s >= 0, and max_slots >= 1 or None; "
+                f"got timeout_s={timeout_s}, wait_s={wait_s}, max_slots={max_slots}."
             )
-        self.model, self.base, self.tokenizer = model, transformers_model(model), tokenizer
+        self.weights, self.tokenizer = VllmWeights(model), tokenizer
         self.reason = "it was made directly"
-        self._adapter_name = _lora_adapter(model)
-        self.backend: VllmServer | VllmInProcess
-        if mode == "server":
-            self.backend = VllmServer(base_url, api_key, timeout_s, max_parallel)
-        else:
-            rank = None if self._adapter_name is None else int(model.peft_config[self._adapter_name].r)  # type: ignore[union-attr, index]
-            self.backend = VllmInProcess(model_path or self.base.name_or_path, rank, llm_args or {})
+        self._by_files = mode == "server" or self.weights.adapter is not None
+        # Ranks of one run share a server: the first sends the weights, and the others are told.
+        self._shared = dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+        if self._shared and mode == "colocate":
+            raise SetupError(
+                f"A colocated vLLM serves one training process, and this run has {dist.get_world_size()}. Start a "
+                "server (strop vllm-serve) and set vllm_mode='server'."
+            )
         self._own_dir = tempfile.TemporaryDirectory(prefix="strop-vllm-") if sync_dir is None else None
         self.sync_dir = Path(sync_dir or self._own_dir.name).absolute()  # type: ignore[union-attr]
-        self._run = secrets.token_hex(4)  # another run may have left adapters on the same server
-        self._version = 0
-        self._served: str | None = None  # name of the adapter that vLLM serves now
+        self._run = secrets.token_hex(4)  # another run may use the same folder, or have left adapters on the server
+        self.backend: VllmServer | VllmInProcess
+        if mode == "server":
+            vocab = limits.vocab_size(self.weights.base)
+            self.backend = VllmServer(base_url, api_key, timeout_s, max_slots, vocab_size=vocab, wait_s=wait_s)
+        else:
+            dtype = autocast or self.weights.base.dtype
+            args = {"dtype": torch.float32 if dtype == torch.float64 else dtype, **(llm_args or {})}
+            if max_slots is not None:
+                args.setdefault("max_num_seqs", max_slots)
+            self.backend = VllmInProcess(model_path or self._starting_point(), self.weights.lora_rank, args)
+        self._attempts = 0
+        self._sent: tuple[float, ...] | None = None  # fingerprint of the weights that vLLM has
+        self._compared = False
+        self._farewell = weakref.finalize(self, _leave, self.backend, self.sync_dir, self._run, self._own_dir)
 
     def generate(
         self, prompts: list[list[int]], n: int, sampling: SamplingParams, *, mixture: Mixture | None = None
@@ -100,163 +127,145 @@ class VllmGenerator:
         """Sample `n` completions of every prompt; see `Generator.generate`. Sends the weights first if never sent."""
         if mixture is not None:
             raise ConfigError("The vllm engine cannot sample from a mixture of two models: use engine='native'.")
-        if sampling.min_p and sampling.top_p < 1:
-            raise ConfigError(
-                f"vLLM applies min-p before top-p, strop and transformers after: with top_p={sampling.top_p} and "
-                f"min_p={sampling.min_p} the sampled distribution would not be the trained one. Use one of the two."
-            )
-        vocab, context = limits.vocab_size(self.base), self.backend.context_tokens
+        check_sampling(sampling)
+        base = self.weights.base
+        vocab, context = limits.vocab_size(base), self.backend.context_tokens
         check_prompts(prompts, n, vocab, context)
         if not (sampling.plain or sampling.greedy or self.backend.processed_logprobs):
             raise SetupError(
                 "The vLLM server reports log-probabilities at temperature 1 without truncation, and the sampling "
-                "settings are others. Start it with --logprobs-mode processed_logprobs."
+                "settings are others. Start it by strop vllm-serve, or with --logprobs-mode processed_logprobs."
             )
         if not prompts:
             return Rollout([], [], [], [])
-        if self._version == 0:
+        if self._sent is None:
             self.sync()
+        if not self._compared:
+            self._compare(prompts[0])
         given = sampling.stop_token_ids
-        stops = default_stop_ids(self.base, self.tokenizer) if given is None else given
+        stops = default_stop_ids(base, self.tokenizer) if given is None else given
         seed = fresh_seed() if sampling.seed is None else sampling.seed
         asked = 1 if sampling.greedy else n  # vLLM refuses to write the same completion twice
         requests = [
-            _request(prompt, asked, sampling, stops, _prompt_seed(seed, index), context)
+            request(prompt, asked, sampling, stops, prompt_seed(seed, index), context)
             for index, prompt in enumerate(prompts)
         ]
         rollout = Rollout([list(p) for p in prompts], [], [], [])
         for index, choices in enumerate(self.backend.complete(requests)):
-            checked = _checked(choices, index, asked, requests[index]["max_tokens"], stops, vocab) * (n // asked)
-            rollout.completions.append([list(c["ids"]) for c in checked])
+            found = checked(choices, index, asked, requests[index]["max_tokens"], stops, vocab) * (n // asked)
+            rollout.completions.append([list(c["ids"]) for c in found])
             # The distribution of greedy decoding is a point; vLLM reports the softmax that the point was taken from.
             rollout.sampler_logps.append(
-                [[0.0] * len(c["ids"]) if sampling.greedy else list(c["logps"]) for c in checked]
+                [[0.0] * len(c["ids"]) if sampling.greedy else list(c["logps"]) for c in found]
             )
-            rollout.finish_reasons.append([c["finish"] for c in checked])
+            rollout.finish_reasons.append([c["finish"] for c in found])
         return rollout
 
     def sync(self, model: nn.Module | None = None) -> None:
-        """Send the policy's weights to vLLM: the adapter of a LoRA policy, else everything.
+        """Send the policy's weights to vLLM if they have changed: the adapter of a LoRA policy, else everything.
 
         Raises:
             RolloutError: vLLM did not take them.
         """
         if model is not None:
-            self.model, self.base, self._adapter_name = model, transformers_model(model), _lora_adapter(model)
-        version = self._version + 1
-        if self._adapter_name is None and isinstance(self.backend, VllmInProcess):
-            self.backend.load_tensors([(name, tensor.detach()) for name, tensor in self.base.state_dict().items()])
-            self._version = version
+            self.weights = VllmWeights(model)
+        mark = self.weights.fingerprint()
+        if mark == self._sent:
             return
-        folder = self.sync_dir / f"weights-{version}"
-        shutil.rmtree(folder, ignore_errors=True)
-        if self._adapter_name is None:
-            self.base.save_pretrained(folder)
-            assert isinstance(self.backend, VllmServer)
-            self.backend.reload_weights(folder)
+        self._sent = None  # a transfer that fails may have been half done
+        if self._shared:
+            self._send_from_first_rank()
         else:
-            self.model.save_pretrained(folder, selected_adapters=[self._adapter_name])  # type: ignore[operator]
-            inner = folder / self._adapter_name  # PEFT puts every adapter but "default" into a folder of its own
-            name = f"strop-{self._run}-{version}"
-            self.backend.load_adapter(name, inner if inner.is_dir() else folder, self._served)
-            self._served = name
-        shutil.rmtree(self.sync_dir / f"weights-{self._version}", ignore_errors=True)
-        self._version = version
+            self._send()
+        self._sent = mark
 
     def close(self) -> None:
         """End requests in progress, and remove the adapter from the server and the files of weights."""
-        self.backend.close(self._served)
-        self._served = None
-        for version in (self._version, self._version + 1):
-            shutil.rmtree(self.sync_dir / f"weights-{version}", ignore_errors=True)
-        if self._own_dir is not None:
-            self._own_dir.cleanup()
+        self._farewell()
 
+    def _starting_point(self) -> str:
+        """Where a colocated vLLM finds the architecture and the tokenizer."""
+        base = self.weights.base
+        if base.name_or_path:
+            return base.name_or_path
+        if self.weights.adapter is not None:
+            raise SetupError(
+                "A colocated vLLM loads the base model of a LoRA policy by itself, and this one was made in memory. "
+                "Save it with save_pretrained, load it from there, and put the adapter on that."
+            )
+        folder = self.sync_dir / f"weights-{self._run}-0"
+        for part in filter(None, (base, self.tokenizer)):
+            part.save_pretrained(folder)
+        return str(folder)
 
-def _lora_adapter(model: nn.Module) -> str | None:
-    """Name of the active LoRA adapter of a PEFT model, None for any other model.
-
-    Raises:
-        SetupError: another kind of adapter, or several at a time.
-    """
-    configs = getattr(model, "peft_config", None)
-    if not configs:
-        return None
-    active = list(getattr(model, "active_adapters", configs))
-    if len(active) != 1 or str(getattr(configs[active[0]].peft_type, "value", "")) != "LORA":
-        raise SetupError(
-            f"vLLM serves one LoRA adapter at a time; the policy has {active} active. Use engine='native'."
-        )
-    return active[0]
-
-
-def _prompt_seed(seed: int, index: int) -> int:
-    """A seed per prompt below 2**31; vLLM adds the number of the sample to it."""
-    return int(np.random.SeedSequence(seed, spawn_key=(index,)).generate_state(1)[0]) >> 1
-
-
-def _request(
-    prompt: list[int], n: int, sampling: SamplingParams, stops: tuple[int, ...], seed: int, context: int | None
-) -> dict[str, Any]:
-    """The sampling settings in vLLM's names. Every one is given, because the model's own defaults would fill gaps."""
-    room = sampling.max_new_tokens if context is None else min(sampling.max_new_tokens, context - len(prompt))
-    return {
-        "prompt": prompt,
-        "n": n,
-        "max_tokens": room,
-        "temperature": sampling.temperature,
-        "top_k": sampling.top_k or -1,
-        "top_p": sampling.top_p,
-        "min_p": sampling.min_p or 0.0,
-        "repetition_penalty": sampling.repetition_penalty,
-        "presence_penalty": 0.0,
-        "frequency_penalty": 0.0,
-        "stop_token_ids": list(stops),
-        "stop": list(sampling.stop_strings),
-        "include_stop_str_in_output": True,
-        "ignore_eos": True,  # the stop ids are ours alone
-        "skip_special_tokens": False,
-        "seed": seed,
-    }
-
-
-def _checked(
-    choices: list[dict[str, Any]], prompt: int, n: int, limit: int, stops: tuple[int, ...], vocab: int
-) -> list[dict[str, Any]]:
-    """The choices of one prompt in order, after they were found to be what was asked for.
-
-    Raises:
-        RolloutError: all that is wrong with them.
-    """
-    if len(choices) != n:
-        raise RolloutError(f"vLLM returned {len(choices)} completions of prompt {prompt}, and {n} were asked for.")
-    problems, ordered = [], sorted(choices, key=lambda choice: choice["index"])
-    for sample, choice in enumerate(ordered):
-        ids, logps, where = choice["ids"], choice["logps"], f"prompt {prompt}, completion {sample}"
-        if not isinstance(ids, list) or not ids:
-            problems.append(f"{where}: no token ids.")
-        elif not all(isinstance(i, int) and 0 <= i < vocab for i in ids):
-            problems.append(f"{where}: an id outside the policy's vocabulary of {vocab}.")
-        elif not isinstance(logps, list) or len(logps) != len(ids):
-            found = len(logps) if isinstance(logps, list) else "no"
-            problems.append(f"{where}: {found} log-probabilities for {len(ids)} ids.")
-        elif not all(isinstance(x, (int, float)) and math.isfinite(x) for x in logps):
-            problems.append(f"{where}: a log-probability that is not a finite number.")
-        elif len(ids) > limit:
-            problems.append(f"{where}: {len(ids)} ids, and at most {limit} were asked for.")
-        elif choice["finish"] not in ("stop", "length"):
-            problems.append(f"{where}: ended for the reason {choice['finish']!r}.")
-        else:
-            _cut_after_stop(choice, stops)
-    if problems:
-        raise RolloutError.collect("vLLM answered wrongly:", problems)
-    return ordered
-
-
-def _cut_after_stop(choice: dict[str, Any], stops: tuple[int, ...]) -> None:
-    """Drop whatever follows the first stop id, and call its end by its name."""
-    for position, token in enumerate(choice["ids"]):
-        if token in stops:
-            choice["ids"], choice["logps"] = choice["ids"][: position + 1], choice["logps"][: position + 1]
-            choice["finish"] = "stop"
+    def _send(self) -> None:
+        if not self._by_files:
+            assert isinstance(self.backend, VllmInProcess)
+            self.backend.load_tensors(list(self.weights.tensors().items()))
             return
+        self._attempts += 1
+        folder = self.sync_dir / f"weights-{self._run}-{self._attempts}"
+        try:
+            files = self.weights.save(folder)
+        except OSError as error:
+            raise RolloutError(
+                f"The weights for vLLM could not be written to {folder}: {error}. Free space there, or name another "
+                "folder that vLLM can read (vllm_sync_dir)."
+            ) from error
+        if self.weights.adapter is None:
+            assert isinstance(self.backend, VllmServer)
+            self.backend.reload_weights(files)
+        else:  # a name per version: cached prefixes are kept per adapter and must not survive its weights
+            self.backend.load_adapter(f"strop-{self._run}-{self._attempts}", files)
+        for old in self.sync_dir.glob(f"weights-{self._run}-*"):
+            if old != folder:
+                shutil.rmtree(old, ignore_errors=True)
+
+    def _send_from_first_rank(self) -> None:
+        """One rank sends; all learn the name of what is served, or the error."""
+        told: list[Any] = [None]
+        if dist.get_rank() == 0:
+            try:
+                self._send()
+                told = [self.backend.serves]
+            except StropError as error:
+                told = [error]
+        dist.broadcast_object_list(told, src=0)
+        if isinstance(told[0], StropError):
+            raise told[0]
+        self.backend.serves = told[0]
+
+    def _compare(self, prompt: list[int]) -> None:
+        """Whether vLLM and the policy are one model: the log-probs of a few tokens that vLLM draws.
+
+        Raises:
+            SetupError: they are not.
+        """
+        prompt, sampling = prompt[-_COMPARED_CONTEXT:], SamplingParams(max_new_tokens=_COMPARED_TOKENS)
+        asked = request(prompt, 1, sampling, (), 0, self.backend.context_tokens)
+        vocab = limits.vocab_size(self.weights.base)
+        (choice,) = checked(self.backend.complete([asked])[0], 0, 1, asked["max_tokens"], (), vocab)
+        ids = torch.tensor(prompt + choice["ids"], device=self.weights.base.device)
+        with sampling_mode([self.weights.base]):
+            logits = self.weights.base(input_ids=ids[None], use_cache=False).logits[0, len(prompt) - 1 : -1]  # (C, V)
+        logps = logits.float().log_softmax(-1).gather(-1, ids[len(prompt) :, None])[:, 0]  # (C,)
+        gap = float((logps.cpu() - torch.tensor(choice["logps"])).abs().mean())
+        if gap > _OTHER_MODEL_NATS:
+            raise SetupError(
+                f"vLLM serves another model than the policy: on {len(ids) - len(prompt)} tokens that it drew, the "
+                f"log-probabilities are {gap:.2f} nats apart on average. vLLM serves {self.backend.serves!r}, the "
+                f"policy is {self.weights.base.name_or_path or type(self.weights.base).__name__!r}: start vLLM with "
+                "the policy's base model."
+            )
+        log = logger.warning if gap > _SUSPICIOUS_NATS else logger.info
+        log("rollout: vLLM's log-probabilities are %.4f nats from the policy's on average, before training", gap)
+        self._compared = True
+
+
+def _leave(backend: Any, sync_dir: Path, run: str, own_dir: Any) -> None:
+    """What a generator does last, also when it is only forgotten."""
+    backend.close()
+    for folder in sync_dir.glob(f"weights-{run}-*"):
+        shutil.rmtree(folder, ignore_errors=True)
+    if own_dir is not None:
+        own_dir.cleanup()

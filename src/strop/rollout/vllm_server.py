@@ -1,30 +1,31 @@
 """A vLLM server as a rollout backend: ids in, ids and log-probabilities out, over its OpenAI-compatible API.
 
-Start the server with
-
-    VLLM_ALLOW_RUNTIME_LORA_UPDATING=True vllm serve MODEL --enable-lora --max-lora-rank 16 \\
-        --logprobs-mode processed_logprobs                       # LoRA policies: only the adapter is sent
-    VLLM_SERVER_DEV_MODE=1 vllm serve MODEL --logprobs-mode processed_logprobs    # full weights
-
-`processed_logprobs` makes it report the distribution it really sampled from; without it, log-probabilities are those
-at temperature 1 without truncation, and sampling settings other than these are refused. Weights travel through
-files: the server must see the folder that `sync_dir` names (the same machine or a shared file system).
+`strop vllm-serve` starts one with what is needed here: the endpoints that take weights, and log-probabilities of the
+distribution that was really sampled from. Weights travel through files: the server must see the folder that `sync_dir`
+names (the same machine or a shared file system).
 """
 
 from __future__ import annotations
 
 import logging
+import os
+import time
 from collections.abc import Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any
 
 from strop.errors import RolloutError, SetupError
-from strop.rollout.bounded_http import HttpStatusError, JsonClient
+from strop.rollout.bounded_http import HttpConnectionError, HttpStatusError, JsonClient
 
 logger = logging.getLogger(__name__)
 
 _SETUP_TIMEOUT_S = 30.0
+_MOST_REQUESTS = 64
+_LORA_HINT = "Start the server by strop vllm-serve --lora_rank R, R being the adapter's rank."
+_FULL_HINT = (
+    "Start the server by strop vllm-serve without --lora_rank, on a machine that sees this folder (vllm_sync_dir)."
+)
 
 
 class VllmServer:
@@ -32,30 +33,33 @@ class VllmServer:
 
     Args:
         base_url: the server's address.
-        api_key: its key, where it has one.
+        api_key: its key; None: the environment's VLLM_API_KEY, where set.
         timeout_s: seconds one request may take, from connecting to the last byte.
-        max_parallel: requests at the same time; the server batches them.
+        max_slots: completions asked for at the same time; None: 64 prompts. The server batches them.
+        vocab_size: ids of the policy, which the server must have too.
+        wait_s: seconds to wait for a server that is still starting.
 
     Raises:
-        SetupError: no vLLM server answers there.
+        SetupError: no vLLM server answers there, or its vocabulary is another.
     """
 
-    def __init__(self, base_url: str, api_key: str | None, timeout_s: float, max_parallel: int) -> None:
-        self.client = JsonClient(base_url, api_key)
-        self.timeout_s = timeout_s
-        self.max_parallel = max_parallel
-        try:
-            listed = self.client.get("/v1/models", min(timeout_s, _SETUP_TIMEOUT_S))["data"]
-            model = next((entry for entry in listed if not entry.get("parent")), listed[0])  # adapters have parents
-            self.model_name = str(model["id"])
-        except RolloutError as error:
-            raise SetupError(f"No vLLM server can be used at {base_url}: {error}") from error
-        except (KeyError, IndexError, TypeError, AttributeError) as error:
-            raise SetupError(
-                f"The server at {base_url} does not list a model under /v1/models: it is not a vLLM server."
-            ) from error
+    def __init__(
+        self,
+        base_url: str,
+        api_key: str | None,
+        timeout_s: float,
+        max_slots: int | None = None,
+        *,
+        vocab_size: int = 2,
+        wait_s: float = 0.0,
+    ) -> None:
+        self.client = JsonClient(base_url, api_key or os.environ.get("VLLM_API_KEY"))
+        self.timeout_s, self.max_slots = timeout_s, max_slots
+        model = self._first_model(wait_s)
+        self.serves = str(model["id"])  # the base model, later the adapter on it
+        self._adapter: str | None = None
         self.context_tokens: int | None = model.get("max_model_len")
-        self.processed_logprobs = self._reports_processed_logprobs()
+        self.processed_logprobs = self._reports_processed_logprobs(vocab_size)
 
     def complete(self, requests: Sequence[dict[str, Any]]) -> list[list[dict[str, Any]]]:
         """The choices of every request, in order; the first failure ends the others and is raised.
@@ -63,7 +67,9 @@ class VllmServer:
         Raises:
             RolloutError: the server stalled, answered with an error, or died.
         """
-        with ThreadPoolExecutor(max_workers=min(self.max_parallel, len(requests))) as pool:
+        each = max(request["n"] for request in requests)
+        at_once = _MOST_REQUESTS if self.max_slots is None else max(1, self.max_slots // each)
+        with ThreadPoolExecutor(max_workers=min(at_once, len(requests))) as pool:
             futures = [pool.submit(self._complete_one, request) for request in requests]
             done, pending = wait(futures, return_when=FIRST_EXCEPTION)
             failed = next((future for future in done if future.exception() is not None), None)
@@ -74,58 +80,87 @@ class VllmServer:
                 failed.result()
         return [future.result() for future in futures]
 
-    def load_adapter(self, name: str, folder: Path, previous: str | None) -> None:
-        """Serve a LoRA adapter under a new name, and drop the one before.
-
-        A new name per version, because cached prefixes are kept per adapter and must not survive its weights.
-        """
-        hint = "Start the server with VLLM_ALLOW_RUNTIME_LORA_UPDATING=True and --enable-lora."
-        self._post_hinted("/v1/load_lora_adapter", {"lora_name": name, "lora_path": str(folder)}, hint)
-        self.model_name = name
+    def load_adapter(self, name: str, folder: Path) -> None:
+        """Serve a LoRA adapter under a new name, and drop the one before."""
+        self._send("/v1/load_lora_adapter", {"lora_name": name, "lora_path": str(folder)}, _LORA_HINT)
+        previous, self._adapter, self.serves = self._adapter, name, name
         if previous is not None:
-            self._post_hinted("/v1/unload_lora_adapter", {"lora_name": previous}, hint)
+            self._send("/v1/unload_lora_adapter", {"lora_name": previous}, _LORA_HINT)
 
     def reload_weights(self, folder: Path) -> None:
         """Read all weights anew from a folder of safetensors files, and forget what was cached for the old ones."""
-        hint = "Start the server with VLLM_SERVER_DEV_MODE=1, which opens its /collective_rpc endpoint."
         body = {"method": "reload_weights", "kwargs": {"weights_path": str(folder)}}
-        self._post_hinted("/collective_rpc", body, hint)
-        answer = self._post_hinted("/reset_prefix_cache", {}, hint)
+        self._send("/collective_rpc", body, _FULL_HINT)
+        answer = self._send("/reset_prefix_cache", {}, _FULL_HINT)
         if isinstance(answer, dict) and answer.get("success") is False:
             raise RolloutError(
                 f"The server at {self.client.base_url} has the new weights but could not forget the keys of the old "
                 "ones (other requests are running). Use a server that nobody else uses during training."
             )
 
-    def close(self, adapter: str | None = None) -> None:
+    def close(self) -> None:
         """End requests in progress, and drop the adapter if the server still answers."""
         self.client.abort()
-        if adapter is not None:
+        if self._adapter is not None:
+            body, limit_s = {"lora_name": self._adapter}, min(self.timeout_s, _SETUP_TIMEOUT_S)
             try:
-                body = {"lora_name": adapter}
-                self.client.post("/v1/unload_lora_adapter", body, min(self.timeout_s, _SETUP_TIMEOUT_S), text_too=True)
+                self.client.post("/v1/unload_lora_adapter", body, limit_s, text_too=True)
             except RolloutError as error:
-                logger.info("rollout: the adapter %s stays on the server: %s", adapter, error)
+                logger.info("rollout: the adapter %s stays on the server: %s", self._adapter, error)
+            self._adapter = None
 
-    def _post_hinted(self, path: str, body: dict[str, Any], hint: str) -> Any:
+    def _first_model(self, wait_s: float) -> dict[str, Any]:
+        """What the server says of its base model, as soon as it answers."""
+        url, deadline, told = self.client.base_url, time.monotonic() + wait_s, False
+        while True:
+            try:
+                listed = self.client.get("/v1/models", min(self.timeout_s, _SETUP_TIMEOUT_S))["data"]
+                model = next((entry for entry in listed if not entry.get("parent")), listed[0])  # adapters have parents
+                return {**model, "id": model["id"]}
+            except HttpConnectionError as error:
+                if time.monotonic() >= deadline:
+                    raise SetupError(
+                        f"No vLLM server can be used at {url} (waited {wait_s:g} s): {error} "
+                        "strop vllm-serve --model MODEL starts one."
+                    ) from error
+                if not told:
+                    logger.warning("rollout: no server answers at %s yet; waiting up to %g s", url, wait_s)
+                told = True
+                time.sleep(min(1.0, max(0.0, deadline - time.monotonic())))
+            except RolloutError as error:
+                raise SetupError(f"No vLLM server can be used at {url}: {error}") from error
+            except (KeyError, IndexError, TypeError, AttributeError) as error:
+                raise SetupError(
+                    f"The server at {url} does not list a model under /v1/models: it is not a vLLM server."
+                ) from error
+
+    def _send(self, path: str, body: dict[str, Any], hint: str) -> Any:
         try:
             return self.client.post(path, body, self.timeout_s, text_too=True)
         except HttpStatusError as error:
             raise RolloutError(f"The weights could not be sent to the server: {error} {hint}") from error
 
     def _complete_one(self, request: dict[str, Any]) -> list[dict[str, Any]]:
-        body = {"model": self.model_name, "return_token_ids": True, "logprobs": 0, **request}
+        body = {"model": self.serves, "return_token_ids": True, "logprobs": 0, **request}
         answer = self.client.post("/v1/completions", body, self.timeout_s)
         choices = answer.get("choices") if isinstance(answer, dict) else None
         if not isinstance(choices, list):
             raise RolloutError(f"{self.client.base_url}/v1/completions answered without 'choices': {str(answer)[:200]}")
         return [_flatten(choice, self.client.base_url) for choice in choices]
 
-    def _reports_processed_logprobs(self) -> bool:
-        """Whether a token that top-k 1 leaves no alternative to is reported with log-probability 0."""
-        request = {"prompt": [1], "max_tokens": 1, "temperature": 1.0, "top_k": 1, "ignore_eos": True}
+    def _reports_processed_logprobs(self, vocab_size: int) -> bool:
+        """Whether a token that top-k 1 leaves no alternative to is reported with log-probability 0.
+
+        The prompt is the policy's last id, which a model with fewer ids refuses.
+        """
+        request = {"prompt": [vocab_size - 1], "max_tokens": 1, "temperature": 1.0, "top_k": 1, "ignore_eos": True}
         try:
             logps = self._complete_one(request)[0]["logps"]
+        except HttpStatusError as error:
+            raise SetupError(
+                f"The server at {self.client.base_url} serves {self.serves!r}, which does not continue the policy's "
+                f"last id {vocab_size - 1}: {error} Start the server with the policy's base model."
+            ) from error
         except RolloutError as error:
             raise SetupError(f"The server at {self.client.base_url} cannot be used for rollouts: {error}") from error
         return bool(logps) and abs(float(logps[0])) < 1e-4

@@ -64,6 +64,11 @@ class ActorCritic(nn.Module):
         for model in (self.policy, self.critic):
             model.activation_checkpointing_enable(**kwargs)  # type: ignore[operator]
 
+    def gradient_checkpointing_enable(self, **kwargs: Any) -> None:
+        """The older name, which transformers before 5.21 calls."""
+        for model in (self.policy, self.critic):
+            model.gradient_checkpointing_enable(**kwargs)  # type: ignore[operator]
+
     def save(self, folder: str | Path, selected_adapters: list[str] | None = None) -> None:
         """The policy in `folder`, as any model is saved (of several adapters those selected), the critic in a
         folder within."""

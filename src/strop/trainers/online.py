@@ -219,26 +219,13 @@ class OnlineTrainer(BaseTrainer):
     def generator(self) -> Any:
         """The rollout engine, made on first use."""
         if self._generator is None:
-            extra: dict[str, Any] = {}
-            if self.args.engine == "vllm":
-                url = (
-                    self.args.vllm_server_base_url
-                    or f"http://{self.args.vllm_server_host}:{self.args.vllm_server_port}"
-                )
-                extra = {"mode": self.args.vllm_mode, "base_url": url, "timeout_s": self.args.vllm_server_timeout}
-                if self.args.vllm_mode == "colocate":
-                    extra["llm_args"] = {
-                        "gpu_memory_utilization": self.args.vllm_gpu_memory_utilization,
-                        "max_model_len": self.args.vllm_max_model_length,
-                        "model_impl": self.args.vllm_model_impl,
-                    }
             self._generator = make_generator(
                 self.args.engine,
                 model=self.policy,
                 tokenizer=self.processing_class,
                 max_slots=self.args.max_slots,
                 autocast=torch.bfloat16 if self.args.bf16 else torch.float16 if self.args.fp16 else None,
-                **extra,
+                **self.args.vllm_settings(),
             )
         return self._generator
 
@@ -266,9 +253,11 @@ class OnlineTrainer(BaseTrainer):
 
     def rollout(self, prompts: Sequence[Example], n: int, training: bool) -> list[Group]:
         """Sample `n` completions for each prompt."""
+        self.generator.sync(
+            self.sampled_model
+        )  # a meeting of the ranks where they share a server, those without prompts too
         if not prompts:
             return []
-        self.generator.sync(self.sampled_model)
         sampled, trajectories = self.sample(prompts, n, training)
         return [
             Group(

@@ -88,7 +88,9 @@ class OnlineConfig(ReferenceConfig):
     vllm_server_port: int = 8000
     """Port of the vLLM server."""
     vllm_server_timeout: Annotated[float, Range(min=0, open_min=True)] = 240.0
-    """Seconds to wait for an answer of the vLLM server."""
+    """Seconds to wait for the vLLM server to come up, and for each of its answers."""
+    vllm_sync_dir: str | None = None
+    """Folder for weights on their way to vLLM, which must see it; /dev/shm is fast. None: a temporary one."""
     vllm_gpu_memory_utilization: Annotated[float, Range(min=0, max=1, open_min=True)] = 0.3
     """Share of the device's memory that a colocated vLLM takes."""
     vllm_max_model_length: Annotated[int, Range(min=1)] | None = None
@@ -137,3 +139,18 @@ class OnlineConfig(ReferenceConfig):
         if self.sync_ref_model and self.beta == 0:
             problems.append("sync_ref_model=True moves a reference, and beta=0 keeps none; set beta above 0.")
         return problems
+
+    def vllm_settings(self) -> dict[str, Any]:
+        """What the vllm engine is made with; empty for the other engines."""
+        if self.engine != "vllm":
+            return {}
+        settings = {"mode": self.vllm_mode, "sync_dir": self.vllm_sync_dir, "timeout_s": self.vllm_server_timeout}
+        if self.vllm_mode == "server":
+            url = self.vllm_server_base_url or f"http://{self.vllm_server_host}:{self.vllm_server_port}"
+            return {**settings, "base_url": url, "wait_s": self.vllm_server_timeout}
+        llm_args = {
+            "gpu_memory_utilization": self.vllm_gpu_memory_utilization,
+            "max_model_len": self.vllm_max_model_length,
+            "model_impl": self.vllm_model_impl,
+        }
+        return {**settings, "llm_args": llm_args}

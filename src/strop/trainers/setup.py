@@ -245,7 +245,7 @@ def resolve_model(
     if args.disable_dropout:
         disable_dropout(module)
     if (
-        args.activation_checkpointing
+        args.gradient_checkpointing  # the name that every supported transformers has
         and isinstance(module, PreTrainedModel) is False
         and hasattr(module, "enable_input_require_grads")
     ):
