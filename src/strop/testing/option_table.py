@@ -112,7 +112,7 @@ TABLE: dict[str, dict[str, Flip]] = {
         "reward_weights": Flip([1.0, 0.1], make=TWO_REWARDS),
         "reward_on_error": Flip("skip", "error", make=FAILING),
         "reward_penalty": Flip(99.0, given={"reward_on_error": "penalize"}, make=FAILING),
-        "reward_timeout": Flip(0.2, "error", make=scenes.rewarded(scenes.slow_reward)),
+        "reward_timeout": Flip(0.2, "error", {"max_steps": 1}, make=scenes.rewarded(scenes.slow_reward)),
         "missing_eos_penalty": Flip(5.0, given=ENDING),
         "mask_truncated_completions": Flip(True, given=ENDING),
         "max_tool_calling_iterations": Flip(
