@@ -89,7 +89,8 @@ def entry(result: Result) -> list[str]:
     numbers = ", ".join(map(str, mutation.promises))
     lines = [f"### {mutation.name}", "", f"{mutation.history} Put into {files}; promise {numbers}."]
     if result.proved and result.caught is not None:
-        lines.append(f"Caught by `{short(result.caught['test'])}` in {result.seconds:.1f} s.")
+        error, test = result.caught["error"], short(result.caught["test"])
+        lines.append(f"Caught by `{test}` in {result.seconds:.1f} s ({error}).")
     else:
         lines.append(f"**Not caught**: {result.complaint}.")
     return [*lines, ""]

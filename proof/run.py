@@ -145,7 +145,7 @@ def try_one(
     outcome = copies.use(with_bug)
     caught = outcome.caught
     if caught is not None:
-        say(f"caught    {mutation.name}  ({outcome.seconds:.1f} s)")
+        say(f"caught    {mutation.name}  ({outcome.seconds:.1f} s, {caught['error']})")
         return Result(mutation, caught, seconds=outcome.seconds)
     complaint = "no test notices it" if outcome.passed else outcome.complaint
     say(f"NOT CAUGHT {mutation.name}: {complaint}")
