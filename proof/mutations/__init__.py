@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from proof.mutation import Mutation
-from proof.mutations import data, losses, model, package, rewards, rollout, runs
+from proof.mutations import data, files, losses, model, package, recovery, rewards, rollout, runs
 
 MUTATIONS: tuple[Mutation, ...] = (
     *losses.MUTATIONS,
     *data.MUTATIONS,
+    *files.MUTATIONS,
     *model.MUTATIONS,
     *rollout.MUTATIONS,
     *rewards.MUTATIONS,
     *runs.MUTATIONS,
+    *recovery.MUTATIONS,
     *package.MUTATIONS,
 )
