@@ -22,7 +22,6 @@ TEXTS = {("dpo", "loss_type"): DPO_TERM_TYPES, ("cpo", "loss_type"): CPO_TERM_TY
 EQUAL: dict[tuple[str, str, Any], str] = {
     ("sft", "loss_type", "chunked_nll"): "an older name of nll",
     ("sft", "packing_strategy", "bfd-requeue"): "an older name of bfd_split",
-    ("sft", "packing_strategy", "bfd_split"): "bfd: rows are cut to max_length before they are packed",
     ("dpo", "loss_type", "robust"): "sigmoid, as long as label_smoothing is 0",
     ("dpo", "layout", "tree"): "what auto chooses for this model",
     ("grpo", "loss_type", "bnpo"): "dapo: both are a mean over the tokens of the step",

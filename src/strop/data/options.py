@@ -33,6 +33,8 @@ class TokenizeOptions:
     """Longest completion; a longer one loses its end."""
     filter_overlong: bool = False
     """Leave rows over a limit out instead of cutting them (reward models: a cut moves the scored token)."""
+    split_overlong: bool = False
+    """Keep rows over `max_length` whole, for a packing that splits them (`bfd_split`, `wrapped`)."""
     completion_only_loss: bool | None = None
     """Score the completion only. None: True for rows with prompt and completion, False for whole texts."""
     assistant_only_loss: bool = False
@@ -87,6 +89,8 @@ class TokenizeOptions:
                 problems.append(f"{name} is {value!r}; give a number of tokens, 1 or more, or None for no limit.")
         if not self.step_separator:
             problems.append("step_separator is empty; every step must end in at least one token.")
+        if self.filter_overlong and self.split_overlong:
+            problems.append("filter_overlong and split_overlong say two things about long rows; keep one of them.")
         if self.chat_template and self.chat_template_path:
             problems.append("chat_template and chat_template_path are both set; keep one of them.")
         if problems:

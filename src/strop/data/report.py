@@ -57,6 +57,7 @@ class DataReport:
     tokenized: int = 0  # trees and left-out rows tokenised so far
     to_tokenize: int | None = None  # None for a stream
     truncated: int = 0
+    split: int = 0  # trees longer than a pack, which packing splits
     stand_ins: bool = False  # a tree found unusable while in use is replaced by the next usable one
     left_out: dict[str, Counted] = field(default_factory=dict)
     flags: dict[str, Counted] = field(default_factory=dict)
@@ -103,6 +104,8 @@ class DataReport:
         for flag in tree.flags:
             if flag == "truncated":
                 self.truncated += 1
+            elif flag == "split":
+                self.split += 1
             else:
                 self.flags.setdefault(flag, Counted()).add(row)
         self.prompt_lengths.append(len(tree.prompt_ids))
@@ -142,6 +145,9 @@ class DataReport:
             whole = quantiles(self.uncut_lengths)
             fix = f"max_length={whole['p99']} would keep 99 % of the rows whole, max_length={whole['max']} all of them"
             found.append(Finding(None, None, severity, message, fix))
+        if self.split:
+            message = f"{self.split} of {len(self.tree_lengths)} trees are longer than a pack and are split, not cut"
+            found.append(Finding(None, None, "info", message))
         rank = {"error": 0, "warning": 1, "info": 2}
         return sorted(found, key=lambda finding: rank[finding.severity])
 
@@ -157,6 +163,7 @@ class DataReport:
             "tokenized": self.tokenized,
             "complete": self.complete,
             "truncated": self.truncated,
+            "split": self.split,
             "stand_ins": self.stand_ins,
             "left_out": {
                 reason: {"count": rows.count, "why": REASONS[reason], "rows": [list(pair) for pair in rows.first]}

@@ -213,6 +213,7 @@ class TreeBuilder:
         tree = Tokenized(ids[:first], [ids[first:end]], [mask[first:end]], flags=flags, uncut=uncut)
         if cut:
             tree.flag("truncated")
+        tree.flag_split(self.options)
         return self._check_scored(tree)
 
     def _whole_chat(self, case: Case) -> Job[tuple[list[int], list[int], tuple[str, ...]]]:

@@ -20,7 +20,7 @@ class Tokenized:
     completions: list[list[int]]
     masks: list[list[int]] | None = None  # like completions, 0 or 1; None: all 1
     labels: list[float] | None = None  # stepwise: one per mask entry of 1
-    flags: tuple[str, ...] = ()  # "truncated", or a key of report.FLAGS
+    flags: tuple[str, ...] = ()  # "truncated", "split", or a key of report.FLAGS
     left_out: tuple[str, str] | None = None  # reason (a key of cases.REASONS), detail
     uncut: int = 0  # tokens of the longest branch before anything was cut
 
@@ -33,6 +33,12 @@ class Tokenized:
         """Note something about this tree, once."""
         if name not in self.flags:
             self.flags = (*self.flags, name)
+
+    def flag_split(self, options: TokenizeOptions) -> None:
+        """Note that a tree is longer than a pack, where packing is going to split it."""
+        size = len(self.prompt_ids) + max(map(len, self.completions), default=0)
+        if options.split_overlong and options.max_length is not None and size > options.max_length:
+            self.flag("split")
 
     def mask(self, index: int) -> list[int]:
         """The 0/1 mask of a completion, (C_i,)."""
@@ -85,7 +91,8 @@ def truncate(tree: Tokenized, options: TokenizeOptions, header: int, bos: int) -
         for index in range(len(tree.completions)):
             tree.cut_completion(index, options.max_completion_length)
     limit = options.max_length
-    if limit is None:
+    if limit is None or options.split_overlong:
+        tree.flag_split(options)
         return tree
     longest = max(map(len, tree.completions), default=0)
     if options.truncation_mode == "keep_end" and len(tree.prompt_ids) + longest > limit:
@@ -102,7 +109,8 @@ def truncate(tree: Tokenized, options: TokenizeOptions, header: int, bos: int) -
 
 def cut_flat(ids: list[int], mask: list[int], options: TokenizeOptions, bos: int) -> tuple[list[int], list[int], bool]:
     """Cut one whole text or conversation: its end (`keep_start`) or its start after BOS (`keep_end`)."""
-    limits = [limit for limit in (options.max_length, options.max_completion_length) if limit is not None]
+    max_length = None if options.split_overlong else options.max_length
+    limits = [limit for limit in (max_length, options.max_completion_length) if limit is not None]
     limit = min(limits, default=len(ids))
     if len(ids) <= limit:
         return ids, mask, False

@@ -24,7 +24,13 @@ LAST_SHARE = 0.1
 MAX_PROMPTS = 8
 MAX_STEPS = 6
 MAX_FINDINGS = 30
-DATA_FACTS = {"rows_read": "rows", "trees": "trees", "conversational": "conversations", "truncated": "cut to length"}
+DATA_FACTS = {
+    "rows_read": "rows",
+    "trees": "trees",
+    "conversational": "conversations",
+    "truncated": "cut to length",
+    "split": "split by packing",
+}
 """Numbers of a data report that are shown, with the names they are shown under."""
 LATER = "rows are tokenised when they are needed, and the others had not been needed when this was written."
 

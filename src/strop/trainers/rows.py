@@ -25,8 +25,11 @@ def tokenize_options(args: Any, **method_options: Any) -> TokenizeOptions:
     )
 
 
-def prepare_dataset(trainer: Any, dataset: Any, name: str) -> Any:
-    """Rows in any accepted form -> examples, with the findings kept in `trainer.reports[name]`."""
+def prepare_dataset(trainer: Any, dataset: Any, name: str, options: TokenizeOptions | None = None) -> Any:
+    """Rows in any accepted form -> examples, with the findings kept in `trainer.reports[name]`.
+
+    `options` are the trainer's own unless given.
+    """
     if is_prepared(dataset):
         return dataset
     if trainer.args.dataset_num_proc:
@@ -35,7 +38,7 @@ def prepare_dataset(trainer: Any, dataset: Any, name: str) -> Any:
         load_rows(dataset),
         trainer.dataset_kind,
         trainer.tokenizer_in_setup,
-        trainer.tokenize_options(),
+        options or trainer.tokenize_options(),
         cache_dir=trainer.args.dataset_cache_dir,
         name=name,
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Annotated, Any, ClassVar, Literal
 
 from strop.data import DatasetKind, TokenizeOptions, plan_micro_batches
@@ -43,8 +44,9 @@ class SFTConfig(TrainerConfig):
     packing: bool = False
     """Put several rows into one row of up to `max_length` tokens. Attention never crosses from one to another."""
     packing_strategy: Literal["bfd", "bfd_split", "bfd-requeue", "wrapped"] = "bfd"
-    """bfd: best fit, longest first, documents stay whole. wrapped (and bfd_split): documents are cut where a pack
-    is full."""
+    """bfd: best fit, longest first; rows are cut to `max_length` and stay whole. bfd_split: rows longer than a pack
+    are split into pieces, and none of them is lost. wrapped: rows one after the other, split wherever a pack is full.
+    bfd-requeue is an older name of bfd_split."""
     eval_packing: bool | None = None
     """Pack evaluation rows too. None: as `packing`."""
     shuffle_dataset: bool = False
@@ -87,8 +89,10 @@ class SFTTrainer(BaseTrainer):
             dataset = rows.with_text(dataset, self._formatting_func, self.args.dataset_text_field)
         if self._collator is not None:
             return rows.from_collator(dataset, self._collator)
-        prepared = super().convert_dataset(dataset, name)
-        return rows.packed(prepared, self.args) if self.packs(training=name == "train") else prepared
+        if not self.packs(training=name == "train"):
+            return super().convert_dataset(dataset, name)
+        options = replace(self.tokenize_options(), split_overlong=self.args.packing_strategy != "bfd")
+        return rows.packed(rows.prepare_dataset(self, dataset, name, options), self.args)
 
     def packs(self, *, training: bool) -> bool:
         """Whether a row of the training or evaluation set is a pack of rows."""
