@@ -8,6 +8,8 @@ import torch
 from strop.losses import (
     class_metrics,
     clipped_tokens,
+    dpo_loss,
+    exponential_metrics,
     kl_estimate,
     log_odds_ratio,
     orpo_metrics,
@@ -35,6 +37,14 @@ def test_pairs_of_the_fixture(pairs):
             "rewards/accuracies": 1 / 3,
         }
     )
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_share_of_pairs_beyond_the_bound_of_the_exponential(dtype):
+    gaps = torch.tensor([-40.0, -30.5, -29.5, 0.0, 40.0], dtype=dtype)
+    zeros = torch.zeros_like(gaps)
+    losses = dpo_loss(gaps, zeros, zeros, zeros, beta=1.0, loss_type="exponential")
+    assert value(exponential_metrics(losses)["exponent_clamped_ratio"]) == pytest.approx(2 / 5)
 
 
 def test_a_tie_is_not_accurate():

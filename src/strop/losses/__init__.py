@@ -79,6 +79,7 @@ EXPORTS: dict[str, tuple[str, ...]] = {
         "class_metrics",
         "clip_metrics",
         "clipped_tokens",
+        "exponential_metrics",
         "mean_of",
         "orpo_metrics",
         "policy_metrics",

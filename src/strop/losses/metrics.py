@@ -6,12 +6,14 @@ TRL's logs.
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
 from strop.losses.kl import kl_estimate
 from strop.losses.names import CLIPPED_LOSS_TYPES
-from strop.losses.numerics import importance_ratio, logsigmoid
+from strop.losses.numerics import EXP_LIMIT, importance_ratio, logsigmoid
 from strop.losses.policy import log_importance_weights, policy_level, sampler_weights, vespo_gate
 from strop.losses.segments import segment_lengths, segment_mean
 from strop.records import Extreme, Mean
@@ -39,6 +41,11 @@ def class_metrics(values: Tensor, labels: Tensor, *, prefix: str = "rewards") ->
     """`<prefix>/chosen` over desirable rows and `<prefix>/rejected` over the others, of values (B,), labels (B,)."""
     labels = torch.as_tensor(labels, device=values.device).bool()
     return {f"{prefix}/chosen": mean_of(values, labels), f"{prefix}/rejected": mean_of(values, ~labels)}
+
+
+def exponential_metrics(losses: Tensor) -> Metrics:
+    """`exponent_clamped_ratio` of e^-a losses (B,): the share with -a beyond the bound, where they go on straight."""
+    return {"exponent_clamped_ratio": mean_of(losses > math.exp(EXP_LIMIT))}
 
 
 def orpo_metrics(log_odds_ratio: Tensor) -> Metrics:

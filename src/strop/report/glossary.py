@@ -128,6 +128,12 @@ _LOSS_ENTRIES = (
     Entry("learning_rate", LOSS, "Learning rate of the step.", "none", "step"),
     Entry("nll_loss", LOSS, "Negative log-likelihood of the chosen completions.", "nats", "token", healthy="falls"),
     Entry(
+        "exponent_clamped_ratio", LOSS,
+        "Share of pairs whose exponential loss is beyond e^30, where it goes on as a straight line.", "share", "pair",
+        high=0.01, healthy="0", advice="Above 0: lower beta or the learning rate, or use the sigmoid loss of DPO.",
+        methods=("dpo", "xpo"),
+    ),
+    Entry(
         "log_odds_chosen", LOSS, "Log odds ratio of chosen over rejected, from length-averaged probabilities.", "nats",
         "pair", low=0, healthy="rises above 0", advice="Below 0: the model still prefers the rejected completions.",
     ),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 
@@ -21,6 +21,7 @@ from strop.losses import (
 from strop.records import Batch, LossOutput, Scores, Term
 from strop.trainers.config import ReferenceConfig
 from strop.trainers.density_ratio import DensityRatio
+from strop.trainers.prerequisites import Needs
 from strop.trainers.schema import Range, config
 from strop.trainers.step import StepContext, tree_field
 from strop.trainers.unpaired import UnpairedTrainer, label_metrics
@@ -29,6 +30,12 @@ from strop.trainers.unpaired import UnpairedTrainer, label_metrics
 @config
 class BCOConfig(ReferenceConfig):
     """Settings of `BCOTrainer`."""
+
+    needs: ClassVar[dict[str, Needs]] = {
+        **ReferenceConfig.needs,
+        "delta_mode": Needs({"loss_type": ("bco",)}),
+        "delta_decay": Needs({"delta_mode": ("ema_balanced",)}),
+    }
 
     learning_rate: Annotated[float, Range(min=0)] = 5e-7
     """Peak learning rate of AdamW."""

@@ -14,6 +14,7 @@ from transformers.trainer_pt_utils import AcceleratorConfig
 
 from strop.errors import ConfigError, did_you_mean
 from strop.trainers.lost_ranks import meet
+from strop.trainers.prerequisites import Needs, default_of, unmet
 from strop.trainers.schema import Range, config, validate
 
 Layout = Literal["auto", "tree", "packed", "padded"]
@@ -93,6 +94,7 @@ class TrainerConfig(TrainingArguments):
         "force_use_ref_model": "The reference is the starting model, by construction; remove it.",
     }
     unused: ClassVar[dict[str, str]] = UNUSED
+    needs: ClassVar[dict[str, Needs]] = {"num_completions_to_print": Needs({"generate_during_eval": (True,)})}
 
     learning_rate: Annotated[float, Range(min=0)] = 1e-6
     """Peak learning rate of AdamW."""
@@ -160,7 +162,8 @@ class TrainerConfig(TrainingArguments):
     def __post_init__(self) -> None:
         problems = validate(self)
         problems += self.idle()
-        problems += self.contradictions() if not problems else []  # they compare values that have their types
+        if not problems:  # what follows compares values that have their types
+            problems += [*unmet(self), *self.contradictions()]
         if problems:
             raise ConfigError.collect(f"{type(self).__name__} has settings that cannot be used:", problems)
         if self.output_dir is None:
@@ -192,8 +195,7 @@ class TrainerConfig(TrainingArguments):
         """
         problems = []
         for f in dataclasses.fields(self):
-            value = getattr(self, f.name)
-            default = f.default_factory() if f.default is dataclasses.MISSING else f.default  # type: ignore[misc, operator]
+            value, default = getattr(self, f.name), default_of(f)
             nothing = not value and not default
             if f.name in self.unused and value != default and not nothing:
                 problems.append(f"{f.name}={value!r} has no effect here. {self.unused[f.name]}")
@@ -253,6 +255,12 @@ class TrainerConfig(TrainingArguments):
 @config
 class ReferenceConfig(TrainerConfig):
     """Settings of methods that compare the policy with a reference model."""
+
+    needs: ClassVar[dict[str, Needs]] = {
+        **TrainerConfig.needs,
+        "precompute_ref_batch_size": Needs({"precompute_ref_log_probs": (True,)}),
+        **dict.fromkeys(("ref_model_mixup_alpha", "ref_model_sync_steps"), Needs({"sync_ref_model": (True,)})),
+    }
 
     precompute_ref_log_probs: bool = False
     """Score all rows with the reference before training, so that it need not stay in memory. Kept in `output_dir`,

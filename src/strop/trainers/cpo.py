@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 
@@ -12,6 +12,7 @@ from strop.losses.names import CPO_AVERAGED_TYPES, CPO_TERM_TYPES, check_name
 from strop.records import Batch, Example, LossOutput, Scores, Term, Want
 from strop.trainers.config import TrainerConfig
 from strop.trainers.pairs import PairTrainer, pair_metrics
+from strop.trainers.prerequisites import Needs
 from strop.trainers.schema import Range, config
 from strop.trainers.step import Counts, StepContext, scored_tokens
 
@@ -19,6 +20,13 @@ from strop.trainers.step import Counts, StepContext, scored_tokens
 @config
 class CPOConfig(TrainerConfig):
     """Settings of `CPOTrainer`."""
+
+    needs: ClassVar[dict[str, Needs]] = {
+        **TrainerConfig.needs,
+        "simpo_gamma": Needs({"loss_type": ("simpo", "alphapo")}),
+        "contrastive_temperature": Needs({"loss_type": ("contrastive_hidden",)}),
+        "contrastive_anchor": Needs({"loss_type": ("contrastive_hidden",)}),
+    }
 
     beta: Annotated[float, Range(min=0, open_min=True)] = 0.1
     """Scale of the difference of log-probs."""

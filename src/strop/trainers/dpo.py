@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 
@@ -14,6 +14,7 @@ from strop.losses import (
     aot_partners,
     check_dpo_options,
     dpo_loss,
+    exponential_metrics,
     ld_logps,
     nll_loss,
     shared_lengths,
@@ -24,6 +25,7 @@ from strop.losses.names import DPO_BATCH_LOSS_TYPES, DPO_OPTIONS, DPO_TERM_TYPES
 from strop.records import Batch, Example, LossOutput, Scores, Term, Want
 from strop.trainers.config import ReferenceConfig
 from strop.trainers.pairs import PairTrainer, pair_metrics
+from strop.trainers.prerequisites import Needs
 from strop.trainers.schema import Range, config
 from strop.trainers.step import Counts, StepContext, scored_tokens
 
@@ -37,6 +39,13 @@ class DPOConfig(ReferenceConfig):
         **ReferenceConfig.removed,
         "rpo_alpha": "Use loss_type=['sigmoid', 'sft'] with loss_weights=[1.0, rpo_alpha].",
         "reference_free": "Use CPOTrainer, whose losses need no reference.",
+    }
+    needs: ClassVar[dict[str, Needs]] = {
+        **ReferenceConfig.needs,
+        "ipo_length_norm": Needs({"loss_type": ("ipo",)}),
+        "f_alpha_divergence_coef": Needs({"f_divergence_type": ("alpha_divergence",)}),
+        "wpo_clamp": Needs({"use_weighting": (True,)}),
+        "discopop_tau": Needs({"loss_type": ("discopop",)}),
     }
 
     beta: Annotated[float, Range(min=0, open_min=True)] = 0.1
@@ -147,6 +156,7 @@ class DPOTrainer(PairTrainer):
         lengths = scores.lengths.view(-1, 2)  # (B, 2)
         policy, ref = self.sums(scores, lengths), self.sums(step.ref, lengths)  # (B, 2) each
         weights = self.pair_weights(scores)
+        metrics = pair_metrics(scores, self.args.beta * (policy - ref).detach(), policy.detach())
         terms = []
         for name, weight in zip(
             self.args.loss_type, self.args.loss_weights or [1.0] * len(self.args.loss_type), strict=True
@@ -157,7 +167,9 @@ class DPOTrainer(PairTrainer):
                 continue
             values = self.pair_loss(name, policy, ref, lengths, step)
             terms.append(Term(values if weights is None else values * weights, "trees", weight))
-        return LossOutput(terms, pair_metrics(scores, self.args.beta * (policy - ref).detach(), policy.detach()))
+            if name == "exponential":
+                metrics |= exponential_metrics(values)
+        return LossOutput(terms, metrics)
 
     def pair_loss(
         self, name: str, policy: torch.Tensor, ref: torch.Tensor, lengths: torch.Tensor, step: StepContext

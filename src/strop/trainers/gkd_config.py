@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Annotated, Any, ClassVar
 
 from strop.trainers.online_config import OnlineConfig
+from strop.trainers.prerequisites import Needs
 from strop.trainers.schema import Range, config
 
 NO_REWARD = ("reward_weights", "reward_on_error", "reward_penalty", "reward_timeout", "missing_eos_penalty")
@@ -32,6 +33,10 @@ class GKDConfig(OnlineConfig):
         **dict.fromkeys(NO_REFERENCE, "GKD compares with the teacher, not with a reference; remove it."),
         "num_generations_eval": "Evaluation uses the completions of the rows; remove it.",
         "log_unique_prompts": "Each prompt has one completion; remove it.",
+    }
+    needs: ClassVar[dict[str, Needs]] = {
+        **OnlineConfig.needs,
+        "seq_kd": Needs({"lmbda": Range(max=1, open_max=True)}),
     }
 
     learning_rate: Annotated[float, Range(min=0)] = 2e-5

@@ -6,10 +6,12 @@ from typing import Annotated, ClassVar, Literal
 
 from strop.errors import ConfigError
 from strop.losses import check_policy_options
-from strop.trainers.online_config import OnlineConfig
+from strop.trainers.online_config import VLLM, OnlineConfig
+from strop.trainers.prerequisites import ABOVE_ZERO, Needs
 from strop.trainers.schema import Range, config
 
 Positive = Annotated[float, Range(min=0, open_min=True)]
+CORRECTED = {"vllm_importance_sampling_correction": (True,)}
 
 
 @config
@@ -23,6 +25,24 @@ class GRPOConfig(OnlineConfig):
     removed: ClassVar[dict[str, str]] = {
         **OnlineConfig.removed,
         "cast_lm_head_to_fp32": "Logits are added up and normalised in float32 always; remove it.",
+    }
+
+    needs: ClassVar[dict[str, Needs]] = {
+        **OnlineConfig.needs,
+        "use_bias_correction_kl": Needs({"beta": ABOVE_ZERO}),
+        "max_resampling_rounds": Needs({"dynamic_sampling": (True,)}),
+        **dict.fromkeys(
+            ("entropy_coef_min", "entropy_coef_max", "entropy_coef_delta", "entropy_target"),
+            Needs({"use_adaptive_entropy": (True,)}),
+        ),
+        "vllm_importance_sampling_correction": VLLM,
+        "vllm_importance_sampling_mode": Needs(CORRECTED, elsewhere=("sequence_mask",)),
+        "vllm_importance_sampling_clip_max": Needs(CORRECTED, elsewhere=(2.0, None)),
+        "vllm_importance_sampling_clip_min": Needs(CORRECTED),
+        **dict.fromkeys(("sapo_temperature_pos", "sapo_temperature_neg"), Needs({"loss_type": ("sapo",)})),
+        **dict.fromkeys(
+            ("vespo_k_pos", "vespo_lambda_pos", "vespo_k_neg", "vespo_lambda_neg"), Needs({"loss_type": ("vespo",)})
+        ),
     }
 
     disable_dropout: bool = False

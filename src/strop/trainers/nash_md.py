@@ -11,6 +11,7 @@ from strop.records import Batch, Example, LossOutput, Mean, Scores, Term
 from strop.trainers.groups import Group
 from strop.trainers.online_dpo import OnlinePairConfig, OnlinePairTrainer, at_epoch, objective_metrics
 from strop.trainers.opponents import OPPONENT_UNUSED, preferences, rollout_against
+from strop.trainers.prerequisites import Needs
 from strop.trainers.schema import Range, config
 from strop.trainers.step import StepContext, sum_over_ranks, tree_field
 
@@ -25,6 +26,7 @@ class NashMDConfig(OnlinePairConfig):
         "loss_type": "Nash-MD has one loss; see gradient_form and objective.",
         "num_generations_eval": "Each prompt has one completion of the policy and one of the opponent.",
     }
+    needs: ClassVar[dict[str, Needs]] = {**OnlinePairConfig.needs, "gradient_form": Needs({"objective": ("nash",)})}
 
     mixture_coef: Annotated[float, Range(min=0, max=1)] | list[float] = 0.5
     """Weight of the reference in the opponent's mixture; 0 is self-play, 1 the reference. A list: one per epoch."""

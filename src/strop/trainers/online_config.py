@@ -5,7 +5,12 @@ from __future__ import annotations
 from typing import Annotated, Any, ClassVar, Literal
 
 from strop.trainers.config import ReferenceConfig
+from strop.trainers.prerequisites import ABOVE_ZERO, Needs
 from strop.trainers.schema import Range, config
+
+VLLM = Needs({"engine": ("vllm",)})
+SERVER = {"vllm_mode": ("server",)}
+COLOCATED = {"vllm_mode": ("colocate",)}
 
 
 @config
@@ -47,6 +52,23 @@ class OnlineConfig(ReferenceConfig):
         "truncation_mode": "Too long prompts are left out, or cut on the left to max_prompt_length; remove it.",
         "precompute_ref_log_probs": "It has no rows to work on: completions are sampled in training; remove it.",
         "precompute_ref_batch_size": "Nothing is precomputed: completions are sampled in training; remove it.",
+    }
+
+    needs: ClassVar[dict[str, Needs]] = {
+        **ReferenceConfig.needs,
+        "sync_ref_model": Needs({"beta": ABOVE_ZERO}),
+        "vllm_mode": VLLM,
+        "vllm_server_base_url": Needs(SERVER),
+        "vllm_server_host": Needs({"vllm_server_base_url": (None,)}, elsewhere=("0.0.0.0",)),
+        "vllm_server_port": Needs({"vllm_server_base_url": (None,)}),
+        "vllm_server_timeout": VLLM,
+        "vllm_sync_dir": VLLM,
+        "vllm_gpu_memory_utilization": Needs(COLOCATED),
+        "vllm_max_model_length": Needs(COLOCATED),
+        "vllm_model_impl": Needs(COLOCATED, elsewhere=("vllm",)),
+        "reward_penalty": Needs({"reward_on_error": ("penalize",)}),
+        "num_completions_to_print": Needs({"log_completions": (True,), "generate_during_eval": (True,)}),
+        "log_unique_prompts": Needs({"log_completions": (True,)}),
     }
 
     num_generations: Annotated[int, Range(min=1)] = 8
@@ -128,7 +150,7 @@ class OnlineConfig(ReferenceConfig):
     """Show one completion per prompt in that table."""
 
     def __post_init__(self) -> None:
-        if self.use_vllm:
+        if self.use_vllm and self.engine == "auto":
             self.engine = "vllm"
         super().__post_init__()
 
@@ -136,8 +158,8 @@ class OnlineConfig(ReferenceConfig):
         problems = super().contradictions()
         if self.steps_per_generation is not None and self.generation_batch_size is not None:
             problems.append("steps_per_generation and generation_batch_size say the same in two ways; keep one.")
-        if self.sync_ref_model and self.beta == 0:
-            problems.append("sync_ref_model=True moves a reference, and beta=0 keeps none; set beta above 0.")
+        if self.use_vllm and self.engine != "vllm":
+            problems.append(f"use_vllm=True and engine={self.engine!r} exclude each other; remove one.")
         return problems
 
     def vllm_settings(self) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from strop.records import Batch, Example, LossOutput, Scores, Term
 from strop.trainers import rows
 from strop.trainers.base import BaseTrainer
 from strop.trainers.config import TrainerConfig
+from strop.trainers.prerequisites import Needs
 from strop.trainers.schema import Range, config
 from strop.trainers.step import StepContext
 
@@ -26,6 +27,10 @@ class SFTConfig(TrainerConfig):
         "num_of_sequences": "Packs are cut by `max_length`; remove it.",
         "chars_per_token": "Packs are cut by `max_length`; remove it.",
         "dataset_kwargs": "Rows that are tokenised already are recognised by their columns; remove it.",
+    }
+    needs: ClassVar[dict[str, Needs]] = {
+        **TrainerConfig.needs,
+        "packing_strategy": Needs({"packing": (True,), "eval_packing": (True,)}),
     }
 
     learning_rate: Annotated[float, Range(min=0)] = 2e-5

@@ -8,7 +8,7 @@ from typing import Annotated, Any, ClassVar, Literal
 import torch
 
 from strop.errors import ConfigError
-from strop.losses import dpo_loss, mean_of, xpo_loss
+from strop.losses import dpo_loss, exponential_metrics, mean_of, xpo_loss
 from strop.records import Batch, Example, LossOutput, Mean, Scores, Term
 from strop.trainers.config import ReferenceConfig
 from strop.trainers.groups import Group
@@ -117,9 +117,8 @@ class OfflineXPOTrainer(XPOTrainer, PairTrainer):
         columns = (policy[:, 0], policy[:, 1], ref[:, 0], ref[:, 1])
         beta = at_epoch(self.args.beta, self.state.epoch)
         values = dpo_loss(*columns, beta=beta, loss_type="exponential")
-        return LossOutput(
-            [Term(values, "trees")], pair_metrics(scores, beta * (policy - ref).detach(), policy.detach())
-        )
+        metrics = pair_metrics(scores, beta * (policy - ref).detach(), policy.detach())
+        return LossOutput([Term(values, "trees")], metrics | exponential_metrics(values))
 
 
 def settings_of_sampling(args: XPOConfig) -> list[str]:
