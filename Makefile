@@ -53,7 +53,7 @@ lint: $(VENV)/.dev
 	$(BIN)/mypy
 
 pytest: $(VENV)/.dev
-	$(TEST_ENV) $(BIN)/python -m pytest -q -n $(WORKERS)
+	$(TEST_ENV) $(BIN)/python -m pytest -q -n $(WORKERS) --dist loadgroup
 
 proof: $(VENV)/.dev
 	@$(BIN)/python -m proof

@@ -39,7 +39,7 @@ Needed beside `make install`: `pip install --constraint constraints.txt trl==1.1
 """
 TITLES = {
     "offline": "Offline methods",
-    "offline-bf16": "DPO in bfloat16 autocast, against TRL's defaults",
+    "offline-defaults": "DPO against TRL's defaults (bfloat16 autocast, checkpointing)",
     "online": "Online methods, sampling included",
     "rollout": "Sampling alone",
 }

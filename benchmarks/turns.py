@@ -10,6 +10,7 @@ import argparse
 import json
 import platform
 import resource
+import shlex
 import statistics
 import subprocess
 import sys
@@ -152,8 +153,11 @@ def run(
 
 def write(path: Path, module: str, options: argparse.Namespace, found: dict[str, Any]) -> None:
     """The result with the command that gives it, the machine and the versions."""
-    words = [f"--{key} {' '.join(map(str, value)) if isinstance(value, list | tuple) else value}"
-             for key, value in vars(options).items() if value is not None and key != "child"]  # fmt: skip
+    words = []
+    for key, value in vars(options).items():
+        if value is not None and key != "child":
+            values = value if isinstance(value, list | tuple) else [value]
+            words += [f"--{key}", *(shlex.quote(str(v)) for v in values)]
     record = {
         "command": f"python -m {module} {' '.join(words)}",
         "processor": processor(),

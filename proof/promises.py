@@ -202,7 +202,7 @@ PROMISES: tuple[Promise, ...] = (
         (
             f"{T}test_label_patterns.py",
             f"{T}test_geometry.py",
-            f"{T}test_resume.py",
+            f"{T}test_resume_processes.py",
             f"{L}test_kto.py",
             f"{L}test_bco.py",
             f"{L}test_reduce.py",

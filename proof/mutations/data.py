@@ -127,8 +127,8 @@ MUTATIONS = (
         edits=(
             Edit(
                 "data/checks.py",
-                "from strop.data.cases import REASONS, Case, MissingColumn, read_cases\n",
-                "import torch  # noqa: F401\n\nfrom strop.data.cases import REASONS, Case, MissingColumn, read_cases\n",
+                "from strop.data.findings import SHOWN, Finding, Problems, RowProblem\n",
+                "import torch  # noqa: F401\n\nfrom strop.data.findings import SHOWN, Finding, Problems, RowProblem\n",
             ),
         ),
         tests=("tests/data/test_checks.py::test_checks_do_not_import_torch",),

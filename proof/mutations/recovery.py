@@ -32,7 +32,7 @@ MUTATIONS = (
         tests=(f"{RESUMED}[sft stream rows max_steps arch disable_dropout cut at 4]",),
     ),
     Mutation(
-        name="rollout-buffer-not-saved",
+        name="completions-sampled-before-the-stop-forgotten",
         promises=(6,),
         history="Completions sampled before the stop were forgotten, and the resumed run sampled others (TRL's GRPO).",
         edits=(

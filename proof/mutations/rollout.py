@@ -114,11 +114,11 @@ MUTATIONS = (
         edits=(
             Edit(
                 "rollout/vllm_engine.py",
-                "        version = self._version + 1\n",
-                "        version = self._version + 1\n"
-                "        if self._adapter_name is not None:\n"
-                "            self.model.merge_adapter()\n"
-                "            self.model.unmerge_adapter()\n",
+                "        self._attempts += 1\n",
+                "        self._attempts += 1\n"
+                "        if self.weights.adapter is not None:\n"
+                "            self.weights.model.merge_adapter()\n"
+                "            self.weights.model.unmerge_adapter()\n",
             ),
         ),
         tests=("tests/rollout/test_weight_syncs.py",),

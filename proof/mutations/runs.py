@@ -98,7 +98,7 @@ MUTATIONS = (
         edits=(
             Edit(
                 "trainers/config.py",
-                '                problems.append(f"{name}={getattr(self, name)!r} has no effect here. {advice}")\n',
+                '                problems.append(f"{f.name}={value!r} has no effect here. {self.unused[f.name]}")\n',
                 "                pass\n",
             ),
         ),
@@ -196,7 +196,9 @@ MUTATIONS = (
                 "        self.delta_state = kind()\n",
             ),
         ),
-        tests=("tests/trainers/test_resume.py::test_resume_equals_not_stopping[mid-epoch-bco]",),
+        tests=(
+            "tests/trainers/test_resume_processes.py::test_a_resumed_run_is_the_run_that_was_never_stopped[bco cut at 1]",
+        ),
     ),
     Mutation(
         name="an-epoch-is-skipped-on-resume",
@@ -209,7 +211,9 @@ MUTATIONS = (
                 "    def set_epoch(self, epoch: int) -> None:\n        self.epoch += 1\n",
             ),
         ),
-        tests=("tests/trainers/test_resume.py::test_resume_equals_not_stopping[epoch end-sft]",),
+        tests=(
+            "tests/trainers/test_resume_processes.py::test_a_resumed_run_is_the_run_that_was_never_stopped[reward cut at 3]",
+        ),
     ),
     Mutation(
         name="rows-follow-the-global-random-state",
@@ -223,15 +227,6 @@ MUTATIONS = (
             ),
         ),
         tests=("tests/trainers/test_windows.py::test_epochs_differ_and_repeat_by_seed_and_number",),
-    ),
-    Mutation(
-        name="half-logged-metrics-forgotten",
-        promises=(6, 22),
-        history="Metrics between two log lines were lost in a resume, so the next line averaged fewer steps than it said.",
-        edits=(
-            Edit("trainers/checkpoint.py", '        self._metrics["train"].load(state["metrics"])\n', "        pass\n"),
-        ),
-        tests=("tests/trainers/test_resume.py::test_resume_equals_not_stopping[mid-epoch-sft]",),
     ),
     Mutation(
         name="rollout-buffer-not-saved",

@@ -22,6 +22,7 @@ from strop.errors import StropError
 from strop.testing import option_scenes as scenes
 from strop.testing.cases import make_trainer, settings
 from strop.testing.flips import Flip, changed, inherited_fields, owner
+from strop.trainers.config import TrainerConfig
 
 EVALUATED = {"eval_strategy": "steps", "eval_steps": 1}
 SAVED = {"save_strategy": "steps", "save_steps": 1}
@@ -356,7 +357,8 @@ def test_a_static_space_is_made_when_training_ends(tmp_path: Path) -> None:
         assert "me/still" in str(module.mock_calls)
 
 
-def test_fsdp_settings_reach_accelerate(tmp_path: Path) -> None:
+def test_fsdp_settings_reach_accelerate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(TrainerConfig, "contradictions", lambda self: [])  # there is neither GPU nor second process
     plain, moved = (
         settings("dpo", tmp_path, fsdp="full_shard", fsdp_config=config).fsdp_plugin_args
         for config in ({}, {"reshard_after_forward": False})

@@ -16,7 +16,8 @@ TIMEOUT = 0.5
 
 
 def run(stub: Any, folder: Path) -> Any:
-    return make_trainer(
+    """A trainer whose policy is what the server serves."""
+    trainer = make_trainer(
         "grpo",
         folder,
         num_generations=2,
@@ -30,6 +31,8 @@ def run(stub: Any, folder: Path) -> Any:
         save_steps=1,
         max_steps=3,
     )
+    stub.model = trainer.model
+    return trainer
 
 
 def stall(stub: Any, handler: Any) -> None:

@@ -322,7 +322,8 @@ SOURCE = Path(strop.__file__).parent
 
 
 def names_read() -> set[str]:
-    """Attributes and `getattr` names that any module of the package reads, checks of configs left out."""
+    """Attributes and `getattr` names that any module of the package reads, also by way of a tuple `..._OPTIONS`; checks
+    of configs left out."""
     names: set[str] = set()
     for path in SOURCE.rglob("*.py"):
         if "testing" not in path.parts:
@@ -337,6 +338,8 @@ def _reads(node: ast.AST) -> Iterator[str]:
         yield node.attr
     if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "getattr":
         yield from (arg.value for arg in node.args if isinstance(arg, ast.Constant) and isinstance(arg.value, str))
+    if isinstance(node, ast.Assign) and any(getattr(t, "id", "").endswith("_OPTIONS") for t in node.targets):
+        yield from (part.value for part in ast.walk(node.value) if isinstance(part, ast.Constant))
     for child in ast.iter_child_nodes(node):
         yield from _reads(child)
 

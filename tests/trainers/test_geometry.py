@@ -31,7 +31,8 @@ def test_micro_batches_order_and_layout_leave_the_gradient_alone(verb, tmp_path)
         {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 4},
         {"per_device_train_batch_size": 1, "gradient_accumulation_steps": 8, "shuffle": 3},
         {"per_device_train_batch_size": 8, "max_tokens_per_micro_batch": 40, "layout": "packed"},
-        {"per_device_train_batch_size": 4, "layout": "padded", "head_memory_mb": 1},
+        {"per_device_train_batch_size": 4, "layout": "padded"}
+        | ({} if verb in ("reward", "prm") else {"head_memory_mb": 1}),
     ]
     for cut in cuts:
         assert largest_difference(whole, gradients(verb, tmp_path, **cut)) < TOLERANCE, cut

@@ -63,7 +63,7 @@ RUNS: dict[str, tuple[str, dict[str, str]]] = {
             "learning_rate": "5e-4",
             "per_device_train_batch_size": "64",
             "per_device_eval_batch_size": "64",
-            "max_steps": "30",
+            "max_steps": "25",
             "logging_steps": "1",
         },
     ),

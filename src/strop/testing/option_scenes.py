@@ -273,11 +273,12 @@ class StubVllm:
 
     processed_logprobs = True
     context_tokens = None
+    serves = "the policy"
 
     record: list[Any]
 
-    def __init__(self, *arguments: Any) -> None:
-        self.record.append((type(self).__name__, arguments))
+    def __init__(self, *arguments: Any, **settings: Any) -> None:
+        self.record.append((type(self).__name__, arguments, settings))
 
     def complete(self, requests: list[dict[str, Any]]) -> list[list[dict[str, Any]]]:
         return [[self.choice(request, index) for index in range(request["n"])] for request in requests]
@@ -291,9 +292,10 @@ class StubVllm:
         pass
 
     def reload_weights(self, folder: Path) -> None:
-        pass
+        """Note whether the files are where the run is, or in a folder that the engine made elsewhere."""
+        self.record.append(Path(folder).is_relative_to(Path.cwd()))
 
-    def close(self, adapter: str | None = None) -> None:
+    def close(self) -> None:
         pass
 
 
@@ -305,6 +307,7 @@ def stub_vllm() -> Iterator[list[Any]]:
     with (
         mock.patch(f"{home}.VllmInProcess", type("InProcess", (StubVllm,), {"record": record})),
         mock.patch(f"{home}.VllmServer", type("Server", (StubVllm,), {"record": record})),
+        mock.patch(f"{home}.VllmGenerator._compare"),  # a stub serves no model that could be the policy
     ):
         yield record
 

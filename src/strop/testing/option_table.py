@@ -101,6 +101,7 @@ TABLE: dict[str, dict[str, Flip]] = {
         "vllm_server_host": Flip("other", **SERVER),
         "vllm_server_port": Flip(1234, **SERVER),
         "vllm_server_timeout": Flip(5.0, **SERVER),
+        "vllm_sync_dir": Flip("shared", **SERVER),
         "vllm_gpu_memory_utilization": Flip(0.5, "extra", **VLLM),
         "vllm_max_model_length": Flip(100, "extra", **VLLM),
         "vllm_model_impl": Flip("transformers", "extra", **VLLM),

@@ -144,7 +144,10 @@ class GRPOTrainer(PolicyGradientTrainer):
         options["ref_logps"] = step.ref.logps if step.ref is not None else None
         sampler_logps = token_field(batch, "sampler_logps").to(dtype)  # (N,)
         corrects = args.engine == "vllm" and args.vllm_importance_sampling_correction
-        bounds = {f"clip_{end}": getattr(args, f"vllm_importance_sampling_clip_{end}") for end in ("max", "min")}
+        bounds = {
+            "clip_max": args.vllm_importance_sampling_clip_max,
+            "clip_min": args.vllm_importance_sampling_clip_min,
+        }
         values = policy_loss_flat(
             *given,
             **options,
