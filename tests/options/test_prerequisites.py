@@ -81,9 +81,7 @@ def test_a_setting_that_others_switch_off_says_so(case: str, name: str) -> None:
 
 def test_every_declared_need_is_tried() -> None:
     declared = {name for method in METHODS for name in method.config().needs}
-    assert declared == {name for _, name in [*PAIRS, *MET]} | {"vllm_sync_dir"}
-    with pytest.raises(ConfigError, match=r"vllm_sync_dir=.*engine is 'vllm'"):
-        strop.GRPOConfig(vllm_sync_dir="here")
+    assert declared == {name for _, name in [*PAIRS, *MET]}
 
 
 @pytest.mark.parametrize(

@@ -23,6 +23,7 @@ OPPONENT_UNUSED = {
             "vllm_server_host",
             "vllm_server_port",
             "vllm_server_timeout",
+            "vllm_sync_dir",
             "vllm_gpu_memory_utilization",
             "vllm_max_model_length",
             "vllm_model_impl",
