@@ -125,7 +125,7 @@ FLIPS: dict[str, Flip] = {
     "logging_strategy": Flip("no", "log"),
     "logging_first_step": Flip(True, "log", {"logging_steps": 2}),
     "include_num_input_tokens_seen": Flip("all", "log"),
-    "log_level": Flip("error", "process"),
+    "log_level": Flip("debug", "process"),
     "disable_tqdm": Flip(False, "printed"),
     "report_to": Flip("trackio", "extra", within=trackio),
     "run_name": Flip("mine", **TRACKED),

@@ -160,3 +160,13 @@ def test_errors_of_the_run_itself_pass_through(tmp_path: Path) -> None:
         with pytest.raises(type(error)) as caught, lost_ranks_named(trainer):
             raise error
         assert caught.value is error and trainer.heartbeat is None
+
+
+def test_a_store_that_is_gone_before_the_heart_beats_tells_who_is_lost(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lost_ranks, "STORE_SECONDS", 0.2)
+    monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
+    monkeypatch.setenv("MASTER_PORT", str(_free_port()))
+    monkeypatch.delenv("TORCHELASTIC_USE_AGENT_STORE", raising=False)
+    assert lost_ranks.Heartbeat(1, 2).silent_ranks() == [0]
+    monkeypatch.setenv("TORCHELASTIC_USE_AGENT_STORE", "True")
+    assert lost_ranks.Heartbeat(1, 2).silent_ranks() is None

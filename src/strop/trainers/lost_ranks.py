@@ -38,7 +38,13 @@ class Heartbeat:
     def __init__(self, rank: int, world_size: int) -> None:
         self.others = [other for other in range(world_size) if other != rank]
         self.told: list[int] = []  # who is lost, from a rank that found it out before
-        self._key, self._store, self._over = beat_of(rank), meeting_place(), threading.Event()
+        self._key, self._over = beat_of(rank), threading.Event()
+        self._store: Any = None
+        self._hosts_lost: list[int] = []
+        try:
+            self._store = meeting_place()
+        except RuntimeError:  # there was one when the ranks met
+            self._hosts_lost = host_of_store()
         if self._store is not None:
             threading.Thread(target=self._beat, name="strop-heartbeat", daemon=True).start()
 
@@ -55,14 +61,14 @@ class Heartbeat:
     def silent_ranks(self) -> list[int] | None:
         """Ranks that do not count any more; None if this cannot be found out."""
         if self._store is None:
-            return None
+            return self._hosts_lost or None
         found: list[list[int] | None] = []
         thread = threading.Thread(target=lambda: found.append(self._compare()), daemon=True)
         thread.start()
         thread.join(STORE_SECONDS + SILENT_SECONDS + 4 * BEAT_SECONDS)
         if self.told or (found and found[0] is not None):
             return self.told or found[0]
-        return None if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True" else [0]
+        return host_of_store() or None
 
     def _compare(self) -> list[int] | None:
         with contextlib.suppress(RuntimeError):
@@ -97,13 +103,22 @@ def beat_of(rank: int) -> str:
 
 
 def meeting_place() -> Any:
-    """A connection of its own to the store through which the ranks met, or None where that is not known."""
+    """A connection of its own to the store through which the ranks met, or None where that is not known.
+
+    Raises:
+        RuntimeError: the store does not answer.
+    """
     try:
         address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
-        patience = timedelta(seconds=STORE_SECONDS)
-        return dist.TCPStore(address, port, is_master=False, timeout=patience, wait_for_workers=False)
-    except (KeyError, ValueError, RuntimeError):
+    except (KeyError, ValueError):
         return None
+    patience = timedelta(seconds=STORE_SECONDS)
+    return dist.TCPStore(address, port, is_master=False, timeout=patience, wait_for_workers=False)
+
+
+def host_of_store() -> list[int]:
+    """The rank that is lost if the store is: rank 0, unless a launcher keeps it."""
+    return [] if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True" else [0]
 
 
 @contextlib.contextmanager
