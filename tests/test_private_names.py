@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import strop
-from strop.trainers.base import BaseTrainer
+from strop.engine.trainer import BaseTrainer
 
 SOURCE = Path(strop.__file__).parent
 LIST = Path(__file__).with_name("private_names.txt")

@@ -16,7 +16,7 @@ from typing import Any
 from transformers import TrainingArguments
 
 import strop
-from strop.trainers.registry import METHODS
+from strop.methods.registry import METHODS
 
 SNAPSHOT = Path(__file__).with_name("public_api.json")
 MODULES = (

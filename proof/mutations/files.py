@@ -46,8 +46,8 @@ MUTATIONS = (
         name="model-before-rows",
         promises=(10,),
         history="The model was loaded, for minutes, before the first row was looked at (all trainers of TRL).",
-        edits=(Edit("trainers/setup.py", "    if model is None and tokenizer is None:", "    if model is None:"),),
-        tests=("tests/trainers/test_broken_files.py::test_a_model_init_waits_for_the_rows",),
+        edits=(Edit("engine/setup.py", "    if model is None and tokenizer is None:", "    if model is None:"),),
+        tests=("tests/engine/test_broken_files.py::test_a_model_init_waits_for_the_rows",),
     ),
     Mutation(
         name="check-imports-torch",
@@ -105,13 +105,13 @@ MUTATIONS = (
         promises=(24,),
         history="The cache of tokenised rows did not notice that the file had changed (datasets fingerprints).",
         edits=(Edit("data/store.py", "parts = [DATA_VERSION, fingerprint,", 'parts = [DATA_VERSION, "",'),),
-        tests=("tests/trainers/test_fast_start.py::test_a_second_run_tokenises_nothing",),
+        tests=("tests/engine/test_fast_start.py::test_a_second_run_tokenises_nothing",),
     ),
     Mutation(
         name="everything-is-tokenised-first",
         promises=(24,),
         history="The first step waited until the whole set was tokenised, on every rank (trl#1252, trl#6206).",
         edits=(Edit("data/prepare.py", "eager=total <= eager_rows", "eager=True"),),
-        tests=("tests/trainers/test_fast_start.py::test_the_first_step_of_a_large_set",),
+        tests=("tests/engine/test_fast_start.py::test_the_first_step_of_a_large_set",),
     ),
 )

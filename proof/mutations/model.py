@@ -76,7 +76,7 @@ MUTATIONS = (
                 "        last.append(item.at(item.prompt_length + len(item.ids) - 2) if item.fed == len(item.ids) else -1)\n",
             ),
         ),
-        tests=("tests/trainers/test_oracle.py::test_reward_scores_the_last_token_of_each_side",),
+        tests=("tests/engine/test_oracle.py::test_reward_scores_the_last_token_of_each_side",),
     ),
     Mutation(
         name="softcap-dropped-by-the-fused-head",

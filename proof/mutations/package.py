@@ -11,7 +11,7 @@ MUTATIONS = (
         history="Five trainers went away in two releases, and scripts that imported them broke (TRL 1.13 and 1.14).",
         edits=(
             Edit(
-                "trainers/registry.py",
+                "methods/registry.py",
                 '    Method("prm", "PRM", "train a model that judges every step of a solution"),\n',
                 "",
             ),
@@ -24,7 +24,7 @@ MUTATIONS = (
         history="Settings were renamed between releases without another name to go by; configs of the last release failed.",
         edits=(
             Edit(
-                "trainers/online_config.py",
+                "settings/online.py",
                 "    missing_eos_penalty: Annotated[float, Range(min=0)] | None = None\n",
                 "    no_eos_penalty: Annotated[float, Range(min=0)] | None = None\n",
             ),
@@ -37,7 +37,7 @@ MUTATIONS = (
         history="Chosen and rejected changed places on their way to the loss (a refactoring of paired columns).",
         edits=(
             Edit(
-                "trainers/reward.py",
+                "methods/reward.py",
                 "        values = reward_loss(chosen, rejected, margin=margin,",
                 "        values = reward_loss(rejected, chosen, margin=margin,",
             ),
@@ -64,8 +64,8 @@ MUTATIONS = (
         edits=(
             Edit(
                 "__init__.py",
-                "from strop.trainers.registry import BY_CLASS\n",
-                "import torch  # noqa: F401\n\nfrom strop.trainers.registry import BY_CLASS\n",
+                "from strop.methods.registry import BY_CLASS\n",
+                "import torch  # noqa: F401\n\nfrom strop.methods.registry import BY_CLASS\n",
             ),
         ),
         tests=("tests/test_imports.py::test_import_strop_loads_no_framework",),
@@ -76,7 +76,7 @@ MUTATIONS = (
         history="Private names of transformers and accelerate were used in passing, and broke with their next release.",
         edits=(
             Edit(
-                "trainers/base.py",
+                "engine/trainer.py",
                 '        """The policy\'s scores of one micro-batch."""\n',
                 '        """The policy\'s scores of one micro-batch."""\n        self.accelerator._models  # noqa: B018\n',
             ),

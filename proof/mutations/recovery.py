@@ -4,31 +4,31 @@ from __future__ import annotations
 
 from proof.mutation import Edit, Mutation
 
-RESUMED = "tests/trainers/test_resume_processes.py::test_a_resumed_run_is_the_run_that_was_never_stopped"
-RANKS = "tests/trainers/test_resume_ranks.py"
-LOST = "tests/trainers/test_lost_rank.py::test_the_others_end_with_the_name_of_the_lost_rank"
-MEMORY = "tests/trainers/test_memory.py::test_logits_stay_within_their_budget"
+RESUMED = "tests/engine/test_resume_processes.py::test_a_resumed_run_is_the_run_that_was_never_stopped"
+RANKS = "tests/engine/test_resume_ranks.py"
+LOST = "tests/engine/test_lost_rank.py::test_the_others_end_with_the_name_of_the_lost_rank"
+MEMORY = "tests/engine/test_memory.py::test_logits_stay_within_their_budget"
 
 MUTATIONS = (
     Mutation(
         name="random-state-taken-up-too-early",
         promises=(6,),
         history="Random states were restored before the first rows were fetched, which then drew from them (transformers).",
-        edits=(Edit("trainers/base.py", "        self._load_rng_state(self._random_state_of)\n", ""),),
+        edits=(Edit("engine/trainer.py", "        self._load_rng_state(self._random_state_of)\n", ""),),
         tests=(f"{RESUMED}[grpo noisy dynamic_sampling cut at 1]",),
     ),
     Mutation(
         name="loader-draws-from-the-global-generator",
         promises=(6,),
         history="Every pass over a data loader draws a seed from the global generator, so an evaluation moved dropout.",
-        edits=(Edit("trainers/windows.py", "own = torch.Generator()", "own = None"),),
+        edits=(Edit("engine/windows.py", "own = torch.Generator()", "own = None"),),
         tests=(f"{RESUMED}[dpo eval generate_during_eval eval_strategy arch disable_dropout cut at 3]",),
     ),
     Mutation(
         name="stream-starts-over",
         promises=(6,),
         history="A resumed run on a stream in its second pass began with the rows of the first (verl#7401).",
-        edits=(Edit("trainers/windows.py", "if not self.repeat or empty:", "if True:"),),
+        edits=(Edit("engine/windows.py", "if not self.repeat or empty:", "if True:"),),
         tests=(f"{RESUMED}[sft stream rows max_steps arch disable_dropout cut at 4]",),
     ),
     Mutation(
@@ -37,7 +37,7 @@ MUTATIONS = (
         history="Completions sampled before the stop were forgotten, and the resumed run sampled others (TRL's GRPO).",
         edits=(
             Edit(
-                "trainers/online.py", '"rounds": self.rounds, "buffer": buffer}', '"rounds": self.rounds, "buffer": []}'
+                "online/trainer.py", '"rounds": self.rounds, "buffer": buffer}', '"rounds": self.rounds, "buffer": []}'
             ),
         ),
         tests=(f"{RESUMED}[nash-md generation_batch_size rows max_steps cut at 3]",),
@@ -46,7 +46,7 @@ MUTATIONS = (
         name="half-a-logging-window-lost",
         promises=(6, 22),
         history="Metrics of steps between the last log line and the stop were in no checkpoint (TRL).",
-        edits=(Edit("trainers/run_state.py", 'trainer._metrics["train"].load(own["metrics"])', "pass"),),
+        edits=(Edit("engine/run_state.py", 'trainer._metrics["train"].load(own["metrics"])', "pass"),),
         tests=(f"{RESUMED}[orpo cut at 1]",),
     ),
     Mutation(
@@ -54,9 +54,7 @@ MUTATIONS = (
         promises=(6,),
         history="Every rank resumed with the rollout buffer of rank 0, and half of the completions were trained on twice.",
         edits=(
-            Edit(
-                "trainers/run_state.py", "own = first if rank == 0 else read(state_path(folder, rank))", "own = first"
-            ),
+            Edit("engine/run_state.py", "own = first if rank == 0 else read(state_path(folder, rank))", "own = first"),
         ),
         tests=(
             f"{RANKS}::test_one_and_two_processes_go_on_with_each_others_runs[grpo use_adaptive_entropy entropy_target "
@@ -67,14 +65,14 @@ MUTATIONS = (
         name="a-model-alone-taken-for-a-checkpoint",
         promises=(6, 11),
         history="Resuming from weights saved without optimizer state started a fresh optimizer and said nothing.",
-        edits=(Edit("trainers/run_state.py", 'if first["only_model"]:', "if False:"),),
+        edits=(Edit("engine/run_state.py", 'if first["only_model"]:', "if False:"),),
         tests=(f"{RANKS}::test_a_model_alone_is_no_place_to_go_on_from",),
     ),
     Mutation(
         name="resumed-on-other-rows",
         promises=(6,),
         history="With another batch size, seed or set of rows a resumed run skipped the wrong rows (transformers).",
-        edits=(Edit("trainers/run_state.py", "    if changed:", "    if False:"),),
+        edits=(Edit("engine/run_state.py", "    if changed:", "    if False:"),),
         tests=(f"{RANKS}::test_other_rows_in_a_step_are_refused",),
     ),
     Mutation(
@@ -83,7 +81,7 @@ MUTATIONS = (
         history="When a process died the others ended in 'Connection closed by peer', minutes later or never (trl#6797).",
         edits=(
             Edit(
-                "trainers/lost_ranks.py",
+                "engine/lost_ranks.py",
                 "if isinstance(error, StropError) or not is_broken_collective(error):",
                 "if True:",
             ),
@@ -110,7 +108,7 @@ MUTATIONS = (
         history="Distillation held the logits of student and teacher for all tokens until backward (TRL's GKD).",
         edits=(
             Edit(
-                "trainers/distillation.py",
+                "methods/gkd.py",
                 "checkpoint(part, student_hidden[i : i + chunk], teacher_hidden[i : i + chunk], use_reentrant=False)",
                 "part(student_hidden[i : i + chunk], teacher_hidden[i : i + chunk])",
             ),

@@ -74,12 +74,12 @@ MUTATIONS = (
         ),
         edits=(
             Edit(
-                "trainers/online.py",
+                "online/trainer.py",
                 'ended = torch.tensor([group.finish_reasons[i] == "stop" for group, i in flat])',
                 "eos = self.processing_class.eos_token_id\n"
                 "            ended = torch.tensor([eos in group.example.prompt_ids + group.completions[i] for group, i in flat])",
             ),
         ),
-        tests=("tests/trainers/test_missing_eos.py",),
+        tests=("tests/engine/test_missing_eos.py",),
     ),
 )

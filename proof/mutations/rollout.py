@@ -25,12 +25,12 @@ MUTATIONS = (
         history="Completions were sampled at one temperature and scored at another: ratios away from 1 at step 0 (trl#6789).",
         edits=(
             Edit(
-                "trainers/online.py",
+                "online/trainer.py",
                 'return {**super().score_options(), "temperature": self.args.temperature}',
                 "return super().score_options()",
             ),
         ),
-        tests=("tests/trainers/test_sampled_distribution.py::test_equal_weights_give_ratio_one",),
+        tests=("tests/online/test_sampled_distribution.py::test_equal_weights_give_ratio_one",),
     ),
     Mutation(
         name="trainer-ignores-top-p",
@@ -38,12 +38,12 @@ MUTATIONS = (
         history="The sampler cut the vocabulary, the trainer did not: the policy gradient was that of another policy.",
         edits=(
             Edit(
-                "trainers/sampled_distribution.py",
+                "online/sampled_distribution.py",
                 "return params.truncates or params.repetition_penalty != 1",
                 "return params.repetition_penalty != 1",
             ),
         ),
-        tests=("tests/trainers/test_sampled_distribution.py::test_equal_weights_give_ratio_one",),
+        tests=("tests/online/test_sampled_distribution.py::test_equal_weights_give_ratio_one",),
     ),
     Mutation(
         name="dropout-while-sampling",
@@ -65,7 +65,7 @@ MUTATIONS = (
         history="Sampled ids were decoded, and the text encoded again for training: other ids than were sampled (trl#5224).",
         edits=(
             Edit(
-                "trainers/online.py",
+                "online/trainer.py",
                 "                sampled.completions[i],\n                sampled.sampler_logps[i],\n",
                 "                [\n"
                 "                    self.processing_class(text, add_special_tokens=False)['input_ids']\n"
@@ -74,7 +74,7 @@ MUTATIONS = (
                 "                sampled.sampler_logps[i],\n",
             ),
         ),
-        tests=("tests/trainers/test_token_in_token_out.py",),
+        tests=("tests/online/test_token_in_token_out.py",),
     ),
     Mutation(
         name="tool-turns-are-retokenised",

@@ -11,17 +11,17 @@ MUTATIONS = (
         history="KTO's KL and BCO's shift came from each micro-batch, so accumulation changed the gradient (TRL).",
         edits=(
             Edit(
-                "trainers/base.py",
+                "engine/trainer.py",
                 "        if self.coupled and len(parts) > 1:\n",
                 "        if self.coupled and len(parts) > 10**9:\n",
             ),
             Edit(
-                "trainers/base.py",
+                "engine/trainer.py",
                 "                step.statistics, step.rows = shared[0], shared[1].rows(index)\n",
                 "                step.statistics, step.rows = shared[0], shared[1].rows(0)\n                shared = None\n",
             ),
         ),
-        tests=("tests/trainers/test_geometry.py::test_micro_batches_order_and_layout_leave_the_gradient_alone[kto]",),
+        tests=("tests/engine/test_geometry.py::test_micro_batches_order_and_layout_leave_the_gradient_alone[kto]",),
     ),
     Mutation(
         name="whitening-of-a-micro-batch",
@@ -29,12 +29,12 @@ MUTATIONS = (
         history="PPO whitened advantages within each micro-batch, so their scale depended on its size (TRL, trl#3308).",
         edits=(
             Edit(
-                "trainers/ppo.py",
+                "methods/ppo.py",
                 "whiten(values, shift_mean=shift_mean, statistics=statistics.to(values.device))",
                 "whiten(values, shift_mean=shift_mean)",
             ),
         ),
-        tests=("tests/trainers/test_pieces.py::test_the_gradient_does_not_notice[ppo]",),
+        tests=("tests/online/test_pieces.py::test_the_gradient_does_not_notice[ppo]",),
     ),
     Mutation(
         name="token-counts-of-one-rank",
@@ -42,12 +42,12 @@ MUTATIONS = (
         history="Losses were divided by the tokens of a rank and averaged over ranks: a mean of means (verl#906).",
         edits=(
             Edit(
-                "trainers/step.py",
+                "engine/step.py",
                 "    return {name: sum(part.get(name, 0.0) for part in parts) for name in names}\n",
                 "    return {name: dict(counts).get(name, 0.0) * world_size for name in names}\n",
             ),
         ),
-        tests=("tests/trainers/test_step.py::test_counts_are_summed_over_ranks",),
+        tests=("tests/engine/test_step.py::test_counts_are_summed_over_ranks",),
     ),
     Mutation(
         name="rows-depend-on-the-number-of-ranks",
@@ -55,14 +55,14 @@ MUTATIONS = (
         history="Each rank cut its own share of the set into steps: other processes, other rows in a step.",
         edits=(
             Edit(
-                "trainers/windows.py",
+                "engine/windows.py",
                 "            window = order[step * self.rows_per_step : (step + 1) * self.rows_per_step]\n"
                 "            yield window[self.rank :: self.world_size]\n",
                 "            share, size = order[self.rank :: self.world_size], self.batch_size\n"
                 "            yield share[step * size : (step + 1) * size]\n",
             ),
         ),
-        tests=("tests/trainers/test_windows.py::test_the_rows_of_a_step_do_not_depend_on_the_number_of_processes",),
+        tests=("tests/engine/test_windows.py::test_the_rows_of_a_step_do_not_depend_on_the_number_of_processes",),
     ),
     Mutation(
         name="unknown-config-keys-ignored",
@@ -70,12 +70,12 @@ MUTATIONS = (
         history="A misspelt setting in a config was dropped, and the run went on with the default (YAML configs, many trainers).",
         edits=(
             Edit(
-                "trainers/schema.py",
+                "settings/schema.py",
                 '            problems.append(f"{name}={value!r} is not a field of {cls.__name__}.{hint}")\n',
                 "            del hint\n",
             ),
         ),
-        tests=("tests/trainers/test_schema.py::test_unknown_keywords_are_all_named_with_the_nearest_field",),
+        tests=("tests/settings/test_schema.py::test_unknown_keywords_are_all_named_with_the_nearest_field",),
         quick=True,
     ),
     Mutation(
@@ -84,12 +84,12 @@ MUTATIONS = (
         history="CPO's loss_type was read by the plain path and ignored by the fused one (trl#5837).",
         edits=(
             Edit(
-                "trainers/cpo.py",
+                "methods/cpo.py",
                 "                loss_type=name,\n",
                 '                loss_type="sigmoid",\n',
             ),
         ),
-        tests=("tests/trainers/test_oracle.py::test_simpo_has_no_nll",),
+        tests=("tests/engine/test_oracle.py::test_simpo_has_no_nll",),
     ),
     Mutation(
         name="idle-settings-accepted",
@@ -97,7 +97,7 @@ MUTATIONS = (
         history="Settings that a method inherits and does not use were accepted and did nothing (TRL's experimental trainers).",
         edits=(
             Edit(
-                "trainers/config.py",
+                "settings/config.py",
                 '                problems.append(f"{f.name}={value!r} has no effect here. {self.unused[f.name]}")\n',
                 "                pass\n",
             ),
@@ -110,12 +110,12 @@ MUTATIONS = (
         history="SimPO came with CPO's likelihood term switched on by default, which the paper does not have (TRL).",
         edits=(
             Edit(
-                "trainers/cpo.py",
+                "methods/cpo.py",
                 '        if self.args.cpo_alpha:\n            terms.append(Term(nll, "chosen_tokens", self.args.cpo_alpha))\n',
                 '        terms.append(Term(nll, "chosen_tokens", self.args.cpo_alpha or 1.0))\n',
             ),
         ),
-        tests=("tests/trainers/test_oracle.py::test_simpo_has_no_nll",),
+        tests=("tests/engine/test_oracle.py::test_simpo_has_no_nll",),
     ),
     Mutation(
         name="nash-md-default-is-biased",
@@ -123,7 +123,7 @@ MUTATIONS = (
         history="The only form of the Nash-MD gradient was the biased one (TRL); as an option it must not be the default.",
         edits=(
             Edit(
-                "trainers/nash_md.py",
+                "methods/nash_md.py",
                 'gradient_form: Literal["reward_to_go", "sequence", "trl"] = "reward_to_go"',
                 'gradient_form: Literal["reward_to_go", "sequence", "trl"] = "trl"',
             ),
@@ -136,7 +136,7 @@ MUTATIONS = (
         history="GKD divided by the tokens of the dataset's completions while it trained on sampled ones (TRL).",
         edits=(
             Edit(
-                "trainers/gkd.py",
+                "methods/gkd.py",
                 "    def context(self, batch: Batch, work: Any, training: bool) -> StepContext:\n",
                 "    def counts(self, examples: Any) -> Any:\n"
                 "        given = [self.train_dataset[e.row].completions for e in examples]\n"
@@ -152,12 +152,12 @@ MUTATIONS = (
         history="A step in which every token was masked reported loss 0.0, for a whole run (trl#3927, trl#6668).",
         edits=(
             Edit(
-                "trainers/alarms.py",
+                "watch/alarms.py",
                 '        elif not any(work.counts.get(name) for name in ("tokens", "prompt_tokens")):\n',
                 "        elif work.counts is None:\n",
             ),
         ),
-        tests=("tests/trainers/test_alarms.py::test_nothing_left_to_learn_from_is_said",),
+        tests=("tests/watch/test_alarms.py::test_nothing_left_to_learn_from_is_said",),
     ),
     Mutation(
         name="nan-reaches-the-weights",
@@ -165,12 +165,12 @@ MUTATIONS = (
         history="One row with a NaN loss turned all weights into NaN, and training went on (many trainers).",
         edits=(
             Edit(
-                "trainers/alarms.py",
+                "watch/alarms.py",
                 "        if not loss_is_finite or (not norm_is_finite and not scaled):\n",
                 "        if scaled and not loss_is_finite:\n",
             ),
         ),
-        tests=("tests/trainers/test_alarms.py::test_a_loss_that_is_not_a_number_stops_before_the_weights_change",),
+        tests=("tests/watch/test_alarms.py::test_a_loss_that_is_not_a_number_stops_before_the_weights_change",),
     ),
     Mutation(
         name="equal-rewards-are-silent",
@@ -178,12 +178,12 @@ MUTATIONS = (
         history="All completions of all prompts got the same reward, the loss was 0, and nothing said why (GRPO threads).",
         edits=(
             Edit(
-                "trainers/alarms.py",
+                "watch/alarms.py",
                 '    if flat or value("pairs/dropped_ratio") >= FULL:\n',
                 "    if flat and num_generations < 0:\n",
             ),
         ),
-        tests=("tests/trainers/test_alarms.py::test_rewards_that_never_differ_are_an_alarm",),
+        tests=("tests/watch/test_alarms.py::test_rewards_that_never_differ_are_an_alarm",),
     ),
     Mutation(
         name="bco-delta-not-saved",
@@ -191,13 +191,13 @@ MUTATIONS = (
         history="BCO's running shift began at 0 again after a resume (TRL keeps it in a file of its own that resuming skips).",
         edits=(
             Edit(
-                "trainers/bco.py",
+                "methods/bco.py",
                 '        self.delta_state = kind(**state["delta"])\n',
                 "        self.delta_state = kind()\n",
             ),
         ),
         tests=(
-            "tests/trainers/test_resume_processes.py::test_a_resumed_run_is_the_run_that_was_never_stopped[bco cut at 1]",
+            "tests/engine/test_resume_processes.py::test_a_resumed_run_is_the_run_that_was_never_stopped[bco cut at 1]",
         ),
     ),
     Mutation(
@@ -206,13 +206,13 @@ MUTATIONS = (
         history="A resumed run went on with the rows of another epoch and ended with exit code 0 (verl#7401).",
         edits=(
             Edit(
-                "trainers/windows.py",
+                "engine/windows.py",
                 "    def set_epoch(self, epoch: int) -> None:\n        self.epoch = epoch\n",
                 "    def set_epoch(self, epoch: int) -> None:\n        self.epoch += 1\n",
             ),
         ),
         tests=(
-            "tests/trainers/test_resume_processes.py::test_a_resumed_run_is_the_run_that_was_never_stopped[reward cut at 3]",
+            "tests/engine/test_resume_processes.py::test_a_resumed_run_is_the_run_that_was_never_stopped[reward cut at 3]",
         ),
     ),
     Mutation(
@@ -221,12 +221,12 @@ MUTATIONS = (
         history="Shuffling drew from the global generator, whose state after a resume is another: other next rows.",
         edits=(
             Edit(
-                "trainers/windows.py",
+                "engine/windows.py",
                 "return torch.randperm(num_rows, generator=generator).tolist()",
                 "return torch.randperm(num_rows).tolist()",
             ),
         ),
-        tests=("tests/trainers/test_windows.py::test_epochs_differ_and_repeat_by_seed_and_number",),
+        tests=("tests/engine/test_windows.py::test_epochs_differ_and_repeat_by_seed_and_number",),
     ),
     Mutation(
         name="rollout-buffer-not-saved",
@@ -234,19 +234,19 @@ MUTATIONS = (
         history="PPO could not be resumed: completions of a half-used round were gone (trl#2657).",
         edits=(
             Edit(
-                "trainers/online.py",
+                "online/trainer.py",
                 '        self.buffer = deque([Example.from_plain(tree) for tree in step] for step in state["buffer"])\n',
                 "        self.buffer = deque()\n",
             ),
         ),
-        tests=("tests/trainers/test_ppo.py::test_resume_equals_not_stopping[within a round]",),
+        tests=("tests/methods/test_ppo.py::test_resume_equals_not_stopping[within a round]",),
     ),
     Mutation(
         name="sampling-starts-over-after-a-resume",
         promises=(6,),
         history="Sampling seeds were counted from 0 again after a resume: the same completions a second time.",
-        edits=(Edit("trainers/online.py", '        self.rounds = state["rounds"]\n', "        self.rounds = 0\n"),),
-        tests=("tests/trainers/test_ppo.py::test_resume_equals_not_stopping[after a round]",),
+        edits=(Edit("online/trainer.py", '        self.rounds = state["rounds"]\n', "        self.rounds = 0\n"),),
+        tests=("tests/methods/test_ppo.py::test_resume_equals_not_stopping[after a round]",),
     ),
     Mutation(
         name="critic-not-reloaded",
@@ -254,12 +254,12 @@ MUTATIONS = (
         history="PPO's critic was not part of a resume; it started from a fresh head (trl#2657, trl#3750).",
         edits=(
             Edit(
-                "trainers/ppo.py",
+                "methods/ppo.py",
                 "        super()._load_from_checkpoint(str(Path(resume_from_checkpoint) / VALUE_FOLDER), both.critic)\n",
                 "        del both\n",
             ),
         ),
-        tests=("tests/trainers/test_ppo.py::test_resume_equals_not_stopping[after a round]",),
+        tests=("tests/methods/test_ppo.py::test_resume_equals_not_stopping[after a round]",),
     ),
     Mutation(
         name="critic-not-saved",
@@ -267,12 +267,12 @@ MUTATIONS = (
         history="save_model wrote PPO's policy and dropped its critic (TRL).",
         edits=(
             Edit(
-                "trainers/actor_critic.py",
+                "model/actor_critic.py",
                 "        self.critic.save_pretrained(Path(folder) / VALUE_FOLDER)  # type: ignore[operator]\n",
                 "        self.policy.save_pretrained(Path(folder) / VALUE_FOLDER)  # type: ignore[operator]\n",
             ),
         ),
-        tests=("tests/trainers/test_ppo.py::test_saved_models_are_the_trained_ones_and_start_the_next_run",),
+        tests=("tests/methods/test_ppo.py::test_saved_models_are_the_trained_ones_and_start_the_next_run",),
     ),
     Mutation(
         name="checkpoints-written-in-place",
@@ -280,18 +280,18 @@ MUTATIONS = (
         history="A checkpoint was written into its final folder; a crash left half of one that looked like a whole.",
         edits=(
             Edit(
-                "trainers/checkpoint.py",
+                "engine/checkpoint.py",
                 "        self._redirected = str(beside)\n",
                 "        self._redirected = None\n",
             ),
             Edit(
-                "trainers/checkpoint.py",
+                "engine/checkpoint.py",
                 "                self.write_strop_state(beside / name, run_dir)\n                self.publish(beside, run_dir, name)\n",
                 "                self.write_strop_state(run_dir / name, run_dir)\n",
             ),
         ),
         tests=(
-            "tests/trainers/test_crash.py::test_a_fault_at_any_write_leaves_earlier_checkpoints_and_says_so[beside it]",
+            "tests/engine/test_crash.py::test_a_fault_at_any_write_leaves_earlier_checkpoints_and_says_so[beside it]",
         ),
     ),
     Mutation(
@@ -300,19 +300,19 @@ MUTATIONS = (
         history="Resuming took the folder with the highest number, damaged or not.",
         edits=(
             Edit(
-                "trainers/checkpoint.py",
+                "engine/checkpoint.py",
                 "        if not (problems := problems_of(folder)):\n",
                 "        if not (problems := []):\n",
             ),
         ),
-        tests=("tests/trainers/test_resume.py::test_damaged_checkpoints_are_passed_over_and_named",),
+        tests=("tests/engine/test_resume.py::test_damaged_checkpoints_are_passed_over_and_named",),
     ),
     Mutation(
         name="renamed-before-it-is-on-disk",
         promises=(11,),
         history="Files were renamed into place before they were flushed: after a power cut they were there, and empty.",
-        edits=(Edit("trainers/checkpoint.py", "        os.fsync(descriptor)\n", "        os.fstat(descriptor)\n"),),
-        tests=("tests/trainers/test_checkpoint.py::test_everything_is_on_disk_before_the_manifest_says_so",),
+        edits=(Edit("engine/checkpoint.py", "        os.fsync(descriptor)\n", "        os.fstat(descriptor)\n"),),
+        tests=("tests/engine/test_checkpoint.py::test_everything_is_on_disk_before_the_manifest_says_so",),
         quick=True,
     ),
     Mutation(
@@ -321,12 +321,12 @@ MUTATIONS = (
         history="Remembered log-probs of the reference outlived a change of the reference (caches keyed by row number).",
         edits=(
             Edit(
-                "trainers/reference_upkeep.py",
+                "engine/reference_upkeep.py",
                 "            self.trainer.reference_scores.forget()\n",
                 "            pass\n",
             ),
         ),
-        tests=("tests/trainers/test_reference_scores.py::test_a_reference_that_moves_is_scored_again",),
+        tests=("tests/engine/test_reference_scores.py::test_a_reference_that_moves_is_scored_again",),
     ),
     Mutation(
         name="reference-cache-ignores-masks",
@@ -334,13 +334,13 @@ MUTATIONS = (
         history="A cache of reference log-probs found a row with other scored tokens (precomputed log-probs by row).",
         edits=(
             Edit(
-                "trainers/reference_scores.py",
+                "engine/reference_scores.py",
                 "        for ids in (example.prompt_ids, completion, example.mask(index)):\n",
                 "        for ids in (example.prompt_ids, completion):\n",
             ),
         ),
         tests=(
-            "tests/trainers/test_reference_scores.py::test_rows_are_known_by_everything_that_their_log_probs_depend_on",
+            "tests/engine/test_reference_scores.py::test_rows_are_known_by_everything_that_their_log_probs_depend_on",
         ),
     ),
     Mutation(
@@ -349,12 +349,12 @@ MUTATIONS = (
         history="Batch settings that make no whole groups were an error without a proposal (seven threads on TRL's GRPO).",
         edits=(
             Edit(
-                "trainers/online.py",
+                "online/trainer.py",
                 "            else math.ceil(self.completions_per_step / self.group_size)\n",
                 "            else self.completions_per_step // self.group_size\n",
             ),
         ),
-        tests=("tests/trainers/test_batch_settings.py",),
+        tests=("tests/online/test_batch_settings.py",),
     ),
     Mutation(
         name="groups-torn-between-steps",
@@ -362,12 +362,12 @@ MUTATIONS = (
         history="Completions were dealt out to steps one by one, so a group was split and its baseline was of another step.",
         edits=(
             Edit(
-                "trainers/online.py",
+                "online/trainer.py",
                 "            steps[min(position // self.prompts_per_step, self.fresh_steps - 1)].append(tree)\n",
                 "            steps[position % self.fresh_steps].append(tree)\n",
             ),
         ),
-        tests=("tests/trainers/test_batch_settings.py",),
+        tests=("tests/online/test_batch_settings.py",),
     ),
     Mutation(
         name="metrics-are-means-of-means",
@@ -375,12 +375,12 @@ MUTATIONS = (
         history="Logged metrics were means of micro-batch means: rows in short micro-batches counted more.",
         edits=(
             Edit(
-                "trainers/metrics.py",
+                "engine/metrics.py",
                 '    "sum": lambda a, b: [a[0] + b[0], a[1] + b[1]],\n',
                 '    "sum": lambda a, b: [(a[0] / a[1] + b[0] / b[1]) / 2, 1] if a[1] and b[1] else [a[0] + b[0], a[1] + b[1]],\n',
             ),
         ),
-        tests=("tests/trainers/test_metrics.py::test_rows_of_short_steps_do_not_count_more",),
+        tests=("tests/engine/test_metrics.py::test_rows_of_short_steps_do_not_count_more",),
         quick=True,
     ),
     Mutation(
@@ -389,24 +389,24 @@ MUTATIONS = (
         history="eval_loss was the mean of batch losses, so it changed with the evaluation batch size (transformers, TRL).",
         edits=(
             Edit(
-                "trainers/evaluation.py",
+                "engine/evaluation.py",
                 "                entry[0] += term.weight * float(term.values.detach().sum())\n",
                 "                entry[0] += term.weight * float(term.values.detach().mean())\n",
             ),
             Edit(
-                "trainers/evaluation.py",
+                "engine/evaluation.py",
                 '                entry[1] += own.get(key.split(":", 1)[1], 0.0)\n',
                 "                entry[1] += len(batches) * (own is not None)\n",
             ),
         ),
-        tests=("tests/trainers/test_oracle.py::test_sft_is_the_token_mean",),
+        tests=("tests/engine/test_oracle.py::test_sft_is_the_token_mean",),
     ),
     Mutation(
         name="metrics-of-one-rank",
         promises=(22,),
         history="The first rank logged its own metrics as if they were those of the run.",
-        edits=(Edit("trainers/metrics.py", "        if world_size > 1:\n", "        if world_size > 10**9:\n"),),
-        tests=("tests/trainers/test_metrics.py::test_all_ranks_are_counted",),
+        edits=(Edit("engine/metrics.py", "        if world_size > 1:\n", "        if world_size > 10**9:\n"),),
+        tests=("tests/engine/test_metrics.py::test_all_ranks_are_counted",),
     ),
     Mutation(
         name="reward-is-a-mean-of-group-means",
@@ -414,12 +414,12 @@ MUTATIONS = (
         history="The logged reward averaged group means, so a completion whose reward abstained made its neighbours count more.",
         edits=(
             Edit(
-                "trainers/groups.py",
+                "online/groups.py",
                 '        add(metrics, "reward", float(known.sum()), float(known.numel()))\n',
                 '        add(metrics, "reward", float(known.mean()) if known.numel() else 0.0, 1.0)\n',
             ),
         ),
-        tests=("tests/trainers/test_truthful_metrics.py",),
+        tests=("tests/engine/test_truthful_metrics.py",),
     ),
     Mutation(
         name="tokenizer-not-saved",
@@ -427,14 +427,14 @@ MUTATIONS = (
         history="Models were saved without the tokenizer and template they were trained with (transformers#48016).",
         edits=(
             Edit(
-                "trainers/checkpoint.py",
+                "engine/checkpoint.py",
                 "                super()._save(output_dir, state_dict)  # type: ignore[misc]\n",
                 "                tokenizer, self.processing_class = self.processing_class, None\n"
                 "                super()._save(output_dir, state_dict)  # type: ignore[misc]\n"
                 "                self.processing_class = tokenizer\n",
             ),
         ),
-        tests=("tests/trainers/test_saved_model.py",),
+        tests=("tests/engine/test_saved_model.py",),
     ),
     Mutation(
         name="chat-template-not-kept",
@@ -442,7 +442,7 @@ MUTATIONS = (
         history="A template given for training was used and not saved: chats with the model were rendered by another one.",
         edits=(
             Edit(
-                "trainers/setup.py",
+                "engine/setup.py",
                 "        tokenizer.chat_template = read_chat_template(args.chat_template_path)\n",
                 "        template, saved = read_chat_template(args.chat_template_path), tokenizer.chat_template\n"
                 "        tokenizer.chat_template = template\n"
@@ -455,6 +455,6 @@ MUTATIONS = (
                 "        tokenizer.save_pretrained = save\n",
             ),
         ),
-        tests=("tests/trainers/test_saved_model.py",),
+        tests=("tests/engine/test_saved_model.py",),
     ),
 )

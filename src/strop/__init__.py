@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from strop.trainers.registry import BY_CLASS
+from strop.methods.registry import BY_CLASS
 
 __version__ = "0.1.0"
 

@@ -176,3 +176,36 @@ class LossOutput:
 
     terms: list[Term]
     metrics: dict[str, Mean | Extreme] = field(default_factory=dict)
+
+
+Counts = dict[str, float]
+
+
+@dataclass
+class StepWork:
+    """The rows that one rank brings to one optimizer step, and what is known about the whole step."""
+
+    examples: list[Example]
+    counts: Counts = field(default_factory=dict)  # over all ranks
+    stand_in: bool = False  # this rank had no row: one example is computed with weight zero
+    log: bool = True  # metrics that cost extra are wanted
+    parts: list[list[Example]] = field(default_factory=list)  # micro-batches, once they are cut
+    losses: list[torch.Tensor] = field(default_factory=list)  # share of the step's loss of each, () each
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens computed on this rank, each prompt once."""
+        return 0 if self.stand_in else sum(example.num_tokens for example in self.examples)
+
+
+@dataclass
+class StepContext:
+    """What a method's loss may look at beside the scores of its micro-batch."""
+
+    counts: Counts  # denominators over the step and all ranks
+    ref: Scores | None = None  # the reference model's scores of the same micro-batch
+    teacher: Any = None  # what a method's own second model contributed (GKD)
+    statistics: dict[str, Any] = field(default_factory=dict)  # whole-step statistics of coupled methods
+    rows: slice | None = None  # this micro-batch's trees within the step's gathered statistics
+    training: bool = True
+    log: bool = True

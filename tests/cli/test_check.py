@@ -8,8 +8,8 @@ import pytest
 
 from strop.cli import main
 from strop.cli.check import KINDS, separate
+from strop.methods.registry import BY_VERB
 from strop.testing.broken_files import GOOD, write_jsonl
-from strop.trainers.registry import BY_VERB
 
 
 def test_every_verb_has_a_kind() -> None:

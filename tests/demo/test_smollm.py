@@ -5,7 +5,7 @@ import pytest
 
 from strop.demo import smollm
 from strop.errors import SetupError
-from strop.trainers.registry import BY_VERB
+from strop.methods.registry import BY_VERB
 
 
 @pytest.mark.parametrize("name", sorted(smollm.RUNS))

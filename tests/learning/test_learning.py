@@ -22,9 +22,9 @@ from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Split
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from strop.methods.registry import BY_VERB
 from strop.rewards import RuleJudge
 from strop.rollout import SamplingParams, make_generator
-from strop.trainers.registry import BY_VERB
 
 LETTERS = "abcdefgh"
 LENGTH = 4

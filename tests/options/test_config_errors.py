@@ -18,9 +18,9 @@ from hypothesis import strategies as st
 import strop
 from strop.cli import main
 from strop.errors import ConfigError
+from strop.methods.registry import METHODS
+from strop.settings.schema import Range, field_hints
 from strop.testing.flips import own_fields
-from strop.trainers.registry import METHODS
-from strop.trainers.schema import Range, field_hints
 
 CONFIGS = [getattr(strop, method.config_name) for method in METHODS]
 ids = [config.__name__ for config in CONFIGS]

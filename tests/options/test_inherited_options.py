@@ -19,10 +19,10 @@ from transformers import TrainerCallback, TrainerState
 
 import strop
 from strop.errors import StropError
+from strop.settings.config import TrainerConfig
 from strop.testing import option_scenes as scenes
 from strop.testing.cases import make_trainer, settings
 from strop.testing.flips import Flip, changed, inherited_fields, owner
-from strop.trainers.config import TrainerConfig
 
 EVALUATED = {"eval_strategy": "steps", "eval_steps": 1}
 SAVED = {"save_strategy": "steps", "save_steps": 1}
@@ -264,7 +264,7 @@ def test_torch_compile_reaches_the_model(setting: dict[str, Any], tmp_path: Path
 @pytest.mark.parametrize(("every", "times"), [(None, 0), (1, 2), (2, 1)])
 def test_cached_memory_is_handed_back(every: int | None, times: int, tmp_path: Path) -> None:
     trainer = make_trainer("dpo", tmp_path, max_steps=2, torch_empty_cache_steps=every)
-    with mock.patch("strop.trainers.base.clear_device_cache") as clear:
+    with mock.patch("strop.engine.trainer.clear_device_cache") as clear:
         trainer.train()
     assert clear.call_count == times
 

@@ -12,10 +12,10 @@ from typing import Any
 
 import pytest
 
+from strop.methods.registry import METHODS
 from strop.testing.cases import CASES, make_trainer, method_of, rows_for
 from strop.testing.flips import Flip, NoValue, changed, derived, own_fields, owner, run, value_of
 from strop.testing.option_table import TABLE, entry
-from strop.trainers.registry import METHODS
 
 HOMES = {
     "TrainerConfig": "dpo",

@@ -8,10 +8,10 @@ import pytest
 
 import strop
 from strop.errors import ConfigError
+from strop.methods.registry import METHODS
 from strop.testing.cases import CASES, method_of
 from strop.testing.flips import own_fields, value_of
 from strop.testing.option_table import entry
-from strop.trainers.registry import METHODS
 
 ALONE = {
     **dict.fromkeys(

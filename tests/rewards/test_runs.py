@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
+from strop.engine.checkpoint import newest_valid
 from strop.errors import RewardError
 from strop.testing.cases import letters_reward, make_trainer
-from strop.trainers.checkpoint import newest_valid
 
 
 def dies(completions: list[str], trainer_state: Any, **kwargs: Any) -> list[float]:

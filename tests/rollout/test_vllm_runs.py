@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
+from strop.engine.checkpoint import newest_valid
 from strop.errors import RolloutError
 from strop.testing.cases import make_trainer
-from strop.trainers.checkpoint import newest_valid
 
 TIMEOUT = 0.5
 

@@ -14,7 +14,7 @@ from transformers import TrainingArguments
 
 import strop
 from strop.errors import ConfigError
-from strop.trainers.registry import METHODS
+from strop.methods.registry import METHODS
 
 TRAINING = {"learning_rate": 1e-6, "bf16": None, "gradient_checkpointing": True, "logging_steps": 10}
 SHARED = {**TRAINING, "model_init_kwargs": None, "trust_remote_code": False}

@@ -10,9 +10,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import strop
 from strop.errors import ConfigError
+from strop.methods.registry import METHODS
 from strop.rewards import RuleJudge
 from strop.testing.cases import letters_reward, rows_for
-from strop.trainers.registry import METHODS
 
 QUICK = {"max_steps": 1, "report_to": "none", "logging_steps": 1}
 

@@ -18,8 +18,8 @@ from transformers import (
 )
 
 import strop
+from strop.methods.registry import METHODS
 from strop.testing.cases import rows_for
-from strop.trainers.registry import METHODS
 
 Script = Callable[..., dict[str, Any]]
 

@@ -9,17 +9,17 @@ import pytest
 import torch
 from transformers import TrainerCallback
 
+from strop.engine.trainer import BaseTrainer
 from strop.errors import ConfigError
 from strop.losses import nll_loss
+from strop.methods.dpo import DPOTrainer
+from strop.methods.kto import KTOTrainer
+from strop.methods.sft import SFTTrainer
 from strop.records import LossOutput, Mean, Term, Want
 from strop.testing import check_trainer
 from strop.testing.cases import CASES, make_trainer, method_of, rows_for
 from strop.testing.check import CHECKS, TrainerCheckError
 from strop.testing.oracles import dpo
-from strop.trainers.base import BaseTrainer
-from strop.trainers.dpo import DPOTrainer
-from strop.trainers.kto import KTOTrainer
-from strop.trainers.sft import SFTTrainer
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -195,7 +195,7 @@ class Squared(BaseTrainer):
 
 def test_a_trainer_of_ones_own_brings_make_and_rows() -> None:
     def make(folder: str, *, rows: Any = None, trainer: Any = None, **settings: Any) -> Any:
-        from strop.trainers.config import TrainerConfig
+        from strop.settings.config import TrainerConfig
 
         base = make_trainer("sft", folder, rows=rows)
         args = TrainerConfig(**{**{k: getattr(base.args, k) for k in KEPT}, "output_dir": folder, **settings})

@@ -8,7 +8,7 @@ import sys
 import warnings
 
 from strop.errors import StropError, did_you_mean
-from strop.trainers.registry import BY_VERB, METHODS
+from strop.methods.registry import BY_VERB, METHODS
 
 TOOLS = {
     "check": "look at a data file: what is in it, what is wrong with it, which methods it fits",

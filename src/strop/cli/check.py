@@ -7,7 +7,7 @@ from typing import Any
 
 from strop.cli.flags import Flag, help_page, parse
 from strop.errors import ConfigError, StropError, did_you_mean
-from strop.trainers.registry import BY_VERB
+from strop.methods.registry import BY_VERB
 
 KINDS = {
     "sft": "language_modeling",

@@ -11,7 +11,7 @@ from typing import Any
 
 from strop.cli.flags import Flag, help_page, parse
 from strop.errors import ConfigError, SetupError
-from strop.trainers.registry import BY_VERB, Method
+from strop.methods.registry import BY_VERB, Method
 
 RUN_FLAGS = (
     Flag("model", str, help="Model to train: hub id, folder, GGUF file, or adapter folder. Required."),
@@ -112,8 +112,8 @@ def flag_groups(method: Method) -> dict[str, list[Flag]]:
     """All flags of a verb: the run, adapters, the method's own settings, shared ones, and those of transformers."""
     from transformers import TrainingArguments
 
-    from strop.trainers.config import TrainerConfig
-    from strop.trainers.schema import allowed, describe, field_hints
+    from strop.settings.config import TrainerConfig
+    from strop.settings.schema import allowed, describe, field_hints
 
     config_class = method.config()
     described, hints = describe(config_class), field_hints(config_class)

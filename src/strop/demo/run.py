@@ -25,10 +25,10 @@ from strop.demo.model import build_model, build_tokenizer
 from strop.demo.sampling import best_by_reward, sampler_of
 from strop.demo.task import RIGHT_SHARE, accuracy, pair_rows, prompt_of, sft_rows, spells_backward
 from strop.demo.words import held_out_words, train_words
+from strop.methods.dpo import DPOConfig, DPOTrainer
+from strop.methods.reward import RewardConfig, RewardTrainer
+from strop.methods.sft import SFTConfig, SFTTrainer
 from strop.report import write_report
-from strop.trainers.dpo import DPOConfig, DPOTrainer
-from strop.trainers.reward import RewardConfig, RewardTrainer
-from strop.trainers.sft import SFTConfig, SFTTrainer
 
 NOTE = (
     "The start is noisy by design: three of five demonstrations copy the word instead of spelling it backward, so the "

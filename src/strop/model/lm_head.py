@@ -52,6 +52,11 @@ class LMHead:
             raw.div_(self.softcap).tanh_().mul_(self.softcap)
         return raw
 
+    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        """The model's logits (n, V) of hidden states (n, H), with gradient."""
+        raw = self.module(hidden) * self.scale
+        return raw if self.softcap is None else self.softcap * torch.tanh(raw / self.softcap)
+
     def slope(self, logits: torch.Tensor) -> torch.Tensor | float:
         """d logits / d raw, given the model's logits."""
         if self.softcap is None:

@@ -13,9 +13,9 @@ from typing import Any
 
 import torch
 
+from strop.methods.registry import BY_VERB, Method
 from strop.testing.tiny import tiny_model
 from strop.testing.tokenizers import toy_tokenizer
-from strop.trainers.registry import BY_VERB, Method
 
 WORDS = ("ant", "bee", "cat", "dog", "elk", "fox", "gnu", "hen", "ibis", "jay", "koi", "lynx", "mole", "newt", "owl")
 TASKS = {"reward": "score", "prm": "step"}

@@ -22,8 +22,8 @@ import safetensors.torch
 import torch
 from transformers import TrainerCallback
 
+from strop.engine.checkpoint import newest_valid
 from strop.testing.cases import make_trainer, rows_for
-from strop.trainers.checkpoint import newest_valid
 
 DONE = "done"
 

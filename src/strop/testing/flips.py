@@ -18,8 +18,8 @@ from typing import Any, Literal, get_args, get_origin
 
 from transformers import TrainingArguments
 
+from strop.settings.schema import Range, field_hints
 from strop.testing.observation import differences, observe
-from strop.trainers.schema import Range, field_hints
 
 DERIVE: Any = object()
 """Stands for "the value that the declaration gives"."""

@@ -13,11 +13,11 @@ from unittest import mock
 
 import torch
 
+from strop.methods import gkd as distillation
 from strop.model.head import _Options
 from strop.testing.cases import ONLINE, TASKS, letters_reward, method_of, rows_for, words
 from strop.testing.tiny import tiny_model
 from strop.testing.tokenizers import CHATML, toy_tokenizer
-from strop.trainers import distillation
 
 REMOTE_CODE = """
 from transformers import LlamaConfig, LlamaForCausalLM

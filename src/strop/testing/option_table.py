@@ -9,10 +9,10 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
+from strop.methods.xpo import OF_GIVEN_PAIRS
+from strop.settings.config import ReferenceConfig
 from strop.testing import option_scenes as scenes
 from strop.testing.flips import Flip, owner
-from strop.trainers.config import ReferenceConfig
-from strop.trainers.xpo import OF_GIVEN_PAIRS
 
 EVALUATED = {"eval_strategy": "steps", "eval_steps": 1}
 AGAIN = {"num_iterations": 2}

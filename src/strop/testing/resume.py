@@ -20,12 +20,12 @@ import numpy
 import torch
 from transformers import TrainerCallback
 
+from strop.engine.checkpoint import checkpoints
+from strop.engine.reference_scores import PARTS
+from strop.engine.reference_upkeep import reference_weights
 from strop.testing.cases import make_trainer, rows_for
 from strop.testing.rollouts import fix_rollouts
 from strop.testing.run_checks import logged
-from strop.trainers.checkpoint import checkpoints
-from strop.trainers.reference_scores import PARTS
-from strop.trainers.reference_upkeep import reference_weights
 
 Record = dict[str, Any]
 """Name -> hash or plain value."""

@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from strop.errors import ConfigError
+from strop.methods.registry import BY_CLASS
 from strop.records import Example, Row
 from strop.testing.cases import make_trainer, method_of, rows_for
 from strop.testing.oracles import Oracle
 from strop.testing.rollouts import fix_rollouts
-from strop.trainers.registry import BY_CLASS
 
 ROWS = 6
 

@@ -1,0 +1,133 @@
+"""Log-probs of the reference model, computed once for every row and remembered by content."""
+
+from __future__ import annotations
+
+import hashlib
+from array import array
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+
+from strop.engine.rows import flatten
+from strop.records import Batch, Example, Scores
+
+if TYPE_CHECKING:
+    from strop.engine.trainer import BaseTrainer
+
+MAX_CACHED_TOKENS = 100_000_000
+PARTS = "reference_logps"
+
+
+def content_key(example: Example) -> str:
+    """Hash of everything that the reference's log-probs of a tree depend on: its ids and its masks."""
+    digest = hashlib.blake2b(digest_size=16)
+    for index, completion in enumerate(example.completions):
+        for ids in (example.prompt_ids, completion, example.mask(index)):
+            digest.update(len(ids).to_bytes(8, "little"))
+            digest.update(array("q", ids).tobytes())
+    digest.update(bytes([example.score_prompt]))
+    return digest.hexdigest()
+
+
+class ReferenceScores:
+    """`scores = reference_scores(batch)`: the reference's `logps` in the flat order of the batch, without gradient.
+
+    The reference never changes (unless `sync_ref_model` is on), so a row's log-probs are computed once and kept, per
+    tree, by the hash of its ids. `load` and `save` keep them between runs, under the fingerprint of the weights.
+    """
+
+    def __init__(self, trainer: BaseTrainer, *, remember: bool = True) -> None:
+        self.trainer = trainer
+        self.remember = remember and trainer.remembers_reference
+        self._known: dict[str, torch.Tensor] = {}
+        self._tokens = 0
+        self._unsaved: list[str] = []
+        self._fingerprint: str | None = None
+
+    def __call__(self, batch: Batch) -> Scores:
+        keys = [content_key(example) for example in batch.examples]
+        if all(key in self._known for key in keys):
+            logps = torch.cat([self._known[key] for key in keys]).to(batch.targets.device)
+            return Scores(batch.segment, batch.num_completions, logps=logps)
+        scores = self.compute(batch)
+        if self.remember and self._tokens < MAX_CACHED_TOKENS and not batch.examples[0].score_prompt:
+            tree = batch.tree_of[batch.segment]
+            for index, key in enumerate(keys):
+                self._known[key] = scores.logps[tree == index].cpu()  # type: ignore[index]
+                self._tokens += self._known[key].numel()
+                self._unsaved.append(key)
+        return scores
+
+    @torch.no_grad()
+    def compute(self, batch: Batch) -> Scores:
+        """A forward pass of the reference, in evaluation mode."""
+        with self.trainer.reference.active() as model:
+            training = model.training
+            model.eval()
+            scores = self.trainer.score_with(model, batch, self.trainer.reference_want)
+            model.train(training)
+        return scores
+
+    def forget(self) -> None:
+        """Drop what is remembered, because the reference changed."""
+        self._known.clear()
+        self._unsaved, self._tokens, self._fingerprint = [], 0, None
+
+    def precompute(self, dataset: Any, rows_at_once: int) -> int:
+        """Score every row of a dataset that is not known yet; returns how many that were."""
+        fresh = 0
+        for start in range(0, len(dataset), rows_at_once):
+            examples = flatten(dataset[i] for i in range(start, min(start + rows_at_once, len(dataset))))
+            unknown = [example for example in examples if content_key(example) not in self._known]
+            if unknown:
+                self(self.trainer.build(unknown))
+            fresh += len(unknown)
+        return fresh
+
+    def save(self, path: Path, *, new_only: bool = False) -> None:
+        """Write what is remembered (`new_only`: since the last such call) to a safetensors file."""
+        values = {key: self._known[key] for key in self._unsaved} if new_only else self._known
+        self._unsaved = []
+        if not values:
+            return
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = path.with_suffix(".partial")
+        save_file(values, partial, metadata={"reference": self.fingerprint()})
+        partial.replace(path)
+
+    def load(self, path: Path) -> bool:
+        """Take over remembered log-probs if they were made by the same reference weights."""
+        if not path.is_file():
+            return False
+        with safe_open(path, framework="pt") as file:
+            if (file.metadata() or {}).get("reference") != self.fingerprint():
+                return False
+            self._known.update({key: file.get_tensor(key) for key in file.keys()})  # noqa: SIM118
+        return True
+
+    def fingerprint(self) -> str:
+        """Hash of the reference's weights and of the settings that its log-probs depend on; found once."""
+        if self._fingerprint is None:
+            digest = hashlib.blake2b(str(sorted(self.trainer.score_options().items())).encode(), digest_size=16)
+            with self.trainer.reference.active() as model:
+                for name, tensor in model.state_dict().items():
+                    if "reference" in name or "lora" not in name:
+                        digest.update(name.encode())
+                        digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy())
+            self._fingerprint = digest.hexdigest()
+        return self._fingerprint
+
+
+def parts_until(run_dir: str | Path, step: int, rank: int | None) -> list[Path]:
+    """The files of remembered log-probs that a rank (None: every rank) of a run wrote up to a step, oldest first."""
+    folder = Path(run_dir) / PARTS
+    parts = [(int(path.stem.split("-")[1]), path) for path in folder.glob("step-*.safetensors")]
+    names = {part_path(run_dir, at, rank).name for at, _ in parts if rank is not None}
+    return [path for at, path in sorted(parts) if at <= step and (rank is None or path.name in names)]
+
+
+def part_path(run_dir: str | Path, step: int, rank: int = 0) -> Path:
+    return Path(run_dir) / PARTS / f"step-{step}{f'-rank-{rank}' if rank else ''}.safetensors"

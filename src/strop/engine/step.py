@@ -1,0 +1,69 @@
+"""One optimizer step: its rows, their denominators over all ranks, its micro-batches, its whole-step statistics.
+
+The reduction law lives here and in `losses/reduce.py`: everything that a loss divides by, and every statistic that
+ties rows to each other, is known for the whole step and all ranks before the first backward. So the gradient
+depends on the set of rows only, not on how they are cut into micro-batches or shared out over processes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from strop.records import Batch, Counts, Example
+
+
+def default_counts(examples: Sequence[Example]) -> Counts:
+    """`trees`, `completions` and scored `tokens` of some examples (and `prompt_tokens` where prompts are scored)."""
+    counts = {"trees": float(len(examples)), "completions": 0.0, "tokens": 0.0, "prompt_tokens": 0.0}
+    for example in examples:
+        counts["completions"] += len(example.completions)
+        counts["tokens"] += sum(scored_tokens(example, i) for i in range(len(example.completions)))
+        counts["prompt_tokens"] += max(0, len(example.prompt_ids) - 1) if example.score_prompt else 0
+    return counts
+
+
+def scored_tokens(example: Example, index: int) -> int:
+    """Tokens of a completion that get a log-probability: mask 1, and something before them to be predicted from."""
+    mask = example.mask(index)
+    return sum(mask) - (mask[0] if not example.prompt_ids else 0)
+
+
+def tree_field(batch: Batch, name: str, *, dtype: torch.dtype | None = None) -> torch.Tensor:
+    """An extra that every tree of a batch carries, as a tensor (B,)."""
+    values = [example.extras[name] for example in batch.examples]
+    return torch.tensor(values, dtype=dtype, device=batch.targets.device)
+
+
+def token_field(batch: Batch, name: str) -> torch.Tensor:
+    """A per-token extra (one list of numbers per completion) in the flat order of the scored tokens, (N,) float64."""
+    parts = []
+    for example in batch.examples:
+        for index, values in enumerate(example.extras[name]):
+            keep = torch.tensor(example.mask(index), dtype=torch.bool)
+            if not example.prompt_ids and len(keep):
+                keep[0] = False
+            parts.append(torch.as_tensor(values, dtype=torch.float64)[keep])
+    return torch.cat(parts).to(batch.targets.device)
+
+
+def token_lists(batch: Batch, name: str, values: torch.Tensor) -> None:
+    """Write per-token values (N,) into the trees' extras: a list per completion, 0 where a token is not scored."""
+    sizes = torch.bincount(batch.segment, minlength=batch.num_completions).tolist()
+    parts = iter(values.detach().cpu().split(sizes))
+    for example in batch.examples:
+        lists = []
+        for index in range(len(example.completions)):
+            mask = torch.tensor(example.mask(index), dtype=torch.bool)
+            if not example.prompt_ids:
+                mask[0] = False
+            own = next(parts)
+            lists.append(own.new_zeros(len(mask)).masked_scatter(mask, own).tolist())
+        example.extras[name] = lists
+
+
+def completion_field(batch: Batch, name: str, *, dtype: torch.dtype | None = None) -> torch.Tensor:
+    """A per-completion extra (one list per tree) as a tensor (S,)."""
+    values = [value for example in batch.examples for value in example.extras[name]]
+    return torch.tensor(values, dtype=dtype, device=batch.targets.device)

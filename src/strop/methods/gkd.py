@@ -1,0 +1,254 @@
+"""GKD: learn a teacher's distribution, on given completions and on the student's own."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Annotated, Any, ClassVar
+
+import torch
+from torch.utils.checkpoint import checkpoint
+
+from strop.data import DatasetKind, TokenizeOptions
+from strop.engine import rows, setup
+from strop.errors import ConfigError, SetupError
+from strop.losses import fused_jsd, jsd_loss, mean_of
+from strop.model import LMHead, base_model, lm_head_of, score_batch
+from strop.model.forward import vocab_size
+from strop.online.groups import Group, completion_metrics
+from strop.online.trainer import OnlineTrainer
+from strop.records import Batch, Example, LossOutput, Mean, Scores, StepContext, Term, Want
+from strop.rollout import make_generator
+from strop.settings.online import OnlineConfig
+from strop.settings.prerequisites import Needs
+from strop.settings.schema import Range, config
+
+
+def divergence(
+    student_hidden: torch.Tensor,
+    student: LMHead,
+    teacher_hidden: torch.Tensor,
+    teacher: LMHead,
+    *,
+    chunk: int,
+    **options: Any,
+) -> torch.Tensor:
+    """JSD of every token, (N,), from hidden states (N, H) and output layers of student and teacher.
+
+    Plain linear layers take the fused form, their logit scale moved into the hidden state. Others (adapters on the
+    head, quantised weights, soft-capped logits) are called chunk by chunk, and again in the backward pass.
+    """
+    if student.is_plain and teacher.is_plain and student.softcap is None and teacher.softcap is None:
+        layers: Any = (student.module, teacher.module)
+        if all(layer.bias is None or head.scale == 1.0 for layer, head in zip(layers, (student, teacher), strict=True)):
+            return fused_jsd(
+                student_hidden * student.scale, layers[0].weight, layers[0].bias,
+                teacher_hidden * teacher.scale, layers[1].weight, layers[1].bias,
+                chunk=chunk, **options,
+            )  # fmt: skip
+
+    def part(own: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
+        with torch.no_grad():
+            target = teacher.logits(other)
+        return jsd_loss(student.logits(own), target, **options)
+
+    pieces = [
+        checkpoint(part, student_hidden[i : i + chunk], teacher_hidden[i : i + chunk], use_reentrant=False)
+        for i in range(0, len(student_hidden), chunk)
+    ]
+    return torch.cat(pieces) if pieces else student_hidden.sum(1)
+
+
+NO_REWARD = ("reward_weights", "reward_on_error", "reward_penalty", "reward_timeout", "missing_eos_penalty")
+NO_REFERENCE = ("sync_ref_model", "ref_model_mixup_alpha", "ref_model_sync_steps")
+
+
+@config
+class GKDConfig(OnlineConfig):
+    """Settings of `GKDTrainer`."""
+
+    removed: ClassVar[dict[str, str]] = {
+        **OnlineConfig.removed,
+        "completion_only_loss": "The divergence is taken on completion tokens always; remove it.",
+        "assistant_only_loss": "The last turn is the completion, and nothing else is learned; remove it.",
+        "loss_type": "The divergence is chosen by beta; remove it.",
+        "packing": "Rows are computed without padding as they are; remove it.",
+        "packing_strategy": "Rows are computed without padding as they are; remove it.",
+        "eval_packing": "Rows are computed without padding as they are; remove it.",
+        "dataset_text_field": "Rows need prompt and completion, or messages; plain text has no completion to learn.",
+        "dataset_kwargs": "Rows that are tokenised already are recognised by their columns; remove it.",
+    }
+    unused: ClassVar[dict[str, str]] = {
+        **{name: why for name, why in OnlineConfig.unused.items() if name != "truncation_mode"},
+        **dict.fromkeys(NO_REWARD, "GKD asks for no reward; remove it."),
+        **dict.fromkeys(NO_REFERENCE, "GKD compares with the teacher, not with a reference; remove it."),
+        "num_generations_eval": "Evaluation uses the completions of the rows; remove it.",
+        "log_unique_prompts": "Each prompt has one completion; remove it.",
+    }
+    needs: ClassVar[dict[str, Needs]] = {
+        **OnlineConfig.needs,
+        "seq_kd": Needs({"lmbda": Range(max=1, open_max=True)}),
+    }
+
+    learning_rate: Annotated[float, Range(min=0)] = 2e-5
+    """Peak learning rate of AdamW."""
+    max_length: Annotated[int, Range(min=2)] | None = 1024
+    """Most tokens of prompt + completion."""
+    max_completion_length: Annotated[int, Range(min=1)] | None = 128
+    """Most tokens of a sampled completion."""
+    num_generations: Annotated[int, Range(min=1, max=1)] = 1
+    """Completions per prompt; always one here."""
+    temperature: Annotated[float, Range(min=0, open_min=True)] = 0.9
+    """Temperature of sampling. The divergence has its own: kd_temperature."""
+    kd_temperature: Annotated[float, Range(min=0, open_min=True)] = 1.0
+    """Divides the logits of student and teacher in the divergence: above 1 softens both."""
+    scale_by_t2: bool = False
+    """Multiply the divergence by kd_temperature squared, which keeps the size of gradients."""
+    lmbda: Annotated[float, Range(min=0, max=1)] = 0.5
+    """Share of steps on the student's own completions; the others use the rows' completions."""
+    beta: Annotated[float, Range(min=0, max=1)] = 0.5
+    """Which divergence: 0 is KL(teacher || student), 1 is KL(student || teacher), between them a Jensen-Shannon mix."""
+    seq_kd: bool = False
+    """Use completions sampled from the teacher instead of the rows' own."""
+    teacher_model_name_or_path: str | None = None
+    """Teacher by id or folder, for a trainer that is given no teacher_model."""
+    teacher_model_init_kwargs: dict[str, Any] | None = None
+    """Keyword arguments for `from_pretrained` of a teacher given by id or path."""
+    chunk_tokens: Annotated[int, Range(min=1)] = 256
+    """Tokens whose vocabulary-wide logits exist at once in the divergence."""
+
+
+class GKDTrainer(OnlineTrainer):
+    """Generalised knowledge distillation: L = mean over completion tokens of JSD_beta(teacher, student).
+
+    JSD_beta = beta KL(p_T || M) + (1 - beta) KL(p_S || M), M = beta p_T + (1 - beta) p_S; the ends of beta are the two
+    plain KLs. With probability `lmbda` a step learns on completions that the student samples, else on the rows' (or,
+    with `seq_kd`, the teacher's); the draw is the same on all ranks. No gradient flows through sampling or teacher.
+    The mean counts the tokens that are trained on. Rows: `prompt` + `completion`, or `messages`.
+    Source: arXiv 2306.13649 Eq. 1.
+    """
+
+    config_class = GKDConfig
+    dataset_kind = DatasetKind.PROMPT_COMPLETION
+    needs_reward = False
+
+    def __init__(
+        self, model: Any = None, teacher_model: Any = None, args: GKDConfig | None = None, **kwargs: Any
+    ) -> None:
+        named = getattr(args, "teacher_model_name_or_path", None)
+        if given := [name for name in ("reward_funcs", "reward_model", "judge") if kwargs.get(name) is not None]:
+            raise ConfigError(f"GKDTrainer learns from a teacher and asks no reward; remove {' and '.join(given)}.")
+        self._teacher_source = named if teacher_model is None else teacher_model
+        if self._teacher_source is None:
+            raise ConfigError("GKDTrainer needs a teacher: pass teacher_model=, a model, an id or a path.")
+        super().__init__(model, None, args, **kwargs)
+
+    @property
+    def uses_reference(self) -> bool:  # type: ignore[override]
+        return False
+
+    @property
+    def group_size(self) -> int:
+        return 1
+
+    def tokenize_options(self) -> TokenizeOptions:
+        return rows.tokenize_options(self.args, chat_template_kwargs=self.args.chat_template_kwargs)
+
+    def after_init(self) -> None:
+        super().after_init()
+        options = self.args.teacher_model_init_kwargs or {}
+        self.teacher = setup.resolve_model(
+            self.args, self._teacher_source, "causal", None, None, trainable=False, init_kwargs=options
+        )
+        self.teacher.to(self.args.device).eval().requires_grad_(False)
+        student, teacher = (vocab_size(base_model(m)) for m in (self.model, self.teacher))
+        if student != teacher:
+            raise SetupError(
+                f"The student has {student} tokens in its vocabulary and the teacher {teacher}; their distributions "
+                f"cannot be "
+                "compared. Choose a teacher of the same family, with the same tokenizer."
+            )
+        self._teacher_generator: Any = None
+        self._teacher_speaks = False
+
+    def want(self, log: bool) -> Want:
+        return Want.HIDDEN | Want.LOGPS | Want.ENTROPY | Want.TOP1 if log else Want.HIDDEN
+
+    def score_options(self) -> dict[str, Any]:
+        return {**super().score_options(), "temperature": 1.0}
+
+    # ---- which completions a step learns on -------------------------------------------------------------------
+
+    def on_policy(self) -> bool:
+        """Whether the round in progress uses the student's completions; the same on all ranks and after a resume."""
+        return random.Random(f"{self.args.seed} {self.rounds}").random() < self.args.lmbda
+
+    def fill_buffer(self, prompts: list[Example]) -> None:
+        student = self.on_policy()
+        share = 1 / self.args.world_size
+        self._metrics["train"].add({"on_policy_fraction": Mean(student * share, share)})
+        if student:
+            groups = self.rollout(prompts, 1, training=True)
+        elif self.args.seq_kd:
+            with self.teacher_samples():
+                groups = self.rollout(prompts, 1, training=True)
+        else:
+            groups = []
+        if groups:
+            self._metrics["train"].add(completion_metrics(groups))
+            self.remember_samples(groups)
+        trees = self.make_trees(groups, training=True) if groups else prompts
+        self.rounds += 1
+        for _ in range(self.args.num_iterations):
+            self.buffer.extend(self.split_steps(trees))
+
+    @contextmanager
+    def teacher_samples(self) -> Iterator[None]:
+        """Within this context the rollout engine runs the teacher."""
+        if self._teacher_generator is None:
+            self._teacher_generator = make_generator("auto", model=self.teacher, tokenizer=self.processing_class)
+        own, self._generator, self._teacher_speaks = self.generator, self._teacher_generator, True
+        try:
+            yield
+        finally:
+            self._generator, self._teacher_speaks = own, False
+
+    @property
+    def sampled_model(self) -> Any:
+        return self.teacher if self._teacher_speaks else self.policy
+
+    def make_trees(self, groups: list[Group], training: bool) -> list[Example]:
+        return [group.tree(drop_truncated=self.args.mask_truncated_completions) for group in groups]
+
+    def prepare_evaluation(self, examples: list[Example]) -> list[Example]:
+        return examples
+
+    def prepare_stand_in(self, example: Example) -> Example:
+        return example
+
+    # ---- the loss ---------------------------------------------------------------------------------------------
+
+    def context(self, batch: Batch, work: Any, training: bool) -> StepContext:
+        step = super().context(batch, work, training)
+        with torch.no_grad():
+            step.teacher = score_batch(self.teacher, batch, Want.HIDDEN)
+        return step
+
+    def loss(self, scores: Scores, batch: Batch, step: StepContext) -> LossOutput:
+        assert scores.hidden is not None
+        values = divergence(
+            scores.hidden,
+            lm_head_of(base_model(self.model)),
+            step.teacher.hidden,
+            lm_head_of(base_model(self.teacher)),
+            beta=self.args.beta,
+            temperature=self.args.kd_temperature,
+            scale_by_t2=self.args.scale_by_t2,
+            chunk=self.args.chunk_tokens,
+        )  # (N,)
+        metrics = {"jsd": mean_of(values)}
+        for name, tensor in (("entropy", scores.entropy), ("mean_token_accuracy", scores.top1)):
+            if tensor is not None:
+                metrics[name] = mean_of(tensor)
+        return LossOutput([Term(values, "tokens")], metrics)  # type: ignore[arg-type]

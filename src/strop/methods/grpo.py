@@ -1,0 +1,324 @@
+"""GRPO and its family: policy gradient with a baseline from the group of completions of a prompt."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, ClassVar, Literal
+
+import torch
+
+from strop.engine.step import completion_field, token_field
+from strop.errors import ConfigError
+from strop.losses import (
+    adapt_entropy_coef,
+    check_policy_options,
+    entropy_bonus,
+    entropy_threshold,
+    mean_of,
+    multi_reward_advantages,
+    off_policy_mask,
+    policy_loss_flat,
+    policy_metrics,
+    policy_term,
+    sampler_metrics,
+    sampler_mode,
+    top_entropy_mask,
+)
+from strop.losses.names import POLICY_AGGREGATION
+from strop.online.groups import Group
+from strop.online.policy_gradient import PolicyGradientTrainer
+from strop.records import Batch, LossOutput, Mean, Scores, StepContext, Term, Want
+from strop.settings.online import VLLM, OnlineConfig
+from strop.settings.prerequisites import ABOVE_ZERO, Needs
+from strop.settings.schema import Range, config
+
+Positive = Annotated[float, Range(min=0, open_min=True)]
+CORRECTED = {"vllm_importance_sampling_correction": (True,)}
+
+
+@config
+class GRPOConfig(OnlineConfig):
+    """Settings of `GRPOTrainer`."""
+
+    aliases: ClassVar[dict[str, str]] = {
+        **OnlineConfig.aliases,
+        "vllm_importance_sampling_cap": "vllm_importance_sampling_clip_max",
+    }
+    removed: ClassVar[dict[str, str]] = {
+        **OnlineConfig.removed,
+        "cast_lm_head_to_fp32": "Logits are added up and normalised in float32 always; remove it.",
+    }
+
+    needs: ClassVar[dict[str, Needs]] = {
+        **OnlineConfig.needs,
+        "use_bias_correction_kl": Needs({"beta": ABOVE_ZERO}),
+        "max_resampling_rounds": Needs({"dynamic_sampling": (True,)}),
+        **dict.fromkeys(
+            ("entropy_coef_min", "entropy_coef_max", "entropy_coef_delta", "entropy_target"),
+            Needs({"use_adaptive_entropy": (True,)}),
+        ),
+        "vllm_importance_sampling_correction": VLLM,
+        "vllm_importance_sampling_mode": Needs(CORRECTED, elsewhere=("sequence_mask",)),
+        "vllm_importance_sampling_clip_max": Needs(CORRECTED, elsewhere=(2.0, None)),
+        "vllm_importance_sampling_clip_min": Needs(CORRECTED),
+        **dict.fromkeys(("sapo_temperature_pos", "sapo_temperature_neg"), Needs({"loss_type": ("sapo",)})),
+        **dict.fromkeys(
+            ("vespo_k_pos", "vespo_lambda_pos", "vespo_k_neg", "vespo_lambda_neg"), Needs({"loss_type": ("vespo",)})
+        ),
+    }
+
+    disable_dropout: bool = False
+    """Set every dropout of the model to 0."""
+    loss_type: Literal["grpo", "dapo", "dr_grpo", "bnpo", "cispo", "sapo", "luspo", "vespo"] = "dapo"
+    """The policy term and how tokens are added up (see the table of `policy_loss`)."""
+    importance_sampling_level: Literal["token", "sequence"] | None = None
+    """Ratio of each token, or of the whole completion (GSPO). None: token, sequence for luspo."""
+    epsilon: Annotated[float, Range(min=0)] = 0.2
+    """Clip range below 1."""
+    epsilon_high: Annotated[float, Range(min=0)] | None = None
+    """Clip range above 1. None: epsilon (DAPO's clip-higher uses 0.28)."""
+    delta: Annotated[float, Range(min=1)] | None = None
+    """Upper bound of the ratio where the advantage is negative (two-sided clip). None: none."""
+    cispo_cap: Literal["relative", "absolute"] = "relative"
+    """CISPO's cap: 1 + epsilon_high as in the paper, or epsilon_high itself as TRL reads it."""
+    use_bias_correction_kl: bool = True
+    """Multiply the KL term by the ratio, so that it follows KL(policy || reference)."""
+    scale_rewards: Literal["group", "batch", "none"] | bool = "group"
+    """What advantages are divided by: std of the group, of the batch, or nothing (Dr. GRPO). True: group, False:
+    none."""
+    multi_objective_aggregation: Literal["sum_then_normalize", "normalize_then_sum"] = "sum_then_normalize"
+    """Several rewards: sum, then normalise; or normalise each, then sum (GDPO)."""
+    dynamic_sampling: bool = False
+    """Replace groups whose rewards are all equal by groups of further prompts (DAPO)."""
+    max_resampling_rounds: Annotated[int, Range(min=1)] = 4
+    """Most extra rounds of sampling that dynamic_sampling may take for one step."""
+    top_entropy_quantile: Annotated[float, Range(min=0, max=1, open_min=True)] = 1.0
+    """Learn from this share of tokens with the highest entropy only. 1: all."""
+    entropy_coef: Annotated[float, Range(min=0)] = 0.0
+    """Weight of an entropy bonus."""
+    use_adaptive_entropy: bool = False
+    """Let the entropy coefficient follow `entropy_target`."""
+    entropy_coef_min: Annotated[float, Range(min=0)] = 0.0
+    """Least adaptive coefficient."""
+    entropy_coef_max: Annotated[float, Range(min=0)] = 1.0
+    """Greatest adaptive coefficient."""
+    entropy_coef_delta: Annotated[float, Range(min=0)] = 0.005
+    """Change of the adaptive coefficient per step."""
+    entropy_target: Annotated[float, Range(min=0)] = 0.2
+    """Entropy (nats per token) that the adaptive coefficient holds."""
+    off_policy_mask_threshold: float | None = None
+    """Drop failed completions that drifted by more than this many nats per token. None: keep all."""
+    vllm_importance_sampling_correction: bool = True
+    """Correct for a rollout engine whose probabilities differ from the policy's (vllm engine)."""
+    vllm_importance_sampling_mode: (
+        Literal["token_truncate", "token_mask", "sequence_truncate", "sequence_mask"] | None
+    ) = None
+    """How. None: sequence_mask, token_truncate for vespo."""
+    vllm_importance_sampling_clip_max: Annotated[float, Range(min=0)] | None = 3.0
+    """Upper bound of the correction's weight."""
+    vllm_importance_sampling_clip_min: Annotated[float, Range(min=0)] | None = None
+    """Lower bound of the correction's weight."""
+    sapo_temperature_pos: Positive = 1.0
+    """Sharpness of SAPO's gate where the advantage is positive."""
+    sapo_temperature_neg: Positive = 1.05
+    """Sharpness of SAPO's gate where the advantage is negative."""
+    vespo_k_pos: Positive = 2.0
+    """VESPO's power where the advantage is positive."""
+    vespo_lambda_pos: Positive = 3.0
+    """VESPO's rate where the advantage is positive."""
+    vespo_k_neg: Positive = 3.0
+    """VESPO's power where the advantage is negative."""
+    vespo_lambda_neg: Positive = 2.0
+    """VESPO's rate where the advantage is negative."""
+
+    def __post_init__(self) -> None:
+        if isinstance(self.scale_rewards, bool):
+            self.scale_rewards = "group" if self.scale_rewards else "none"
+        super().__post_init__()
+
+    def contradictions(self) -> list[str]:
+        problems = super().contradictions()
+        if self.missing_eos_penalty and self.multi_objective_aggregation == "normalize_then_sum":
+            problems.append(
+                "missing_eos_penalty has no scale where each reward is normalised by itself; give it as a reward, or "
+                "use multi_objective_aggregation='sum_then_normalize'."
+            )
+        if self.num_generations < 2:
+            problems.append("num_generations=1 leaves no group to compare with; set 2 or more.")
+        try:
+            check_policy_options(
+                self.loss_type,
+                importance_sampling_level=self.importance_sampling_level,
+                epsilon=self.epsilon,
+                epsilon_high=self.epsilon_high,
+                delta=self.delta,
+                importance_sampling_mode=self.vllm_importance_sampling_mode,
+                cispo_cap=self.cispo_cap,
+            )
+        except ConfigError as error:
+            problems.append(str(error))
+        return problems
+
+
+SHARED_OPTIONS = (
+    "loss_type", "importance_sampling_level", "epsilon", "epsilon_high", "use_bias_correction_kl", "cispo_cap",
+    "vespo_k_pos", "vespo_lambda_pos", "vespo_k_neg", "vespo_lambda_neg",
+)  # fmt: skip
+"""Settings that the loss and its metrics both read, under the names of both."""
+
+
+class GRPOTrainer(PolicyGradientTrainer):
+    """Group-relative policy optimisation: A_i = (R_i - mean of the group) / (std + 1e-4), then `policy_loss`.
+
+    Rows: `prompt` and any columns that the rewards ask for. When each round of completions is used for one step, the
+    ratio is 1 by construction and no forward pass for old log-probs is made; groups without any advantage cost none.
+    Sources: arXiv 2402.03300; DAPO 2503.14476; Dr. GRPO 2503.20783; GSPO 2507.18071; CISPO 2506.13585; SAPO 2511.20347.
+    Differs from the paper: KL off by default; `loss_type` dapo, a mean over all tokens of the step.
+    """
+
+    config_class = GRPOConfig
+
+    def after_init(self) -> None:
+        super().after_init()
+        self.entropy_coef = self.args.entropy_coef
+        if self.args.dynamic_sampling and not hasattr(self.train_dataset or [], "__len__"):
+            raise ConfigError("dynamic_sampling=True draws further prompts from the rows; a stream keeps none.")
+
+    @property
+    def coupled(self) -> bool:  # type: ignore[override]
+        return self.args.top_entropy_quantile < 1 or self.args.use_adaptive_entropy
+
+    @property
+    def bonus(self) -> bool:
+        """Whether the loss contains the entropy itself."""
+        return self.args.entropy_coef > 0 or self.args.use_adaptive_entropy
+
+    def want(self, log: bool) -> Want:
+        return Want.LOGPS | Want.ENTROPY if log or self.coupled or self.bonus else Want.LOGPS
+
+    def score_options(self) -> dict[str, Any]:
+        return {**super().score_options(), "grad_entropy": self.bonus}
+
+    @property
+    def silent_groups_cost_nothing(self) -> bool:
+        return not (self.args.beta or self.bonus)
+
+    def score_groups(self, groups: list[Group], mode: str) -> None:
+        """Rewards of every completion; the penalty for a missing end is one more column of what is compared."""
+        super().score_groups(groups, mode)
+        if penalty := self.args.missing_eos_penalty:
+            for group in groups:
+                assert group.values is not None
+                column = torch.tensor([-penalty * (reason != "stop") for reason in group.finish_reasons]).double()
+                column[group.values.isnan().all(1)] = float("nan")
+                group.shaped = torch.cat([group.values, column[:, None]], 1)
+
+    def advantages(self, groups: list[Group]) -> torch.Tensor:
+        weights = list(self.rewards.weights) if self.rewards else [1.0]
+        columns = [group.values if group.shaped is None else group.shaped for group in groups]
+        return multi_reward_advantages(
+            torch.cat([column for column in columns if column is not None]),
+            torch.tensor([*weights, 1.0] if self.args.missing_eos_penalty else weights),
+            num_generations=len(groups[0].completions),
+            scale=self.args.scale_rewards,
+            aggregation=self.args.multi_objective_aggregation,
+        )
+
+    @property
+    def advantages_need_all_ranks(self) -> bool:
+        return self.args.scale_rewards == "batch" or self.args.multi_objective_aggregation == "normalize_then_sum"
+
+    def statistics(self, scores: Scores, batch: Batch, step: StepContext) -> dict[str, torch.Tensor]:
+        assert scores.entropy is not None
+        return {"entropy": scores.entropy.detach()}
+
+    def reduce_statistics(self, values: dict[str, torch.Tensor], training: bool) -> dict[str, Any]:
+        entropy = values["entropy"]
+        mean = float(entropy.mean()) if entropy.numel() else 0.0
+        coef = self.entropy_coef
+        if self.args.use_adaptive_entropy:
+            coef = self.entropy_coef if mean <= self.args.entropy_target else 0.0
+            if training:
+                self.entropy_coef = adapt_entropy_coef(
+                    self.entropy_coef,
+                    mean,
+                    target=self.args.entropy_target,
+                    step=self.args.entropy_coef_delta,
+                    minimum=self.args.entropy_coef_min,
+                    maximum=self.args.entropy_coef_max,
+                )
+        return {"threshold": entropy_threshold(entropy, top_quantile=self.args.top_entropy_quantile), "coef": coef}
+
+    def keep(self, scores: Scores, batch: Batch, advantages: torch.Tensor, step: StepContext) -> torch.Tensor | None:
+        """Tokens that the policy term learns from, (N,) bool, or None for all."""
+        keep = None
+        if self.args.top_entropy_quantile < 1:
+            assert scores.entropy is not None
+            keep = top_entropy_mask(
+                scores.entropy, top_quantile=self.args.top_entropy_quantile, threshold=step.statistics["threshold"]
+            )
+        if self.args.off_policy_mask_threshold is not None:
+            assert scores.logps is not None
+            fresh = off_policy_mask(
+                scores.logps, token_field(batch, "sampler_logps"), advantages, scores.segment, scores.num_completions,
+                threshold=self.args.off_policy_mask_threshold,
+            )  # fmt: skip
+            keep = fresh if keep is None else keep & fresh
+        return keep
+
+    def loss(self, scores: Scores, batch: Batch, step: StepContext) -> LossOutput:
+        assert scores.logps is not None
+        args, dtype = self.args, scores.logps.dtype
+        advantages = completion_field(batch, "advantages", dtype=dtype)[scores.segment]  # (N,)
+        old_logps = self.old_logps(scores, batch)
+        given = (scores.logps, old_logps, advantages, scores.segment, scores.num_completions)
+        options = {name: getattr(args, name) for name in SHARED_OPTIONS}
+        options["ref_logps"] = step.ref.logps if step.ref is not None else None
+        sampler_logps = token_field(batch, "sampler_logps").to(dtype)  # (N,)
+        corrects = args.engine == "vllm" and args.vllm_importance_sampling_correction
+        bounds = {
+            "clip_max": args.vllm_importance_sampling_clip_max,
+            "clip_min": args.vllm_importance_sampling_clip_min,
+        }
+        values = policy_loss_flat(
+            *given,
+            **options,
+            sampler_logps=sampler_logps if corrects else None,
+            importance_sampling_mode=args.vllm_importance_sampling_mode,
+            importance_sampling_clip_max=bounds["clip_max"],
+            importance_sampling_clip_min=bounds["clip_min"],
+            delta=args.delta,
+            beta=args.beta,
+            keep=self.keep(scores, batch, advantages, step),
+            sapo_temperature_pos=args.sapo_temperature_pos,
+            sapo_temperature_neg=args.sapo_temperature_neg,
+        )
+        start = scores.logps.detach() if old_logps is None else old_logps
+        mode = sampler_mode(args.loss_type, args.vllm_importance_sampling_mode) if corrects else None
+        metrics = policy_metrics(*given, **options)
+        metrics |= sampler_metrics(start, sampler_logps, scores.segment, scores.num_completions, mode=mode, **bounds)
+        sums = {
+            "aggregation": POLICY_AGGREGATION[args.loss_type],
+            "max_completion_length": args.max_completion_length,
+        }
+        terms = [policy_term(values, scores.segment, scores.num_completions, **sums)]
+        if self.bonus and scores.entropy is not None:
+            coef = step.statistics.get("coef", args.entropy_coef)
+            bonus = entropy_bonus(scores.entropy)
+            terms.append(policy_term(bonus, scores.segment, scores.num_completions, weight=coef, **sums))
+            metrics |= {"policy_loss": share_of(terms[0], scores), "entropy_coef": Mean(coef, 1.0)}
+        if scores.entropy is not None:
+            metrics["entropy"] = mean_of(scores.entropy)
+        return LossOutput(terms, metrics)
+
+    def extra_state(self) -> dict[str, Any]:
+        return {**super().extra_state(), "entropy_coef": self.entropy_coef}
+
+    def load_extra_state(self, state: dict[str, Any]) -> None:
+        super().load_extra_state(state)
+        self.entropy_coef = state["entropy_coef"]
+
+
+def share_of(term: Term, scores: Scores) -> Mean:
+    """A term of this micro-batch, so that the means of a step's micro-batches add up to the step's term."""
+    count = len(scores.segment) if term.per == "tokens" else scores.num_completions
+    return Mean(term.weight * term.values.detach().sum(), float(count))

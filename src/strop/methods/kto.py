@@ -1,0 +1,113 @@
+"""KTO: learn from single completions labelled desirable or undesirable."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Annotated, Any, Literal
+
+import torch
+
+from strop.data import DatasetKind, mismatched
+from strop.losses import class_terms, kto_loss, kto_reference_point
+from strop.losses.names import KTO_CLASS_MEAN_TYPES, KTO_KL_TYPES
+from strop.methods.unpaired import UnpairedTrainer, advise_weights, label_metrics
+from strop.records import Batch, Example, LossOutput, Scores, StepContext, Term
+from strop.settings.config import ReferenceConfig
+from strop.settings.schema import Range, config
+
+
+@config
+class KTOConfig(ReferenceConfig):
+    """Settings of `KTOTrainer`."""
+
+    beta: Annotated[float, Range(min=0, open_min=True)] = 0.1
+    """Strength of the pull to the reference (kto_exp divides by it: larger is softer)."""
+    desirable_weight: Annotated[float, Range(min=0)] = 1.0
+    """Weight of desirable rows. Keep weight x count of the classes within a ratio of 1 to 3/2."""
+    undesirable_weight: Annotated[float, Range(min=0)] = 1.0
+    """Weight of undesirable rows."""
+    loss_type: Literal["kto", "apo_zero_unpaired", "kto_exp", "kto_literal"] = "kto"
+    """kto: the paper. apo_zero_unpaired: no reference point. kto_exp: saturating exponential value function.
+    kto_literal: the formula of some guides as printed, which unlearns; for tests only."""
+
+
+class KTOTrainer(UnpairedTrainer):
+    """Kahneman-Tversky optimisation: L = mean over rows of w (1 - sigma(s beta (u - z))).
+
+    u is the row's log-ratio to the reference, s = +1 for desirable rows and -1 for others, w the weight of the class,
+    z = max(0, mean log-ratio of mismatched completions), over the whole optimizer step and all ranks, no gradient.
+    Rows: `prompt`, `completion`, `label`; preference pairs are split into two rows each. Each row is given the
+    completion of another row once, when the data are prepared, so any batch size from 1 and any shuffling is right.
+    Source: arXiv 2402.01306.
+    """
+
+    config_class = KTOConfig
+    dataset_kind = DatasetKind.UNPAIRED_PREFERENCE
+    uses_reference = True
+
+    def __init__(self, model: Any = None, ref_model: Any = None, args: KTOConfig | None = None, **kwargs: Any) -> None:
+        super().__init__(model, args, ref_model=ref_model, **kwargs)
+
+    @property
+    def coupled(self) -> bool:  # type: ignore[override]
+        return self.args.loss_type in KTO_KL_TYPES
+
+    def convert_dataset(self, dataset: Any, name: str) -> Any:
+        prepared = super().convert_dataset(dataset, name)
+        if name == "train":
+            advise_weights(self, prepared, self.args.desirable_weight, self.args.undesirable_weight)
+        return mismatched(prepared) if self.coupled else prepared
+
+    def statistics_rows(self, examples: list[Example]) -> list[Example]:
+        return [
+            replace(part(e, slice(1, None)), extras={"mismatched_only": True})
+            for e in examples
+            if len(e.completions) > 1
+        ]
+
+    def gradient_rows(self, examples: list[Example]) -> list[Example]:
+        return [part(e, slice(0, 1)) for e in examples]
+
+    def statistics(self, scores: Scores, batch: Batch, step: StepContext) -> dict[str, torch.Tensor]:
+        assert step.ref is not None
+        ratios = (scores.sum() - step.ref.sum()).detach()
+        return {"mismatched": ratios[~first_completions(batch)]}
+
+    def reduce_statistics(self, values: dict[str, torch.Tensor], training: bool) -> dict[str, Any]:
+        ratios = values.get("mismatched")
+        return {"kl": 0.0 if ratios is None else kto_reference_point(ratios.sum(), ratios.numel())}
+
+    def loss(self, scores: Scores, batch: Batch, step: StepContext) -> LossOutput:
+        assert step.ref is not None
+        own = first_completions(batch)  # (S,)
+        policy, ref = scores.sum()[own], step.ref.sum()[own]  # (B,)
+        labels = torch.tensor([bool(e.extras["label"]) for e in batch.examples], device=policy.device)  # (B,)
+        kl = step.statistics.get("kl")
+        values = kto_loss(
+            policy - ref,
+            labels,
+            kl,
+            beta=self.args.beta,
+            desirable_weight=self.args.desirable_weight,
+            undesirable_weight=self.args.undesirable_weight,
+            loss_type=self.args.loss_type,
+        )
+        by_class = self.args.loss_type in KTO_CLASS_MEAN_TYPES
+        terms = class_terms(values, labels) if by_class else [Term(values, "trees")]
+        rewards = self.args.beta * (policy - ref).detach()
+        return LossOutput(terms, label_metrics(scores, own, labels, rewards, policy.detach(), kl=kl))
+
+
+def part(example: Example, which: slice) -> Example:
+    """A tree with some of its completions, their masks with them."""
+    masks = None if example.loss_mask is None else example.loss_mask[which]
+    return replace(example, completions=example.completions[which], loss_mask=masks)
+
+
+def first_completions(batch: Batch) -> torch.Tensor:
+    """Which completions are a row's own, not the mismatched one that it was given for the KL term, (S,) bool."""
+    flags = []
+    for example in batch.examples:
+        own = not example.extras.get("mismatched_only", False)
+        flags += [own, *[False] * (len(example.completions) - 1)]
+    return torch.tensor(flags, device=batch.targets.device)

@@ -1,0 +1,113 @@
+"""Nash-MD: play against a mixture of policy and reference, and move towards what a preference model prefers."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, ClassVar, Literal
+
+import torch
+
+from strop.collectives import sum_over_ranks
+from strop.engine.step import tree_field
+from strop.losses import adversarial_loss, mean_of, nash_md_loss_flat, preference_metrics
+from strop.online.groups import Group
+from strop.online.opponents import OPPONENT_UNUSED, preferences, rollout_against
+from strop.online.own_pairs import OnlinePairConfig, OnlinePairTrainer, at_epoch, objective_metrics
+from strop.records import Batch, Example, LossOutput, Mean, Scores, StepContext, Term
+from strop.settings.prerequisites import Needs
+from strop.settings.schema import Range, config
+
+
+@config
+class NashMDConfig(OnlinePairConfig):
+    """Settings of `NashMDTrainer`."""
+
+    unused: ClassVar[dict[str, str]] = {
+        **OnlinePairConfig.unused,
+        **OPPONENT_UNUSED,
+        "loss_type": "Nash-MD has one loss; see gradient_form and objective.",
+        "num_generations_eval": "Each prompt has one completion of the policy and one of the opponent.",
+    }
+    needs: ClassVar[dict[str, Needs]] = {**OnlinePairConfig.needs, "gradient_form": Needs({"objective": ("nash",)})}
+
+    mixture_coef: Annotated[float, Range(min=0, max=1)] | list[float] = 0.5
+    """Weight of the reference in the opponent's mixture; 0 is self-play, 1 the reference. A list: one per epoch."""
+    gradient_form: Literal["reward_to_go", "sequence", "trl"] = "reward_to_go"
+    """reward_to_go: unbiased, least noise. sequence: the paper's estimate. trl: TRL's biased one, for comparison."""
+    objective: Literal["nash", "adversarial"] = "nash"
+    """nash: the paper. adversarial: maximise reward against the worst penalty, which is a KL to the reference."""
+    num_generations: Annotated[int, Range(min=1, max=1)] = 1
+    """Completions of the policy per prompt; each meets one opponent."""
+
+
+class NashMDTrainer(OnlinePairTrainer):
+    """Nash mirror descent: L = -sum_t sg(P(y > y') - 1/2 - beta K_t) log pi(y_t | y_<t), mean over prompts.
+
+    y comes from the policy; y' from (1 - eta) log pi + eta log mu, mixed token by token. P is a judge's probability,
+    or sigmoid(R(y) - R(y')) of rewards. The value of the loss says nothing. Rows: `prompt`.
+    Source: arXiv 2312.00886, Appendix F. Differs from the paper: the KL is summed from each token on (`gradient_form`).
+    """
+
+    config_class = NashMDConfig
+    has_opponent = True
+
+    @property
+    def mixture_coef(self) -> float:
+        """The opponent's coefficient of the current epoch."""
+        return at_epoch(self.args.mixture_coef, self.state.epoch)
+
+    def rollout(self, prompts: Any, n: int, training: bool) -> list[Group]:
+        return rollout_against(self, super().rollout, prompts, training, self.mixture_coef)
+
+    def make_trees(self, groups: list[Group], training: bool) -> list[Example]:
+        probabilities = preferences(groups, judge=self.has_judge)
+        kept = [(i, g, p) for i, (g, p) in enumerate(zip(groups, probabilities, strict=True)) if p is not None]
+        means = [float(g.rewards[0]) for _, g, _ in kept if g.rewards is not None]
+        everyone = sum_over_ranks({"total": sum(means), "count": float(len(means))}, self.args.world_size)
+        trees = []
+        for index, group, probability in kept:
+            own = float(group.rewards[0]) if group.rewards is not None else 0.0
+            extras = {
+                "prompt_index": index,
+                "probability": probability,
+                "scores": group.rewards.tolist() if group.rewards is not None else [probability, 1 - probability],
+                "baseline": (everyone["total"] - own) / max(everyone["count"] - 1, 1.0),
+                "ended": [float(reason == "stop") for reason in group.finish_reasons],
+            }
+            trees.append(group.tree([0], drop_truncated=self.args.mask_truncated_completions, extras=extras))
+        return trees
+
+    def loss(self, scores: Scores, batch: Batch, step: StepContext) -> LossOutput:
+        assert scores.logps is not None and step.ref is not None and step.ref.logps is not None
+        policy, ref = scores.sum(), step.ref.sum()  # (B,)
+        probability = tree_field(batch, "probability", dtype=policy.dtype)  # (B,)
+        ranked = tree_field(batch, "scores", dtype=policy.dtype)  # (B, 2)
+        if self.args.objective == "adversarial":
+            baseline = tree_field(batch, "baseline", dtype=policy.dtype)
+            values = adversarial_loss(policy, ref, ranked[:, 0], beta=self.beta, baseline=baseline)
+        else:
+            form = self.args.gradient_form
+            per_token = nash_md_loss_flat(
+                scores.logps,
+                step.ref.logps,
+                probability,
+                scores.segment,
+                scores.num_completions,
+                beta=self.beta,
+                form=form,
+            )
+            values = scores.sum(per_token)
+        kl = (policy - ref).detach()
+        ended = tree_field(batch, "ended", dtype=torch.float64)
+        metrics = {
+            **objective_metrics(scores, policy, ref, self.beta),
+            "loss/score": mean_of((probability - 0.5) * policy),
+            "loss/kl": mean_of(self.beta * kl),
+            "rewards/probabilities": mean_of(probability),
+            **preference_metrics(ranked[:, 0], ranked[:, 1]),
+            "logps/chosen": mean_of(policy),
+            "logps/rejected": mean_of(ref),
+            "val/model_contain_eos_token": mean_of(ended[:, 0]),
+            "val/ref_contain_eos_token": mean_of(ended[:, 1]),
+            "mixture_coef": Mean(self.mixture_coef, 1.0),
+        }
+        return LossOutput([Term(values, "trees")], metrics)

@@ -1,0 +1,78 @@
+"""Online DPO: sample, let a reward or a judge choose, learn from the pair."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import torch
+
+from strop.engine.step import tree_field
+from strop.losses import dpo_loss, mean_of
+from strop.methods.pairs import pair_metrics
+from strop.online.groups import Group
+from strop.online.own_pairs import OnlinePairConfig, OnlinePairTrainer, objective_metrics
+from strop.records import Batch, Example, LossOutput, Scores, StepContext, Term
+from strop.settings.schema import Range, config
+
+
+@config
+class OnlineDPOConfig(OnlinePairConfig):
+    """Settings of `OnlineDPOTrainer`."""
+
+    num_generations: Annotated[int, Range(min=2)] = 2
+    """Completions sampled for each prompt; the best and the worst make the pair."""
+
+
+class OnlineDPOTrainer(OnlinePairTrainer):
+    """DPO on pairs sampled from the current policy: the best and the worst of `num_generations` completions.
+
+    `reward_funcs` are functions, models, ids or judges. Ties and identical completions carry no preference: they are
+    left out and counted (`pairs/dropped_ratio`). Completions without an end lose `missing_eos_penalty`.
+    Rows: `prompt`. Source: arXiv 2402.04792.
+    """
+
+    config_class = OnlineDPOConfig
+
+    def make_trees(self, groups: list[Group], training: bool) -> list[Example]:
+        trees = []
+        for index, group in enumerate(groups):
+            pair = best_and_worst(group)
+            if pair is None:
+                continue
+            assert group.rewards is not None
+            extras = {
+                "prompt_index": index,
+                "scores": [float(group.rewards[i]) for i in pair],
+                "ended": [float(group.finish_reasons[i] == "stop") for i in pair],
+            }
+            trees.append(group.tree(pair, drop_truncated=self.args.mask_truncated_completions, extras=extras))
+        self.count_dropped(groups, trees, training)
+        return trees
+
+    def loss(self, scores: Scores, batch: Batch, step: StepContext) -> LossOutput:
+        assert step.ref is not None
+        policy, ref = scores.sum().view(-1, 2), step.ref.sum().view(-1, 2)  # (B, 2) each
+        columns = (policy[:, 0], policy[:, 1], ref[:, 0], ref[:, 1])
+        values = dpo_loss(*columns, beta=self.beta, loss_type=self.args.loss_type)
+        rewards = self.beta * (policy - ref).detach()
+        metrics = pair_metrics(scores, rewards, policy.detach())
+        metrics |= objective_metrics(scores, policy, ref, self.beta)
+        ranked = tree_field(batch, "scores", dtype=torch.float64)  # (B, 2)
+        metrics["objective/scores"] = mean_of(ranked)
+        metrics["objective/scores_margin"] = mean_of(ranked[:, 0] - ranked[:, 1])
+        metrics["objective/rlhf_reward"] = mean_of(ranked.to(policy) - self.beta * (policy - ref))
+        metrics["val/contain_eos_token"] = mean_of(tree_field(batch, "ended", dtype=torch.float64))
+        return LossOutput([Term(values, "trees")], metrics)
+
+
+def best_and_worst(group: Group) -> tuple[int, int] | None:
+    """Indices of the best and the worst rewarded completion; None for a tie or for identical completions."""
+    assert group.rewards is not None
+    known = [i for i in range(len(group.completions)) if not group.rewards[i].isnan()]
+    if len(known) < 2:
+        return None
+    best, worst = max(known, key=lambda i: float(group.rewards[i])), min(known, key=lambda i: float(group.rewards[i]))  # type: ignore[index]
+    same = (
+        float(group.rewards[best]) == float(group.rewards[worst]) or group.completions[best] == group.completions[worst]
+    )
+    return None if same else (best, worst)

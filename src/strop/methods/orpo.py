@@ -1,0 +1,62 @@
+"""ORPO: likelihood of the chosen completion and a preference term in one stage, without a reference."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import torch
+
+from strop.data import TokenizeOptions
+from strop.engine import rows
+from strop.engine.step import scored_tokens
+from strop.losses import log_odds_ratio, mean_of, nll_loss, orpo_loss, orpo_metrics
+from strop.methods.pairs import PairTrainer, pair_metrics
+from strop.records import Batch, Counts, Example, LossOutput, Scores, StepContext, Term
+from strop.settings.config import TrainerConfig
+from strop.settings.schema import Range, config
+
+
+@config
+class ORPOConfig(TrainerConfig):
+    """Settings of `ORPOTrainer`."""
+
+    aliases = {**TrainerConfig.aliases, "lambda_": "beta"}  # noqa: RUF012
+
+    beta: Annotated[float, Range(min=0)] = 0.1
+    """Weight of the odds-ratio term (lambda in the paper)."""
+    nll_on_prompt: bool = True
+    """Learn the prompt too, as the paper's code does. False: the chosen completion only."""
+    length_normalize: bool = True
+    """Odds of length-averaged log-probs, as in the paper. False: of sums, which degenerates to a log-ratio."""
+
+
+class ORPOTrainer(PairTrainer):
+    """Odds-ratio preference optimisation: L = NLL(chosen) + beta softplus(-logOR).
+
+    logOR = log odds(P_w) - log odds(P_l), odds = P / (1 - P), P = e^(mean log-prob). The NLL is a mean over the tokens
+    of the whole step. Rows: `prompt`, `chosen`, `rejected`. Source: arXiv 2403.07691 Eqs. 3-7.
+    """
+
+    config_class = ORPOConfig
+
+    def tokenize_options(self) -> TokenizeOptions:
+        return rows.tokenize_options(self.args, score_prompt=self.args.nll_on_prompt)
+
+    def counts(self, examples: list[Example]) -> Counts:  # type: ignore[override]
+        counts = super().counts(examples)
+        chosen = float(sum(scored_tokens(example, 0) for example in examples))
+        return {**counts, "nll_tokens": chosen + counts["prompt_tokens"]}
+
+    def loss(self, scores: Scores, batch: Batch, step: StepContext) -> LossOutput:
+        assert scores.logps is not None
+        sums = scores.sum().view(-1, 2)
+        values = sums / scores.lengths.view(-1, 2) if self.args.length_normalize else sums  # (B, 2)
+        nll = nll_loss(scores.logps[scores.segment % 2 == 0])
+        if scores.prompt_logps is not None:
+            nll = torch.cat([nll, nll_loss(scores.prompt_logps)])
+        terms = [Term(nll, "nll_tokens"), Term(orpo_loss(values[:, 0], values[:, 1], beta=self.args.beta), "trees")]
+        values = values.detach()
+        metrics = pair_metrics(scores, self.args.beta * values, values)
+        metrics |= orpo_metrics(log_odds_ratio(values[:, 0], values[:, 1]))
+        metrics["nll_loss"] = mean_of(nll)
+        return LossOutput(terms, metrics)

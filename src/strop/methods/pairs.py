@@ -1,0 +1,31 @@
+"""What the methods on preference pairs share: completions in order (chosen, rejected), and their metrics."""
+
+from __future__ import annotations
+
+import torch
+
+from strop.data import DatasetKind
+from strop.engine.trainer import BaseTrainer
+from strop.losses.metrics import Metrics, mean_of, preference_metrics
+from strop.records import Scores
+
+
+class PairTrainer(BaseTrainer):
+    """A trainer whose trees have two completions, the chosen one first."""
+
+    dataset_kind = DatasetKind.PREFERENCE
+
+
+def pair_metrics(scores: Scores, rewards: torch.Tensor, logps: torch.Tensor) -> Metrics:
+    """Metrics of pairs: implicit `rewards` and `logps` (B, 2), in the order chosen, rejected; and of their tokens."""
+    metrics = preference_metrics(rewards[:, 0], rewards[:, 1])
+    metrics |= {"logps/chosen": mean_of(logps[:, 0]), "logps/rejected": mean_of(logps[:, 1])}
+    chosen = scores.segment % 2 == 0
+    if scores.mean_logit is not None:
+        metrics["logits/chosen"] = mean_of(scores.mean_logit, chosen)
+        metrics["logits/rejected"] = mean_of(scores.mean_logit, ~chosen)
+    if scores.entropy is not None:
+        metrics["entropy"] = mean_of(scores.entropy)
+    if scores.top1 is not None:
+        metrics["mean_token_accuracy"] = mean_of(scores.top1, chosen)
+    return metrics

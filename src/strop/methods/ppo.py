@@ -1,0 +1,268 @@
+"""PPO: policy gradient with a learned critic, clipped, with a KL penalty on every token."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Literal
+
+import torch
+
+from strop.engine import setup
+from strop.engine.checkpoint import without_progress_bars
+from strop.engine.step import token_field, token_lists
+from strop.losses import (
+    gae_flat,
+    kl_estimate,
+    mean_of,
+    moments,
+    policy_loss_flat,
+    ppo_metrics,
+    token_rewards_flat,
+    value_loss,
+    whiten,
+)
+from strop.model import base_model, disable_dropout, lm_head_of
+from strop.model.actor_critic import VALUE_FOLDER, ActorCritic, critic_like, score_both
+from strop.online.groups import Group
+from strop.online.sampled_distribution import changes_distribution, rescore
+from strop.online.trainer import OnlineTrainer
+from strop.records import Batch, Example, Extreme, LossOutput, Mean, Scores, StepContext, Term, Want
+from strop.settings.online import OnlineConfig
+from strop.settings.schema import Range, config
+
+
+@config
+class PPOConfig(OnlineConfig):
+    """Settings of `PPOTrainer`."""
+
+    aliases: ClassVar[dict[str, str]] = {
+        **OnlineConfig.aliases,
+        "num_ppo_epochs": "num_iterations",
+        "gamma_": "gamma",
+    }
+    removed: ClassVar[dict[str, str]] = {
+        **OnlineConfig.removed,
+        "local_rollout_forward_batch_size": "Use per_device_train_batch_size, or max_tokens_per_micro_batch.",
+        "num_sample_generations": "Completions are in samples.jsonl; log_completions=True shows them.",
+        "stop_token": "Completions end at the tokenizer's and the model's own end tokens; else use stop or "
+        "stop_token_ids.",
+        "sft_model_path": "Pass the policy as model=.",
+        "model_adapter_name": "The reference is the adapter as it was at the start; nothing needs a name.",
+        "ref_adapter_name": "The reference is the adapter as it was at the start; nothing needs a name.",
+    }
+    unused: ClassVar[dict[str, str]] = {
+        **OnlineConfig.unused,
+        "steps_per_generation": "Use num_mini_batches, the optimizer steps that one pass over a round takes.",
+        "generation_batch_size": "A round has per_device_train_batch_size x gradient_accumulation_steps x "
+        "num_mini_batches completions.",
+    }
+
+    learning_rate: Annotated[float, Range(min=0)] = 3e-6
+    """Peak learning rate of AdamW, for policy and critic."""
+    num_generations: Annotated[int, Range(min=1)] = 1
+    """Completions sampled for each prompt."""
+    max_completion_length: Annotated[int, Range(min=1)] | None = 53
+    """Most tokens of a completion."""
+    temperature: Annotated[float, Range(min=0, open_min=True)] = 0.7
+    """Temperature of sampling, and of the policy that is optimised."""
+    beta: Annotated[float, Range(min=0)] = 0.05
+    """Weight of the KL penalty on each token (kl_coef)."""
+    num_iterations: Annotated[int, Range(min=1)] = 4
+    """Times that each round of completions is learned from (num_ppo_epochs)."""
+    num_mini_batches: Annotated[int, Range(min=1)] = 1
+    """Optimizer steps that one pass over a round takes."""
+    total_episodes: Annotated[int, Range(min=1)] | None = None
+    """Completions to sample in all; another way to give max_steps."""
+    kl_estimator: Literal["k1", "k2", "k3"] = "k1"
+    """Estimator of the KL in the reward (and of `objective/kl`)."""
+    whiten_rewards: bool = False
+    """Give token rewards unit variance over the round; their mean stays."""
+    cliprange: Annotated[float, Range(min=0, open_min=True)] = 0.2
+    """Clip range of the policy's ratio."""
+    cliprange_value: Annotated[float, Range(min=0, open_min=True)] | None = 0.2
+    """Clip range of the critic's values. None: none."""
+    vf_coef: Annotated[float, Range(min=0)] = 0.1
+    """Weight of the critic's loss."""
+    gamma: Annotated[float, Range(min=0, max=1)] = 1.0
+    """Discount per token."""
+    lam: Annotated[float, Range(min=0, max=1)] = 0.95
+    """Generalised advantage estimation: 1 is the return, 0 the one-step error."""
+    reward_model_path: str | None = None
+    """Reward model by id or folder, for a trainer that is given no reward_funcs."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.total_episodes is not None and self.max_steps < 0:
+            per_step = self.per_device_train_batch_size * self.gradient_accumulation_steps * self.world_size
+            self.max_steps = max(1, round(self.total_episodes * self.num_iterations / per_step))
+
+
+class PPOTrainer(OnlineTrainer):
+    """Proximal policy optimisation with a critic and GAE.
+
+    Token reward: -beta KL_t, and the score on the last real token. Advantages by GAE, whitened over the whole round of
+    all ranks. L = mean over tokens of max(-A r, -A clip(r)) + vf_coef / 2 max((V - G)^2, (V_clip - G)^2).
+    `value_model` starts the critic (default: a fresh head on a copy of the policy's layers, and of its adapter where it
+    has one); both are trained by one optimizer, saved together (the critic in `value_model/`) and resumed together.
+    Rows: `prompt`.
+    Sources: arXiv 1707.06347 Eqs. 7 and 9; GAE 1506.02438; KL in the reward 1909.08593.
+    Differs from TRL: the score sits on the last token, not one step after it; whitening sees all ranks.
+    """
+
+    config_class = PPOConfig
+    reference_in_loss = False
+
+    def __init__(
+        self,
+        model: Any = None,
+        ref_model: Any = None,
+        reward_funcs: Any = None,
+        args: PPOConfig | None = None,
+        value_model: Any = None,
+        **kwargs: Any,
+    ) -> None:
+        self._critic_source = value_model
+        super().__init__(model, reward_funcs, args, ref_model=ref_model, **kwargs)
+
+    def complete_model(self, model: Any) -> ActorCritic:
+        """The policy with its critic beside it."""
+        if self._critic_source is None:
+            critic = critic_like(model)
+            if self.args.disable_dropout:
+                disable_dropout(critic)
+        else:
+            critic = setup.resolve_model(self.args, self._critic_source, "score", None, None)
+        return ActorCritic(model, critic)
+
+    @property
+    def policy(self) -> Any:
+        return self.accelerator.unwrap_model(self.model).policy
+
+    @property
+    def fresh_steps(self) -> int:
+        return self.args.num_mini_batches
+
+    def build_want(self) -> Want:
+        return Want.LOGPS | Want.VALUE
+
+    def score(self, model: torch.nn.Module, batch: Batch, log: bool) -> Scores:
+        params = self.sampling(training=True)
+        options = {**self.score_options(), "aux_loss": bool(self.args.router_aux_loss_coef) and model.training}
+        if not changes_distribution(params):
+            return score_both(model, batch, self.want(log), **options)
+        scores = score_both(model, batch, self.want(log) | Want.HIDDEN, **options)
+        head = lm_head_of(base_model(self.policy))
+        return rescore(scores, head, batch, params, head_bytes=self.head_bytes)
+
+    # ---- what the update learns from --------------------------------------------------------------------------
+
+    def make_trees(self, groups: list[Group], training: bool) -> list[Example]:
+        trees = [tree for index, group in enumerate(groups) for tree in self.trees(group, index)]
+        ended = float(sum(reason == "stop" for group in groups for reason in group.finish_reasons))
+        per_round = {"val/num_eos_tokens": Mean(ended, 1 / self.args.world_size)}
+        self._metrics["train" if training else "eval"].add(per_round)
+        for part in self.plan(trees, self._train_batch_size):
+            self.add_token_rewards(part, training)
+        if self.args.whiten_rewards:
+            self.whiten(trees, "rewards", shift_mean=False)
+        self.add_advantages(trees)
+        self.whiten(trees, "advantages", shift_mean=True)
+        return trees
+
+    def trees(self, group: Group, index: int) -> list[Example]:
+        """The rewarded completions of a group; those that every reward abstained from are not learned from."""
+        assert group.rewards is not None
+        keep = [i for i, known in enumerate(~group.rewards.isnan()) if known]
+        if not keep:
+            return []
+        extras = {"scores": group.rewards[keep].tolist(), "prompt_index": index}
+        return self.pieces(group.tree(keep, drop_truncated=self.args.mask_truncated_completions, extras=extras))
+
+    @torch.no_grad()
+    def add_token_rewards(self, part: list[Example], training: bool) -> None:
+        """Old log-probs, values and rewards of every token, from the policy, critic and reference as they are now."""
+        batch = self.build(part)
+        with self.compute_loss_context_manager():
+            scores = self.score(self.accelerator.unwrap_model(self.model), batch, False)
+        assert scores.logps is not None and scores.values is not None
+        kl = torch.zeros_like(scores.logps)
+        if self.reference_scores is not None:
+            ref = self.reference_scores(batch).logps
+            kl = kl_estimate(scores.logps, ref, estimator=self.args.kl_estimator)  # type: ignore[arg-type]
+        totals = torch.tensor([s for e in part for s in e.extras["scores"]], dtype=kl.dtype, device=kl.device)
+        rewards = token_rewards_flat(kl, totals, scores.segment, scores.num_completions, kl_coef=self.args.beta)
+        for name, values in (("old_logps", scores.logps), ("old_values", scores.values), ("rewards", rewards)):
+            token_lists(batch, name, values)
+        penalty = -self.args.beta * scores.sum(kl)
+        self._metrics["train" if training else "eval"].add(
+            {
+                "objective/kl": mean_of(scores.sum(kl)),
+                "objective/entropy": mean_of(-scores.sum()),
+                "objective/non_score_reward": mean_of(penalty),
+                "objective/rlhf_reward": mean_of(totals.to(penalty) + penalty),
+                "objective/scores": mean_of(totals),
+            }
+        )
+
+    def add_advantages(self, trees: list[Example]) -> None:
+        """GAE over each completion; `advantages` and `returns` of every token."""
+        for part in self.plan(trees, self._train_batch_size):
+            batch = self.build(part)
+            rewards, values = token_field(batch, "rewards"), token_field(batch, "old_values")
+            options = {"gamma": self.args.gamma, "lam": self.args.lam}
+            estimated = gae_flat(rewards, values, batch.segment, batch.num_completions, **options)
+            for name, values in zip(("advantages", "returns"), estimated, strict=True):
+                token_lists(batch, name, values)
+
+    def whiten(self, trees: list[Example], name: str, *, shift_mean: bool) -> None:
+        """Whiten a per-token extra over the round of all ranks; masked tokens neither count nor change."""
+        batches = [self.build(part) for part in self.plan(trees, self._train_batch_size)]
+        flat = [token_field(batch, name) for batch in batches]
+        statistics = moments(torch.cat(flat)) if flat else torch.zeros(3, dtype=torch.float64)
+        if self.args.world_size > 1:
+            statistics = statistics.to(self.args.device)
+            torch.distributed.all_reduce(statistics)
+        for batch, values in zip(batches, flat, strict=True):
+            token_lists(batch, name, whiten(values, shift_mean=shift_mean, statistics=statistics.to(values.device)))
+
+    def loss(self, scores: Scores, batch: Batch, step: StepContext) -> LossOutput:
+        assert scores.logps is not None and scores.values is not None
+        names = ("old_logps", "advantages", "old_values", "returns")
+        old_logps, advantages, old_values, returns = (token_field(batch, name).to(scores.logps.dtype) for name in names)
+        policy = policy_loss_flat(
+            scores.logps, old_logps, advantages, scores.segment, scores.num_completions, epsilon=self.args.cliprange
+        )
+        critic = value_loss(scores.values, old_values, returns, clip=self.args.cliprange_value)
+        moved = (scores.logps, old_logps, advantages, scores.values, old_values, returns)
+        clip = {"cliprange": self.args.cliprange, "cliprange_value": self.args.cliprange_value}
+        metrics = ppo_metrics(*moved, **clip)
+        metrics |= {"loss/policy_avg": mean_of(policy), "loss/value_avg": mean_of(critic)}
+        if scores.entropy is not None:
+            metrics["policy/entropy_avg"] = mean_of(scores.entropy)
+        metrics["episode"] = Extreme(float(self.rounds * self.completions_per_step * self.fresh_steps))
+        return LossOutput([Term(policy, "tokens"), Term(critic, "tokens", self.args.vf_coef)], metrics)
+
+    def derived_metrics(self, metrics: dict[str, float]) -> dict[str, float]:
+        """`val/ratio_var` from the mean square, and `eps`, completions per second, from the time of a step."""
+        if (square := metrics.pop("val/ratio_square", None)) is not None:
+            metrics["val/ratio_var"] = max(square - metrics["val/ratio"] ** 2, 0.0)
+        if seconds := metrics.get("step_time"):
+            metrics["eps"] = self.completions_per_step / self.args.num_iterations / seconds
+        return metrics
+
+    # ---- saving and resuming both -----------------------------------------------------------------------------
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
+        if self.args.should_save:
+            folder = Path(output_dir or self.args.output_dir)
+            with without_progress_bars():
+                both = self.accelerator.unwrap_model(self.model)
+                both.save(folder, selected_adapters=getattr(self.reference, "adapter_names", None))
+            self.processing_class.save_pretrained(folder)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        both = self.accelerator.unwrap_model(self.model)
+        super()._load_from_checkpoint(resume_from_checkpoint, both.policy)
+        if VALUE_FOLDER in getattr(both.policy, "peft_config", {}):  # the parent takes it for the policy's second one
+            both.policy.delete_adapter(VALUE_FOLDER)
+        super()._load_from_checkpoint(str(Path(resume_from_checkpoint) / VALUE_FOLDER), both.critic)

@@ -1,0 +1,124 @@
+"""PRM: train a model that judges every step of a solution."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Annotated, Any, ClassVar, Literal
+
+import torch
+
+from strop.data import DatasetKind, TokenizeOptions, prepare
+from strop.engine import rows
+from strop.engine.trainer import BaseTrainer
+from strop.losses import last_steps, step_probabilities, stepwise_loss
+from strop.model import score
+from strop.records import Batch, Counts, Example, Extreme, LossOutput, Mean, Scores, StepContext, Term, Want
+from strop.settings.config import SCORES_ONLY, TrainerConfig
+from strop.settings.schema import Range, config
+
+
+@config
+class PRMConfig(TrainerConfig):
+    """Settings of `PRMTrainer`."""
+
+    unused: ClassVar[dict[str, str]] = {
+        **TrainerConfig.unused,
+        **SCORES_ONLY,
+    }
+
+    learning_rate: Annotated[float, Range(min=0)] = 1e-5
+    """Peak learning rate of AdamW."""
+    step_separator: str = "\n"
+    """Text put after every step; its last token is where the step is judged."""
+    train_on_last_step_only: bool = False
+    """Learn the label of the last step only. Evaluation keeps all steps."""
+    label_format: Literal["separator", "inline"] = "separator"
+    """separator: columns `completions` and `labels`. inline: `[+]` and `[-]` marks in the text, which are removed."""
+
+
+class PRMTrainer(BaseTrainer):
+    """Process reward model: two-class cross entropy at the last token of each step's separator, mean over labelled
+    steps.
+
+    Labels are true / false, or numbers between (soft labels). Rows: `prompt`, `completions` (list of steps),
+    `labels`; or `prompt`, `completion` with inline marks. `score_steps` judges new solutions in the same layout.
+    Sources: arXiv 2211.14275, 2305.20050, 2312.08935.
+    """
+
+    config_class = PRMConfig
+    dataset_kind = DatasetKind.STEPWISE
+    task = "step"
+
+    def tokenize_options(self) -> TokenizeOptions:
+        return step_options(self.args)
+
+    def want(self, log: bool) -> Want:
+        return Want.STEP
+
+    def counts(self, examples: Sequence[Example]) -> Counts:
+        counts = super().counts(examples)
+        steps = float(sum(sum(example.mask(0)) for example in examples))
+        return {
+            **counts,
+            "steps": float(len(examples)) if self.args.train_on_last_step_only else steps,
+            "all_steps": steps,
+        }
+
+    def predictions(self, scores: Scores, batch: Batch) -> torch.Tensor:
+        """Smallest step probability of each solution, (B, 1)."""
+        from strop.losses import solution_scores
+
+        assert scores.step_logits is not None
+        return solution_scores(step_probabilities(scores.step_logits), scores.segment, scores.num_completions)[:, None]
+
+    def loss(self, scores: Scores, batch: Batch, step: StepContext) -> LossOutput:
+        assert scores.step_logits is not None
+        labels = torch.tensor(
+            [label for e in batch.examples for label in e.extras["labels"]], device=batch.targets.device
+        )
+        values = stepwise_loss(scores.step_logits, labels)  # (N,)
+        metrics = step_metrics(scores, labels.float())
+        if self.args.train_on_last_step_only and step.training:
+            values = values[last_steps(scores.segment, scores.num_completions)]
+            return LossOutput([Term(values, "steps")], metrics)
+        return LossOutput([Term(values, "all_steps")], metrics)
+
+
+def step_metrics(scores: Scores, labels: torch.Tensor) -> dict[str, Mean | Extreme]:
+    """Accuracy over labelled steps (a probability of 1/2 or more counts as good), and over the first wrong step."""
+    assert scores.step_logits is not None
+    good, truth = step_probabilities(scores.step_logits.detach()) >= 0.5, labels >= 0.5
+    metrics: dict[str, Mean | Extreme] = {"accuracy": Mean((good == truth).float().sum(), good.numel())}
+    hits = total = 0
+    for index in range(scores.num_completions):
+        own = scores.segment == index
+        wrong = (~truth[own]).nonzero().flatten().tolist()
+        if wrong:
+            judged = (~good[own]).nonzero().flatten().tolist()
+            hits, total = hits + int(bool(judged) and judged[0] == wrong[0]), total + 1
+    metrics["first_error_accuracy"] = Mean(float(hits), float(total))
+    return metrics
+
+
+def step_options(args: PRMConfig) -> TokenizeOptions:
+    """Tokenisation of stepwise rows, the same for training and for `score_steps`."""
+    return rows.tokenize_options(args, step_separator=args.step_separator, label_format=args.label_format)
+
+
+def score_steps(
+    model: torch.nn.Module, tokenizer: Any, prompt: str, steps: Sequence[str], *, args: PRMConfig | None = None
+) -> list[float]:
+    """Probability that each step of a solution is good, by a model that `PRMTrainer` trained.
+
+    The layout is that of training: prompt, step 1, separator, step 2, separator, ..., each tokenised on its own.
+    `args` are the settings it was trained with (default: `PRMConfig()`); only its separator and lengths matter.
+    """
+    args = args or PRMConfig()
+    options = dataclasses.replace(step_options(args), label_format="separator")
+    row = {"prompt": prompt, "completions": list(steps), "labels": [True] * len(steps)}
+    example = next(iter(prepare([row], DatasetKind.STEPWISE, tokenizer, options)))
+    with torch.no_grad():
+        scores = score(model, [example], want=Want.STEP)
+    assert scores.step_logits is not None
+    return step_probabilities(scores.step_logits).tolist()

@@ -1,0 +1,120 @@
+"""RLOO: REINFORCE on whole completions with the mean of the other completions as baseline."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import torch
+
+from strop.engine.step import completion_field, token_field
+from strop.losses import (
+    clip_metrics,
+    leave_one_out,
+    mean_of,
+    normalize_advantages,
+    rloo_loss,
+    rloo_rewards,
+    sampler_metrics,
+)  # fmt: skip
+from strop.online.groups import Group
+from strop.online.policy_gradient import PolicyGradientTrainer
+from strop.records import Batch, LossOutput, Scores, StepContext, Term, Want
+from strop.settings.online import OnlineConfig
+from strop.settings.schema import Range, config
+
+
+@config
+class RLOOConfig(OnlineConfig):
+    """Settings of `RLOOTrainer`."""
+
+    disable_dropout: bool = False
+    """Set every dropout of the model to 0."""
+    num_generations: Annotated[int, Range(min=2)] = 2
+    """Completions sampled for each prompt."""
+    beta: Annotated[float, Range(min=0)] = 0.05
+    """Weight of the KL to the reference, taken off the reward. 0: no reference is kept."""
+    epsilon: Annotated[float, Range(min=0)] = 0.2
+    """Clip range of the completion's ratio below 1 (acts when completions are used more than once)."""
+    epsilon_high: Annotated[float, Range(min=0)] | None = None
+    """Clip range above 1. None: epsilon."""
+    normalize_advantages: bool = False
+    """Divide advantages by their std over the batch, after centring."""
+    reward_clip_range: list[float] | None = None
+    """Clip rewards to [low, high] before the KL is taken off."""
+
+    def contradictions(self) -> list[str]:
+        problems = super().contradictions()
+        if self.reward_clip_range is not None and (
+            len(self.reward_clip_range) != 2 or self.reward_clip_range[0] > self.reward_clip_range[1]
+        ):
+            problems.append(f"reward_clip_range={self.reward_clip_range}: give [low, high] with low <= high.")
+        return problems
+
+
+class RLOOTrainer(PolicyGradientTrainer):
+    """REINFORCE leave-one-out: A_i = R~_i - mean of R~_j over the others, R~ = R - beta (log pi - log mu)(y).
+
+    L = -mean of min(r A, clip(r) A) over completions, r the ratio of the whole completion; at first use r = 1 and the
+    gradient is the paper's. Rows: `prompt` and any columns that the rewards ask for. Source: arXiv 2402.14740.
+    """
+
+    config_class = RLOOConfig
+    reference_in_loss = False
+
+    @property
+    def advantages_need_all_ranks(self) -> bool:  # type: ignore[override]
+        return self.args.normalize_advantages
+
+    @property
+    def silent_groups_cost_nothing(self) -> bool:
+        return True
+
+    def score_groups(self, groups: list[Group], mode: str) -> None:
+        """Rewards less the KL of the whole completion."""
+        super().score_groups(groups, mode)
+        clip = tuple(self.args.reward_clip_range) if self.args.reward_clip_range else None
+        for group, logps, ref_logps in zip(groups, *self.summed_logps(groups, mode), strict=True):
+            assert group.rewards is not None
+            group.shaped = rloo_rewards(group.rewards, logps, ref_logps, beta=self.args.beta, clip_range=clip)  # type: ignore[arg-type]
+
+    @torch.no_grad()
+    def summed_logps(self, groups: list[Group], mode: str) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+        """Log-probs of whole completions under policy and reference, (G,) for each group; zeros without a reference."""
+        if self.reference_scores is None:
+            zeros = [torch.zeros(len(group.completions), dtype=torch.float64) for group in groups]
+            return zeros, zeros
+        trees = [self.pieces(self.tree(group)) for group in groups]
+        sums: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
+        for part in self.plan([piece for tree in trees for piece in tree], self._train_batch_size):
+            batch = self.build(part)
+            with self.compute_loss_context_manager():
+                policy, ref = self.score_with(self.policy, batch, Want.LOGPS), self.reference_scores(batch)
+            assert policy.logps is not None and ref.logps is not None
+            self._metrics[mode].add({"kl": mean_of(policy.logps - ref.logps)})
+            sizes = [len(piece.completions) for piece in part]
+            both = (policy.sum().double().cpu().split(sizes), ref.sum().double().cpu().split(sizes))
+            sums.update(zip(map(id, part), zip(*both, strict=True), strict=True))
+        logps, ref_logps = ([torch.cat([sums[id(piece)][i] for piece in tree]) for tree in trees] for i in (0, 1))
+        return logps, ref_logps
+
+    def advantages(self, groups: list[Group]) -> torch.Tensor:
+        shaped = torch.cat([group.shaped for group in groups if group.shaped is not None])
+        values = leave_one_out(shaped, num_generations=len(groups[0].completions))
+        return normalize_advantages(values) if self.args.normalize_advantages else values
+
+    def loss(self, scores: Scores, batch: Batch, step: StepContext) -> LossOutput:
+        assert scores.logps is not None
+        advantages = completion_field(batch, "advantages", dtype=scores.logps.dtype)  # (S,)
+        old_logps = self.old_logps(scores, batch)
+        start = scores.logps.detach() if old_logps is None else old_logps  # (N,)
+        clip = {"epsilon": self.args.epsilon, "epsilon_high": self.args.epsilon_high}
+        sums, old_sums = scores.sum(), None if old_logps is None else scores.sum(old_logps)  # (S,)
+        values = rloo_loss(sums, old_sums, advantages, **clip)
+        ratio = (sums.detach() - scores.sum(start)).exp()[scores.segment]  # (N,)
+        completions = (scores.segment, scores.num_completions)
+        sampler_logps = token_field(batch, "sampler_logps").to(start)
+        metrics = clip_metrics(ratio, advantages[scores.segment], *completions, by_completion=True, **clip)
+        metrics |= sampler_metrics(start, sampler_logps, *completions)
+        if scores.entropy is not None:
+            metrics["entropy"] = mean_of(scores.entropy)
+        return LossOutput([Term(values, "completions")], metrics)

@@ -1,0 +1,122 @@
+"""SFT: learn from demonstrations."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Annotated, Any, ClassVar, Literal
+
+from strop.data import DatasetKind, TokenizeOptions, plan_micro_batches
+from strop.engine import rows
+from strop.engine.trainer import BaseTrainer
+from strop.losses import mean_of, sft_loss
+from strop.records import Batch, Example, LossOutput, Scores, StepContext, Term
+from strop.settings.config import TrainerConfig
+from strop.settings.prerequisites import Needs
+from strop.settings.schema import Range, config
+
+
+@config
+class SFTConfig(TrainerConfig):
+    """Settings of `SFTTrainer`."""
+
+    removed: ClassVar[dict[str, str]] = {
+        **TrainerConfig.removed,
+        "dataset_batch_size": "Rows are tokenised one by one, when they are needed; remove it.",
+        "num_of_sequences": "Packs are cut by `max_length`; remove it.",
+        "chars_per_token": "Packs are cut by `max_length`; remove it.",
+        "dataset_kwargs": "Rows that are tokenised already are recognised by their columns; remove it.",
+    }
+    needs: ClassVar[dict[str, Needs]] = {
+        **TrainerConfig.needs,
+        "packing_strategy": Needs({"packing": (True,), "eval_packing": (True,)}),
+    }
+
+    learning_rate: Annotated[float, Range(min=0)] = 2e-5
+    """Peak learning rate of AdamW."""
+    disable_dropout: bool = False
+    """Set every dropout of the model to 0."""
+    loss_type: Literal["nll", "dft", "chunked_nll"] = "nll"
+    """nll: mean negative log-likelihood. dft: each token weighted by its own probability (arXiv 2508.05629).
+    chunked_nll is an older name of nll; the head is always computed in bounded memory."""
+    dataset_text_field: str = "text"
+    """Column that holds the text of language-modelling rows."""
+    completion_only_loss: bool | None = None
+    """Learn the completion only, not the prompt. None: yes where rows have prompt and completion."""
+    assistant_only_loss: bool = False
+    """Learn the assistant's turns of a conversation only."""
+    packing: bool = False
+    """Put several rows into one row of up to `max_length` tokens. Attention never crosses from one to another."""
+    packing_strategy: Literal["bfd", "bfd_split", "bfd-requeue", "wrapped"] = "bfd"
+    """bfd: best fit, longest first; rows are cut to `max_length` and stay whole. bfd_split: rows longer than a pack
+    are split into pieces, and none of them is lost. wrapped: rows one after the other, split wherever a pack is full.
+    bfd-requeue is an older name of bfd_split."""
+    eval_packing: bool | None = None
+    """Pack evaluation rows too. None: as `packing`."""
+    shuffle_dataset: bool = False
+    """Shuffle rows before they are packed, and every epoch even with train_sampling_strategy='sequential'."""
+
+
+class SFTTrainer(BaseTrainer):
+    """Supervised fine-tuning: L = -(1/N) sum over the scored tokens of log pi(y_t | x, y_<t).
+
+    N counts the scored tokens of the whole optimizer step over all ranks, so the gradient does not depend on how the
+    step was cut. Rows: `text`, `messages`, or `prompt` + `completion`. `formatting_func(row) -> str` may make the text.
+    Also accepts a `data_collator` that returns `input_ids` and `labels` (-100 = not learned).
+    """
+
+    config_class = SFTConfig
+    dataset_kind = DatasetKind.LANGUAGE_MODELING
+
+    def __init__(
+        self,
+        model: Any = None,
+        args: SFTConfig | None = None,
+        *positional: Any,
+        formatting_func: Callable[[dict[str, Any]], str] | None = None,
+        data_collator: Any = None,
+        **kwargs: Any,
+    ) -> None:
+        self._formatting_func, self._collator = formatting_func, data_collator
+        super().__init__(model, args, None, *positional, **kwargs)
+
+    def tokenize_options(self) -> TokenizeOptions:
+        return rows.tokenize_options(
+            self.args,
+            completion_only_loss=self.args.completion_only_loss,
+            assistant_only_loss=self.args.assistant_only_loss,
+            dataset_text_field=self.args.dataset_text_field,
+        )
+
+    def convert_dataset(self, dataset: Any, name: str) -> Any:
+        if self._formatting_func is not None:
+            dataset = rows.with_text(dataset, self._formatting_func, self.args.dataset_text_field)
+        if self._collator is not None:
+            return rows.from_collator(dataset, self._collator)
+        if not self.packs(training=name == "train"):
+            return super().convert_dataset(dataset, name)
+        options = replace(self.tokenize_options(), split_overlong=self.args.packing_strategy != "bfd")
+        return rows.packed(rows.prepare_dataset(self, dataset, name, options), self.args)
+
+    def packs(self, *, training: bool) -> bool:
+        """Whether a row of the training or evaluation set is a pack of rows."""
+        return self.args.packing if training or self.args.eval_packing is None else self.args.eval_packing
+
+    @property
+    def shuffles(self) -> bool:
+        return self.args.shuffle_dataset or super().shuffles
+
+    def plan(self, examples: Sequence[Example], rows_at_once: int) -> list[list[Example]]:
+        """A packed row stands for up to `max_length` tokens."""
+        if not self.packs(training=self.model.training) or self.args.max_tokens_per_micro_batch:
+            return super().plan(examples, rows_at_once)
+        parts = plan_micro_batches(examples, max_tokens=rows_at_once * self.args.max_length)
+        return [[examples[i] for i in part] for part in parts]
+
+    def loss(self, scores: Scores, batch: Batch, step: StepContext) -> LossOutput:
+        assert scores.logps is not None
+        loss_type = "nll" if self.args.loss_type == "chunked_nll" else self.args.loss_type
+        values = sft_loss(scores.logps, loss_type=loss_type)  # (N,)
+        extra = {"entropy": scores.entropy, "mean_token_accuracy": scores.top1}
+        metrics: dict[str, Any] = {name: mean_of(values) for name, values in extra.items() if values is not None}
+        return LossOutput([Term(values, "tokens")], metrics)

@@ -1,0 +1,1 @@
+"""Prompts -> groups of sampled completions -> trees to learn from."""

@@ -1,0 +1,115 @@
+"""What the methods share that make pairs of their own samples: settings, judges, a beta that follows the epochs."""
+
+from __future__ import annotations
+
+import math
+from itertools import combinations
+from typing import Annotated, Any, ClassVar, Literal
+
+import numpy as np
+import torch
+
+from strop.losses import mean_of
+from strop.online.groups import Group, replies
+from strop.online.opponents import PairVerdicts, check_judge, check_opponent, is_judge, judged
+from strop.online.trainer import OnlineTrainer
+from strop.records import Example, Extreme, Mean, Scores
+from strop.settings.online import OnlineConfig
+from strop.settings.schema import Range, config
+
+
+@config
+class OnlinePairConfig(OnlineConfig):
+    """Settings of methods that make pairs of sampled completions."""
+
+    learning_rate: Annotated[float, Range(min=0)] = 5e-7
+    """Peak learning rate of AdamW."""
+    max_completion_length: Annotated[int, Range(min=1)] | None = 64
+    """Most tokens of a completion."""
+    temperature: Annotated[float, Range(min=0, open_min=True)] = 0.9
+    """Temperature of sampling, and of the log-probs in the loss."""
+    beta: Annotated[float, Range(min=0, open_min=True)] | list[float] = 0.1
+    """Strength of the pull to the reference; a list has one value per epoch, the last one stays."""
+    loss_type: Literal["sigmoid", "ipo"] = "sigmoid"
+    """Loss of the pair (ipo of summed log-ratios)."""
+    reward_model_path: str | None = None
+    """Reward model by id or folder, for a trainer that is given no reward_funcs."""
+
+    def contradictions(self) -> list[str]:
+        problems = super().contradictions()
+        if self.num_iterations != 1:
+            problems.append("num_iterations: pairs are used once here; set it to 1.")
+        return problems
+
+
+class OnlinePairTrainer(OnlineTrainer):
+    """Trees are prompts with two sampled completions; `beta` may follow the epochs.
+
+    `per_device_train_batch_size` counts prompts, each of which makes a pair. With a judge the pair is judged as a pair.
+    """
+
+    batch_counts = "prompts"
+    has_opponent: ClassVar[bool] = False  # the second completion comes from a mixture with the reference
+
+    @property
+    def uses_reference(self) -> bool:  # type: ignore[override]
+        return True
+
+    def __init__(
+        self, model: Any = None, ref_model: Any = None, reward_funcs: Any = None, args: Any = None, **kwargs: Any
+    ) -> None:
+        super().__init__(model, reward_funcs, args, ref_model=ref_model, **kwargs)
+
+    def after_init(self) -> None:
+        source, tokenizers = self._reward_source
+        if self.has_opponent:
+            check_opponent(self)
+        alone = source[0] if isinstance(source, (list, tuple)) and len(source) == 1 else source
+        self.has_judge = is_judge(alone)
+        if self.has_judge:
+            check_judge(self.args)
+            self._reward_source = (PairVerdicts(alone), tokenizers)
+        super().after_init()
+
+    def score_groups(self, groups: list[Group], mode: str) -> None:
+        """Rewards of every completion; with a judge the share of its duels within the group that it won."""
+        if not self.has_judge or not groups:
+            super().score_groups(groups, mode)
+            return
+        assert self.rewards is not None
+        duels = [pair for group in groups for pair in combinations(replies(self.processing_class, group), 2)]
+        sizes = [math.comb(len(group.completions), 2) for group in groups]
+        prompts = [group.prompt for group, size in zip(groups, sizes, strict=True) for _ in range(size)]
+        table = self.rewards.score(prompts, duels)
+        for group, verdicts in zip(groups, np.split(table.values[0], np.cumsum(sizes)[:-1]), strict=True):
+            group.reward_names = table.names
+            judged(group, verdicts.tolist())
+        self._metrics[mode].add(table.log_metrics())
+
+    def count_dropped(self, groups: list[Group], trees: list[Example], training: bool) -> None:
+        """`pairs/dropped_ratio`: the share of groups that made no pair."""
+        dropped = Mean(float(len(groups) - len(trees)), float(len(groups)))
+        self._metrics["train" if training else "eval"].add({"pairs/dropped_ratio": dropped})
+
+    @property
+    def beta(self) -> float:
+        """The coefficient of the current epoch."""
+        return at_epoch(self.args.beta, self.state.epoch)
+
+
+def at_epoch(value: float | list[float], epoch: float | None) -> float:
+    """A setting that may have one value per epoch, the last of which stays."""
+    return value[min(int(epoch or 0), len(value) - 1)] if isinstance(value, (list, tuple)) else value
+
+
+def objective_metrics(
+    scores: Scores, policy: torch.Tensor, ref: torch.Tensor, beta: float
+) -> dict[str, Mean | Extreme]:
+    """KL of whole completions, their surprise as an entropy estimate (nats), the KL as a penalty, and beta."""
+    kl = (policy - ref).detach()
+    return {
+        "objective/kl": mean_of(kl),
+        "objective/entropy": mean_of(-policy.detach()),
+        "objective/non_score_reward": mean_of(-beta * kl),
+        "beta": Mean(beta, 1.0),
+    }

@@ -1,0 +1,125 @@
+"""What GRPO and RLOO share: one advantage per completion, old log-probs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from strop.engine.step import token_field, token_lists
+from strop.engine.windows import epoch_order
+from strop.online.groups import Group
+from strop.online.trainer import OnlineTrainer
+from strop.records import Batch, Example, Mean, Scores
+
+
+class PolicyGradientTrainer(OnlineTrainer):
+    """Trees are prompts with their G completions; `extras["advantages"]` has a number for each completion."""
+
+    advantages_need_all_ranks = False
+
+    @property
+    def silent_groups_cost_nothing(self) -> bool:
+        """Whether a group whose advantages are all 0 has no gradient, and is left out of the forward pass."""
+        return False
+
+    def advantages(self, groups: list[Group]) -> torch.Tensor:
+        """Advantages (completions,) of rewarded groups, in order."""
+        raise TypeError(f"{type(self).__name__} must define advantages(groups) -> (completions,)")
+
+    def make_trees(self, groups: list[Group], training: bool) -> list[Example]:
+        groups = self.select_groups(groups) if training else groups
+        self.assign_advantages(groups)
+        trees = [self.tree(group) for group in groups]
+        if not training:
+            return trees
+        for index, tree in enumerate(trees):
+            tree.extras["prompt_index"] = index
+        return [piece for tree in trees for piece in self.pieces(tree)]
+
+    def select_groups(self, groups: list[Group]) -> list[Group]:
+        """Groups to learn from: all, or with `dynamic_sampling` those whose rewards differ, refilled."""
+        if not getattr(self.args, "dynamic_sampling", False):
+            return groups
+        wanted, kept, used = len(groups), [g for g in groups if has_spread(g)], {g.example.row for g in groups}
+        drawn = len(groups)
+        for extra in range(self.args.max_resampling_rounds):
+            missing = wanted - len(kept)
+            if missing == 0:
+                break
+            seed = self.args.seed * 7919 + self.rounds * 31 + extra
+            order = epoch_order(len(self.train_dataset), seed=seed, epoch=self.args.process_index, shuffle=True)
+            rows = [i for i in order if i not in used][:missing] or order[:missing]
+            used |= set(rows)
+            fresh = self.rollout([self.train_dataset[i] for i in rows], self.group_size, training=True)
+            self.score_groups(fresh, "train")
+            self.rounds += 1
+            drawn += len(fresh)
+            kept += [group for group in fresh if has_spread(group)][:missing]
+        self._metrics["train"].add({"dynamic_sampling/kept_ratio": Mean(float(len(kept)), float(drawn))})
+        return kept or groups
+
+    def assign_advantages(self, groups: list[Group]) -> None:
+        """Write each group's advantages; statistics over the batch see the rewards of all ranks."""
+        everyone = groups
+        if self.advantages_need_all_ranks and self.args.world_size > 1:
+            parts: list[Any] = [None] * self.args.world_size
+            torch.distributed.all_gather_object(parts, [(group.values, group.shaped) for group in groups])
+            rank = self.args.process_index
+            everyone = [
+                group if r == rank else Group(Example([], []), [[]] * len(values), [], [], values=values, shaped=shaped)
+                for r, part in enumerate(parts)
+                for group, (values, shaped) in zip(groups if r == rank else part, part, strict=True)
+            ]
+        if not everyone:
+            return
+        flat = self.advantages(everyone).double()
+        start = 0
+        for group in everyone:
+            group.advantages = flat[start : start + len(group.completions)]
+            start += len(group.completions)
+
+    def tree(self, group: Group) -> Example:
+        """A group as a tree to train on."""
+        extras: dict[str, Any] = {"sampler_logps": group.sampler_logps}
+        if group.advantages is not None:
+            extras["advantages"] = group.advantages.tolist()
+        return group.tree(drop_truncated=self.args.mask_truncated_completions, extras=extras)
+
+    def rows_worth_computing(self, examples: list[Example]) -> list[Example]:
+        if not self.silent_groups_cost_nothing:
+            return examples
+        return [
+            e
+            for e in examples
+            if any(e.extras["advantages"]) and any(any(e.mask(i)) for i in range(len(e.completions)))
+        ]
+
+    def old_logps(self, scores: Scores, batch: Batch) -> torch.Tensor | None:
+        """Log-probs (N,) at the start of the window; None on the first use, when they are the current ones.
+
+        On the first use they are remembered in the trees if the window is used again.
+        """
+        assert scores.logps is not None
+        if all("old_logps" in example.extras for example in batch.examples):
+            return token_field(batch, "old_logps").to(scores.logps.dtype)
+        if self.steps_per_window > 1 and torch.is_grad_enabled():
+            token_lists(batch, "old_logps", scores.logps)
+        return None
+
+    def fix_old_logps(self, steps: list[list[Example]]) -> None:
+        """Steps after the first compare with the policy as it is now: score them before it moves."""
+        for step in steps[1:]:
+            for part in self.plan(step, self._train_batch_size):
+                batch = self.build(part)
+                with torch.no_grad(), self.compute_loss_context_manager():
+                    logps = self.score(self.model, batch, False).logps
+                    assert logps is not None
+                    token_lists(batch, "old_logps", logps)
+
+
+def has_spread(group: Group) -> bool:
+    """Whether the rewards of a group differ."""
+    assert group.rewards is not None
+    known = group.rewards[~group.rewards.isnan()]
+    return known.numel() > 1 and bool(known.max() > known.min())

@@ -1,0 +1,178 @@
+"""Settings that the seven online methods share: what is sampled, how it is rewarded, how often it is used."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, ClassVar, Literal
+
+from strop.settings.config import ReferenceConfig
+from strop.settings.prerequisites import ABOVE_ZERO, Needs
+from strop.settings.schema import Range, config
+
+VLLM = Needs({"engine": ("vllm",)})
+SERVER = {"vllm_mode": ("server",)}
+COLOCATED = {"vllm_mode": ("colocate",)}
+
+
+@config
+class OnlineConfig(ReferenceConfig):
+    """Settings of methods that generate, score and learn."""
+
+    aliases: ClassVar[dict[str, str]] = {
+        **ReferenceConfig.aliases,
+        "num_samples": "num_generations",
+        "rloo_k": "num_generations",
+        "kl_coef": "beta",
+        "max_new_tokens": "max_completion_length",
+        "response_length": "max_completion_length",
+        "vllm_timeout": "vllm_server_timeout",
+        "stop_token_id": "stop_token_ids",
+    }
+    removed: ClassVar[dict[str, str]] = {
+        **ReferenceConfig.removed,
+        "generation_kwargs": "Set temperature, top_p, top_k, min_p, repetition_penalty, stop or stop_token_ids "
+        "themselves: "
+        "what changes the sampled distribution must change the trainer's too.",
+        "use_transformers_paged": "Use engine='native', which batches continuously.",
+        "use_transformers_continuous_batching": "Use engine='native', which batches continuously.",
+        "transformers_continuous_batching_config": "Use engine='native'; max_slots bounds what it decodes at a time.",
+        "ds3_gather_for_generation": "Weights are shared or synced by the engine; remove it.",
+        "cache_implementation": "The native engine brings its own cache; remove it.",
+        "log_completions_hub_repo": "Completions are in samples.jsonl of the run; push the folder.",
+        "log_multimodal": "Rows are text; remove it.",
+        "vllm_structured_outputs_regex": "A pattern forced on the sampler is not in the trainer's log-probs; reward "
+        "the form instead.",
+        "vllm_enable_sleep_mode": "Bound vLLM's memory by vllm_gpu_memory_utilization, or run it as a server.",
+        "vllm_tensor_parallel_size": "A vLLM in the training process has its one device; start a server with "
+        "--tensor-parallel-size.",
+        "vllm_group_port": "No process group is opened: a server gets new weights over HTTP; remove it.",
+    }
+
+    unused: ClassVar[dict[str, str]] = {
+        **ReferenceConfig.unused,
+        "truncation_mode": "Too long prompts are left out, or cut on the left to max_prompt_length; remove it.",
+        "precompute_ref_log_probs": "It has no rows to work on: completions are sampled in training; remove it.",
+        "precompute_ref_batch_size": "Nothing is precomputed: completions are sampled in training; remove it.",
+    }
+
+    needs: ClassVar[dict[str, Needs]] = {
+        **ReferenceConfig.needs,
+        "sync_ref_model": Needs({"beta": ABOVE_ZERO}),
+        "vllm_mode": VLLM,
+        "vllm_server_base_url": Needs(SERVER),
+        "vllm_server_host": Needs({"vllm_server_base_url": (None,)}, elsewhere=("0.0.0.0",)),
+        "vllm_server_port": Needs({"vllm_server_base_url": (None,)}),
+        "vllm_server_timeout": VLLM,
+        "vllm_sync_dir": VLLM,
+        "vllm_gpu_memory_utilization": Needs(COLOCATED),
+        "vllm_max_model_length": Needs(COLOCATED),
+        "vllm_model_impl": Needs(COLOCATED, elsewhere=("vllm",)),
+        "reward_penalty": Needs({"reward_on_error": ("penalize",)}),
+        "num_completions_to_print": Needs({"log_completions": (True,), "generate_during_eval": (True,)}),
+        "log_unique_prompts": Needs({"log_completions": (True,)}),
+    }
+
+    num_generations: Annotated[int, Range(min=1)] = 8
+    """Completions sampled for each prompt."""
+    num_generations_eval: Annotated[int, Range(min=1)] | None = None
+    """Completions per prompt in evaluation. None: as in training."""
+    max_completion_length: Annotated[int, Range(min=1)] | None = 512
+    """Most tokens of a completion."""
+    max_length: Annotated[int, Range(min=2)] | None = None
+    """Most tokens of a prompt; longer ones are left out and counted. None: no limit."""
+    temperature: Annotated[float, Range(min=0, open_min=True)] = 1.0
+    """Temperature of sampling, and of the policy that is optimised."""
+    top_p: Annotated[float, Range(min=0, max=1, open_min=True)] = 1.0
+    """Sample from the most probable tokens that make up this share."""
+    top_k: Annotated[int, Range(min=0)] = 0
+    """Sample from this many most probable tokens; 0 is all."""
+    min_p: Annotated[float, Range(min=0, max=1)] | None = None
+    """Sample from tokens with at least this share of the highest probability."""
+    repetition_penalty: Annotated[float, Range(min=0, open_min=True)] = 1.0
+    """Divide logits of tokens already seen; 1 is off."""
+    stop: list[str] | None = None
+    """Texts that end a completion as soon as they appear."""
+    stop_token_ids: int | list[int] | None = None
+    """Ids that end a completion, and belong to it. None: the model's and the tokenizer's own."""
+    chat_template_kwargs: dict[str, Any] | None = None
+    """Variables for the chat template of conversational prompts."""
+    engine: Literal["auto", "native", "transformers", "vllm"] = "auto"
+    """Rollout engine. auto: native where a self-check on the model passes, else transformers."""
+    max_slots: Annotated[int, Range(min=1)] | None = None
+    """Completions decoded at a time. None: chosen by device and memory."""
+    use_vllm: bool = False
+    """Another way to say engine='vllm'."""
+    vllm_mode: Literal["colocate", "server"] = "colocate"
+    """vLLM in the training process, or as a server."""
+    vllm_server_base_url: str | None = None
+    """Address of the vLLM server. None: made from host and port."""
+    vllm_server_host: str = "127.0.0.1"
+    """Host of the vLLM server."""
+    vllm_server_port: int = 8000
+    """Port of the vLLM server."""
+    vllm_server_timeout: Annotated[float, Range(min=0, open_min=True)] = 240.0
+    """Seconds to wait for the vLLM server to come up, and for each of its answers."""
+    vllm_sync_dir: str | None = None
+    """Folder for weights on their way to vLLM, which must see it; /dev/shm is fast. None: a temporary one."""
+    vllm_gpu_memory_utilization: Annotated[float, Range(min=0, max=1, open_min=True)] = 0.3
+    """Share of the device's memory that a colocated vLLM takes."""
+    vllm_max_model_length: Annotated[int, Range(min=1)] | None = None
+    """Most tokens of prompt + completion that a colocated vLLM makes room for. None: the model's own limit."""
+    vllm_model_impl: Literal["auto", "vllm", "transformers"] = "auto"
+    """Whose model code a colocated vLLM runs."""
+
+    beta: Annotated[float, Range(min=0)] = 0.0
+    """Weight of the KL to the reference. 0: no reference is kept."""
+    steps_per_generation: Annotated[int, Range(min=1)] | None = None
+    """Micro-batches that one round of sampling serves. None: gradient_accumulation_steps, one optimizer step."""
+    generation_batch_size: Annotated[int, Range(min=1)] | None = None
+    """Completions of one round of sampling over all processes; another way to give steps_per_generation."""
+    num_iterations: Annotated[int, Range(min=1)] = 1
+    """Times that each round of completions is learned from."""
+    shuffle_dataset: bool = True
+    """Take prompts in random order."""
+    reward_weights: list[float] | None = None
+    """Weight of each reward. None: 1 each."""
+    reward_on_error: Literal["raise", "skip", "penalize"] = "raise"
+    """When a reward fails on a completion: stop, leave it out, or give it `reward_penalty`."""
+    reward_penalty: float = -1.0
+    """Reward of a completion whose reward failed, with reward_on_error='penalize'."""
+    reward_timeout: Annotated[float, Range(min=0, open_min=True)] | None = 300.0
+    """Seconds that a reward function may take for a batch."""
+    missing_eos_penalty: Annotated[float, Range(min=0)] | None = None
+    """Taken off the score of completions that did not end by themselves."""
+    mask_truncated_completions: bool = False
+    """Do not learn from completions that were cut off; their rewards still count in the group."""
+    max_tool_calling_iterations: Annotated[int, Range(min=1)] | None = None
+    """Most turns of the model when it has tools or an environment. None: 8."""
+    log_completions: bool = False
+    """Show a table of sampled completions in the terminal at every log."""
+    log_unique_prompts: bool = False
+    """Show one completion per prompt in that table."""
+
+    def __post_init__(self) -> None:
+        if self.use_vllm and self.engine == "auto":
+            self.engine = "vllm"
+        super().__post_init__()
+
+    def contradictions(self) -> list[str]:
+        problems = super().contradictions()
+        if self.steps_per_generation is not None and self.generation_batch_size is not None:
+            problems.append("steps_per_generation and generation_batch_size say the same in two ways; keep one.")
+        if self.use_vllm and self.engine != "vllm":
+            problems.append(f"use_vllm=True and engine={self.engine!r} exclude each other; remove one.")
+        return problems
+
+    def vllm_settings(self) -> dict[str, Any]:
+        """What the vllm engine is made with; empty for the other engines."""
+        if self.engine != "vllm":
+            return {}
+        settings = {"mode": self.vllm_mode, "sync_dir": self.vllm_sync_dir, "timeout_s": self.vllm_server_timeout}
+        if self.vllm_mode == "server":
+            url = self.vllm_server_base_url or f"http://{self.vllm_server_host}:{self.vllm_server_port}"
+            return {**settings, "base_url": url, "wait_s": self.vllm_server_timeout}
+        llm_args = {
+            "gpu_memory_utilization": self.vllm_gpu_memory_utilization,
+            "max_model_len": self.vllm_max_model_length,
+            "model_impl": self.vllm_model_impl,
+        }
+        return {**settings, "llm_args": llm_args}

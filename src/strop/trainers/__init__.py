@@ -1,1 +1,0 @@
-"""Where the pieces meet: one engine (`base`), one file per method."""

@@ -1,0 +1,46 @@
+from __future__ import annotations
+
+import torch
+
+from strop.engine.metrics import MetricLog
+from strop.losses import mean_of
+from strop.records import Extreme, Mean
+
+
+def test_sums_are_divided_once():
+    log = MetricLog()
+    log.add({"a": Mean(torch.tensor(6.0), 3), "top": Extreme(1.0), "low": Extreme(1.0, largest=False)})
+    log.add({"a": Mean(2.0, 1), "top": Extreme(5.0), "low": Extreme(-2.0, largest=False)})
+    assert log.drain() == {"a": 2.0, "top": 5.0, "low": -2.0}
+    assert log.drain() == {}
+
+
+def test_a_metric_without_items_is_left_out():
+    log = MetricLog()
+    log.add({"none": mean_of(torch.tensor([]))})
+    assert log.drain() == {}
+
+
+def test_sums_survive_a_checkpoint():
+    log, other = MetricLog(), MetricLog()
+    log.add({"a": Mean(6.0, 3)})
+    other.load(log.state())
+    other.add({"a": Mean(0.0, 1)})
+    assert other.drain() == {"a": 1.5}
+
+
+def test_rows_of_short_steps_do_not_count_more():
+    log = MetricLog()
+    for total, count in ((8.0, 4.0), (5.0, 1.0), (0.0, 0.0)):
+        log.add({"a": Mean(total, count)})
+    assert log.drain() == {"a": 13 / 5}
+
+
+def test_all_ranks_are_counted(monkeypatch):
+    log = MetricLog()
+    log.add({"a": Mean(2.0, 1.0), "b": Extreme(1.0)})
+    theirs = {"sum:a": [7.0, 2.0], "max:b": [5.0, 1], "sum:c": [1.0, 4.0]}
+    monkeypatch.setattr(
+        torch.distributed, "all_gather_object", lambda parts, ours: parts.__setitem__(slice(None), [ours, theirs])
+    )
+    assert log.drain(world_size=2) == {"a": 3.0, "b": 5.0, "c": 0.25}

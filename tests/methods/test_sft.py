@@ -1,0 +1,69 @@
+"""Ways to hand rows to SFT, and what a user's own metrics are given."""
+
+from __future__ import annotations
+
+import pytest
+
+from strop.data import RowStream
+from strop.engine.rows import flatten
+from strop.engine.step import scored_tokens
+from strop.testing.cases import make_trainer, rows_for
+
+
+def test_formatting_func_makes_the_text(tmp_path):
+    rows = [{"question": "ant", "answer": "bee"}, {"question": "cat", "answer": "dog"}]
+    trainer = make_trainer(
+        "sft", tmp_path, rows=rows, trainer={"formatting_func": lambda row: f"{row['question']}: {row['answer']}"}
+    )
+    texts = [trainer.processing_class.decode(e.completions[0], skip_special_tokens=True) for e in trainer.train_dataset]
+    assert texts == ["ant: bee", "cat: dog"]
+
+
+def test_compute_metrics_gets_a_prediction_per_row_in_order(tmp_path):
+    given = []
+
+    def compute_metrics(prediction):
+        given.append(prediction.predictions)
+        return {"least": float(prediction.predictions.min())}
+
+    rows = rows_for("dpo", 5)
+    options = {"trainer": {"compute_metrics": compute_metrics}, "per_device_eval_batch_size": 2}
+    trainer = make_trainer("dpo", tmp_path, rows=rows, eval_rows=rows, **options)
+    metrics = trainer.evaluate()
+    assert given[0].shape == (5, 2) and metrics["eval_least"] == given[0].min()
+    assert given[0][:, 0].mean() == pytest.approx(metrics["eval_logps/chosen"], abs=1e-5)
+
+
+ROOM = 6
+LONG = [{"text": "the good ant saw the bee " * 3}, {"text": "ant"}, {"prompt": "ant", "completion": "ran " * 9}]
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("strategy", ["bfd", "bfd_split", "bfd-requeue", "wrapped"])
+def test_packing_cuts_long_rows_or_splits_them(strategy, stream, tmp_path):
+    """Whole rows are cut to fit a pack; rows that may be split lose no scored token."""
+
+    def scored(settings, rows):
+        given = RowStream(lambda: iter(rows)) if stream else rows
+        trainer = make_trainer("sft", tmp_path, rows=given, max_steps=1, **settings)
+        examples = flatten(trainer.train_dataset)
+        count = sum(scored_tokens(example, 0) for example in examples)
+        return count, max(example.num_tokens for example in examples), trainer.reports["train"]
+
+    for rows in (LONG[:2], LONG[2:]):
+        whole, _, _ = scored({"max_length": None}, rows)
+        kept, longest, report = scored({"max_length": ROOM, "packing": True, "packing_strategy": strategy}, rows)
+        assert longest <= ROOM < report.lengths["uncut"]["max"]
+        if strategy == "bfd":
+            assert kept < whole and report.split == 0
+        else:
+            assert kept == whole and (report.truncated, report.split, report.left_out) == (0, 1, {})
+            assert "1 of" in report.render() and "split, not cut" in report.render()
+
+
+def test_rows_that_are_not_packed_are_cut(tmp_path):
+    rows = {"rows": LONG[:2], "eval_rows": LONG[:2]}
+    settings = {"max_length": ROOM, "packing": True, "packing_strategy": "bfd_split", "eval_packing": False}
+    trainer = make_trainer("sft", tmp_path, **rows, **settings)
+    assert max(example.num_tokens for example in trainer.eval_dataset) == ROOM
+    assert (trainer.reports["eval"].truncated, trainer.reports["eval"].split) == (1, 0)

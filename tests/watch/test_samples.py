@@ -1,0 +1,47 @@
+"""What online runs keep of their completions: samples.jsonl, and the table in the terminal, at every log."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from rich.console import Console
+
+from strop.testing.cases import letters_reward, make_trainer
+from strop.watch.samples import show_samples
+
+
+def even_length(completion_ids, **columns):
+    return [1.0 if len(ids) % 2 == 0 else None for ids in completion_ids]
+
+
+def test_samples_hold_every_reward_and_the_advantage(tmp_path, capsys):
+    options = {"num_generations": 2, "logging_steps": 2, "max_steps": 4, "stop_token_ids": list(range(4, 200, 6))}
+    trainer = make_trainer(
+        "grpo", tmp_path, trainer={"reward_funcs": [letters_reward, even_length]}, reward_weights=[1.0, 0.5],
+        log_completions=True, num_completions_to_print=2, **options,
+    )  # fmt: skip
+    trainer.train()
+    rows = [
+        json.loads(line, parse_constant=pytest.fail) for line in (tmp_path / "samples.jsonl").read_text().splitlines()
+    ]
+    assert sorted({row["step"] for row in rows}) == [1, 3] and len(rows) == 2 * 4  # updates that the policy had seen
+    for row in rows:
+        assert {"prompt", "completion", "finish_reason", "rewards", "reward", "advantage"} <= row.keys()
+        first, second = row["rewards"]["letters_reward"], row["rewards"]["even_length"]
+        assert row["reward"] == pytest.approx(first + 0.5 * (second or 0.0))
+    pairs = list(zip(rows[::2], rows[1::2], strict=True))
+    assert all(a["prompt"] == b["prompt"] and a["advantage"] == pytest.approx(-b["advantage"]) for a, b in pairs)
+    assert any(a["advantage"] for a, _ in pairs)
+    out = capsys.readouterr().out
+    assert out.count("completion") >= 2 and out.count("advantage") == 2
+
+
+def test_the_table_shows_the_best_and_the_worst(capsys):
+    rows = [{"prompt": f"p{i % 2}", "completion": f"c{i}", "reward": float(i), "advantage": 0.0} for i in range(6)]
+    show_samples(rows, 2, console=Console(width=100))
+    out = capsys.readouterr().out
+    assert "c5" in out and "c0" in out and "c3" not in out
+    show_samples(rows, 6, unique_prompts=True, console=Console(width=100))
+    out = capsys.readouterr().out
+    assert out.count("p0") == out.count("p1") == 1
