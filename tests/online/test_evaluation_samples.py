@@ -7,6 +7,8 @@ import json
 import pytest
 import torch
 
+from strop import SFTTrainer
+from strop.errors import ConfigError
 from strop.testing.cases import make_trainer, rows_for
 
 
@@ -36,3 +38,9 @@ def test_texts_without_a_prompt_and_runs_without_rows_have_no_samples(tmp_path):
     trainer = make_trainer("sft", tmp_path, eval_rows=[{"text": "the good ant"}], generate_during_eval=True)
     trainer.evaluate()
     assert not (tmp_path / "samples.jsonl").exists()
+
+
+def test_a_trainer_that_samples_nothing_says_so(tmp_path, monkeypatch):
+    monkeypatch.setattr(SFTTrainer, "evaluation_samples", None)
+    with pytest.raises(ConfigError, match="SFTTrainer samples nothing"):
+        make_trainer("sft", tmp_path, generate_during_eval=True)

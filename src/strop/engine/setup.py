@@ -280,6 +280,23 @@ def default_callbacks(args: Any) -> list[Any]:
     return [RunDirectory(), Alarms(), StopSignals(), *on_cpu]
 
 
+def evaluation_callbacks(trainer: Any) -> list[Any]:
+    """What `generate_during_eval` asks for.
+
+    Raises:
+        ConfigError: the trainer's class has nothing that samples.
+    """
+    if not trainer.args.generate_during_eval:
+        return []
+    make = type(trainer).evaluation_samples
+    if make is None:
+        raise ConfigError(
+            f"generate_during_eval=True, but {type(trainer).__name__} samples nothing. Remove it, or set "
+            "`evaluation_samples = EvaluationSamples` (strop.online.evaluation_samples) in the class."
+        )
+    return [make(trainer)]
+
+
 def replace_progress(trainer: Any) -> None:
     """strop's own progress display instead of the parent's, and the run directory bound to its trainer."""
     for callback in (ProgressCallback, PrinterCallback):

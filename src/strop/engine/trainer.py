@@ -10,13 +10,13 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, ClassVar
 
 import torch
 from accelerate.utils import DistributedType
 from accelerate.utils.memory import clear_device_cache
-from transformers import Trainer
+from transformers import Trainer, TrainerCallback
 
 from strop.collectives import gather_rows, sum_over_ranks
 from strop.data import DatasetKind, TokenizeOptions, plan_micro_batches
@@ -31,7 +31,6 @@ from strop.engine.step import default_counts
 from strop.engine.windows import StepSampler, StreamWindows, window_loader, worker_options
 from strop.losses.reduce import step_loss
 from strop.model import LayoutChoice, build_batch, layout_of, score_batch
-from strop.online.evaluation_samples import EvaluationSamples
 from strop.records import Batch, Counts, Example, LossOutput, Mean, Scores, StepContext, StepWork, Want
 from strop.settings.config import TrainerConfig
 
@@ -57,6 +56,7 @@ class BaseTrainer(CheckpointMixin, EvaluationMixin, Trainer):
     remembers_reference: ClassVar[bool] = True  # rows come again, so their reference scores are worth keeping
     reference_want: ClassVar[Want] = Want.LOGPS
     reference_in_loss: ClassVar[bool] = True  # False: its scores are part of the reward
+    evaluation_samples: ClassVar[Callable[[Any], TrainerCallback] | None] = None  # what `generate_during_eval` adds
 
     # ---- what a method declares -------------------------------------------------------------------------------
 
@@ -156,7 +156,7 @@ class BaseTrainer(CheckpointMixin, EvaluationMixin, Trainer):
             self.reference.model.to(self.args.device)
         setup.replace_progress(self)
         self.reference_scores = ReferenceScores(self) if self.uses_reference else None
-        for callback in [*upkeep(self), *([EvaluationSamples(self)] if args.generate_during_eval else [])]:
+        for callback in [*upkeep(self), *setup.evaluation_callbacks(self)]:
             self.add_callback(callback)
         setup.check_layout(self)
         self.after_init()

@@ -7,6 +7,7 @@ import torch
 from strop.data import DatasetKind
 from strop.engine.trainer import BaseTrainer
 from strop.losses.metrics import Metrics, mean_of, preference_metrics
+from strop.online.evaluation_samples import EvaluationSamples
 from strop.records import Scores
 
 
@@ -14,6 +15,7 @@ class PairTrainer(BaseTrainer):
     """A trainer whose trees have two completions, the chosen one first."""
 
     dataset_kind = DatasetKind.PREFERENCE
+    evaluation_samples = EvaluationSamples
 
 
 def pair_metrics(scores: Scores, rewards: torch.Tensor, logps: torch.Tensor) -> Metrics:

@@ -10,6 +10,7 @@ from strop.data import DatasetKind, TokenizeOptions, plan_micro_batches
 from strop.engine import rows
 from strop.engine.trainer import BaseTrainer
 from strop.losses import mean_of, sft_loss
+from strop.online.evaluation_samples import EvaluationSamples
 from strop.records import Batch, Example, LossOutput, Scores, StepContext, Term
 from strop.settings.config import TrainerConfig
 from strop.settings.prerequisites import Needs
@@ -67,6 +68,7 @@ class SFTTrainer(BaseTrainer):
 
     config_class = SFTConfig
     dataset_kind = DatasetKind.LANGUAGE_MODELING
+    evaluation_samples = EvaluationSamples
 
     def __init__(
         self,

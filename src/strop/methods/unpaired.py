@@ -10,6 +10,7 @@ import torch
 from strop.data import DatasetKind
 from strop.engine.trainer import BaseTrainer
 from strop.losses.metrics import Metrics, class_metrics, mean_of
+from strop.online.evaluation_samples import EvaluationSamples
 from strop.records import Counts, Example, Mean, Scores
 
 ADVISED_RATIO = (1.0, 1.5)
@@ -19,6 +20,7 @@ class UnpairedTrainer(BaseTrainer):
     """A trainer whose rows carry a `label` in their extras; the first completion of a tree is the row's own."""
 
     dataset_kind = DatasetKind.UNPAIRED_PREFERENCE
+    evaluation_samples = EvaluationSamples
 
     def counts(self, examples: Sequence[Example]) -> Counts:
         desirable = float(sum(bool(e.extras["label"]) for e in examples))

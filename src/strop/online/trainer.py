@@ -15,6 +15,7 @@ from strop.engine.trainer import BaseTrainer
 from strop.engine.windows import StepSampler, StreamWindows, window_loader, worker_options
 from strop.errors import ConfigError
 from strop.model import base_model, lm_head_of
+from strop.online.evaluation_samples import EvaluationSamples
 from strop.online.groups import (
     Group,
     completion_metrics,
@@ -39,6 +40,7 @@ class OnlineTrainer(BaseTrainer):
 
     config_class = OnlineConfig
     dataset_kind = DatasetKind.PROMPT_ONLY
+    evaluation_samples = EvaluationSamples
     remembers_reference = False
     needs_reward: ClassVar[bool] = True
     batch_counts: ClassVar[str] = "completions"  # what per_device_train_batch_size counts; "prompts" for pairs
