@@ -42,7 +42,7 @@ MUTATIONS = (
         history="Losses were divided by the tokens of a rank and averaged over ranks: a mean of means (verl#906).",
         edits=(
             Edit(
-                "engine/step.py",
+                "collectives.py",
                 "    return {name: sum(part.get(name, 0.0) for part in parts) for name in names}\n",
                 "    return {name: dict(counts).get(name, 0.0) * world_size for name in names}\n",
             ),

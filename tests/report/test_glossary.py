@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from strop.report.glossary import FAMILIES, GLOSSARY, lookup, split_evaluation
+from strop.report.entry import FAMILIES
+from strop.report.glossary import GLOSSARY, lookup, split_evaluation
 from strop.testing.cases import ONLINE, make_trainer, rows_for
 
 COMMON = ["loss", "grad_norm", "learning_rate", "epoch", "num_tokens", "step_time"]

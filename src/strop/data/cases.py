@@ -18,26 +18,12 @@ from strop.data.kinds import ACCEPTED, FORMS, DatasetKind, form_of
 from strop.data.messages import Message, is_conversation, is_empty, read_messages, read_tools
 from strop.data.options import TokenizeOptions
 from strop.data.rows import plain
+from strop.data.token_columns import read_ids, read_mask
 from strop.records import Row
 
 Said = str | list[Message]
 MARK = re.compile(r"\[([+-])\]")
 SHARED_COLUMNS = ("tools", "chat_template_kwargs")
-
-REASONS = {
-    "prompt_too_long": "the prompt fills max_length, nothing of the completion is left",
-    "too_long": "longer than the limit, and this method leaves such rows out instead of cutting them",
-    "empty_completion": "a completion is empty",
-    "identical": "chosen and rejected are the same, so there is no preference",
-    "cut_identical": "chosen and rejected are the same once they are cut to length",
-    "nothing_scored": "no token is left to be scored",
-    "label_false": "labelled undesirable, and this method imitates desirable answers only",
-    "empty_prompt": "the prompt has no tokens, so there is nothing to continue",
-    "unrenderable": "the chat template cannot render it",
-    "boundary": "the prompt's tokens are no prefix of those of prompt and completion (boundary='error')",
-    "bad_row": "broken (skip_bad_rows)",
-}
-"""Why a row is left out: reason -> the sentence that the report prints."""
 
 
 @dataclass(slots=True)
@@ -377,19 +363,6 @@ def _read_inline(row: Row, kind: DatasetKind, options: TokenizeOptions, form: st
     return [_stepwise(form, prompt, steps, labels, _columns(row, "prompt", column), kind, options)]
 
 
-LARGEST_ID = 2**31 - 1
-
-
-def _read_ids(row: Row, column: str) -> list[int]:
-    value = plain(row.get(column))
-    if not isinstance(value, list | tuple):
-        raise RowProblem(column, f"is {kind_of_value(value)}", "Write a list of token ids")
-    for position, token in enumerate(value):
-        if isinstance(token, bool) or not isinstance(token, int) or not 0 <= token <= LARGEST_ID:
-            raise RowProblem(column, f"holds {kind_of_value(token)} at position {position}", "Write ids, 0 or more")
-    return list(value)
-
-
 def refuse_unknown_ids(row: Row, case: Case, vocabulary: int) -> None:
     """Raise `RowProblem` for ids that the tokenizer does not have: the model would fail on them in the middle of a
     run."""
@@ -400,33 +373,20 @@ def refuse_unknown_ids(row: Row, case: Case, vocabulary: int) -> None:
             raise RowProblem(column, message, "Tokenise the rows with the model's tokenizer")
 
 
-def _read_mask(row: Row, column: str, size: int, scored: Callable[[Any], bool]) -> list[int] | None:
-    value = plain(row.get(column))
-    if value is None:
-        return None
-    if not isinstance(value, list | tuple) or len(value) != size:
-        found = f"{len(value)} entries" if isinstance(value, list | tuple) else kind_of_value(value)
-        raise RowProblem(column, f"has {found} for {size} ids", "Give one entry per id")
-    for position, item in enumerate(value):
-        if not isinstance(item, bool | int | float) or item != item:
-            raise RowProblem(column, f"holds {kind_of_value(item)} at position {position}", "Write numbers")
-    return [int(scored(item)) for item in value]
-
-
 def _read_tokens(row: Row, kind: DatasetKind, options: TokenizeOptions, form: str) -> list[Case]:
     """Rows with `input_ids`, and maybe `labels` (-100: not scored), `completion_mask`, `assistant_masks`."""
-    ids = _read_ids(row, "input_ids")
+    ids = read_ids(row, "input_ids")
     used = ("input_ids", "labels", "completion_mask", "assistant_masks", "attention_mask", "seq_lengths")
     extras = {"columns": _columns(row, *used)}
     lengths = plain(row.get("seq_lengths"))
     if isinstance(lengths, list | tuple) and len(lengths) > 1:
         raise RowProblem("seq_lengths", "says that rows are packed already", "Give one document per row, and pack=True")
-    attended = _read_mask(row, "attention_mask", len(ids), bool) or [1] * len(ids)
+    attended = read_mask(row, "attention_mask", len(ids), bool) or [1] * len(ids)
     if kind is DatasetKind.PROMPT_ONLY:
         return [Case(form, [i for i, on in zip(ids, attended, strict=True) if on], [], ids=True, extras=extras)]
     mask = list(attended)
     for column, scored in (("labels", lambda item: item != -100), ("completion_mask", bool), ("assistant_masks", bool)):
-        found = _read_mask(row, column, len(ids), scored)
+        found = read_mask(row, column, len(ids), scored)
         mask = mask if found is None else [a & b for a, b in zip(mask, found, strict=True)]
     labels = plain(row.get("labels"))
     for position, token in enumerate(ids):
@@ -441,11 +401,11 @@ def _read_tokens(row: Row, kind: DatasetKind, options: TokenizeOptions, form: st
 def _read_token_parts(row: Row, kind: DatasetKind, options: TokenizeOptions, form: str) -> list[Case]:
     """`prompt_ids` with `completion_ids` or with `chosen_ids` and `rejected_ids`; pairs may lack a prompt."""
     names = [name for name in FORMS[form] if name != "prompt_ids"]
-    parts = [_read_ids(row, name) for name in names]
+    parts = [read_ids(row, name) for name in names]
     extras: dict[str, Any] = {"columns": _columns(row, "prompt_ids", "label", *names)}
     same = len(parts) == 2 and parts[0] == parts[1]
     if row.get("prompt_ids") is not None or len(parts) == 1:
-        prompt = _read_ids(row, "prompt_ids")
+        prompt = read_ids(row, "prompt_ids")
     else:
         prompt, *parts = split_ids(*parts)
     left_out = ("identical", "chosen_ids equals rejected_ids") if same else None

@@ -15,8 +15,8 @@ from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any
 
-from strop.data.cases import REASONS, Case, MissingColumn, read_cases, refuse_unknown_ids
-from strop.data.findings import SHOWN, Finding, Problems, RowProblem
+from strop.data.cases import Case, MissingColumn, read_cases, refuse_unknown_ids
+from strop.data.findings import REASONS, SHOWN, Finding, Problems, RowProblem
 from strop.data.kinds import DatasetKind, columns_error
 from strop.data.messages import Message
 from strop.data.options import TokenizeOptions, repr_of_tool

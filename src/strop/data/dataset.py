@@ -17,9 +17,9 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
-from strop.data.cases import REASONS, Case, read_cases
+from strop.data.cases import Case, read_cases
 from strop.data.checks import Checked, checked_cases, nothing_left
-from strop.data.findings import Finding, Problems, RowProblem
+from strop.data.findings import REASONS, Finding, Problems, RowProblem
 from strop.data.report import DataReport, sample_of
 from strop.data.rows import Rows, RowStream
 from strop.data.store import TreeStore, write_beside

@@ -95,3 +95,19 @@ def kind_of_value(value: Any) -> str:
     if isinstance(value, dict):
         return f"an object with keys {list(value)[:6]}"
     return f"a {type(value).__name__}"
+
+
+REASONS = {
+    "prompt_too_long": "the prompt fills max_length, nothing of the completion is left",
+    "too_long": "longer than the limit, and this method leaves such rows out instead of cutting them",
+    "empty_completion": "a completion is empty",
+    "identical": "chosen and rejected are the same, so there is no preference",
+    "cut_identical": "chosen and rejected are the same once they are cut to length",
+    "nothing_scored": "no token is left to be scored",
+    "label_false": "labelled undesirable, and this method imitates desirable answers only",
+    "empty_prompt": "the prompt has no tokens, so there is nothing to continue",
+    "unrenderable": "the chat template cannot render it",
+    "boundary": "the prompt's tokens are no prefix of those of prompt and completion (boundary='error')",
+    "bad_row": "broken (skip_bad_rows)",
+}
+"""Why a row is left out: reason -> the sentence that the report prints."""

@@ -6,9 +6,8 @@ from array import array
 from dataclasses import dataclass, field
 from typing import Any
 
-from strop.data.cases import REASONS
 from strop.data.checks import Checked, Counted
-from strop.data.findings import Finding
+from strop.data.findings import REASONS, Finding
 from strop.data.truncate import Tokenized
 
 MANY_TRUNCATED = 0.1

@@ -21,7 +21,7 @@ class Tokenized:
     masks: list[list[int]] | None = None  # like completions, 0 or 1; None: all 1
     labels: list[float] | None = None  # stepwise: one per mask entry of 1
     flags: tuple[str, ...] = ()  # "truncated", "split", or a key of report.FLAGS
-    left_out: tuple[str, str] | None = None  # reason (a key of cases.REASONS), detail
+    left_out: tuple[str, str] | None = None  # reason (a key of findings.REASONS), detail
     uncut: int = 0  # tokens of the longest branch before anything was cut
 
     @classmethod

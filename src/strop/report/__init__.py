@@ -1,5 +1,6 @@
 """A run directory becomes one self-contained page.
 
+entry.py     one metric: its unit, what it is averaged over, its healthy range; the families of metrics
 glossary.py  what every logged metric means, its unit, what it is averaged over, its healthy range
 run.py       reads metrics.jsonl, samples.jsonl, config.yaml, data.json, run.json, summary.json
 curves.py    curves as inline SVG

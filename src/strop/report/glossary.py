@@ -8,51 +8,24 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
-LOSS = "Loss and optimisation"
-REWARD = "Rewards"
-DRIFT = "Distance from the reference"
-LOGPS = "Log-probabilities"
-TOKENS = "Tokens and entropy"
-COMPLETIONS = "Completions"
-CLIPPING = "Clipping"
-SAMPLING = "Sampler against trainer"
-TOOLS = "Tools"
-CRITIC = "Critic"
-PROGRESS = "Progress and speed"
-OTHER = "Other"
-FAMILIES = (LOSS, REWARD, DRIFT, LOGPS, TOKENS, COMPLETIONS, CLIPPING, SAMPLING, TOOLS, CRITIC, PROGRESS, OTHER)
-"""Order in which the families are shown."""
+from strop.report.entry import (
+    CLIPPING,
+    COMPLETIONS,
+    CRITIC,
+    DRIFT,
+    LOGPS,
+    LOSS,
+    PROGRESS,
+    REWARD,
+    SAMPLING,
+    TOKENS,
+    TOOLS,
+    Entry,
+)
 
 ONLINE = ("grpo", "rloo")
-
-
-@dataclass(frozen=True)
-class Entry:
-    """One metric. `low` and `high` bound the healthy range; None leaves that side open."""
-
-    key: str  # metric key, or a pattern with * in it
-    family: str
-    meaning: str
-    unit: str
-    per: str  # what it is averaged (or summed) over
-    low: float | None = None
-    high: float | None = None
-    healthy: str = ""
-    advice: str = ""
-    methods: tuple[str, ...] = ()  # config names in lower case; empty means every method
-
-    @property
-    def range_text(self) -> str:
-        """The healthy range in words; numbers first where they exist."""
-        low, high = (None if bound is None else f"{bound:.3g}" for bound in (self.low, self.high))
-        both = f"{low} to {high}" if low and high else ""
-        one = f"at least {low}" if low else f"at most {high}" if high else ""
-        return "; ".join(part for part in (both or one, self.healthy) if part)
-
-
 LN2 = math.log(2)
 
 # fmt: off

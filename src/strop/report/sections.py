@@ -8,7 +8,8 @@ from html import escape
 from typing import Any
 
 from strop.report.curves import Curve, Point, chart, short
-from strop.report.glossary import FAMILIES, GLOSSARY, OTHER, Entry, lookup, split_evaluation
+from strop.report.entry import FAMILIES, OTHER, Entry
+from strop.report.glossary import GLOSSARY, lookup, split_evaluation
 from strop.report.run import Run
 
 KEY_SETTINGS = (
