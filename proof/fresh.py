@@ -108,7 +108,7 @@ def _session(copy: str, tests: list[str], report: str, printed: str) -> None:
     os.dup2(descriptor, 1)
     os.dup2(descriptor, 2)
     os.chdir(copy)
-    os.environ["PYTHONPATH"] = f"{copy}/src"
+    os.environ["PYTHONPATH"] = f"{copy}/src{os.pathsep}{copy}"
     sys.path[:] = [f"{copy}/src", copy, *(p for p in sys.path if not (Path(p or ".") / "strop").is_dir())]
     import pytest
 

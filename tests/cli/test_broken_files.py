@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.support.broken_files import BrokenFile, broken_files, write_jsonl
 
 from strop.cli import main
 from strop.cli.check import KINDS
-from strop.testing.broken_files import BrokenFile, broken_files, write_jsonl
 from strop.testing.tokenizers import toy_tokenizer
 
 VERBS: dict[str, list[str]] = {}

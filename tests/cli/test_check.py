@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from tests.support.broken_files import GOOD, write_jsonl
 
 from strop.cli import main
 from strop.cli.check import KINDS, separate
 from strop.methods.registry import BY_VERB
-from strop.testing.broken_files import GOOD, write_jsonl
 
 
 def test_every_verb_has_a_kind() -> None:

@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.support.broken_files import BrokenFile, broken_files, whole_files
 
 from strop.data import check_rows, load_rows, prepare
 from strop.errors import StropError
-from strop.testing.broken_files import BrokenFile, broken_files, whole_files
 from strop.testing.tokenizers import toy_tokenizer
 
 Entrance = Callable[[BrokenFile], Any]

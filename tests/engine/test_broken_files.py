@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.support.broken_files import broken_files
 
 from strop.cli.check import KINDS
 from strop.errors import StropError
-from strop.testing.broken_files import broken_files
 from strop.testing.cases import letters_reward, method_of, rows_for, settings
 from strop.testing.tokenizers import toy_tokenizer
 

@@ -6,8 +6,7 @@ import os
 from pathlib import Path
 
 import pytest
-
-from strop.testing.crash import tiny_run
+from tests.support.crash import tiny_run
 
 
 @pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="asks /proc which file is flushed")

@@ -11,11 +11,11 @@ import time
 from pathlib import Path
 
 import pytest
+from tests.support.crash import DONE, Faults, fingerprint, tiny_run, train_on_small_disk, train_tiny
+from tests.support.processes import start
 
 from strop.engine.checkpoint import checkpoints, newest_valid, problems_of
 from strop.errors import SetupError, StropError
-from strop.testing.crash import DONE, Faults, fingerprint, tiny_run, train_on_small_disk, train_tiny
-from strop.testing.processes import start
 
 SECONDS = 120
 

@@ -11,10 +11,10 @@ from typing import Any
 
 import pytest
 import torch
+from tests.support.geometry import Steps, differences, record_run, record_runs
+from tests.support.processes import run_ranks
 
 from strop.testing.cases import CASES
-from strop.testing.geometry import Steps, differences, record_run, record_runs
-from strop.testing.processes import run_ranks
 
 TOLERANCE = 1e-10
 LOSS_TOLERANCE = 1e-6  # the parent adds losses up in float32

@@ -16,12 +16,12 @@ from types import SimpleNamespace
 
 import pytest
 import torch.distributed as dist
+from tests.support.lost_ranks import train_and_fall
+from tests.support.processes import _free_port, start
 
 from strop.engine import lost_ranks
 from strop.engine.lost_ranks import is_broken_collective, lost_ranks_named
 from strop.errors import LostRankError, RewardError
-from strop.testing.lost_ranks import train_and_fall
-from strop.testing.processes import _free_port, start
 
 SECONDS = 200
 STALL_SECONDS = 12
@@ -107,7 +107,7 @@ def test_the_others_end_with_the_name_of_the_lost_rank(scene: Scene, over: None)
 def test_scripts_end_too(falls: int, number: signal.Signals, tmp_path: Path) -> None:
     """An interpreter that ends takes down threads and process group as well: it must not hang there."""
     arguments = (str(tmp_path), "dpo", falls, "backward", int(number), STALL_SECONDS)
-    code = f"from strop.testing.lost_ranks import train_and_fall; train_and_fall(*{arguments!r})"
+    code = f"from tests.support.lost_ranks import train_and_fall; train_and_fall(*{arguments!r})"
     shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port())}
     ranks = [
         subprocess.Popen(

@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 import torch
+from tests.support.processes import start
+from tests.support.resume import Record, cut_off, cut_short, go_on_into, record, unlike
 
 from strop.testing.cases import CASES
-from strop.testing.processes import start
-from strop.testing.resume import Record, cut_off, cut_short, go_on_into, record, unlike
 
 SECONDS = 400
 MID_EPOCH, EPOCH_END = 1, 3

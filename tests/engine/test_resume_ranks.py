@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 import torch
+from tests.support.processes import run_ranks
+from tests.support.resume import Record, cut_off, largest_gap, on_two_ranks, record, row_numbers, run_of, unlike
 
 from strop.errors import CheckpointError
 from strop.testing.cases import CASES
-from strop.testing.processes import run_ranks
-from strop.testing.resume import Record, cut_off, largest_gap, on_two_ranks, record, row_numbers, run_of, unlike
 
 TOLERANCE = 1e-9
 WINDOW = {"generation_batch_size": 8, "num_iterations": 2, "rows": 6, "max_steps": 6}

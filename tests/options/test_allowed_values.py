@@ -7,14 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.support.flips import Flip, allowed_names, own_fields, owner, run
+from tests.support.observation import differences
+from tests.support.option_table import entry
 
 from strop.losses.names import CPO_TERM_TYPES, DPO_TERM_TYPES
 from strop.methods.registry import METHODS
 from strop.settings.schema import field_hints
 from strop.testing.cases import method_of
-from strop.testing.flips import Flip, allowed_names, own_fields, owner, run
-from strop.testing.observation import differences
-from strop.testing.option_table import entry
 
 TEXTS = {("dpo", "loss_type"): DPO_TERM_TYPES, ("cpo", "loss_type"): CPO_TERM_TYPES}
 """Fields whose names are listed beside the losses and not in the hint."""

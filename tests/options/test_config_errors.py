@@ -14,13 +14,13 @@ import yaml
 from hypothesis import HealthCheck, given
 from hypothesis import settings as limits
 from hypothesis import strategies as st
+from tests.support.flips import own_fields
 
 import strop
 from strop.cli import main
 from strop.errors import ConfigError
 from strop.methods.registry import METHODS
 from strop.settings.schema import Range, field_hints
-from strop.testing.flips import own_fields
 
 CONFIGS = [getattr(strop, method.config_name) for method in METHODS]
 ids = [config.__name__ for config in CONFIGS]

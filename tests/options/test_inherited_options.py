@@ -15,14 +15,14 @@ from unittest import mock
 import accelerate
 import pytest
 import torch
+from tests.support import option_scenes as scenes
+from tests.support.flips import Flip, changed, inherited_fields, owner
 from transformers import TrainerCallback, TrainerState
 
 import strop
 from strop.errors import StropError
 from strop.settings.config import TrainerConfig
-from strop.testing import option_scenes as scenes
 from strop.testing.cases import make_trainer, settings
-from strop.testing.flips import Flip, changed, inherited_fields, owner
 
 EVALUATED = {"eval_strategy": "steps", "eval_steps": 1}
 SAVED = {"save_strategy": "steps", "save_steps": 1}

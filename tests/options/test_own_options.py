@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.support.flips import Flip, NoValue, changed, derived, own_fields, owner, run, value_of
+from tests.support.option_table import TABLE, entry
 
 from strop.methods.registry import METHODS
 from strop.testing.cases import CASES, make_trainer, method_of, rows_for
-from strop.testing.flips import Flip, NoValue, changed, derived, own_fields, owner, run, value_of
-from strop.testing.option_table import TABLE, entry
 
 HOMES = {
     "TrainerConfig": "dpo",

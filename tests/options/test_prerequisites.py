@@ -5,13 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from tests.support.flips import own_fields, value_of
+from tests.support.option_table import entry
 
 import strop
 from strop.errors import ConfigError
 from strop.methods.registry import METHODS
 from strop.testing.cases import CASES, method_of
-from strop.testing.flips import own_fields, value_of
-from strop.testing.option_table import entry
 
 ALONE = {
     **dict.fromkeys(

@@ -8,12 +8,12 @@ from typing import Any
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
+from tests.support.crash import fingerprint
 from torch import nn
 
 from strop.rollout import SamplingParams
 from strop.rollout.native import NativeGenerator
 from strop.rollout.vllm_engine import VllmGenerator
-from strop.testing.crash import fingerprint
 from strop.testing.tiny import tiny_model
 
 TIMES = [10, pytest.param(1000, marks=pytest.mark.slow)]

@@ -11,8 +11,8 @@ from typing import Any
 
 from strop.methods.xpo import OF_GIVEN_PAIRS
 from strop.settings.config import ReferenceConfig
-from strop.testing import option_scenes as scenes
-from strop.testing.flips import Flip, owner
+from tests.support import option_scenes as scenes
+from tests.support.flips import Flip, owner
 
 EVALUATED = {"eval_strategy": "steps", "eval_steps": 1}
 AGAIN = {"num_iterations": 2}

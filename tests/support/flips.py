@@ -1,7 +1,7 @@
 """How a config field is moved away from its default, and what must be seen to change.
 
 The value comes from the declaration: the other bool, another allowed name, another number of the range. Where that is
-not enough, or another setting must be on for the field to act, `strop.testing.option_table` has an entry.
+not enough, or another setting must be on for the field to act, `tests.support.option_table` has an entry.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import Any, Literal, get_args, get_origin
 from transformers import TrainingArguments
 
 from strop.settings.schema import Range, field_hints
-from strop.testing.observation import differences, observe
+from tests.support.observation import differences, observe
 
 DERIVE: Any = object()
 """Stands for "the value that the declaration gives"."""

@@ -1,7 +1,7 @@
 """Runs that are killed, signalled, or refused disk space, and what is left of them.
 
 `train_tiny` is the run: short, on the CPU, with a checkpoint at every step; made for a process of its own
-(`strop.testing.processes.start`). `Faults` makes the k-th write of a save fail.
+(`tests.support.processes.start`). `Faults` makes the k-th write of a save fail.
 """
 
 from __future__ import annotations

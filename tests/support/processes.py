@@ -73,10 +73,9 @@ def _server() -> Any:
     """The context whose server has imported `PRELOADED`; started on first use."""
     global _context
     if _context is None:
-        source = str(Path(__file__).parents[2])
-        os.environ["PYTHONPATH"] = os.pathsep.join(
-            dict.fromkeys([source, *os.environ.get("PYTHONPATH", "").split(os.pathsep)])
-        )
+        root = Path(__file__).resolve().parents[2]
+        given = os.environ.get("PYTHONPATH", "").split(os.pathsep)
+        os.environ["PYTHONPATH"] = os.pathsep.join(dict.fromkeys([str(root / "src"), str(root), *given]))
         os.environ.setdefault("OMP_NUM_THREADS", "1")
         _context = multiprocessing.get_context("forkserver" if sys.platform != "win32" else "spawn")
         if hasattr(_context, "set_forkserver_preload"):
