@@ -196,7 +196,7 @@ MUTATIONS = (
         history="A cache of tokenised data was found again although rows had been edited: training went on with the old text.",
         edits=(
             Edit(
-                "data/store.py",
+                "data/cache_folder.py",
                 "parts = [DATA_VERSION, fingerprint, kind, chosen, describe_tokenizer(tokenizer)]",
                 "parts = [DATA_VERSION, kind, chosen, describe_tokenizer(tokenizer)]",
             ),
@@ -210,9 +210,9 @@ MUTATIONS = (
         history="Transforms that could not be hashed got random fingerprints: every run tokenised again (trl#1252, trl#6206).",
         edits=(
             Edit(
-                "data/store.py",
+                "data/cache_folder.py",
                 "parts = [DATA_VERSION, fingerprint, kind, chosen, describe_tokenizer(tokenizer)]",
-                "parts = [uuid.uuid4().hex, fingerprint, kind, chosen, describe_tokenizer(tokenizer)]",
+                "parts = [os.urandom(8).hex(), fingerprint, kind, chosen, describe_tokenizer(tokenizer)]",
             ),
         ),
         tests=("tests/data/test_store.py::test_a_second_run_makes_no_tokenizer_call",),
@@ -221,10 +221,21 @@ MUTATIONS = (
         name="every-rank-tokenises",
         promises=(24,),
         history="All ranks tokenised the same rows side by side, on the same cores (trl#1252).",
-        edits=(
-            Edit("data/store.py", "            lock.acquire()\n", "            pass\n"),
-            Edit("data/store.py", "            lock.release()\n", "            pass\n"),
-        ),
+        edits=(Edit("data/cache_folder.py", "            lock.acquire(timeout=PATIENCE_S)\n", "            pass\n"),),
         tests=("tests/data/test_store.py::test_two_processes_tokenise_once",),
+    ),
+    Mutation(
+        name="damaged-records-are-read",
+        promises=(24,),
+        history="A flipped bit in a cache file gave other token ids, in silence.",
+        edits=(
+            Edit(
+                "data/store.py",
+                "        if checksums[row].as_py() == self._checksum(position, data):\n",
+                "        if True:\n",
+            ),
+        ),
+        tests=("tests/data/test_store.py::test_a_flipped_bit_gives_the_same_trees",),
+        quick=True,
     ),
 )

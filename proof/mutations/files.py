@@ -104,7 +104,7 @@ MUTATIONS = (
         name="edited-rows-come-from-the-cache",
         promises=(24,),
         history="The cache of tokenised rows did not notice that the file had changed (datasets fingerprints).",
-        edits=(Edit("data/store.py", "parts = [DATA_VERSION, fingerprint,", 'parts = [DATA_VERSION, "",'),),
+        edits=(Edit("data/cache_folder.py", "parts = [DATA_VERSION, fingerprint,", 'parts = [DATA_VERSION, "",'),),
         tests=("tests/engine/test_fast_start.py::test_a_second_run_tokenises_nothing",),
     ),
     Mutation(

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import signal
+import socket
 import time
 from collections import Counter
 from pathlib import Path
@@ -11,8 +13,9 @@ from typing import Any
 
 import pytest
 
-from strop.data import TokenizeOptions, prepare, store
-from strop.data.store import TreeStore, pack_tree, unpack_tree, write_beside
+from strop.data import TokenizeOptions, cache_folder, prepare, store
+from strop.data.cache_folder import written_beside
+from strop.data.store import TreeStore, pack_tree, unpack_tree
 from strop.data.truncate import Tokenized
 from strop.errors import SetupError
 from strop.testing.tokenizers import toy_tokenizer
@@ -38,11 +41,11 @@ def test_store_on_disk(tmp_path: Path) -> None:
     first = TreeStore(10, tmp_path)
     for position, tree in enumerate(TREES):
         first.put(position, tree)
-    assert [first.get(p) for p in range(5)] == [*TREES, None] and not list(tmp_path.glob("*.trees"))
+    assert [first.get(p) for p in range(5)] == [*TREES, None] and not list(tmp_path.glob("*.arrow"))
     first.flush()
     first.put(7, TREES[0])
     first.flush()
-    assert len(list(tmp_path.glob("*.trees"))) == 2 and not list(tmp_path.glob(".*.tmp"))
+    assert len(list(tmp_path.glob("*.arrow"))) == 2 and not list(tmp_path.glob(".*.tmp"))
     for found in (first, TreeStore(10, tmp_path)):
         assert [found.get(p) for p in range(5)] == [*TREES, None] and found.get(7) == TREES[0]
         assert found.has(7) and not found.has(8)
@@ -138,7 +141,7 @@ def test_what_changes_no_ids_does_not(tmp_path: Path) -> None:
 @pytest.mark.parametrize("damage", [b"", b"x", None])
 def test_a_damaged_file_is_not_used(tmp_path: Path, damage: bytes | None) -> None:
     first = list(prepare(rows(), "preference", toy_tokenizer(), cache_dir=tmp_path))
-    (path,) = tmp_path.glob("*/*.trees")
+    (path,) = tmp_path.glob("*/*.arrow")
     content = path.read_bytes()
     path.write_bytes(content[: len(content) // 2] if damage is None else damage)
     data = prepare(rows(), "preference", toy_tokenizer(), cache_dir=tmp_path)
@@ -146,22 +149,79 @@ def test_a_damaged_file_is_not_used(tmp_path: Path, damage: bytes | None) -> Non
     assert any("is damaged and was not used" in finding.message for finding in data.report.findings)
 
 
-def test_a_damaged_record_is_tokenised_again(tmp_path: Path) -> None:
-    first = list(prepare(rows(), "preference", toy_tokenizer(), cache_dir=tmp_path))
-    (path,) = tmp_path.glob("*/*.trees")
+def test_a_flipped_bit_gives_the_same_trees(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every 37th bit of the file, wherever it lies: the trees are never others, and what was lost is said."""
+    monkeypatch.setattr(store.logger, "disabled", True)
+    first = TreeStore(3, tmp_path)
+    for position, tree in enumerate(TREES[:3]):
+        first.put(position, tree)
+    first.flush()
+    (path,) = tmp_path.glob("*.arrow")
+    content = path.read_bytes()
+    lost = 0
+    for bit in range(0, 8 * len(content), 37):
+        damaged = bytearray(content)
+        damaged[bit // 8] ^= 1 << bit % 8
+        path.unlink()  # the old one is still mapped
+        path.write_bytes(damaged)
+        found = TreeStore(3, tmp_path)
+        trees = [found.get(position) for position in range(3)]
+        assert all(tree in (None, TREES[position]) for position, tree in enumerate(trees)), bit
+        assert None not in trees or (found.trouble is not None and "damaged and was not used" in found.trouble), bit
+        lost += None in trees
+    assert lost > 20
+
+
+@pytest.mark.parametrize("eager_rows", [0, 100])
+def test_a_damaged_record_is_tokenised_again(tmp_path: Path, eager_rows: int) -> None:
+    def run() -> tuple[list[Any], list[str]]:
+        data = prepare(rows(), "preference", toy_tokenizer(), cache_dir=tmp_path, eager_rows=eager_rows)
+        trees = list(data)
+        data.flush()
+        return trees, [finding.message for finding in data.report.findings if "damaged" in finding.message]
+
+    trees, _ = run()
+    path = max(tmp_path.glob("*/*.arrow"), key=lambda path: path.stat().st_size)
     content = bytearray(path.read_bytes())
-    content[len(store.MAGIC) + 4 : len(store.MAGIC) + 8] = b"\xff" * 4  # inside the first record, not in the index
+    content[content.index(b"[[") + 60] ^= 1
     path.write_bytes(content)
-    assert list(prepare(rows(), "preference", toy_tokenizer(), cache_dir=tmp_path)) == first
+    again, said = run()
+    assert again == trees and len(said) == 1 and "is damaged and was not used" in said[0]
+    assert run() == (trees, [])  # what was built anew counts from now on
+
+
+def test_a_record_of_another_row_or_set_is_not_used(tmp_path: Path) -> None:
+    one, other = TreeStore(2, tmp_path / "one"), TreeStore(2, tmp_path / "other")
+    one.put(0, TREES[0])
+    one.flush()
+    (path,) = (tmp_path / "one").glob("*.arrow")
+    (tmp_path / "other" / path.name).write_bytes(path.read_bytes())
+    other.load()
+    assert one.get(0) == TREES[0] and other.get(0) is None and other.trouble is not None
+
+
+def test_a_damaged_sample_is_rendered_again(tmp_path: Path) -> None:
+    sample = prepare(rows(), "preference", toy_tokenizer(), cache_dir=tmp_path).report.sample
+    (path,) = tmp_path.glob("*/sample.json")
+    path.write_bytes(path.read_bytes().replace(b"ant", b"cat"))
+    assert prepare(rows(), "preference", toy_tokenizer(), cache_dir=tmp_path).report.sample == sample
+
+
+def test_a_name_is_not_a_path(tmp_path: Path) -> None:
+    for name in ("eval_x/../../y", "/root", "a\0b", "\udc80", "\n" * 999, ".."):
+        data = prepare(rows(), "preference", toy_tokenizer(), cache_dir=tmp_path / "deep" / "cache", name=name)
+        assert data.store.folder.parent == tmp_path / "deep" / "cache"
+    assert [path.name for path in tmp_path.iterdir()] == ["deep"]
+    assert [path.name for path in (tmp_path / "deep").iterdir()] == ["cache"]
 
 
 def test_a_full_disk_costs_the_cache_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*args: Any) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(store.os, "replace", full)
+    monkeypatch.setattr(cache_folder.os, "replace", full)
     data = prepare(rows(), "preference", toy_tokenizer(), cache_dir=tmp_path)
-    assert len(list(data)) == 6 and not list(tmp_path.glob("*/*.trees")) and not list(tmp_path.glob("*/.*.tmp"))
+    assert len(list(data)) == 6 and not list(tmp_path.glob("*/*.arrow")) and not list(tmp_path.glob("*/.*.tmp"))
     assert any("No space left on device" in finding.message for finding in data.report.findings)
 
 
@@ -172,12 +232,9 @@ def test_a_cache_dir_that_cannot_be_made(tmp_path: Path) -> None:
 
 
 def test_files_are_whole_or_absent(tmp_path: Path) -> None:
-    def parts() -> Any:
-        yield b"half"
+    with pytest.raises(KeyboardInterrupt), written_beside(tmp_path / "a") as file:
+        file.write(b"half")
         raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        write_beside(tmp_path / "a", parts())
     assert not list(tmp_path.iterdir())
 
 
@@ -187,10 +244,10 @@ def test_a_forked_worker_does_not_write_what_its_parent_will(tmp_path: Path) -> 
     child = os.fork()
     if child == 0:
         parent.flush()
-        os._exit(len(list(tmp_path.glob("*.trees"))))
+        os._exit(len(list(tmp_path.glob("*.arrow"))))
     assert os.waitpid(child, 0)[1] == 0
     parent.flush()
-    assert len(list(tmp_path.glob("*.trees"))) == 1
+    assert len(list(tmp_path.glob("*.arrow"))) == 1
 
 
 def test_two_processes_tokenise_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -221,3 +278,37 @@ def test_two_processes_tokenise_once(tmp_path: Path, monkeypatch: pytest.MonkeyP
     for process in processes:
         process.join()
     assert len(list(tmp_path.glob("call-*"))) == 1
+
+
+@pytest.mark.parametrize("stopped", [True, False])
+def test_a_lock_that_another_process_holds_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, stopped: bool
+) -> None:
+    """A process that stands still is not waited for, one that works is; both are named after a moment."""
+    monkeypatch.setattr(cache_folder, "PATIENCE_S", 0.1)
+    folder = tmp_path / "set"
+    context = multiprocessing.get_context("fork")
+    held = context.Event()
+
+    def hold() -> None:
+        with TreeStore(3, folder).alone():
+            held.set()
+            if stopped:
+                os.kill(os.getpid(), signal.SIGSTOP)
+            time.sleep(0.4)
+
+    holder = context.Process(target=hold)
+    holder.start()
+    assert held.wait(60)
+    waiting = TreeStore(3, folder)
+    begin = time.monotonic()
+    with waiting.alone():
+        waited = time.monotonic() - begin
+        waiting.put(0, TREES[0])
+        waiting.flush()
+    os.kill(holder.pid or 0, signal.SIGCONT)
+    holder.join()
+    assert f"process {holder.pid} on {socket.gethostname()}" in caplog.text
+    assert ("which is stopped, and was not waited for" in (waiting.trouble or "")) is stopped
+    assert stopped or waited > 0.2
+    assert TreeStore(3, folder).get(0) == TREES[0]

@@ -4,7 +4,7 @@ rows.py, load.py, signatures.py, textfiles.py, arrow.py   whatever the user has 
 kinds.py, messages.py, cases.py, convert.py   rows -> checked cases of the kind that a method needs
 options.py, encode.py, chat.py, stops.py, trees.py, truncate.py   cases -> token trees (rules R1-R14)
 checks.py, findings.py, report.py   the account: broken rows, rows left out, lengths, a rendered row
-dataset.py, store.py, prepare.py   trees on demand, remembered, cached
+dataset.py, store.py, cache_folder.py, prepare.py   trees on demand, remembered, cached
 packing.py, micro_batches.py, partners.py   trees -> packs, micro-batches, KTO's mismatched pairs
 """
 

@@ -9,7 +9,6 @@ counts and names it. Which of the two happens depends on the number of rows only
 
 from __future__ import annotations
 
-import json
 import weakref
 from array import array
 from collections.abc import Iterator, Sequence
@@ -17,12 +16,13 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
+from strop.data.cache_folder import read_checked, write_checked
 from strop.data.cases import Case, read_cases
 from strop.data.checks import Checked, checked_cases, nothing_left
 from strop.data.findings import REASONS, Finding, Problems, RowProblem
 from strop.data.report import DataReport, sample_of
 from strop.data.rows import Rows, RowStream
-from strop.data.store import TreeStore, write_beside
+from strop.data.store import TreeStore
 from strop.data.trees import TreeBuilder
 from strop.data.truncate import Tokenized
 from strop.errors import DataError
@@ -59,9 +59,7 @@ class ExampleDataset(Sequence[Example]):
         elif not self._read_sample():
             try_template(checked, rows, builder)
             self._make_sample()
-        if store.trouble is not None:
-            fix = "Free space, or name another cache_dir"
-            report.noted.append(Finding(None, None, "info", store.trouble, fix))
+        self._note_trouble()
         weakref.finalize(self, store.flush)
 
     def __len__(self) -> int:
@@ -122,7 +120,15 @@ class ExampleDataset(Sequence[Example]):
             if not self.seen[position] and tree is not None:
                 self.seen[position] = 1 if tree.left_out is None else 2
                 self.report.add(self.numbers[position], tree)
+        self._note_trouble()
         return [tree for tree in (known[position] for position in positions) if tree is not None]
+
+    def _note_trouble(self) -> None:
+        """Put what the cache could not do into the report."""
+        if self.store.trouble is not None:
+            fix = "Nothing is lost; name another cache_dir if it comes again"
+            self.report.noted.append(Finding(None, None, "warning", self.store.trouble, fix))
+            self.store.trouble = None
 
     def _build(self, positions: list[int]) -> list[Tokenized]:
         return self.builder.build_all([self._case(position) for position in positions]) if positions else []
@@ -174,8 +180,8 @@ class ExampleDataset(Sequence[Example]):
         if path is None or not path.exists():
             return False
         try:
-            self.report.sample = json.loads(path.read_text(encoding="utf-8"))
-        except ValueError:
+            self.report.sample = read_checked(path)
+        except (OSError, ValueError):
             self.store.trouble = f"the cache file '{path}' is damaged and was not used"
             return False
         return True
@@ -187,7 +193,7 @@ class ExampleDataset(Sequence[Example]):
         self.report.sample = sample_of(tree, example.row, self.builder.encoder.tokenizer, self.options.score_prompt)
         if self._sample_path is not None:
             try:
-                write_beside(self._sample_path, iter([json.dumps(self.report.sample).encode()]))
+                write_checked(self._sample_path, self.report.sample)
             except OSError as problem:
                 self.store.trouble = f"the cache folder '{self.store.folder}' cannot be written ({problem.strerror})"
 

@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from strop.data.cache_folder import cache_key, folder_of
 from strop.data.checks import Checked, check, check_head
 from strop.data.dataset import ExampleDataset, ExampleStream
 from strop.data.encode import Encoder
@@ -15,7 +16,7 @@ from strop.data.load import load_rows
 from strop.data.options import TokenizeOptions
 from strop.data.report import DataReport
 from strop.data.rows import Rows, RowStream
-from strop.data.store import TreeStore, cache_key
+from strop.data.store import TreeStore
 from strop.data.trees import TreeBuilder
 from strop.errors import ConfigError, did_you_mean
 
@@ -78,7 +79,7 @@ def prepare(
     folder = None
     if cache_dir is not None:
         key = cache_key(checked.fingerprint, str(kind), options, builder.chat.template, tokenizer)
-        folder = Path(cache_dir).expanduser() / f"{name}-{key}"
+        folder = folder_of(cache_dir, name, key)
     report = DataReport.start(name, str(kind), checked, total)
     return ExampleDataset(opened, checked, builder, TreeStore(total, folder), report, eager=total <= eager_rows)
 
