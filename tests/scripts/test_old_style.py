@@ -149,7 +149,7 @@ def test_plain_training_arguments(models: dict[str, str]) -> None:
 
     args = TrainingArguments(output_dir="plain", max_steps=1, per_device_train_batch_size=2, report_to="none")
     trainer = train(strop.SFTTrainer(models["model_id"], args=args, train_dataset=rows_for("sft", 2)))
-    assert trainer.args.output_dir == "plain" and trainer.args.learning_rate == 2e-5
+    assert trainer.args.output_dir == "plain" and trainer.args.learning_rate == 5e-5
 
 
 @pytest.mark.parametrize(

@@ -33,6 +33,7 @@ from strop.model import (
 )
 from strop.records import Batch, LossOutput, Mean, Scores, Term
 from strop.settings.config import TrainerConfig
+from strop.settings.prerequisites import default_of
 from strop.watch.alarms import Alarms
 from strop.watch.progress import ProgressDisplay
 from strop.watch.run_directory import RunDirectory
@@ -103,12 +104,28 @@ def resolve_config(config_class: type[TrainerConfig], args: Any) -> Any:
     if isinstance(args, config_class):
         return args
     if isinstance(args, TrainingArguments) and not isinstance(args, TrainerConfig):
-        plain = {f.name: getattr(args, f.name) for f in dataclasses.fields(TrainingArguments) if f.init}
-        defaults = {f.name: f.default for f in dataclasses.fields(TrainingArguments)}
-        changed = {k: v for k, v in plain.items() if k in ("output_dir",) or v != defaults[k]}
-        changed.pop("gradient_checkpointing", None), changed.pop("gradient_checkpointing_kwargs", None)
-        return config_class(**changed)
+        return config_from_plain(config_class, args)
     raise ConfigError(f"args is a {type(args).__name__}; this trainer needs a {config_class.__name__}.")
+
+
+def config_from_plain(config_class: type[TrainerConfig], args: TrainingArguments) -> Any:
+    """The method's config from plain `TrainingArguments`, all of whose values count as given: an instance does not tell
+    which of them were written. Where one is transformers' default, and not the method's, a line says so."""
+    theirs = {f.name: f for f in dataclasses.fields(TrainingArguments) if f.init}
+    own = {f.name: default_of(f) for f in dataclasses.fields(config_class)}
+    values = {
+        name: getattr(args, name)
+        for name, f in theirs.items()
+        if name not in config_class.unused or getattr(args, name) != default_of(f)
+    }
+    differ = [
+        f"{name}={value!r} ({config_class.__name__}: {own[name]!r})"
+        for name, value in values.items()
+        if value == default_of(theirs[name]) != own[name] and name != "output_dir"
+    ]
+    if differ and args.process_index == 0:
+        print(f"TrainingArguments: all values count as given, so {', '.join(differ)}", flush=True)
+    return config_class(**values)
 
 
 def resolve_parts(

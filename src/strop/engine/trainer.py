@@ -25,6 +25,7 @@ from strop.engine.checkpoint import CheckpointMixin
 from strop.engine.evaluation import EvaluationMixin
 from strop.engine.metrics import MetricLog
 from strop.engine.offloading import offloaded_activations
+from strop.engine.overrides import NoDeadOverrides
 from strop.engine.reference_scores import ReferenceScores
 from strop.engine.reference_upkeep import upkeep
 from strop.engine.step import default_counts
@@ -41,7 +42,7 @@ def zero_loss(scores: Scores) -> torch.Tensor:
     return torch.stack([part.sum() * 0.0 for part in parts if part is not None]).sum()
 
 
-class BaseTrainer(CheckpointMixin, EvaluationMixin, Trainer):
+class BaseTrainer(NoDeadOverrides, CheckpointMixin, EvaluationMixin, Trainer):
     """What all fifteen trainers share. A method overrides a handful of hooks, listed first.
 
     Class attributes: `config_class`; `dataset_kind`, the rows it learns from; `task`, the head it needs ("causal",
