@@ -74,10 +74,10 @@ MUTATIONS = (
         ),
         edits=(
             Edit(
-                "online/trainer.py",
+                "online/rewarding.py",
                 'ended = torch.tensor([group.finish_reasons[i] == "stop" for group, i in flat])',
-                "eos = self.processing_class.eos_token_id\n"
-                "            ended = torch.tensor([eos in group.example.prompt_ids + group.completions[i] for group, i in flat])",
+                "eos = tokenizer.eos_token_id\n"
+                "        ended = torch.tensor([eos in group.example.prompt_ids + group.completions[i] for group, i in flat])",
             ),
         ),
         tests=("tests/engine/test_missing_eos.py",),

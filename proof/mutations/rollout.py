@@ -65,13 +65,12 @@ MUTATIONS = (
         history="Sampled ids were decoded, and the text encoded again for training: other ids than were sampled (trl#5224).",
         edits=(
             Edit(
-                "online/trainer.py",
-                "                sampled.completions[i],\n                sampled.sampler_logps[i],\n",
-                "                [\n"
-                "                    self.processing_class(text, add_special_tokens=False)['input_ids']\n"
-                "                    for text in self.processing_class.batch_decode(sampled.completions[i])\n"
-                "                ],\n"
-                "                sampled.sampler_logps[i],\n",
+                "online/sampling.py",
+                "            sampled.completions[i],\n",
+                "            [\n"
+                "                tokenizer(text, add_special_tokens=False)['input_ids']\n"
+                "                for text in tokenizer.batch_decode(sampled.completions[i])\n"
+                "            ],\n",
             ),
         ),
         tests=("tests/online/test_token_in_token_out.py",),

@@ -347,13 +347,7 @@ MUTATIONS = (
         name="batch-must-be-divisible",
         promises=(20,),
         history="Batch settings that make no whole groups were an error without a proposal (seven threads on TRL's GRPO).",
-        edits=(
-            Edit(
-                "online/trainer.py",
-                "            else math.ceil(self.completions_per_step / self.group_size)\n",
-                "            else self.completions_per_step // self.group_size\n",
-            ),
-        ),
+        edits=(Edit("online/batches.py", "else math.ceil(completions / group)", "else completions // group"),),
         tests=("tests/online/test_batch_settings.py",),
     ),
     Mutation(
@@ -362,9 +356,9 @@ MUTATIONS = (
         history="Completions were dealt out to steps one by one, so a group was split and its baseline was of another step.",
         edits=(
             Edit(
-                "online/trainer.py",
-                "            steps[min(position // self.prompts_per_step, self.fresh_steps - 1)].append(tree)\n",
-                "            steps[position % self.fresh_steps].append(tree)\n",
+                "online/batches.py",
+                "steps[min(position // sizes.prompts, sizes.fresh_steps - 1)].append(tree)",
+                "steps[position % sizes.fresh_steps].append(tree)",
             ),
         ),
         tests=("tests/online/test_batch_settings.py",),

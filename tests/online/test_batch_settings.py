@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from strop.methods.grpo import GRPOTrainer
+from strop.online.batches import BatchSizes, batch_sizes, split_steps
 from strop.records import Example
 from strop.testing.cases import make_trainer, rows_for
 from strop.testing.rollouts import fix_rollouts
@@ -18,37 +18,31 @@ from strop.testing.rollouts import fix_rollouts
 SIZES = range(1, 17)
 
 
-class Arithmetic(GRPOTrainer):
-    """Only the properties that follow from the batch settings; no model, no rows."""
-
-    def __init__(self, per_device: int, accumulation: int, group: int, per_generation: int) -> None:
-        self._train_batch_size = per_device
-        self.args = SimpleNamespace(
-            gradient_accumulation_steps=accumulation,
-            world_size=1,
-            process_index=0,
-            num_generations=group,
-            generation_batch_size=None,
-            steps_per_generation=per_generation,
-            num_iterations=1,
-        )
+def sizes_of(per_device: int, accumulation: int, group: int, per_generation: int) -> BatchSizes:
+    args = SimpleNamespace(
+        gradient_accumulation_steps=accumulation,
+        generation_batch_size=None,
+        steps_per_generation=per_generation,
+        num_iterations=1,
+    )
+    return batch_sizes(args, per_device * accumulation, group, "completions")
 
 
 def test_sixteen_to_the_fourth_combinations_make_whole_groups() -> None:
     for settings in itertools.product(SIZES, SIZES, SIZES, SIZES):
-        trainer = Arithmetic(*settings)
+        sizes = sizes_of(*settings)
         per_device, accumulation, group, _ = settings
-        wanted, prompts = per_device * accumulation, trainer.prompts_per_step
+        wanted, prompts = per_device * accumulation, sizes.prompts
         assert (prompts - 1) * group < wanted <= prompts * group, settings  # asked for, rounded up to whole groups
-        assert trainer.fresh_steps >= 1, settings
+        assert sizes.fresh_steps >= 1, settings
 
 
 def test_a_round_is_dealt_out_in_whole_steps() -> None:
     for settings in random.Random(0).sample(list(itertools.product(SIZES, SIZES, SIZES, SIZES)), 200):
-        trainer = Arithmetic(*settings)
-        trees = [Example([1], [[2]], row=row) for row in range(trainer.prompts_per_step * trainer.fresh_steps)]
-        steps = trainer.split_steps(trees)
-        assert [len(step) for step in steps] == [trainer.prompts_per_step] * trainer.fresh_steps, settings
+        sizes = sizes_of(*settings)
+        trees = [Example([1], [[2]], row=row) for row in range(sizes.prompts_of_a_round)]
+        steps = split_steps(trees, sizes)
+        assert [len(step) for step in steps] == [sizes.prompts] * sizes.fresh_steps, settings
         assert [tree.row for step in steps for tree in step] == list(range(len(trees))), settings
 
 
@@ -71,8 +65,8 @@ def test_what_does_not_divide_runs_and_says_what_it_does(
     if verb == "online-dpo":
         settings.pop("num_iterations", None)
     trainer = fix_rollouts(make_trainer(verb, tmp_path, rows=rows_for(verb, 16), max_steps=2, **settings))
-    group, prompts = settings["num_generations"], trainer.prompts_per_step
-    if trainer.completions_per_step % group:
+    group, prompts = settings["num_generations"], trainer.sizes.prompts
+    if trainer.sizes.completions % group:
         assert f"prompts used for each step: {prompts}, with {prompts * group} completions" in capsys.readouterr().out
     seen: list[list[Example]] = []
     prepare = trainer.prepare_step
@@ -86,3 +80,27 @@ def test_what_does_not_divide_runs_and_says_what_it_does(
             by_prompt[tree.row] = by_prompt.get(tree.row, 0) + len(tree.completions)
         assert set(by_prompt.values()) <= {each}  # no group is torn between steps
         assert len(by_prompt) == prompts or verb == "online-dpo"  # pairs without a preference are left out
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        (
+            {"generation_batch_size": 6},
+            "generation_batch_size=6 is no whole number of optimizer steps of 4 completions",
+        ),
+        ({"generation_batch_size": 2}, "serves 1, with 4 completions"),
+        ({"gradient_accumulation_steps": 2, "steps_per_generation": 3}, "steps_per_generation=3, at gradient_acc"),
+        ({"generation_batch_size": 8}, None),
+        ({"steps_per_generation": 2}, None),
+    ],
+    ids=str,
+)
+def test_a_round_that_is_no_whole_steps_is_announced(
+    settings: dict[str, Any], said: str | None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make_trainer(
+        "grpo", tmp_path, rows=rows_for("grpo", 4), per_device_train_batch_size=4, num_generations=2, **settings
+    )
+    out = " ".join(capsys.readouterr().out.split())
+    assert ("no whole number" in out and said in out) if said else "no whole number" not in out

@@ -3,7 +3,9 @@ pre-tokenised prompts."""
 
 from __future__ import annotations
 
+import json
 import math
+from pathlib import Path
 
 import pytest
 import torch
@@ -75,7 +77,7 @@ def test_completions_without_a_reward_are_left_out(verb, tmp_path):
 def test_what_a_batch_of_eight_counts(verb, prompts, tmp_path):
     """Completions for methods on groups, prompts for methods on pairs."""
     trainer = online(verb, tmp_path, letters_reward, per_device_train_batch_size=4, gradient_accumulation_steps=2)
-    assert trainer.prompts_per_step == prompts
+    assert trainer.sizes.prompts == prompts
 
 
 def test_rewards_that_ask_for_missing_columns_are_told_at_set_up(tmp_path):
@@ -107,3 +109,15 @@ def test_a_reference_that_cannot_be_used_is_refused(tmp_path):
         make_trainer("grpo", tmp_path, trainer={"ref_model": model})
     with pytest.raises(ConfigError, match="sync_ref_model=True has no effect unless beta > 0; beta is 0"):
         make_trainer("grpo", tmp_path, sync_ref_model=True)
+
+
+def test_what_rewards_note_stands_beside_the_completions(tmp_path, capsys):
+    def noting(completions, log_extra):
+        log_extra("golden", [f"GOLD{i}" for i in range(len(completions))])
+        return [float(i) for i in range(len(completions))]
+
+    trainer = online("grpo", tmp_path, noting, max_steps=1, logging_steps=1, log_completions=True)
+    trainer.train()
+    lines = [json.loads(line) for line in (Path(trainer.args.output_dir) / "samples.jsonl").read_text().splitlines()]
+    assert lines and all(line["notes"]["golden"] == f"GOLD{int(line['reward'])}" for line in lines)
+    assert "golden" in capsys.readouterr().out

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -23,6 +24,7 @@ from strop.losses import (
 )
 from strop.model import base_model, disable_dropout, lm_head_of
 from strop.model.actor_critic import VALUE_FOLDER, ActorCritic, critic_like, score_both
+from strop.online.batches import BatchSizes
 from strop.online.groups import Group
 from strop.online.sampled_distribution import changes_distribution, rescore
 from strop.online.trainer import OnlineTrainer
@@ -139,8 +141,8 @@ class PPOTrainer(OnlineTrainer):
         return self.accelerator.unwrap_model(self.model).policy
 
     @property
-    def fresh_steps(self) -> int:
-        return self.args.num_mini_batches
+    def sizes(self) -> BatchSizes:
+        return replace(super().sizes, fresh_steps=self.args.num_mini_batches)
 
     def build_want(self) -> Want:
         return Want.LOGPS | Want.VALUE
@@ -239,7 +241,7 @@ class PPOTrainer(OnlineTrainer):
         metrics |= {"loss/policy_avg": mean_of(policy), "loss/value_avg": mean_of(critic)}
         if scores.entropy is not None:
             metrics["policy/entropy_avg"] = mean_of(scores.entropy)
-        metrics["episode"] = Extreme(float(self.rounds * self.completions_per_step * self.fresh_steps))
+        metrics["episode"] = Extreme(float(self.rounds * self.sizes.completions * self.sizes.fresh_steps))
         return LossOutput([Term(policy, "tokens"), Term(critic, "tokens", self.args.vf_coef)], metrics)
 
     def derived_metrics(self, metrics: dict[str, float]) -> dict[str, float]:
@@ -247,7 +249,7 @@ class PPOTrainer(OnlineTrainer):
         if (square := metrics.pop("val/ratio_square", None)) is not None:
             metrics["val/ratio_var"] = max(square - metrics["val/ratio"] ** 2, 0.0)
         if seconds := metrics.get("step_time"):
-            metrics["eps"] = self.completions_per_step / self.args.num_iterations / seconds
+            metrics["eps"] = self.sizes.completions / self.args.num_iterations / seconds
         return metrics
 
     # ---- saving and resuming both -----------------------------------------------------------------------------

@@ -26,6 +26,7 @@ class Group:
     rewards: torch.Tensor | None = None  # (G,) weighted totals, NaN where all abstained
     shaped: torch.Tensor | None = None  # (G,) what advantages are made of, where it is not the rewards (RLOO)
     advantages: torch.Tensor | None = None  # (G,) where the method has one per completion
+    notes: dict[str, list[Any]] = field(default_factory=dict)  # what rewards noted (log_extra), G values by name
     environments: list[Any] | None = None  # G live environment objects, where the rollout had them
 
     @property
@@ -114,7 +115,8 @@ def add(metrics: dict[str, Mean | Extreme], name: str, total: float, count: floa
 
 
 def sample_rows(tokenizer: Any, groups: Sequence[Group]) -> list[dict[str, Any]]:
-    """Rows for samples.jsonl: prompt, completion, finish reason, rewards by name, total, advantage."""
+    """Rows for samples.jsonl: prompt, completion, finish reason, rewards by name, total, advantage, what
+    rewards noted."""
     rows = []
     for group in groups:
         decoded = tokenizer.batch_decode(group.completions, skip_special_tokens=True)
@@ -125,5 +127,7 @@ def sample_rows(tokenizer: Any, groups: Sequence[Group]) -> list[dict[str, Any]]
                 row["reward"] = float(group.rewards[i])
             if group.advantages is not None:
                 row["advantage"] = float(group.advantages[i])
+            if group.notes:
+                row["notes"] = {name: values[i] for name, values in group.notes.items()}
             rows.append(row)
     return rows

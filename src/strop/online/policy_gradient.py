@@ -103,7 +103,7 @@ class PolicyGradientTrainer(OnlineTrainer):
         assert scores.logps is not None
         if all("old_logps" in example.extras for example in batch.examples):
             return token_field(batch, "old_logps").to(scores.logps.dtype)
-        if self.steps_per_window > 1 and torch.is_grad_enabled():
+        if self.sizes.steps > 1 and torch.is_grad_enabled():
             token_lists(batch, "old_logps", scores.logps)
         return None
 

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import math
 from collections import deque
 from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 
@@ -13,37 +12,32 @@ from strop.data import DatasetKind, TokenizeOptions
 from strop.engine import rows
 from strop.engine.trainer import BaseTrainer
 from strop.engine.windows import StepSampler, StreamWindows, window_loader, worker_options
-from strop.errors import ConfigError
 from strop.model import base_model, lm_head_of
+from strop.online.batches import BatchSizes, batch_sizes, rounding_notices, share_steps, split_steps
 from strop.online.evaluation_samples import EvaluationSamples
-from strop.online.groups import (
-    Group,
-    completion_metrics,
-    environment_reward,
-    prompt_of,
-    replies,
-    sample_rows,
-)
+from strop.online.groups import Group, completion_metrics, sample_rows
 from strop.online.pieces import pieces
+from strop.online.rewarding import check_rewards, make_rewards, reward_groups, reward_source
 from strop.online.sampled_distribution import changes_distribution, rescore
-from strop.records import Batch, Counts, Example, Mean, Rollout, Scores, Want
-from strop.rewards import JudgeReward, RewardSet
-from strop.rollout import SamplingParams, make_generator
+from strop.online.sampling import make_engine, sample_groups, sampling_params
+from strop.records import Batch, Counts, Example, Scores, Want
+from strop.rollout import SamplingParams
 from strop.rollout.tools import Tools
-from strop.rollout.turns import Turns, check_rollout
+from strop.rollout.turns import Turns
 from strop.settings.online import OnlineConfig
 from strop.watch.samples import show_samples
 
 
 class OnlineTrainer(BaseTrainer):
-    """Rows are prompts. A window of prompts is sampled at once, becomes trees, and serves `steps_per_window` steps."""
+    """Rows are prompts. A window of prompts is sampled at once, becomes trees, and serves `sizes.steps` steps."""
 
     config_class = OnlineConfig
     dataset_kind = DatasetKind.PROMPT_ONLY
     evaluation_samples = EvaluationSamples
     remembers_reference = False
     needs_reward: ClassVar[bool] = True
-    batch_counts: ClassVar[str] = "completions"  # what per_device_train_batch_size counts; "prompts" for pairs
+    batch_counts: ClassVar[Literal["completions", "prompts"]] = "completions"
+    """What per_device_train_batch_size counts; prompts where methods make pairs."""
 
     def __init__(
         self,
@@ -61,21 +55,11 @@ class OnlineTrainer(BaseTrainer):
         rollout_func: Any = None,
         **kwargs: Any,
     ) -> None:
-        given = [value for value in (reward_funcs, reward_model, judge) if value is not None]
-        if not given and getattr(args, "reward_model_path", None) is not None:
-            given = [args.reward_model_path]
-        if len(given) > 1:
-            raise ConfigError(
-                "reward_funcs, reward_model and judge are names for one thing; give one of them (a list is fine)."
-            )
-        if not given and environment_factory is not None:
-            given = [environment_reward]
-        if self.needs_reward and not given:
-            raise ConfigError(
-                f"{type(self).__name__} needs a reward: pass reward_funcs=, a function, a model, an id, a judge, or "
-                f"a list of them."
-            )
-        self._reward_source = (given[0] if given else None, reward_processing_classes)
+        source = reward_source(
+            type(self).__name__, args, needed=self.needs_reward, environments=environment_factory is not None,
+            reward_funcs=reward_funcs, reward_model=reward_model, judge=judge,
+        )  # fmt: skip
+        self._reward_source = (source, reward_processing_classes)
         self._tools = Tools(tools) if tools else None
         self._environment_factory, self._rollout_func = environment_factory, rollout_func
         self.buffer: deque[list[Example]] = deque()
@@ -93,16 +77,14 @@ class OnlineTrainer(BaseTrainer):
         source, tokenizers = self._reward_source
         self.rewards = None
         if source is not None:
-            self.rewards = RewardSet(
-                source,
-                weights=self.args.reward_weights,
-                processing_classes=tokenizers,
-                on_error=self.args.reward_on_error,
-                penalty=self.args.reward_penalty,
-                timeout_seconds=self.args.reward_timeout,
-                device=self.args.device,
+            self.rewards = make_rewards(self.args, source, tokenizers)
+            check_rewards(
+                type(self).__name__,
+                self.rewards,
+                self.train_dataset,
+                alone=self.batch_counts == "completions" and self.group_size < 2,
+                environments=self._environment_factory is not None,
             )
-            self.check_rewards()
         self._generator: Any = None
         self.turns = None
         if self._tools is not None or self._environment_factory is not None:
@@ -113,28 +95,13 @@ class OnlineTrainer(BaseTrainer):
                 max_turns=self.args.max_tool_calling_iterations or 8,
                 template_kwargs=self.args.chat_template_kwargs,
             )
-        self.announce_batches()
+        for line in rounding_notices(self.args, self.sizes):
+            self.say(line)
 
     @property
     def turns_wanted(self) -> bool:
         """Whether completions are more than one turn of the model, or come from the user's own function."""
         return any(given is not None for given in (self._tools, self._environment_factory, self._rollout_func))
-
-    def check_rewards(self) -> None:
-        """Whether the rewards find what they ask for, before anything is sampled."""
-        assert self.rewards is not None
-        if (
-            self.batch_counts == "completions"
-            and self.group_size < 2
-            and any(isinstance(reward, JudgeReward) for reward in self.rewards.functions)
-        ):
-            raise ConfigError(
-                f"A judge compares completions of one prompt, and {type(self).__name__} samples one; "
-                "set num_generations to 2 or more, or give a reward that scores a single completion."
-            )
-        if hasattr(self.train_dataset, "__len__") and len(self.train_dataset):
-            columns = list(self.train_dataset[0].extras.get("columns", {}))
-            self.rewards.check_columns(columns, has_environments=self._environment_factory is not None)
 
     @property
     def uses_reference(self) -> bool:  # type: ignore[override]
@@ -151,47 +118,15 @@ class OnlineTrainer(BaseTrainer):
         return self.args.num_generations
 
     @property
-    def completions_per_step(self) -> int:
-        """Completions that one optimizer step asks for, over all ranks."""
-        return self.rows_per_step * (self.group_size if self.batch_counts == "prompts" else 1)
-
-    @property
-    def prompts_per_step(self) -> int:
-        """Whole groups that make an optimizer step: the completions asked for, rounded up."""
-        return (
-            self.rows_per_step
-            if self.batch_counts == "prompts"
-            else math.ceil(self.completions_per_step / self.group_size)
-        )
-
-    @property
-    def fresh_steps(self) -> int:
-        """Optimizer steps with new completions that one round of sampling serves."""
-        accumulation = self.args.gradient_accumulation_steps
-        if self.args.generation_batch_size is not None:
-            return max(1, round(self.args.generation_batch_size / self.completions_per_step))
-        return max(1, round((self.args.steps_per_generation or accumulation) / accumulation))
-
-    @property
-    def steps_per_window(self) -> int:
-        """Optimizer steps from one round of sampling to the next."""
-        return self.fresh_steps * self.args.num_iterations
-
-    def announce_batches(self) -> None:
-        """Say so if the batch settings do not make whole groups, and what is done instead."""
-        if self.completions_per_step % self.group_size:
-            self.say(
-                f"{self.completions_per_step} completions per step make no whole groups of {self.group_size}; "
-                f"prompts used "
-                f"for each step: {self.prompts_per_step}, with {self.prompts_per_step * self.group_size} completions. "
-                "Micro-batches stay at per_device_train_batch_size."
-            )
+    def sizes(self) -> BatchSizes:
+        """What the batch settings come to."""
+        return batch_sizes(self.args, self.rows_per_step, self.group_size, self.batch_counts)
 
     def get_train_dataloader(self) -> Any:
         if self.train_dataset is None:
             raise rows.missing_dataset(type(self).__name__)
-        window = self.prompts_per_step * self.fresh_steps
-        batches = self.args.gradient_accumulation_steps * self.steps_per_window
+        window = self.sizes.prompts_of_a_round
+        batches = self.args.gradient_accumulation_steps * self.sizes.steps
         where = {"rank": self.args.process_index, "world_size": self.args.world_size}
         if not hasattr(self.train_dataset, "__len__"):
             stream = StreamWindows(self.train_dataset, window, batches_per_step=batches, repeat=True, **where)
@@ -220,14 +155,7 @@ class OnlineTrainer(BaseTrainer):
     def generator(self) -> Any:
         """The rollout engine, made on first use."""
         if self._generator is None:
-            self._generator = make_generator(
-                self.args.engine,
-                model=self.policy,
-                tokenizer=self.processing_class,
-                max_slots=self.args.max_slots,
-                autocast=torch.bfloat16 if self.args.bf16 else torch.float16 if self.args.fp16 else None,
-                **self.args.vllm_settings(),
-            )
+            self._generator = make_engine(self.args, self.policy, self.processing_class)
         return self._generator
 
     @property
@@ -236,86 +164,40 @@ class OnlineTrainer(BaseTrainer):
         return self.policy
 
     def sampling(self, training: bool, player: int = 0) -> SamplingParams:
-        """Sampling settings of the next round; the seed follows from run seed, round, rank and player, also after
-        a resume."""
+        """Sampling settings of the next round; a resumed run draws what the stopped one would have drawn."""
         moment = self.rounds if training else 2**31 + self.state.global_step
-        seed = ((self.args.seed * 1_000_003 + moment) * 4099 + self.args.process_index) * 2 + player
-        return SamplingParams(
-            max_new_tokens=self.args.max_completion_length or 512,
-            temperature=self.args.temperature,
-            top_p=self.args.top_p,
-            top_k=self.args.top_k,
-            min_p=self.args.min_p,
-            repetition_penalty=self.args.repetition_penalty,
-            stop_token_ids=self.args.stop_token_ids,
-            stop_strings=tuple(self.args.stop or ()),
-            seed=seed % (2**31 - 1),
-        )
+        return sampling_params(self.args, moment=moment, player=player)
 
     def rollout(self, prompts: Sequence[Example], n: int, training: bool) -> list[Group]:
-        """Sample `n` completions for each prompt."""
-        self.generator.sync(
-            self.sampled_model
-        )  # a meeting of the ranks where they share a server, those without prompts too
+        """Sample `n` completions for each prompt.
+
+        Ranks without prompts take part too: bringing a shared server up to date is a meeting of all of them.
+        """
+        self.generator.sync(self.sampled_model)
         if not prompts:
             return []
-        sampled, trajectories = self.sample(prompts, n, training)
-        return [
-            Group(
-                prompt,
-                sampled.completions[i],
-                sampled.sampler_logps[i],
-                sampled.finish_reasons[i],
-                sampled.loss_mask[i] if sampled.loss_mask is not None else None,
-                prompt_of(self.processing_class, prompt),
-                environments=[t.environment for t in trajectories[i]] if trajectories else None,
-            )
-            for i, prompt in enumerate(prompts)
-        ]
-
-    def sample(self, prompts: Sequence[Example], n: int, training: bool) -> tuple[Rollout, Any]:
-        """Completions of the engine, of the user's `rollout_func`, or of several turns with tools or an environment."""
-        ids, sampling = [prompt.prompt_ids for prompt in prompts], self.sampling(training)
-        if self._rollout_func is not None:
-            return check_rollout(self._rollout_func(ids, n, sampling, self), ids, n), None
-        if self.turns is None:
-            return self.generator.generate(ids, n, sampling), None
-        columns = [{"prompt": p.extras.get("prompt"), **p.extras.get("columns", {})} for p in prompts]
-        sampled, trajectories = self.turns.run(self.generator, ids, columns, n, sampling)
-        everyone = [t for group in trajectories for t in group]
-        calls, failures = sum(t.calls for t in everyone), sum(t.failures for t in everyone)
-        frequency = {"tools/call_frequency": Mean(float(calls), float(len(everyone)))}
-        failed = {"tools/failure_frequency": Mean(float(failures), float(calls))}
-        self._metrics["train" if training else "eval"].add({**frequency, **failed} if self._tools is not None else {})
-        return sampled, trajectories
+        own = self._rollout_func
+        groups, metrics = sample_groups(
+            self.generator,
+            self.processing_class,
+            prompts,
+            n,
+            self.sampling(training),
+            turns=self.turns,
+            rollout_func=None if own is None else lambda ids, n, params: own(ids, n, params, self),
+        )
+        self._metrics["train" if training else "eval"].add(metrics)
+        return groups
 
     def score_groups(self, groups: list[Group], mode: str) -> None:
-        """Rewards of every completion, written into its group; metrics of rewards and lengths are recorded."""
+        """Rewards of every completion, written into its group; metrics of rewards are recorded."""
         if self.rewards is None or not groups:
             return
-        flat = [(group, i) for group in groups for i in range(len(group.completions))]
-        columns: dict[str, list[Any]] = {}
-        for name in dict.fromkeys(name for group in groups for name in group.columns):
-            columns[name] = [group.columns.get(name) for group, _ in flat]
-        table = self.rewards.score(
-            [group.prompt for group, _ in flat],
-            [text for group in groups for text in replies(self.processing_class, group)],
-            [group.completions[i] for group, i in flat],
-            columns,
-            trainer_state=self.state,
-            environments=[e for group in groups for e in group.environments or []] or None,
+        penalty = self.args.missing_eos_penalty
+        metrics = reward_groups(
+            groups, self.rewards, self.processing_class, state=self.state, missing_eos_penalty=penalty
         )
-        values = torch.from_numpy(table.values).T.contiguous()  # (completions, rewards)
-        totals = torch.from_numpy(table.total())  # (completions,)
-        if self.args.missing_eos_penalty:
-            ended = torch.tensor([group.finish_reasons[i] == "stop" for group, i in flat])
-            totals = totals - self.args.missing_eos_penalty * (~ended).double()
-        start = 0
-        for group in groups:
-            stop = start + len(group.completions)
-            group.reward_names, group.values, group.rewards = table.names, values[start:stop], totals[start:stop]
-            start = stop
-        self._metrics[mode].add(table.log_metrics())
+        self._metrics[mode].add(metrics)
 
     def plan(self, examples: Sequence[Example], rows_at_once: int) -> list[list[Example]]:
         """A micro-batch has as many completions as `rows_at_once` says, however many of them a tree has."""
@@ -351,21 +233,14 @@ class OnlineTrainer(BaseTrainer):
         self.rounds += 1
         self.remember_samples(groups)
         steps = self.split_steps(trees)
-        if self.steps_per_window > 1:
+        if self.sizes.steps > 1:
             self.fix_old_logps(steps)
         for _ in range(self.args.num_iterations):
             self.buffer.extend([list(step) for step in steps])
 
     def split_steps(self, trees: list[Example]) -> list[list[Example]]:
-        """The trees of a round by the optimizer step that uses them; a step's prompts do not depend on the ranks.
-
-        A tree belongs to the prompt `extras["prompt_index"]` of this rank's share (default: its own position).
-        """
-        steps: list[list[Example]] = [[] for _ in range(self.fresh_steps)]
-        for index, tree in enumerate(trees):
-            position = tree.extras.pop("prompt_index", index) * self.args.world_size + self.args.process_index
-            steps[min(position // self.prompts_per_step, self.fresh_steps - 1)].append(tree)
-        return steps
+        """The trees of a round by the optimizer step that uses them."""
+        return split_steps(trees, self.sizes, rank=self.args.process_index, world_size=self.args.world_size)
 
     def fix_old_logps(self, steps: list[list[Example]]) -> None:
         """Remember the policy's log-probs at the start of the window, which later steps compare with."""
@@ -413,9 +288,8 @@ class OnlineTrainer(BaseTrainer):
         self.buffer = deque([Example.from_plain(tree) for tree in step] for step in state["buffer"])
 
     def share_extra_state(self, states: list[dict[str, Any]]) -> dict[str, Any]:
-        shares = zip(*(state["buffer"] for state in states), strict=True)  # step by step, a share of every rank
         rank, world = self.args.process_index, self.args.world_size
-        buffer = [[tree for share in step for tree in share][rank::world] for step in shares]
+        buffer = share_steps([state["buffer"] for state in states], rank=rank, world_size=world)
         return {
             **super().share_extra_state(states),
             "rounds": max(state["rounds"] for state in states),
@@ -427,6 +301,6 @@ class OnlineTrainer(BaseTrainer):
         order["shuffled"] = self.args.shuffle_dataset and self.shuffles
         return {
             **order,
-            "prompts of a step": self.prompts_per_step,
-            "steps of a round of sampling": self.steps_per_window,
+            "prompts of a step": self.sizes.prompts,
+            "steps of a round of sampling": self.sizes.steps,
         }

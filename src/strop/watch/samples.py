@@ -21,10 +21,12 @@ def show_samples(
         rows = [row for row in rows if not (str(row["prompt"]) in seen or seen.add(str(row["prompt"])))]  # type: ignore[func-returns-value]
     ordered = sorted(rows, key=lambda row: -(row.get("reward") or 0.0))
     shown = [*ordered[: (count + 1) // 2], *ordered[len(ordered) - count // 2 :]] if len(ordered) > count else ordered
-    table = Table("prompt", "completion", "reward", "advantage", show_lines=True)
+    notes = list(dict.fromkeys(name for row in shown for name in row.get("notes", {})))
+    table = Table("prompt", "completion", "reward", "advantage", *notes, show_lines=True)
     for row in shown:
         numbers = [f"{row[name]:.3f}" if isinstance(row.get(name), float) else "" for name in ("reward", "advantage")]
-        table.add_row(Text(shorten(plain_prompt(row["prompt"]))), Text(shorten(row["completion"])), *numbers)
+        noted = [Text(shorten(str(row.get("notes", {}).get(name, "")))) for name in notes]
+        table.add_row(Text(shorten(plain_prompt(row["prompt"]))), Text(shorten(row["completion"])), *numbers, *noted)
     (console or Console()).print(table)
 
 

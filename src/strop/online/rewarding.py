@@ -1,0 +1,88 @@
+"""Groups of completions -> rewards: which rewards a trainer was given, whether they can be asked, and their answers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from strop.errors import ConfigError
+from strop.online.groups import Group, environment_reward, replies
+from strop.records import Extreme, Mean
+from strop.rewards import JudgeReward, RewardSet
+
+
+def reward_source(trainer: str, args: Any, *, needed: bool, environments: bool, **given: Any) -> Any:
+    """The one reward source among the names that it goes by, else the config's `reward_model_path`, else what the
+    environments hold; None where a method needs none.
+    """
+    sources = [value for value in given.values() if value is not None]
+    if not sources and getattr(args, "reward_model_path", None) is not None:
+        sources = [args.reward_model_path]
+    if len(sources) > 1:
+        raise ConfigError(f"{', '.join(given)} are names for one thing; give one of them (a list is fine).")
+    if not sources and environments:
+        sources = [environment_reward]
+    if needed and not sources:
+        raise ConfigError(
+            f"{trainer} needs a reward: pass reward_funcs=, a function, a model, an id, a judge, or a list of them."
+        )
+    return sources[0] if sources else None
+
+
+def make_rewards(args: Any, source: Any, processing_classes: Any) -> RewardSet:
+    """The rewards with the weights and the treatment of failures that the config sets."""
+    return RewardSet(
+        source,
+        weights=args.reward_weights,
+        processing_classes=processing_classes,
+        on_error=args.reward_on_error,
+        penalty=args.reward_penalty,
+        timeout_seconds=args.reward_timeout,
+        device=args.device,
+    )
+
+
+def check_rewards(trainer: str, rewards: RewardSet, dataset: Any, *, alone: bool, environments: bool) -> None:
+    """Whether the rewards find what they ask for, before anything is sampled.
+
+    `alone`: each prompt has one completion, and a judge would have nothing to compare it with.
+    """
+    if alone and any(isinstance(reward, JudgeReward) for reward in rewards.functions):
+        raise ConfigError(
+            f"A judge compares completions of one prompt, and {trainer} samples one; "
+            "set num_generations to 2 or more, or give a reward that scores a single completion."
+        )
+    if hasattr(dataset, "__len__") and len(dataset):
+        rewards.check_columns(list(dataset[0].extras.get("columns", {})), has_environments=environments)
+
+
+def reward_groups(
+    groups: Sequence[Group], rewards: RewardSet, tokenizer: Any, *, state: Any = None, missing_eos_penalty: Any = None
+) -> dict[str, Mean | Extreme]:
+    """Write the rewards of every completion into its group; returns the metrics of the rewards."""
+    flat = [(group, i) for group in groups for i in range(len(group.completions))]
+    columns: dict[str, list[Any]] = {}
+    for name in dict.fromkeys(name for group in groups for name in group.columns):
+        columns[name] = [group.columns.get(name) for group, _ in flat]
+    table = rewards.score(
+        [group.prompt for group, _ in flat],
+        [text for group in groups for text in replies(tokenizer, group)],
+        [group.completions[i] for group, i in flat],
+        columns,
+        trainer_state=state,
+        environments=[e for group in groups for e in group.environments or []] or None,
+    )
+    values = torch.from_numpy(table.values).T.contiguous()  # (completions, rewards)
+    totals = torch.from_numpy(table.total())  # (completions,)
+    if missing_eos_penalty:
+        ended = torch.tensor([group.finish_reasons[i] == "stop" for group, i in flat])
+        totals = totals - missing_eos_penalty * (~ended).double()
+    start = 0
+    for group in groups:
+        stop = start + len(group.completions)
+        group.reward_names, group.values, group.rewards = table.names, values[start:stop], totals[start:stop]
+        group.notes = {name: column[start:stop] for name, column in table.extras.items()}
+        start = stop
+    return table.log_metrics()
