@@ -101,11 +101,11 @@ def test_the_page_is_self_contained(tmp_path: Path) -> None:
 
 def test_html_in_data_stays_text(tmp_path: Path) -> None:
     folder = a_run(tmp_path / "run", evil="<script>alert(1)</script>")
-    rows = [{"step": 1, "prompt": "</pre><b>p", "completion": "<img src=x>"}]
+    rows = [{"step": 1, "prompt": "</pre><b>p", "completion": "<img src=x>", "notes": {"golden": "<u>gold"}}]
     (folder / "samples.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     (folder / "metrics.jsonl").write_text('{"step": 1, "<i>loss": 1}\n')
     text, _ = check(write_report(folder))
-    for written in ("<script>alert(1)</script>", "</pre><b>p", "<img src=x>", "<i>loss"):
+    for written in ("<script>alert(1)</script>", "</pre><b>p", "<img src=x>", "<i>loss", "golden", "<u>gold"):
         assert written in text
 
 

@@ -141,7 +141,7 @@ def samples(run: Run) -> str:
     for row in rows:
         by_prompt.setdefault(readable(row.get("prompt", "")), []).append(row)
     ranked = sorted(by_prompt.items(), key=lambda item: -len({row.get("step") for row in item[1]}))[:MAX_PROMPTS]
-    columns = _number_columns(rows)
+    columns = _columns_of_samples(rows)
     cards = []
     shown = 0
     for prompt, group in ranked:
@@ -245,14 +245,17 @@ def readable(text: Any) -> str:
     return str(text)
 
 
-def _number_columns(rows: Sequence[Mapping[str, Any]]) -> list[str]:
-    return list({k: None for row in rows for k, v in row.items() if isinstance(v, (int, float)) and k != "step"})
+def _columns_of_samples(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Columns of numbers, then what rewards noted."""
+    numbers = {k: None for row in rows for k, v in row.items() if isinstance(v, (int, float)) and k != "step"}
+    return list(numbers | {k: None for row in rows for k in row.get("notes") or {}})
 
 
 def _with_rewards(row: Mapping[str, Any]) -> dict[str, Any]:
-    """A sample with its rewards as columns of their own where there are several."""
-    rewards = row.get("rewards")
-    return {**row, **rewards} if isinstance(rewards, dict) and len(rewards) > 1 else dict(row)
+    """A sample with what rewards noted, and its rewards where there are several, as columns of their own."""
+    rewards, notes = row.get("rewards"), row.get("notes") or {}
+    texts = {name: value if isinstance(value, (int, float)) else readable(value) for name, value in notes.items()}
+    return {**texts, **row, **(rewards if isinstance(rewards, dict) and len(rewards) > 1 else {})}
 
 
 def _spread(rows: list[dict[str, Any]], count: int) -> list[dict[str, Any]]:
