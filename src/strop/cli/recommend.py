@@ -1,0 +1,105 @@
+"""`strop recommend FILE`: which method fits these rows and what is at hand, with a config file to start from."""
+
+from __future__ import annotations
+
+import textwrap
+from pathlib import Path
+from typing import Any
+
+from strop.cli.check import separate
+from strop.cli.flags import Flag, help_page, parse
+from strop.errors import ConfigError
+
+FLAGS = (
+    Flag("have", list[str] | str, help="What else you have: reward, verifier, judge, teacher, steps (a list is fine)."),
+    Flag("gpu", str, help="Memory of your card, for example 24GB."),
+    Flag("model", str, help="The model to train; it is written into the config."),
+    Flag("split", str, "train", "Split, where the file or folder has several."),
+    Flag("write", str, help="Write the config to this file; without it, it is only shown."),
+)
+TITLE = "strop recommend FILE [--have reward,teacher] [--gpu 24GB]: which method fits these rows?"
+WIDTH = 80
+
+
+def run(argv: list[str]) -> int:
+    if not argv or "--help" in argv or "-h" in argv:
+        print(help_page(TITLE, {"flags": FLAGS}))
+        return 0
+    files, flags = separate(argv)
+    values = {**{f.name: f.default for f in FLAGS}, **parse(flags, {f.name: f for f in FLAGS})}
+    if len(files) != 1:
+        raise ConfigError(f"strop recommend looks at one file; {len(files)} were named. Write: strop recommend FILE")
+    print(recommendation(files[0], values))
+    return 0
+
+
+def recommendation(file: str, values: dict[str, Any]) -> str:
+    """The whole answer, as text for a terminal of 80 columns."""
+    from strop.data import detect, load_rows
+    from strop.plan.recommend import recommend
+
+    rows = load_rows(file, split=values["split"])
+    kind = detect(rows).kind
+    gpu = gigabytes(values["gpu"])
+    found = recommend(kind, names(values["have"]), gpu_gb=gpu)
+    lines = [f"{file}: {kind} rows", ""]
+    lines += wrapped(f"Take {found.first.verb}. {found.first.reason}")
+    if found.runner_up:
+        lines += wrapped(f"Next best: {found.runner_up.verb}. {found.runner_up.reason}")
+    lines += ["", "Other branches would need:", *(line for text in found.others for line in wrapped(text, "  - "))]
+    lines += ["", config_text(found.first, file, values, gpu)]
+    return "\n".join(lines)
+
+
+def config_text(choice: Any, file: str, values: dict[str, Any], gpu: float | None) -> str:
+    """The config file, and the command that runs it."""
+    import yaml
+
+    from strop.plan.recommend import settings_for
+
+    output = f"runs/{choice.verb}"
+    settings = settings_for(choice, dataset=file, output_dir=output, gpu_gb=gpu)
+    settings["model"] = values["model"] or settings["model"]
+    text = yaml.safe_dump(settings, sort_keys=False, allow_unicode=True)
+    fill = [name for name, value in settings.items() if value == name.upper()]
+    target = values["write"] or f"{choice.verb}.yaml"
+    if values["write"]:
+        write_new(Path(target), text)
+    say = f"Written to {target}." if values["write"] else f"As a file, {target} (--write {target} writes it):"
+    first = "" if not fill else f"Fill in {' and '.join(fill)} first. "
+    return f"{say}\n\n{textwrap.indent(text, '  ')}\n{first}Run it: strop {choice.verb} --config {target}"
+
+
+def write_new(path: Path, text: str) -> None:
+    """Write a file that is not there yet."""
+    if path.exists():
+        raise ConfigError(f"--write {path}: there is such a file already; name another one, or remove it.")
+    path.write_text(text, encoding="utf-8")
+
+
+def names(value: Any) -> list[str]:
+    """A list as people write it: `reward teacher`, `reward,teacher`, `[reward, teacher]`."""
+    words = value if isinstance(value, list) else str(value or "").replace(",", " ").split()
+    return [str(word).strip().lower() for word in words]
+
+
+def gigabytes(text: str | None) -> float | None:
+    """`24GB`, `24` or `24 GiB` as a number of GB.
+
+    Raises:
+        ConfigError: it is no amount of memory.
+    """
+    if text is None:
+        return None
+    number = str(text).strip().lower().removesuffix("b").removesuffix("gi").removesuffix("g").strip()
+    try:
+        value = float(number)
+    except ValueError:
+        value = -1.0
+    if not value > 0:
+        raise ConfigError(f"--gpu {text}: write the card's memory in GB, for example --gpu 24GB.")
+    return value
+
+
+def wrapped(text: str, bullet: str = "") -> list[str]:
+    return textwrap.wrap(text, WIDTH, initial_indent=bullet, subsequent_indent=" " * len(bullet))

@@ -1,0 +1,100 @@
+"""The decision tree: every kind of rows has an answer, what is at hand changes it, and the command runs as printed."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from strop.cli import main
+from strop.data import DatasetKind
+from strop.errors import ConfigError
+from strop.methods.registry import BY_VERB
+from strop.plan.recommend import HAVE, recommend
+
+PAIR = {"prompt": "Say hi.", "chosen": "Hi!", "rejected": "No."}
+
+
+@pytest.mark.parametrize(
+    ("kind", "have", "first"),
+    [
+        ("language_modeling", (), "sft"),
+        ("prompt_completion", (), "sft"),
+        ("prompt_completion", ("teacher",), "gkd"),
+        ("preference", (), "dpo"),
+        ("unpaired_preference", (), "kto"),
+        ("stepwise", ("steps",), "prm"),
+        ("prompt_only", ("verifier",), "grpo"),
+        ("prompt_only", ("reward",), "grpo"),
+        ("prompt_only", ("judge",), "online-dpo"),
+        ("prompt_only", ("teacher",), "gkd"),
+    ],
+)
+def test_rows_and_answers_decide(kind: str, have: tuple[str, ...], first: str) -> None:
+    assert recommend(kind, have).first.verb == first
+
+
+def test_every_kind_and_every_answer_names_methods_that_exist() -> None:
+    for kind in DatasetKind:
+        for have in [(), *((name,) for name in HAVE), tuple(HAVE)]:
+            try:
+                found = recommend(kind, have)
+            except ConfigError:
+                assert kind is DatasetKind.PROMPT_ONLY and not set(have) & {"reward", "verifier", "judge", "teacher"}
+                continue
+            for choice in (found.first, found.runner_up):
+                assert choice is None or choice.verb in BY_VERB
+            assert found.runner_up is None or found.runner_up.verb != found.first.verb
+
+
+def test_short_memory_prefers_a_method_without_reference() -> None:
+    assert recommend("preference", gpu_gb=16).first.verb == "orpo"
+    assert recommend("preference", gpu_gb=80).first.verb == "dpo"
+
+
+def test_prompts_alone_ask_what_is_at_hand() -> None:
+    with pytest.raises(ConfigError, match="--have verifier"):
+        recommend("prompt_only")
+
+
+def test_unknown_answers_are_named() -> None:
+    with pytest.raises(ConfigError, match="'teacher'"):
+        recommend("prompt_only", ["techer"])
+
+
+def rows_file(folder: Path, row: dict[str, Any]) -> str:
+    path = folder / "pairs.jsonl"
+    path.write_text((json.dumps(row) + "\n") * 4)
+    return str(path)
+
+
+def test_what_the_command_prints_is_a_config_that_its_verb_takes(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file, config = rows_file(tmp_path, PAIR), tmp_path / "run.yaml"
+    assert main(["recommend", file, "--gpu", "24GB", "--model", "some/model", "--write", str(config)]) == 0
+    printed = capsys.readouterr().out
+    assert max(len(line) for line in printed.splitlines() if str(tmp_path) not in line) <= 80
+    settings = yaml.safe_load(config.read_text())
+    assert settings["dataset"] == file and settings["model"] == "some/model" and settings["lora"] is True
+    verb = printed.split("Run it: strop ")[1].split()[0]
+    seen: list[Any] = []
+    monkeypatch.setattr("strop.cli.train.make_trainer", lambda method, args, own: seen.append((method.verb, args, own)))
+    monkeypatch.setattr("strop.cli.train.train_and_save", lambda trainer, own: 0)
+    assert main([verb, "--config", str(config)]) == 0
+    assert seen[0][0] == verb and seen[0][2]["dataset"] == file
+
+
+def test_a_file_that_is_there_is_not_overwritten(tmp_path: Path) -> None:
+    (tmp_path / "run.yaml").write_text("mine: true\n")
+    assert main(["recommend", rows_file(tmp_path, PAIR), "--write", str(tmp_path / "run.yaml")]) == 2
+    assert (tmp_path / "run.yaml").read_text() == "mine: true\n"
+
+
+@pytest.mark.parametrize("gpu", ["much", "0", "-3GB"])
+def test_memory_that_is_none_is_refused(gpu: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["recommend", rows_file(tmp_path, PAIR), f"--gpu={gpu}"]) == 2
+    assert "24GB" in capsys.readouterr().err
