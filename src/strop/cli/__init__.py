@@ -12,6 +12,7 @@ from strop.methods.registry import BY_VERB, METHODS
 
 TOOLS = {
     "check": "look at a data file: what is in it, what is wrong with it, which methods it fits",
+    "plan": "will it fit: bytes by part and card, from a config alone",
     "recommend": "which method fits a file and what else you have, with a config to start from",
     "demo": "train a small model from nothing to skill in minutes, and see it improve",
     "generate": "complete prompts with a model",

@@ -1,0 +1,160 @@
+"""`strop plan METHOD --model CONFIG`: will it fit? Bytes by part and card, from a config alone."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from strop.cli.flags import Flag, help_page, parse
+from strop.errors import ConfigError, did_you_mean
+from strop.methods.registry import BY_VERB
+
+if TYPE_CHECKING:
+    from strop.plan.memory import Load, Plan
+
+FLAGS = (
+    Flag("model", str, help="Hub id, folder or config.json of the model; weights are not read. Required."),
+    Flag("teacher_model", str, help="The same of GKD's teacher."),
+    Flag("reward_model", str, help="The same of a reward model."),
+    Flag("lora", bool, default=False, help="Train a LoRA adapter."),
+    Flag("load_in_4bit", bool, default=False, help="Train a LoRA adapter on a 4-bit base."),
+    Flag("lora_r", int, default=16, help="Rank of the adapter."),
+    Flag("gpus", str, default="1x24GB", help="Number and memory of the cards: 1x24GB, 8x80GB."),
+    Flag("engine", str, help="Sharing over several cards: ddp, fsdp, zero1, zero2, zero3 (default ddp)."),
+    Flag("per_device_train_batch_size", int, default=8, help="Rows of a micro-batch."),
+    Flag("gradient_accumulation_steps", int, default=1, help="Micro-batches of a step."),
+    Flag("max_prompt_length", int, default=512, help="Tokens of a prompt."),
+    Flag("max_completion_length", int, default=512, help="Tokens of a completion."),
+    Flag("num_generations", int, default=8, help="Completions of a prompt (GRPO, RLOO)."),
+    Flag("head_memory_mb", int, default=512, help="Megabytes that logits may take."),
+    Flag("gradient_checkpointing", bool, default=False, help="Compute layers again in the backward pass."),
+    Flag("beta", float, help="GRPO: above 0 a reference is kept."),
+)
+TITLE = "strop plan METHOD --model CONFIG [--gpus 1x24GB] [--lora]: will it fit?"
+GB = 10**9
+RESERVED = 0.06
+"""Share of a card that the driver, the context and fragments of the allocator take."""
+
+
+def run(argv: list[str]) -> int:
+    if not argv or "--help" in argv or "-h" in argv:
+        print(help_page(TITLE, {"flags": FLAGS}))
+        return 0
+    verb, flags = argv[0], {f.name: f for f in FLAGS}
+    if verb not in BY_VERB:
+        raise ConfigError(
+            f"strop plan {verb}: choose a method, one of {', '.join(BY_VERB)}.{did_you_mean(verb, BY_VERB)}"
+        )
+    values = {**{f.name: f.default for f in FLAGS}, **parse(argv[1:], flags)}
+    if not values["model"]:
+        raise ConfigError("--model must be given: a hub id, a folder, or a config.json.")
+    print(answer(verb, values))
+    return 0
+
+
+def answer(verb: str, values: dict[str, Any]) -> str:
+    """The table of parts, whether it fits, and what would make it fit, for a terminal of 80 columns."""
+    devices, card = cards(values["gpus"])
+    first = planned(verb, values, devices)
+    usable = int(card * (1 - RESERVED))
+    lines = [f"{verb} of {values['model']} on {values['gpus']}", ""]
+    lines += [f"  {name:<18}{size / GB:8.2f} GB" for name, size in first.parts.items() if size]
+    lines += [f"  {'at the peak':<18}{first.peak / GB:8.2f} GB of {usable / GB:.1f} usable", ""]
+    lines.append("It fits." if first.peak <= usable else "It does not fit.")
+    if first.peak <= usable:
+        lines.append(f"Up to {most_rows(verb, values, devices, usable)} rows a micro-batch would.")
+        return "\n".join(lines)
+    remedies = [(text, change) for text, change in REMEDIES if not all(values[k] == v for k, v in change.items())]
+    changed: dict[str, Any] = {}
+    for text, change in remedies:
+        changed |= change
+        peak = planned(verb, values | changed, devices).peak
+        lines.append(f"  {text:<46}{peak / GB:8.2f} GB {'fits' if peak <= usable else ''}".rstrip())
+        if peak <= usable:
+            break
+    return "\n".join(lines)
+
+
+REMEDIES: tuple[tuple[str, dict[str, Any]], ...] = (
+    ("--per_device_train_batch_size 1", {"per_device_train_batch_size": 1}),
+    ("and --gradient_checkpointing", {"gradient_checkpointing": True}),
+    ("and --lora", {"lora": True}),
+    ("and --load_in_4bit", {"load_in_4bit": True}),
+)
+"""Changes in the order of what they cost: nothing, time, a little quality; each on top of those before."""
+
+
+def planned(verb: str, values: dict[str, Any], devices: int) -> Plan:
+    """The plan of the settings as they were given."""
+    from strop.plan.memory import Others, plan
+
+    adapter = values["lora"] or values["load_in_4bit"]
+    rank = values["lora_r"] if adapter else None
+    others = Others(
+        *(shape(values[name], None) if values[name] else None for name in ("teacher_model", "reward_model"))
+    )
+    engine = values["engine"] or ("ddp" if devices > 1 else "single")
+    kind = "4bit" if values["load_in_4bit"] else "lora" if adapter else "full"
+    return plan(
+        verb, shape(values["model"], rank), load_of(values), training=kind, lora_rank=values["lora_r"],  # type: ignore[arg-type]
+        engine=engine, devices=devices, others=others,
+    )  # fmt: skip
+
+
+def load_of(values: dict[str, Any]) -> Load:
+    from strop.plan.memory import Load
+
+    return Load(
+        rows=values["per_device_train_batch_size"],
+        prompt=values["max_prompt_length"],
+        completion=values["max_completion_length"],
+        micro_batches=values["gradient_accumulation_steps"],
+        generations=values["num_generations"],
+        head_bytes=values["head_memory_mb"] << 20,
+        checkpointing=values["gradient_checkpointing"],
+        reference=None if values["beta"] is None else values["beta"] > 0,
+    )
+
+
+def most_rows(verb: str, values: dict[str, Any], devices: int, usable: int) -> int:
+    """The largest micro-batch that fits, by bisection; at most 4096 rows."""
+    low, high = values["per_device_train_batch_size"], 4096
+    while low < high:
+        middle = (low + high + 1) // 2
+        fits = planned(verb, values | {"per_device_train_batch_size": middle}, devices).peak <= usable
+        low, high = (middle, high) if fits else (low, middle - 1)
+    return int(low)
+
+
+_SHAPES: dict[tuple[str, int | None], Any] = {}
+
+
+def shape(source: str, rank: int | None) -> Any:
+    """A model's shape from its config, counted once."""
+    if (source, rank) not in _SHAPES:
+        import torch
+        from transformers import AutoConfig
+
+        from strop.plan.activations import shape_of
+
+        path = Path(source)
+        place = path.parent if path.is_file() else path
+        if not place.exists() and (source.endswith(".json") or source.startswith((".", "/"))):
+            raise ConfigError(f"--model {source}: there is no such file or folder.")
+        try:
+            config = AutoConfig.from_pretrained(str(place) if place.exists() else source)
+        except (OSError, ValueError) as error:
+            raise ConfigError(
+                f"--model {source}: no config can be read there ({str(error).splitlines()[0]})."
+            ) from None
+        _SHAPES[source, rank] = shape_of(config, torch.bfloat16, lora_rank=rank)
+    return _SHAPES[source, rank]
+
+
+def cards(text: str) -> tuple[int, int]:
+    """`8x80GB` as (8, bytes of one card)."""
+    match = re.fullmatch(r"(?:(\d+)\s*x\s*)?(\d+(?:\.\d+)?)\s*(?:gb|gib|g)?", str(text).strip().lower())
+    if match is None or not float(match[2]) or match[1] == "0":
+        raise ConfigError(f"--gpus {text}: write number and memory of the cards, for example 1x24GB or 8x80GB.")
+    return int(match[1] or 1), int(float(match[2]) * GB)

@@ -1,0 +1,217 @@
+"""Will it fit: the bytes of a run by part, per device, from a model's config alone.
+
+    resident  = weights + optimizer + reference + teacher + critic + reward model
+    step      = activations + logits + gradients          (what forward and backward add)
+    sampling  = cache of keys and values + logits of the slots
+    peak      = resident + max(step, sampling)
+
+Within one micro-batch the gradients grow while activations are freed, so both are not at their greatest together;
+with several micro-batches the gradients of the earlier ones stay. `docs/memory.md` holds measured peaks beside it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+from strop.errors import ConfigError
+from strop.plan.activations import Shape
+
+Engine = Literal["single", "ddp", "fsdp", "zero1", "zero2", "zero3"]
+Training = Literal["full", "lora", "4bit"]
+
+ADAM_BYTES = 8
+"""Two float32 moments of every trained weight."""
+FOUR_BIT_BYTES = 0.516
+"""A 4-bit weight with its doubly quantised scales: 4.127 bits."""
+LOSSES = {"sft": 1, "prm": 1, "kto": 2, "bco": 1, "gkd": 1}
+PAIRS = ("reward", "dpo", "orpo", "cpo", "online-dpo", "xpo")
+REFERENCE = ("dpo", "kto", "bco", "ppo", "rloo", "online-dpo", "nash-md", "xpo")
+ONLINE = ("ppo", "grpo", "rloo", "online-dpo", "nash-md", "xpo", "gkd")
+REWARDED = ("ppo", "grpo", "rloo", "online-dpo", "nash-md", "xpo")
+HEADLESS = ("reward", "prm")
+
+
+@dataclass(frozen=True)
+class Load:
+    """What a run asks of the memory.
+
+    Attributes:
+        rows: trees of a micro-batch: per_device_train_batch_size (for group methods, completions).
+        prompt, completion: tokens of each, the longest that may come.
+        micro_batches: gradient_accumulation_steps.
+        generations: completions of a prompt that share it in a tree (group methods).
+        slots: completions that are sampled at a time.
+        head_bytes: bytes that logits may take (head_memory_mb).
+        half: the model computes in bfloat16; full training then keeps float32 masters.
+        checkpointing: only the input of each layer is kept, and one layer at a time computed again.
+        reference: the method compares with a reference (GRPO: beta above 0).
+    """
+
+    rows: int = 8
+    prompt: int = 512
+    completion: int = 512
+    micro_batches: int = 1
+    generations: int = 8
+    slots: int = 32
+    head_bytes: int = 512 << 20
+    half: bool = True
+    checkpointing: bool = False
+    reference: bool | None = None
+
+
+@dataclass(frozen=True)
+class Others:
+    """Further models beside the policy; None where there is none."""
+
+    teacher: Shape | None = None
+    reward: Shape | None = None
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Bytes of a run on one device, by part.
+
+    Attributes:
+        parts: name -> bytes; what is resident first, then what a step adds, then what sampling adds.
+        peak: the most at one time, which is less than the sum of the parts.
+    """
+
+    parts: Mapping[str, int] = field(default_factory=dict)
+    peak: int = 0
+
+
+def plan(
+    method: str,
+    shape: Shape,
+    load: Load,
+    *,
+    training: Training = "full",
+    lora_rank: int = 16,
+    engine: Engine = "single",
+    devices: int = 1,
+    others: Others | None = None,
+) -> Plan:
+    """Memory of one device while a method trains.
+
+    Args:
+        method: a verb of the registry, "dpo".
+        shape: `shape_of(config, dtype, lora_rank=...)` in the dtype that is computed in, with the rank of an adapter
+            where one is trained.
+        training: all weights, a LoRA adapter on every linear layer, or the same on a 4-bit base.
+        engine: how weights are shared out over `devices`; "single" and "ddp" hold everything on each.
+
+    Raises:
+        ConfigError: more than one device without an engine that uses them.
+    """
+    if devices > 1 and engine == "single":
+        raise ConfigError(f"devices={devices} need an engine: ddp, fsdp, zero1, zero2 or zero3.")
+    others = others or Others()
+    share = sharded(engine, devices)
+    trained = shape.parameters if training == "full" else lora_rank * shape.per_rank
+    parts = {
+        "weights": int(weight_bytes(shape, load, training, trained) / share["weights"]),
+        "optimizer": int(trained * ADAM_BYTES / share["optimizer"]),
+        **other_models(method, shape, load, training, trained, others, share["weights"]),
+    }
+    resident = sum(parts.values())
+    gradients = int(trained * 4 / share["gradients"])
+    tokens, scored = tokens_of(method, load)
+    activations, again = activation_bytes(method, shape, load, tokens)
+    logits = 0 if method in HEADLESS else min(scored * shape.vocabulary * 4, load.head_bytes)
+    first = int(min(4 * shape.embedding, gradients)) if training == "full" else 0
+    if engine == "ddp":
+        gradients *= 2  # the buckets that are exchanged
+    if load.micro_batches > 1:
+        step = gradients + activations + logits + again
+    else:
+        last = max(gradients, gradients - first + activations // max(1, shape.layers))  # the embedding's come last
+        step = max(activations + logits + first, last) + again
+    gathered = gathered_bytes(shape, load, engine, devices)
+    sampling = sampling_bytes(method, shape, load)
+    parts |= {"gradients": gradients, "activations": activations + again, "logits": logits}
+    parts |= {name: value for name, value in (("gathered layers", gathered), ("sampling", sampling)) if value}
+    return Plan(parts, resident + gathered + max(step, sampling))
+
+
+def sharded(engine: Engine, devices: int) -> dict[str, int]:
+    """By how much each part is divided."""
+    whole = {"weights": 1, "gradients": 1, "optimizer": 1}
+    split = {
+        "zero1": ("optimizer",),
+        "zero2": ("optimizer", "gradients"),
+        "zero3": ("optimizer", "gradients", "weights"),
+        "fsdp": ("optimizer", "gradients", "weights"),
+    }
+    return whole | dict.fromkeys(split.get(engine, ()), devices)
+
+
+def weight_bytes(shape: Shape, load: Load, training: Training, trained: int) -> float:
+    """The policy's weights as they lie in memory, an adapter among them."""
+    if training == "full":
+        return shape.parameters * (4 + 2 * load.half)  # masters, and their copies in bfloat16 within a step
+    width = 2 if load.half else 4
+    base = shape.parameters * width
+    if training == "4bit":
+        base = shape.linear * FOUR_BIT_BYTES + (shape.parameters - shape.linear) * width
+    return base + 4 * trained
+
+
+def frozen_bytes(shape: Shape, load: Load) -> int:
+    return shape.parameters * (2 if load.half else 4)
+
+
+def other_models(
+    method: str, shape: Shape, load: Load, training: Training, trained: int, others: Others, share: int
+) -> dict[str, int]:
+    """Models beside the policy: a reference is a copy in full training, and the adapter switched off else."""
+    parts: dict[str, int] = {}
+    compares = method in REFERENCE if load.reference is None else load.reference
+    if compares and training == "full":
+        parts["reference"] = shape.parameters * 4 // share  # a copy of the masters
+    if method == "gkd":
+        parts["teacher"] = frozen_bytes(others.teacher or shape, load) // share
+    if method in REWARDED and others.reward is not None:
+        parts["reward model"] = frozen_bytes(others.reward, load)
+    if method == "ppo":
+        parts["critic"] = int((weight_bytes(shape, load, training, trained) + trained * (ADAM_BYTES + 4)) / share)
+    return parts
+
+
+def tokens_of(method: str, load: Load) -> tuple[int, int]:
+    """Tokens computed in a micro-batch, each prompt once, and how many of them are scored."""
+    if method in PAIRS or method == "nash-md":
+        completions = 2 if method in PAIRS else 1
+        return load.rows * (load.prompt + completions * load.completion), load.rows * completions * load.completion
+    if method in ("grpo", "rloo", "ppo"):
+        each = max(1, min(load.generations if method != "ppo" else 1, load.rows))
+        trees = -(-load.rows // each)
+        return trees * load.prompt + load.rows * load.completion, load.rows * load.completion
+    completions = LOSSES[method]
+    return load.rows * (load.prompt + completions * load.completion), load.rows * completions * load.completion
+
+
+def activation_bytes(method: str, shape: Shape, load: Load, tokens: int) -> tuple[int, int]:
+    """What is kept from forward to backward, and what a layer that is computed again needs on top."""
+    whole = shape.saved_token * tokens + shape.saved_square * tokens * (load.prompt + load.completion)
+    critics = 2 if method == "ppo" else 1
+    if load.checkpointing:
+        return int(critics * shape.input_token * tokens), int(whole / shape.layers)
+    return int(critics * whole), 0
+
+
+def gathered_bytes(shape: Shape, load: Load, engine: Engine, devices: int) -> int:
+    """Layers that are whole on a device while they are computed: the one in work and the next."""
+    if engine not in ("fsdp", "zero3") or devices == 1:
+        return 0
+    layer = (shape.parameters - shape.embedding) / shape.layers
+    return int((2 * layer + shape.embedding) * (2 if load.half else 4))
+
+
+def sampling_bytes(method: str, shape: Shape, load: Load) -> int:
+    """Keys and values of all slots at full length, and the logits of one token of each."""
+    if method not in ONLINE:
+        return 0
+    width = 2 if load.half else 4
+    return load.slots * ((load.prompt + load.completion) * shape.cache_token * width + 4 * shape.vocabulary)

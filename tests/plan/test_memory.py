@@ -1,0 +1,134 @@
+"""The plan against what really lives in memory, storage by storage, over a grid of models and loads."""
+
+from __future__ import annotations
+
+import json
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, LlamaConfig, Qwen3Config
+
+from strop.cli import main
+from strop.errors import ConfigError
+from strop.methods.registry import BY_VERB
+from strop.model import score
+from strop.plan.activations import Shape, shape_of
+from strop.plan.memory import ONLINE, Load, Others, plan
+from strop.records import Example
+from strop.testing.live_tensors import LiveTensors
+
+VOCABULARY = 1000
+SIZES = {"intermediate_size": 256, "num_hidden_layers": 3, "num_key_value_heads": 2, "vocab_size": VOCABULARY}
+CONFIGS = {
+    "llama": LlamaConfig(hidden_size=96, num_attention_heads=4, **SIZES),
+    "wide": LlamaConfig(hidden_size=256, num_attention_heads=8, **SIZES),
+    "qwen3": Qwen3Config(hidden_size=96, num_attention_heads=4, head_dim=32, **SIZES),
+}
+LOADS = {
+    "pairs": ("dpo", Load(rows=2, prompt=64, completion=48)),
+    "rows": ("sft", Load(rows=4, prompt=20, completion=60)),
+    "few": ("sft", Load(rows=1, prompt=16, completion=24)),
+    "group": ("grpo", Load(rows=4, prompt=80, completion=24, generations=4)),
+}
+BARE = {"half": False, "reference": False, "slots": 0}
+
+
+def trees(method: str, load: Load) -> list[Example]:
+    rng = random.Random(0)
+    ids = lambda count: [rng.randrange(VOCABULARY) for _ in range(count)]  # noqa: E731
+    completions = {"dpo": 2, "grpo": load.generations}.get(method, 1)
+    count = load.rows // load.generations if method == "grpo" else load.rows
+    return [Example(ids(load.prompt), [ids(load.completion) for _ in range(completions)]) for _ in range(count)]
+
+
+def measured(config: Any, method: str, load: Load, *, lora: bool = False) -> int:
+    """Bytes that forward and backward of a micro-batch add at their peak."""
+    torch.manual_seed(0)
+    model: Any = AutoModelForCausalLM.from_config(config)
+    if lora:
+        from peft import LoraConfig, get_peft_model
+
+        model = get_peft_model(model, LoraConfig(r=8, target_modules="all-linear"))
+    model.train()
+    examples = trees(method, load)
+    score(model, examples)  # what is made once
+    with LiveTensors(VOCABULARY) as live:
+        score(model, examples).logps.sum().backward()  # type: ignore[union-attr]
+    return live.peak_bytes
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize("load", LOADS)
+def test_a_step_takes_what_was_planned(name: str, load: str) -> None:
+    method, given = LOADS[load]
+    given = Load(**{**given.__dict__, **BARE})
+    found = plan(method, shape_of(CONFIGS[name], torch.float32), given)
+    step = found.peak - found.parts["weights"] - found.parts["optimizer"]
+    assert step == pytest.approx(measured(CONFIGS[name], method, given), rel=0.15)
+
+
+def test_a_step_under_an_adapter_takes_what_was_planned() -> None:
+    method, load = "dpo", Load(rows=2, prompt=64, completion=48, **BARE)
+    shape = shape_of(CONFIGS["wide"], torch.float32, lora_rank=8)
+    found = plan(method, shape, load, training="lora", lora_rank=8)
+    step = found.peak - found.parts["weights"] - found.parts["optimizer"]
+    assert step == pytest.approx(measured(CONFIGS["wide"], method, load, lora=True), rel=0.15)
+
+
+def test_the_counts_are_those_of_the_model() -> None:
+    for config in CONFIGS.values():
+        model = AutoModelForCausalLM.from_config(config)
+        assert shape_of(config, torch.float32).parameters == sum(p.numel() for p in model.parameters())
+
+
+@pytest.fixture(scope="module")
+def shape() -> Shape:
+    return shape_of(CONFIGS["llama"], torch.bfloat16)
+
+
+@pytest.mark.parametrize("verb", BY_VERB)
+def test_every_method_has_a_plan_and_its_other_models(verb: str, shape: Shape) -> None:
+    found = plan(verb, shape, Load(), others=Others(reward=shape))
+    assert found.peak <= sum(found.parts.values()) and all(size >= 0 for size in found.parts.values())
+    assert ("teacher" in found.parts) == (verb == "gkd") and ("critic" in found.parts) == (verb == "ppo")
+    assert bool(found.parts.get("sampling")) == (verb in ONLINE)
+
+
+def test_what_saves_memory_does(shape: Shape) -> None:
+    load = Load(micro_batches=4)
+    full = plan("dpo", shape, load).peak
+    assert plan("dpo", shape, load, training="lora").peak < full
+    assert plan("dpo", shape, load, training="4bit").peak < plan("dpo", shape, load, training="lora").peak
+    assert plan("dpo", shape, Load(micro_batches=4, checkpointing=True)).peak < full
+    by_engine = [plan("dpo", shape, load, engine=e, devices=8).peak for e in ("ddp", "zero1", "zero2")]  # type: ignore[arg-type]
+    assert by_engine == sorted(by_engine, reverse=True) and len(set(by_engine)) == 3
+    with pytest.raises(ConfigError, match="need an engine"):
+        plan("dpo", shape, load, devices=2)
+
+
+def test_the_command_says_whether_it_fits_and_what_to_change(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(CONFIGS["wide"].to_dict()))
+    assert main(["plan", "dpo", "--model", str(tmp_path / "config.json"), "--gpus", "1x24GB"]) == 0
+    assert "It fits." in (fits := capsys.readouterr().out) and "reference" in fits
+    assert main(["plan", "dpo", "--model", str(tmp_path), "--gpus", "1x0.2GB"]) == 0
+    out = capsys.readouterr().out
+    assert "It does not fit." in out and out.strip().splitlines()[-1].endswith("fits")
+
+
+@pytest.mark.parametrize(
+    ("argv", "said"),
+    [
+        (["dpoo", "--model", "x"], "'dpo'"),
+        (["dpo"], "--model must be given"),
+        (["dpo", "--model", "./nowhere/config.json"], "no such file"),
+        (["dpo", "--model", ".", "--gpus", "many"], "1x24GB"),
+    ],
+)
+def test_what_cannot_be_planned_is_said(argv: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["plan", *argv]) == 2
+    assert said in capsys.readouterr().err
