@@ -28,8 +28,8 @@ HEAD = """# Memory
 
 `strop plan METHOD --model CONFIG --gpus 1x24GB` counts the bytes of a run before a weight is read: the model of the
 config is built on torch's meta device, and every tensor that its forward pass keeps for the backward is counted once.
-So the count follows the architecture, and no formula per model is needed. `tests/plan/test_memory.py` holds it to within
-15 % of what forward and backward really allocate, storage by storage. Models with capped attention logits (Gemma 2)
+So the count follows the architecture, and no formula per model is needed. `tests/plan/test_memory.py` holds it to
+within 15 % of what forward and backward really allocate, storage by storage. Models with capped attention logits (Gemma 2)
 are outside of that bound: their attention keeps terms that grow with the square of a row.
 
 ## A 7B model
@@ -41,11 +41,12 @@ completions sampled at a time. In GB at the peak. A reward model of the same siz
 |---|---|---|---|
 """
 TAIL = f"""
-LoRA is of rank {RANK} on every linear layer. Full training keeps float32 masters, their gradients and two moments: 16 bytes
-a weight, and 2 more for the bfloat16 copy within a step. Tables that count 2 bytes a weight and a model ("SFT 14 GB, DPO 28 GB")
-leave out gradients and optimizer, which are four times as much as the model: no method trains 7B in full on a 40 GB or
-80 GB card without sharding. With an adapter the reference costs nothing: it is the same model with the adapter off. And
-PPO with adapters holds the frozen weights twice, policy and critic, not four times.
+LoRA is of rank {RANK} on every linear layer. Full training keeps float32 masters, their gradients and two moments: 16
+bytes a weight, and 2 more for the bfloat16 copy within a step. Tables that count 2 bytes a weight and a model ("SFT 14
+GB, DPO 28 GB") leave out gradients and optimizer, which are several times as much: without sharding no method trains
+7B in full on a card of 80 GB. With an adapter the reference costs nothing: it is the same model with the adapter off.
+PPO with adapters holds the frozen weights twice, policy and critic, not four times; a reward model of the same size
+comes on top wherever one scores.
 
 Several cards: `--gpus 8x80GB --engine fsdp` (or zero1, zero2, zero3, ddp).
 """

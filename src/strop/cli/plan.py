@@ -61,15 +61,19 @@ def answer(verb: str, values: dict[str, Any]) -> str:
     lines = [f"{verb} of {values['model']} on {values['gpus']}", ""]
     lines += [f"  {name:<18}{size / GB:8.2f} GB" for name, size in first.parts.items() if size]
     lines += [f"  {'at the peak':<18}{first.peak / GB:8.2f} GB of {usable / GB:.1f} usable", ""]
-    lines.append("It fits." if first.peak <= usable else "It does not fit.")
+    lines.append("It fits." if first.peak <= usable else "It does not fit. Each of these on top of those before:")
     if first.peak <= usable:
         lines.append(f"Up to {most_rows(verb, values, devices, usable)} rows a micro-batch would.")
         return "\n".join(lines)
     remedies = [(text, change) for text, change in REMEDIES if not all(values[k] == v for k, v in change.items())]
     changed: dict[str, Any] = {}
+    least = first.peak
     for text, change in remedies:
         changed |= change
         peak = planned(verb, values | changed, devices).peak
+        if peak >= least:
+            continue
+        least = peak
         lines.append(f"  {text:<46}{peak / GB:8.2f} GB {'fits' if peak <= usable else ''}".rstrip())
         if peak <= usable:
             break
@@ -78,9 +82,9 @@ def answer(verb: str, values: dict[str, Any]) -> str:
 
 REMEDIES: tuple[tuple[str, dict[str, Any]], ...] = (
     ("--per_device_train_batch_size 1", {"per_device_train_batch_size": 1}),
-    ("and --gradient_checkpointing", {"gradient_checkpointing": True}),
-    ("and --lora", {"lora": True}),
-    ("and --load_in_4bit", {"load_in_4bit": True}),
+    ("--gradient_checkpointing", {"gradient_checkpointing": True}),
+    ("--lora", {"lora": True}),
+    ("--load_in_4bit", {"load_in_4bit": True}),
 )
 """Changes in the order of what they cost: nothing, time, a little quality; each on top of those before."""
 
@@ -98,7 +102,8 @@ def planned(verb: str, values: dict[str, Any], devices: int) -> Plan:
     kind = "4bit" if values["load_in_4bit"] else "lora" if adapter else "full"
     return plan(
         verb, shape(values["model"], rank), load_of(values), training=kind, lora_rank=values["lora_r"],  # type: ignore[arg-type]
-        engine=engine, devices=devices, others=others,
+        engine=engine,  # type: ignore[arg-type]
+        devices=devices, others=others,
     )  # fmt: skip
 
 

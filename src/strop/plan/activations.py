@@ -88,15 +88,15 @@ class Saved:
     """Bytes of the distinct storages that autograd saves within the context, those of weights left out."""
 
     def __init__(self, model: nn.Module) -> None:
-        self.known = {tensor.untyped_storage()._cdata for tensor in [*model.parameters(), *model.buffers()]}
-        self.kept: list[torch.Tensor] = []
+        self.storages = [tensor.untyped_storage() for tensor in [*model.parameters(), *model.buffers()]]
+        self.known = {id(storage) for storage in self.storages}  # and alive, so that no other takes its place
         self.bytes = 0
 
     def __call__(self, tensor: torch.Tensor) -> torch.Tensor:
         storage = tensor.untyped_storage()
-        if storage._cdata not in self.known:
-            self.known.add(storage._cdata)
-            self.kept.append(tensor)  # a freed storage's address may come again
+        if id(storage) not in self.known:
+            self.known.add(id(storage))
+            self.storages.append(storage)
             self.bytes += storage.nbytes()
         return tensor
 

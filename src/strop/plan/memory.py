@@ -152,7 +152,7 @@ def weight_bytes(shape: Shape, load: Load, training: Training, trained: int) -> 
     if training == "full":
         return shape.parameters * (4 + 2 * load.half)  # masters, and their copies in bfloat16 within a step
     width = 2 if load.half else 4
-    base = shape.parameters * width
+    base = float(shape.parameters * width)
     if training == "4bit":
         base = shape.linear * FOUR_BIT_BYTES + (shape.parameters - shape.linear) * width
     return base + 4 * trained
