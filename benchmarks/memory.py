@@ -29,8 +29,8 @@ HEAD = """# Memory
 `strop plan METHOD --model CONFIG --gpus 1x24GB` counts the bytes of a run before a weight is read: the model of the
 config is built on torch's meta device, and every tensor that its forward pass keeps for the backward is counted once.
 So the count follows the architecture, and no formula per model is needed. `tests/plan/test_memory.py` holds it to
-within 15 % of what forward and backward really allocate, storage by storage. Models with capped attention logits (Gemma 2)
-are outside of that bound: their attention keeps terms that grow with the square of a row.
+within 15 % of what forward and backward really allocate, storage by storage. Models with capped attention logits
+(Gemma 2) are outside of that bound: their attention keeps terms that grow with the square of a row.
 
 ## A 7B model
 

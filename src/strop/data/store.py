@@ -135,9 +135,9 @@ class TreeStore:
         arrays = [pa.array(column, field.type) for column, field in zip(columns, schema(), strict=True)]
         batch = pa.record_batch(arrays, schema=schema())
         try:
-            with written_beside(self.folder / f"{uuid.uuid4().hex}.arrow") as file:
-                with pa.ipc.new_file(file, batch.schema) as writer:
-                    writer.write_batch(batch)
+            path = self.folder / f"{uuid.uuid4().hex}.arrow"
+            with written_beside(path) as file, pa.ipc.new_file(file, batch.schema) as writer:
+                writer.write_batch(batch)
         except OSError as problem:
             self._note(f"the cache folder '{self.folder}' cannot be written ({problem.strerror})")
             return
