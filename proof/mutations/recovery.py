@@ -46,7 +46,7 @@ MUTATIONS = (
         name="half-a-logging-window-lost",
         promises=(6, 22),
         history="Metrics of steps between the last log line and the stop were in no checkpoint (TRL).",
-        edits=(Edit("engine/run_state.py", 'trainer._metrics["train"].load(own["metrics"])', "pass"),),
+        edits=(Edit("engine/run_state.py", "trainer._metrics[name].load(state)", "pass"),),
         tests=(f"{RESUMED}[orpo cut at 1]",),
     ),
     Mutation(

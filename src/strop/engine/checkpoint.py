@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, TrainOutput
 from transformers.utils import logging
 
 from strop.engine.lost_ranks import lost_ranks_named
@@ -145,7 +145,7 @@ class CheckpointMixin:
         finally:
             stop_signals.restore()
         stop_signals.leave()
-        return result
+        return TrainOutput(result.global_step, result.metrics["train_loss"], result.metrics)
 
     def newest_checkpoint(self: Any) -> Path | None:
         """The newest complete checkpoint of this run."""

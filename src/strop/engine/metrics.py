@@ -6,6 +6,8 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
+from transformers import TrainerCallback
+from transformers.trainer_utils import IntervalStrategy
 
 from strop.records import Extreme, Mean
 
@@ -48,6 +50,18 @@ class MetricLog:
             torch.distributed.all_gather_object(parts, local)
         merged = merge(parts)
         return {key.split(":", 1)[1]: total / count for key, (total, count) in merged.items() if count > 0}
+
+
+class LastWindow(TrainerCallback):
+    """Asks for a log line at the end of a run, for the steps since the last one."""
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.global_step >= state.max_steps:
+            control.should_log = args.logging_strategy != IntervalStrategy.NO
+
+    def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if control.should_training_stop:
+            control.should_log = args.logging_strategy != IntervalStrategy.NO
 
 
 def merge(parts: Iterable[Mapping[str, list[float]]]) -> dict[str, list[float]]:

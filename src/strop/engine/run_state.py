@@ -29,7 +29,7 @@ def save_rank_state(trainer: Any, folder: Path) -> None:
         "world_size": trainer.args.world_size,
         "only_model": trainer.args.save_only_model,
         "row_order": trainer.row_order(),
-        "metrics": trainer._metrics["train"].state(),
+        "metrics": {name: trainer._metrics[name].state() for name in ("train", "run")},
         "extra": trainer.extra_state(),
     }
     torch.save(state, state_path(folder, trainer.args.process_index))
@@ -54,11 +54,13 @@ def load_rank_state(trainer: Any, folder: Path) -> bool:
     rank, world = trainer.args.process_index, trainer.args.world_size
     if first["world_size"] == world:
         own = first if rank == 0 else read(state_path(folder, rank))
-        trainer._metrics["train"].load(own["metrics"])
+        for name, state in own["metrics"].items():
+            trainer._metrics[name].load(state)
         trainer.load_extra_state(own["extra"])
         return True
     states = [first, *(read(state_path(folder, other)) for other in range(1, first["world_size"]))]
-    trainer._metrics["train"].load(merge([state["metrics"] for state in states]) if rank == 0 else {})
+    for name in first["metrics"]:
+        trainer._metrics[name].load(merge([state["metrics"][name] for state in states]) if rank == 0 else {})
     trainer.load_extra_state(trainer.share_extra_state([state["extra"] for state in states]))
     return False
 

@@ -18,6 +18,7 @@ from transformers.training_args import ParallelMode
 
 from strop.engine import rows
 from strop.engine.heap import KeptHeap
+from strop.engine.metrics import LastWindow
 from strop.errors import ConfigError, SetupError, did_you_mean
 from strop.model import (
     apply_peft,
@@ -294,7 +295,7 @@ def spare_head(peft_config: Any) -> Any:
 
 def default_callbacks(args: Any) -> list[Any]:
     on_cpu = [KeptHeap()] if args.device.type == "cpu" else []
-    return [RunDirectory(), Alarms(), StopSignals(), *on_cpu]
+    return [RunDirectory(), Alarms(), LastWindow(), StopSignals(), *on_cpu]
 
 
 def evaluation_callbacks(trainer: Any) -> list[Any]:

@@ -135,7 +135,7 @@ class BaseTrainer(NoDeadOverrides, CheckpointMixin, EvaluationMixin, Trainer):
         )  # fmt: skip
         self.reference = parts.reference
         self.reports = parts.reports
-        self._metrics = {"train": MetricLog(), "eval": MetricLog()}
+        self._metrics = {"train": MetricLog(), "eval": MetricLog(), "run": MetricLog()}
         self.step_work: StepWork | None = None  # the latest optimizer step
         self.step_grad_norm: Any = None
         self._step_begin = time.perf_counter()
@@ -406,6 +406,8 @@ class BaseTrainer(NoDeadOverrides, CheckpointMixin, EvaluationMixin, Trainer):
     def record_loss(self, loss: torch.Tensor) -> None:
         world = self.args.world_size
         self._metrics["train"].add({"loss": Mean(loss / world, 1 / world)})
+        known = loss.isfinite()  # a step that is left out has no loss
+        self._metrics["run"].add({"train_loss": Mean(loss.where(known, 0.0) / world, known / world)})
 
     def floating_point_ops(self, inputs: StepWork | None) -> int:
         if not isinstance(inputs, StepWork):
@@ -418,10 +420,13 @@ class BaseTrainer(NoDeadOverrides, CheckpointMixin, EvaluationMixin, Trainer):
         """Tokens are counted in `training_step`, over all ranks."""
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Add the means since the last log to a training line, then hand it to the callbacks."""
+        """Add the means since the last log to a training line, then hand it to the callbacks; at the end of a run
+        the mean loss of all its steps, those before a resume too."""
         if "loss" in logs:
             logs = {**logs, **self.derived_metrics(self._metrics["train"].drain(world_size=self.args.world_size))}
             logs["num_tokens"] = self.state.num_input_tokens_seen
+        if "train_loss" in logs:
+            logs.update(self._metrics["run"].drain(world_size=self.args.world_size))
         super().log(logs, start_time)
 
     def layout_text(self) -> str:

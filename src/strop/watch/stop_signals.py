@@ -48,7 +48,8 @@ class StopSignals(TrainerCallback):
 
     def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if self.received:
-            control.should_evaluate = control.should_save = False  # the epoch did not end, the run did
+            # the epoch did not end, the run did, which will be gone on with
+            control.should_evaluate = control.should_save = control.should_log = False
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.restore()
