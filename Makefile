@@ -59,7 +59,7 @@ proof: $(VENV)/.dev
 	@$(BIN)/python -m proof
 
 demo-smollm: $(VENV)/.smollm
-	@$(BIN)/python -m strop.demo.smollm
+	@$(BIN)/python -m examples.smollm
 
 bench: $(VENV)/.dev
 	$(BIN)/python -m benchmarks.offline --model $(MODEL) --methods dpo kto orpo cpo reward --prompt 512 --completion 128 128

@@ -35,7 +35,7 @@ SCRIPTS = """
 | `benchmarks/rollout.py` | sampling alone: the native engine against `generate`, the path that TRL takes without vLLM |
 
 Needed beside `make install`: `pip install --constraint constraints.txt trl==1.16.0`. The model folder is made by
-`python -m strop.demo.smollm --fetch_only`. On a GPU: `python -m benchmarks.rollout --device cuda --dtype bfloat16`.
+`python -m examples.smollm --fetch_only`. On a GPU: `python -m benchmarks.rollout --device cuda --dtype bfloat16`.
 """
 TITLES = {
     "offline": "Offline methods",

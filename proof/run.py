@@ -21,7 +21,7 @@ from proof.promises import PROMISES, Promise
 ROOT = Path(__file__).resolve().parents[1]
 SECONDS = 180.0
 """How long one session of tests may take."""
-COPIED = ("src", "tests", "docs", "README.md", "pyproject.toml")
+COPIED = ("src", "tests", "examples", "docs", "README.md", "pyproject.toml")
 
 
 @dataclass

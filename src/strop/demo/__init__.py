@@ -4,5 +4,4 @@ words.py   4,473 words, split into training and held-out words
 task.py    spell a word backward: prompts, demonstrations, verifier, pairs, accuracy
 model.py   a character tokenizer and a Llama of 0.8M parameters
 run.py     SFT, then a reward model, then DPO, with a report (`strop demo`)
-smollm.py  DPO with LoRA on SmolLM2-135M and real preference pairs (`make demo-smollm`)
 """

@@ -6,8 +6,7 @@ import tarfile
 from pathlib import Path
 
 import pytest
-
-from strop.demo.assets import (
+from examples.smollm.assets import (
     conversation_pairs,
     download,
     model_folder,
@@ -15,6 +14,7 @@ from strop.demo.assets import (
     sentiment_pairs,
     write_split,
 )
+
 from strop.errors import SetupError
 
 

@@ -2,8 +2,8 @@ import dataclasses
 from pathlib import Path
 
 import pytest
+from examples.smollm import __main__ as smollm
 
-from strop.demo import smollm
 from strop.errors import SetupError
 from strop.methods.registry import BY_VERB
 

@@ -3,8 +3,8 @@
 import sys
 
 import pytest
+from examples.smollm.sentiment import _analyzer, distinct_words_reward, positive_reward
 
-from strop.demo.sentiment import _analyzer, distinct_words_reward, positive_reward
 from strop.errors import SetupError
 
 

