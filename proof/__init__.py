@@ -11,6 +11,7 @@ promises.py    the promises, and the tests that stand for each
 mutations/     the bugs, as data: what happened, which text is replaced by which, which tests must fail
 mutation.py    applying one to a copy, and finding those that no longer fit the source
 fresh.py       pytest in a process that has not seen strop yet
-run.py         all of them; proved, in part, or open
+run.py         all of them
+result.py      what a run found: proved, in part, or open
 page.py        the table, and docs/proof.md
 """

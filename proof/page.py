@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from rich.console import Console
 from rich.table import Table
 
-if TYPE_CHECKING:
-    from proof.promises import Promise
-    from proof.run import Proof, Result
+from proof.promises import Promise
+from proof.result import Proof, Result
 
 STYLES = {"proved": "green", "in part": "yellow", "open": "red"}
 

@@ -9,7 +9,6 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
 from pathlib import Path
 
 from proof import page
@@ -17,46 +16,12 @@ from proof.fresh import Outcome, run_tests
 from proof.mutation import Mutation, ProofError, applied, misfits
 from proof.mutations import MUTATIONS
 from proof.promises import PROMISES, Promise
+from proof.result import Proof, Result
 
 ROOT = Path(__file__).resolve().parents[1]
 SECONDS = 180.0
 """How long one session of tests may take."""
 COPIED = ("src", "tests", "examples", "docs", "README.md", "pyproject.toml")
-
-
-@dataclass
-class Result:
-    """How one mutation went."""
-
-    mutation: Mutation
-    caught: dict[str, str] | None = None  # the test that failed: test, error, message
-    complaint: str = ""  # why it proves nothing
-    seconds: float = 0.0
-
-    @property
-    def proved(self) -> bool:
-        return self.caught is not None and not self.complaint
-
-
-@dataclass
-class Proof:
-    """A run."""
-
-    results: list[Result]
-    promises: list[Promise]
-    seconds: float = 0.0
-    whole: bool = True  # all promises and mutations took part
-    problems: list[str] = field(default_factory=list)
-
-    def of(self, promise: Promise) -> list[Result]:
-        return [result for result in self.results if promise.number in result.mutation.promises]
-
-    def verdict(self, promise: Promise) -> str:
-        """`proved`; `in part`: proved, and something that it says is not tested yet; `open`."""
-        results = self.of(promise)
-        if not promise.tests or not results or not all(result.proved for result in results):
-            return "open"
-        return "in part" if promise.open else "proved"
 
 
 class Copies:

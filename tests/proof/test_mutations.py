@@ -15,7 +15,8 @@ from proof.mutation import Edit, Mutation, ProofError, applied, misfits
 from proof.mutations import MUTATIONS
 from proof.page import markdown, summary
 from proof.promises import PROMISES, Promise
-from proof.run import ROOT, Proof, Result, choose, prove
+from proof.result import Proof, Result
+from proof.run import ROOT, choose, prove
 
 QUICK = [mutation for mutation in MUTATIONS if mutation.quick]
 

@@ -4,7 +4,7 @@
 |---|---|
 | `sampling.py` | `SamplingParams`, and the exact distribution they sample from |
 | `draw.py` | one token per row, with the row's own random numbers |
-| `generator.py` | the interface of all engines, `make_generator`, `Mixture` |
+| `engines.py`, `generator.py` | `make_generator`; the interface of all engines, `Mixture` |
 | `native.py` | the default engine; `scheduler.py` (slots), `stopping.py`, `limits.py` |
 | `decoder.py` | a model during a rollout; `attention_hook.py`, `attention.py`, `kv_cache.py`, `rollout_mode.py` |
 | `packed_linear.py`, `cuda_graph.py` | the same decode step, faster on CPU and on CUDA |
@@ -14,7 +14,8 @@
 | `vllm_weights.py`, `vllm_answers.py` | what vLLM is sent of a policy; what it is asked, and whether it answered that |
 """
 
-from strop.rollout.generator import Generator, Mixture, make_generator
+from strop.rollout.engines import make_generator
+from strop.rollout.generator import Generator, Mixture
 from strop.rollout.sampling import SamplingParams, warp_logits, warp_logps
 from strop.rollout.stopping import default_stop_ids
 
