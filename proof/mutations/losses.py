@@ -86,9 +86,9 @@ MUTATIONS = (
         history="CISPO's weights were capped at epsilon_high itself instead of 1 + epsilon_high: 0.2 for all (TRL).",
         edits=(
             Edit(
-                "losses/policy.py",
-                'cap=1 + upper if cispo_cap == "relative" else upper)',
-                "cap=upper)",
+                "losses/policy_options.py",
+                'return 1 + self.upper if self.cispo_cap == "relative" else self.upper',
+                "return self.upper",
             ),
         ),
         tests=("tests/losses/test_vectors_online.py::test_policy",),
@@ -100,8 +100,8 @@ MUTATIONS = (
         edits=(
             Edit(
                 "losses/policy.py",
-                "return loss + beta * (kl * ratio if use_bias_correction_kl else kl)",
-                "return loss + beta * kl",
+                "return kl * tokens.ratio if options.use_bias_correction_kl else kl",
+                "return kl",
             ),
         ),
         tests=("tests/losses/test_enumeration.py::test_bias_corrected_k3_follows_the_reverse_kl",),

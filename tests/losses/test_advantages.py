@@ -15,7 +15,6 @@ from strop.losses import (
     multi_reward_advantages,
     names,
     normalize_advantages,
-    overlong_penalty,
     rloo_rewards,
     weighted_rewards,
 )
@@ -182,11 +181,6 @@ def test_wrong_aggregation():
         multi_reward_advantages(rewards, t(1.0), num_generations=2, aggregation="sum")
     with pytest.raises(ConfigError, match="scale_rewards is 'none'"):
         multi_reward_advantages(rewards, t(1.0), num_generations=2, aggregation="normalize_then_sum", scale="none")
-
-
-def test_overlong_penalty_is_a_line_between_two_floors():
-    lengths = torch.tensor([1, 80, 81, 99, 100, 500])
-    assert overlong_penalty(lengths, max_length=100, cache=20).tolist() == [0, 0, -0.05, -0.95, -1, -1]
 
 
 def test_missing_eos_penalty():

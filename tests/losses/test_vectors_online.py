@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from strop import losses as L
+from strop.rewards import get_soft_overlong_punishment
 
 TOL = 1e-9
 F64 = torch.float64
@@ -132,7 +133,9 @@ def test_policy(name, vectors, group, value_and_grads):
     if "grad_new_logp" in expected:
         close(grad, expected["grad_new_logp"])
     if "s" in expected:
-        close(L.sequence_ratio(group["logps"], group["old_logps"], group["segment"], 3), expected["s"])
+        arguments = group["logps"], group["old_logps"], group["segment"], 3
+        ratios = L.log_importance_weights(*arguments, level="sequence").exp()  # (N,), one value per completion
+        close(L.segment_mean(ratios, group["segment"], 3), expected["s"])
 
 
 def test_policy_weights(vectors, group):
@@ -159,8 +162,8 @@ def test_group_fixture(vectors, group):
 
 
 def test_overlong(vectors):
-    penalty = L.overlong_penalty(torch.tensor([80, 90, 100, 101]), max_length=100, cache=20)
-    close(penalty, vectors["overlong_soft_Lmax100_cache20"]["loss"])
+    reward = get_soft_overlong_punishment(max_completion_len=100, soft_punish_cache=20)
+    close(torch.tensor(reward([[0] * n for n in (80, 90, 100, 101)])), vectors["overlong_soft_Lmax100_cache20"]["loss"])
 
 
 def test_rloo(vectors, value_and_grads):

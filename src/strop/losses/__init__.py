@@ -35,10 +35,12 @@ if TYPE_CHECKING:
     from strop.losses.nll import *  # noqa: F403
     from strop.losses.orpo import *  # noqa: F403
     from strop.losses.policy import *  # noqa: F403
+    from strop.losses.policy_options import *  # noqa: F403
     from strop.losses.ppo import *  # noqa: F403
     from strop.losses.reduce import *  # noqa: F403
     from strop.losses.reward import *  # noqa: F403
     from strop.losses.rloo import *  # noqa: F403
+    from strop.losses.sampler_correction import *  # noqa: F403
     from strop.losses.segments import *  # noqa: F403
     from strop.losses.stepwise import *  # noqa: F403
     from strop.losses.wpo import *  # noqa: F403
@@ -51,7 +53,6 @@ EXPORTS: dict[str, tuple[str, ...]] = {
         "missing_eos_penalty",
         "multi_reward_advantages",
         "normalize_advantages",
-        "overlong_penalty",
         "rloo_rewards",
         "weighted_rewards",
     ),
@@ -106,24 +107,20 @@ EXPORTS: dict[str, tuple[str, ...]] = {
     "nll": ("dft_loss", "nll_loss", "sft_loss"),
     "orpo": ("log_odds_ratio", "orpo_loss"),
     "policy": (
-        "check_policy_options",
         "cispo_loss",
         "clipped_surrogate",
         "log_importance_weights",
-        "off_policy_mask",
-        "policy_level",
         "policy_loss",
         "policy_loss_flat",
-        "sampler_mode",
-        "sampler_weights",
         "sapo_loss",
-        "sequence_ratio",
         "vespo_gate",
     ),
+    "policy_options": ("PolicyOptions", "check_policy_options", "policy_level", "sampler_mode"),
     "ppo": ("gae", "gae_flat", "moments", "token_rewards", "token_rewards_flat", "value_loss", "whiten"),
     "reduce": ("class_terms", "policy_term", "step_loss"),
     "reward": ("reward_loss",),
     "rloo": ("reinforce_loss", "rloo_loss"),
+    "sampler_correction": ("off_policy_mask", "sampler_weights"),
     "segments": ("segment_lengths", "segment_mean", "segment_positions", "segment_sum"),
     "stepwise": ("last_steps", "solution_scores", "step_probabilities", "stepwise_loss"),
     "wpo": ("wpo_alignment", "wpo_weights"),

@@ -168,23 +168,6 @@ def multi_reward_advantages(
     return (summed / (_std(deviation, count)[0] + eps)).to(rewards_per_func.dtype)
 
 
-def overlong_penalty(lengths: Tensor, *, max_length: int, cache: int) -> Tensor:
-    """DAPO's soft penalty of long completions: 0 up to L - c tokens, -1 beyond L, a straight line between.
-
-    Args:
-        lengths: (S,) tokens.
-        max_length: L tokens.
-        cache: c >= 1 tokens.
-
-    Returns:
-        (S,) in [-1, 0], a reward; float64 for integer lengths.
-
-    Source: arXiv 2503.14476, Eq. 13.
-    """
-    wide = lengths if lengths.is_floating_point() else lengths.double()
-    return ((max_length - cache - wide) / cache).clamp(-1.0, 0.0)
-
-
 def missing_eos_penalty(scores: Tensor, has_eos: Tensor, *, penalty: float | None) -> Tensor:
     """Scores less `penalty` (> 0) where the completion did not end by itself, (S,); None: unchanged."""
     return scores if penalty is None else scores - penalty * (~has_eos.bool()).to(scores.dtype)

@@ -7,6 +7,7 @@ TRL's logs.
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,7 +15,9 @@ from torch import Tensor
 from strop.losses.kl import kl_estimate
 from strop.losses.names import CLIPPED_LOSS_TYPES
 from strop.losses.numerics import EXP_LIMIT, importance_ratio, logsigmoid
-from strop.losses.policy import log_importance_weights, policy_level, sampler_weights, vespo_gate
+from strop.losses.policy import log_importance_weights, vespo_gate
+from strop.losses.policy_options import PolicyOptions
+from strop.losses.sampler_correction import sampler_weights
 from strop.losses.segments import segment_lengths, segment_mean
 from strop.records import Extreme, Mean
 
@@ -97,18 +100,8 @@ def policy_metrics(
     segment: Tensor,
     num_completions: int,
     *,
-    loss_type: str = "grpo",
-    importance_sampling_level: str | None = None,
-    epsilon: float = 0.2,
-    epsilon_high: float | None = None,
     ref_logps: Tensor | None = None,
-    kl_estimator: str = "k3",
-    use_bias_correction_kl: bool = False,
-    cispo_cap: str = "relative",
-    vespo_k_pos: float = 2.0,
-    vespo_lambda_pos: float = 3.0,
-    vespo_k_neg: float = 3.0,
-    vespo_lambda_neg: float = 2.0,
+    **options: Any,
 ) -> Metrics:
     """What the policy loss did, from the same arguments as `policy_loss_flat`.
 
@@ -116,29 +109,24 @@ def policy_metrics(
     capped, whatever the sign of A); `vespo/phi_seq_mean` (mean gate of a completion, without the sampler correction);
     `kl` (token mean, multiplied by the ratio where the loss does so, nats) with ref_logps.
     """
+    told = PolicyOptions(**options)
     logps = logps.detach()
     old_logps = logps if old_logps is None else old_logps.detach()
-    level = policy_level(loss_type, importance_sampling_level)
-    ratio = importance_ratio(log_importance_weights(logps, old_logps, segment, num_completions, level=level))  # (N,)
-    upper = epsilon if epsilon_high is None else epsilon_high
+    ratio = importance_ratio(log_importance_weights(logps, old_logps, segment, num_completions, level=told.level))
     found: Metrics = {}
-    if loss_type in CLIPPED_LOSS_TYPES:
-        whole = level == "sequence"
-        found |= clip_metrics(
-            ratio, advantages, segment, num_completions, by_completion=whole, epsilon=epsilon, epsilon_high=upper
-        )
-    elif loss_type == "cispo":
-        found["cispo_clip_ratio"] = mean_of(ratio > (1 + upper if cispo_cap == "relative" else upper))
-    elif loss_type == "vespo":
-        gate = vespo_gate(
-            logps - old_logps, advantages, segment, num_completions,
-            k_pos=vespo_k_pos, lambda_pos=vespo_lambda_pos, k_neg=vespo_k_neg, lambda_neg=vespo_lambda_neg,
-        )  # fmt: skip
+    if told.loss_type in CLIPPED_LOSS_TYPES:
+        clip = {"epsilon": told.epsilon, "epsilon_high": told.upper}
+        whole = told.level == "sequence"
+        found |= clip_metrics(ratio, advantages, segment, num_completions, by_completion=whole, **clip)
+    elif told.loss_type == "cispo":
+        found["cispo_clip_ratio"] = mean_of(ratio > told.cap)
+    elif told.loss_type == "vespo":
+        gate = vespo_gate(logps - old_logps, advantages, segment, num_completions, **told.vespo)  # type: ignore[arg-type]
         present = segment_lengths(segment, num_completions) > 0
         found["vespo/phi_seq_mean"] = mean_of(segment_mean(gate, segment, num_completions), present)
     if ref_logps is not None:
-        kl = kl_estimate(logps, ref_logps, estimator=kl_estimator)
-        found["kl"] = mean_of(kl * ratio if use_bias_correction_kl else kl)
+        kl = kl_estimate(logps, ref_logps, estimator=told.kl_estimator)
+        found["kl"] = mean_of(kl * ratio if told.use_bias_correction_kl else kl)
     return found
 
 

@@ -7,6 +7,8 @@ Neither adds anything up: `reduce.policy_term` does, in the way that belongs to 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -14,70 +16,11 @@ from torch import Tensor
 
 from strop.errors import ConfigError
 from strop.losses.kl import kl_estimate
-from strop.losses.names import (
-    CISPO_CAPS,
-    CLIPPED_LOSS_TYPES,
-    IMPORTANCE_SAMPLING_LEVELS,
-    IMPORTANCE_SAMPLING_MODES,
-    KL_ESTIMATORS,
-    POLICY_LOSS_TYPES,
-    POLICY_OPTIONS,
-    check_name,
-    check_option,
-    check_range,
-)
+from strop.losses.names import CLIPPED_LOSS_TYPES
 from strop.losses.numerics import RATIO_LIMIT, choose, importance_ratio
+from strop.losses.policy_options import PolicyOptions
+from strop.losses.sampler_correction import sampler_weights
 from strop.losses.segments import flatten, segment_mean, segment_sum, unflatten
-
-
-def policy_level(loss_type: str, importance_sampling_level: str | None = None) -> str:
-    """The level of the importance ratio, `token` or `sequence`; None means the loss type's own."""
-    check_name(loss_type, POLICY_LOSS_TYPES, "loss_type")
-    if importance_sampling_level is None:
-        return "sequence" if loss_type == "luspo" else "token"
-    check_name(importance_sampling_level, IMPORTANCE_SAMPLING_LEVELS, "importance_sampling_level")
-    check_option(POLICY_OPTIONS, f"importance_sampling_level={importance_sampling_level}", loss_type)
-    return importance_sampling_level
-
-
-def sampler_mode(loss_type: str, importance_sampling_mode: str | None = None) -> str:
-    """The kind of sampler correction (`sampler_weights`); None: `sequence_mask`, or `token_truncate` for vespo.
-
-    VESPO multiplies up the weights of a completion itself, so it takes those of single tokens only.
-    """
-    if importance_sampling_mode is None:
-        return "token_truncate" if loss_type == "vespo" else "sequence_mask"
-    check_name(importance_sampling_mode, IMPORTANCE_SAMPLING_MODES, "importance_sampling_mode")
-    if importance_sampling_mode.startswith("sequence"):
-        check_option(POLICY_OPTIONS, "importance_sampling_mode=sequence", loss_type)
-    return importance_sampling_mode
-
-
-def check_policy_options(
-    loss_type: str,
-    *,
-    importance_sampling_level: str | None = None,
-    epsilon: float = 0.2,
-    epsilon_high: float | None = None,
-    delta: float | None = None,
-    kl_estimator: str = "k3",
-    importance_sampling_mode: str | None = None,
-    cispo_cap: str = "relative",
-) -> None:
-    """Raise `ConfigError` where `policy_loss` would: unknown names, options without a meaning, values out of range."""
-    policy_level(loss_type, importance_sampling_level)
-    sampler_mode(loss_type, importance_sampling_mode)
-    check_name(kl_estimator, KL_ESTIMATORS, "kl_estimator")
-    check_name(cispo_cap, CISPO_CAPS, "cispo_cap")
-    check_range(epsilon, "epsilon", 0.0, math.inf)
-    upper = epsilon if epsilon_high is None else epsilon_high
-    check_range(upper, "epsilon_high", 0.0, math.inf)
-    if cispo_cap != "relative":
-        check_option(POLICY_OPTIONS, "cispo_cap", loss_type)
-    if delta is not None:
-        check_option(POLICY_OPTIONS, "delta", loss_type)
-        if delta <= 1 + upper:
-            raise ConfigError(f"delta is {delta}, but it bounds what clipping leaves: set it above {1 + upper}.")
 
 
 def log_importance_weights(
@@ -89,69 +32,6 @@ def log_importance_weights(
     """
     log_ratio = logps - old_logps
     return log_ratio if level == "token" else segment_mean(log_ratio, segment, num_completions)[segment]
-
-
-def sequence_ratio(logps: Tensor, old_logps: Tensor, segment: Tensor, num_completions: int) -> Tensor:
-    """GSPO's ratio of each completion: s = exp(mean_t (log pi - log pi_old)), (S,)."""
-    return importance_ratio(segment_mean(logps - old_logps, segment, num_completions))
-
-
-def sampler_weights(
-    old_logps: Tensor,
-    sampler_logps: Tensor,
-    segment: Tensor,
-    num_completions: int,
-    *,
-    mode: str = "sequence_mask",
-    clip_max: float | None = 3.0,
-    clip_min: float | None = None,
-) -> Tensor:
-    """Weights that correct for a rollout engine whose distribution is not quite the policy's.
-
-    w = pi_old / pi_sampler of the token (`token_*`) or of the whole completion (`sequence_*`); `*_truncate` clamps w
-    to [clip_min, clip_max], `*_mask` sets it to 0 outside.
-
-    Args:
-        old_logps: (N,) log-probs under the policy that the rollout was meant to be drawn from, nats.
-        sampler_logps: (N,) what the engine reported; NaN (unknown) counts as equal.
-        segment, num_completions: see `policy_loss_flat`.
-        mode: one of `IMPORTANCE_SAMPLING_MODES`.
-        clip_max, clip_min: bounds of w; None: none.
-
-    Returns:
-        (N,) without gradient. Denominators stay those of all tokens, masked ones included.
-    """
-    check_name(mode, IMPORTANCE_SAMPLING_MODES, "importance_sampling_mode")
-    gap = (old_logps - sampler_logps).detach()  # (N,)
-    gap = torch.where(gap.isnan(), torch.zeros_like(gap), gap)
-    if mode.startswith("sequence"):
-        gap = segment_sum(gap, segment, num_completions)[segment]
-    weights = importance_ratio(gap)
-    low, high = 0.0 if clip_min is None else clip_min, math.inf if clip_max is None else clip_max
-    if mode.endswith("truncate"):
-        return weights.clamp(low, high)
-    return weights * ((weights >= low) & (weights <= high)).to(weights.dtype)
-
-
-def off_policy_mask(
-    logps: Tensor,
-    sampler_logps: Tensor,
-    advantages: Tensor,
-    segment: Tensor,
-    num_completions: int,
-    *,
-    threshold: float,
-) -> Tensor:
-    """Which tokens to learn from when stale failures are left out, (N,) bool: give it as `keep`.
-
-    Dropped is a completion with A < 0 and mean_t (log pi_sampler - log pi) > threshold (nats per token). NaN (unknown)
-    in sampler_logps counts as equal.
-
-    Source: DeepSeek-V3.2, arXiv 2512.02556, Eq. 9.
-    """
-    gap = (sampler_logps - logps).detach().nan_to_num(nan=0.0)
-    drift = segment_mean(gap, segment, num_completions)[segment]  # (N,)
-    return (advantages >= 0) | (drift <= threshold)
 
 
 def clipped_surrogate(
@@ -208,6 +88,58 @@ def vespo_gate(
     return torch.exp(k * log_w - rate * torch.expm1(log_w))
 
 
+@dataclass(slots=True)
+class PolicyTokens:
+    """What the term of a loss type is made of; `old_logps`, `advantages` and `weights` carry no gradient."""
+
+    logps: Tensor  # (N,) under the policy, nats
+    old_logps: Tensor  # (N,) under the policy at the start of the update
+    advantages: Tensor  # (N,)
+    ratio: Tensor  # (N,) importance ratio of the token, or of its completion
+    segment: Tensor  # (N,) completion, 0..S-1
+    num_completions: int  # S
+    weights: Tensor | None  # (N,) of the sampler correction
+
+
+def clipped_term(tokens: PolicyTokens, options: PolicyOptions) -> Tensor:
+    loss = clipped_surrogate(
+        tokens.ratio, tokens.advantages, epsilon=options.epsilon, epsilon_high=options.upper, delta=options.delta
+    )
+    return corrected(loss, tokens)
+
+
+def cispo_term(tokens: PolicyTokens, options: PolicyOptions) -> Tensor:
+    return corrected(cispo_loss(tokens.ratio, tokens.logps, tokens.advantages, cap=options.cap), tokens)
+
+
+def sapo_term(tokens: PolicyTokens, options: PolicyOptions) -> Tensor:
+    sharpness = {"temperature_pos": options.sapo_temperature_pos, "temperature_neg": options.sapo_temperature_neg}
+    return corrected(sapo_loss(tokens.ratio, tokens.advantages, **sharpness), tokens)
+
+
+def vespo_term(tokens: PolicyTokens, options: PolicyOptions) -> Tensor:
+    """The weights of the sampler correction are part of the gate."""
+    gate = vespo_gate(
+        tokens.logps - tokens.old_logps, tokens.advantages, tokens.segment, tokens.num_completions,
+        weights=tokens.weights, **options.vespo,
+    )  # fmt: skip
+    return -gate * tokens.advantages * tokens.logps
+
+
+def corrected(loss: Tensor, tokens: PolicyTokens) -> Tensor:
+    """A term multiplied by the weights of the sampler correction, where there are any."""
+    return loss if tokens.weights is None else loss * tokens.weights
+
+
+POLICY_TERMS: dict[str, Callable[[PolicyTokens, PolicyOptions], Tensor]] = {
+    **dict.fromkeys(CLIPPED_LOSS_TYPES, clipped_term),
+    "cispo": cispo_term,
+    "sapo": sapo_term,
+    "vespo": vespo_term,
+}
+"""Loss type -> its policy term, (N,)."""
+
+
 def policy_loss_flat(
     logps: Tensor,
     old_logps: Tensor | None,
@@ -215,27 +147,10 @@ def policy_loss_flat(
     segment: Tensor,
     num_completions: int,
     *,
-    loss_type: str = "grpo",
-    importance_sampling_level: str | None = None,
-    epsilon: float = 0.2,
-    epsilon_high: float | None = None,
-    delta: float | None = None,
     ref_logps: Tensor | None = None,
-    beta: float = 0.0,
-    kl_estimator: str = "k3",
-    use_bias_correction_kl: bool = False,
     sampler_logps: Tensor | None = None,
-    importance_sampling_mode: str | None = None,
-    importance_sampling_clip_max: float | None = 3.0,
-    importance_sampling_clip_min: float | None = None,
     keep: Tensor | None = None,
-    cispo_cap: str = "relative",
-    sapo_temperature_pos: float = 1.0,
-    sapo_temperature_neg: float = 1.05,
-    vespo_k_pos: float = 2.0,
-    vespo_lambda_pos: float = 3.0,
-    vespo_k_neg: float = 3.0,
-    vespo_lambda_neg: float = 2.0,
+    **options: Any,
 ) -> Tensor:
     """Loss of each token: the policy term, weighted by `keep` and the sampler correction, plus beta KL.
 
@@ -256,19 +171,10 @@ def policy_loss_flat(
         advantages: (N,); for one advantage per completion give `advantages[segment]`.
         segment: (N,) completion, 0..S-1, of each token.
         num_completions: S.
-        loss_type: one of `POLICY_LOSS_TYPES`.
-        importance_sampling_level: `token` or `sequence`; None: sequence for luspo, token for the others.
-        epsilon, epsilon_high: clip range [1 - epsilon, 1 + epsilon_high]; epsilon_high None: epsilon.
-        delta: upper bound of the ratio where A < 0, above 1 + epsilon_high; None: none.
         ref_logps: (N,) under the reference; needed where beta is not 0.
-        beta: weight of the KL term.
-        kl_estimator: see `kl_estimate`.
-        use_bias_correction_kl: multiply the KL term by r, with gradient, so that k3 follows KL(pi || mu).
         sampler_logps: (N,) log-probs that the rollout engine reported; None: no correction (`sampler_weights`).
-        importance_sampling_mode, importance_sampling_clip_max, importance_sampling_clip_min: see `sampler_weights`.
         keep: (N,) 0/1 or weights on the policy term (`top_entropy_mask`, `off_policy_mask`); the KL term stays.
-        cispo_cap: `relative` caps r at 1 + epsilon_high; `absolute` at epsilon_high, which is TRL's reading.
-        sapo_temperature_pos, sapo_temperature_neg, vespo_*: see `sapo_loss`, `vespo_gate`.
+        options: the fields of `PolicyOptions`.
 
     Returns:
         (N,), unreduced.
@@ -276,47 +182,27 @@ def policy_loss_flat(
     Raises:
         ConfigError: an unknown name, an option without a meaning for the loss type, a value out of range.
     """
-    check_policy_options(
-        loss_type,
-        importance_sampling_level=importance_sampling_level,
-        epsilon=epsilon,
-        epsilon_high=epsilon_high,
-        delta=delta,
-        kl_estimator=kl_estimator,
-        importance_sampling_mode=importance_sampling_mode,
-        cispo_cap=cispo_cap,
-    )
-    level = policy_level(loss_type, importance_sampling_level)
-    upper = epsilon if epsilon_high is None else epsilon_high
+    told = PolicyOptions(**options)
     old_logps = logps.detach() if old_logps is None else old_logps.detach()
-    advantages = advantages.detach()
     weights = None
     if sampler_logps is not None:
-        mode = sampler_mode(loss_type, importance_sampling_mode)
-        bounds = {"clip_max": importance_sampling_clip_max, "clip_min": importance_sampling_clip_min}
-        weights = sampler_weights(old_logps, sampler_logps, segment, num_completions, mode=mode, **bounds)
-    ratio = importance_ratio(log_importance_weights(logps, old_logps, segment, num_completions, level=level))  # (N,)
-    if loss_type in CLIPPED_LOSS_TYPES:
-        loss = clipped_surrogate(ratio, advantages, epsilon=epsilon, epsilon_high=upper, delta=delta)
-    elif loss_type == "cispo":
-        loss = cispo_loss(ratio, logps, advantages, cap=1 + upper if cispo_cap == "relative" else upper)
-    elif loss_type == "sapo":
-        loss = sapo_loss(ratio, advantages, temperature_pos=sapo_temperature_pos, temperature_neg=sapo_temperature_neg)
-    else:
-        shape = {"k_pos": vespo_k_pos, "lambda_pos": vespo_lambda_pos, "k_neg": vespo_k_neg}
-        shape["lambda_neg"] = vespo_lambda_neg
-        gate = vespo_gate(logps - old_logps, advantages, segment, num_completions, weights=weights, **shape)
-        loss, weights = -gate * advantages * logps, None
+        weights = sampler_weights(old_logps, sampler_logps, segment, num_completions, **told.correction)  # type: ignore[arg-type]
+    ratio = importance_ratio(log_importance_weights(logps, old_logps, segment, num_completions, level=told.level))
+    tokens = PolicyTokens(logps, old_logps, advantages.detach(), ratio, segment, num_completions, weights)
+    loss = POLICY_TERMS[told.loss_type](tokens, told)
     if keep is not None:
         loss = loss * keep.to(loss.dtype)
-    if weights is not None:
-        loss = loss * weights
-    if beta == 0.0:
-        return loss
+    return loss if told.beta == 0.0 else loss + told.beta * kl_term(tokens, ref_logps, told)
+
+
+def kl_term(tokens: PolicyTokens, ref_logps: Tensor | None, options: PolicyOptions) -> Tensor:
+    """KL of each token to the reference, (N,), multiplied by the ratio where the options say so."""
     if ref_logps is None:
-        raise ConfigError(f"beta is {beta}, but there are no ref_logps to take the KL to; give them, or set beta to 0.")
-    kl = kl_estimate(logps, ref_logps, estimator=kl_estimator)
-    return loss + beta * (kl * ratio if use_bias_correction_kl else kl)
+        raise ConfigError(
+            f"beta is {options.beta}, but there are no ref_logps to take the KL to; give them, or set beta to 0."
+        )
+    kl = kl_estimate(tokens.logps, ref_logps, estimator=options.kl_estimator)
+    return kl * tokens.ratio if options.use_bias_correction_kl else kl
 
 
 def policy_loss(

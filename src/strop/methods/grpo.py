@@ -159,11 +159,13 @@ class GRPOConfig(OnlineConfig):
         return problems
 
 
-SHARED_OPTIONS = (
-    "loss_type", "importance_sampling_level", "epsilon", "epsilon_high", "use_bias_correction_kl", "cispo_cap",
+LOSS_OPTIONS = (
+    "loss_type", "importance_sampling_level", "epsilon", "epsilon_high", "delta", "beta", "use_bias_correction_kl",
+    "cispo_cap", "sapo_temperature_pos", "sapo_temperature_neg",
     "vespo_k_pos", "vespo_lambda_pos", "vespo_k_neg", "vespo_lambda_neg",
 )  # fmt: skip
-"""Settings that the loss and its metrics both read, under the names of both."""
+"""Settings that are options of the loss under the same name; those of the sampler correction begin with `vllm_`."""
+CORRECTION = ("importance_sampling_mode", "importance_sampling_clip_max", "importance_sampling_clip_min")
 
 
 class GRPOTrainer(PolicyGradientTrainer):
@@ -269,45 +271,28 @@ class GRPOTrainer(PolicyGradientTrainer):
         assert scores.logps is not None
         args, dtype = self.args, scores.logps.dtype
         advantages = completion_field(batch, "advantages", dtype=dtype)[scores.segment]  # (N,)
+        sampler_logps = token_field(batch, "sampler_logps").to(dtype)  # (N,)
         old_logps = self.old_logps(scores, batch)
         given = (scores.logps, old_logps, advantages, scores.segment, scores.num_completions)
-        options = {name: getattr(args, name) for name in SHARED_OPTIONS}
+        options = {name: getattr(args, name) for name in LOSS_OPTIONS}
+        options |= {name: getattr(args, f"vllm_{name}") for name in CORRECTION}
         options["ref_logps"] = step.ref.logps if step.ref is not None else None
-        sampler_logps = token_field(batch, "sampler_logps").to(dtype)  # (N,)
         corrects = args.engine == "vllm" and args.vllm_importance_sampling_correction
-        bounds = {
-            "clip_max": args.vllm_importance_sampling_clip_max,
-            "clip_min": args.vllm_importance_sampling_clip_min,
-        }
-        values = policy_loss_flat(
-            *given,
-            **options,
-            sampler_logps=sampler_logps if corrects else None,
-            importance_sampling_mode=args.vllm_importance_sampling_mode,
-            importance_sampling_clip_max=bounds["clip_max"],
-            importance_sampling_clip_min=bounds["clip_min"],
-            delta=args.delta,
-            beta=args.beta,
-            keep=self.keep(scores, batch, advantages, step),
-            sapo_temperature_pos=args.sapo_temperature_pos,
-            sapo_temperature_neg=args.sapo_temperature_neg,
-        )
-        start = scores.logps.detach() if old_logps is None else old_logps
-        mode = sampler_mode(args.loss_type, args.vllm_importance_sampling_mode) if corrects else None
-        metrics = policy_metrics(*given, **options)
-        metrics |= sampler_metrics(start, sampler_logps, scores.segment, scores.num_completions, mode=mode, **bounds)
-        sums = {
-            "aggregation": POLICY_AGGREGATION[args.loss_type],
-            "max_completion_length": args.max_completion_length,
-        }
+        keep = self.keep(scores, batch, advantages, step)
+        values = policy_loss_flat(*given, sampler_logps=sampler_logps if corrects else None, keep=keep, **options)
+        sums = {"aggregation": POLICY_AGGREGATION[args.loss_type], "max_completion_length": args.max_completion_length}
         terms = [policy_term(values, scores.segment, scores.num_completions, **sums)]
-        if self.bonus and scores.entropy is not None:
-            coef = step.statistics.get("coef", args.entropy_coef)
-            bonus = entropy_bonus(scores.entropy)
-            terms.append(policy_term(bonus, scores.segment, scores.num_completions, weight=coef, **sums))
-            metrics |= {"policy_loss": share_of(terms[0], scores), "entropy_coef": Mean(coef, 1.0)}
+        metrics = policy_metrics(*given, **options)
+        start = scores.logps.detach() if old_logps is None else old_logps
+        bounds: dict[str, Any] = {name.rsplit("sampling_")[-1]: options[name] for name in CORRECTION}
+        bounds["mode"] = sampler_mode(args.loss_type, bounds["mode"]) if corrects else None
+        metrics |= sampler_metrics(start, sampler_logps, scores.segment, scores.num_completions, **bounds)
         if scores.entropy is not None:
             metrics["entropy"] = mean_of(scores.entropy)
+            if self.bonus:
+                coef = step.statistics.get("coef", args.entropy_coef)
+                terms.append(Term(entropy_bonus(scores.entropy), "tokens", coef))
+                metrics |= {"policy_loss": share_of(terms[0], scores), "entropy_coef": Mean(coef, 1.0)}
         return LossOutput(terms, metrics)
 
     def extra_state(self) -> dict[str, Any]:
