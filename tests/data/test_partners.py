@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from strop.data import TokenizeOptions, mismatched, prepare
+from strop.data import RowStream, TokenizeOptions, mismatched, prepare
 from strop.data.partners import find_partners
 from strop.errors import ConfigError
 from strop.testing.tokenizers import toy_tokenizer
@@ -120,3 +120,17 @@ def test_stand_ins_get_partners_of_their_own() -> None:
 def test_other_kinds_are_refused() -> None:
     with pytest.raises(ConfigError, match="these are language_modeling"):
         mismatched(prepare([{"text": "a b"}], "language_modeling", toy_tokenizer()))
+
+
+def test_a_stream_pairs_with_a_tree_that_follows_and_differs_in_both() -> None:
+    rows = [
+        {"prompt": f"the ant {number // 2}", "completion": f" {said}", "label": True}
+        for number, said in enumerate(["good", "bad", "good", "bee", "cat"])
+    ]
+    stream = mismatched(
+        prepare(RowStream(lambda: iter(rows)), "unpaired_preference", toy_tokenizer(), TokenizeOptions(max_length=64))
+    )
+    known = mismatched(prepare(rows, "unpaired_preference", toy_tokenizer(), TokenizeOptions(max_length=64)))
+    found, wanted = list(stream), list(known)
+    assert [example.extras["partner"] for example in found] == [3, 2, 4, 4, None]
+    assert found[:4] == wanted[:4]  # the last one is paired around the end, which a stream does not have

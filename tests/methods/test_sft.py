@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
+import torch
 
 from strop.data import RowStream
 from strop.engine.rows import flatten
 from strop.engine.step import scored_tokens
+from strop.errors import ConfigError, DataError
 from strop.testing.cases import make_trainer, rows_for
 
 
@@ -67,3 +71,53 @@ def test_rows_that_are_not_packed_are_cut(tmp_path):
     trainer = make_trainer("sft", tmp_path, **rows, **settings)
     assert max(example.num_tokens for example in trainer.eval_dataset) == ROOM
     assert (trainer.reports["eval"].truncated, trainer.reports["eval"].split) == (1, 0)
+
+
+def endless(read):
+    for number in itertools.count():
+        read.append(number)
+        yield {"text": f"the ant {number % 7}", "ids": [5, 6, 7, 8]}
+
+
+def collate(rows):
+    return {"input_ids": torch.tensor([row["ids"] for row in rows]), "labels": torch.tensor([[-100, 6, -100, 8]])}
+
+
+@pytest.mark.parametrize(
+    "own", [{"formatting_func": lambda row: row["text"]}, {"data_collator": collate}], ids=["formatting", "collator"]
+)
+def test_a_stream_is_not_read_to_its_end_by_own_functions(tmp_path, own):
+    read = []
+    trainer = make_trainer("sft", tmp_path, rows=RowStream(lambda: endless(read)), trainer=own, max_steps=1)
+    trainer.train()
+    assert trainer.state.global_step == 1 and len(read) < 2000
+
+
+def test_what_a_collator_returns_is_cut_packed_and_masked(tmp_path):
+    rows = [{"ids": [5, 6, 7, 8]}] * 4
+    trainer = make_trainer("sft", tmp_path, rows=rows, trainer={"data_collator": collate}, max_length=3)
+    assert [(e.prompt_ids, e.completions, e.loss_mask) for e in trainer.train_dataset] == [([5], [[6]], None)] * 4
+    assert trainer.reports["train"].to_dict()["rows_read"] == 4
+    packed = make_trainer("sft", tmp_path, rows=rows, trainer={"data_collator": collate}, packing=True, max_length=8)
+    assert [len(pack) for pack in packed.train_dataset] == [2, 2]
+
+
+@pytest.mark.parametrize(
+    ("returned", "said"),
+    [
+        ({"labels": [[5, 6, 7, 9]]}, "'labels': differs from input_ids at position 3"),
+        ({"labels": [[5, 6, 7, 8]], "position_ids": [[0, 1, 0, 1]]}, "do not count from 0"),
+        ({"labels": [[5, 6, 7, 8]], "loss_weights": [[1, 1, 0.5, 1]]}, r"\['loss_weights'\] would not be used"),
+        ({"label": [[5, 6, 7, 8]]}, "without \\['labels'\\]. Did you mean 'label'"),
+        ({"labels": [[5, 6, 7, 8]] * 2}, "not one list of one row's tokens"),
+    ],
+)
+def test_what_a_collator_returns_and_is_not_honoured_is_refused(tmp_path, returned, said):
+    with pytest.raises(DataError, match=said):
+        own = {"data_collator": lambda rows: {"input_ids": [[5, 6, 7, 8]], **returned}}
+        make_trainer("sft", tmp_path, rows=[{"ids": 1}], trainer=own)
+
+
+def test_a_collator_and_another_mask_contradict(tmp_path):
+    with pytest.raises(ConfigError, match="assistant_only_loss: the labels of data_collator"):
+        make_trainer("sft", tmp_path, rows=[{"ids": 1}], trainer={"data_collator": collate}, assistant_only_loss=True)

@@ -1,6 +1,7 @@
 """From rows to token trees: load, check, convert, render, tokenise, cut, cache, pack. CPU only, torch-free.
 
 rows.py, load.py, signatures.py, textfiles.py, arrow.py   whatever the user has -> rows; errors name file, line, cause
+user_code.py   rows that a formatting function or a collator makes
 kinds.py, messages.py, cases.py, convert.py   rows -> checked cases of the kind that a method needs
 options.py, encode.py, chat.py, stops.py, trees.py, truncate.py   cases -> token trees (rules R1-R14)
 checks.py, findings.py, report.py   the account: broken rows, rows left out, lengths, a rendered row
@@ -16,11 +17,12 @@ from strop.data.load import load_rows
 from strop.data.micro_batches import plan_micro_batches, tree_cost
 from strop.data.options import TokenizeOptions
 from strop.data.packing import PackedDataset, PackedStream, pack
-from strop.data.partners import MismatchedDataset, mismatched
+from strop.data.partners import MismatchedDataset, MismatchedStream, mismatched
 from strop.data.prepare import check_rows, prepare
 from strop.data.report import DataReport
 from strop.data.rows import Rows, RowStream
 from strop.data.stops import cut_after_stop, ends_in_stop, stop_ids
+from strop.data.user_code import collated, formatted
 
 __all__ = [
     "DataReport",
@@ -30,16 +32,19 @@ __all__ = [
     "ExampleStream",
     "Finding",
     "MismatchedDataset",
+    "MismatchedStream",
     "PackedDataset",
     "PackedStream",
     "RowStream",
     "Rows",
     "TokenizeOptions",
     "check_rows",
+    "collated",
     "cut_after_stop",
     "detect",
     "ends_in_stop",
     "explicit_prompt",
+    "formatted",
     "join_steps",
     "keep_desirable",
     "load_rows",

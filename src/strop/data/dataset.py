@@ -32,8 +32,10 @@ BLOCK = 256
 """Trees that are built side by side when many are needed."""
 STREAM_BLOCK = 32
 """Trees of a stream that are built side by side: enough to fill a tokenizer call, few enough to start at once."""
-BROKEN = ("unrenderable", "boundary")
+BROKEN = ("unrenderable", "boundary", "positions")
 """Reasons that make a row an error when it is found before training starts."""
+REFUSED = ("boundary", "positions")
+"""Reasons that make a row an error whenever it is found."""
 
 
 class ExampleDataset(Sequence[Example]):
@@ -116,7 +118,7 @@ class ExampleDataset(Sequence[Example]):
             known[position] = built
         for position, tree in known.items():
             if not self.eager and tree is not None and tree.left_out is not None:
-                refuse_boundary(tree, self.numbers[position], self.rows, self.options.skip_bad_rows)
+                refuse_broken_tree(tree, self.numbers[position], self.rows, self.options.skip_bad_rows)
             if not self.seen[position] and tree is not None:
                 self.seen[position] = 1 if tree.left_out is None else 2
                 self.report.add(self.numbers[position], tree)
@@ -217,9 +219,9 @@ def broken(reason: str, detail: str) -> RowProblem:
     return RowProblem(None, f"{REASONS[reason]}: {detail}")
 
 
-def refuse_boundary(tree: Tokenized, row: int, rows: Rows | RowStream, skip_bad_rows: bool) -> None:
-    """Raise `DataError` for a prompt that merges with its answer, where the settings call that an error."""
-    if tree.left_out is not None and tree.left_out[0] == "boundary" and not skip_bad_rows:
+def refuse_broken_tree(tree: Tokenized, row: int, rows: Rows | RowStream, skip_bad_rows: bool) -> None:
+    """Raise `DataError` for a tree that settings or model call an error: a merged boundary, too many positions."""
+    if tree.left_out is not None and tree.left_out[0] in REFUSED and not skip_bad_rows:
         problems = Problems(rows.source)
         problems.add(row, rows.where(row), broken(*tree.left_out))
         raise problems.error(row + 1)
@@ -299,7 +301,7 @@ class ExampleStream:
         """The trees of a block of (row, case of the row, case); rows from `counted` on are put into the report."""
         trees = self.builder.build_all([case for _, _, case in block])
         for (row, part, case), tree in zip(block, trees, strict=True):
-            refuse_boundary(tree, row, self.rows, self.options.skip_bad_rows)
+            refuse_broken_tree(tree, row, self.rows, self.options.skip_bad_rows)
             if row >= counted:
                 self.report.trees += 1
                 self.report.conversational += case.chat

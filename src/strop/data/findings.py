@@ -108,6 +108,7 @@ REASONS = {
     "empty_prompt": "the prompt has no tokens, so there is nothing to continue",
     "unrenderable": "the chat template cannot render it",
     "boundary": "the prompt's tokens are no prefix of those of prompt and completion (boundary='error')",
+    "positions": "longer than the positions that the model has learned",
     "bad_row": "broken (skip_bad_rows)",
 }
 """Why a row is left out: reason -> the sentence that the report prints."""

@@ -55,6 +55,8 @@ class TokenizeOptions:
     """Token that ends a completion; None is the tokenizer's own EOS."""
     stop_token_ids: tuple[int, ...] = ()
     """Further ids that end a completion (the model's `generation_config.eos_token_id`)."""
+    learned_positions: int | None = None
+    """Positions in the model's table of learned ones, None if it has no table: a longer row is an error."""
     strip_after_eos: bool = True
     """Drop white space that a chat template prints after the last end of turn: a model never generates it."""
     chat_template: str | None = None

@@ -3,6 +3,7 @@
 The KL term of KTO needs log-ratios of completions that do not belong to their prompt. Row i is given the completion of
 the first row after it, in the order of the set and around its end, that has another prompt and another completion.
 So every tree brings its own partner, and the estimate depends on neither batch size, order, nor number of processes.
+In a stream the partner is one of the trees that follow.
 
 Differs from TRL, which rotates completions inside blocks of one device's batch and must then train in that order.
 Source: arXiv 2402.01306, section 4.1; rule R12 (ids are joined, never tokenised again).
@@ -13,14 +14,17 @@ from __future__ import annotations
 import hashlib
 import json
 from array import array
-from collections.abc import Iterator, Sequence
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 
-from strop.data.dataset import ExampleDataset
+from strop.data.dataset import ExampleDataset, ExampleStream
 from strop.data.kinds import DatasetKind
 from strop.errors import ConfigError
 from strop.records import Example
 
+AHEAD = 64
+"""Trees of a stream among which a mismatched completion is looked for; the last tree of a stream has none."""
 HOPS = 1000
 """Runs of like rows that are skipped before a row counts as having no partner."""
 
@@ -33,8 +37,7 @@ class MismatchedDataset(Sequence[Example]):
     """
 
     def __init__(self, dataset: ExampleDataset) -> None:
-        if dataset.kind is not DatasetKind.UNPAIRED_PREFERENCE:
-            raise ConfigError(f"Mismatched completions are for unpaired_preference data; these are {dataset.kind}.")
+        _need_labels(dataset.kind)
         self.dataset = dataset
         self.report, self.options, self.kind = dataset.report, dataset.options, dataset.kind
         self.prompts, self.completions = array("Q"), array("Q")
@@ -57,7 +60,11 @@ class MismatchedDataset(Sequence[Example]):
         partners = [self._partner(index) for index in own]
         wanted = list(dict.fromkeys([*own, *(partner for partner in partners if partner >= 0)]))
         found = dict(zip(wanted, self.dataset.__getitems__(wanted), strict=True))
-        return [self._join(found[index], partner, found) for index, partner in zip(own, partners, strict=True)]
+        limit = self.options.max_length
+        return [
+            join_partner(found[index], found.get(partner), partner if partner >= 0 else None, limit)
+            for index, partner in zip(own, partners, strict=True)
+        ]
 
     def _partner(self, index: int) -> int:
         """The partner of a tree, -1 for none; one that another tree stands in for must still be of another row."""
@@ -71,17 +78,6 @@ class MismatchedDataset(Sequence[Example]):
     def __iter__(self) -> Iterator[Example]:
         return (self[index] for index in range(len(self)))
 
-    def _join(self, own: Example, partner: int, found: dict[int, Example]) -> Example:
-        if partner < 0:
-            return replace(own, extras={**own.extras, "partner": None})
-        other = found[partner]
-        limit = self.options.max_length
-        size = len(other.completions[0]) if limit is None else max(limit - len(own.prompt_ids), 1)
-        ids, mask = other.completions[0][:size], other.mask(0)[:size]
-        masks = None if all(mask) and own.loss_mask is None else [own.mask(0), mask]
-        extras = {**own.extras, "partner": partner}
-        return replace(own, completions=[own.completions[0], ids], loss_mask=masks, extras=extras)
-
     @property
     def lengths(self) -> list[int] | None:
         """Tokens of every tree, None while some are not tokenised."""
@@ -94,9 +90,47 @@ class MismatchedDataset(Sequence[Example]):
         self.dataset.flush()
 
 
-def mismatched(dataset: ExampleDataset) -> MismatchedDataset:
+class MismatchedStream:
+    """The trees of a labelled stream, each with a completion of one of the next `AHEAD` trees that differs in both."""
+
+    def __init__(self, stream: ExampleStream) -> None:
+        _need_labels(stream.kind)
+        self.stream, self.report, self.options, self.kind = stream, stream.report, stream.options, stream.kind
+
+    def __iter__(self) -> Iterator[Example]:
+        waiting: deque[Example] = deque()
+        for example in self.stream:
+            waiting.append(example)
+            if len(waiting) > AHEAD:
+                yield self._paired(waiting.popleft(), waiting)
+        while waiting:
+            yield self._paired(waiting.popleft(), waiting)
+
+    def _paired(self, own: Example, after: Iterable[Example]) -> Example:
+        differing = (e for e in after if e.prompt_ids != own.prompt_ids and e.completions != own.completions)
+        other = next(differing, None)
+        return join_partner(own, other, None if other is None else other.row, self.options.max_length)
+
+
+def mismatched(dataset: ExampleDataset | ExampleStream) -> MismatchedDataset | MismatchedStream:
     """Give every tree of a labelled set a completion of another prompt, for KTO's KL term (see this module)."""
-    return MismatchedDataset(dataset)
+    return MismatchedStream(dataset) if isinstance(dataset, ExampleStream) else MismatchedDataset(dataset)
+
+
+def join_partner(own: Example, other: Example | None, partner: int | None, max_length: int | None) -> Example:
+    """A tree with the completion of another one beside its own, cut to the room that its prompt leaves."""
+    extras = {**own.extras, "partner": partner}
+    if other is None:
+        return replace(own, extras=extras)
+    size = len(other.completions[0]) if max_length is None else max(max_length - len(own.prompt_ids), 1)
+    ids, mask = other.completions[0][:size], other.mask(0)[:size]
+    masks = None if all(mask) and own.loss_mask is None else [own.mask(0), mask]
+    return replace(own, completions=[own.completions[0], ids], loss_mask=masks, extras=extras)
+
+
+def _need_labels(kind: DatasetKind) -> None:
+    if kind is not DatasetKind.UNPAIRED_PREFERENCE:
+        raise ConfigError(f"Mismatched completions are for unpaired_preference data; these are {kind}.")
 
 
 def find_partners(prompts: Sequence[int], completions: Sequence[int]) -> array[int]:

@@ -32,6 +32,23 @@ class TreeBuilder:
 
     def build(self, case: Case) -> Job[Tokenized]:
         """The tree of a case, cut to length; `left_out` is set where nothing can be learned from it."""
+        return self._within_positions((yield from self._build(case)))
+
+    def _within_positions(self, tree: Tokenized) -> Tokenized:
+        """The tree, if the model has a position for each of its tokens and of those sampled after a prompt."""
+        limit, options = self.options.learned_positions, self.options
+        size = len(tree.prompt_ids) + max(map(len, tree.completions), default=0)
+        if options.split_overlong and options.max_length is not None:
+            size = min(size, options.max_length)
+        sampled = (options.max_completion_length or 0) if self.kind is DatasetKind.PROMPT_ONLY else 0
+        if limit is None or tree.left_out is not None or size + sampled <= limit:
+            return tree
+        more = f" and max_completion_length={sampled}" if sampled else ""
+        name = "max_prompt_length" if sampled else "max_length"
+        detail = f"{size} tokens{more}, but the model has {limit} positions: set {name}={max(limit - sampled, 1)}"
+        return Tokenized.without("positions", detail, size)
+
+    def _build(self, case: Case) -> Job[Tokenized]:
         try:
             if self.kind is DatasetKind.PROMPT_ONLY:
                 return (yield from self._prompt_only(case))

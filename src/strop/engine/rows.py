@@ -3,14 +3,30 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from strop.data import ExampleDataset, ExampleStream, TokenizeOptions, load_rows, pack, prepare
+from transformers import AutoConfig, GenerationConfig
+
+from strop.data import (
+    ExampleDataset,
+    ExampleStream,
+    MismatchedDataset,
+    MismatchedStream,
+    PackedDataset,
+    PackedStream,
+    TokenizeOptions,
+    load_rows,
+    pack,
+    prepare,
+)
 from strop.engine.windows import epoch_order
-from strop.errors import ConfigError, DataError, did_you_mean
+from strop.errors import ConfigError
 from strop.records import Example
+
+PREPARED = (ExampleDataset, ExampleStream, MismatchedDataset, MismatchedStream, PackedDataset, PackedStream)
 
 
 def tokenize_options(args: Any, **method_options: Any) -> TokenizeOptions:
@@ -38,7 +54,7 @@ def prepare_dataset(trainer: Any, dataset: Any, name: str, options: TokenizeOpti
         load_rows(dataset),
         trainer.dataset_kind,
         trainer.tokenizer_in_setup,
-        options or trainer.tokenize_options(),
+        replace(options or trainer.tokenize_options(), **trainer.model_facts),
         cache_dir=trainer.args.dataset_cache_dir,
         name=name,
     )
@@ -50,10 +66,19 @@ def prepare_all(trainer: Any, train_dataset: Any, eval_dataset: Any) -> tuple[An
     """Training and evaluation sets; the latter may be a dictionary of sets."""
     train = trainer.convert_dataset(train_dataset, "train") if train_dataset is not None else None
     if isinstance(eval_dataset, Mapping) and not isinstance(eval_dataset, (str, Path)):
+        refuse_odd_names(eval_dataset)
         evaluation: Any = {key: trainer.convert_dataset(part, f"eval_{key}") for key, part in eval_dataset.items()}
     else:
         evaluation = trainer.convert_dataset(eval_dataset, "eval") if eval_dataset is not None else None
     return train, evaluation
+
+
+def refuse_odd_names(sets: Mapping[Any, Any]) -> None:
+    """Raise `ConfigError` for names of evaluation sets that no metric, file or terminal could carry."""
+    odd = [name for name in sets if not isinstance(name, str) or not name or not name.isprintable()]
+    if odd:
+        problems = [f"{name!r:.60}: a name is text that can be printed." for name in odd]
+        raise ConfigError.collect("eval_dataset: these names of sets cannot be used:", problems)
 
 
 def ensure_prepared(trainer: Any, dataset: Any, name: str) -> Any:
@@ -63,7 +88,7 @@ def ensure_prepared(trainer: Any, dataset: Any, name: str) -> Any:
 
 def is_prepared(dataset: Any) -> bool:
     """Whether a set holds examples (or packs of them) and not rows."""
-    if isinstance(dataset, (ExampleDataset, ExampleStream)):
+    if isinstance(dataset, PREPARED):
         return True
     walked = not (hasattr(dataset, "__getitem__") and hasattr(dataset, "__len__"))  # a stream may have the first alone
     if isinstance(dataset, (str, Path, Mapping)) or walked or not len(dataset):
@@ -91,6 +116,36 @@ def stand_in(trainer: Any, *, evaluation: bool = False) -> Example:
     return trainer.prepare_stand_in(flatten([first])[0])
 
 
+LEARNED_POSITIONS = ("gpt2", "gpt_bigcode", "gpt_neo", "openai-gpt", "opt", "biogpt", "bert-generation")
+"""Model types with a table of learned positions: a token beyond its end cannot be computed."""
+
+
+def model_facts(model: Any, tokenizer: Any) -> dict[str, Any]:
+    """What tokenisation must know of a model (a module, a path or an id): `stop_token_ids`, `learned_positions`.
+
+    Of a path or id the small JSON files are read, nothing is loaded; where there are none, nothing is known.
+    """
+    if isinstance(model, (str, Path)):
+        config, generation = _read_config(AutoConfig, model), _read_config(GenerationConfig, model)
+    else:
+        config, generation = getattr(model, "config", None), getattr(model, "generation_config", None)
+    eos = getattr(generation, "eos_token_id", None)
+    own = set(tokenizer.get_added_vocab().values())  # an id that another tokenizer gives to a word ends nothing here
+    stops = tuple(token for token in ([eos] if isinstance(eos, int) else eos or ()) if token in own)
+    learned = getattr(config, "model_type", None) in LEARNED_POSITIONS
+    return {
+        "stop_token_ids": stops,
+        "learned_positions": getattr(config, "max_position_embeddings", None) if learned else None,
+    }
+
+
+def _read_config(kind: Any, source: str | Path) -> Any:
+    try:
+        return kind.from_pretrained(str(source))
+    except Exception:  # of many kinds; what is wrong with a model is said where it is loaded
+        return None
+
+
 def missing_dataset(trainer: str, *, evaluation: bool = False) -> ConfigError:
     name, call = ("eval_dataset", "evaluate()") if evaluation else ("train_dataset", "train()")
     return ConfigError(f"{trainer}.{call} needs rows, but {name} was not given. Pass {name}=... to the trainer.")
@@ -105,34 +160,3 @@ def packed(prepared: Any, args: Any) -> Any:
     return pack(
         prepared, args.max_length, {"bfd-requeue": "bfd_split"}.get(args.packing_strategy, args.packing_strategy)
     )
-
-
-def with_text(dataset: Any, formatting_func: Callable[[dict[str, Any]], Any], field: str) -> Any:
-    """Rows with a text column made by the user's function, one string per row."""
-    texts = []
-    for index, row in enumerate(load_rows(dataset)):
-        text = formatting_func(row)
-        if not isinstance(text, str):
-            raise DataError(
-                f"formatting_func returned {type(text).__name__} for row {index}; it must return one string for a row."
-            )
-        texts.append({field: text})
-    return texts
-
-
-def from_collator(dataset: Any, collator: Callable[[list[Any]], Mapping[str, Any]]) -> list[Example]:
-    """Examples from a collator that returns `input_ids`, `labels` (-100 = not learned) and `attention_mask`."""
-    examples = []
-    for index, row in enumerate(dataset):
-        features = collator([row])
-        if missing := {"input_ids", "labels"} - set(features):
-            raise DataError(
-                f"data_collator returned {sorted(features)} for row {index}, without {sorted(missing)}."
-                f"{did_you_mean('labels', features)} It must return input_ids and labels."
-            )
-        ids, labels = features["input_ids"][0].tolist(), features["labels"][0].tolist()
-        kept = features["attention_mask"][0].tolist() if "attention_mask" in features else [1] * len(ids)
-        ids = [i for i, k in zip(ids, kept, strict=True) if k]
-        mask = [int(label != -100) for label, k in zip(labels, kept, strict=True) if k]
-        examples.append(Example([], [ids], [mask], row=index))
-    return examples

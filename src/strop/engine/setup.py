@@ -158,6 +158,7 @@ def resolve_parts(
         raise ConfigError(f"{type(trainer).__name__} compares with no reference{weight}; remove ref_model.")
     tokenizer = resolve_tokenizer(args, model, tokenizer)
     trainer.tokenizer_in_setup, trainer.reports = tokenizer, {}
+    trainer.model_facts = rows.model_facts(model, tokenizer)
     train, evaluation = rows.prepare_all(trainer, train_dataset, eval_dataset)
     check_stream(args, train)
     model = model_init() if model is None else model

@@ -6,9 +6,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Annotated, Any, ClassVar, Literal
 
-from strop.data import DatasetKind, TokenizeOptions, plan_micro_batches
+from strop.data import DatasetKind, TokenizeOptions, collated, formatted, plan_micro_batches
 from strop.engine import rows
 from strop.engine.trainer import BaseTrainer
+from strop.errors import ConfigError
 from strop.losses import mean_of, sft_loss
 from strop.online.evaluation_samples import EvaluationSamples
 from strop.records import Batch, Example, LossOutput, Scores, StepContext, Term
@@ -63,7 +64,8 @@ class SFTTrainer(BaseTrainer):
 
     N counts the scored tokens of the whole optimizer step over all ranks, so the gradient does not depend on how the
     step was cut. Rows: `text`, `messages`, or `prompt` + `completion`. `formatting_func(row) -> str` may make the text.
-    Also accepts a `data_collator` that returns `input_ids` and `labels` (-100 = not learned).
+    Also accepts a `data_collator` that returns `input_ids` and `labels` (-100 = not learned) for one row at a time;
+    what it returns is then cut and packed like other tokenised rows.
     """
 
     config_class = SFTConfig
@@ -80,6 +82,9 @@ class SFTTrainer(BaseTrainer):
         **kwargs: Any,
     ) -> None:
         self._formatting_func, self._collator = formatting_func, data_collator
+        masks = [name for name in ("assistant_only_loss", "completion_only_loss") if getattr(args, name, None)]
+        if data_collator is not None and masks:
+            raise ConfigError(f"{' and '.join(masks)}: the labels of data_collator say what is learned. Remove it.")
         super().__init__(model, args, None, *positional, **kwargs)
 
     def tokenize_options(self) -> TokenizeOptions:
@@ -92,9 +97,9 @@ class SFTTrainer(BaseTrainer):
 
     def convert_dataset(self, dataset: Any, name: str) -> Any:
         if self._formatting_func is not None:
-            dataset = rows.with_text(dataset, self._formatting_func, self.args.dataset_text_field)
-        if self._collator is not None:
-            return rows.from_collator(dataset, self._collator)
+            dataset = formatted(dataset, self._formatting_func, self.args.dataset_text_field)
+        if self._collator is not None and not rows.is_prepared(dataset):
+            dataset = collated(dataset, self._collator)
         if not self.packs(training=name == "train"):
             return super().convert_dataset(dataset, name)
         options = replace(self.tokenize_options(), split_overlong=self.args.packing_strategy != "bfd")

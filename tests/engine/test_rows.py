@@ -1,0 +1,76 @@
+"""What an engine hands to the preparation of rows: facts of the model, names of sets, streams of every method."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+
+from strop.data import RowStream
+from strop.engine.rows import is_prepared, model_facts
+from strop.errors import ConfigError, DataError
+from strop.testing.cases import make_trainer, rows_for
+from strop.testing.tiny import tiny_model
+from strop.testing.tokenizers import toy_tokenizer
+
+CHAT = [
+    {"messages": [{"role": "user", "content": f"hello {i}"}, {"role": "assistant", "content": "good"}]}
+    for i in range(4)
+]
+
+
+@pytest.mark.parametrize("by_path", [False, True])
+def test_the_turn_end_of_a_generation_config_ends_a_completion(tmp_path, by_path):
+    """Llama 3 ends turns in a token that is not the tokenizer's EOS; nothing after it is learned."""
+    tokenizer = toy_tokenizer("chatml_other_eos")
+    end = tokenizer.convert_tokens_to_ids("<|im_end|>")
+    model = tiny_model("llama", vocab_size=288)
+    model.generation_config.eos_token_id = [tokenizer.eos_token_id, end, 70]  # 70: a word of this tokenizer
+    if by_path:
+        model.save_pretrained(tmp_path / "model")
+        assert model_facts(tmp_path / "model", tokenizer) == model_facts(model, tokenizer)
+        return
+    trainer = make_trainer("sft", tmp_path, model=model, rows=CHAT, tokenizer=tokenizer)
+    assert [example.completions[0][-1] for example in trainer.train_dataset] == [end] * 4
+    assert "no_stop" not in trainer.reports["train"].flags
+    assert 70 not in trainer.train_dataset.builder.encoder.stops
+
+
+@pytest.mark.parametrize("method", ["sft", "dpo", "grpo"])
+def test_a_row_longer_than_the_learned_positions_is_named(tmp_path, method):
+    model = tiny_model("gpt2", vocab_size=288, max_position_embeddings=32)
+    rows = rows_for(method, 4)
+    column = "text" if "text" in rows[2] else "prompt"
+    rows[2] = {**rows[2], column: "the good ant " * 20}
+    limits = {"max_completion_length": 4} if method == "grpo" else {}
+    with pytest.raises(DataError, match=r"row 2: longer than the positions that the model has learned: \d+ tokens"):
+        make_trainer(method, tmp_path, model=model, rows=rows, max_length=None, **limits)
+
+
+def test_relative_positions_have_no_end():
+    assert model_facts(tiny_model("llama", vocab_size=288), toy_tokenizer())["learned_positions"] is None
+    assert model_facts("no/such-model", toy_tokenizer()) == {"stop_token_ids": (), "learned_positions": None}
+
+
+@pytest.mark.parametrize("name", ["a\0b", "\udc80", "", 3])
+def test_names_of_evaluation_sets_that_cannot_be_printed(tmp_path, name):
+    with pytest.raises(ConfigError, match="a name is text that can be printed"):
+        make_trainer("sft", tmp_path, eval_rows={name: rows_for("sft", 2)})
+
+
+def test_the_name_of_an_evaluation_set_is_no_path(tmp_path):
+    cache = tmp_path / "deep" / "cache"
+    trainer = make_trainer(
+        "sft", tmp_path / "out", eval_rows={"x/../../../y": rows_for("sft", 2)}, dataset_cache_dir=str(cache)
+    )
+    assert len(trainer.eval_dataset["x/../../../y"]) == 2
+    assert [path.name for path in (tmp_path / "deep").iterdir()] == ["cache"]
+
+
+@pytest.mark.parametrize("method", ["kto", "bco"])
+def test_a_stream_of_labelled_rows(tmp_path, method):
+    endless = RowStream(lambda: itertools.cycle(rows_for(method, 4)))
+    trainer = make_trainer(method, tmp_path, rows=endless, max_steps=1)
+    assert is_prepared(trainer.train_dataset)
+    trainer.train()
+    assert trainer.state.global_step == 1
