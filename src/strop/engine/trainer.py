@@ -153,6 +153,7 @@ class BaseTrainer(NoDeadOverrides, CheckpointMixin, EvaluationMixin, Trainer):
             optimizers=optimizers,
             optimizer_cls_and_kwargs=optimizer_cls_and_kwargs,
         )
+        self.neftune_noise_alpha = None  # the parent's noise is scaled by the length of the flat row
         if hasattr(self.reference, "model") and not self.is_model_parallel:
             self.reference.model.to(self.args.device)
         setup.replace_progress(self)
@@ -275,8 +276,14 @@ class BaseTrainer(NoDeadOverrides, CheckpointMixin, EvaluationMixin, Trainer):
 
     def score(self, model: torch.nn.Module, batch: Batch, log: bool) -> Scores:
         """The policy's scores of one micro-batch."""
-        router = bool(self.args.router_aux_loss_coef) and model.training
-        return self.score_with(model, batch, self.want(log), aux_loss=router)
+        return self.score_with(model, batch, self.want(log), **self.training_options(model))
+
+    def training_options(self, model: torch.nn.Module) -> dict[str, Any]:
+        """Keyword arguments of `score_batch` for the policy alone: a router's loss, NEFTune's noise."""
+        if not model.training:
+            return {}
+        router = bool(self.args.router_aux_loss_coef)
+        return {"aux_loss": router, "noise_alpha": self.args.neftune_noise_alpha or 0.0}
 
     def score_with(self, model: torch.nn.Module, batch: Batch, want: Want, **options: Any) -> Scores:
         """Scores under any model, by the rules that policy and reference share."""

@@ -149,7 +149,7 @@ class PPOTrainer(OnlineTrainer):
 
     def score(self, model: torch.nn.Module, batch: Batch, log: bool) -> Scores:
         params = self.sampling(training=True)
-        options = {**self.score_options(), "aux_loss": bool(self.args.router_aux_loss_coef) and model.training}
+        options = {**self.score_options(), **self.training_options(model)}
         if not changes_distribution(params):
             return score_both(model, batch, self.want(log), **options)
         scores = score_both(model, batch, self.want(log) | Want.HIDDEN, **options)

@@ -17,6 +17,7 @@ from torch import nn
 
 from strop.errors import ConfigError, SetupError
 from strop.model.attention import KEYWORD, tree_attention_on
+from strop.model.embedding_noise import noisy_embeddings
 from strop.model.head import HEAD_KINDS, score_logits, score_tokens
 from strop.model.heads import classify_rows, scalar_head, score_rows
 from strop.model.layout import build_batch, token_copies
@@ -42,6 +43,7 @@ class Scoring:
         grad_entropy: bool = False,
         aux_loss: bool = False,
         own_head: bool = False,
+        noise_alpha: float = 0.0,
     ) -> None:
         self.batch = batch
         self.want = want
@@ -49,6 +51,7 @@ class Scoring:
         self.head_bytes = head_bytes
         self.grad_entropy = grad_entropy
         self.aux_loss = aux_loss
+        self.noise_alpha = noise_alpha  # NEFTune's, in training mode
         self.own_head = own_head  # let the model compute its logits itself (see `select`)
 
 
@@ -117,7 +120,7 @@ def score_batch(model: nn.Module, batch: Batch, want: Want = Want.LOGPS, **optio
 
     Args:
         batch: on the device of the model's embeddings.
-        options: temperature, head_bytes, grad_entropy, aux_loss as for `score`.
+        options: temperature, head_bytes, grad_entropy, aux_loss as for `score`; noise_alpha, NEFTune's noise.
     """
     install(model)
     out = model(scoring=Scoring(batch, want, **options))
@@ -174,6 +177,11 @@ def _reaches_scoring(forward: Any) -> bool:
 
 def run_scoring(model: Any, scoring: Scoring) -> dict[str, Any]:
     """The scoring forward of a transformers model: layers once, then every head that was asked for."""
+    with noisy_embeddings(model, scoring.batch, scoring.noise_alpha):
+        return _scored(model, scoring)
+
+
+def _scored(model: Any, scoring: Scoring) -> dict[str, Any]:
     batch, want = scoring.batch, scoring.want
     if want & Want.SCORE and scalar_head(model) is None:
         return {"strop": True, "scores": _pooled_scores(model, batch)}
