@@ -40,7 +40,27 @@ def test_a_teacher_of_another_size_teaches(tmp_path):
     assert trainer.state.log_history[0]["jsd"] > 0
 
 
-def test_a_teacher_of_another_vocabulary_is_refused(tmp_path):
-    teacher = tiny_model("llama", dtype=torch.float64, vocab_size=len(toy_tokenizer()) + 8)
+@pytest.mark.parametrize("target_modules", [None, ["q_proj", "lm_head"]], ids=["fused", "called"])
+def test_rows_of_padding_behind_the_last_token_say_nothing(target_modules, tmp_path):
+    """A teacher padded to more rows is the teacher with these rows cut off."""
+    from peft import LoraConfig
+
+    tokens = len(toy_tokenizer())
+    padded = tiny_model("llama", dtype=torch.float64, vocab_size=tokens + 8, seed=3)
+    plain = tiny_model("llama", dtype=torch.float64, vocab_size=tokens, seed=3)
+    plain.load_state_dict({n: w[:tokens] if len(w) == tokens + 8 else w for n, w in padded.state_dict().items()})
+    losses = []
+    for name, teacher in (("padded", padded), ("plain", plain)):
+        extra = {"teacher_model": teacher}
+        if target_modules:
+            extra["peft_config"] = LoraConfig(r=2, target_modules=target_modules)
+        trainer = make_trainer("gkd", tmp_path / name, rows=ROWS, trainer=extra, max_steps=1, lmbda=0.0)
+        trainer.train()
+        losses.append(trainer.state.log_history[0]["jsd"])
+    assert losses[0] == pytest.approx(losses[1], rel=1e-12) and losses[0] > 0
+
+
+def test_a_teacher_that_lacks_tokens_is_refused(tmp_path):
+    teacher = tiny_model("llama", dtype=torch.float64, vocab_size=len(toy_tokenizer()) - 4)
     with pytest.raises(SetupError, match="tokens in its vocabulary and the teacher"):
         make_trainer("gkd", tmp_path, rows=ROWS, trainer={"teacher_model": teacher})

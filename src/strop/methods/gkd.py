@@ -32,9 +32,12 @@ def divergence(
     teacher: LMHead,
     *,
     chunk: int,
+    vocabulary: int | None = None,
     **options: Any,
 ) -> torch.Tensor:
     """JSD of every token, (N,), from hidden states (N, H) and output layers of student and teacher.
+
+    With `vocabulary` both distributions are those over the first so many tokens: rows behind them are padding.
 
     Plain linear layers take the fused form, their logit scale moved into the hidden state. Others (adapters on the
     head, quantised weights, soft-capped logits) are called chunk by chunk, and again in the backward pass.
@@ -42,16 +45,15 @@ def divergence(
     if student.is_plain and teacher.is_plain and student.softcap is None and teacher.softcap is None:
         layers: Any = (student.module, teacher.module)
         if all(layer.bias is None or head.scale == 1.0 for layer, head in zip(layers, (student, teacher), strict=True)):
+            own, other = ((cut(layer.weight, vocabulary), cut(layer.bias, vocabulary)) for layer in layers)
             return fused_jsd(
-                student_hidden * student.scale, layers[0].weight, layers[0].bias,
-                teacher_hidden * teacher.scale, layers[1].weight, layers[1].bias,
-                chunk=chunk, **options,
-            )  # fmt: skip
+                student_hidden * student.scale, *own, teacher_hidden * teacher.scale, *other, chunk=chunk, **options
+            )
 
     def part(own: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
         with torch.no_grad():
-            target = teacher.logits(other)
-        return jsd_loss(student.logits(own), target, **options)
+            target = teacher.logits(other)[:, :vocabulary]
+        return jsd_loss(student.logits(own)[:, :vocabulary], target, **options)
 
     pieces = [
         checkpoint(part, student_hidden[i : i + chunk], teacher_hidden[i : i + chunk], use_reentrant=False)
@@ -162,13 +164,9 @@ class GKDTrainer(OnlineTrainer):
             self.args, self._teacher_source, "causal", None, None, trainable=False, init_kwargs=options
         )
         self.teacher.to(self.args.device).eval().requires_grad_(False)
-        student, teacher = (vocab_size(base_model(m)) for m in (self.model, self.teacher))
-        if student != teacher:
-            raise SetupError(
-                f"The student has {student} tokens in its vocabulary and the teacher {teacher}; their distributions "
-                f"cannot be "
-                "compared. Choose a teacher of the same family, with the same tokenizer."
-            )
+        self.vocabulary = shared_vocabulary(
+            base_model(self.model), base_model(self.teacher), len(self.processing_class)
+        )
         self._teacher_generator: Any = None
         self._teacher_speaks = False
 
@@ -246,9 +244,36 @@ class GKDTrainer(OnlineTrainer):
             temperature=self.args.kd_temperature,
             scale_by_t2=self.args.scale_by_t2,
             chunk=self.args.chunk_tokens,
+            vocabulary=self.vocabulary,
         )  # (N,)
         metrics = {"jsd": mean_of(values)}
         for name, tensor in (("entropy", scores.entropy), ("mean_token_accuracy", scores.top1)):
             if tensor is not None:
                 metrics[name] = mean_of(tensor)
         return LossOutput([Term(values, "tokens")], metrics)  # type: ignore[arg-type]
+
+
+def cut(rows: torch.Tensor | None, vocabulary: int | None) -> torch.Tensor | None:
+    """The rows of an output layer that stand for tokens."""
+    return rows if rows is None or vocabulary is None or len(rows) == vocabulary else rows[:vocabulary]
+
+
+def shared_vocabulary(student: Any, teacher: Any, tokens: int) -> int | None:
+    """How many tokens both models give a probability; None where their output layers are of one size.
+
+    Models of one family are padded to different sizes. The rows behind the tokenizer's last token stand for nothing.
+
+    Raises:
+        SetupError: the smaller vocabulary lacks tokens of the tokenizer.
+    """
+    sizes = vocab_size(student), vocab_size(teacher)
+    if sizes[0] == sizes[1] or None in sizes:
+        return None
+    least = min(size for size in sizes if size is not None)
+    if least < tokens:
+        raise SetupError(
+            f"The student has {sizes[0]} tokens in its vocabulary and the teacher {sizes[1]}, and the tokenizer knows "
+            f"{tokens}; their distributions cannot be compared. Choose a teacher of the same family, with the same "
+            "tokenizer."
+        )
+    return least
