@@ -45,10 +45,9 @@ def divergence(
     if student.is_plain and teacher.is_plain and student.softcap is None and teacher.softcap is None:
         layers: Any = (student.module, teacher.module)
         if all(layer.bias is None or head.scale == 1.0 for layer, head in zip(layers, (student, teacher), strict=True)):
-            own, other = ((cut(layer.weight, vocabulary), cut(layer.bias, vocabulary)) for layer in layers)
-            return fused_jsd(
-                student_hidden * student.scale, *own, teacher_hidden * teacher.scale, *other, chunk=chunk, **options
-            )
+            weights: Any = [(cut(layer.weight, vocabulary), cut(layer.bias, vocabulary)) for layer in layers]
+            own, other = student_hidden * student.scale, teacher_hidden * teacher.scale
+            return fused_jsd(own, *weights[0], other, *weights[1], chunk=chunk, **options)
 
     def part(own: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
         with torch.no_grad():
