@@ -45,9 +45,12 @@ def divergence(
     if student.is_plain and teacher.is_plain and student.softcap is None and teacher.softcap is None:
         layers: Any = (student.module, teacher.module)
         if all(layer.bias is None or head.scale == 1.0 for layer, head in zip(layers, (student, teacher), strict=True)):
-            weights: Any = [(cut(layer.weight, vocabulary), cut(layer.bias, vocabulary)) for layer in layers]
-            own, other = student_hidden * student.scale, teacher_hidden * teacher.scale
-            return fused_jsd(own, *weights[0], other, *weights[1], chunk=chunk, **options)
+            (weight, bias), (other_weight, other_bias) = ((layer.weight, layer.bias) for layer in layers)
+            return fused_jsd(
+                student_hidden * student.scale, cut(weight, vocabulary), cut(bias, vocabulary),
+                teacher_hidden * teacher.scale, cut(other_weight, vocabulary), cut(other_bias, vocabulary),
+                chunk=chunk, **options,
+            )  # fmt: skip
 
     def part(own: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
         with torch.no_grad():
@@ -252,7 +255,7 @@ class GKDTrainer(OnlineTrainer):
         return LossOutput([Term(values, "tokens")], metrics)  # type: ignore[arg-type]
 
 
-def cut(rows: torch.Tensor | None, vocabulary: int | None) -> torch.Tensor | None:
+def cut(rows: Any, vocabulary: int | None) -> Any:
     """The rows of an output layer that stand for tokens."""
     return rows if rows is None or vocabulary is None or len(rows) == vocabulary else rows[:vocabulary]
 
