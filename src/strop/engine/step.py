@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 import torch
 
-from strop.records import Batch, Counts, Example
+from strop.records import Batch, Counts, Example, Scores
 
 
 def default_counts(examples: Sequence[Example]) -> Counts:
@@ -67,3 +67,9 @@ def completion_field(batch: Batch, name: str, *, dtype: torch.dtype | None = Non
     """A per-completion extra (one list per tree) as a tensor (S,)."""
     values = [value for example in batch.examples for value in example.extras[name]]
     return torch.tensor(values, dtype=dtype, device=batch.targets.device)
+
+
+def zero_loss(scores: Scores) -> torch.Tensor:
+    """A loss without effect that still reaches every parameter: what a rank without rows computes."""
+    parts = (scores.logps, scores.scores, scores.step_logits, scores.values, scores.hidden)
+    return torch.stack([part.sum() * 0.0 for part in parts if part is not None]).sum()

@@ -28,18 +28,12 @@ from strop.engine.offloading import offloaded_activations
 from strop.engine.overrides import NoDeadOverrides
 from strop.engine.reference_scores import ReferenceScores
 from strop.engine.reference_upkeep import upkeep
-from strop.engine.step import default_counts
+from strop.engine.step import default_counts, zero_loss
 from strop.engine.windows import StepSampler, StreamWindows, window_loader, worker_options
 from strop.losses.reduce import step_loss
 from strop.model import LayoutChoice, build_batch, layout_of, score_batch
 from strop.records import Batch, Counts, Example, LossOutput, Mean, Scores, StepContext, StepWork, Want
 from strop.settings.config import TrainerConfig
-
-
-def zero_loss(scores: Scores) -> torch.Tensor:
-    """A loss without effect that still reaches every parameter: what a rank without rows computes."""
-    parts = (scores.logps, scores.scores, scores.step_logits, scores.values, scores.hidden)
-    return torch.stack([part.sum() * 0.0 for part in parts if part is not None]).sum()
 
 
 class BaseTrainer(NoDeadOverrides, CheckpointMixin, EvaluationMixin, Trainer):
