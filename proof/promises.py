@@ -242,7 +242,7 @@ PROMISES: tuple[Promise, ...] = (
         "Never a silent hang",
         "A server that stalls, fails or dies, and a reward that never returns, end in a named error in bounded time.",
         (
-            "tests/rollout/test_bounded_http.py",
+            "tests/test_http_client.py",
             "tests/rollout/test_vllm_server.py",
             "tests/rollout/test_vllm_engine.py",
             "tests/rollout/test_vllm_runs.py",

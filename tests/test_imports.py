@@ -14,7 +14,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 SOURCE = ROOT / "src" / "strop"
 
-BASE = {"errors", "records", "collectives"}
+BASE = {"errors", "records", "collectives", "http_client"}
 WAIST = BASE | {"data", "model"}
 TOOLS = WAIST | {"rollout", "rewards", "losses"}
 ENGINE = TOOLS | {"settings", "watch", "engine", "online", "methods"}
@@ -22,6 +22,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "errors": set(),
     "records": {"errors"},
     "collectives": {"errors", "records"},
+    "http_client": {"errors"},
     "data": BASE,
     "model": BASE | {"data"},
     "rollout": WAIST,

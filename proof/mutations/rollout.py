@@ -142,8 +142,10 @@ MUTATIONS = (
         name="a-stalled-server-is-waited-for",
         promises=(19,),
         history="A rollout server that sends a byte now and then held the trainer for ever (trl#6797).",
-        edits=(Edit("rollout/bounded_http.py", "        watchdog.start()\n", "        watchdog.daemon = True\n"),),
-        tests=("tests/rollout/test_bounded_http.py::test_a_server_that_stalls_is_left_in_time",),
+        edits=(
+            Edit("http_client.py", "            asyncio.timeout(timeout_s),\n", "            asyncio.timeout(None),\n"),
+        ),
+        tests=("tests/test_http_client.py::test_a_server_that_stalls_is_left_in_time",),
     ),
     Mutation(
         name="one-failed-request-does-not-end-the-others",

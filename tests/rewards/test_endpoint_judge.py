@@ -5,12 +5,13 @@ import json
 import math
 import threading
 import time
+import traceback
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
 from strop.errors import ConfigError, RewardError
-from strop.rewards.endpoint_judge import EndpointJudge, read_verdict
+from strop.rewards.endpoint_judge import EndpointJudge, MalformedReply, read_verdict
 
 
 class Stub(BaseHTTPRequestHandler):
@@ -40,6 +41,27 @@ class Stub(BaseHTTPRequestHandler):
             return self.answer(trouble, b"busy")
         if isinstance(trouble, bytes):
             return self.answer(200, trouble)
+        if trouble == "redirect":
+            self.send_response(307)
+            self.send_header("Location", self.path)
+            self.send_header("Content-Length", "0")
+            return self.end_headers()
+        if trouble == "a length of 1e15":
+            self.send_response(200)
+            self.send_header("Content-Length", str(10**15))
+            self.end_headers()
+            with contextlib.suppress(OSError):
+                self.wfile.write(b" " * 1000)
+            return
+        if trouble == "a body without end":
+            self.send_response(200)
+            self.end_headers()
+            with contextlib.suppress(OSError):
+                while not self.server.stop.is_set():
+                    self.wfile.write(b" " * (1 << 20))
+            return
+        if trouble == "echo":
+            return self.answer(400, f"no such key: {self.headers['Authorization']}".encode())
         text = request["messages"][0]["content"]
         a, b = text.split("### Answer A\n")[1].split("\n\n### Answer B\n")
         letter = trouble or ("A" if len(a) > len(b.split("\n\nWhich")[0]) else "B")
@@ -105,12 +127,34 @@ def test_passing_trouble_is_retried(stub, status, monkeypatch):
     assert len(stub.requests) == 4
 
 
-@pytest.mark.parametrize("trouble", ["stall", "trickle", "drop", 500, b"not json", b"[1]", b"x" * (1 << 21)])
+HOSTILE = {
+    "not JSON": b"not json",
+    "a list": b"[1]",
+    "2 MiB": b"x" * (1 << 21),
+    "deep JSON": b"[" * 100_000,
+    "a number of 5,000 digits": b'{"choices": ' + b"1" * 5000 + b"}",
+    "no UTF-8": b"\xff\xfe\x00",
+    "NaN": b'{"choices": [{"message": {"content": "A"}, "logprobs": NaN}]}',
+    "NaN as text": b'{"choices": [{"message": {"content": "A"}, "logprobs": {"content": [{"top_logprobs": '
+    b'[{"token": "A", "logprob": "nan"}]}]}}]}',
+    "log-probability 1e999": b'{"choices": [{"message": {"content": "A"}, "logprobs": {"content": [{"top_logprobs": '
+    b'[{"token": "A", "logprob": 1e999}]}]}}]}',
+    "log-probability 800": b'{"choices": [{"message": {"content": "A"}, "logprobs": {"content": [{"top_logprobs": '
+    b'[{"token": "A", "logprob": 800}, {"token": "B", "logprob": 800}]}]}}]}',
+    "log-probability true": b'{"choices": [{"message": {"content": "A"}, "logprobs": {"content": [{"top_logprobs": '
+    b'[{"token": "A", "logprob": true}]}]}}]}',
+    "no choices": b'{"choices": []}',
+    "log-probabilities of another kind": b'{"choices": [{"message": {"content": "A"}, "logprobs": 5}]}',
+}
+TROUBLES = ["stall", "trickle", "drop", 500, "a length of 1e15", "a body without end", *HOSTILE]
+
+
+@pytest.mark.parametrize("trouble", TROUBLES)
 def test_a_server_that_never_answers_well_is_named_in_bounded_time(stub, trouble, monkeypatch):
     monkeypatch.setattr("strop.rewards.endpoint_judge._LONGEST_PAUSE_SECONDS", 0.01)
-    stub.trouble = lambda number: trouble
+    stub.trouble = lambda number: HOSTILE.get(trouble, trouble)
     with pytest.raises(RewardError) as caught:
-        judge(stub, timeout_seconds=0.2, retries=1, max_workers=4).compare(["p"] * 50, [("x", "yy")] * 50)
+        judge(stub, timeout_seconds=0.3, retries=1, max_workers=4).compare(["p"] * 50, [("x", "yy")] * 50)
     assert "answered none of 100 requests" in str(caught.value) and "Check that the server runs" in str(caught.value)
     assert len(stub.requests) < 20  # it stopped asking
 
@@ -125,9 +169,23 @@ def test_some_failures_are_no_verdicts(stub, monkeypatch):
 @pytest.mark.parametrize("status", [400, 401, 404])
 def test_a_refusal_is_not_retried(stub, status):
     stub.trouble = lambda number: status
-    with pytest.raises(RewardError, match=f"refuses requests: status {status}: busy"):
+    with pytest.raises(RewardError, match=rf"refuses requests: .*status {status}: busy"):
         judge(stub, max_workers=1).compare(["p"] * 20, [("x", "yy")] * 20)
     assert len(stub.requests) == 1
+
+
+def test_a_redirect_is_a_refusal(stub):
+    stub.trouble = lambda number: "redirect"
+    with pytest.raises(RewardError, match=r"refuses requests: .*status 307.*redirect, which is not followed"):
+        judge(stub, max_workers=1).compare(["p"], [("x", "yy")])
+    assert len(stub.requests) == 1
+
+
+def test_a_key_that_the_server_echoes_is_masked(stub):
+    key, stub.trouble = "sk-hush", lambda number: "echo"
+    with pytest.raises(RewardError, match=r"no such key: Bearer \*\*\*") as caught:
+        judge(stub, max_workers=1, api_key=key).compare(["p"], [("x", "yy")])
+    assert key not in "".join(traceback.format_exception(caught.value))
 
 
 def test_nobody_listens():
@@ -167,12 +225,13 @@ def test_verdicts_by_log_probabilities(stub):
 
 
 @pytest.mark.parametrize("reply", [{}, {"choices": []}, {"choices": [{}]}, {"choices": [None]}, {"choices": 5}])
-def test_malformed_replies_are_no_verdicts(reply):
-    assert read_verdict(reply) is None
+def test_malformed_replies_are_failures(reply):
+    with pytest.raises(MalformedReply):
+        read_verdict(reply)
 
 
 def test_wrong_settings_are_listed_together():
     with pytest.raises(ConfigError) as caught:
         EndpointJudge("localhost:8000", "m", timeout_seconds=0, retries=-1)
     said = str(caught.value)
-    assert "must look like http://127.0.0.1:8000/v1" in said and "timeout_seconds is 0" in said and "retries" in said
+    assert "must look like 'http://127.0.0.1:8000'" in said and "timeout_seconds is 0" in said and "retries" in said

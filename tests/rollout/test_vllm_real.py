@@ -27,8 +27,8 @@ from torch import nn
 from transformers import AutoModelForCausalLM, TrainerCallback
 
 from strop.errors import RolloutError, SetupError
+from strop.http_client import JsonClient
 from strop.rollout import SamplingParams, warp_logps
-from strop.rollout.bounded_http import JsonClient
 from strop.rollout.native import NativeGenerator
 from strop.rollout.vllm_engine import VllmGenerator
 from strop.rollout.vllm_server import VllmServer

@@ -1,4 +1,4 @@
-"""A judge behind an OpenAI-compatible chat endpoint (vLLM, llama.cpp, a hosted service), by the standard library.
+"""A judge behind an OpenAI-compatible chat endpoint (vLLM, llama.cpp, a hosted service).
 
 Nothing is contacted unless this judge is made, and then only the address it was given. Every request has a wall-clock
 limit that a server cannot stretch by sending a byte at a time; retries are counted; a server that fails again and
@@ -7,24 +7,23 @@ again is not asked any more in the same call.
 
 from __future__ import annotations
 
-import contextlib
-import http.client
-import json
 import math
 import re
-import socket
 import threading
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
-from urllib.parse import urlsplit
 
 from strop.errors import ConfigError, RewardError
+from strop.http_client import HttpError, HttpStatusError, JsonClient
 from strop.rewards.judges import JUDGE_INSTRUCTION, Judge, Pair, both_orders, judge_question
 
 _RETRIED_STATUS = frozenset({408, 409, 425, 429, 500, 502, 503, 504})
 _ANSWER_LIMIT_BYTES = 1 << 20
 _LONGEST_PAUSE_SECONDS = 8.0
+_ROUNDING = 1e-3
+"""How far above 0 a log-probability in half precision may lie."""
+_SMALLEST_LOGP = -1e4
 _LETTER = re.compile(r"(?<![A-Za-z])([AB])(?![A-Za-z])")
 
 
@@ -66,17 +65,18 @@ class EndpointJudge(Judge):
         max_reply_tokens: int = 16,
         use_logprobs: bool = False,
     ) -> None:
-        address = urlsplit(base_url)
         problems = []
-        if address.scheme not in ("http", "https") or not address.hostname:
-            problems.append(f"base_url is {base_url!r}; it must look like http://127.0.0.1:8000/v1")
+        try:
+            self._client = JsonClient(base_url, api_key, most_bytes=_ANSWER_LIMIT_BYTES)
+        except ConfigError as error:
+            problems.append(str(error))
         if not timeout_seconds > 0:
             problems.append(f"timeout_seconds is {timeout_seconds!r}; it must be positive")
         if retries < 0 or max_workers < 1 or max_reply_tokens < 1:
             problems.append("retries must be at least 0, max_workers and max_reply_tokens at least 1")
         if problems:
             raise ConfigError.collect("The endpoint judge cannot be set up.", problems)
-        self.base_url = base_url
+        self.base_url = self._client.base_url
         self.model = model
         self.instruction = instruction
         self.timeout_seconds = timeout_seconds
@@ -84,10 +84,6 @@ class EndpointJudge(Judge):
         self.max_workers = max_workers
         self.max_reply_tokens = max_reply_tokens
         self.use_logprobs = use_logprobs
-        self._address = address
-        self._headers = {"Content-Type": "application/json", "Connection": "close"}
-        if api_key:
-            self._headers["Authorization"] = f"Bearer {api_key}"
 
     def judge_pairs(self, prompts: Sequence[Any], pairs: Sequence[Pair]) -> Sequence[float | None]:
         questions = [(prompt, first, second) for prompt, (first, second) in zip(prompts, pairs, strict=True)]
@@ -109,22 +105,25 @@ class EndpointJudge(Judge):
 
     def _ask(self, question: tuple[str, str, str], line: _Line) -> float | None:
         """P(A) for one question, or None."""
-        body = json.dumps(self._request(judge_question(self.instruction, *question))).encode()
+        request = self._request(judge_question(self.instruction, *question))
         for attempt in range(self.retries + 1):
             if line.closed:
                 break
+            pause_s: float | None = None
             try:
-                reply = self._post(body)
-            except _Refused as refusal:
-                line.close()
-                raise RewardError(f"The judge at {self.base_url} refuses requests: {refusal}") from None
-            except _Failed as failure:
-                line.note(str(failure))
-                if attempt < self.retries:
-                    line.pause(min(failure.retry_after or 0.5 * 2**attempt, _LONGEST_PAUSE_SECONDS))
-                continue
-            line.note(None)
-            return read_verdict(reply)
+                verdict = read_verdict(self._client.post("/chat/completions", request, self.timeout_seconds))
+                line.note(None)
+                return verdict
+            except HttpStatusError as error:
+                if error.status not in _RETRIED_STATUS:
+                    line.close()
+                    raise RewardError(f"The judge at {self.base_url} refuses requests: {error}") from None
+                line.note(str(error))
+                pause_s = error.retry_after_s
+            except (HttpError, MalformedReply) as error:
+                line.note(str(error))
+            if attempt < self.retries:
+                line.pause(min(0.5 * 2**attempt if pause_s is None else pause_s, _LONGEST_PAUSE_SECONDS))
         line.count_failed()
         return None
 
@@ -138,39 +137,6 @@ class EndpointJudge(Judge):
         if self.use_logprobs:
             request.update(logprobs=True, top_logprobs=20)
         return request
-
-    def _post(self, body: bytes) -> dict[str, Any]:
-        kind = http.client.HTTPSConnection if self._address.scheme == "https" else http.client.HTTPConnection
-        connection = kind(self._address.hostname or "", self._address.port, timeout=self.timeout_seconds)
-        over = threading.Event()
-        sockets: list[socket.socket] = []  # http.client lets go of its own reference before the body is read
-
-        def cut() -> None:
-            over.set()
-            for sock in sockets:
-                with contextlib.suppress(OSError):
-                    sock.shutdown(socket.SHUT_RDWR)  # ends a read that is fed byte by byte
-
-        timer = threading.Timer(self.timeout_seconds, cut)
-        timer.daemon = True
-        timer.start()
-        try:
-            connection.connect()
-            sockets.append(connection.sock)
-            path = f"{self._address.path.rstrip('/')}/chat/completions"
-            connection.request("POST", path, body, self._headers)
-            response = connection.getresponse()
-            data = response.read(_ANSWER_LIMIT_BYTES + 1)
-        except (OSError, http.client.HTTPException) as error:
-            if over.is_set() or isinstance(error, TimeoutError):
-                raise _Failed(f"no answer within {self.timeout_seconds:g} seconds") from None
-            raise _Failed(f"{type(error).__name__}: {error}") from None
-        finally:
-            timer.cancel()
-            connection.close()
-        if over.is_set():
-            raise _Failed(f"no answer within {self.timeout_seconds:g} seconds")
-        return _read_response(response.status, response.getheader("Retry-After"), data)
 
 
 class _Line:
@@ -206,22 +172,17 @@ class _Line:
         self._closed.set()
 
 
-class _Failed(Exception):
-    """An attempt failed in a way that may pass."""
-
-    def __init__(self, text: str, retry_after: float | None = None) -> None:
-        super().__init__(text)
-        self.retry_after = retry_after
+class MalformedReply(ValueError):
+    """A reply that is not in the form of the API, or holds numbers that are none; the text says what."""
 
 
-class _Refused(Exception):
-    """The server says that the request itself is wrong; asking again is pointless."""
-
-
-def read_verdict(reply: dict[str, Any]) -> float | None:
+def read_verdict(reply: Any) -> float | None:
     """P(A) out of a chat completion: from the first token's log-probabilities if they are there, else from the text.
 
     The text counts if the only letters A and B that stand alone in it agree.
+
+    Raises:
+        MalformedReply: not a chat completion, or log-probabilities that are none.
     """
     try:
         choice = reply["choices"][0]
@@ -231,8 +192,8 @@ def read_verdict(reply: dict[str, Any]) -> float | None:
             if odds is not None:
                 return odds
         letters = set(_LETTER.findall(choice["message"]["content"] or ""))
-    except (KeyError, IndexError, TypeError, AttributeError):
-        return None
+    except (KeyError, IndexError, TypeError, AttributeError) as error:
+        raise MalformedReply(f"an answer that is not a chat completion ({type(error).__name__}: {error})") from None
     return float(letters == {"A"}) if len(letters) == 1 else None
 
 
@@ -241,24 +202,13 @@ def _letter_odds(alternatives: Sequence[dict[str, Any]]) -> float | None:
     for alternative in alternatives:
         letter = str(alternative["token"]).strip()
         if letter in mass:
-            mass[letter] += math.exp(float(alternative["logprob"]))
+            mass[letter] += math.exp(_log_probability(alternative["logprob"]))
     total = mass["A"] + mass["B"]
     return mass["A"] / total if total > 0 else None
 
 
-def _read_response(status: int, retry_after: str | None, data: bytes) -> dict[str, Any]:
-    shown = data[:200].decode("utf-8", "replace").strip()
-    if status in _RETRIED_STATUS:
-        pause = float(retry_after) if retry_after and retry_after.isdigit() else None
-        raise _Failed(f"status {status}: {shown}", pause)
-    if status != 200:
-        raise _Refused(f"status {status}: {shown}")
-    if len(data) > _ANSWER_LIMIT_BYTES:
-        raise _Failed(f"an answer of more than {_ANSWER_LIMIT_BYTES} bytes")
-    try:
-        reply = json.loads(data)
-    except ValueError:
-        raise _Failed(f"an answer that is not JSON: {shown}") from None
-    if not isinstance(reply, dict):
-        raise _Failed(f"an answer that is not an object: {shown}")
-    return reply
+def _log_probability(value: Any) -> float:
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not number or not -math.inf < value <= _ROUNDING:
+        raise MalformedReply(f"a log-probability of {str(value)[:40]}, which is none")
+    return float(max(value, _SMALLEST_LOGP))

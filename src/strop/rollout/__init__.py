@@ -10,7 +10,7 @@
 | `packed_linear.py`, `cuda_graph.py` | the same decode step, faster on CPU and on CUDA |
 | `self_check.py` | whether the native engine serves a model |
 | `transformers_engine.py` | `model.generate` behind the same interface |
-| `vllm_engine.py` | vLLM; `vllm_server.py`, `bounded_http.py` (a server), `vllm_colocated.py` (this process) |
+| `vllm_engine.py` | vLLM; `vllm_server.py` (a server), `vllm_colocated.py` (this process) |
 | `vllm_weights.py`, `vllm_answers.py` | what vLLM is sent of a policy; what it is asked, and whether it answered that |
 """
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from strop.errors import RolloutError, SetupError
-from strop.rollout.bounded_http import HttpConnectionError, HttpStatusError, JsonClient
+from strop.http_client import HttpConnectionError, HttpError, HttpStatusError, HttpTimeoutError, JsonClient
 
 logger = logging.getLogger(__name__)
 
@@ -77,7 +77,7 @@ class VllmServer:
                 for future in pending:
                     future.cancel()
                 self.client.abort()
-                failed.result()
+                raise _as_rollout_error(failed.exception())
         return [future.result() for future in futures]
 
     def load_adapter(self, name: str, folder: Path) -> None:
@@ -105,7 +105,7 @@ class VllmServer:
             body, limit_s = {"lora_name": self._adapter}, min(self.timeout_s, _SETUP_TIMEOUT_S)
             try:
                 self.client.post("/v1/unload_lora_adapter", body, limit_s, text_too=True)
-            except RolloutError as error:
+            except HttpError as error:
                 logger.info("rollout: the adapter %s stays on the server: %s", self._adapter, error)
             self._adapter = None
 
@@ -127,7 +127,7 @@ class VllmServer:
                     logger.warning("rollout: no server answers at %s yet; waiting up to %g s", url, wait_s)
                 told = True
                 time.sleep(min(1.0, max(0.0, deadline - time.monotonic())))
-            except RolloutError as error:
+            except HttpError as error:
                 raise SetupError(f"No vLLM server can be used at {url}: {error}") from error
             except (KeyError, IndexError, TypeError, AttributeError) as error:
                 raise SetupError(
@@ -139,6 +139,8 @@ class VllmServer:
             return self.client.post(path, body, self.timeout_s, text_too=True)
         except HttpStatusError as error:
             raise RolloutError(f"The weights could not be sent to the server: {error} {hint}") from error
+        except HttpError as error:
+            raise _as_rollout_error(error) from error
 
     def _complete_one(self, request: dict[str, Any]) -> list[dict[str, Any]]:
         body = {"model": self.serves, "return_token_ids": True, "logprobs": 0, **request}
@@ -161,9 +163,17 @@ class VllmServer:
                 f"The server at {self.client.base_url} serves {self.serves!r}, which does not continue the policy's "
                 f"last id {vocab_size - 1}: {error} Start the server with the policy's base model."
             ) from error
-        except RolloutError as error:
+        except (HttpError, RolloutError) as error:
             raise SetupError(f"The server at {self.client.base_url} cannot be used for rollouts: {error}") from error
         return bool(logps) and abs(float(logps[0])) < 1e-4
+
+
+def _as_rollout_error(error: BaseException | None) -> BaseException:
+    """A failed call as the rollout's own error; others as they are."""
+    if not isinstance(error, HttpError):
+        return error or RolloutError("A call of the server failed without an error.")
+    advice = " (The limit is vllm_server_timeout.)" if isinstance(error, HttpTimeoutError) else ""
+    return RolloutError(f"{error}{advice}")
 
 
 def _flatten(choice: Any, url: str) -> dict[str, Any]:

@@ -1,15 +1,27 @@
 from __future__ import annotations
 
+import asyncio
+import gzip
 import json
+import os
+import pickle
 import socket
 import threading
 import time
+import traceback
 from collections.abc import Iterator
 
 import pytest
 
-from strop.errors import ConfigError, RolloutError
-from strop.rollout.bounded_http import HttpStatusError, JsonClient
+from strop.errors import ConfigError
+from strop.http_client import (
+    HttpAnswerError,
+    HttpConnectionError,
+    HttpError,
+    HttpStatusError,
+    HttpTimeoutError,
+    JsonClient,
+)
 
 
 class RawServer:
@@ -99,7 +111,7 @@ def test_the_message_is_taken_out_of_an_error_in_json(server: RawServer, body: s
 
 def test_an_answer_that_is_not_json_is_named(server: RawServer) -> None:
     server.answer("<html>hello</html>")
-    with pytest.raises(RolloutError, match=r"not JSON: '<html>hello"):
+    with pytest.raises(HttpAnswerError, match=r"not JSON \(Expecting value.*\): '<html>hello"):
         JsonClient(server.url).post("/x", {}, 5.0)
     assert JsonClient(server.url).post("/x", {}, 5.0, text_too=True) == "<html>hello</html>"
 
@@ -117,7 +129,7 @@ def test_a_server_that_stalls_is_left_in_time(server: RawServer, kind: str) -> N
     elif kind == "endless body":  # without a length the end of the connection is the end of the body
         server.pieces, server.pause_s = [b"HTTP/1.1 200 OK\r\n\r\n", *[b" "] * 100], 0.05
     start = time.monotonic()
-    with pytest.raises(RolloutError, match=r"within 0\.3 s"):
+    with pytest.raises(HttpTimeoutError, match=r"within 0\.3 s"):
         JsonClient(server.url).post("/x", {}, 0.3)
     assert time.monotonic() - start < 3.0  # it would be 5 s or more without the watchdog
 
@@ -125,14 +137,14 @@ def test_a_server_that_stalls_is_left_in_time(server: RawServer, kind: str) -> N
 @pytest.mark.parametrize("pieces", [[], [b"HTTP/1.1 200 OK\r\nContent-Length: 50\r\n\r\n{"], [b"nonsense\r\n\r\n"]])
 def test_a_server_that_dies_is_named(server: RawServer, pieces: list[bytes]) -> None:
     server.pieces = pieces
-    with pytest.raises(RolloutError, match="not running, or died"):
+    with pytest.raises(HttpConnectionError, match="not running, or died"):
         JsonClient(server.url).post("/x", {}, 5.0)
 
 
 def test_no_server_is_named() -> None:
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
-    with pytest.raises(RolloutError, match="not running, or died"):
+    with pytest.raises(HttpConnectionError, match="not running, or died"):
         JsonClient(f"http://127.0.0.1:{port}").get("/x", 5.0)
 
 
@@ -144,7 +156,7 @@ def test_calls_in_progress_can_be_ended(server: RawServer) -> None:
     def call() -> None:
         try:
             client.post("/x", {}, 30.0)
-        except RolloutError as error:
+        except HttpError as error:
             errors.append(error)
 
     thread = threading.Thread(target=call)
@@ -160,3 +172,95 @@ def test_calls_in_progress_can_be_ended(server: RawServer) -> None:
 def test_addresses_are_checked(url: str) -> None:
     with pytest.raises(ConfigError, match=r"http://127\.0\.0\.1:8000"):
         JsonClient(url)
+
+
+@pytest.mark.parametrize("url", ["http://me:pass@host:x", "http://host:99999999", "http://ho\nst"])
+def test_addresses_that_only_look_right_are_refused_without_their_password(url: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        JsonClient(url)
+    assert "pass@" not in str(caught.value)
+
+
+@pytest.mark.parametrize("status", ["302 Found", "307 Temporary Redirect", "304 Not Modified"])
+def test_a_redirect_is_no_success(server: RawServer, status: str) -> None:
+    server.pieces = [f"HTTP/1.1 {status}\r\nLocation: {server.url}/y\r\nContent-Length: 2\r\n\r\n{{}}".encode()]
+    with pytest.raises(HttpStatusError, match=rf"status {status[:3]}.*redirect, which is not followed") as caught:
+        JsonClient(server.url).post("/x", {}, 5.0)
+    assert caught.value.status == int(status[:3]) and server.received.startswith(b"POST /x")
+
+
+@pytest.mark.parametrize("text", ["NaN", '{"a": [1, -Infinity]}', "[" * 100_000, "1" * 5000, "\x00", "{'a': 1}"])
+def test_what_json_does_not_know_is_not_json(server: RawServer, text: str) -> None:
+    server.answer(text)
+    with pytest.raises(HttpAnswerError, match="not JSON"):
+        JsonClient(server.url).get("/x", 5.0)
+
+
+@pytest.mark.parametrize("length", ["1" + "0" * 15, "1" + "0" * 40, "-5", "1001"])
+def test_a_body_that_is_announced_too_long_is_not_awaited(server: RawServer, length: str) -> None:
+    server.pieces, server.hold = [f"HTTP/1.1 200 OK\r\nContent-Length: {length}\r\n\r\n{{}}".encode()], True
+    start = time.monotonic()
+    with pytest.raises(HttpError):
+        JsonClient(server.url, most_bytes=1000).get("/x", 5.0)
+    assert time.monotonic() - start < 2.0
+
+
+@pytest.mark.parametrize("chunked", [False, True])
+def test_a_body_without_end_is_left_at_the_bound(server: RawServer, chunked: bool) -> None:
+    block = b"10000\r\n" + b" " * 0x10000 + b"\r\n" if chunked else b" " * 0x10000
+    head = b"HTTP/1.1 200 OK\r\n" + b"Transfer-Encoding: chunked\r\n" * chunked + b"\r\n"
+    server.pieces, server.hold = [head, *[block] * 200], True
+    with pytest.raises(HttpAnswerError, match="more than 1000000 bytes, the most that is read"):
+        JsonClient(server.url, most_bytes=1_000_000).get("/x", 5.0)
+
+
+def test_a_packed_body_is_not_unpacked(server: RawServer) -> None:
+    body = gzip.compress(b" " * 10_000_000)
+    head = f"HTTP/1.1 200 OK\r\nContent-Encoding: gzip\r\nContent-Length: {len(body)}\r\n\r\n".encode()
+    server.pieces = [head + body]
+    with pytest.raises(HttpAnswerError, match="'gzip', which was not asked for"):
+        JsonClient(server.url).get("/x", 5.0)
+    assert b"identity" in server.received
+
+
+KEY = "sk-secret-1234"
+
+
+@pytest.mark.parametrize("status", ["200 OK", "401 Unauthorized", "302 Found", "500 Oops"])
+def test_keys_never_stand_in_an_error(server: RawServer, status: str) -> None:
+    server.answer(f"{KEY} and hunter2 \x1b[31m", status)
+    url = server.url.replace("http://", "http://me:hunter2@")
+    with pytest.raises(HttpError) as caught:
+        JsonClient(url, KEY).get("/x", 5.0)
+    shown = "".join(traceback.format_exception(caught.value))
+    assert KEY not in shown and "hunter2" not in shown and "\x1b" not in str(caught.value) and "***" in shown
+
+
+@pytest.mark.parametrize("key", ["sk-a\n", "sk a", "sk-ä", "sk-a\r\nX-Other: 1"])
+def test_a_key_that_is_none_is_refused_and_not_shown(key: str) -> None:
+    with pytest.raises(ConfigError, match="API key") as caught:
+        JsonClient("http://127.0.0.1:1", key)
+    assert key not in str(caught.value) and "sk" not in str(caught.value)
+
+
+def test_a_proxy_is_not_asked_for_this_machine(server: RawServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")
+    for name in ("NO_PROXY", "no_proxy"):
+        monkeypatch.delenv(name, raising=False)
+    server.answer("1")
+    assert JsonClient(server.url).get("/x", 5.0) == 1
+
+
+def test_calls_work_after_a_fork_in_a_running_loop_and_pickled(server: RawServer) -> None:
+    server.answer("7")
+    client = JsonClient(server.url, KEY)
+
+    async def in_a_loop() -> object:
+        return client.get("/x", 5.0)
+
+    assert client.get("/x", 5.0) == asyncio.run(in_a_loop()) == pickle.loads(pickle.dumps(client)).get("/x", 5.0) == 7
+    child = os.fork()
+    if child == 0:
+        os._exit(0 if client.get("/x", 5.0) == 7 else 1)
+    assert os.waitpid(child, 0)[1] == 0
