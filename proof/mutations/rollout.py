@@ -154,8 +154,8 @@ MUTATIONS = (
         edits=(
             Edit(
                 "rollout/vllm_server.py",
-                "                self.client.abort()\n                failed.result()\n",
-                "                failed.result()\n",
+                "                self.client.abort()\n                raise _as_rollout_error(failed.exception())\n",
+                "                raise _as_rollout_error(failed.exception())\n",
             ),
         ),
         tests=("tests/rollout/test_vllm_server.py::test_one_failure_ends_all_requests",),
