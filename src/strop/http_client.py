@@ -89,6 +89,8 @@ class JsonClient:
     def post(self, path: str, body: dict[str, Any], timeout_s: float, *, text_too: bool = False) -> Any:
         """The JSON answer to a POST; None where the answer is empty.
 
+        NaN and Infinity, which Python's own servers write, are let through: who reads a number checks it.
+
         Args:
             timeout_s: seconds for the whole call, connecting and reading included.
             text_too: whether an answer may also be plain text, which is then returned as it is.
@@ -128,7 +130,7 @@ class JsonClient:
                 advice = " That is a redirect, which is not followed: give the address that it leads to."
             raise HttpStatusError(f"{where} was refused with status {status}: {words}{advice}", status, retry_after_s)
         try:
-            return _parsed(text) if text.strip() else None
+            return json.loads(text) if text.strip() else None
         except (ValueError, RecursionError) as error:
             if text_too:
                 return text
@@ -201,17 +203,10 @@ async def _body(response: httpx2.Response, most_bytes: int) -> bytes:
     return b"".join(pieces)
 
 
-def _parsed(text: str) -> Any:
-    def refuse(constant: str) -> NoReturn:
-        raise ValueError(f"{constant} is not a finite number")
-
-    return json.loads(text, parse_constant=refuse)
-
-
 def _words_of(text: str) -> str:
     """The message of an error in OpenAI's form or FastAPI's, other texts as they are."""
     try:
-        found = _parsed(text)
+        found = json.loads(text)
     except (ValueError, RecursionError):
         return text
     if not isinstance(found, dict):
