@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 
+from strop.data import DatasetKind, TokenizeOptions
+from strop.engine import rows
+from strop.engine.setup import resolve_config
 from strop.engine.step import tree_field
+from strop.engine.trainer import BaseTrainer
 from strop.errors import ConfigError
 from strop.losses import dpo_loss, exponential_metrics, mean_of, xpo_loss
-from strop.methods.pairs import PairTrainer, pair_metrics
+from strop.methods.pairs import pair_metrics
 from strop.online.groups import Group
 from strop.online.opponents import OPPONENT_UNUSED, preferences, rollout_against
 from strop.online.own_pairs import OnlinePairConfig, OnlinePairTrainer, at_epoch, objective_metrics
-from strop.records import Batch, Example, LossOutput, Mean, Scores, StepContext, Term
+from strop.records import Batch, Example, LossOutput, Mean, Scores, StepContext, Term, Want
 from strop.settings.config import ReferenceConfig
 from strop.settings.schema import Range, config
 
@@ -42,83 +47,39 @@ class XPOConfig(OnlinePairConfig):
     """Completions of the policy per prompt; each meets one of the reference."""
 
 
-class XPOTrainer:
-    """Exploratory preference optimisation.
-
-    With a reward or judge (online): y from the policy, y~ from the reference, L = DPO(y, y~ by preference) +
-    alpha log pi(y~); the bonus lowers what the reference would say and so makes the policy explore. Rows: `prompt`.
-    Without one (offline): L = e^(-beta (u_w - u_l)) on preference pairs; rows: `prompt`, `chosen`, `rejected`.
-    Source: arXiv 2405.21046 Algorithm 1; offline: the exponential member of GPO, arXiv 2402.05749.
-    Differs from the paper: each step learns from its own pairs, not from all pairs so far.
-    """
-
-    config_class = XPOConfig
-
-    def __new__(cls, *args: Any, **kwargs: Any) -> Any:
-        if cls is not XPOTrainer:
-            return object.__new__(cls)
-        settings = kwargs.get("args", args[3] if len(args) > 3 else args[2] if len(args) > 2 else None)
-        reward = any(kwargs.get(name) is not None for name in ("reward_funcs", "reward_model", "judge"))
-        reward = reward or (len(args) > 2 and not isinstance(args[2], XPOConfig) and args[2] is not None)
-        reward = reward or getattr(settings, "reward_model_path", None) is not None
-        mode = getattr(settings, "mode", "auto")
-        if mode == "online" and not reward:
-            raise ConfigError(
-                "XPOTrainer with mode='online' needs a reward: pass reward_funcs=, a function, a model, an id, or a "
-                "judge."
-            )
-        if mode == "offline_exponential" and reward:
-            raise ConfigError(
-                "XPOTrainer with mode='offline_exponential' learns from pairs and asks no reward; remove reward_funcs."
-            )
-        return object.__new__(OnlineXPOTrainer if reward else OfflineXPOTrainer)
-
-    def __init__(
-        self,
-        model: Any = None,
-        ref_model: Any = None,
-        reward_funcs: Any = None,
-        args: XPOConfig | None = None,
-        **kwargs: Any,
-    ) -> None:
-        super().__init__(model, ref_model, reward_funcs, args, **kwargs)  # type: ignore[call-arg]
+WITH_SAMPLING = ("reward_processing_classes", "tools", "environment_factory", "rollout_func")
+"""Arguments of the constructor that only the online mode reads."""
 
 
-class OfflineXPOTrainer(XPOTrainer, PairTrainer):
-    """XPO on given pairs."""
-
-    uses_reference = True
-
-    def __init__(
-        self,
-        model: Any = None,
-        ref_model: Any = None,
-        reward_funcs: Any = None,
-        args: XPOConfig | None = None,
-        **kwargs: Any,
-    ) -> None:
-        args = args or XPOConfig()
-        if args.loss_type not in ("auto", "exponential"):
-            raise ConfigError(
-                f"loss_type={args.loss_type!r} on given pairs is a loss of DPOTrainer; offline XPO is 'exponential'."
-            )
-        if idle := settings_of_sampling(args):
-            raise ConfigError(
-                "XPOTrainer was given no reward, so it learns from given pairs and samples nothing; these settings "
-                f"have no effect: {', '.join(idle)}. Pass reward_funcs= (or judge=), or remove them."
-            )
-        for name in ("reward_model", "judge"):
-            kwargs.pop(name, None)
-        PairTrainer.__init__(self, model, args, ref_model=ref_model, **kwargs)
-
-    def loss(self, scores: Scores, batch: Batch, step: StepContext) -> LossOutput:
-        assert step.ref is not None
-        policy, ref = scores.sum().view(-1, 2), step.ref.sum().view(-1, 2)  # (B, 2) each
-        columns = (policy[:, 0], policy[:, 1], ref[:, 0], ref[:, 1])
-        beta = at_epoch(self.args.beta, self.state.epoch)
-        values = dpo_loss(*columns, beta=beta, loss_type="exponential")
-        metrics = pair_metrics(scores, beta * (policy - ref).detach(), policy.detach())
-        return LossOutput([Term(values, "trees")], metrics | exponential_metrics(values))
+def settle_mode(args: XPOConfig, *, offline: bool) -> None:
+    """Write the mode and the loss that `auto` stands for; refuse settings that the mode does not read."""
+    if args.mode == "online" and offline:
+        raise ConfigError(
+            "XPOTrainer with mode='online' needs a reward: pass reward_funcs=, a function, a model, an id, or a judge."
+        )
+    if args.mode == "offline_exponential" and not offline:
+        raise ConfigError(
+            "XPOTrainer with mode='offline_exponential' learns from pairs and asks no reward; remove reward_funcs."
+        )
+    if offline and args.loss_type not in ("auto", "exponential"):
+        raise ConfigError(
+            f"loss_type={args.loss_type!r} on given pairs is a loss of DPOTrainer; offline XPO is 'exponential'."
+        )
+    if offline and (idle := settings_of_sampling(args)):
+        raise ConfigError(
+            "XPOTrainer was given no reward, so it learns from given pairs and samples nothing; these settings "
+            f"have no effect: {', '.join(idle)}. Pass reward_funcs= (or judge=), or remove them."
+        )
+    if not offline and (idle := [name for name in OF_GIVEN_PAIRS if getattr(args, name) != getattr(XPOConfig, name)]):
+        advice = "\n".join(f"  - {name}: {OnlinePairConfig.unused[name]}" for name in idle)
+        raise ConfigError(f"XPOTrainer was given a reward, so it samples its pairs. No effect have:\n{advice}")
+    if not offline and args.loss_type == "exponential":
+        raise ConfigError(
+            f"loss_type={args.loss_type!r} is for pairs that are given; online XPO knows 'sigmoid' and 'ipo'."
+        )
+    args.mode = "offline_exponential" if offline else "online"
+    if args.loss_type == "auto":
+        args.loss_type = "exponential" if offline else "sigmoid"
 
 
 def settings_of_sampling(args: XPOConfig) -> list[str]:
@@ -127,9 +88,18 @@ def settings_of_sampling(args: XPOConfig) -> list[str]:
     return [f.name for f in dataclasses.fields(args) if f.name not in shared and getattr(args, f.name) != f.default]
 
 
-class OnlineXPOTrainer(XPOTrainer, OnlinePairTrainer):
-    """XPO with a reward or a judge."""
+class XPOTrainer(OnlinePairTrainer):
+    """Exploratory preference optimisation.
 
+    With a reward or judge (online): y from the policy, y~ from the reference, L = DPO(y, y~ by preference) +
+    alpha log pi(y~); the bonus lowers what the reference would say and so makes the policy explore. Rows: `prompt`.
+    Without one (offline): DPO's `exponential` loss, L = e^(-beta (u_w - u_l)), on preference pairs; rows: `prompt`,
+    `chosen`, `rejected`.
+    Source: arXiv 2405.21046 Algorithm 1; offline: the exponential member of GPO, arXiv 2402.05749.
+    Differs from the paper: each step learns from its own pairs, not from all pairs so far.
+    """
+
+    config_class = XPOConfig
     has_opponent = True
 
     def __init__(
@@ -140,21 +110,55 @@ class OnlineXPOTrainer(XPOTrainer, OnlinePairTrainer):
         args: XPOConfig | None = None,
         **kwargs: Any,
     ) -> None:
-        args = args or XPOConfig()
-        if idle := [name for name in OF_GIVEN_PAIRS if getattr(args, name) != getattr(XPOConfig, name)]:
-            advice = "\n".join(f"  - {name}: {OnlinePairConfig.unused[name]}" for name in idle)
-            raise ConfigError(f"XPOTrainer was given a reward, so it samples its pairs. No effect have:\n{advice}")
-        args.loss_type = "sigmoid" if args.loss_type == "auto" else args.loss_type
-        if args.loss_type not in ("sigmoid", "ipo"):
-            raise ConfigError(
-                f"loss_type={args.loss_type!r} is for pairs that are given; online XPO knows 'sigmoid' and 'ipo'."
-            )
-        OnlinePairTrainer.__init__(self, model, ref_model, reward_funcs, args, **kwargs)
+        if args is None and isinstance(reward_funcs, XPOConfig):  # XPOTrainer(model, ref_model, args)
+            reward_funcs, args = None, reward_funcs
+        args = copy.copy(resolve_config(XPOConfig, args))
+        sources = (reward_funcs, kwargs.get("reward_model"), kwargs.get("judge"), args.reward_model_path)
+        self.offline = not any(source is not None for source in sources)
+        settle_mode(args, offline=self.offline)
+        unused = [name for name in WITH_SAMPLING if self.offline and kwargs.get(name) is not None]
+        if unused:
+            raise ConfigError(f"XPOTrainer was given no reward, so it samples nothing; remove {', '.join(unused)}.")
+        super().__init__(model, ref_model, reward_funcs, args, **kwargs)
 
     @property
     def alpha(self) -> float:
         """The bonus weight of the current epoch."""
         return at_epoch(self.args.alpha, self.state.epoch)
+
+    # ---- given pairs: rows are trees already ------------------------------------------------------------------
+
+    @property
+    def needs_reward(self) -> bool:  # type: ignore[override]
+        return not self.offline
+
+    @property
+    def dataset_kind(self) -> DatasetKind:  # type: ignore[override]
+        return DatasetKind.PREFERENCE if self.offline else DatasetKind.PROMPT_ONLY
+
+    @property
+    def remembers_reference(self) -> bool:  # type: ignore[override]
+        return self.offline
+
+    def tokenize_options(self) -> TokenizeOptions:
+        return rows.tokenize_options(self.args) if self.offline else super().tokenize_options()
+
+    def want(self, log: bool) -> Want:
+        return BaseTrainer.want(self, log) if self.offline else super().want(log)
+
+    def score_options(self) -> dict[str, Any]:
+        return {**super().score_options(), **({"temperature": 1.0} if self.offline else {})}
+
+    def prepare_step(self, examples: list[Example]) -> list[Example]:
+        return examples if self.offline else super().prepare_step(examples)
+
+    def prepare_evaluation(self, examples: list[Example]) -> list[Example]:
+        return examples if self.offline else super().prepare_evaluation(examples)
+
+    def prepare_stand_in(self, example: Example) -> Example:
+        return example if self.offline else super().prepare_stand_in(example)
+
+    # ---- sampled pairs ----------------------------------------------------------------------------------------
 
     def rollout(self, prompts: Any, n: int, training: bool) -> list[Group]:
         return rollout_against(self, super().rollout, prompts, training, 1.0)
@@ -179,6 +183,8 @@ class OnlineXPOTrainer(XPOTrainer, OnlinePairTrainer):
 
     def loss(self, scores: Scores, batch: Batch, step: StepContext) -> LossOutput:
         assert step.ref is not None
+        if self.offline:
+            return exponential_output(scores, step.ref, self.beta)
         policy, ref = scores.sum().view(-1, 2), step.ref.sum().view(-1, 2)  # (B, 2): own, opponent
         wins = tree_field(batch, "policy_wins", dtype=torch.bool)  # (B,)
         columns = (policy[:, 0], ref[:, 0], policy[:, 1], ref[:, 1], wins)
@@ -204,3 +210,11 @@ class OnlineXPOTrainer(XPOTrainer, OnlinePairTrainer):
             "alpha": Mean(self.alpha, 1.0),
         }
         return LossOutput([Term(values, "trees")], metrics)
+
+
+def exponential_output(scores: Scores, ref_scores: Scores, beta: float) -> LossOutput:
+    """DPO's `exponential` loss of given pairs."""
+    policy, ref = scores.sum().view(-1, 2), ref_scores.sum().view(-1, 2)  # (B, 2) each: chosen, rejected
+    values = dpo_loss(policy[:, 0], policy[:, 1], ref[:, 0], ref[:, 1], beta=beta, loss_type="exponential")
+    metrics = pair_metrics(scores, beta * (policy - ref).detach(), policy.detach())
+    return LossOutput([Term(values, "trees")], metrics | exponential_metrics(values))

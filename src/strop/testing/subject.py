@@ -77,8 +77,7 @@ def case_like(trainer_class: type) -> str:
     for base in trainer_class.__mro__:
         method = BY_CLASS.get(base.__name__)
         if method is not None and base.__module__ == method.module:
-            online = method.verb == "xpo" and any(b.__name__ == "OnlineXPOTrainer" for b in trainer_class.__mro__)
-            return "xpo-online" if online else method.verb
+            return method.verb
     raise ConfigError(
         f"{trainer_class.__name__} derives from none of strop's methods, so rows and settings are not known. Pass "
         "make=, a function (folder, rows=None, **settings) -> trainer, and rows=, a list of rows that it learns from."
