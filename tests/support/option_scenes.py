@@ -133,6 +133,12 @@ def without_evaluation(verb: str, folder: Path) -> dict[str, Any]:
     return {"eval_rows": None}
 
 
+def used_folder(verb: str, folder: Path) -> dict[str, Any]:
+    """Another run's checkpoint lies where the run is to go."""
+    (folder / "run" / "checkpoint-1").mkdir(parents=True)
+    return {}
+
+
 def plain_texts(verb: str, folder: Path) -> dict[str, Any]:
     """Rows with two columns of text."""
     rng = random.Random(0)

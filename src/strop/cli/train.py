@@ -64,6 +64,8 @@ def run(verb: str, argv: list[str]) -> int:
     if own["eval_dataset"] and "eval_strategy" not in values:
         values["eval_strategy"] = "steps" if "eval_steps" in values else "epoch"
     args = config_class(**values)
+    if not own["resume"]:
+        refuse_used_folder(args)
     if own["dtype"]:
         args.model_init_kwargs = {**(args.model_init_kwargs or {}), "dtype": own["dtype"]}
     trainer = make_trainer(method, args, own)
@@ -78,6 +80,16 @@ def early_checks(verb: str, argv: list[str]) -> None:
             problems.append(f"{word} {value}: there is no such file.")
     if problems:
         raise ConfigError.collect(f"strop {verb} cannot start:", problems)
+
+
+def refuse_used_folder(args: Any) -> None:
+    """A new run never goes into the folder of another one unasked."""
+    folder = Path(args.output_dir)
+    if not args.overwrite_output_dir and any(path.is_dir() for path in folder.glob("checkpoint-*")):
+        raise ConfigError(
+            f"{folder} holds another run. Choose: a new folder (--output_dir); go on with that run (--resume); or "
+            "begin anew in its place, without its checkpoints (--overwrite_output_dir)."
+        )
 
 
 def quiet_loading() -> None:

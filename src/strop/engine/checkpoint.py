@@ -13,12 +13,14 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
+from transformers.trainer_callback import TrainerState
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, TrainOutput
 from transformers.utils import logging
 
 from strop.engine.lost_ranks import lost_ranks_named
 from strop.engine.reference_scores import part_path, parts_until
 from strop.engine.reference_upkeep import load_reference, save_reference
+from strop.engine.run_identity import RunLock, check_same_run, finished_at, folder_for, identity
 from strop.engine.run_state import load_rank_state, save_rank_state
 from strop.errors import CheckpointError, SetupError
 from strop.watch.stop_signals import StopSignals
@@ -27,7 +29,7 @@ MANIFEST = "manifest.json"
 PARTIAL = ".partial"
 
 
-def write_manifest(folder: Path, step: int) -> None:
+def write_manifest(folder: Path, step: int, run: dict[str, Any] | None = None) -> None:
     """Sizes and hashes of every file of a checkpoint; written last, so its presence means the rest is complete."""
     files = {
         str(path.relative_to(folder)): {"bytes": path.stat().st_size, "blake2b": file_hash(path)}
@@ -35,7 +37,7 @@ def write_manifest(folder: Path, step: int) -> None:
         if path.is_file() and path.name != MANIFEST
     }
     partial = folder / f"{MANIFEST}{PARTIAL}"
-    partial.write_text(json.dumps({"step": step, "files": files}, indent=1))
+    partial.write_text(json.dumps({"step": step, "run": run, "files": files}, indent=1))
     sync_to_disk(partial)
     partial.replace(folder / MANIFEST)
 
@@ -46,19 +48,28 @@ def problems_of(folder: Path, *, check_hashes: bool = True) -> list[str]:
     if not manifest.is_file():
         return ["it has no manifest: writing it did not finish"]
     try:
-        files = json.loads(manifest.read_text())["files"]
-    except (ValueError, KeyError, OSError):
+        files = json.loads(manifest.read_text(encoding="utf-8"))["files"]
+        listed = {str(name): (int(facts["bytes"]), str(facts["blake2b"])) for name, facts in files.items()}
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError, OSError):
         return ["its manifest cannot be read"]
+    if not listed:
+        return ["its manifest names no file"]
     problems = []
-    for name, facts in files.items():
+    for name, (size, digest) in listed.items():
         path = folder / name
         if not path.is_file():
             problems.append(f"{name} is missing")
-        elif path.stat().st_size != facts["bytes"]:
-            problems.append(f"{name} has {path.stat().st_size} bytes instead of {facts['bytes']}")
-        elif check_hashes and file_hash(path) != facts["blake2b"]:
+        elif path.stat().st_size != size:
+            problems.append(f"{name} has {path.stat().st_size} bytes instead of {size}")
+        elif check_hashes and file_hash(path) != digest:
             problems.append(f"{name} has other contents than when it was written")
     return problems
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """The manifest of a checkpoint without problems."""
+    manifest: dict[str, Any] = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+    return manifest
 
 
 def checkpoints(output_dir: str | Path) -> list[Path]:
@@ -135,6 +146,16 @@ class CheckpointMixin:
         """Train; `resume_from_checkpoint` is a folder, or True for the newest complete checkpoint of `output_dir`."""
         resume = resume_from_checkpoint or self.args.resume_from_checkpoint
         folder = self.find_checkpoint(resume) if resume else None
+        self.enter_folder(folder)
+        try:
+            if folder is not None and (finished := self.finished(folder)) is not None:
+                return finished
+            return self.train_from(folder, **kwargs)
+        finally:
+            self.run_lock.release()
+
+    def train_from(self: Any, folder: Path | None, **kwargs: Any) -> Any:
+        """The parent's training from a checkpoint or the beginning, and an end by name where a rank is lost."""
         self._random_state_of = None
         if folder is not None:
             self.load_strop_state(folder)
@@ -146,6 +167,33 @@ class CheckpointMixin:
             stop_signals.restore()
         stop_signals.leave()
         return TrainOutput(result.global_step, result.metrics["train_loss"], result.metrics)
+
+    def enter_folder(self: Any, checkpoint: Path | None) -> None:
+        """Take the run's folder for this run: a fresh one beside, if another run's checkpoints are in it."""
+        if checkpoint is None and self.run_lock is None:
+            fresh = [str(folder_for(self.args.output_dir, overwrite=self.args.overwrite_output_dir))]
+            if self.args.world_size > 1:
+                torch.distributed.broadcast_object_list(fresh)
+            if fresh[0] != self.args.output_dir:
+                self.say(
+                    f"{self.args.output_dir} holds another run; this one begins in {fresh[0]}. To go on from the "
+                    "other: resume_from_checkpoint=True; to begin anew in its place: overwrite_output_dir=True."
+                )
+                self.args.output_dir = fresh[0]
+        self.run_lock = RunLock(self.args.output_dir)
+        if self.args.process_index == 0:
+            self.run_lock.acquire()
+
+    def finished(self: Any, folder: Path) -> Any:
+        """What `train` returned at the end of a run that had ended already, its weights loaded; None if it goes on."""
+        args = self.args
+        step = finished_at(folder, max_steps=args.max_steps, num_train_epochs=args.num_train_epochs)
+        if step is None:
+            return None
+        self._load_from_checkpoint(str(folder))
+        self.state = TrainerState.load_from_json(str(folder / "trainer_state.json"))
+        self.say(f"The run of {folder} ended at step {step}; there is nothing left to train.")
+        return TrainOutput(step, 0.0, {})
 
     def newest_checkpoint(self: Any) -> Path | None:
         """The newest complete checkpoint of this run."""
@@ -167,8 +215,13 @@ class CheckpointMixin:
                 raise CheckpointError(f"resume_from_checkpoint={str(folder)!r} is not a folder.")
             if problems := problems_of(folder):
                 raise CheckpointError.collect(f"The checkpoint {folder} cannot be resumed from:", problems)
+        check_same_run(folder, read_manifest(folder), self.identity())
         self.say(f"Resuming from {folder}")
         return folder
+
+    def identity(self: Any) -> dict[str, Any]:
+        """What identifies this run."""
+        return identity(self.args.method, self.args.to_dict(), self.policy)
 
     def load_strop_state(self: Any, folder: Path) -> None:
         same_ranks = load_rank_state(self, folder)
@@ -257,7 +310,7 @@ class CheckpointMixin:
         for path in folder.rglob("*"):
             if path.is_file():
                 sync_to_disk(path)
-        write_manifest(folder, self.state.global_step)
+        write_manifest(folder, self.state.global_step, self.identity())
 
     def publish(self: Any, beside: Path, run_dir: Path, name: str) -> None:
         """Rename a finished checkpoint into place and remove the oldest ones beyond `save_total_limit`."""

@@ -133,6 +133,7 @@ class BaseTrainer(NoDeadOverrides, CheckpointMixin, EvaluationMixin, Trainer):
         self.step_work: StepWork | None = None  # the latest optimizer step
         self.step_grad_norm: Any = None
         self._step_begin = time.perf_counter()
+        self.run_lock: Any = None  # of the folder, once training began
         self.heartbeat: Any = None  # while a run of several ranks is on
         self._random_state_of: str | None = None  # checkpoint whose random state is still to be taken up
         super().__init__(

@@ -149,6 +149,9 @@ class TrainerConfig(TrainingArguments):
     """Megabytes of logits that may live at once in the language-model head; beyond it they are recomputed in chunks."""
     router_aux_loss_coef: Annotated[float, Range(min=0)] | None = None
     """Weight of the load-balancing loss of mixture-of-experts models. None: not added."""
+    overwrite_output_dir: bool = False
+    """Begin anew in an output_dir that holds another run: its checkpoints and records are removed when training starts.
+    False: the new run gets a folder of its own beside it (on the command line: it is refused)."""
     activation_offloading: bool = False
     """Keep activations in host memory between forward and backward (CUDA only)."""
     on_nonfinite: Literal["stop", "skip"] = "stop"

@@ -1,0 +1,161 @@
+"""Whose checkpoints lie in a folder: what identifies a run, what a resumed run may change, and who works there now.
+
+A checkpoint's manifest holds the identity of its run: method, model, adapter, and every setting that changes numbers.
+A run takes up, counts and removes its own checkpoints only. What a resumed run may change without becoming another
+run is listed here; everything else is refused by name.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from strop.errors import CheckpointError, SetupError
+
+LOCK = ".run.lock"
+RECORDS = ("metrics.jsonl", "samples.jsonl", "alarms.jsonl", "report.html", "data.json", "run.json", "config.yaml")
+_FREE = """
+output_dir run_name project report_to trackio_space_id hub_model_id hub_strategy hub_token hub_private_repo
+hub_always_push hub_revision push_to_hub disable_tqdm log_level log_level_replica log_on_each_node logging_dir
+logging_strategy logging_first_step logging_steps logging_nan_inf_filter log_completions log_unique_prompts
+num_completions_to_print generate_during_eval eval_strategy eval_steps eval_delay eval_on_start do_eval
+per_device_eval_batch_size eval_accumulation_steps num_generations_eval save_strategy save_steps save_total_limit
+save_on_each_node save_only_model restore_callback_states_from_checkpoint load_best_model_at_end
+metric_for_best_model greater_is_better resume_from_checkpoint ignore_data_skip max_steps num_train_epochs
+per_device_train_batch_size gradient_accumulation_steps dataloader_num_workers dataloader_persistent_workers
+dataloader_prefetch_factor dataloader_in_order dataloader_multiprocessing_context dataset_num_proc dataset_cache_dir
+max_tokens_per_micro_batch head_memory_mb layout padding_free ddp_timeout ddp_backend ddp_find_unused_parameters
+ddp_bucket_cap_mb ddp_broadcast_buffers use_cpu torch_empty_cache_steps activation_offloading gradient_checkpointing
+gradient_checkpointing_kwargs include_num_input_tokens_seen skip_memory_metrics on_nonfinite reward_timeout
+reward_on_error reward_isolation trust_remote_code full_determinism deepspeed fsdp fsdp_config accelerator_config
+vllm_server_base_url vllm_server_host vllm_server_port vllm_server_timeout vllm_sync_dir vllm_gpu_memory_utilization
+model_init_kwargs overwrite_output_dir stop_grace max_slots torch_compile torch_compile_backend torch_compile_mode
+lr_scheduler_kwargs precompute_ref_batch_size chunk_tokens
+"""
+FREE_TO_CHANGE = frozenset(_FREE.split())
+"""Settings that change what is said, kept or how fast it goes, or the length of a run, and no step's numbers."""
+
+
+def identity(method: str, settings: Mapping[str, Any], model: Any) -> dict[str, Any]:
+    """What identifies a run, as plain values: `settings` are all of a config, `model` the module that is trained."""
+    facts: dict[str, Any] = {"method": method}
+    facts |= {name: plain(value) for name, value in settings.items() if name not in FREE_TO_CHANGE}
+    config = getattr(model, "config", None)
+    facts["model type"] = getattr(config, "model_type", type(model).__name__)
+    facts["weights of the model"] = sum(parameter.numel() for parameter in model.parameters())
+    adapters = getattr(model, "peft_config", None) or {}
+    for adapter in adapters.values() if isinstance(adapters, Mapping) else ():
+        values = adapter.to_dict()
+        facts |= {f"adapter's {name}": plain(values.get(name)) for name in ("peft_type", "r", "lora_alpha", "bias")}
+    return facts
+
+
+def plain(value: Any) -> Any:
+    """A value as JSON gives it back."""
+    return json.loads(json.dumps(value, default=lambda other: str(getattr(other, "value", other)), sort_keys=True))
+
+
+def differences(saved: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """A line about each fact that is not as it was; facts that one side does not know are passed over."""
+    return [f"{name}: {saved[name]!r}, now {now[name]!r}" for name in now if name in saved and saved[name] != now[name]]
+
+
+def check_same_run(folder: Path, manifest: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    """Refuse a checkpoint of another run, and one whose folder has another step's name.
+
+    Raises:
+        CheckpointError: with every difference.
+    """
+    step = re.fullmatch(r"checkpoint-(\d+)", folder.name)
+    if step and isinstance(manifest.get("step"), int) and int(step[1]) != manifest["step"]:
+        raise CheckpointError(
+            f"{folder} was written as checkpoint-{manifest['step']} and has been renamed; give it its own name back."
+        )
+    saved = manifest.get("run")
+    if not isinstance(saved, Mapping):
+        return  # written before runs had an identity
+    if changed := differences(saved, now):
+        error = CheckpointError.collect(
+            f"{folder} is of another run: going on from it with these settings would be neither. Changed since:",
+            changed,
+        )
+        raise CheckpointError(
+            f"{error}\nUse the settings of that run; or start a new run from its weights (model='{folder}')."
+        )
+
+
+def folder_for(output_dir: str | Path, *, overwrite: bool) -> Path:
+    """Where a new run may write: the folder itself, or one beside it where another run's checkpoints lie in it.
+
+    With `overwrite` the other run's checkpoints and records are removed.
+    """
+    folder = Path(output_dir)
+    others = [path for path in folder.glob("checkpoint-*") if path.is_dir()]
+    if not others:
+        return folder
+    if not overwrite:
+        return fresh_folder(folder)
+    for path in others:
+        shutil.rmtree(path)
+    for name in RECORDS:
+        (folder / name).unlink(missing_ok=True)
+    return folder
+
+
+def fresh_folder(output_dir: str | Path) -> Path:
+    """The first of NAME-2, NAME-3, ... beside a folder that does not exist yet."""
+    folder = Path(output_dir)
+    number = 2
+    while (fresh := folder.with_name(f"{folder.name}-{number}")).exists():
+        number += 1
+    return fresh
+
+
+class RunLock:
+    """Holds a run's folder for one run at a time, from the first process."""
+
+    def __init__(self, output_dir: str | Path) -> None:
+        self.path = Path(output_dir) / LOCK
+        self.lock = FileLock(str(self.path))
+
+    def acquire(self) -> None:
+        """Raises `SetupError` naming the process that works in the folder."""
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            self.lock.acquire(timeout=0)
+        except Timeout:
+            holder = self._holder()
+            raise SetupError(
+                f"Another run works in {self.path.parent} now{holder}. Two runs would remove each other's "
+                "checkpoints. Wait for it, or choose another output_dir."
+            ) from None
+        self.path.with_suffix(".pid").write_text(str(os.getpid()))
+
+    def release(self) -> None:
+        if self.lock.is_locked:
+            self.path.with_suffix(".pid").unlink(missing_ok=True)
+            self.lock.release()
+
+    def _holder(self) -> str:
+        try:
+            return f" (process {int(self.path.with_suffix('.pid').read_text())})"
+        except (OSError, ValueError):
+            return ""
+
+
+def finished_at(folder: Path, *, max_steps: int, num_train_epochs: float) -> int | None:
+    """The step at which a checkpoint's run had reached its end under these settings; None if it goes on."""
+    try:
+        state = json.loads((folder / "trainer_state.json").read_text(encoding="utf-8"))
+        step, end, epoch = int(state["global_step"]), int(state["max_steps"]), float(state.get("epoch") or 0)
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    over = step >= max_steps if max_steps > 0 else step >= end and epoch >= num_train_epochs
+    return step if over else None

@@ -1,0 +1,136 @@
+"""A folder knows its run: nobody's checkpoints are lost to a neighbour, and no run goes on from another one's."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.support.crash import tiny_run
+
+from strop.cli.train import refuse_used_folder
+from strop.engine.checkpoint import checkpoints, newest_valid
+from strop.engine.run_identity import RunLock
+from strop.errors import CheckpointError, ConfigError, SetupError
+
+
+@pytest.fixture(scope="module")
+def yesterday(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a run that ended after four steps."""
+    folder = tmp_path_factory.mktemp("runs") / "run"
+    tiny_run(str(folder), epochs=2).train()
+    return folder
+
+
+@pytest.fixture
+def used(yesterday: Path, tmp_path: Path) -> Path:
+    shutil.copytree(yesterday, tmp_path / "run")
+    return tmp_path / "run"
+
+
+def steps(folder: Path) -> list[int]:
+    return sorted(int(path.name.split("-")[1]) for path in checkpoints(folder))
+
+
+def weights(folder: Path) -> bytes:
+    return (folder / "model.safetensors").read_bytes()
+
+
+def test_a_new_run_in_a_used_folder_keeps_both(used: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = {path.name: weights(path) for path in checkpoints(used)}
+    trainer = tiny_run(str(used), epochs=1, save_total_limit=1, seed=7)
+    trainer.train()
+    assert {path.name: weights(path) for path in checkpoints(used)} == before
+    assert trainer.args.output_dir == f"{used}-2" and steps(Path(f"{used}-2")) == [2]
+    assert "holds another run" in capsys.readouterr().out
+
+
+def test_overwriting_removes_the_other_run(used: Path) -> None:
+    trainer = tiny_run(str(used), epochs=1, overwrite_output_dir=True, seed=7)
+    trainer.train()
+    assert trainer.args.output_dir == str(used) and steps(used) == [1, 2]
+    lines = [json.loads(line) for line in (used / "metrics.jsonl").read_text().splitlines()]
+    assert max(line["step"] for line in lines) == 2
+
+
+def test_the_command_line_asks(used: Path) -> None:
+    args: Any = tiny_run(str(used)).args
+    with pytest.raises(ConfigError, match=r"--resume.*--overwrite_output_dir"):
+        refuse_used_folder(args)
+
+
+def test_two_runs_at_once_are_refused_by_name(tmp_path: Path) -> None:
+    lock = RunLock(tmp_path)
+    lock.acquire()
+    try:
+        with pytest.raises(SetupError, match=r"Another run works in .* now \(process \d+\)"):
+            tiny_run(str(tmp_path), epochs=1).train()
+    finally:
+        lock.release()
+    tiny_run(str(tmp_path), epochs=1).train()
+    assert steps(tmp_path) == [1, 2]
+
+
+def test_a_finished_run_is_finished(used: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    trainer = tiny_run(str(used), epochs=2)
+    result = trainer.train(resume_from_checkpoint=True)
+    assert result.global_step == trainer.state.global_step == 4 and steps(used) == [1, 2, 3, 4]
+    assert "nothing left to train" in capsys.readouterr().out
+    trainer.save_model(str(used / "saved"))
+    assert weights(used / "saved") == weights(used / "checkpoint-4")
+
+
+def test_a_run_with_more_epochs_goes_on(used: Path) -> None:
+    tiny_run(str(used), epochs=3, lr_scheduler_type="linear").train(resume_from_checkpoint=True)
+    assert 6 in steps(used)
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"verb": "orpo"}, "method: 'dpo', now 'orpo'"),
+        ({"learning_rate": 0.5}, "learning_rate"),
+        ({"beta": 0.9}, "beta"),
+        ({"weight_decay": 0.3, "seed": 3}, "weight_decay"),
+    ],
+)
+def test_another_run_is_refused_by_what_differs(used: Path, change: dict[str, Any], named: str) -> None:
+    trainer = tiny_run(str(used), **change)
+    with pytest.raises(CheckpointError, match="is of another run") as error:
+        trainer.train(resume_from_checkpoint=True)
+    assert named in str(error.value)
+
+
+@pytest.mark.parametrize("change", [{"logging_steps": 3}, {"save_total_limit": 2}, {"eval_strategy": "no"}])
+def test_what_changes_no_number_is_taken(used: Path, change: dict[str, Any]) -> None:
+    shutil.rmtree(used / "checkpoint-4")
+    tiny_run(str(used), epochs=2, **change).train(resume_from_checkpoint=True)
+    assert max(steps(used)) == 4
+
+
+def test_another_rank_of_the_adapter_is_another_run(tmp_path: Path) -> None:
+    from peft import LoraConfig
+
+    adapter = {"target_modules": ["q_proj"], "lora_dropout": 0.0}
+    tiny_run(str(tmp_path), epochs=1, trainer={"peft_config": LoraConfig(r=2, **adapter)}).train()
+    other = tiny_run(str(tmp_path), epochs=2, trainer={"peft_config": LoraConfig(r=4, **adapter)})
+    with pytest.raises(CheckpointError, match="adapter's r: 2, now 4"):
+        other.train(resume_from_checkpoint=True)
+
+
+def test_a_renamed_checkpoint_is_noticed(used: Path) -> None:
+    (used / "checkpoint-4").rename(used / "checkpoint-40")
+    with pytest.raises(CheckpointError, match="checkpoint-4 and has been renamed"):
+        tiny_run(str(used), epochs=2).train(resume_from_checkpoint=True)
+
+
+ODD = ["[]", "{}", '{"files": []}', '{"files": {}}', '{"files": {"a": 1}}', "", "{", "[" * 5000, '{"files": null}']
+
+
+@pytest.mark.parametrize("text", ODD, ids=range(len(ODD)))
+def test_odd_manifests_are_passed_over(used: Path, text: str) -> None:
+    (used / "checkpoint-4" / "manifest.json").write_text(text)
+    folder, skipped = newest_valid(used)
+    assert folder == used / "checkpoint-3" and len(skipped) == 1 and "manifest" in skipped[0]
