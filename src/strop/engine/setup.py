@@ -333,10 +333,10 @@ def check_layout(trainer: Any) -> None:
         raise SetupError(f"padding_free=True, but this model can only be scored with padding: {trainer.layout.reason}")
 
 
-def add_router_loss(args: Any, scores: Scores, output: LossOutput, batch: Batch) -> None:
+def add_router_loss(coef: float, scores: Scores, output: LossOutput, batch: Batch) -> None:
     """The load-balancing loss of mixture-of-experts models as one more term, weighted by the tokens of each
     micro-batch."""
-    if args.router_aux_loss_coef and scores.aux_loss is not None:
+    if coef and scores.aux_loss is not None:
         tokens = float(sum(example.num_tokens for example in batch.examples))
-        output.terms.append(Term((scores.aux_loss * tokens).view(1), "num_tokens", args.router_aux_loss_coef))
+        output.terms.append(Term((scores.aux_loss * tokens).view(1), "num_tokens", coef))
         output.metrics["aux_loss"] = Mean(scores.aux_loss.detach() * tokens, tokens)

@@ -31,7 +31,8 @@ from strop.engine.reference_upkeep import upkeep
 from strop.engine.step import default_counts, zero_loss
 from strop.engine.windows import StepSampler, StreamWindows, window_loader, worker_options
 from strop.losses.reduce import step_loss
-from strop.model import LayoutChoice, build_batch, layout_of, score_batch
+from strop.model import LayoutChoice, base_model, build_batch, layout_of, score_batch
+from strop.model.router import router_coefficient
 from strop.records import Batch, Counts, Example, LossOutput, Mean, Scores, StepContext, StepWork, Want
 from strop.settings.config import TrainerConfig
 
@@ -156,6 +157,7 @@ class BaseTrainer(NoDeadOverrides, CheckpointMixin, EvaluationMixin, Trainer):
         for callback in [*upkeep(self), *setup.evaluation_callbacks(self)]:
             self.add_callback(callback)
         setup.check_layout(self)
+        self.router_coef = router_coefficient(base_model(self.policy), self.args.router_aux_loss_coef)
         self.after_init()
 
     def after_init(self) -> None:
@@ -277,8 +279,7 @@ class BaseTrainer(NoDeadOverrides, CheckpointMixin, EvaluationMixin, Trainer):
         """Keyword arguments of `score_batch` for the policy alone: a router's loss, NEFTune's noise."""
         if not model.training:
             return {}
-        router = bool(self.args.router_aux_loss_coef)
-        return {"aux_loss": router, "noise_alpha": self.args.neftune_noise_alpha or 0.0}
+        return {"aux_loss": self.router_coef > 0, "noise_alpha": self.args.neftune_noise_alpha or 0.0}
 
     def score_with(self, model: torch.nn.Module, batch: Batch, want: Want, **options: Any) -> Scores:
         """Scores under any model, by the rules that policy and reference share."""
@@ -351,7 +352,7 @@ class BaseTrainer(NoDeadOverrides, CheckpointMixin, EvaluationMixin, Trainer):
     def reduced_loss(self, scores: Scores, batch: Batch, step: StepContext) -> torch.Tensor:
         """This micro-batch's share of the step's loss, times the number of ranks."""
         output = self.loss(scores, batch, step)
-        setup.add_router_loss(self.args, scores, output, batch)
+        setup.add_router_loss(self.router_coef, scores, output, batch)
         self._metrics["train"].add(output.metrics)
         return step_loss(output.terms, step.counts, world_size=self.args.world_size)
 

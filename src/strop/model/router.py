@@ -15,6 +15,23 @@ def has_router(config: Any) -> bool:
     return hasattr(config.get_text_config(), "output_router_logits")
 
 
+def router_coefficient(model: Any, given: float | None) -> float:
+    """The weight of a model's load-balancing loss: `given`, or for None what the model's config names (0: none).
+
+    Raises:
+        ConfigError: a weight for a model that has no router.
+    """
+    if has_router(model.config):
+        own = getattr(model.config.get_text_config(), "router_aux_loss_coef", None)
+        return float((own or 0.0) if given is None else given)
+    if given:
+        raise ConfigError(
+            f"router_aux_loss_coef={given}, but {type(model).__name__} has no router whose load could be balanced; "
+            "remove it."
+        )
+    return 0.0
+
+
 def router_loss(router_logits: Sequence[torch.Tensor], weights: torch.Tensor, config: Any) -> torch.Tensor:
     """E * sum_e f_e P_e, where f_e is the share of tokens sent to expert e and P_e its mean probability.
 

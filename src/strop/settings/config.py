@@ -148,7 +148,7 @@ class TrainerConfig(TrainingArguments):
     head_memory_mb: Annotated[int, Range(min=1)] = 512
     """Megabytes of logits that may live at once in the language-model head; beyond it they are recomputed in chunks."""
     router_aux_loss_coef: Annotated[float, Range(min=0)] | None = None
-    """Weight of the load-balancing loss of mixture-of-experts models. None: not added."""
+    """Weight of the load-balancing loss of mixture-of-experts models. None: what the model's config names; 0: none."""
     overwrite_output_dir: bool = False
     """Begin anew in an output_dir that holds another run: its checkpoints and records are removed when training starts.
     False: the new run gets a folder of its own beside it (on the command line: it is refused)."""
