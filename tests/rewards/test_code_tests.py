@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import functools
 import json
 import os
 
@@ -7,9 +8,16 @@ import pytest
 
 from strop.errors import ConfigError, DataError, SetupError
 from strop.rewards import RewardSet
-from strop.rewards.code_tests import CodeTests, code_reward, extract_code, get_code_reward, read_tests
+from strop.rewards.code_tests import CodeTests, extract_code, read_tests
+from strop.rewards.code_tests import get_code_reward as code_reward_behind
+from strop.rewards.sandbox.places import find_wall
 
-pytestmark = pytest.mark.skipif(os.name != "posix", reason="needs POSIX processes")
+get_code_reward = functools.partial(code_reward_behind, allow_unsafe_code=True)
+code_reward = get_code_reward()
+pytestmark = [
+    pytest.mark.skipif(os.name != "posix", reason="needs POSIX processes"),
+    pytest.mark.filterwarnings("ignore:Model-written code runs without a wall"),
+]
 
 DOUBLE = "Here:\n```python\ndef double(x):\n    return 2 * x\n```\nDone."
 HALF_RIGHT = "```python\ndef double(x):\n    return x + 2\n```"
@@ -101,6 +109,7 @@ def test_a_program_that_never_ends_passes_nothing_even_if_its_tests_do():
     assert get_code_reward(timeout_seconds=0.5, partial=True)([forever], ["pass"]) == [1.0]
 
 
+@pytest.mark.skipif(find_wall()[0] is None, reason=f"no wall here: {find_wall()[1]}")
 def test_in_a_reward_set():
     with RewardSet("code_reward") as rewards:
         table = rewards.score(["p"] * 2, [DOUBLE, HALF_RIGHT], None, {"tests": ["assert double(3) == 6"] * 2})

@@ -13,7 +13,8 @@
     judges, judge_reward              pairwise judges, and a judge as a reward
     language_model_judge, endpoint_judge
     verifiers, accuracy, gym_scores   rewards from the text alone
-    code_tests, code_execution, code_process   rewards from running code, and the sandbox outside and inside
+    code_tests, code_execution       rewards from running code
+    sandbox/                         the wall around such code, and the tests outside of it
 
 Everything is loaded on first use; importing this package, or a verifier, does not import torch.
 """

@@ -1,43 +1,31 @@
-"""Run Python that a model wrote, in a process that is fenced in, timed, and killed with everything it started.
+"""Run Python that a model wrote, behind a wall, timed, and killed with everything it started.
 
     result = run_code("def add(a, b): return a + b", tests=["assert add(1, 2) == 3"])
     result.passed                                        # [True]
 
-Each run is a fresh `python -I` in an empty temporary directory with its own process group, limits on CPU time,
-address space, file size, open files and processes, and bounded output. Where the kernel permits unprivileged user
-namespaces there is no network at all; elsewhere an audit hook refuses connections made from Python. The hook also
-refuses to start programs, to signal other processes and to write outside of the directory.
+Each run is a fresh `python -I` behind bubblewrap (`strop.rewards.sandbox`): own user, pid, net, ipc and mount
+namespaces, nothing visible but `/usr` and the interpreter, an empty private `/tmp`, no environment, no network, no
+capability; limits on time, memory, processes, files and output are kept from outside. Where no wall can be built
+nothing is run, unless `allow_unsafe_code=True` says so.
 
-What this does not do: it does not hide files that the user can read, and it is no wall against code that attacks the
-interpreter (native extensions, `ctypes` on addresses). Tests run in the interpreter of the code they test, so code
-written to deceive them can; input/output cases are compared outside and cannot be deceived that way. For hostile
-code, run training in a container.
+Tests run in a second process and call the program through a pipe, so what they expect is never where the program is,
+and the verdict is made where it cannot be reached. See `strop.rewards.sandbox.remote` for what tests can do with the
+program's own objects.
 """
 
 from __future__ import annotations
 
-import contextlib
-import json
-import math
-import os
-import secrets
-import selectors
-import signal
-import subprocess
-import sys
-import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from strop.errors import ConfigError, SetupError
+from strop.rewards.sandbox.places import choose
+from strop.rewards.sandbox.protocol import Limits, Sandbox
+from strop.rewards.sandbox.running import Member, Session
 
-_HARNESS = Path(__file__).with_name("code_process.py")
-_STARTUP_SECONDS = 60.0
-_READ_BYTES = 65536
-_REPORT_LIMIT_BYTES = 1 << 20
+_STARTS = 3  # a machine under load may fail to start a process once
 
 
 @dataclass(slots=True)
@@ -51,11 +39,12 @@ class Execution:
     status: str
     passed: list[bool]  # (n_tests,) tests that were not reached count as failed
     errors: list[str]  # (n_tests,) why each test failed, "" where it passed
-    stdout: str
+    stdout: str  # with tests it is empty: what the program prints then is in stderr
     stderr: str
     error: str = ""  # what went wrong outside of the tests
     seconds: float = 0.0  # wall-clock time from the start of the code
     fences: list[str] = field(default_factory=list)  # limits and namespaces that were in force
+    missing: list[str] = field(default_factory=list)  # what a wall would have given and was not there
 
 
 def run_code(
@@ -67,24 +56,28 @@ def run_code(
     memory_limit_bytes: int = 1 << 30,
     file_limit_bytes: int = 10 << 20,
     output_limit_bytes: int = 1 << 18,
+    entry_point: str | None = None,
+    sandbox: Sandbox | None = None,
+    allow_unsafe_code: bool = False,
 ) -> Execution:
-    """Run code, and then each test in a copy of the code's names.
+    """Run code, and then each test against what it defined.
 
     Args:
         code: a Python module. With tests its `__name__` is "solution", without them it is "__main__".
-        tests: snippets; one that raises has failed.
+        tests: snippets; one that raises has failed. They see the code's names.
         stdin: what the code can read from standard input.
         timeout_seconds: wall-clock time for the code and all tests together.
-        memory_limit_bytes: address space, which is more than what is used.
-        file_limit_bytes: size of each file that it writes.
+        memory_limit_bytes: address space of each process, and resident memory of all of them together.
+        file_limit_bytes: size of each file that it writes, and of all of its folder behind a wall.
         output_limit_bytes: stdout and stderr each; a run that prints more is ended.
+        entry_point: a name that tests take from the code even if Python or a library has one like it.
+        sandbox: where to run; default: bubblewrap. See `strop.rewards.sandbox.protocol.Sandbox`.
+        allow_unsafe_code: where no wall can be built, run with the fences there are.
 
     Raises:
         ConfigError: a limit is not positive.
-        SetupError: this system has no POSIX process groups and limits.
+        SetupError: no wall can be built here, or the sandbox does not start.
     """
-    if os.name != "posix":
-        raise SetupError("Running model-written code needs a POSIX system; use a container or WSL.")
     limits = {
         "timeout_seconds": timeout_seconds,
         "memory_limit_bytes": memory_limit_bytes,
@@ -94,157 +87,76 @@ def run_code(
     wrong = [f"{name} is {value!r}; it must be positive" for name, value in limits.items() if not value > 0]
     if wrong:
         raise ConfigError.collect("The code sandbox cannot be set up.", wrong)
-    nonce = secrets.token_hex(16)
-    job = {
-        "code": code,
-        "tests": list(tests),
-        "nonce": nonce,
-        "seconds": math.ceil(timeout_seconds),
-        "memory_bytes": memory_limit_bytes,
-        "file_bytes": file_limit_bytes,
-    }
-    with tempfile.TemporaryDirectory(prefix="strop-code-", ignore_cleanup_errors=True) as directory:
-        Path(directory, "job.json").write_text(json.dumps(job), encoding="ascii")
-        run = _Run(directory, stdin, nonce, timeout_seconds, output_limit_bytes)
-        return run.finish(len(tests))
-
-
-class _Run:
-    """One process under way: its pipes, what came out of them, and its deadline."""
-
-    def __init__(self, directory: str, stdin: str, nonce: str, seconds: float, output_limit_bytes: int) -> None:
-        self._nonce = nonce
-        self._seconds = seconds
-        self._output_limit_bytes = output_limit_bytes
-        self._out = {"stdout": bytearray(), "stderr": bytearray(), "report": bytearray()}
-        self._events: list[dict[str, Any]] = []
-        self._started: float | None = None
-        self._stopped_for = ""
-        read_end, write_end = os.pipe()
-        self._report = os.fdopen(read_end, "rb", buffering=0)
-        with tempfile.TemporaryFile() as stdin_file:
-            stdin_file.write(stdin.encode("utf-8", "surrogatepass"))
-            stdin_file.seek(0)
-            try:
-                self._process = subprocess.Popen(
-                    [sys.executable, "-I", "-B", "-u", str(_HARNESS), str(write_end)],
-                    cwd=directory,
-                    env=_environment(directory),
-                    stdin=stdin_file,
-                    stdout=subprocess.PIPE,
-                    stderr=subprocess.PIPE,
-                    pass_fds=[write_end],
-                    start_new_session=True,
-                )
-            finally:
-                os.close(write_end)
-
-    def finish(self, n_tests: int) -> Execution:
-        launched = time.monotonic()
-        try:
-            self._watch(launched + _STARTUP_SECONDS)
-        finally:
-            self._kill()
-            self._report.close()
-        return self._result(n_tests, time.monotonic() - (self._started or launched))
-
-    def _watch(self, startup_deadline: float) -> None:
-        """Read the pipes until they close, the time is over, or there is too much output."""
-        assert self._process.stdout is not None and self._process.stderr is not None
-        pipes: dict[str, IO[bytes]] = {
-            "stdout": self._process.stdout,
-            "stderr": self._process.stderr,
-            "report": self._report,
+    place = choose(sandbox, allow_unsafe_code)
+    bounds = Limits(timeout_seconds, memory_limit_bytes, file_limit_bytes, output_limit_bytes)
+    jobs: dict[str, dict[str, Any]] = {"run": {"code": code, "input": stdin.encode("utf-8", "surrogatepass")}}
+    if tests:
+        jobs = {
+            "serve": {"code": code, "stdin": stdin},
+            "judge": {"tests": list(tests), "entry_point": entry_point},
         }
-        with selectors.DefaultSelector() as selector:
-            for name, pipe in pipes.items():
-                selector.register(pipe, selectors.EVENT_READ, name)
-            while selector.get_map() and not self._stopped_for:
-                deadline = startup_deadline if self._started is None else self._started + self._seconds
-                left = deadline - time.monotonic()
-                if left <= 0:
-                    self._stopped_for = "timeout"
-                    return
-                for key, _ in selector.select(left):
-                    data = os.read(key.fd, _READ_BYTES)
-                    if not data:
-                        selector.unregister(key.fileobj)
-                    self._take(key.data, data)
-
-    def _take(self, name: str, data: bytes) -> None:
-        kept = self._out[name]
-        kept += data
-        if name == "report":
-            *lines, rest = bytes(kept).split(b"\n")
-            self._out[name] = bytearray(rest)
-            for line in lines:
-                self._read_report(line)
-        limit = _REPORT_LIMIT_BYTES if name == "report" else self._output_limit_bytes
-        if len(self._out[name]) > limit or len(self._events) > limit:
-            self._stopped_for = "output"
-
-    def _read_report(self, line: bytes) -> None:
-        with contextlib.suppress(ValueError, AttributeError):
-            event = json.loads(line)
-            if event.get("nonce") == self._nonce:
-                self._events.append(event)
-                if event["event"] == "started":
-                    self._started = time.monotonic()
-
-    def _kill(self) -> None:
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            if not self._stopped_for:
-                self._process.wait(1.0)
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.killpg(self._process.pid, signal.SIGKILL)
-        self._process.wait()
-        for pipe in (self._process.stdout, self._process.stderr):
-            if pipe is not None:
-                pipe.close()
-
-    def _result(self, n_tests: int, seconds: float) -> Execution:
-        by_kind: dict[str, dict[str, Any]] = {event["event"]: event for event in self._events}
-        passed, errors = [False] * n_tests, ["not reached"] * n_tests
-        for event in self._events:
-            if event["event"] == "test" and 0 <= event["index"] < n_tests:
-                passed[event["index"]] = event["ok"]
-                errors[event["index"]] = event.get("error", "")
-        status, error = self._status(by_kind)
-        return Execution(
-            status=status,
-            passed=passed,
-            errors=errors,
-            stdout=self._text("stdout"),
-            stderr=self._text("stderr"),
-            error=error,
-            seconds=seconds,
-            fences=by_kind.get("started", {}).get("fences", []),
-        )
-
-    def _status(self, by_kind: dict[str, dict[str, Any]]) -> tuple[str, str]:
-        code = self._process.returncode
-        if self._stopped_for == "timeout":
-            return "timeout", f"it did not end within {self._seconds:g} seconds"
-        if self._stopped_for == "output":
-            return "output", f"it printed more than {self._output_limit_bytes} bytes"
-        if "failed" in by_kind:
-            return "error", by_kind["failed"]["error"]
-        if code < 0:
-            return "died", f"killed by signal {-code}"
-        if code > 0 or "loaded" not in by_kind:
-            return "error", f"it ended its process with exit code {code}"
-        return "ok", ""
-
-    def _text(self, name: str) -> str:
-        return bytes(self._out[name][: self._output_limit_bytes]).decode("utf-8", "replace")
+    for attempt in range(_STARTS):
+        session = Session(place, bounds)
+        try:
+            members = session.run(jobs)
+            break
+        except (SetupError, OSError) as error:  # the program was not sent yet
+            if session.started is not None or attempt == _STARTS - 1:
+                raise SetupError(f"The code sandbox ({place.name}) does not start: {error}") from error
+    done = _with_tests(session, members, len(tests)) if tests else _alone(session, members["run"])
+    done.seconds = time.monotonic() - (session.started or time.monotonic())
+    done.fences = [*place.fences, *next(iter(members.values())).fences]
+    done.missing = list(place.missing)
+    return done
 
 
-def _environment(directory: str) -> dict[str, str]:
-    one_thread = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
-    return {
-        "PATH": os.defpath,
-        "HOME": directory,
-        "TMPDIR": directory,
-        "LANG": "C.UTF-8",
-        **one_thread,
-    }
+def _with_tests(session: Session, members: dict[str, Member], n_tests: int) -> Execution:
+    """The verdicts are those of the tests' process; what the program says of itself is not asked."""
+    passed, errors = [False] * n_tests, ["not reached"] * n_tests
+    happened: dict[Any, dict[str, Any]] = {}
+    for event in session.events:
+        index = event.get("index")
+        if event.get("event") == "test" and type(index) is int and 0 <= index < n_tests:
+            passed[index] = event.get("ok") is True
+            errors[index] = "" if passed[index] else str(event.get("error"))[:1000]
+        elif type(event.get("event")) is str:
+            happened[event["event"]] = event
+    status, error = _stopped(session)
+    if status == "ok" and "failed" in happened:
+        status, error = "error", str(happened["failed"].get("error"))[:1000]
+    code = _exit_code(members["serve"])
+    if status != "timeout" and code > 128 and "judged" not in happened:
+        status, error = "died", session.why or f"killed by signal {code - 128}"
+    elif status == "ok" and "judged" not in happened:
+        status, error = "error", f"it ended its process with exit code {code}"
+    elif status == "ok" and code != 0:
+        status, error = "error", f"it ended with exit code {code}"
+    return Execution(status, passed, errors, "", _text(session, members["serve"].err), error)
+
+
+def _alone(session: Session, member: Member) -> Execution:
+    status, error = _stopped(session)
+    code = _exit_code(member)
+    stderr = _text(session, member.err)
+    if status == "ok" and code > 128:
+        status, error = "died", f"killed by signal {code - 128}"
+    elif status == "ok" and code != 0:
+        last = stderr.strip().splitlines()[-1:]
+        status, error = "error", ": ".join([f"exit code {code}", *last])[:1000]
+    return Execution(status, [], [], _text(session, member.out), stderr, error)
+
+
+def _stopped(session: Session) -> tuple[str, str]:
+    seconds, limit = session.limits.seconds, session.limits.output_bytes
+    said = {"timeout": f"it did not end within {seconds:g} seconds", "output": f"it printed more than {limit} bytes"}
+    return session.stopped_for or "ok", said.get(session.stopped_for, session.why)
+
+
+def _exit_code(member: Member) -> int:
+    """As a shell counts: 128 and the signal for a process that was killed."""
+    code = member.process.returncode
+    return 128 - code if code < 0 else code
+
+
+def _text(session: Session, data: bytearray) -> str:
+    return bytes(data[: session.limits.output_bytes]).decode("utf-8", "replace")

@@ -12,6 +12,8 @@ from typing import Any
 
 from strop.errors import ConfigError, DataError
 from strop.rewards.code_execution import run_code
+from strop.rewards.sandbox.places import choose
+from strop.rewards.sandbox.protocol import Sandbox
 from strop.rewards.texts import completion_text
 
 _FENCE = "```"
@@ -46,8 +48,10 @@ def get_code_reward(
     timeout_seconds: float = 5.0,
     memory_limit_bytes: int = 1 << 30,
     max_workers: int | None = None,
+    sandbox: Sandbox | None = None,
+    allow_unsafe_code: bool = False,
 ) -> CodeReward:
-    """A reward that runs the program in a completion against tests, in a sandboxed process each.
+    """A reward that runs the program in a completion against tests, behind a wall (see `run_code`).
 
     The program is the last fenced Python block of the completion (an unclosed one counts), or the whole completion
     if it has none. The `tests` column holds, for each row, in a table or as a JSON string:
@@ -61,10 +65,12 @@ def get_code_reward(
     Args:
         partial: the share of tests that pass, instead of all or nothing.
         timeout_seconds: wall-clock time for one program (snippets: with all tests; cases: each).
-        memory_limit_bytes: address space of one program.
+        memory_limit_bytes: memory of one program with all that it starts.
         max_workers: programs that run at the same time; default: processors, at most 8.
+        sandbox: where programs run; default: behind bubblewrap. See `strop.rewards.sandbox.protocol.Sandbox`.
+        allow_unsafe_code: where no wall can be built, run with the fences there are instead of raising `SetupError`.
     """
-    return CodeReward(partial, timeout_seconds, memory_limit_bytes, max_workers)
+    return CodeReward(partial, timeout_seconds, memory_limit_bytes, max_workers, sandbox, allow_unsafe_code)
 
 
 class CodeReward:
@@ -72,12 +78,22 @@ class CodeReward:
 
     reward_name = "code_reward"
 
-    def __init__(self, partial: bool, timeout_seconds: float, memory_limit_bytes: int, max_workers: int | None) -> None:
+    def __init__(
+        self,
+        partial: bool,
+        timeout_seconds: float,
+        memory_limit_bytes: int,
+        max_workers: int | None,
+        sandbox: Sandbox | None = None,
+        allow_unsafe_code: bool = False,
+    ) -> None:
         if max_workers is not None and max_workers < 1:
             raise ConfigError(f"max_workers is {max_workers!r}; it must be at least 1.")
         self.partial = partial
         self.timeout_seconds = timeout_seconds
         self.memory_limit_bytes = memory_limit_bytes
+        self.sandbox = sandbox
+        self.allow_unsafe_code = allow_unsafe_code
         self.max_workers = max_workers or min(os.cpu_count() or 1, 8)
 
     def __call__(
@@ -89,28 +105,38 @@ class CodeReward:
         **kwargs: Any,
     ) -> list[float | None]:
         entry_points = entry_point if entry_point is not None else [None] * len(completions)
+        sandbox = choose(self.sandbox, self.allow_unsafe_code)
         programs = [extract_code(completion_text(completion)) for completion in completions]
         read = [read_tests(given, entry) for given, entry in zip(tests, entry_points, strict=True)]
         with ThreadPoolExecutor(self.max_workers) as pool:
-            results = list(pool.map(self._judge, programs, read))
+            results = list(pool.map(self._judge, programs, read, entry_points, [sandbox] * len(programs)))
         if log_extra is not None:
             log_extra("code_status", [status for _, status in results])
         return [reward for reward, _ in results]
 
-    def _judge(self, program: str, tests: CodeTests | None) -> tuple[float | None, str]:
+    def _judge(
+        self, program: str, tests: CodeTests | None, entry_point: str | None, sandbox: Sandbox
+    ) -> tuple[float | None, str]:
         """(reward, status) of one program."""
         if tests is None:
             return None, "no tests"
         if not program.strip():
             return 0.0, "no code"
-        passed, status = self._run_snippets(program, tests) if tests.snippets else self._run_cases(program, tests)
+        if tests.snippets:
+            passed, status = self._run_snippets(program, tests, entry_point, sandbox)
+        else:
+            passed, status = self._run_cases(program, tests, sandbox)
         share = sum(passed) / len(passed)
         return (share if self.partial else float(share == 1.0)), status
 
-    def _run_snippets(self, program: str, tests: CodeTests) -> tuple[list[bool], str]:
+    def _run_snippets(
+        self, program: str, tests: CodeTests, entry_point: str | None, sandbox: Sandbox
+    ) -> tuple[list[bool], str]:
         done = run_code(
             program,
             tests=tests.snippets,
+            entry_point=entry_point,
+            sandbox=sandbox,
             timeout_seconds=self.timeout_seconds,
             memory_limit_bytes=self.memory_limit_bytes,
         )
@@ -119,13 +145,14 @@ class CodeReward:
             return done.passed, done.status
         return [False] * len(done.passed), done.status
 
-    def _run_cases(self, program: str, tests: CodeTests) -> tuple[list[bool], str]:
+    def _run_cases(self, program: str, tests: CodeTests, sandbox: Sandbox) -> tuple[list[bool], str]:
         passed: list[bool] = []
         status = "ok"
         for stdin, expected in tests.cases:
             done = run_code(
                 program,
                 stdin=stdin,
+                sandbox=sandbox,
                 timeout_seconds=self.timeout_seconds,
                 memory_limit_bytes=self.memory_limit_bytes,
             )

@@ -1,0 +1,185 @@
+"""Stand-ins for the program's objects in the process of the tests, and what they refuse.
+
+A result of a plain type crosses as a copy and is compared here. Everything else is a `Remote`: methods, attributes,
+items and iteration ask the program; what comes back is compared here again. What could be decided by the program is
+not asked: an object never equals a plain value, and an operator between the two is refused, because the other operand
+may be what the test expects (an object whose `__eq__`, or whose difference from everything, suits it would pass).
+Two objects of the program are compared by the program, as its class says. Standard library only.
+"""
+
+from __future__ import annotations
+
+import builtins
+import operator
+from typing import Any
+
+_PLAIN: tuple[Any, ...] = (dict, list, tuple, set, frozenset, str, bytes, bytearray, bool, int, float, complex)
+_PLAIN_TYPES: dict[Any, Any] = {kind.__name__: kind for kind in _PLAIN}
+
+
+class Remote:
+    """An object in the program's process. See the module's text for what it answers and what it refuses."""
+
+    __slots__ = ("_ask", "_detail", "_kind", "_name", "_number")
+
+    def __init__(self, ask: Any, number: int, kind: str, name: str, detail: Any) -> None:
+        for slot, value in (("_ask", ask), ("_number", number), ("_kind", kind), ("_name", name), ("_detail", detail)):
+            object.__setattr__(self, slot, value)
+
+    def _value(self) -> Any:
+        """What it holds now, as a plain value."""
+        return self._ask("plain", self)
+
+    @property  # type: ignore[misc]
+    def __class__(self) -> Any:  # so that isinstance() sees a Counter as a dict
+        return _PLAIN_TYPES.get(self._detail, Remote) if self._kind == "value" else Remote
+
+    @property
+    def __name__(self) -> str:
+        return self._name  # type: ignore[no-any-return]
+
+    def __call__(self, *arguments: Any, **named: Any) -> Any:
+        if self._kind == "async":
+
+            async def wait() -> Any:
+                return self._ask("await", self, *arguments, **named)
+
+            return wait()
+        return self._ask("call", self, *arguments, **named)
+
+    def __getattr__(self, name: str) -> Any:
+        return self._ask("getattr", self, name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        self._ask("setattr", self, name, value)
+
+    def __delattr__(self, name: str) -> None:
+        self._ask("delattr", self, name)
+
+    def __getitem__(self, key: Any) -> Any:
+        return self._ask("getitem", self, key)
+
+    def __setitem__(self, key: Any, value: Any) -> None:
+        self._ask("setitem", self, key, value)
+
+    def __delitem__(self, key: Any) -> None:
+        self._ask("delitem", self, key)
+
+    def __len__(self) -> int:
+        return _exact(int, self._ask("len", self))
+
+    def __bool__(self) -> bool:
+        return bool(self._value()) if self._kind == "value" else _exact(bool, self._ask("bool", self))
+
+    def __iter__(self) -> Any:
+        return iter(self._value()) if self._kind == "value" else self._ask("iter", self)
+
+    def __next__(self) -> Any:
+        return self._ask("next", self)
+
+    def __reversed__(self) -> Any:
+        return reversed(self._value()) if self._kind == "value" else self._ask("reversed", self)
+
+    def __contains__(self, item: Any) -> bool:
+        return item in self._value() if self._kind == "value" else any(item == each for each in self)
+
+    def __str__(self) -> str:
+        return _exact(str, self._ask("str", self))
+
+    def __repr__(self) -> str:
+        return _exact(str, self._ask("repr", self))
+
+    def __format__(self, spec: str) -> str:
+        return _exact(str, self._ask("format", self, spec))
+
+    def __hash__(self) -> int:
+        return hash(self._value()) if self._kind == "value" else _exact(int, self._ask("hash", self))
+
+    def __int__(self) -> int:
+        return int(self._value()) if self._kind == "value" else _exact(int, self._ask("int", self))
+
+    def __float__(self) -> float:
+        return float(self._value()) if self._kind == "value" else _exact(float, self._ask("float", self))
+
+    def __index__(self) -> int:
+        return operator.index(self._value())
+
+    def __round__(self, digits: int | None = None) -> Any:
+        return round(self._value(), digits)
+
+    def __deepcopy__(self, memo: Any) -> Any:
+        return self._value()
+
+    def __enter__(self) -> Any:
+        return self._ask("enter", self)
+
+    def __exit__(self, *raised: Any) -> None:
+        self._ask("exit", self)
+
+    def __instancecheck__(self, value: Any) -> bool:
+        return type(value) is Remote and _exact(bool, self._ask("instance", self, value))
+
+    def __eq__(self, other: Any) -> Any:
+        if type(other) is Remote and self._kind != "value" and other._kind != "value":
+            return self is other or _exact(bool, self._ask("eq", self, other))
+        if self._kind == "value":
+            return self._value() == (other._value() if type(other) is Remote and other._kind == "value" else other)
+        return NotImplemented
+
+    def __ne__(self, other: Any) -> Any:
+        equal = self == other if type(other) is Remote or self._kind == "value" else NotImplemented
+        return equal if equal is NotImplemented else operator.not_(equal)
+
+
+def _exact(kind: Any, value: Any) -> Any:
+    if type(value) is not kind:
+        raise TypeError(f"the program gave {type(value).__name__} where {kind.__name__} belongs")
+    return value
+
+
+def _operator(name: str, swapped: bool) -> Any:
+    run = getattr(operator, name)
+
+    def method(self: Remote, other: Any) -> Any:
+        theirs = type(other) is Remote
+        if self._kind == "value":
+            mine, other = self._value(), other._value() if theirs and other._kind == "value" else other
+            return run(other, mine) if swapped else run(mine, other)
+        if not theirs:
+            raise TypeError(
+                f"{name}() between the program's {self._name!r} and a plain {type(other).__name__} is not run: the "
+                "program would see, and could choose, what the test expects"
+            )
+        return self._ask(name, *((other, self) if swapped else (self, other)))
+
+    return method
+
+
+for _name in ("add", "sub", "mul", "truediv", "floordiv", "mod", "pow", "matmul", "and_", "or_", "xor"):
+    setattr(Remote, f"__{_name.rstrip('_')}__", _operator(_name, False))
+    setattr(Remote, f"__r{_name.rstrip('_')}__", _operator(_name, True))
+for _name in ("lt", "le", "gt", "ge"):
+    setattr(Remote, f"__{_name}__", _operator(_name, False))
+for _name in ("neg", "pos", "abs", "invert"):
+
+    def _unary(self: Remote, name: str = _name) -> Any:
+        return getattr(operator, name)(self._value()) if self._kind == "value" else self._ask(name, self)
+
+    setattr(Remote, f"__{_name}__", _unary)
+
+
+def exception_class(classes: list[Any], known: dict[int, type[BaseException]]) -> type[BaseException]:
+    """The class to raise here for an exception of the program: a built-in one, or one made after its own.
+
+    `classes` is its line of classes: names of built-in exceptions, and [number, name] for the program's own.
+    """
+    for at, told in enumerate(classes):
+        if isinstance(told, str):
+            kind = getattr(builtins, told, None)
+            if isinstance(kind, type) and issubclass(kind, BaseException):
+                return kind
+        elif isinstance(told, list) and len(told) == 2 and type(told[0]) is int and type(told[1]) is str:
+            if told[0] not in known:
+                known[told[0]] = type(told[1], (exception_class(classes[at + 1 :], known),), {})
+            return known[told[0]]
+    return Exception
