@@ -21,6 +21,11 @@ class Remote:
     """An object in the program's process. See the module's text for what it answers and what it refuses."""
 
     __slots__ = ("_ask", "_detail", "_kind", "_name", "_number")
+    _ask: Any
+    _number: int
+    _kind: str
+    _name: str
+    _detail: Any
 
     def __init__(self, ask: Any, number: int, kind: str, name: str, detail: Any) -> None:
         for slot, value in (("_ask", ask), ("_number", number), ("_kind", kind), ("_name", name), ("_detail", detail)):
@@ -36,7 +41,7 @@ class Remote:
 
     @property
     def __name__(self) -> str:
-        return self._name  # type: ignore[no-any-return]
+        return self._name
 
     def __call__(self, *arguments: Any, **named: Any) -> Any:
         if self._kind == "async":
