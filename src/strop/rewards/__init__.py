@@ -4,10 +4,12 @@
     table = RewardSet([accuracy_reward], on_error="skip").score(prompts, completions, completion_ids, columns)
 
     scorer, table, resolve            the call, its answer, and what may be passed as a reward
-    contract, request, invoke, gather what a function is given, what it may return, calling it, calling async ones
+    contract, request, invoke         what a function is given, what it may return, and calling it
+    gather, event_loop                async functions, several at once, in one loop for the whole run
     calls, row_search                 where a function runs; which row of a failed batch is to blame
-    worker, worker_process, frames    a killable process per function, seen from outside and inside, and the wire
-    transfer, watchdog                can a function move there; a time limit on those that cannot
+    time_limit                        a timer on Python code in the main thread
+    watchdog, watchdog_process        a process outside that names the reward which hangs or ends the run
+    isolation, worker                 a killable process per function, seen from outside and inside
     model_reward, process_reward      reward models: one score, or one per step
     reward_tokens, padded             their inputs as ids, and as batches
     judges, judge_reward              pairwise judges, and a judge as a reward

@@ -1,8 +1,7 @@
 """Mathematical correctness of an answer, by the `math-verify` package: `1/2`, `0.5` and `\\frac{1}{2}` are the same.
 
-Parsing and comparing run computer algebra on text that a model wrote, which can take for ever. Each expression has
-its own time limit where signals allow it (the main thread of a worker or of a script); the reward's worker process is
-the limit that always holds.
+Parsing and comparing run computer algebra on text that a model wrote, which can take for ever. Inside a `RewardSet` its
+timer is the limit, and with `isolate=True`, or called on its own in the main thread, each expression has one of its own.
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ from typing import Any
 
 from strop.errors import ConfigError, SetupError
 from strop.rewards.texts import completion_text
-from strop.rewards.watchdog import alarm_in_use
+from strop.rewards.time_limit import alarm_in_use
 
 _PACKAGES = {"math_verify": "math-verify"}
 _PARSE_SECONDS = 10

@@ -1,24 +1,24 @@
-"""A reward with a place to run in: this process, or a worker of its own.
+"""A reward with a place to run in: this process, or with `reward_isolation` a process of its own.
 
 `begin` sends the request where there is a worker, so that several workers and this process compute at the same time;
-`finish` collects. A function that turns out not to be movable comes home, once, and the reason is kept in `place`.
+`finish` collects.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Sequence
 
 from strop.errors import SetupError
 from strop.rewards.contract import Accepts, Outcome, RewardFunction
 from strop.rewards.gather import run_together
 from strop.rewards.invoke import is_async, run_function, timeout_failure
-from strop.rewards.request import CannotSend, ScoringRequest
-from strop.rewards.transfer import parcels, stays_home
-from strop.rewards.watchdog import TimeLimit, call_with_limit
-from strop.rewards.worker import NotMovable, Worker, workers_available
+from strop.rewards.isolation import NotMovable, Worker
+from strop.rewards.request import ScoringRequest
+from strop.rewards.time_limit import TimeLimit, call_with_limit
+from strop.rewards.watchdog import watch_over
 
 HOME = "this process"
+AWAY = "a process of its own"
 
 
 class RewardCall:
@@ -27,10 +27,13 @@ class RewardCall:
     Args:
         name: what metrics and errors call it.
         function: the callable.
-        isolate: True insists on a worker, False forbids it, "auto" uses one where the function can move and keeps
-            its meaning (`transfer.stays_home`).
+        isolate: run it in a worker process. Models and judges share this process's devices and stay.
         timed: False for models and judges, which bring their own limits and are slow for good reasons.
         memory_limit_bytes: bound on the worker's address space.
+        run_directory: where the watchdog writes which reward ended the run.
+
+    Raises:
+        SetupError: it cannot be isolated though it must.
     """
 
     def __init__(
@@ -38,9 +41,10 @@ class RewardCall:
         name: str,
         function: RewardFunction,
         *,
-        isolate: str | bool = "auto",
+        isolate: bool = False,
         timed: bool = True,
         memory_limit_bytes: int | None = None,
+        run_directory: str | None = None,
     ) -> None:
         self.name = name
         self.function = function
@@ -48,50 +52,50 @@ class RewardCall:
         self.is_async = is_async(function)
         self.timed = timed
         self.row_by_row = not getattr(function, "needs_groups", False)
-        self.place = HOME
-        self._isolate = isolate
+        self.run_directory = run_directory
         self._worker: Worker | None = None
         self._under_way: tuple[ScoringRequest, float | None] | None = None
         self._starts_reported = 1
-        reason = self._why_home()
-        if isolate is True and reason:
-            raise SetupError(f"Reward '{name}' cannot run in a worker process: {reason}. Pass isolate=False.")
-        if reason:
-            self.place = f"{HOME}: {reason}"
-        else:
-            self.place = "worker process"
-            self._worker = Worker(parcels(function), memory_limit_bytes=memory_limit_bytes)
+        if isolate and timed:
+            if "environments" in self.accepts.names:
+                raise self._refused("it asks for the live environments")
+            try:
+                self._worker = Worker(function, memory_limit_bytes=memory_limit_bytes)
+            except NotMovable as error:
+                raise self._refused(str(error)) from None
 
     @property
     def at_home(self) -> bool:
         """Whether it runs in this process."""
         return self._worker is None
 
+    @property
+    def place(self) -> str:
+        """Where it runs, in words."""
+        return HOME if self.at_home else AWAY
+
     def launch(self) -> None:
         """Start the worker without waiting for it."""
         if self._worker is not None:
-            try:
-                self._worker.launch()
-            except NotMovable as error:
-                self._come_home(str(error))
+            self._worker.launch()
 
     def wait_ready(self) -> None:
-        """Start the worker and wait until it can answer, or come home."""
+        """Start the worker and wait until it can answer."""
         if self._worker is not None:
             try:
                 self._worker.wait_ready()
             except NotMovable as error:
-                self._come_home(str(error))
+                raise self._refused(str(error)) from None
 
     def begin(self, request: ScoringRequest, seconds: float | None) -> None:
         """Send the request to the worker; at home nothing happens until `finish`."""
         seconds = seconds if self.timed else None
-        self.wait_ready()
         if self._worker is not None:
+            self.wait_ready()
             try:
-                self._worker.ask(request.blobs(self.accepts), request.n_rows, seconds)
-            except (CannotSend, NotMovable) as error:
-                self._come_home(str(error))
+                self._worker.ask(request.sent(self.accepts), request.n_rows, seconds)
+            except NotMovable as error:
+                raise self._refused(str(error)) from None
         self._under_way = request, seconds
 
     def finish(self) -> Outcome:
@@ -100,13 +104,16 @@ class RewardCall:
         request, seconds = self._under_way
         self._under_way = None
         if self._worker is not None:
-            outcome = self._worker.answer()
-            if outcome.failure is None or outcome.failure.kind != "transfer":
-                return outcome
-            self._come_home(outcome.failure.text)
+            return self._worker.answer()
         if self.is_async:
-            return run_together([(self.function, request.offered(), request.n_rows)], seconds)[0]
-        return self._run_here(request, seconds)
+            return run_home_async([self], request, seconds)[0]
+        with watch_over(
+            self.name, request.n_rows, seconds, directory=self.run_directory, step=request.steps_done
+        ):
+            try:
+                return call_with_limit(lambda: run_function(self.function, request.offered(), request.n_rows), seconds)
+            except TimeLimit:
+                return Outcome(failure=timeout_failure(seconds, request.n_rows))
 
     def run(self, request: ScoringRequest, seconds: float | None) -> Outcome:
         """`begin` and `finish`."""
@@ -132,41 +139,16 @@ class RewardCall:
         if self._worker is not None:
             self._worker.kill()
 
-    def _run_here(self, request: ScoringRequest, seconds: float | None) -> Outcome:
-        work: Callable[[], Outcome] = lambda: run_function(self.function, request.offered(), request.n_rows)  # noqa: E731
-        try:
-            return call_with_limit(work, seconds)
-        except TimeLimit:
-            return Outcome(failure=timeout_failure(seconds, request.n_rows))
-
-    def _why_home(self) -> str:
-        if self._isolate is False:
-            return "isolate=False"
-        if not self.timed:
-            return "models and judges share this process's devices"
-        if not workers_available():
-            return "worker processes need a POSIX system"
-        if "environments" in self.accepts.names:
-            return "it asks for the live environments"
-        if self._isolate == "auto":
-            if getattr(self.function, "cannot_hang", False):
-                return "its running time is bounded by the length of its input"
-            return stays_home(self.function)
-        return ""
-
-    def _come_home(self, reason: str) -> None:
-        if self._isolate is True:
-            raise SetupError(
-                f"Reward '{self.name}' cannot run in a worker process: {reason}. Move it to the top level of a module, "
-                "install cloudpickle, or pass isolate=False, where the time limit cannot stop everything."
-            )
-        if self._worker is not None:
-            self._worker.kill()
-        self._worker = None
-        self.place = f"{HOME}: {reason}"
+    def _refused(self, reason: str) -> SetupError:
+        return SetupError(
+            f"Reward '{self.name}' cannot run in a process of its own: {reason}. Let it hold only what can be pickled, "
+            "or leave reward_isolation off."
+        )
 
 
-def run_home_async(calls: list[RewardCall], request: ScoringRequest, seconds: float | None) -> list[Outcome]:
+def run_home_async(calls: Sequence[RewardCall], request: ScoringRequest, seconds: float | None) -> list[Outcome]:
     """Run the async rewards that live in this process concurrently."""
-    offered: dict[str, Any] = request.offered()
-    return run_together([(call.function, offered, request.n_rows) for call in calls], seconds)
+    offered = request.offered()
+    names = ", ".join(call.name for call in calls)
+    with watch_over(names, request.n_rows, seconds, directory=calls[0].run_directory, step=request.steps_done):
+        return run_together([(call.function, offered, request.n_rows) for call in calls], seconds)

@@ -9,7 +9,8 @@ from typing import Any
 
 from strop.errors import ConfigError, DataError, SetupError
 from strop.rewards.contract import Accepts, Failure, Outcome, RewardFunction, describe_exception, read_values
-from strop.rewards.watchdog import TimeLimit
+from strop.rewards.event_loop import run_in_loop
+from strop.rewards.time_limit import TimeLimit
 
 
 class Pushed:
@@ -46,16 +47,14 @@ def is_async(function: RewardFunction) -> bool:
 def run_function(function: RewardFunction, offered: Mapping[str, Any], n_rows: int) -> Outcome:
     """Call a function with what it accepts and read its answer; everything it raises becomes a `Failure`.
 
-    A coroutine is awaited in an event loop of its own. `KeyboardInterrupt` and `TimeLimit` pass through: they belong
-    to the user and to the watchdog.
+    What is awaitable is awaited in the shared event loop. `KeyboardInterrupt` and `TimeLimit` pass through: they
+    belong to the user and to the timer.
     """
     pushed = Pushed(n_rows)
     try:
         returned = call_with_hooks(function, offered, pushed)
         if inspect.isawaitable(returned):
-            from strop.rewards.gather import await_now  # asyncio is a quarter of a worker's start-up
-
-            returned = await_now(returned)
+            returned = run_in_loop(returned)
         return outcome_of(returned, pushed)
     except (KeyboardInterrupt, TimeLimit):
         raise

@@ -1,19 +1,14 @@
-"""One batch of completions that is to be scored: checked, cut to rows, and packed for a worker."""
+"""One batch of completions that is to be scored: checked, cut to rows, and cut to what may leave the process."""
 
 from __future__ import annotations
 
-import pickle
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import Any
 
 from strop.errors import DataError
-from strop.rewards.contract import OFFERED, Accepts, describe_exception
-
-
-class CannotSend(Exception):
-    """An argument cannot be pickled; the text says which and why."""
+from strop.rewards.contract import OFFERED, Accepts
 
 
 @dataclass(slots=True)
@@ -26,7 +21,6 @@ class ScoringRequest:
     columns: dict[str, list[Any]] = field(default_factory=dict)  # the other columns of the rows
     trainer_state: Any = None
     environments: list[Any] | None = None  # (n,) live objects; they never leave this process
-    _blobs: dict[str, bytes] = field(default_factory=dict)
 
     @classmethod
     def checked(
@@ -87,33 +81,28 @@ class ScoringRequest:
         )
 
     def offered(self) -> dict[str, Any]:
-        """Everything a function in this process may ask for, by name."""
+        """Everything a function may ask for, by name; lists of its own, so that no function changes another's."""
         fixed = {
             "prompts": self.prompts,
             "completions": self.completions,
             "completion_ids": self.completion_ids,
             "environments": self.environments,
         }
-        present = {name: value for name, value in fixed.items() if value is not None}
-        return {**present, **self.columns, "trainer_state": self.trainer_state}
+        lists = {name: list(value) for name, value in {**fixed, **self.columns}.items() if value is not None}
+        return {**lists, "trainer_state": self.trainer_state}
 
-    def blobs(self, accepts: Accepts) -> dict[str, bytes]:
-        """The arguments that a function accepts, each pickled once per request however many workers ask for it.
+    def sent(self, accepts: Accepts) -> dict[str, Any]:
+        """What of it goes to a function in another process: what it accepts, with a snapshot of the trainer state."""
+        offered = {name: value for name, value in self.offered().items() if accepts.wants(name)}
+        offered.pop("environments", None)  # live objects
+        if "trainer_state" in offered:
+            offered["trainer_state"] = snapshot(self.trainer_state)
+        return offered
 
-        The trainer state goes as a `SimpleNamespace` of its plain data. Environments are live objects and stay.
-
-        Raises:
-            CannotSend: an argument cannot be pickled.
-        """
-        names = [name for name in self.offered() if name != "environments" and accepts.wants(name)]
-        for name in names:
-            if name not in self._blobs:
-                value = snapshot(self.trainer_state) if name == "trainer_state" else self.offered()[name]
-                try:
-                    self._blobs[name] = pickle.dumps(value, protocol=pickle.HIGHEST_PROTOCOL)
-                except Exception as error:
-                    raise CannotSend(f"the argument '{name}' cannot be pickled: {describe_exception(error)}") from None
-        return {name: self._blobs[name] for name in names}
+    @property
+    def steps_done(self) -> int | None:
+        """Optimizer steps that the trainer has done, where its state is given."""
+        return getattr(self.trainer_state, "global_step", None)
 
 
 def snapshot(state: Any) -> Any:

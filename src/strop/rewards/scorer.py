@@ -4,9 +4,10 @@
     table = rewards.score(prompts, completions, completion_ids, {"solution": solutions})
     table.total()                                        # one number per completion
 
-Plain functions run in worker processes where that does not change what they mean (`isolate`), all at the same time;
-whatever they do, a call returns within about twice `timeout_seconds`, with a number, an abstention or a counted
-failure for every completion.
+A function is called here, in the script's own process, with the state that it has. Exceptions, wrong answers and Python
+code that runs too long are contained: every completion gets a number, an abstention or a counted failure. What a call
+in this process cannot survive (native code that hangs, a crash, `os._exit`) ends the run with a named error, and is
+contained with `isolate=True`, which moves functions to processes that can be killed.
 """
 
 from __future__ import annotations
@@ -52,10 +53,11 @@ class RewardSet:
             the batch is asked about again row by row, so that one bad row costs one value and not the batch.
         penalty: the value of a failed row under "penalize", before weights.
         timeout_seconds: wall-clock limit of one call of one function, for a whole batch. None: no limit.
-        isolate: True runs functions in worker processes and refuses those that cannot move; False runs them in this
-            process; "auto" moves those that can move and keep their meaning. Functions that write to surrounding
-            variables, hold models or tensors, or ask for `environments` stay.
-        memory_limit_bytes: bound on the address space of each worker.
+            Held by a timer in the main thread; in other threads, and in native code, a watchdog outside ends the run.
+        isolate: run functions in processes of their own, all at the same time; refuses those that cannot be pickled or
+            ask for `environments`. Models and judges stay.
+        memory_limit_bytes: bound on the address space of each such process.
+        run_directory: where the watchdog writes which reward ended the run (`alarms.jsonl`).
         device: where models given by id are put.
         model_init_kwargs: for `from_pretrained` of models given by id.
 
@@ -73,8 +75,9 @@ class RewardSet:
         on_error: str = "raise",
         penalty: float = -1.0,
         timeout_seconds: float | None = 300.0,
-        isolate: str | bool = "auto",
+        isolate: bool = False,
         memory_limit_bytes: int | None = None,
+        run_directory: str | None = None,
         device: Any = None,
         model_init_kwargs: dict[str, Any] | None = None,
     ) -> None:
@@ -91,6 +94,7 @@ class RewardSet:
                 isolate=isolate,
                 timed=reward.is_function,
                 memory_limit_bytes=memory_limit_bytes,
+                run_directory=run_directory,
             )
             for reward in resolved
         ]
@@ -111,7 +115,7 @@ class RewardSet:
 
     @property
     def places(self) -> dict[str, str]:
-        """Where each reward runs, and why there."""
+        """Where each reward runs."""
         return {call.name: call.place for call in self._calls}
 
     def __len__(self) -> int:
@@ -307,7 +311,7 @@ def _check_settings(
     on_error: str,
     penalty: float,
     timeout_seconds: float | None,
-    isolate: str | bool,
+    isolate: bool,
     memory_limit_bytes: int | None,
 ) -> None:
     problems = []
@@ -318,10 +322,12 @@ def _check_settings(
         problems.append(f"penalty is {penalty!r}; it must be a finite number")
     if timeout_seconds is not None and not (isinstance(timeout_seconds, (int, float)) and timeout_seconds > 0):
         problems.append(f"timeout_seconds is {timeout_seconds!r}; it must be a positive number of seconds, or None")
-    if isolate not in (True, False, "auto"):
-        problems.append(f"isolate is {isolate!r}; it must be True, False or 'auto'")
+    if not isinstance(isolate, bool):
+        problems.append(f"isolate is {isolate!r}; it must be True or False")
     if memory_limit_bytes is not None and not (isinstance(memory_limit_bytes, int) and memory_limit_bytes > 0):
         problems.append(f"memory_limit_bytes is {memory_limit_bytes!r}; it must be a positive number, or None")
+    elif memory_limit_bytes is not None and not isolate:
+        problems.append("memory_limit_bytes bounds processes of their own; it needs isolate=True")
     if problems:
         raise ConfigError.collect("The reward settings cannot be used.", problems)
 

@@ -1,7 +1,7 @@
 """Rewards that can be computed from the text or its length alone: format, match, length, repetition.
 
-All of them run in time proportional to their input, without regular expressions, so none needs a worker process
-(`cannot_hang`). Those made by a `get_...` function are instances, not closures, so they can be pickled.
+All of them run in time proportional to their input, without regular expressions, so none can hang. Those made by a
+`get_...` function are instances, not closures, so they can be pickled.
 """
 
 from __future__ import annotations
@@ -107,7 +107,6 @@ class LengthReward:
     """See `get_length_reward`."""
 
     reward_name = "length_reward"
-    cannot_hang = True
 
     def __init__(self, target_length: float) -> None:
         if not target_length > 0:
@@ -122,7 +121,6 @@ class RepetitionPenaltyReward:
     """See `get_repetition_penalty_reward`."""
 
     reward_name = "repetition_penalty_reward"
-    cannot_hang = True
 
     def __init__(self, ngram_size: int, max_penalty: float) -> None:
         problems = []
@@ -150,7 +148,6 @@ class SoftOverlongPunishment:
     """See `get_soft_overlong_punishment`."""
 
     reward_name = "soft_overlong_punishment_reward"
-    cannot_hang = True
 
     def __init__(self, max_completion_len: int, soft_punish_cache: int) -> None:
         if max_completion_len < 1 or not 0 <= soft_punish_cache <= max_completion_len:
@@ -179,7 +176,3 @@ def _is_think_format(text: str) -> bool:
 def _length_penalty(length: int, target: float) -> float:
     return -min(1.0, abs(length - target) / target)
 
-
-think_format_reward.cannot_hang = True  # type: ignore[attr-defined]
-exact_match_reward.cannot_hang = True  # type: ignore[attr-defined]
-length_reward.cannot_hang = True  # type: ignore[attr-defined]

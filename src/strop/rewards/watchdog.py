@@ -1,109 +1,91 @@
-"""A time limit on a call inside this process.
+"""Tell a small process outside which reward runs, so that somebody can say so if this process no longer can.
 
-What it can stop, and what it cannot:
+    with watch_over("accuracy_reward", n_rows=64, seconds=300.0, directory=run, step=12): ...
 
-* in the main thread, SIGALRM interrupts Python code, sleeps and blocking reads, and fires again every half second
-  until a `bare except` lets go. A function that sets its own alarm replaces ours;
-* in any other thread, and inside a running event loop, the call goes to a helper thread. Past the limit an
-  exception is set in that thread, which stops Python code at its next instruction; a blocking C call lives on until
-  it returns, but the caller does not wait for it;
-* nothing inside a process can stop C code that holds the interpreter's lock (`3 ** 3 ** 30`), nor `os._exit`, nor a
-  crash. For those the function has to live in a worker process (`worker.py`).
+A reward of this process may sit in native code, where no Python timer reaches, or end the process itself. Then the
+process outside (`watchdog_process.py`) writes which reward it was and since when, and ends the run in the first case.
+It starts with the first call, serves every `RewardSet` of this process, and costs one short write per call.
 """
 
 from __future__ import annotations
 
+import atexit
 import contextlib
-import ctypes
-import signal
+import itertools
+import json
+import logging
+import os
+import subprocess
+import sys
 import threading
-import time
-from collections.abc import Callable, Iterator
-from typing import TypeVar
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
-T = TypeVar("T")
+GRACE_SECONDS = 15.0
+"""How much later than its own limit a call is held to be beyond the timer's reach."""
 
-_REFIRE_SECONDS = 0.5
-_depth = 0
-
-
-class TimeLimit(BaseException):
-    """The limit has passed. Not an `Exception`, so that `except Exception` in user code does not swallow it."""
-
-
-def alarm_in_use() -> bool:
-    """Whether a call is being timed with SIGALRM right now; code that sets alarms itself must not, then."""
-    return _depth > 0
-
-
-def call_with_limit(work: Callable[[], T], seconds: float | None, *, in_thread: bool = False) -> T:
-    """Call `work()` and give it `seconds` of wall-clock time; None means no limit.
-
-    Raises:
-        TimeLimit: the time is over. What `work` raises itself passes through.
-    """
-    if seconds is None and not in_thread:
-        return work()
-    if in_thread or threading.current_thread() is not threading.main_thread() or not hasattr(signal, "setitimer"):
-        return _in_thread(work, seconds)
-    assert seconds is not None
-    return _with_alarm(work, seconds)
-
-
-def _with_alarm(work: Callable[[], T], seconds: float) -> T:
-    armed = True
-
-    def fire(signum: int, frame: object) -> None:
-        if armed:
-            raise TimeLimit
-
-    with _alarm(fire, seconds):
-        try:
-            try:
-                return work()
-            finally:
-                armed = False
-        except TimeLimit:
-            armed = False
-            raise
+_HARNESS = Path(__file__).with_name("watchdog_process.py")
+_logger = logging.getLogger("strop.rewards")
+_numbers = itertools.count()
+_lock = threading.Lock()
+_outside: subprocess.Popen[bytes] | None = None
+_owner_pid: int | None = None
 
 
 @contextlib.contextmanager
-def _alarm(handler: Callable[[int, object], None], seconds: float) -> Iterator[None]:
-    """Install a SIGALRM handler; an alarm that was already running goes on afterwards with the time it has left."""
-    global _depth
-    started = time.monotonic()
-    old_handler = signal.signal(signal.SIGALRM, handler)
-    old_left, old_interval = signal.setitimer(signal.ITIMER_REAL, seconds, _REFIRE_SECONDS)
-    _depth += 1
+def watch_over(
+    reward: str, n_rows: int, seconds: float | None, *, directory: str | None = None, step: int | None = None
+) -> Iterator[None]:
+    """Have a call watched from outside.
+
+    Args:
+        reward: what the message calls it.
+        n_rows: completions it is asked about.
+        seconds: its own limit, wall-clock; None where only its death is of interest.
+        directory: the run's folder, where `alarms.jsonl` is.
+        step: optimizer steps done.
+    """
+    number = next(_numbers)
+    limit = None if seconds is None else seconds + GRACE_SECONDS
+    given = {"reward": reward, "rows": n_rows, "seconds": seconds, "limit": limit, "directory": directory, "step": step}
+    _tell({"what": "begin", "id": number, **given})
     try:
         yield
     finally:
-        _depth -= 1
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, old_handler)
-        if old_left:
-            left = max(old_left - (time.monotonic() - started), 1e-3)
-            signal.setitimer(signal.ITIMER_REAL, left, old_interval)
+        _tell({"what": "end", "id": number})
 
 
-def _in_thread(work: Callable[[], T], seconds: float | None) -> T:
-    results: list[T] = []
-    errors: list[BaseException] = []
-
-    def target() -> None:
+def _tell(line: dict[str, Any]) -> None:
+    global _outside, _owner_pid
+    with _lock:
+        if _owner_pid != os.getpid():  # the first call, or a forked copy of a process that had one
+            _outside, _owner_pid = _start(), os.getpid()
+        if _outside is None:
+            return
         try:
-            results.append(work())
-        except BaseException as error:
-            errors.append(error)
+            assert _outside.stdin is not None
+            os.write(_outside.stdin.fileno(), json.dumps(line).encode("ascii") + b"\n")
+        except OSError:
+            _outside = None
+            _logger.warning("the process that watches over rewards is gone; a reward that hangs may hang in silence")
 
-    thread = threading.Thread(target=target, name="strop-reward", daemon=True)
-    thread.start()
-    thread.join(seconds)
-    if thread.is_alive():
-        # Every live thread has an id by now; the exception arrives at its next Python instruction.
-        ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread.ident or 0), ctypes.py_object(TimeLimit))
-        raise TimeLimit
-    if errors:
-        raise errors[0]
-    return results[0]
+
+def _start() -> subprocess.Popen[bytes] | None:
+    if os.name != "posix":
+        return None
+    process = subprocess.Popen(
+        [sys.executable, "-I", "-S", str(_HARNESS), str(os.getpid())],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        start_new_session=True,  # Ctrl-C is for the training process
+    )
+    atexit.register(_leave, os.getpid())
+    return process
+
+
+def _leave(owner_pid: int) -> None:
+    if _outside is not None and os.getpid() == owner_pid == _owner_pid:
+        _tell({"what": "leave"})
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            _outside.wait(5.0)

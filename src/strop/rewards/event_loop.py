@@ -1,0 +1,107 @@
+"""The one event loop in which every async reward of this process runs.
+
+A semaphore, lock or client that is made once and used by every call belongs to the loop of its first use, so all
+calls must share one. It lives in a thread of its own: it also serves where a loop is running already (a notebook), and
+what a client does between two calls (keeping a connection alive) goes on.
+
+A coroutine that blocks the loop instead of awaiting stops at its next Python instruction once its time is over; one
+that blocks it in native code is a case for `watchdog.py`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import concurrent.futures
+import ctypes
+import os
+import threading
+from collections.abc import Awaitable
+from typing import Any
+
+from strop.rewards.time_limit import TimeLimit
+
+_REFIRE_SECONDS = 0.5
+
+
+class EventLoop:
+    """A running event loop and the thread that it lives in."""
+
+    def __init__(self) -> None:
+        self._pid = os.getpid()
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._live, name="strop-reward-loop", daemon=True)
+        self._thread.start()
+
+    @property
+    def is_here(self) -> bool:
+        """Whether this is the loop's own thread, which must not wait for itself."""
+        return threading.current_thread() is self._thread
+
+    @property
+    def is_alive(self) -> bool:
+        """False in a forked copy of the process, where the thread does not exist."""
+        return self._pid == os.getpid() and self._thread.is_alive()
+
+    def run(self, awaitable: Awaitable[Any], seconds: float | None = None) -> Any:
+        """The result of an awaitable, from any other thread.
+
+        Args:
+            awaitable: it should end by itself within `seconds`.
+            seconds: after that long, whatever blocks the loop is interrupted, again and again until it lets go.
+
+        Raises:
+            TimeLimit: the awaitable was the one that blocked. What it raises itself passes through.
+        """
+        future = asyncio.run_coroutine_threadsafe(_wait_for(awaitable), self._loop)
+        try:
+            while not concurrent.futures.wait([future], seconds).done:
+                self._interrupt()
+                seconds = _REFIRE_SECONDS
+            return future.result()
+        except BaseException:
+            future.cancel()
+            raise
+
+    def close(self) -> None:
+        """Stop the loop and its thread."""
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()
+
+    def _live(self) -> None:
+        asyncio.set_event_loop(self._loop)
+        while True:
+            try:
+                self._loop.run_forever()
+                return
+            except TimeLimit:  # it arrived between two coroutines
+                continue
+
+    def _interrupt(self) -> None:
+        """Raise `TimeLimit` in the loop's thread, at its next Python instruction."""
+        identity = ctypes.c_ulong(self._thread.ident or 0)
+        ctypes.pythonapi.PyThreadState_SetAsyncExc(identity, ctypes.py_object(TimeLimit))
+
+
+_shared: EventLoop | None = None
+_lock = threading.Lock()
+
+
+def run_in_loop(awaitable: Awaitable[Any], seconds: float | None = None) -> Any:
+    """`EventLoop.run` in the loop that all rewards share; a call from inside of it gets a loop for itself."""
+    global _shared
+    with _lock:
+        if _shared is None or not _shared.is_alive:
+            _shared = EventLoop()
+        shared = _shared
+    if not shared.is_here:
+        return shared.run(awaitable, seconds)
+    nested = EventLoop()
+    try:
+        return nested.run(awaitable, seconds)
+    finally:
+        nested.close()
+
+
+async def _wait_for(awaitable: Awaitable[Any]) -> Any:
+    return await awaitable

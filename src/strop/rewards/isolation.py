@@ -1,0 +1,190 @@
+"""A killable process for one reward function: `reward_isolation=True`.
+
+The pool, its time limit and the restarts are pebble's; the function travels by cloudpickle. What a call does to its
+process (an endless loop in native code, `os._exit`, a crash, too much memory) ends there, with every process that it
+started and left in its group, and the next call gets a new one. The price: the function is a copy. What the script changes
+afterwards (globals, environment variables) it does not see, and what it changes the script does not see.
+
+A process border does not stop what the function does to files and to the network, and the two sides trust each other
+(answers are pickled): programs that a model wrote belong into `code_execution.py`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing
+import os
+import pickle
+import signal
+import sys
+import threading
+import weakref
+from collections.abc import Iterator
+from concurrent.futures import Future
+from concurrent.futures.process import BrokenProcessPool
+from multiprocessing.context import SpawnContext, SpawnProcess
+from typing import Any
+
+import cloudpickle
+from pebble import ProcessExpired, ProcessPool
+
+from strop.rewards.contract import Failure, Outcome, describe_exception
+from strop.rewards.invoke import timeout_failure
+from strop.rewards.worker import answer, load, prepare
+
+STARTUP_SECONDS = 120.0
+"""How long a worker may take to import what its function needs. It does not count towards the reward's timeout."""
+
+_SLACK_SECONDS = 30.0  # in which pebble notices a timeout and kills the worker
+_main_lock = threading.Lock()
+
+
+class NotMovable(Exception):
+    """No worker could be made to hold the function, or read an argument; the text says why."""
+
+
+class Worker:
+    """One process that holds one reward function: started on first use, replaced when it is killed or dies.
+
+    Args:
+        function: the callable; cloudpickle must be able to write it.
+        memory_limit_bytes: bound on the worker's address space (RLIMIT_AS). Importing torch alone reserves several
+            gigabytes of address space.
+        startup_seconds: bound on starting it.
+    """
+
+    def __init__(
+        self, function: Any, *, memory_limit_bytes: int | None = None, startup_seconds: float = STARTUP_SECONDS
+    ) -> None:
+        if os.name != "posix":
+            raise NotMovable("killable processes need a POSIX system")
+        try:
+            self._payload = cloudpickle.dumps(function)
+        except Exception as error:
+            raise NotMovable(f"it cannot be pickled: {describe_exception(error)}") from None
+        self._memory_limit_bytes = memory_limit_bytes
+        self._startup_seconds = startup_seconds
+        self._pools: list[ProcessPool] = []  # at most one
+        self._loading: Future[Any] | None = None
+        self._asked: tuple[Future[Any], float | None, int] | None = None  # the answer, its limit in seconds, rows
+        self.pid: int | None = None
+        self.starts = 0
+        weakref.finalize(self, _stop, self._pools, os.getpid())
+
+    def launch(self) -> None:
+        """Start the process without waiting for it; nothing happens if it runs."""
+        if self._pools and not self._pools[0].active:
+            self.kill()
+        if not self._pools:
+            settings = os.getpid(), self._memory_limit_bytes, multiprocessing.get_start_method()
+            pool = ProcessPool(1, initializer=prepare, initargs=settings, context=_Context())
+            self._pools.append(pool)
+            self._loading = pool.schedule(load, args=(self._payload,))
+            self.starts += 1
+
+    def wait_ready(self) -> None:
+        """Start the process if needed, and wait until it holds the function.
+
+        Raises:
+            NotMovable: the worker could not read the function.
+        """
+        self.launch()
+        if self._loading is None:
+            return
+        try:
+            self.pid, wrong = self._loading.result(self._startup_seconds)
+        except TimeoutError:
+            wrong = f"loading it takes more than {self._startup_seconds:g} seconds"
+        except (ProcessExpired, BrokenProcessPool) as error:
+            wrong = _how_it_died(error)
+        if wrong:
+            self.kill()
+            raise NotMovable(f"a worker could not load it ({wrong})")
+        self._loading = None
+
+    def ask(self, arguments: dict[str, Any], n_rows: int, seconds: float | None) -> None:
+        """Send a request; the answer is due `seconds` of wall-clock time from when the worker takes it (None: no limit).
+
+        Raises:
+            NotMovable: an argument cannot be pickled; its name is in the text.
+        """
+        self.wait_ready()
+        blobs = {name: _pickled(name, value) for name, value in arguments.items()}
+        self._asked = self._pools[0].schedule(answer, args=(blobs, n_rows), timeout=seconds), seconds, n_rows
+
+    def answer(self) -> Outcome:
+        """Wait for the answer to the last request; a worker that is late or dead is replaced at the next one."""
+        assert self._asked is not None
+        future, seconds, n_rows = self._asked
+        try:
+            return pickle.loads(future.result(None if seconds is None else seconds + _SLACK_SECONDS))
+        except TimeoutError:
+            failure = timeout_failure(seconds, n_rows)
+        except (ProcessExpired, BrokenProcessPool) as error:
+            failure = Failure("death", _how_it_died(error))
+        finally:
+            self._asked = None
+        self.kill()
+        return Outcome(failure=failure)
+
+    def kill(self) -> None:
+        """End the process and everything in its process group, now."""
+        _stop(self._pools, os.getpid())
+        if self.pid is not None:
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.killpg(self.pid, signal.SIGKILL)
+        self.pid, self._loading = None, None
+
+
+def _pickled(name: str, value: Any) -> bytes:
+    try:
+        return cloudpickle.dumps(value)
+    except Exception as error:
+        raise NotMovable(f"the argument '{name}' cannot be pickled: {describe_exception(error)}") from None
+
+
+def _how_it_died(error: BaseException) -> str:
+    code = error.exitcode if isinstance(error, ProcessExpired) else None
+    if code is None:
+        return "its worker process died"
+    if code >= 0:
+        return f"it ended its process with exit code {code}"
+    try:
+        name = signal.Signals(-code).name
+    except ValueError:
+        name = f"signal {-code}"
+    hint = " (often the kernel, for lack of memory)" if name == "SIGKILL" else ""
+    return f"its process was killed by {name}{hint}"
+
+
+def _stop(pools: list[ProcessPool], owner_pid: int) -> None:
+    while pools and os.getpid() == owner_pid:  # a forked copy of the training process must not end its parent's workers
+        pool = pools.pop()
+        pool.stop()
+        pool.join()
+
+
+class _Process(SpawnProcess):
+    """A fresh interpreter that does not import the user's script: one without a `__main__` guard would train again."""
+
+    def start(self) -> None:
+        with _script_hidden():
+            super().start()
+
+
+class _Context(SpawnContext):
+    Process = _Process
+
+
+@contextlib.contextmanager
+def _script_hidden() -> Iterator[None]:
+    """`multiprocessing` looks at the file and the spec of `__main__` to tell a child what to import first."""
+    script = vars(sys.modules["__main__"])
+    with _main_lock:
+        kept = {name: script[name] for name in ("__file__", "__spec__") if name in script}
+        script.pop("__file__", None)
+        script["__spec__"] = None
+        try:
+            yield
+        finally:
+            script.update(kept)
