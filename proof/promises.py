@@ -172,11 +172,17 @@ PROMISES: tuple[Promise, ...] = (
     Promise(
         12,
         "Rewards cannot break the run",
-        "Whatever a reward returns or does is contained in bounded time, counted, and costs its own row only.",
+        "Rewards are called in the script's own process, with its state. What they return or raise, and Python code that "
+        "runs too long, is contained, counted, and costs its own row only; what only a process of its own survives "
+        "(native code that hangs, a crash, os._exit) ends with a named error, and is contained with reward_isolation=True.",
         (
             "tests/rewards/test_contract.py",
             "tests/rewards/test_invoke.py",
-            "tests/rewards/test_worker.py",
+            "tests/rewards/test_time_limit.py",
+            "tests/rewards/test_event_loop.py",
+            "tests/rewards/test_script_state.py",
+            "tests/rewards/test_watchdog.py",
+            "tests/rewards/test_isolation.py",
             "tests/rewards/test_scorer.py",
             "tests/engine/test_missing_eos.py",
         ),
@@ -246,7 +252,8 @@ PROMISES: tuple[Promise, ...] = (
             "tests/rollout/test_vllm_server.py",
             "tests/rollout/test_vllm_engine.py",
             "tests/rollout/test_vllm_runs.py",
-            "tests/rewards/test_worker.py",
+            "tests/rewards/test_isolation.py",
+            "tests/rewards/test_watchdog.py",
             "tests/rewards/test_runs.py",
             "tests/engine/test_lost_rank.py",
         ),

@@ -44,13 +44,47 @@ MUTATIONS = (
         promises=(12, 19),
         history="A verifier that never returned kept its process, and the next batch with it (math-verify#65, verl#6673).",
         edits=(
+            Edit("rewards/isolation.py", "n_rows, seconds), timeout=seconds)", "n_rows, seconds))"),
+            Edit("rewards/isolation.py", "_SLACK_SECONDS = 30.0", "_SLACK_SECONDS = 0.0"),
             Edit(
-                "rewards/worker.py",
-                "        except TimeoutError:\n            self.kill()\n",
-                "        except TimeoutError:\n",
+                "rewards/isolation.py",
+                "        self.kill()\n        return Outcome(failure=failure)\n",
+                "        return Outcome(failure=failure)\n",
             ),
         ),
-        tests=("tests/rewards/test_worker.py::test_what_never_ends_is_killed_and_the_next_request_works",),
+        tests=("tests/rewards/test_isolation.py::test_what_never_ends_is_killed_and_the_next_request_works",),
+    ),
+    Mutation(
+        name="rewards-see-a-copy-of-the-script",
+        promises=(12,),
+        history="A reward that a callback makes harder stayed as it was, because it ran on a copy of the script's state.",
+        edits=(Edit("settings/online.py", "reward_isolation: bool = False\n", "reward_isolation: bool = True\n"),),
+        tests=("tests/rewards/test_script_state.py::test_what_a_callback_changes_is_seen_by_the_next_call",),
+    ),
+    Mutation(
+        name="an-event-loop-for-every-call",
+        promises=(12,),
+        history=(
+            "Each call of an async reward got a new event loop, so a client or semaphore made once failed in the second "
+            "call (Flow-Factory#183)."
+        ),
+        edits=(
+            Edit(
+                "rewards/event_loop.py", "        if _shared is None or not _shared.is_alive:\n", "        if True:\n"
+            ),
+        ),
+        tests=("tests/rewards/test_script_state.py::test_a_semaphore_and_a_client_of_the_script_work_in_every_call",),
+    ),
+    Mutation(
+        name="a-reward-ends-the-run-in-silence",
+        promises=(12, 19),
+        history="A reward that left by os._exit took the run with it, and nothing said which reward it was.",
+        edits=(
+            Edit(
+                "rewards/watchdog_process.py", "                report(call, ended(call))\n", "                pass\n"
+            ),
+        ),
+        tests=("tests/rewards/test_watchdog.py::test_the_run_ends_with_a_named_error",),
     ),
     Mutation(
         name="one-bad-row-fails-the-batch",

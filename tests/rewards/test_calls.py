@@ -6,17 +6,10 @@ import threading
 import pytest
 
 from strop.errors import SetupError
-from strop.rewards.calls import RewardCall
+from strop.rewards.calls import AWAY, HOME, RewardCall
 from strop.rewards.request import ScoringRequest
-from strop.rewards.verifiers import think_format_reward
 
 SEEN: list[str] = []
-
-
-def pids(completions, **kwargs):
-    import os
-
-    return [float(os.getpid()) for _ in completions]
 
 
 def remembers(completions, **kwargs):
@@ -45,83 +38,38 @@ def make():
         call.close()
 
 
-def test_auto_moves_what_can_move(make):
-    call = make(pids)
-    assert call.place == "worker process" and not call.at_home
-    assert call.run(request(), 20.0).values[0] != os.getpid()
-
-
-def test_false_keeps_it_here(make):
-    call = make(pids, isolate=False)
+def test_a_function_is_called_here_with_the_state_it_has(make):
+    SEEN.clear()
+    call = make(remembers)
+    assert call.place == HOME and call.at_home
     assert call.run(request(), 20.0).values[0] == os.getpid()
-    assert call.place == "this process: isolate=False"
+    assert SEEN == ["a", "a"]
 
 
-@pytest.mark.parametrize(
-    ("function", "settings", "reason"),
-    [
-        (remembers, {}, "it writes to 'SEEN'"),
-        (with_environments, {}, "live environments"),
-        (think_format_reward, {}, "bounded"),
-        (pids, {"timed": False}, "models and judges"),
-    ],
-)
-def test_auto_keeps_what_should_stay(make, function, settings, reason):
-    call = make(function, **settings)
-    assert call.at_home and reason in call.place
-
-
-def test_true_moves_even_what_writes_around_it(make):
+def test_isolation_moves_it_to_a_copy(make):
     SEEN.clear()
     call = make(remembers, isolate=True)
+    assert call.place == AWAY and not call.at_home
     assert call.run(request(), 20.0).values[0] != os.getpid()
     assert SEEN == []
 
 
-def test_true_refuses_what_cannot_move(make):
-    with pytest.raises(SetupError, match="live environments"):
+def test_models_and_judges_stay(make):
+    assert make(remembers, isolate=True, timed=False).at_home
+
+
+def test_isolation_refuses_what_cannot_move(make):
+    with pytest.raises(SetupError, match="'f' cannot run in a process of its own: it asks for the live environments"):
         make(with_environments, isolate=True)
     lock = threading.Lock()
-    call = make(lambda completions: [0.0] * len([lock, *completions]), isolate=True)
-    with pytest.raises(SetupError, match=r"cannot run in a worker process.*isolate=False"):
-        call.run(request(), 20.0)
+    with pytest.raises(SetupError, match=r"it cannot be pickled.*reward_isolation off"):
+        make(lambda completions: [0.0] * len([lock, *completions]), isolate=True)
+    call = make(remembers, isolate=True)
+    with pytest.raises(SetupError, match=r"the argument 'handle' cannot be pickled"):
+        call.run(request(handle=[lock] * 2), 20.0)
 
 
-def test_auto_comes_home_when_the_function_cannot_be_sent(make):
-    lock = threading.Lock()
-    call = make(lambda completions: [float(lock.locked())] * len(completions))
-    assert call.run(request(), 20.0).values == [0.0, 0.0]
-    assert call.at_home and "cannot be pickled" in call.place
-
-
-def test_auto_comes_home_when_an_argument_cannot_be_sent(make):
-    call = make(pids)
-    assert call.run(request(handle=[threading.Lock()] * 2), 20.0).values == [float(os.getpid())] * 2
-    assert "'handle'" in call.place
-
-
-class Unreadable:
-    """Can be written, cannot be read in another process."""
-
-    home = os.getpid()
-
-    def __reduce__(self):
-        return _only_at_home, (self.home,)
-
-
-def _only_at_home(home):
-    if os.getpid() != home:
-        raise ValueError("not here")
-    return Unreadable()
-
-
-def test_auto_comes_home_when_the_worker_cannot_read_an_argument(make):
-    call = make(pids)
-    assert call.run(request(odd=[Unreadable()] * 2), 20.0).values == [float(os.getpid())] * 2
-    assert "'odd' cannot be read there" in call.place
-
-
-def test_environments_are_given_at_home_only(make):
+def test_environments_are_given_at_home(make):
     asked = ScoringRequest.checked(["p"] * 2, ["a"] * 2, None, None, environments=[3, 4])
     assert make(with_environments).run(asked, 20.0).values == [3.0, 4.0]
 
@@ -134,7 +82,7 @@ def test_restarts_are_counted_once(make):
             os._exit(1)
         return [0.0] * len(completions)
 
-    call = make(dies)
+    call = make(dies, isolate=True)
     assert call.run(request(), 20.0).failure.kind == "death"
     assert call.take_restarts() == 0
     call.run(ScoringRequest.checked(["p"], ["b"], None, None), 20.0)
@@ -143,7 +91,7 @@ def test_restarts_are_counted_once(make):
 
 
 def test_an_aborted_request_costs_the_worker(make):
-    call = make(pids)
+    call = make(lambda completions: [0.0] * len(completions), isolate=True)
     call.begin(request(), 20.0)
     call.abort()
     outcome = call.run(request(), 20.0)

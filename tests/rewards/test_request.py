@@ -9,7 +9,7 @@ import pytest
 
 from strop.errors import DataError
 from strop.rewards.contract import Accepts
-from strop.rewards.request import CannotSend, ScoringRequest, snapshot
+from strop.rewards.request import ScoringRequest, snapshot
 
 
 @dataclass
@@ -56,29 +56,26 @@ def test_lengths_and_names_are_checked_all_at_once():
         assert name in said
 
 
-def test_blobs_hold_what_is_accepted_and_are_made_once():
+def test_no_function_can_change_what_another_is_given():
+    request = make()
+    request.offered()["completions"].clear()
+    request.offered()["answer"].append("z")
+    assert request.offered()["completions"] == ["a", "b"] and request.offered()["answer"] == ["x", "y"]
+
+
+def test_what_is_sent_is_what_is_accepted_without_live_objects():
     def reward(completions, answer):
         return []
 
-    request = make(environments=["e", "f"])
-    blobs = request.blobs(Accepts.of(reward))
-    assert {name: pickle.loads(blob) for name, blob in blobs.items()} == {
-        "completions": ["a", "b"],
-        "answer": ["x", "y"],
-    }
+    request = make(environments=["e", "f"], trainer_state=State())
+    assert request.sent(Accepts.of(reward)) == {"completions": ["a", "b"], "answer": ["x", "y"]}
 
     def greedy(**kwargs):
         return []
 
-    more = request.blobs(Accepts.of(greedy))
-    assert more["completions"] is blobs["completions"]
-    assert set(more) == {"prompts", "completions", "completion_ids", "answer", "trainer_state"}
-
-
-def test_an_argument_that_cannot_be_pickled_is_named():
-    request = ScoringRequest.checked(["p"], ["a"], None, {"handle": [threading.Lock()]})
-    with pytest.raises(CannotSend, match="'handle'"):
-        request.blobs(Accepts.of(lambda **kwargs: []))
+    sent = request.sent(Accepts.of(greedy))
+    assert set(sent) == {"prompts", "completions", "completion_ids", "answer", "trainer_state"}
+    assert not hasattr(sent["trainer_state"], "lock") and sent["trainer_state"].global_step == 3
 
 
 def test_the_snapshot_of_a_state_is_its_plain_data():

@@ -2,9 +2,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import sys
 import threading
 from dataclasses import dataclass
 
+import cloudpickle
 import numpy as np
 import pytest
 
@@ -16,6 +18,15 @@ from strop.rewards.model_reward import ModelReward
 NAN = float("nan")
 
 
+@pytest.fixture(scope="module", autouse=True)
+def by_value():
+    """Functions of this file travel whole, so that a worker does not import torch with it."""
+    module = sys.modules[__name__]
+    cloudpickle.register_pickle_by_value(module)
+    yield
+    cloudpickle.unregister_pickle_by_value(module)
+
+
 def lengths(completions, **kwargs):
     return [float(len(text)) for text in completions]
 
@@ -23,22 +34,18 @@ def lengths(completions, **kwargs):
 def trouble(completions, **kwargs):
     """One number per completion, unless a completion asks for trouble."""
     import os
-    import sys
 
     values = []
     for text in completions:
         if text == "loop":
             while True:
                 pass
-        if text == "pow":
-            3**3**30
+        if text == "native":
+            sum(range(10**13))
         if text == "exit":
             os._exit(1)
         if text == "raise":
             raise ValueError("cannot read this one")
-        if text == "flood":
-            for _ in range(1000):
-                sys.stdout.write("x" * 1_000_000)
         value = {"nan": float("nan"), "inf": float("inf"), "text": "high", "none": None}.get(text, float(len(text)))
         values.append(value)
     if "short" in completions:
@@ -80,7 +87,7 @@ def test_several_rewards_in_one_call():
     assert table.values.dtype == np.float64 and table.failures == []
 
 
-@pytest.mark.parametrize("isolate", [True, False, "auto"])
+@pytest.mark.parametrize("isolate", [True, False])
 def test_a_function_gets_only_what_it_names(isolate):
     def picky(completion_ids, answer, trainer_state):
         step = trainer_state.global_step
@@ -156,17 +163,27 @@ def test_async_functions_of_this_process_run_together():
     assert table.values.tolist() == [[1.0]] * 3
 
 
-def test_a_closure_that_keeps_notes_keeps_them_here():
-    notes = []
+def test_a_reward_sees_and_keeps_the_state_of_the_script():
+    notes, stage = [], {"bonus": 0.0}
 
     def reward(completions):
         notes.append(list(completions))
-        return [0.0 for _ in completions]
+        return [stage["bonus"] for _ in completions]
 
     with RewardSet(reward) as rewards:
-        rewards.score(["p"], ["a"])
-        assert notes == [["a"]]
-        assert "writes to 'notes'" in rewards.places["reward"]
+        assert rewards.score(["p"], ["a"]).values.tolist() == [[0.0]]
+        stage["bonus"] = 2.0
+        assert rewards.score(["p"], ["b"]).values.tolist() == [[2.0]]
+        assert notes == [["a"], ["b"]]
+        assert rewards.places == {"reward": "this process"}
+
+
+def test_rewards_cannot_change_each_others_batch():
+    def greedy(completions):
+        completions.clear()
+        return [0.0, 0.0]
+
+    assert score([greedy, lengths], ["a", "bb"]).values.tolist() == [[0.0, 0.0], [1.0, 2.0]]
 
 
 def test_a_model_a_judge_and_a_function_in_one_set(make_model, tokenizer):
@@ -202,10 +219,13 @@ def test_raise_names_reward_row_and_cause(isolate, bad, said):
     assert "on_error='skip'" in str(caught.value)
 
 
-@pytest.mark.parametrize(("bad", "said"), [("loop", "within"), ("pow", "within"), ("exit", "exit code 1")])
-def test_raise_names_the_row_that_hangs_or_dies(bad, said):
+@pytest.mark.parametrize(
+    ("bad", "isolate", "said"),
+    [("loop", False, "within"), ("native", True, "within"), ("exit", True, "exit code 1")],
+)
+def test_raise_names_the_row_that_hangs_or_dies(bad, isolate, said):
     with pytest.raises(RewardError) as caught:
-        score(trouble, ["a", bad], timeout_seconds=0.9)
+        score(trouble, ["a", bad], timeout_seconds=0.4, isolate=isolate)
     assert f"reward 'trouble', row 1 (completion: a str: '{bad}')" in str(caught.value)
     assert said in str(caught.value)
 
@@ -232,43 +252,31 @@ def test_skip_leaves_out_the_bad_row_only(isolate, bad):
     assert len(table.failures) == 1
 
 
-@pytest.mark.parametrize("bad", ["loop", "pow"])
-def test_a_hang_costs_its_row_only(bad):
-    table = score(trouble, ["a", bad, "ccc"], on_error="penalize", penalty=-2.5, timeout_seconds=0.9)
+@pytest.mark.parametrize(("bad", "isolate", "restarts"), [("loop", False, 0), ("native", True, 2)])
+def test_a_hang_costs_its_row_only(bad, isolate, restarts):
+    settings = {"on_error": "penalize", "penalty": -2.5, "timeout_seconds": 0.4, "isolate": isolate}
+    table = score(trouble, ["a", bad, "ccc"], **settings)
     np.testing.assert_array_equal(table.values, [[1.0, -2.5, 3.0]])
     counts = table.counts["trouble"]
     assert (counts.timeouts, counts.errors, counts.penalised, counts.skipped) == (1, 0, 1, 0)
-    assert counts.restarts == 2
-
-
-def test_a_hang_in_this_process_costs_its_row_only():
-    table = score(trouble, ["a", "loop", "ccc"], on_error="skip", timeout_seconds=0.9, isolate=False)
-    np.testing.assert_array_equal(table.values, [[1.0, NAN, 3.0]])
-    assert table.counts["trouble"].timeouts == 1
+    assert counts.restarts == restarts
 
 
 def test_a_death_costs_its_row_only():
-    table = score(trouble, ["a", "exit", "ccc"], on_error="skip")
+    table = score(trouble, ["a", "exit", "ccc"], on_error="skip", isolate=True)
     np.testing.assert_array_equal(table.values, [[1.0, NAN, 3.0]])
     assert table.counts["trouble"].errors == 1 and "exit code 1" in table.failures[0]
 
 
 def test_several_kinds_of_trouble_in_one_batch():
-    table = score(
-        trouble, ["exit", "a", "loop", "raise", "none", "nan", "bb"], on_error="penalize", timeout_seconds=2.0
-    )
+    batch = ["exit", "a", "native", "raise", "none", "nan", "bb"]
+    table = score(trouble, batch, on_error="penalize", timeout_seconds=1.5, isolate=True)
     np.testing.assert_array_equal(table.values, [[-1.0, 1.0, -1.0, -1.0, NAN, -1.0, 2.0]])
     counts = table.counts["trouble"]
     assert (counts.rows, counts.abstained, counts.errors, counts.timeouts, counts.penalised) == (7, 1, 3, 1, 4)
     logged = table.log_metrics()
     assert logged["rewards/trouble/timeouts_fraction"] == Mean(1.0, 7.0)
     assert logged["rewards/trouble/penalised_fraction"] == Mean(4.0, 7.0)
-
-
-def test_a_flood_of_output_is_no_failure(capsys):
-    table = score(trouble, ["flood", "a"])
-    np.testing.assert_array_equal(table.values, [[5.0, 1.0]])
-    assert len(capsys.readouterr().out) < 100_000
 
 
 @pytest.mark.parametrize("bad", ["short", "scalar", "nothing"])
@@ -281,15 +289,15 @@ def test_an_answer_of_the_wrong_shape_is_never_stretched(bad):
 
 
 def test_one_failing_reward_leaves_the_others_alone():
-    table = score([trouble, lengths, slow], ["loop", "bb"], on_error="skip", timeout_seconds=0.9)
+    table = score([trouble, lengths, slow], ["loop", "bb"], on_error="skip", timeout_seconds=0.4)
     np.testing.assert_array_equal(table.values, [[NAN, 2.0], [4.0, 2.0], [4.0, 2.0]])
     assert table.counts["lengths"].timeouts == 0
     np.testing.assert_array_equal(table.total(), [8.0, 6.0])
 
 
 def test_the_set_goes_on_after_failures():
-    with RewardSet(trouble, on_error="skip", timeout_seconds=0.9) as rewards:
-        for bad in ("loop", "exit", "raise"):
+    with RewardSet(trouble, on_error="skip", timeout_seconds=0.4, isolate=True) as rewards:
+        for bad in ("native", "exit", "raise"):
             assert np.isnan(rewards.score(["p"], [bad]).values).all()
         assert rewards.score(["p"], ["abc"]).values.tolist() == [[3.0]]
 
@@ -330,7 +338,7 @@ def test_the_users_interrupt_ends_the_call_and_frees_the_workers():
     def interrupted(completions):
         raise KeyboardInterrupt
 
-    with RewardSet([trouble, interrupted], isolate="auto", timeout_seconds=60.0) as rewards:
+    with RewardSet([trouble, interrupted], isolate=True, timeout_seconds=60.0) as rewards:
         rewards._calls[1]._worker = None  # as a function of this process
         with pytest.raises(KeyboardInterrupt):
             rewards.score(["p"], ["loop"])
@@ -341,19 +349,11 @@ def test_the_users_interrupt_ends_the_call_and_frees_the_workers():
 
 def test_scoring_from_another_thread():
     result = []
-    with RewardSet(trouble, on_error="skip", timeout_seconds=0.9, isolate=False) as rewards:
-        thread = threading.Thread(target=lambda: result.append(rewards.score(["p"] * 2, ["loop", "abc"])))
+    with RewardSet([trouble, slow], on_error="skip") as rewards:
+        thread = threading.Thread(target=lambda: result.append(rewards.score(["p"] * 2, ["raise", "abc"])))
         thread.start()
         thread.join()
-    np.testing.assert_array_equal(result[0].values, [[NAN, 3.0]])
-
-
-def test_memory_is_bounded():
-    def greedy(completions):
-        return [float(len(bytes(4 << 30))) for _ in completions]
-
-    table = score(greedy, ["a"], on_error="skip", memory_limit_bytes=1 << 30)
-    assert table.counts["greedy"].errors == 1 and "MemoryError" in table.failures[0]
+    np.testing.assert_array_equal(result[0].values, [[NAN, 3.0], [5.0, 3.0]])
 
 
 # ---- set-up
@@ -404,6 +404,8 @@ def test_wrong_settings_are_listed_together():
         "memory_limit_bytes is 0",
     ):
         assert part in said
+    with pytest.raises(ConfigError, match="it needs isolate=True"):
+        RewardSet(lengths, memory_limit_bytes=1 << 30)
 
 
 @pytest.mark.parametrize(("weights", "said"), [([1.0], "1 reward weights were given for 2"), ([1.0, NAN], "finite")])
@@ -413,7 +415,7 @@ def test_wrong_weights(weights, said):
 
 
 def test_start_and_close():
-    rewards = RewardSet([lengths, trouble])
+    rewards = RewardSet([lengths, trouble], isolate=True)
     rewards.start()
     pids = [call._worker.pid for call in rewards._calls]
     assert None not in pids and len(set(pids)) == 2
@@ -423,5 +425,5 @@ def test_start_and_close():
     assert [call._worker.pid for call in rewards._calls] == [None, None]
     assert rewards.score(["p"], ["a"]).values.tolist() == [[1.0], [1.0]]
     rewards.close()
-    assert rewards.places == {"lengths": "worker process", "trouble": "worker process"}
+    assert rewards.places == dict.fromkeys(["lengths", "trouble"], "a process of its own")
     assert rewards.functions == [lengths, trouble] and len(rewards) == 2

@@ -1,97 +1,109 @@
+"""What a call in this process cannot give: a process outside says which reward it was, and ends the run if need be."""
+
 from __future__ import annotations
 
+import json
+import os
 import signal
-import threading
+import subprocess
+import sys
+import textwrap
 import time
+from pathlib import Path
 
 import pytest
 
-from strop.rewards.watchdog import TimeLimit, alarm_in_use, call_with_limit
+import strop
+from strop.rewards import watchdog
+from strop.rewards.watchdog_process import is_stopped
 
+SCRIPT = """
+import os, sys, threading, time
+from types import SimpleNamespace
+from strop.rewards import RewardSet, watchdog
 
-def spin():
-    while True:
-        pass
+watchdog.GRACE_SECONDS = 0.2
 
+def trouble(completions, **kwargs):
+    text = completions[0]
+    if text == "native":
+        sum(range(10**13))
+    if text == "exit":
+        os._exit(3)
+    if text == "crash":
+        import ctypes
+        ctypes.string_at(0)
+    if text == "thread":
+        time.sleep(100)
+    if text == "sys.exit":
+        sys.exit(5)
+    return [1.0] * len(completions)
 
-def spin_swallowing():
-    while True:
-        try:
-            while True:
-                time.sleep(0.01)
-        except Exception:
-            pass
+async def blocking(completions, **kwargs):
+    if completions[0] == "async":
+        sum(range(10**13))
+    return [1.0] * len(completions)
 
-
-def spin_swallowing_everything_once():
-    try:
-        spin()
-    except BaseException:
-        spin()
-
-
-@pytest.mark.parametrize("work", [spin, spin_swallowing, lambda: time.sleep(100), spin_swallowing_everything_once])
-def test_the_alarm_ends_python_loops_and_sleeps_in_the_main_thread(work):
-    with pytest.raises(TimeLimit):
-        call_with_limit(work, 0.1)
-
-
-def test_results_and_errors_pass_through():
-    assert call_with_limit(lambda: 5, 10.0) == 5
-    assert call_with_limit(lambda: 5, None) == 5
-    assert call_with_limit(lambda: 5, 10.0, in_thread=True) == 5
-    with pytest.raises(ZeroDivisionError):
-        call_with_limit(lambda: 1 / 0, 10.0)
-    with pytest.raises(ZeroDivisionError):
-        call_with_limit(lambda: 1 / 0, 10.0, in_thread=True)
-
-
-def test_another_thread_is_given_up_and_told_to_stop():
-    stopped = threading.Event()
-
-    def work():
-        try:
-            while True:
-                time.sleep(0.01)
-        finally:
-            stopped.set()
-
-    outcome = []
-
-    def outside():
-        try:
-            call_with_limit(work, 0.1)
-        except TimeLimit:
-            outcome.append("limit")
-
-    thread = threading.Thread(target=outside)
+rewards = RewardSet([trouble, blocking], timeout_seconds=0.2, on_error="skip", run_directory=sys.argv[1])
+work = lambda: rewards.score(["p"], [sys.argv[2]], trainer_state=SimpleNamespace(global_step=7))
+if sys.argv[2] == "thread":
+    thread = threading.Thread(target=work)
     thread.start()
     thread.join()
-    assert outcome == ["limit"]
-    assert stopped.wait(10.0)
+print("scored", work().values.tolist())
+"""
 
 
-def test_the_previous_alarm_goes_on_with_what_it_has_left():
-    fired = []
-    old = signal.signal(signal.SIGALRM, lambda *_: fired.append(1))
+def run(folder: Path, trouble: str) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "PYTHONPATH": str(Path(strop.__file__).parents[1])}
+    command = [sys.executable, "-c", textwrap.dedent(SCRIPT), str(folder), trouble]
+    return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=100, check=False)
+
+
+@pytest.mark.parametrize(
+    ("trouble", "code", "reward", "said"),
+    [
+        ("native", -signal.SIGKILL, "'trouble'", "has held the run since"),
+        ("thread", -signal.SIGKILL, "'trouble'", "not in the main thread"),
+        ("async", -signal.SIGKILL, "'blocking'", "has held the run since"),
+        ("exit", 3, "'trouble'", "ended in the middle of reward"),
+        ("crash", -signal.SIGSEGV, "'trouble'", "ended in the middle of reward"),
+    ],
+)
+def test_the_run_ends_with_a_named_error(tmp_path, trouble, code, reward, said):
+    done = run(tmp_path, trouble)
+    assert done.returncode == code and "scored" not in done.stdout
+    (line,) = [line for line in done.stderr.splitlines() if line.startswith("RewardError")]
+    assert reward in line and said in line and "reward_isolation=True" in line
+    (alarm,) = map(json.loads, (tmp_path / "alarms.jsonl").read_text().splitlines())
+    assert alarm == {"step": 7, "alarm": "reward_ended_the_run", "text": line}
+
+
+@pytest.mark.parametrize(("text", "value"), [("fine", "1.0"), ("sys.exit", "nan")])
+def test_nothing_is_said_where_nothing_happened(tmp_path, text, value):
+    done = run(tmp_path, text)
+    assert done.returncode == 0 and done.stdout == f"scored [[{value}], [1.0]]\n"
+    assert "RewardError: reward" not in done.stderr and not list(tmp_path.iterdir())
+
+
+def test_one_process_serves_all_calls_and_takes_no_part_in_ctrl_c():
+    for _ in range(2):
+        with watchdog.watch_over("f", 1, 10.0):
+            pid = watchdog._outside.pid
+            assert watchdog._outside.poll() is None
+    assert watchdog._outside.pid == pid and os.getsid(pid) == pid
+
+
+def test_a_stopped_process_is_told_from_one_that_hangs():
+    child = subprocess.Popen([sys.executable, "-c", "while True: pass"])
     try:
-        signal.setitimer(signal.ITIMER_REAL, 1.0)
-        call_with_limit(lambda: time.sleep(0.05), 10.0)
-        left, _ = signal.getitimer(signal.ITIMER_REAL)
-        assert 0 < left <= 1.0
+        assert not is_stopped(child.pid)
+        child.send_signal(signal.SIGSTOP)
         deadline = time.monotonic() + 10
-        while not fired and time.monotonic() < deadline:
+        while not is_stopped(child.pid):
+            assert time.monotonic() < deadline
             time.sleep(0.01)
-        assert fired == [1]
     finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, old)
-
-
-def test_the_alarm_is_off_and_the_handler_back_afterwards():
-    before = signal.getsignal(signal.SIGALRM)
-    assert not alarm_in_use()
-    assert call_with_limit(alarm_in_use, 10.0)
-    assert not alarm_in_use()
-    assert signal.getitimer(signal.ITIMER_REAL)[0] == 0
-    assert signal.getsignal(signal.SIGALRM) is before
+        child.kill()
+        child.wait()
+    assert not is_stopped(child.pid)

@@ -191,6 +191,18 @@ def failing_reward(completions: list[str], **kwargs: Any) -> list[float]:
     return [float(sum(map(str.isalpha, text))) for text in completions]
 
 
+def homesick_reward() -> Any:
+    """Turns its mind in a process that another one has started. It travels by value: nothing is imported there."""
+
+    def homesick(completions: list[str], **kwargs: Any) -> list[float]:
+        import multiprocessing
+
+        sign = 1.0 if multiprocessing.parent_process() is None else -1.0
+        return [sign * sum(map(str.isalpha, text)) for text in completions]
+
+    return homesick
+
+
 def slow_reward(completions: list[str], **kwargs: Any) -> list[float]:
     time.sleep(0.6)
     return letters_reward(completions)

@@ -115,6 +115,7 @@ TABLE: dict[str, dict[str, Flip]] = {
         "reward_on_error": Flip("skip", "error", make=FAILING),
         "reward_penalty": Flip(99.0, given={"reward_on_error": "penalize"}, make=FAILING),
         "reward_timeout": Flip(0.2, "error", {"max_steps": 1}, make=scenes.rewarded(scenes.slow_reward)),
+        "reward_isolation": Flip(True, make=scenes.rewarded(scenes.homesick_reward())),
         "missing_eos_penalty": Flip(5.0, given=ENDING),
         "mask_truncated_completions": Flip(True, given=ENDING),
         "max_tool_calling_iterations": Flip(

@@ -64,7 +64,14 @@ def divergence(
     return torch.cat(pieces) if pieces else student_hidden.sum(1)
 
 
-NO_REWARD = ("reward_weights", "reward_on_error", "reward_penalty", "reward_timeout", "missing_eos_penalty")
+NO_REWARD = (
+    "reward_weights",
+    "reward_on_error",
+    "reward_penalty",
+    "reward_timeout",
+    "reward_isolation",
+    "missing_eos_penalty",
+)
 NO_REFERENCE = ("sync_ref_model", "ref_model_mixup_alpha", "ref_model_sync_steps")
 
 

@@ -40,6 +40,8 @@ def make_rewards(args: Any, source: Any, processing_classes: Any) -> RewardSet:
         on_error=args.reward_on_error,
         penalty=args.reward_penalty,
         timeout_seconds=args.reward_timeout,
+        isolate=args.reward_isolation,
+        run_directory=args.output_dir,
         device=args.device,
     )
 

@@ -1,7 +1,7 @@
 """Mathematical correctness of an answer, by the `math-verify` package: `1/2`, `0.5` and `\\frac{1}{2}` are the same.
 
-Parsing and comparing run computer algebra on text that a model wrote, which can take for ever. Inside a `RewardSet` its
-timer is the limit, and with `isolate=True`, or called on its own in the main thread, each expression has one of its own.
+Parsing and comparing run computer algebra on text that a model wrote, which can take for ever. Inside a `RewardSet`
+its timer is the limit; with `isolate=True`, or called by itself in the main thread, each expression has one of its own.
 """
 
 from __future__ import annotations

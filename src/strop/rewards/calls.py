@@ -107,9 +107,7 @@ class RewardCall:
             return self._worker.answer()
         if self.is_async:
             return run_home_async([self], request, seconds)[0]
-        with watch_over(
-            self.name, request.n_rows, seconds, directory=self.run_directory, step=request.steps_done
-        ):
+        with watch_over(self.name, request.n_rows, seconds, directory=self.run_directory, step=request.steps_done):
             try:
                 return call_with_limit(lambda: run_function(self.function, request.offered(), request.n_rows), seconds)
             except TimeLimit:

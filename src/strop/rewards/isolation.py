@@ -2,8 +2,8 @@
 
 The pool, its time limit and the restarts are pebble's; the function travels by cloudpickle. What a call does to its
 process (an endless loop in native code, `os._exit`, a crash, too much memory) ends there, with every process that it
-started and left in its group, and the next call gets a new one. The price: the function is a copy. What the script changes
-afterwards (globals, environment variables) it does not see, and what it changes the script does not see.
+started and left in its group, and the next call gets a new one. The price: the function is a copy. What the script
+changes afterwards (globals, environment variables) it does not see, and what it changes the script does not see.
 
 A process border does not stop what the function does to files and to the network, and the two sides trust each other
 (answers are pickled): programs that a model wrote belong into `code_execution.py`.
@@ -12,15 +12,17 @@ A process border does not stop what the function does to files and to the networ
 from __future__ import annotations
 
 import contextlib
+import math
 import multiprocessing
 import os
 import pickle
 import signal
 import sys
 import threading
+import time
 import weakref
 from collections.abc import Iterator
-from concurrent.futures import Future
+from concurrent.futures import Future, wait
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing.context import SpawnContext, SpawnProcess
 from typing import Any
@@ -35,6 +37,7 @@ from strop.rewards.worker import answer, load, prepare
 STARTUP_SECONDS = 120.0
 """How long a worker may take to import what its function needs. It does not count towards the reward's timeout."""
 
+_LOOK_SECONDS = 0.5
 _SLACK_SECONDS = 30.0  # in which pebble notices a timeout and kills the worker
 _main_lock = threading.Lock()
 
@@ -103,21 +106,22 @@ class Worker:
         self._loading = None
 
     def ask(self, arguments: dict[str, Any], n_rows: int, seconds: float | None) -> None:
-        """Send a request; the answer is due `seconds` of wall-clock time from when the worker takes it (None: no limit).
+        """Send a request; the answer is due `seconds` (wall-clock) after the worker takes it (None: no limit).
 
         Raises:
             NotMovable: an argument cannot be pickled; its name is in the text.
         """
         self.wait_ready()
         blobs = {name: _pickled(name, value) for name, value in arguments.items()}
-        self._asked = self._pools[0].schedule(answer, args=(blobs, n_rows), timeout=seconds), seconds, n_rows
+        self._asked = self._pools[0].schedule(answer, args=(blobs, n_rows, seconds), timeout=seconds), seconds, n_rows
 
     def answer(self) -> Outcome:
         """Wait for the answer to the last request; a worker that is late or dead is replaced at the next one."""
         assert self._asked is not None
         future, seconds, n_rows = self._asked
         try:
-            return pickle.loads(future.result(None if seconds is None else seconds + _SLACK_SECONDS))
+            self._wait(future, None if seconds is None else seconds + _SLACK_SECONDS)
+            return pickle.loads(future.result(0))
         except TimeoutError:
             failure = timeout_failure(seconds, n_rows)
         except (ProcessExpired, BrokenProcessPool) as error:
@@ -126,6 +130,13 @@ class Worker:
             self._asked = None
         self.kill()
         return Outcome(failure=failure)
+
+    def _wait(self, future: Future[Any], seconds: float | None) -> None:
+        """Until an answer is there, or its time is over; pebble passes over a worker that leaves with exit code 0."""
+        deadline = math.inf if seconds is None else time.monotonic() + seconds
+        while not wait([future], _LOOK_SECONDS).done and time.monotonic() < deadline:
+            if not _is_alive(self.pid) and not wait([future], _LOOK_SECONDS).done:
+                raise ProcessExpired("left", code=0)
 
     def kill(self) -> None:
         """End the process and everything in its process group, now."""
@@ -141,6 +152,14 @@ def _pickled(name: str, value: Any) -> bytes:
         return cloudpickle.dumps(value)
     except Exception as error:
         raise NotMovable(f"the argument '{name}' cannot be pickled: {describe_exception(error)}") from None
+
+
+def _is_alive(pid: int | None) -> bool:
+    try:
+        os.kill(pid or os.getpid(), 0)
+    except ProcessLookupError:
+        return False
+    return True
 
 
 def _how_it_died(error: BaseException) -> str:
@@ -179,9 +198,9 @@ class _Context(SpawnContext):
 @contextlib.contextmanager
 def _script_hidden() -> Iterator[None]:
     """`multiprocessing` looks at the file and the spec of `__main__` to tell a child what to import first."""
-    script = vars(sys.modules["__main__"])
+    script: dict[str, Any] = vars(sys.modules["__main__"])
     with _main_lock:
-        kept = {name: script[name] for name in ("__file__", "__spec__") if name in script}
+        kept: dict[str, Any] = {name: script[name] for name in ("__file__", "__spec__") if name in script}
         script.pop("__file__", None)
         script["__spec__"] = None
         try:

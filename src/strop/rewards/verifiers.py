@@ -175,4 +175,3 @@ def _is_think_format(text: str) -> bool:
 
 def _length_penalty(length: int, target: float) -> float:
     return -min(1.0, abs(length - target) / target)
-

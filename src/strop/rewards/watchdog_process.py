@@ -53,22 +53,25 @@ def main(parent_pid: int) -> None:
 
 
 def held(call: dict) -> str:
+    """What is said of a call that does not come back."""
     return (
-        f"RewardError: reward '{call['reward']}' has held the run since {call['clock']} ({call['rows']} completions) and "
-        f"cannot be interrupted after its {call['seconds']:g} seconds: it is in native code, or not in the main thread. "
-        "The run is ended. Set reward_isolation=True to run rewards in processes that can be killed."
+        f"RewardError: reward '{call['reward']}' has held the run since {call['clock']} ({call['rows']} completions), "
+        f"and its limit of {call['seconds']:g} seconds cannot interrupt it: it is in native code, or not in the main "
+        "thread. The run is ended. Set reward_isolation=True to run rewards in processes that can be killed."
     )
 
 
 def ended(call: dict) -> str:
+    """What is said of a call that took the process with it."""
     return (
         f"RewardError: the run's process ended in the middle of reward '{call['reward']}', called at {call['clock']} "
-        f"({call['rows']} completions): os._exit, a crash in native code, or killed from outside (memory?). "
-        "Set reward_isolation=True to run rewards in processes of their own, whose end costs a completion and not the run."
+        f"({call['rows']} completions): os._exit, a crash in native code, or killed from outside (memory?). Set "
+        "reward_isolation=True to run rewards in processes of their own, whose end costs a completion and not the run."
     )
 
 
 def report(call: dict, text: str) -> None:
+    """Say it where a person sees it, and where the run's report finds it."""
     print(f"\n{text}", file=sys.stderr, flush=True)
     if call["directory"]:
         line = json.dumps({"step": call["step"], "alarm": ALARM, "text": text})

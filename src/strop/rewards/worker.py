@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import faulthandler
 import importlib
 import multiprocessing
 import os
@@ -16,6 +17,8 @@ from typing import Any
 from strop.rewards.contract import Failure, Outcome, describe_exception
 from strop.rewards.invoke import run_function
 
+ORPHAN_SECONDS = 10.0
+_nowhere = os.open(os.devnull, os.O_WRONLY)
 _held: dict[str, Any] = {}
 
 
@@ -55,9 +58,18 @@ def load(payload: bytes) -> tuple[int, str]:
     return os.getpid(), ""
 
 
-def answer(blobs: dict[str, bytes], n_rows: int) -> bytes:
-    """Call the function with pickled arguments; its pickled `Outcome`."""
-    outcome = _answer(blobs, n_rows)
+def answer(blobs: dict[str, bytes], n_rows: int, seconds: float | None) -> bytes:
+    """Call the function with pickled arguments; its pickled `Outcome`.
+
+    The other side holds the limit of `seconds`. Should it be gone, this process leaves by itself a little later, from
+    native code too.
+    """
+    if seconds is not None:
+        faulthandler.dump_traceback_later(seconds + ORPHAN_SECONDS, exit=True, file=_nowhere)
+    try:
+        outcome = _answer(blobs, n_rows)
+    finally:
+        faulthandler.cancel_dump_traceback_later()
     try:
         return pickle.dumps(outcome)
     except Exception as error:

@@ -138,6 +138,9 @@ class OnlineConfig(ReferenceConfig):
     """Reward of a completion whose reward failed, with reward_on_error='penalize'."""
     reward_timeout: Annotated[float, Range(min=0, open_min=True)] | None = 300.0
     """Seconds that a reward function may take for a batch."""
+    reward_isolation: bool = False
+    """Run reward functions in processes of their own, where a crash or a hang in native code costs a completion and not
+    the run. They are copies: what the script or a callback changes afterwards they do not see."""
     missing_eos_penalty: Annotated[float, Range(min=0)] | None = None
     """Taken off the score of completions that did not end by themselves."""
     mask_truncated_completions: bool = False
