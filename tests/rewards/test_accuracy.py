@@ -8,7 +8,7 @@ import pytest
 from strop.errors import ConfigError, SetupError
 from strop.rewards import RewardSet
 from strop.rewards.accuracy import accuracy_reward, get_cosine_scaled_reward, reasoning_accuracy_reward
-from strop.rewards.watchdog import call_with_limit
+from strop.rewards.time_limit import call_with_limit
 
 pytest.importorskip("math_verify")
 
@@ -78,8 +78,8 @@ def test_it_works_in_threads_and_under_a_time_limit():
 
 def test_an_answer_that_takes_for_ever_costs_its_row_only():
     tower = r"\boxed{9^{9^{9^{9}}}}"
-    with RewardSet("accuracy_reward", on_error="skip", timeout_seconds=2.0) as rewards:
-        assert rewards.places["accuracy_reward"] == "worker process"
+    with RewardSet("accuracy_reward", on_error="skip", timeout_seconds=1.0) as rewards:
+        assert rewards.places["accuracy_reward"] == "this process"
         table = rewards.score(["p"] * 2, [tower, r"\boxed{1}"], None, {"solution": ["1", "1"]})
     assert table.values[0, 1] == 1.0
     assert np.isnan(table.values[0, 0]) and table.counts["accuracy_reward"].timeouts == 1

@@ -114,7 +114,7 @@ def test_in_a_reward_set():
     with RewardSet("code_reward") as rewards:
         table = rewards.score(["p"] * 2, [DOUBLE, HALF_RIGHT], None, {"tests": ["assert double(3) == 6"] * 2})
         assert table.values.tolist() == [[1.0, 0.0]]
-        assert rewards.places["code_reward"] == "worker process"
+        assert rewards.places["code_reward"] == "this process"
         with pytest.raises(SetupError, match="column 'tests'"):
             rewards.score(["p"], [DOUBLE], None, {"tests": [[1]]})
 

@@ -64,7 +64,5 @@ def test_isolation_contains_what_ends_its_process(tmp_path: Path) -> None:
 
         os._exit(3)
 
-    with pytest.raises(RewardError, match=r"'reward'.*it ended its process with exit code 3"):
-        run(tmp_path / "raise", after_one_step(leave), reward_isolation=True)
-    trainer = run(tmp_path / "skip", after_one_step(leave), reward_isolation=True, reward_on_error="skip")
+    trainer = run(tmp_path, after_one_step(leave), reward_isolation=True, reward_on_error="skip")
     assert trainer.state.global_step == 3 and trainer.rewards.places == {"reward": "a process of its own"}
