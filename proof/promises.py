@@ -172,9 +172,9 @@ PROMISES: tuple[Promise, ...] = (
     Promise(
         12,
         "Rewards cannot break the run",
-        "Rewards are called in the script's own process, with its state. What they return or raise, and Python code that "
-        "runs too long, is contained, counted, and costs its own row only; what only a process of its own survives "
-        "(native code that hangs, a crash, os._exit) ends with a named error, and is contained with reward_isolation=True.",
+        "Rewards are called in the script's own process, with its state. What they return or raise, and Python code "
+        "that runs too long, is contained, counted, and costs its own row only. What only a process of its own "
+        "survives (native code that hangs, a crash, os._exit) ends with a named error; reward_isolation=True contains it.",
         (
             "tests/rewards/test_contract.py",
             "tests/rewards/test_invoke.py",
