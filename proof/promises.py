@@ -174,7 +174,7 @@ PROMISES: tuple[Promise, ...] = (
         "Rewards cannot break the run",
         "Rewards are called in the script's own process, with its state. What they return or raise, and Python code "
         "that runs too long, is contained, counted, and costs its own row only. What only a process of its own "
-        "survives (native code that hangs, a crash, os._exit) ends with a named error; reward_isolation=True contains it.",
+        "survives (hangs in native code, a crash) ends with a named error, or is contained: reward_isolation=True.",
         (
             "tests/rewards/test_contract.py",
             "tests/rewards/test_invoke.py",
