@@ -154,6 +154,7 @@ PROMISES: tuple[Promise, ...] = (
             "tests/data/test_large_files.py",
             "tests/data/test_truncate.py",
             "tests/data/test_load.py",
+            "tests/data/test_layouts.py",
             "tests/cli",
             "tests/engine/test_broken_files.py",
         ),

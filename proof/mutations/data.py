@@ -238,4 +238,24 @@ MUTATIONS = (
         tests=("tests/data/test_store.py::test_a_flipped_bit_gives_the_same_trees",),
         quick=True,
     ),
+    Mutation(
+        name="pairs-lose-their-prompts",
+        promises=(10,),
+        history=(
+            "Pairs whose prompt stood in `question` or `instruction` were called fit and trained on without it, in silence."
+        ),
+        edits=(
+            Edit(
+                "data/layouts.py",
+                "        if labelled and not _hidden_prompts(row, layout.used | {\"prompt\"}):\n",
+                "        if False:\n",
+            ),
+            Edit("data/layouts.py", "    if hidden:\n", "    if False:\n"),
+        ),
+        tests=(
+            "tests/data/test_layouts.py::test_the_whole_prompt_reaches_the_tokens",
+            "tests/data/test_layouts.py::test_pairs_of_public_sets_keep_their_prompts",
+        ),
+        quick=True,
+    ),
 )

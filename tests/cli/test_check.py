@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -79,3 +80,19 @@ def test_flags_may_stand_anywhere() -> None:
 def test_wrong_arguments(argv: list[str], wanted: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["check", *argv]) == 2
     assert wanted in capsys.readouterr().err
+
+
+def test_a_mapping_and_evaluation_rows(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    train, other = tmp_path / "train.jsonl", tmp_path / "eval.jsonl"
+    row = {"the_question": "which of them?", "chosen": "a", "rejected": "b"}
+    train.write_text(json.dumps(row))
+    other.write_text(json.dumps(row | {"chosen": "c"}))
+    assert main(["check", str(train), "--method", "dpo"]) == 2
+    assert 'Set columns="prompt=the_question" (on the command line --columns prompt=the_question)' in (
+        capsys.readouterr().err
+    )
+    mapping = "prompt=the_question"
+    assert main(["check", str(train), "--method", "dpo", "--columns", mapping, "--eval", str(other)]) == 0
+    said = capsys.readouterr().out
+    assert "1 of 1 prompts of the evaluation rows stand in the training rows too" in said
+    assert f"--dataset {train} --columns {mapping}" in said

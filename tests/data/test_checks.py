@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from strop.data import DataReport, TokenizeOptions, check_rows, load_rows
+from strop.data import DataReport, TokenizeOptions, check_rows, load_rows, note_leaks
 from strop.data.checks import ENOUGH_WITHOUT_COLUMNS
 from strop.errors import DataError
 
@@ -100,11 +100,11 @@ FILES: dict[str, tuple[str, Any, str | None, list[str]]] = {
     ),
     "unknown columns": (
         "a.jsonl",
-        [{"question": "q", "answer": "a"}],
+        [{"question": "q", "reply": "a"}],
         "prompt_completion",
-        ["columns={'question': 'prompt', 'answer': 'completion'}"],
+        ['columns="prompt=question,completion=reply"'],
     ),
-    "capital letters": ("a.jsonl", [{"Prompt": "q", "Completion": "a"}], None, ["'Prompt': 'prompt'"]),
+    "capital letters": ("a.jsonl", [{"Prompt": "q", "Completion": "a"}], None, ["prompt=Prompt"]),
     "a column missing in one row": (
         "a.jsonl",
         [GOOD_PAIR, {"prompt": "p", "chosen": "a"}],
@@ -403,3 +403,30 @@ def test_checks_do_not_import_torch(tmp_path: Path) -> None:
         [sys.executable, "-c", code, str(tmp_path / "a.jsonl")], capture_output=True, text=True, check=True
     )
     assert "column 'chosen': is None" in run.stdout and run.stdout.rstrip().endswith("[]")
+
+
+@pytest.mark.parametrize("kind", ["preference", "unpaired_preference"])
+def test_rows_that_say_the_opposite_of_one_another(kind: str) -> None:
+    good, bad = {"chosen": "a", "rejected": "b"}, {"chosen": "b", "rejected": "a"}
+    rows = [{"prompt": "p", **good}, {"prompt": "q", **good}, {"prompt": "p", **bad}]
+    messages = [finding.message for finding in check_rows(rows, kind).findings]
+    assert [m for m in messages if "rejects" in m] == [
+        "1 of the rows prefer what another one rejects (row 2 against row 0)"
+    ]
+    assert not any("rejects" in finding.message for finding in check_rows(rows[:2] * 2, kind).findings)
+
+
+def test_evaluation_rows_that_are_trained_on() -> None:
+    train = [{"prompt": f"p{i}", "completion": f"c{i}"} for i in range(4)]
+
+    def said(evaluation: list[Any]) -> list[str]:
+        reports = {"train": check_rows(train), "eval_a": check_rows(evaluation)}
+        note_leaks(reports)
+        note_leaks(reports)
+        return [finding.message for finding in reports["eval_a"].findings]
+
+    assert said(train) == ["the evaluation rows are the training rows: their metrics say nothing about other rows"]
+    other = {"prompt": "p1", "completion": "another"}
+    shared = ["1 of 2 prompts of the evaluation rows stand in the training rows too"]
+    assert said([other, {**other, "prompt": "p9"}]) == shared
+    assert said([{**other, "prompt": "p9"}]) == []

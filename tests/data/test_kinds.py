@@ -74,9 +74,9 @@ def test_the_text_field_may_have_another_name() -> None:
 
 
 def test_rename_hints() -> None:
-    assert "{'instruction': 'prompt', 'output': 'completion'}" in rename_hint(["instruction", "output"])
-    assert "{'accepted': 'chosen'}" in rename_hint(["accepted", "rejected"], DatasetKind.PREFERENCE)
-    assert "{'promt': 'prompt'}" in rename_hint(["promt"], DatasetKind.PROMPT_ONLY)
+    assert '"prompt=instruction,completion=output"' in rename_hint(["instruction", "output"])
+    assert '"chosen=accepted"' in rename_hint(["accepted", "rejected"], DatasetKind.PREFERENCE)
+    assert '"prompt=promt"' in rename_hint(["promt"], DatasetKind.PROMPT_ONLY)
     assert rename_hint(["x1", "x2"]) == ""
 
 

@@ -74,3 +74,11 @@ def test_a_stream_of_labelled_rows(tmp_path, method):
     assert is_prepared(trainer.train_dataset)
     trainer.train()
     assert trainer.state.global_step == 1
+
+
+def test_columns_say_what_the_prompt_is_and_leaks_are_said(tmp_path):
+    rows = [{"ask": f"ant {i}", "more": "bee", "better": " good", "worse": " bad"} for i in range(4)]
+    mapping = "prompt=ask+more,chosen=better,rejected=worse"
+    trainer = make_trainer("dpo", tmp_path, rows=rows, eval_rows=rows, columns=mapping)
+    assert trainer.processing_class.decode(trainer.train_dataset[1].prompt_ids) == "ant 1\n\nbee"
+    assert any("are the training rows" in finding.message for finding in trainer.reports["eval"].findings)

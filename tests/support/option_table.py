@@ -60,6 +60,7 @@ TABLE: dict[str, dict[str, Flip]] = {
         "max_prompt_length": Flip(2),
         "max_completion_length": Flip(3),
         "truncation_mode": Flip("keep_end", given={"max_length": 20}),
+        "columns": Flip("prompt=nowhere", "error"),
         "skip_bad_rows": Flip(True, "error", make=scenes.one_broken_row),
         "dataset_num_proc": Flip(2, "process"),
         "dataset_cache_dir": Flip("cache", "files"),

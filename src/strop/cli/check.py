@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 from typing import Any
 
 from strop.cli.flags import Flag, help_page, parse
@@ -19,6 +20,8 @@ KINDS = {
 }
 FLAGS = (
     Flag("method", str, help="Method that the rows are for; left out, they are checked for what they look like."),
+    Flag("columns", str, help="Which columns hold what: prompt=instruction+input,chosen=better."),
+    Flag("eval", str, help="A file of evaluation rows: checked too, and compared with each FILE."),
     Flag("split", str, "train", "Split, where the file or folder has several."),
 )
 TITLE = "strop check FILE [FILE ...]: are these rows what a method needs?"
@@ -39,7 +42,7 @@ def run(argv: list[str]) -> int:
     broken = 0
     for file in files:
         try:
-            print(check_file(file, method, values["split"]))
+            print(check_file(file, method, values["split"], values["columns"], values["eval"]))
         except StropError as error:
             print(f"strop check: {error}", file=sys.stderr)
             broken = 2
@@ -58,20 +61,32 @@ def separate(argv: list[str]) -> tuple[list[str], list[str]]:
     return files, flags
 
 
-def check_file(file: str, method: str | None, split: str) -> str:
+def check_file(
+    file: str, method: str | None, split: str, columns: str | None = None, evaluation: str | None = None
+) -> str:
     """What is in a file, as text for a terminal; raises `DataError` where rows cannot be used."""
-    from strop.data import check_rows, load_rows
+    from strop.data import check_rows, load_rows, note_leaks
 
-    rows = load_rows(file, split=split)
-    report = check_rows(rows, KINDS[method] if method else None, name=file)
+    rows = load_rows(file, split=split, columns=columns)
+    kind = KINDS[method] if method else None
+    report = check_rows(rows, kind, name=file)
+    reports = {"train": report}
+    if evaluation is not None:
+        held_back = load_rows(evaluation, split="train" if Path(evaluation).is_file() else "test", columns=columns)
+        reports["eval"] = check_rows(held_back, kind or report.kind, name=evaluation)
+        note_leaks(reports)
     first = next(iter(rows))
     left_out = sum(found.count for found in report.left_out.values())
     lines = [f"{file}: {counted(report.rows_read, 'row')} of {report.kind} data, {manner(report)}"]
     lines.append(f"  {report.trees} can be learned from" + (f", {left_out} left out" if left_out else ""))
     lines += [f"  {finding.severity}: {finding}" for finding in report.findings]
+    if evaluation is not None:
+        lines.append(f"{evaluation}: {counted(reports['eval'].rows_read, 'row')} to evaluate on")
+        lines += [f"  {finding.severity}: {finding}" for finding in reports["eval"].findings]
     lines += ["  the first row:", *(f"    {name}: {shortened(value)}" for name, value in first.items())]
     if method:
-        lines.append(f"Ready: strop {method} --model MODEL --dataset {file}")
+        more = f" --columns {columns}" if columns else ""
+        lines.append(f"Ready: strop {method} --model MODEL --dataset {file}{more}")
     else:
         lines.append(fitting(first))
     return "\n".join(lines)
@@ -98,7 +113,9 @@ def fitting(row: dict[str, Any]) -> str:
     """The verbs that take rows of this shape as they are, and those that convert them."""
     from strop.data import TokenizeOptions
     from strop.data.kinds import ACCEPTED, DETECTED, FORMS, DatasetKind, form_of
+    from strop.data.layouts import adapt
 
+    row, _ = adapt(row, None, TokenizeOptions())
     form = form_of(row, FORMS, TokenizeOptions()) or "text"
     taking = [verb for verb, kind in KINDS.items() if form in ACCEPTED[DatasetKind(kind)]]
     as_they_are = [verb for verb in taking if KINDS[verb] == str(DETECTED[form])]

@@ -2,17 +2,20 @@
 
 rows.py, load.py, signatures.py, textfiles.py, arrow.py   whatever the user has -> rows; errors name file, line, cause
 user_code.py   rows that a formatting function or a collator makes
-kinds.py, messages.py, cases.py, convert.py   rows -> checked cases of the kind that a method needs
+kinds.py, detect.py, layouts.py, public_sets.py   which columns hold what; layouts of public sets
+messages.py, cases.py, convert.py   rows -> checked cases of the kind that a method needs
 options.py, encode.py, chat.py, stops.py, trees.py, truncate.py   cases -> token trees (rules R1-R14)
-checks.py, findings.py, report.py   the account: broken rows, rows left out, lengths, a rendered row
+checks.py, findings.py, leaks.py, report.py   the account: broken rows, rows left out, lengths, a rendered row
 dataset.py, store.py, cache_folder.py, prepare.py   trees on demand, remembered, cached
 packing.py, micro_batches.py, partners.py   trees -> packs, micro-batches, KTO's mismatched pairs
 """
 
 from strop.data.convert import explicit_prompt, join_steps, keep_desirable, unpair
 from strop.data.dataset import ExampleDataset, ExampleStream
+from strop.data.detect import Detection, detect
 from strop.data.findings import Finding
-from strop.data.kinds import DatasetKind, Detection, detect
+from strop.data.kinds import DatasetKind
+from strop.data.leaks import note_leaks
 from strop.data.load import load_rows
 from strop.data.micro_batches import plan_micro_batches, tree_cost
 from strop.data.options import TokenizeOptions
@@ -49,6 +52,7 @@ __all__ = [
     "keep_desirable",
     "load_rows",
     "mismatched",
+    "note_leaks",
     "pack",
     "plan_micro_batches",
     "prepare",

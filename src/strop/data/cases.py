@@ -15,6 +15,7 @@ from typing import Any
 from strop.data.convert import split_ids, split_messages, split_text
 from strop.data.findings import RowProblem, kind_of_value
 from strop.data.kinds import ACCEPTED, FORMS, DatasetKind, form_of
+from strop.data.layouts import adapt, refuse_hidden_prompt
 from strop.data.messages import Message, is_conversation, is_empty, read_messages, read_tools
 from strop.data.options import TokenizeOptions
 from strop.data.rows import plain
@@ -41,10 +42,12 @@ class Case:
     template_kwargs: dict[str, Any] = field(default_factory=dict)
     left_out: tuple[str, str] | None = None  # reason (a key of REASONS), detail
     notes: tuple[str, ...] = ()  # keys of checks.NOTES
+    layout: str | None = None  # the public data set whose columns the row had
 
 
 def read_cases(row: Row, kind: DatasetKind, options: TokenizeOptions) -> list[Case]:
     """The cases of a row: one, or two where a pair becomes two labelled answers. Raises `RowProblem`."""
+    row, layout = adapt(row, kind, options)
     if kind is DatasetKind.STEPWISE and options.label_format == "inline":
         form: str | None = "inline"
     else:
@@ -56,6 +59,7 @@ def read_cases(row: Row, kind: DatasetKind, options: TokenizeOptions) -> list[Ca
     _refuse_masks(cases[0], kind, options)
     tools, template_kwargs = _tools(row, options), _template_kwargs(row, options)
     for case in cases:
+        case.layout = None if layout is None else layout.example
         case.tools, case.template_kwargs = tools, template_kwargs
         case.extras.setdefault("columns", {})
         if case.tools is not None:
@@ -230,18 +234,18 @@ def _read_labelled_messages(row: Row, kind: DatasetKind, options: TokenizeOption
 def _read_pair(row: Row, kind: DatasetKind, options: TokenizeOptions, form: str) -> list[Case]:
     """Chosen and rejected, with a prompt of their own or one that they share at their start."""
     chosen, rejected = read_said(row, "chosen", options), read_said(row, "rejected", options)
-    used = ["prompt", "chosen", "rejected"]
     same = chosen == rejected
     prompt: Said | None = None
     if row.get("prompt") is not None:
         prompt = read_said(row, "prompt", options)
-    elif row.get("conversations") is not None:
-        prompt = read_messages(plain(row["conversations"]), "conversations", options.extra_roles)
-        used.append("conversations")
+    given = prompt is not None
+    texts = isinstance(chosen, str) and isinstance(rejected, str)
     prompt, chosen, rejected, chat, notes = _find_prompt(prompt, chosen, rejected)
+    if not given and texts:
+        refuse_hidden_prompt(row, prompt)  # type: ignore[arg-type]
     _need_answer(chosen, "chosen")
     _need_answer(rejected, "rejected")
-    extras: dict[str, Any] = {"columns": _columns(row, *used)}
+    extras: dict[str, Any] = {"columns": _columns(row, "prompt", "chosen", "rejected")}
     if kind is DatasetKind.PREFERENCE and row.get("margin") is not None:
         extras["margin"] = _read_margin(extras["columns"].pop("margin"))
     if kind is DatasetKind.PROMPT_ONLY:

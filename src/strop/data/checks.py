@@ -17,7 +17,7 @@ from typing import Any
 
 from strop.data.cases import Case, MissingColumn, read_cases, refuse_unknown_ids
 from strop.data.findings import REASONS, SHOWN, Finding, Problems, RowProblem
-from strop.data.kinds import DatasetKind, columns_error
+from strop.data.kinds import DatasetKind, columns_error, names_of
 from strop.data.messages import Message
 from strop.data.options import TokenizeOptions, repr_of_tool
 from strop.data.rows import Rows, RowStream
@@ -29,6 +29,7 @@ ENOUGH_WITHOUT_COLUMNS = 1000
 SIGNATURES = 256
 """How many kinds of conversations (orders of roles) are kept for trying the chat template."""
 
+COMPARED = (DatasetKind.PREFERENCE, DatasetKind.UNPAIRED_PREFERENCE)
 ENCODER = json.JSONEncoder(ensure_ascii=False, sort_keys=True, default=repr_of_tool)
 
 NOTES = {
@@ -85,6 +86,10 @@ class Checked:
     left_out: dict[str, Counted] = field(default_factory=dict)
     notes: dict[str, Counted] = field(default_factory=dict)
     findings: list[Finding] = field(default_factory=list)
+    layouts: Counter[str] = field(default_factory=Counter)  # public layouts that rows had, and how many
+    unused: dict[str, None] = field(default_factory=dict)  # columns of text that are in no tree
+    prompts: array[int] = field(default_factory=lambda: array("Q"))  # 8 bytes that stand for the prompt of a case
+    alike: array[int] = field(default_factory=lambda: array("Q"))  # the same for a case with its answers swapped
     signatures: dict[Any, tuple[int, Case]] = field(default_factory=dict)
     fingerprint: str = ""
 
@@ -152,6 +157,15 @@ class Checker:
         checked.parts.append(part)
         checked.digests.append(int.from_bytes(digest[:8], "little"))
         self.hash.update(digest)
+        checked.prompts.append(_number_of(case.completions if case.prompt is None else case.prompt))
+        if self.kind in COMPARED:
+            checked.alike.append(_number_of([case.prompt, *sorted(case.completions, key=str)]))
+        if case.layout is not None:
+            checked.layouts[case.layout] += part == 0
+        if self.kind is not DatasetKind.PROMPT_ONLY:
+            for name, value in case.extras["columns"].items():
+                if name not in checked.unused and is_text(value):
+                    checked.unused[name] = None
         checked.conversational += case.chat
         if "label" in case.extras:
             checked.labels[case.extras["label"]] += 1
@@ -185,7 +199,8 @@ class Checker:
         if not checked.numbers:
             raise nothing_left(checked.source, checked.rows_read, checked.left_out)
         checked.fingerprint = self.hash.hexdigest()
-        checked.findings += self._notes() + self._duplicates() + self._label_balance()
+        checked.findings += self._notes() + self._duplicates() + self._swapped()
+        checked.findings += self._label_balance() + self._columns()
         return checked
 
     def _notes(self) -> list[Finding]:
@@ -193,6 +208,24 @@ class Checker:
             Finding(found.first[0][0], None, "warning", f"{what} ({found.count}: {found.rows()})", fix)
             for (what, fix), found in ((NOTES[note], found) for note, found in self.checked.notes.items())
         ]
+
+    def _columns(self) -> list[Finding]:
+        """Which public layouts were recognised, and which columns of text are in no tree."""
+        found = [
+            Finding(
+                None,
+                None,
+                "info",
+                f"{count} row{' has' if count == 1 else 's have'} the columns of {name}, and "
+                f"{'is' if count == 1 else 'are'} read as such",
+            )
+            for name, count in self.checked.layouts.items()
+        ]
+        if self.checked.unused:
+            names = names_of(self.checked.unused)
+            fix = "If one belongs to the prompt, set columns (--columns prompt=instruction+input)"
+            found.append(Finding(None, None, "info", f"text columns that are not used: {names}", fix))
+        return found
 
     def _duplicates(self) -> list[Finding]:
         import numpy as np
@@ -210,6 +243,24 @@ class Checker:
         which = "1 row is an exact copy of another" if len(copies) == 1 else f"{len(copies)} rows are exact copies"
         message = f"{which} ({shown}{', ...' if len(copies) > 5 else ''})"
         return [Finding(pairs[0][0], None, "warning", message, "Remove them unless the weight is wanted")]
+
+    def _swapped(self) -> list[Finding]:
+        """Cases that say the opposite of one another: the same answers in the other order, or with the other label."""
+        import numpy as np
+
+        alike = np.frombuffer(self.checked.alike, dtype=np.uint64)
+        order = np.argsort(alike, kind="stable")
+        digests, numbers = np.frombuffer(self.checked.digests, dtype=np.uint64), self.checked.numbers
+        later, earlier = order[1:], order[:-1]
+        against = (alike[later] == alike[earlier]) & (digests[later] != digests[earlier])
+        pairs = [(numbers[a], numbers[b]) for a, b in zip(later[against], earlier[against], strict=True)]
+        pairs = sorted({pair for pair in pairs if pair[0] != pair[1]})
+        if not pairs:
+            return []
+        shown = ", ".join(f"row {row} against row {other}" for row, other in pairs[:5])
+        more = ", ..." if len(pairs) > 5 else ""
+        message = f"{len(pairs)} of the rows prefer what another one rejects ({shown}{more})"
+        return [Finding(pairs[0][0], None, "warning", message, "Keep the one that is right")]
 
     def _label_balance(self) -> list[Finding]:
         labels = self.checked.labels
@@ -256,6 +307,18 @@ def _digest(case: Case) -> bytes:
     except (TypeError, ValueError) as problem:
         message = f"holds something that is no text, number or list ({problem})"
         raise RowProblem(None, message, "Use plain JSON values") from None
+
+
+def _number_of(said: Any) -> int:
+    """8 bytes that stand for texts or messages."""
+    return int.from_bytes(hashlib.blake2b(ENCODER.encode(said).encode("utf-8"), digest_size=8).digest(), "little")
+
+
+def is_text(value: Any) -> bool:
+    """Whether a column holds text or messages, and something in them."""
+    if isinstance(value, list):
+        return bool(value) and isinstance(value[0], dict) and ("role" in value[0] or "from" in value[0])
+    return isinstance(value, str) and bool(value.strip())
 
 
 def _signature(case: Case) -> Any:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from strop.data import arrow, textfiles
-from strop.data.rows import JoinedRows, ListRows, Rows, RowStream, choose_columns, plain
+from strop.data.rows import JoinedRows, ListRows, Rows, RowStream, choose_columns, map_columns, parse_columns, plain
 from strop.data.signatures import refuse_disguised
 from strop.errors import DataError, SetupError, did_you_mean
 
@@ -27,7 +27,7 @@ def load_rows(
     split: str = "train",
     name: str | None = None,
     streaming: bool = False,
-    columns: dict[str, str] | Sequence[str] | None = None,
+    columns: dict[str, str] | Sequence[str] | str | None = None,
 ) -> Rows | RowStream:
     """Rows from a file, a folder, a hub id, a `datasets` object, a list of dicts, or a dict of splits.
 
@@ -42,7 +42,8 @@ def load_rows(
         split: which split to take where there are several.
         name: configuration of a hub dataset.
         streaming: walk the rows from the start, without reading or checking all of them first.
-        columns: `{theirs: ours}` renames, a list keeps these columns only.
+        columns: `"prompt=instruction+input"` makes our columns of theirs (several texts are joined by a blank line),
+            `{theirs: ours}` renames, a list keeps these columns only.
 
     Returns:
         `Rows` (can be indexed), or `RowStream` for streams.
@@ -54,6 +55,10 @@ def load_rows(
     rows = _open(source, split, name, streaming)
     if columns is None:
         return rows
+    if isinstance(columns, str):
+        mapping = parse_columns(columns)
+        _need_columns(rows, [name for names in mapping.values() for name in names])
+        return rows.map(map_columns(mapping))
     _need_columns(rows, list(columns))
     return rows.map(choose_columns(columns))
 

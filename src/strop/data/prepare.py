@@ -9,9 +9,10 @@ from typing import Any
 from strop.data.cache_folder import cache_key, folder_of
 from strop.data.checks import Checked, check, check_head
 from strop.data.dataset import ExampleDataset, ExampleStream
+from strop.data.detect import detect
 from strop.data.encode import Encoder
 from strop.data.findings import Finding
-from strop.data.kinds import DatasetKind, detect
+from strop.data.kinds import DatasetKind
 from strop.data.load import load_rows
 from strop.data.options import TokenizeOptions
 from strop.data.report import DataReport

@@ -58,6 +58,8 @@ class DataReport:
     truncated: int = 0
     split: int = 0  # trees longer than a pack, which packing splits
     stand_ins: bool = False  # a tree found unusable while in use is replaced by the next usable one
+    fingerprint: str = ""  # of the checked rows
+    prompts: array[int] = field(default_factory=lambda: array("Q"))  # 8 bytes that stand for the prompt of each case
     left_out: dict[str, Counted] = field(default_factory=dict)
     flags: dict[str, Counted] = field(default_factory=dict)
     noted: list[Finding] = field(default_factory=list)
@@ -78,6 +80,8 @@ class DataReport:
             trees=len(checked.numbers),
             conversational=checked.conversational,
             to_tokenize=to_tokenize,
+            fingerprint=checked.fingerprint,
+            prompts=checked.prompts,
             left_out=checked.left_out,
             noted=list(checked.findings),
         )

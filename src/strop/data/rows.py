@@ -178,6 +178,38 @@ def choose_columns(columns: dict[str, str] | Sequence[str]) -> Callable[[Row], R
     return lambda row: {key: row[key] for key in keep if key in row}
 
 
+def parse_columns(text: str) -> dict[str, list[str]]:
+    """`"prompt=instruction+input, completion=output"` as `{ours: [theirs, ...]}`; raises `DataError`."""
+    found: dict[str, list[str]] = {}
+    for part in filter(None, map(str.strip, text.split(","))):
+        ours, equals, theirs = part.partition("=")
+        names = [name.strip() for name in theirs.split("+")]
+        if not equals or not ours.strip() or not all(names) or ours.strip() in found:
+            raise DataError(f"columns: {part!r} is no mapping. Write OURS=THEIRS, like prompt=instruction+input.")
+        found[ours.strip()] = names
+    return found
+
+
+def map_columns(columns: dict[str, list[str]]) -> Callable[[Row], Row]:
+    """A function for `Rows.map` that makes each of our columns of one or several of theirs (`join_columns`)."""
+    gone = {name for names in columns.values() for name in names} | columns.keys()
+    return lambda row: (
+        {key: value for key, value in row.items() if key not in gone}
+        | {ours: join_columns(row, theirs) for ours, theirs in columns.items()}
+    )
+
+
+def join_columns(row: Row, names: Sequence[str]) -> Any:
+    """The value of a column, or the texts of several with a blank line between them; empty ones are left away."""
+    values = [row[name] for name in names if row.get(name) not in (None, "")]
+    texts = [value for value in values if isinstance(value, str)]
+    if len(values) > 1 and len(texts) == len(values):
+        return "\n\n".join(texts)
+    if len(values) > 1:
+        raise DataError(f"columns {' and '.join(map(repr, names))} cannot be joined: not all of them hold text.")
+    return values[0] if values else row.get(names[0])
+
+
 def plain(value: Any) -> Any:
     """A value of numpy or pandas as the Python value it stands for; other values as they are."""
     if hasattr(value, "tolist") and not isinstance(value, str | bytes | list | dict):

@@ -19,6 +19,7 @@ from strop.data import (
     PackedStream,
     TokenizeOptions,
     load_rows,
+    note_leaks,
     pack,
     prepare,
 )
@@ -51,7 +52,7 @@ def prepare_dataset(trainer: Any, dataset: Any, name: str, options: TokenizeOpti
     if trainer.args.dataset_num_proc:
         os.environ |= {"TOKENIZERS_PARALLELISM": "true", "RAYON_NUM_THREADS": str(trainer.args.dataset_num_proc)}
     prepared = prepare(
-        load_rows(dataset),
+        load_rows(dataset, columns=trainer.args.columns),
         trainer.dataset_kind,
         trainer.tokenizer_in_setup,
         replace(options or trainer.tokenize_options(), **trainer.model_facts),
@@ -70,6 +71,7 @@ def prepare_all(trainer: Any, train_dataset: Any, eval_dataset: Any) -> tuple[An
         evaluation: Any = {key: trainer.convert_dataset(part, f"eval_{key}") for key, part in eval_dataset.items()}
     else:
         evaluation = trainer.convert_dataset(eval_dataset, "eval") if eval_dataset is not None else None
+    note_leaks(trainer.reports)
     return train, evaluation
 
 

@@ -131,6 +131,9 @@ class TrainerConfig(TrainingArguments):
     """Most tokens of a completion; longer ones are cut on the right. None: no limit of its own."""
     truncation_mode: Literal["keep_start", "keep_end"] = "keep_start"
     """Which end of a too long row stays. Both completions of a pair always keep the same prompt."""
+    columns: str | None = None
+    """Which columns of the data hold what, where they have other names: `prompt=instruction+input,chosen=better`.
+    The texts of several columns are joined by a blank line."""
     skip_bad_rows: bool = False
     """Leave out rows that cannot be used, counted and named in the data report, instead of stopping with an error."""
     dataset_num_proc: Annotated[int, Range(min=1)] | None = None
