@@ -247,7 +247,7 @@ MUTATIONS = (
         edits=(
             Edit(
                 "data/layouts.py",
-                "        if labelled and not _hidden_prompts(row, layout.used | {\"prompt\"}):\n",
+                '        if labelled and not _hidden_prompts(row, layout.used | {"prompt"}):\n',
                 "        if False:\n",
             ),
             Edit("data/layouts.py", "    if hidden:\n", "    if False:\n"),
