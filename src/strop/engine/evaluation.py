@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -136,9 +137,8 @@ class EvaluationMixin:
         world = self.args.world_size
         totals = sum_over_ranks({f"{key}|{i}": value[i] for key, value in sums.items() for i in (0, 1)}, world)
         keys = list(dict.fromkeys(name.rsplit("|", 1)[0] for name in totals))
-        means: dict[str, float] = {}
-        if keys:
-            means["loss"] = sum(totals[f"{key}|0"] / max(totals[f"{key}|1"], 1.0) for key in keys)
+        shares = [totals[f"{key}|0"] / max(totals[f"{key}|1"], 1.0) for key in keys]
+        means = {"loss": sum(shares) if shares else math.nan}  # no tree at all (online: no pair): no loss, not loss 0
         return means | self.derived_metrics(self._metrics["eval"].drain(world_size=world))
 
     def gather_predictions(self: Any, predicted: list[tuple[list[int], np.ndarray]]) -> np.ndarray:

@@ -79,6 +79,7 @@ NO_REFERENCE = ("sync_ref_model", "ref_model_mixup_alpha", "ref_model_sync_steps
 class GKDConfig(OnlineConfig):
     """Settings of `GKDTrainer`."""
 
+    best_metric: ClassVar[str] = "loss"
     removed: ClassVar[dict[str, str]] = {
         **OnlineConfig.removed,
         "completion_only_loss": "The divergence is taken on completion tokens always; remove it.",

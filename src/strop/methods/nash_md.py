@@ -49,6 +49,7 @@ class NashMDTrainer(OnlinePairTrainer):
 
     config_class = NashMDConfig
     has_opponent = True
+    verdict_metric = "rewards/probabilities"
 
     @property
     def mixture_coef(self) -> float:

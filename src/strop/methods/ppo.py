@@ -268,3 +268,7 @@ class PPOTrainer(OnlineTrainer):
         if VALUE_FOLDER in getattr(both.policy, "peft_config", {}):  # the parent takes it for the policy's second one
             both.policy.delete_adapter(VALUE_FOLDER)
         super()._load_from_checkpoint(str(Path(resume_from_checkpoint) / VALUE_FOLDER), both.critic)
+
+    def _load_best_model(self) -> None:
+        """Policy and critic of the best checkpoint; the parent looks for one model there."""
+        self._load_from_checkpoint(self.state.best_model_checkpoint)

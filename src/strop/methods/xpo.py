@@ -77,6 +77,8 @@ def settle_mode(args: XPOConfig, *, offline: bool) -> None:
         raise ConfigError(
             f"loss_type={args.loss_type!r} is for pairs that are given; online XPO knows 'sigmoid' and 'ipo'."
         )
+    if offline and args.metric_for_best_model == args.best_metric:
+        args.go_by("loss")
     args.mode = "offline_exponential" if offline else "online"
     if args.loss_type == "auto":
         args.loss_type = "exponential" if offline else "sigmoid"
@@ -101,6 +103,7 @@ class XPOTrainer(OnlinePairTrainer):
 
     config_class = XPOConfig
     has_opponent = True
+    verdict_metric = "objective/model_scores"
 
     def __init__(
         self,

@@ -50,6 +50,7 @@ class OnlinePairTrainer(OnlineTrainer):
 
     batch_counts = "prompts"
     has_opponent: ClassVar[bool] = False  # the second completion comes from a mixture with the reference
+    verdict_metric: ClassVar[str] = "loss"  # what the best checkpoint goes by where a judge gives verdicts
 
     @property
     def uses_reference(self) -> bool:  # type: ignore[override]
@@ -68,6 +69,11 @@ class OnlinePairTrainer(OnlineTrainer):
         self.has_judge = is_judge(alone)
         if self.has_judge:
             check_judge(self.args)
+            if self.args.metric_for_best_model in ("reward", "eval_reward"):
+                self.args.go_by(self.verdict_metric)
+                self.say(
+                    f"The mean of a judge's verdicts is 1/2 always; the best checkpoint goes by {self.verdict_metric}."
+                )
             self._reward_source = (PairVerdicts(alone), tokenizers)
         super().after_init()
 

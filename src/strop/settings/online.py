@@ -17,6 +17,10 @@ COLOCATED = {"vllm_mode": ("colocate",)}
 class OnlineConfig(ReferenceConfig):
     """Settings of methods that generate, score and learn."""
 
+    best_metric: ClassVar[str] = "reward"
+    """What the best checkpoint, and a learning rate that waits for progress, go by where nothing else is said: the loss
+    of a policy that has not moved is the same whatever it has learned."""
+
     aliases: ClassVar[dict[str, str]] = {
         **ReferenceConfig.aliases,
         "num_samples": "num_generations",
@@ -155,7 +159,14 @@ class OnlineConfig(ReferenceConfig):
     def __post_init__(self) -> None:
         if self.use_vllm and self.engine == "auto":
             self.engine = "vllm"
+        by_default = self.metric_for_best_model is None
         super().__post_init__()
+        if by_default and self.metric_for_best_model is not None:  # the parent has taken the loss
+            self.go_by(self.best_metric)
+
+    def go_by(self, metric: str) -> None:
+        """Take `metric` as the one that the best checkpoint has the best value of."""
+        self.metric_for_best_model, self.greater_is_better = metric, not metric.endswith("loss")
 
     def contradictions(self) -> list[str]:
         problems = super().contradictions()
