@@ -17,6 +17,7 @@ TOOLS = {
     "demo": "train a small model from nothing to skill in minutes, and see it improve",
     "generate": "complete prompts with a model",
     "chat": "talk to a model in the terminal",
+    "export": "merge an adapter, write safetensors, GGUF and a Modelfile for other tools",
     "report": "make the HTML page of a run",
     "vllm-serve": "start a vLLM server for online trainers",
 }

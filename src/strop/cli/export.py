@@ -1,0 +1,70 @@
+"""`strop export MODEL --to FOLDER`: a trained model for other tools. Sizes are shown first."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from strop.cli.check import separate
+from strop.cli.flags import Flag, help_page, parse
+from strop.errors import ConfigError
+
+FLAGS = (
+    Flag("to", str, help="Folder to write to; it must be new or empty. Required."),
+    Flag("gguf", str, help="Also write model.gguf of this type, and a Modelfile: f16, bf16, q8_0, q5_1, q4_0, ..."),
+    Flag("dtype", str, help="Weights' precision: float32, bfloat16, float16. Default: as the base was saved."),
+    Flag("max_shard_size", str, "5GB", "Largest file of safetensors."),
+)
+TITLE = "strop export MODEL --to FOLDER [--gguf q8_0]: merge an adapter, write files that other tools load"
+
+
+def run(argv: list[str]) -> int:
+    if not argv or "--help" in argv or "-h" in argv:
+        print(help_page(TITLE, {"flags": FLAGS}))
+        return 0
+    sources, flags = separate(argv)
+    values = {**{f.name: f.default for f in FLAGS}, **parse(flags, {f.name: f for f in FLAGS})}
+    if len(sources) != 1 or not values["to"]:
+        raise ConfigError("Write: strop export MODEL --to FOLDER, one model and a folder for it.")
+    target = Path(values["to"])
+    if target.exists() and any(target.iterdir()):
+        raise ConfigError(f"--to {target}: the folder is not empty; name a new one, so that nothing is mixed up.")
+    export(sources[0], target, values)
+    return 0
+
+
+def export(source: str, target: Path, values: dict[str, Any]) -> None:
+    """Merge, say how large it is, write, and say how to load it."""
+    import torch
+    from transformers.utils import logging
+
+    from strop.export.gguf_file import TYPES
+    from strop.export.merge import merged
+    from strop.model import load_tokenizer
+
+    logging.disable_progress_bar()
+    dtype = values["dtype"] and getattr(torch, values["dtype"], None)
+    if values["dtype"] and not isinstance(dtype, torch.dtype):
+        raise ConfigError(f"--dtype {values['dtype']}: choose float32, bfloat16 or float16.")
+    if values["gguf"] and values["gguf"] not in TYPES:
+        raise ConfigError(f"--gguf {values['gguf']}: choose one of {', '.join(TYPES)}.")
+    model, tokenizer = merged(source, dtype=dtype or None), load_tokenizer(source)
+    size = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
+    print(f"{source}: {size / 1e9:.2f} GB in {str(next(model.parameters()).dtype).removeprefix('torch.')}", flush=True)
+    model.save_pretrained(target, max_shard_size=values["max_shard_size"])
+    tokenizer.save_pretrained(target)
+    print(f"model   {target}")
+    if values["gguf"]:
+        write_for_llama_cpp(model, tokenizer, target, values["gguf"])
+    print(f"try it  strop chat --model {target}")
+
+
+def write_for_llama_cpp(model: Any, tokenizer: Any, target: Path, kind: str) -> None:
+    """model.gguf and a Modelfile in a folder beside: a GGUF file among safetensors would be taken for the model."""
+    from strop.export.gguf_file import write_gguf
+    from strop.export.modelfile import modelfile
+
+    folder = target / "gguf"
+    path = write_gguf(model, tokenizer, folder / f"model-{kind}.gguf", kind)
+    (folder / "Modelfile").write_text(modelfile(path, tokenizer), encoding="utf-8")
+    print(f"gguf    {path} ({path.stat().st_size / 1e9:.2f} GB)\nollama  ollama create NAME -f {folder / 'Modelfile'}")

@@ -1,0 +1,87 @@
+"""An adapter merged into a copy of its base, which scores as base and adapter together do.
+
+    W' = W + (lora_alpha / r) B A
+
+computed in float32. The adapter's own folder and base are only read. Where an adapter changes one of two tied weights
+(the embedding, or the output layer that shares it), the copy has both, untied: one tensor cannot be the two.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from strop.errors import ConfigError
+from strop.model import is_peft, load_model
+
+
+def merged(source: str | Path | nn.Module, *, dtype: torch.dtype | None = None) -> Any:
+    """A plain transformers model with the adapter's changes in its weights.
+
+    Args:
+        source: a folder of an adapter or a whole model, or a PEFT model that nobody needs any more.
+        dtype: of the result; None: as the base was saved. Sums are taken in float32 in any case.
+
+    Raises:
+        ConfigError: the base is quantised, or the adapter's kind cannot be merged (prompts, prefixes).
+    """
+    model: Any = load_model(source, dtype=torch.float32) if not isinstance(source, nn.Module) else source
+    saved = saved_dtype(source) if dtype is None else dtype
+    if is_peft(model):
+        check_mergeable(model)
+        model = model.float()
+        untie_changed(model)
+        model = model.merge_and_unload(safe_merge=True)
+    return model.to(saved) if saved is not None else model
+
+
+def check_mergeable(model: Any) -> None:
+    """Refuse what would not be the same model afterwards."""
+    if getattr(model.get_base_model(), "quantization_method", None) is not None:
+        raise ConfigError(
+            "The base of this adapter is quantised, and a sum rounded to its levels is another model. Load the base "
+            "without quantisation (the adapter's folder by itself does) and merge that."
+        )
+    for name, config in model.peft_config.items():
+        if config.is_prompt_learning or not hasattr(model.base_model, "merge_and_unload"):
+            kind = getattr(config.peft_type, "value", config.peft_type)
+            raise ConfigError(
+                f"The adapter '{name}' is of the kind {kind}, which adds tokens and changes no weight; it cannot be "
+                "merged. Keep it as an adapter."
+            )
+
+
+def untie_changed(model: Any) -> None:
+    """Give the output layer a weight of its own where an adapter changes it or the embedding it shares."""
+    base = model.get_base_model()
+    layer, embedding = base.get_output_embeddings(), base.get_input_embeddings()
+    if layer is None or embedding is None:
+        return
+    head, table = (getattr(module, "base_layer", module) for module in (layer, embedding))
+    changed = layer is not head or embedding is not table
+    if changed and head.weight is table.weight:
+        head.weight = nn.Parameter(head.weight.detach().clone())
+        base.config.tie_word_embeddings = False
+        base.config.get_text_config().tie_word_embeddings = False
+
+
+def saved_dtype(source: str | Path | nn.Module) -> torch.dtype | None:
+    """The dtype that a folder's base was saved in; None where it is not known."""
+    if isinstance(source, nn.Module):
+        return next(source.parameters()).dtype
+    from transformers import AutoConfig, PreTrainedConfig
+    from transformers.utils import find_adapter_config_file
+
+    place = str(source)
+    if find_adapter_config_file(place) is not None:
+        import json
+
+        place = json.loads((Path(place) / "adapter_config.json").read_text(encoding="utf-8"))["base_model_name_or_path"]
+    try:
+        config: PreTrainedConfig = AutoConfig.from_pretrained(place)
+    except (OSError, ValueError):
+        return None
+    return config.dtype if isinstance(config.dtype, torch.dtype) else None
