@@ -31,7 +31,7 @@ def test_series_are_sorted_finite_and_the_last_of_a_step(tmp_path: Path) -> None
 def test_a_line_cut_off_by_a_crash_is_told_and_left_out(tmp_path: Path) -> None:
     run = read_run(write(tmp_path, ['{"step": 1, "loss": 1}', '{"step": 2, "lo']))
     assert run.series() == {"loss": [(1, 1.0)]}
-    assert run.unread == ["metrics.jsonl: 1 of 2 lines are not JSON (first: line 2); left out."]
+    assert run.unread == ["metrics.jsonl: 1 of 2 lines are not JSON objects of a step (first: line 2); left out."]
 
 
 def test_unreadable_documents_do_not_stop_the_report(tmp_path: Path) -> None:
@@ -40,7 +40,8 @@ def test_unreadable_documents_do_not_stop_the_report(tmp_path: Path) -> None:
     (tmp_path / "run.json").write_text("[1, 2]")
     run = read_run(tmp_path)
     assert run.config == {} and run.facts == {} and run.data == {"train": {"rows_read": 3}}
-    assert len(run.unread) == 1 and run.unread[0].startswith("config.yaml cannot be read:")
+    assert len(run.unread) == 2 and run.unread[0].startswith("config.yaml cannot be read:")
+    assert run.unread[1] == "run.json holds a list and not names with values; left out."
 
 
 def test_runs_of_a_pipeline_come_in_the_order_they_started(tmp_path: Path) -> None:

@@ -9,7 +9,9 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
+from strop.errors import SetupError
 from strop.report import sections
+from strop.report.plain import clean, is_number, mapping, sequence
 from strop.report.run import Run, find_runs, read_summary
 
 
@@ -21,14 +23,20 @@ def write_report(run_dir: str | Path) -> Path:
     they were started. A run that is still going on can be reported on.
 
     Raises:
-        SetupError: the folder does not exist or holds no run.
+        SetupError: the folder does not exist or holds no run, or the page cannot be written.
     """
     folder = Path(run_dir)
-    page = render(folder.resolve().name, find_runs(folder), read_summary(folder))
+    page = render(clean(folder.resolve().name), find_runs(folder), read_summary(folder))
     path = folder / "report.html"
     partial = path.with_suffix(".partial")
-    partial.write_text(page, encoding="utf-8")
-    partial.replace(path)
+    try:
+        partial.write_text(page, encoding="utf-8")
+        partial.replace(path)
+    except OSError as error:
+        partial.unlink(missing_ok=True) if partial.is_file() else None
+        raise SetupError(
+            f"{path} cannot be written: {error.strerror}. Make room there, or take away what is in its place."
+        ) from None
     return path
 
 
@@ -63,14 +71,14 @@ def _hero(summary: Mapping[str, Any]) -> str:
     if not summary:
         return ""
     parts = []
-    if isinstance(summary.get("before"), (int, float)) and isinstance(summary.get("after"), (int, float)):
+    if is_number(summary.get("before")) and is_number(summary.get("after")):
         parts.append(_before_after(summary))
     if summary.get("note"):
         parts.append(f'<p class="note">{escape(str(summary["note"]))}</p>')
-    for part in summary.get("tables", []):
-        if isinstance(part, dict) and part.get("rows"):
+    for part in map(mapping, sequence(summary.get("tables"))):
+        if rows := [sequence(row) for row in sequence(part.get("rows"))]:
             parts.append(f"<h3>{escape(str(part.get('title', '')))}</h3>")
-            parts.append(sections.table(part.get("columns", []), part["rows"], "narrow"))
+            parts.append(sections.table(sequence(part.get("columns")), rows, "narrow"))
     return f'<section class="hero">{"".join(parts)}</section>' if parts else ""
 
 
@@ -86,7 +94,7 @@ def _before_after(summary: Mapping[str, Any]) -> str:
         for kind, name, value in zip(("before", "after"), names, values, strict=True)
     )
     seconds = summary.get("seconds")
-    took = f"<p>in {sections.duration(float(seconds))}, training and sampling</p>" if seconds else ""
+    took = f"<p>in {sections.duration(float(seconds))}, training and sampling</p>" if is_number(seconds) else ""
     return f'<h2>{escape(str(summary.get("metric", "")))}</h2><div class="bars">{bars}</div>{took}'
 
 

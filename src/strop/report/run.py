@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -12,9 +11,11 @@ from typing import Any
 import yaml
 
 from strop.errors import SetupError
+from strop.report.plain import clean, is_number, mapping, plain
 
 FILES = ("metrics.jsonl", "samples.jsonl", "config.yaml", "data.json", "run.json")
 """Files by which a folder is known to be a run."""
+MOST_BYTES = 4 << 30
 NOT_CURVES = ("step", "epoch", "total_flos", "train_*", "*_runtime", "*_per_second")
 """Keys (patterns) that are no curve: counters of progress, and numbers about the whole run or one evaluation."""
 
@@ -42,13 +43,13 @@ class Run:
         points: dict[str, dict[float, float]] = {}
         for line in self.metrics:
             for key, value in line.items():
-                if _is_number(value) and not any(fnmatchcase(key, pattern) for pattern in NOT_CURVES):
+                if is_number(value) and not any(fnmatchcase(key, pattern) for pattern in NOT_CURVES):
                     points.setdefault(key, {})[float(line.get("step", 0))] = float(value)
         return {key: sorted(by_step.items()) for key, by_step in points.items()}
 
     def totals(self) -> dict[str, float]:
         """Numbers about the whole training (`train_runtime`, `train_loss`, ...)."""
-        found = {k: v for line in self.metrics for k, v in line.items() if k.startswith("train_") and _is_number(v)}
+        found = {k: v for line in self.metrics for k, v in line.items() if k.startswith("train_") and is_number(v)}
         return dict(sorted(found.items()))
 
     @property
@@ -58,7 +59,7 @@ class Run:
 
 def read_run(folder: Path, name: str | None = None) -> Run:
     """The run in `folder`."""
-    run = Run(name or folder.name, folder)
+    run = Run(clean(name or folder.name), folder)
     run.metrics = _lines(folder / "metrics.jsonl", run.unread)
     run.samples = _lines(folder / "samples.jsonl", run.unread)
     run.config = _document(folder / "config.yaml", run.unread)
@@ -79,7 +80,8 @@ def find_runs(folder: Path) -> list[Run]:
     if not places and not (folder / "summary.json").is_file():
         wanted = ", ".join(FILES)
         raise SetupError(
-            f"{folder} holds no run: none of {wanted} is there or one folder below. Give a run's output_dir."
+            f"{clean(str(folder))} holds no run: none of {wanted} is there or one folder below. "
+            "Give a run's output_dir."
         )
     runs = [read_run(place, folder.resolve().name if place == folder else place.name) for place in places]
     return sorted(runs, key=lambda run: (run.folder != folder, str(run.facts.get("started", "")), _changed(run.folder)))
@@ -91,39 +93,49 @@ def read_summary(folder: Path) -> dict[str, Any]:
 
 
 def _lines(path: Path, unread: list[str]) -> list[dict[str, Any]]:
-    if not path.is_file():
-        return []
-    rows, broken = [], []
-    text = path.read_text(encoding="utf-8", errors="replace").splitlines()
-    for number, line in enumerate(text, 1):
+    """The objects of a file with one in each line; a step that is no number makes its line unreadable."""
+    rows, broken, number = [], [], 0
+    for number, line in enumerate(_text(path, unread).rstrip("\n").split("\n"), 1):
         try:
-            row = json.loads(line) if line.strip() else None
-        except json.JSONDecodeError:
+            row = json.loads(line) if line.strip() else {}
+        except (ValueError, RecursionError):
+            row = None
+        if not isinstance(row, dict) or not is_number(row.get("step", 0)):
             broken.append(number)
-            continue
-        if isinstance(row, dict):
-            rows.append(row)
+        elif row:
+            rows.append(plain(row))
     if broken:
-        said = f"{len(broken)} of {len(text)} lines are not JSON (first: line {broken[0]})"
+        said = f"{len(broken)} of {number} lines are not JSON objects of a step (first: line {broken[0]})"
         unread.append(f"{path.name}: {said}; left out.")
     return rows
 
 
 def _document(path: Path, unread: list[str]) -> dict[str, Any]:
-    if not path.is_file():
-        return {}
-    text = path.read_text(encoding="utf-8", errors="replace")
+    text = _text(path, unread)
     try:
-        content = yaml.safe_load(text) if path.suffix == ".yaml" else json.loads(text)
-    except (yaml.YAMLError, json.JSONDecodeError) as error:
-        unread.append(f"{path.name} cannot be read: {str(error).splitlines()[0]}")
+        content = yaml.safe_load(text) if path.suffix == ".yaml" else json.loads(text or "{}")
+    except (yaml.YAMLError, ValueError, TypeError, RecursionError) as error:
+        said = clean(str(error)).splitlines() or [type(error).__name__]
+        unread.append(f"{path.name} cannot be read: {said[0]}")
         return {}
-    return content if isinstance(content, dict) else {}
+    if content is not None and not isinstance(content, dict):
+        unread.append(f"{path.name} holds a {type(content).__name__} and not names with values; left out.")
+    return mapping(plain(content))
+
+
+def _text(path: Path, unread: list[str]) -> str:
+    """What a file holds; nothing where there is none, or it cannot be read, or is too much to be one of ours."""
+    if not path.is_file():
+        return ""
+    try:
+        if (size := path.stat().st_size) > MOST_BYTES:
+            unread.append(f"{path.name} has {size:,} bytes; the most that is read is {MOST_BYTES:,}. Left out.")
+            return ""
+        return path.read_bytes().decode("utf-8", "replace")
+    except OSError as error:
+        unread.append(f"{path.name} cannot be read: {error.strerror}.")
+        return ""
 
 
 def _changed(folder: Path) -> int:
     return max((path.stat().st_mtime_ns for name in FILES if (path := folder / name).is_file()), default=0)
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)

@@ -10,6 +10,7 @@ from typing import Any
 from strop.report.curves import Curve, Point, chart, short
 from strop.report.entry import FAMILIES, OTHER, Entry
 from strop.report.glossary import GLOSSARY, lookup, split_evaluation
+from strop.report.plain import is_number, mapping, sequence
 from strop.report.run import Run
 
 KEY_SETTINGS = (
@@ -140,7 +141,7 @@ def samples(run: Run) -> str:
     rows = [_with_rewards(row) for row in run.samples]
     for row in rows:
         by_prompt.setdefault(readable(row.get("prompt", "")), []).append(row)
-    ranked = sorted(by_prompt.items(), key=lambda item: -len({row.get("step") for row in item[1]}))[:MAX_PROMPTS]
+    ranked = sorted(by_prompt.items(), key=lambda item: -len({row.get("step", 0) for row in item[1]}))[:MAX_PROMPTS]
     columns = _columns_of_samples(rows)
     cards = []
     shown = 0
@@ -161,35 +162,39 @@ def data(run: Run) -> str:
     """What the data checks found, set by set, and one row as the model sees it."""
     parts = []
     for name, report in run.data.items():
-        left_out = report.get("left_out") or {}
+        left_out = [mapping(part).get("count") for part in mapping(report.get("left_out")).values()]
         facts = [(label, _text(report[key])) for key, label in DATA_FACTS.items() if report.get(key)]
         if left_out:
-            facts.append(("left out", _text(sum(part.get("count", 0) for part in left_out.values()))))
+            facts.append(("left out", _text(sum(count for count in left_out if is_number(count)))))
         source = f"{report.get('source', '')} ({report.get('kind', '')})" if report.get("source") else ""
         parts.append(f'<h4>{escape(name)} <span class="soft">{escape(source)}</span></h4>{tiles(facts)}')
         if report.get("complete") is False:
-            parts.append(f'<p class="note">Lengths of the first {report.get("tokenized", 0):,} rows: {LATER}</p>')
-        if lengths := report.get("lengths"):
+            parts.append(
+                f'<p class="note">Lengths of the first {escape(_text(report.get("tokenized", 0)))} rows: {LATER}</p>'
+            )
+        if lengths := {part: mapping(v) for part, v in mapping(report.get("lengths")).items()}:
             columns = list(dict.fromkeys(k for v in lengths.values() for k in v))
             rows = [(part, *(v.get(c, "") for c in columns)) for part, v in lengths.items()]
             parts.append(f"<h5>length in tokens</h5>{table(('', *columns), rows, 'narrow')}")
-        parts += [_findings(report.get("findings") or []), rendered_row(report.get("sample"))]
+        parts += [_findings([mapping(f) for f in sequence(report.get("findings"))]), rendered_row(report.get("sample"))]
     return f"<h3>Data</h3>{''.join(parts)}" if parts else ""
 
 
 def rendered_row(sample: Any) -> str:
     """A row as the model sees it, token by token; the learned tokens are marked."""
-    if not isinstance(sample, dict) or not sample.get("parts"):
+    if not (parts := [mapping(part) for part in sequence(mapping(sample).get("parts"))]):
         return ""
     lines = []
-    for part in sample["parts"]:
-        tokens = zip(part["tokens"], part["mask"], strict=False)
+    for part in parts:
+        shown = sequence(part.get("tokens"))
+        tokens = zip(shown, sequence(part.get("mask")), strict=False)
         text = "".join(f'<span class="{"learned" if on else "read"}">{_visible(token)}</span>' for token, on in tokens)
-        hidden = part.get("length", 0) - len(part["tokens"])
+        length = part.get("length")
+        hidden = length - len(shown) if is_number(length) else 0
         more = f' <span class="soft">and {hidden} more tokens</span>' if hidden > 0 else ""
-        lines.append(f"<tr><th>{escape(part['name'])}</th><td><pre>{text}{more}</pre></td></tr>")
+        lines.append(f"<tr><th>{escape(str(part.get('name', '')))}</th><td><pre>{text}{more}</pre></td></tr>")
     key = '<span class="learned">learned</span>, <span class="read">only read</span>'
-    heading = f"<h5>row {sample.get('row', '')} as the model sees it: {key}</h5>"
+    heading = f"<h5>row {escape(str(sample.get('row', '')))} as the model sees it: {key}</h5>"
     return f'{heading}<table class="tokens">{"".join(lines)}</table>'
 
 
@@ -214,7 +219,7 @@ def settings(run: Run) -> str:
     first = [(k, _text(run.config[k])) for k in KEY_SETTINGS if run.config.get(k) not in (None, -1)]
     rows = [(Html(f"<code>{escape(str(k))}</code>"), _text(v)) for k, v in run.config.items()]
     everything = f"<details><summary>All {len(rows)} settings</summary>{table(('setting', 'value'), rows)}</details>"
-    versions = run.facts.get("versions") or {}
+    versions = mapping(run.facts.get("versions"))
     layout = f"<p>{escape(str(run.facts['layout']))}</p>" if run.facts.get("layout") else ""
     listed = "".join(f"<li>{escape(str(k))} <b>{escape(str(v))}</b></li>" for k, v in versions.items())
     return f"<h3>Settings</h3>{tiles(first)}{layout}{everything if rows else ''}" + (
@@ -248,12 +253,12 @@ def readable(text: Any) -> str:
 def _columns_of_samples(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     """Columns of numbers, then what rewards noted."""
     numbers = {k: None for row in rows for k, v in row.items() if isinstance(v, (int, float)) and k != "step"}
-    return list(numbers | {k: None for row in rows for k in row.get("notes") or {}})
+    return list(numbers | {k: None for row in rows for k in mapping(row.get("notes"))})
 
 
 def _with_rewards(row: Mapping[str, Any]) -> dict[str, Any]:
     """A sample with what rewards noted, and its rewards where there are several, as columns of their own."""
-    rewards, notes = row.get("rewards"), row.get("notes") or {}
+    rewards, notes = row.get("rewards"), mapping(row.get("notes"))
     texts = {name: value if isinstance(value, (int, float)) else readable(value) for name, value in notes.items()}
     return {**texts, **row, **(rewards if isinstance(rewards, dict) and len(rewards) > 1 else {})}
 
@@ -268,7 +273,7 @@ def _spread(rows: list[dict[str, Any]], count: int) -> list[dict[str, Any]]:
 def _finding(finding: Mapping[str, Any]) -> tuple[Any, ...]:
     severity = str(finding.get("severity", "info"))
     where = finding.get("place") or (f"row {finding['row']}" if finding.get("row") is not None else "")
-    where = ", ".join(part for part in (where, finding.get("column")) if part)
+    where = ", ".join(str(part) for part in (where, finding.get("column")) if part)
     mark = Html(f'<span class="severity {escape(severity)}">{escape(severity)}</span>')
     return mark, where, finding.get("message", ""), finding.get("fix", "")
 
