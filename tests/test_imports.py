@@ -45,9 +45,7 @@ MAY_IMPORT: dict[str, set[str]] = {
 """Room -> rooms it may import from. The package's own `__init__` reads the registry of methods and nothing else."""
 
 UNOPENED = {
-    frozenset({"strop.model.forward", "strop.model.select"}),
     frozenset({"strop.rewards.gather", "strop.rewards.invoke"}),
-    frozenset({"strop.rewards.model_reward", "strop.rewards.process_reward"}),
 }
 """Circles that are still there; none may be added."""
 

@@ -41,12 +41,12 @@ MUTATIONS = (
         history="Reward models scored padded batches without a mask, so a score depended on its neighbours' lengths.",
         edits=(
             Edit(
-                "rewards/padded.py",
-                "        mask[row, : len(sequence)] = 1\n",
-                "        mask[row, :] = 1\n",
+                "model/layout.py",
+                "        attention_mask.append([1] * len(ids) + [0] * padding)\n",
+                "        attention_mask.append([1] * len(ids) + [1] * padding)\n",
             ),
         ),
-        tests=("tests/rewards/test_padded.py::test_right_padding",),
+        tests=("tests/rewards/test_model_reward.py::test_an_encoder_uses_its_own_head",),
         quick=True,
     ),
     Mutation(
@@ -59,11 +59,29 @@ MUTATIONS = (
         edits=(
             Edit(
                 "rewards/model_reward.py",
-                "        last = mask.sum(dim=1) - 1  # (S,)\n",
-                "        last = (ids != (self.tokenizer.pad_token_id or 0)).sum(dim=1) - 1  # (S,)\n",
+                "Example([], [list(ids)]) for ids in sequences",
+                "Example([], [[t for t in ids if t != self.tokenizer.pad_token_id]]) for ids in sequences",
             ),
         ),
         tests=("tests/rewards/test_model_reward.py::test_scores_are_read_at_the_last_real_token_though_pad_is_eos",),
+    ),
+    Mutation(
+        name="judge-rebuilds-the-output-head",
+        promises=(9,),
+        history="The judge multiplied hidden states by the output matrix itself and dropped scale and cap of the logits.",
+        edits=(
+            Edit(
+                "rewards/language_model_judge.py",
+                "        logps = score(self.model, [Example(ids, answers) for ids in questions]).sum()  # (S * letters,)\n",
+                "        from strop.model import Want\n"
+                "        rows = score(self.model, [Example(ids, answers) for ids in questions], want=Want.HIDDEN).hidden\n"
+                "        drawn = torch.tensor([*a, *b] * len(questions))[:, None]\n"
+                "        logps = self._inner.get_output_embeddings()(rows).gather(1, drawn)[:, 0]\n",
+            ),
+        ),
+        tests=(
+            "tests/rewards/test_language_model_judge.py::test_the_letters_are_as_probable_as_the_model_says[cohere]",
+        ),
     ),
     Mutation(
         name="reward-trained-one-token-early",

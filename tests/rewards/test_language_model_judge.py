@@ -6,6 +6,7 @@ import torch
 from strop.errors import ConfigError, SetupError
 from strop.rewards.judges import JUDGE_INSTRUCTION, judge_question
 from strop.rewards.language_model_judge import LanguageModelJudge
+from strop.testing.tiny import tiny_model
 
 PROMPTS = ["2 + 2?", "a much longer request, with more words"]
 PAIRS = [("4", "5"), ("yes, sure", "no")]
@@ -75,5 +76,15 @@ def test_models_that_cannot_judge(model, tokenizer, tmp_path):
     with pytest.raises(ConfigError, match="without a tokenizer"):
         LanguageModelJudge(model)
     tokenizer.save_pretrained(tmp_path)
-    with pytest.raises(SetupError, match="cannot be loaded"):
+    with pytest.raises(SetupError, match=r"no config\.json"):
         LanguageModelJudge(str(tmp_path), tokenizer)
+
+
+@pytest.mark.parametrize("arch", ["cohere", "gemma2"])  # a scale, a cap
+def test_the_letters_are_as_probable_as_the_model_says(arch, tokenizer):
+    scales = {"cohere": {"logit_scale": 0.1}, "gemma2": {"final_logit_softcapping": 0.5}}[arch]
+    model = tiny_model(arch, vocab_size=len(tokenizer), max_position_embeddings=2048, **scales)
+    (found,) = LanguageModelJudge(model, tokenizer).probabilities(PROMPTS[:1], PAIRS[:1])
+    there = p_of_a(model, tokenizer, PROMPTS[0], *PAIRS[0], True)
+    back = p_of_a(model, tokenizer, PROMPTS[0], *reversed(PAIRS[0]), True)
+    assert found == pytest.approx((there + 1 - back) / 2, abs=1e-6)

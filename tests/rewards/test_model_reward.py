@@ -7,8 +7,10 @@ import torch
 
 from strop.errors import ConfigError, SetupError
 from strop.rewards import RewardModelJudge, RewardSet
-from strop.rewards.model_reward import ModelReward, load_reward_model, longest_input, wrap_reward_model
+from strop.rewards.load_reward import load_reward_model, wrap_reward_model
+from strop.rewards.model_reward import ModelReward
 from strop.rewards.process_reward import ProcessReward
+from strop.rewards.reading import longest_input
 
 TEXTS = ["a", "some longer answer", "", "mid one"]
 PROMPTS = ["p", "a question?", "q", "prompt "]
@@ -131,7 +133,7 @@ def test_a_language_model_is_no_reward_model(make_model, tokenizer, tmp_path):
         wrap_reward_model(model, tokenizer)
     model.save_pretrained(tmp_path)
     tokenizer.save_pretrained(tmp_path)
-    with pytest.raises(SetupError, match="no trained reward head"):
+    with pytest.raises(SetupError, match=r"no trained head: score.weight.*LanguageModelJudge"):
         load_reward_model(str(tmp_path), device="cpu")
 
 
@@ -167,7 +169,7 @@ def test_conversations_and_judging(make_model, tokenizer):
 def test_failures_of_a_model_are_contained(make_model, tokenizer):
     reward = ModelReward(make_model("score"), tokenizer)
 
-    def broken(sequences, device):
+    def broken(sequences):
         raise RuntimeError("out of memory")
 
     reward._forward = broken

@@ -7,12 +7,13 @@ scores.sum()        # (2,) log-probability of each completion
 from __future__ import annotations
 
 from strop.model.dropout import disable_dropout, evaluating
-from strop.model.forward import Scoring, install, score, score_batch
+from strop.model.forward import Scoring, install, score_batch
 from strop.model.heads import with_head
 from strop.model.layout import build_batch
 from strop.model.lm_head import LMHead, lm_head_of
 from strop.model.load import apply_peft, keep_differentiable, load_model, load_tokenizer
 from strop.model.reference import AdapterCopy, AdapterOff, FrozenReference, Reference, make_reference
+from strop.model.scoring import score
 from strop.model.select import LayoutChoice, layout_of
 from strop.model.wrappers import base_model, decoder_of, is_peft, unwrap
 from strop.records import Want

@@ -1,4 +1,4 @@
-"""The waist: examples and a model in, per-token quantities out.
+"""The scoring forward: a laid-out batch and a model in, per-token quantities out.
 
 Scoring goes through `model(...)` itself, so that the hooks of DDP, FSDP, DeepSpeed and PEFT run: `install` teaches the
 model's class a keyword, `scoring=`, under which `forward` runs the layers on a laid-out batch and then the heads.
@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -20,11 +20,11 @@ from strop.model.attention import KEYWORD, tree_attention_on
 from strop.model.embedding_noise import noisy_embeddings
 from strop.model.head import HEAD_KINDS, score_logits, score_tokens
 from strop.model.heads import classify_rows, scalar_head, score_rows
-from strop.model.layout import build_batch, token_copies
+from strop.model.layout import token_copies
 from strop.model.lm_head import lm_head_of
 from strop.model.router import has_router, router_loss
 from strop.model.wrappers import base_model, decoder_of
-from strop.records import Batch, Example, Scores, Want
+from strop.records import Batch, Scores, Want
 
 
 class Scoring:
@@ -53,66 +53,6 @@ class Scoring:
         self.aux_loss = aux_loss
         self.noise_alpha = noise_alpha  # NEFTune's, in training mode
         self.own_head = own_head  # let the model compute its logits itself (see `select`)
-
-
-def score(
-    model: nn.Module,
-    examples: Sequence[Example],
-    *,
-    layout: str = "auto",
-    want: Want = Want.LOGPS,
-    temperature: float = 1.0,
-    head_bytes: int | None = None,
-    grad_entropy: bool = False,
-    aux_loss: bool = False,
-) -> Scores:
-    """Score the completions of some trees under a model.
-
-        logps[n] = log softmax(logits(prompt, completion before token n) / temperature)[token n]
-
-    so that the sum over a completion's tokens is its log-probability.
-
-    Args:
-        model: a transformers model: causal (log-probabilities), with a score or step head, PEFT or wrapped.
-        examples: the trees of a micro-batch.
-        layout: "auto" (see `layout_of`), "tree", "packed" or "padded"; the numbers are the same.
-        want: what to compute; flags add up.
-        temperature: > 0, divides the logits; the one that was sampled with.
-        head_bytes: bytes that the logits of scored tokens may take; None for 512 MB on a CPU and 3 GB elsewhere.
-        grad_entropy: whether the entropy carries a gradient.
-        aux_loss: also compute a mixture-of-experts model's load-balancing loss.
-
-    Returns:
-        `Scores`; per-token entries are in the order tree, completion, position, scored tokens only.
-
-    Raises:
-        DataError: empty completions, wrong masks, ids outside the vocabulary.
-        SetupError: the model lacks the head that `want` needs.
-        ConfigError: an unknown layout, a temperature of 0, an impossible combination of `want`.
-    """
-    if not temperature > 0:
-        raise ConfigError(f"temperature must be above 0, got {temperature}. Use 1.0 for the model's own distribution.")
-    install(model)
-    inner = base_model(model)
-    name, own_head = layout, False
-    if want & Want.SCORE and pools_itself(inner):
-        name = "padded"
-    elif layout == "auto":
-        from strop.model.select import layout_of  # select scores a small example through this module
-
-        choice = layout_of(model)
-        name, own_head = choice.name, choice.own_head
-    batch = build_batch(examples, name, want=want, vocab_size=vocab_size(inner), device=input_device(inner))
-    return score_batch(
-        model,
-        batch,
-        want,
-        temperature=temperature,
-        head_bytes=head_bytes,
-        grad_entropy=grad_entropy,
-        aux_loss=aux_loss,
-        own_head=own_head,
-    )
 
 
 def score_batch(model: nn.Module, batch: Batch, want: Want = Want.LOGPS, **options: Any) -> Scores:

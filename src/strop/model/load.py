@@ -35,6 +35,7 @@ def load_model(
     trust_remote_code: bool = False,
     model_init_kwargs: dict[str, Any] | None = None,
     device_map: Any | None = None,
+    fresh_head: bool = True,
 ) -> Any:
     """Load a model.
 
@@ -50,6 +51,7 @@ def load_model(
         trust_remote_code: run code that comes with the checkpoint.
         model_init_kwargs: further arguments of `from_pretrained`; they win over the ones above.
         device_map: as in transformers.
+        fresh_head: whether a checkpoint without the head of its task gets one; False refuses it.
 
     Returns:
         A transformers model or a PEFT model, in evaluation mode.
@@ -79,13 +81,25 @@ def load_model(
         # GGUF readers know language models only; the head is put on afterwards.
         model = place.read(AutoModelForCausalLM.from_pretrained, options)
         _forget_quantisation(model)
-        return model if task == "causal" else with_head(model, task)
+        if task == "causal":
+            return model
+        _require_head(place, fresh_head, ["score"])
+        return with_head(model, task)
     if task != "causal":
         config = place.read(AutoConfig.from_pretrained, {"trust_remote_code": trust_remote_code})
         if head_class(config, task) is None and not _remote_class(config, task):
+            _require_head(place, fresh_head, ["score"])
             return with_head(place.read(AutoModelForCausalLM.from_pretrained, options), task)
-        options.setdefault("num_labels", {"score": 1, "step": 2}[task])
-    return place.read(auto_class(task).from_pretrained, options)
+        if fresh_head:
+            options.setdefault("num_labels", {"score": 1, "step": 2}[task])
+        else:
+            options["output_loading_info"] = True
+    found = place.read(auto_class(task).from_pretrained, options)
+    if not isinstance(found, tuple):
+        return found
+    model, info = found
+    _require_head(place, False, [key for key in info["missing_keys"] if key.split(".")[0] != model.base_model_prefix])
+    return model
 
 
 def load_tokenizer(source: Any, *, trust_remote_code: bool = False, **options: Any) -> PreTrainedTokenizerBase:
@@ -166,6 +180,14 @@ def keep_differentiable(model: nn.Module) -> None:
         if getattr(module, "support_avx512bf16_for_cpu", False):
             module.state_dict()  # unpacks a layer that has been packed already
             module.support_avx512bf16_for_cpu = False  # type: ignore[assignment]
+
+
+def _require_head(place: _Place, fresh: bool, missing: list[str]) -> None:
+    if missing and not fresh:
+        raise SetupError(
+            f"The model in {place.name} has no trained head: {', '.join(sorted(missing))} would be random. "
+            "Train one first, or give a checkpoint that has it."
+        )
 
 
 class _Place:

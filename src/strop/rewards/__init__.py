@@ -11,7 +11,7 @@
     watchdog, watchdog_process        a process outside that names the reward which hangs or ends the run
     isolation, worker                 a killable process per function, seen from outside and inside
     model_reward, process_reward      reward models: one score, or one per step
-    reward_tokens, padded             their inputs as ids, and as batches
+    reward_tokens, reading            their inputs as ids, and as batches
     judges, judge_reward              pairwise judges, and a judge as a reward
     language_model_judge, endpoint_judge
     verifiers, accuracy, gym_scores   rewards from the text alone

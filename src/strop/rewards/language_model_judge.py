@@ -7,10 +7,11 @@ from typing import Any
 
 import torch
 
-from strop.errors import ConfigError, SetupError
-from strop.model.wrappers import base_model
+from strop.errors import ConfigError
+from strop.model import base_model, layout_of, load_model, score
+from strop.records import Example
 from strop.rewards.judges import JUDGE_INSTRUCTION, Judge, Pair, both_orders, judge_question
-from strop.rewards.padded import batches_by_tokens, device_of, evaluating, final_hidden, right_padded
+from strop.rewards.reading import batches_by_tokens, default_device, longest_input, path_of, reading, tokenizer_of
 
 
 class LanguageModelJudge(Judge):
@@ -45,15 +46,15 @@ class LanguageModelJudge(Judge):
         max_length: int | None = None,
         device: Any = None,
     ) -> None:
-        from strop.rewards.model_reward import load_tokenizer, longest_input
-
         if isinstance(model, str):
-            processing_class = processing_class if processing_class is not None else load_tokenizer(model)
-            model = _load(model, device)
+            path = model
+            model = load_model(path, trainable=False, dtype="auto")
+            model = model.to(device if device is not None else default_device())
+        else:
+            path = path_of(base_model(model))
         self.model = model
         self._inner = base_model(model)
-        path = str(getattr(self._inner.config, "_name_or_path", "") or "")
-        self.tokenizer = processing_class if processing_class is not None else load_tokenizer(path)
+        self.tokenizer = tokenizer_of(path, processing_class)
         self.instruction = instruction
         self.max_tokens = max_tokens
         self.max_length = max_length or longest_input(self._inner, self.tokenizer)
@@ -79,24 +80,23 @@ class LanguageModelJudge(Judge):
     def _probability_of_a(self, questions: Sequence[list[int]]) -> list[float | None]:
         found: list[float | None] = [None] * len(questions)
         readable = [i for i, ids in enumerate(questions) if 0 < len(ids) <= self.max_length]
-        device = device_of(self._inner)
-        with evaluating(self.model):
-            for batch in batches_by_tokens([len(questions[i]) for i in readable], self.max_tokens):
+        letters = len(self._letters[0]) + len(self._letters[1])
+        with reading(self.model):
+            # Padded rows copy the question for every letter.
+            copies = letters if layout_of(self.model).name == "padded" else 1
+            for batch in batches_by_tokens([copies * len(questions[i]) for i in readable], self.max_tokens):
                 rows = [readable[at] for at in batch]
-                ids, mask = right_padded([questions[row] for row in rows], device)
-                hidden = final_hidden(self._inner, ids, mask)  # (S, T, H)
-                last = hidden[
-                    torch.arange(len(rows), device=hidden.device), (mask.sum(1) - 1).to(hidden.device)
-                ]  # (S, H)
-                for row, value in zip(rows, self._read(last).tolist(), strict=True):
+                for row, value in zip(rows, self._read([questions[row] for row in rows]), strict=True):
                     found[row] = value
         return found
 
-    def _read(self, hidden: torch.Tensor) -> torch.Tensor:
-        """P(A) from the states before the answer, (S, H) -> (S,)."""
-        logits = self._inner.get_output_embeddings()(hidden).float()  # (S, V)
-        a, b = (logits[:, list(letter)].logsumexp(dim=1) for letter in self._letters)  # (S,) each
-        return torch.sigmoid(a - b)
+    def _read(self, questions: Sequence[list[int]]) -> list[float]:
+        """P(A) of the next token after each question, (S,)."""
+        a, b = self._letters
+        answers = [[token] for token in (*a, *b)]
+        logps = score(self.model, [Example(ids, answers) for ids in questions]).sum()  # (S * letters,)
+        logps = logps.view(len(questions), len(answers))
+        return torch.sigmoid(logps[:, : len(a)].logsumexp(1) - logps[:, len(a) :].logsumexp(1)).tolist()
 
 
 def _letter_ids(tokenizer: Any, letter: str) -> tuple[int, ...]:
@@ -107,15 +107,3 @@ def _letter_ids(tokenizer: Any, letter: str) -> tuple[int, ...]:
         if len(ids) == 1:
             found.append(int(ids[0]))
     return tuple(dict.fromkeys(found))
-
-
-def _load(path: str, device: Any) -> Any:
-    from transformers import AutoModelForCausalLM
-
-    try:
-        model = AutoModelForCausalLM.from_pretrained(path, dtype="auto")
-    except (OSError, ValueError) as error:
-        raise SetupError(f"The judge model '{path}' cannot be loaded: {str(error).splitlines()[0]}") from None
-    if device is None:
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    return model.to(device)

@@ -7,12 +7,10 @@ import os
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import torch
-
 from strop.errors import ConfigError, did_you_mean
-from strop.model.heads import classify_rows
-from strop.model.wrappers import base_model
-from strop.rewards.padded import batches_by_tokens, device_of, evaluating, final_hidden, right_padded
+from strop.model import Want, base_model, score
+from strop.records import Example
+from strop.rewards.reading import batches_by_tokens, longest_input, path_of, reading, tokenizer_of
 from strop.rewards.reward_tokens import RewardTokenizer
 
 REDUCTIONS: dict[str, Callable[[Sequence[float]], float]] = {
@@ -56,20 +54,18 @@ class ProcessReward:
         max_tokens: int = 16384,
         max_length: int | None = None,
     ) -> None:
-        from strop.rewards.model_reward import load_tokenizer, longest_input
-
         if reduce not in REDUCTIONS:
             hint = did_you_mean(reduce, REDUCTIONS)
             raise ConfigError(f"reduce is {reduce!r}; it must be one of {', '.join(REDUCTIONS)}.{hint}")
         self.model = model
         self._inner = base_model(model)
-        path = str(getattr(self._inner.config, "_name_or_path", "") or "")
+        path = path_of(self._inner)
         if self._inner.config.num_labels != 2:
             raise ConfigError(
                 f"The process reward model {path} has {self._inner.config.num_labels} labels; "
                 "two are needed, of which label 1 means a good step."
             )
-        self.tokenizer = processing_class if processing_class is not None else load_tokenizer(path)
+        self.tokenizer = tokenizer_of(path, processing_class)
         self._tokens = RewardTokenizer(self.tokenizer, step_separator=step_separator)
         self._reduce = REDUCTIONS[reduce]
         self.reward_name = name or os.path.basename(path.rstrip("/")) or type(self._inner).__name__
@@ -94,13 +90,17 @@ class ProcessReward:
         tokenized = self._tokens.steps(prompts, completions)
         scores: list[list[float]] = [[] for _ in tokenized]
         readable = [i for i, (ids, ends) in enumerate(tokenized) if ends and len(ids) <= self.max_length]
-        device = device_of(self._inner)
-        with evaluating(self.model):
+        with reading(self.model):
             for batch in batches_by_tokens([len(tokenized[i][0]) for i in readable], self.max_tokens):
                 rows = [readable[position] for position in batch]
-                ids, mask = right_padded([tokenized[row][0] for row in rows], device)
-                hidden = final_hidden(self._inner, ids, mask)  # (S, T, H)
-                for at, row in enumerate(rows):
-                    states = hidden[at, torch.as_tensor(tokenized[row][1], device=hidden.device)]  # (K, H)
-                    scores[row] = classify_rows(self._inner, states).softmax(-1)[:, 1].tolist()
+                found = score(self.model, [_example(*tokenized[row]) for row in rows], want=Want.STEP)
+                good = found.step_logits.softmax(-1)[:, 1].tolist()  # type: ignore[union-attr]
+                for at, value in zip(found.segment.tolist(), good, strict=True):
+                    scores[rows[at]].append(value)
         return scores
+
+
+def _example(ids: list[int], ends: list[int]) -> Example:
+    """One completion whose step ends are what is read."""
+    marked = set(ends)
+    return Example([], [ids], loss_mask=[[int(at in marked) for at in range(len(ids))]])

@@ -73,14 +73,14 @@ def _resolve(item: Any, tokenizer: Any, device: Any, model_init_kwargs: dict[str
     if isinstance(item, str):
         found = _function_by_name(item)
         if found is None:
-            from strop.rewards.model_reward import load_reward_model
+            from strop.rewards.load_reward import load_reward_model
 
             found = load_reward_model(item, tokenizer, device=device, **model_init_kwargs)
             return NamedReward(name_of(found), found, False)
         item = found
     torch = sys.modules.get("torch")
     if torch is not None and isinstance(item, torch.nn.Module):
-        from strop.rewards.model_reward import wrap_reward_model
+        from strop.rewards.load_reward import wrap_reward_model
 
         item = wrap_reward_model(item, tokenizer)
     if hasattr(item, "probabilities") and hasattr(item, "compare"):

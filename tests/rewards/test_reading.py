@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import torch
 
-from strop.rewards.padded import batches_by_tokens, evaluating, right_padded
+from strop.rewards.reading import batches_by_tokens, reading
 
 
 def test_batches_cover_everything_and_keep_the_budget():
@@ -15,14 +15,8 @@ def test_batches_cover_everything_and_keep_the_budget():
     assert batches_by_tokens([], 10) == []
 
 
-def test_right_padding():
-    ids, mask = right_padded([[4, 4], [7, 8, 9]], torch.device("cpu"))
-    assert ids.tolist() == [[4, 4, 0], [7, 8, 9]]
-    assert mask.tolist() == [[1, 1, 0], [1, 1, 1]]
-
-
-def test_evaluating_puts_the_training_flag_back():
+def test_reading_puts_the_training_flag_back():
     layer = torch.nn.Dropout(0.5).train()
-    with evaluating(layer):
+    with reading(layer):
         assert not layer.training and not torch.is_grad_enabled()
     assert layer.training and torch.is_grad_enabled()
