@@ -155,6 +155,7 @@ PROMISES: tuple[Promise, ...] = (
             "tests/data/test_truncate.py",
             "tests/data/test_load.py",
             "tests/data/test_layouts.py",
+            "tests/data/test_padding.py",
             "tests/cli",
             "tests/engine/test_broken_files.py",
         ),

@@ -258,4 +258,24 @@ MUTATIONS = (
         ),
         quick=True,
     ),
+    Mutation(
+        name="transforms-are-dropped",
+        promises=(10,),
+        history="A Dataset with a transform was trained on as if it had none (trl#6039).",
+        edits=(
+            Edit(
+                "data/arrow.py",
+                'if dataset.format["type"] != "custom":',
+                "if True:",
+            ),
+        ),
+        tests=("tests/data/test_padding.py::test_rows_are_what_indexing_the_dataset_gives",),
+    ),
+    Mutation(
+        name="none-is-deleted",
+        promises=(10,),
+        history="None in tool schemas and arguments was deleted from Arrow data: one file gave two texts.",
+        edits=(Edit("data/padding.py", "if not pa.types.is_null(part.type))", "if True)"),),
+        tests=("tests/data/test_padding.py::test_one_text_whatever_way_the_rows_come",),
+    ),
 )

@@ -1,7 +1,7 @@
 """From rows to token trees: load, check, convert, render, tokenise, cut, cache, pack. CPU only, torch-free.
 
 rows.py, load.py, signatures.py, textfiles.py, arrow.py   whatever the user has -> rows; errors name file, line, cause
-user_code.py   rows that a formatting function or a collator makes
+padding.py, user_code.py   the None that Arrow adds; rows that a formatting function or a collator makes
 kinds.py, detect.py, layouts.py, public_sets.py   which columns hold what; layouts of public sets
 messages.py, cases.py, convert.py   rows -> checked cases of the kind that a method needs
 options.py, encode.py, chat.py, stops.py, trees.py, truncate.py   cases -> token trees (rules R1-R14)

@@ -6,34 +6,25 @@ import os
 import tempfile
 import weakref
 from collections.abc import Iterator
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
-from strop.data.rows import Rows, RowStream
+from strop.data.padding import cleaner_of_rows, cleaner_of_schema
+from strop.data.rows import ListRows, Rows, RowStream
 from strop.errors import DataError
 from strop.records import Row
 
+HEAD = 100
+"""Rows of a stream that are looked at to see what Arrow has padded."""
 LARGE_FILE_BYTES = 256 * 2**20
 """A larger Parquet file is unpacked into a temporary Arrow file and mapped, so that it need not fit into memory."""
-
-
-def prune(value: Any) -> Any:
-    """A nested value without the None that Arrow writes where an object of a column lacks a key others have."""
-    if isinstance(value, dict):
-        return {key: prune(item) for key, item in value.items() if item is not None}
-    if isinstance(value, list):
-        return [prune(item) for item in value]
-    return value
-
-
-def _clean(row: Row) -> Row:
-    return {key: prune(item) if isinstance(item, list | dict) else item for key, item in row.items()}
 
 
 def _plain_rows(part: Any, source: str, first: int) -> list[Row]:
     """The rows of a table or batch as Python values; `first` is the number of its first row."""
     try:
-        return [_clean(row) for row in part.to_pylist()]
+        return part.to_pylist()
     except (ArithmeticError, ValueError) as problem:  # a date beyond the year 9999, two keys of one name
         cause = str(problem).splitlines()[0].rstrip(".")
         place = f"row {first}" if part.num_rows == 1 else f"rows {first} to {first + part.num_rows - 1}"
@@ -49,42 +40,74 @@ class TableRows(Rows):
         if table.num_rows == 0:
             raise DataError(f"{source}: the file holds no rows.")
         self.table, self.source = table, source
+        self.clean = cleaner_of_schema(table.schema)
 
     def __len__(self) -> int:
         return self.table.num_rows
 
     def row(self, index: int) -> Row:
-        return _plain_rows(self.table.slice(index, 1), self.source, index)[0]
+        return self.clean(_plain_rows(self.table.slice(index, 1), self.source, index)[0])
 
     def __iter__(self) -> Iterator[Row]:
         first = 0
         for batch in self.table.to_batches(max_chunksize=1024):
-            yield from _plain_rows(batch, self.source, first)
+            yield from map(self.clean, _plain_rows(batch, self.source, first))
             first += batch.num_rows
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"table": self.table, "source": self.source}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__init__(**state)  # type: ignore[misc]
 
 
 class DatasetRows(Rows):
-    """A map-style `datasets.Dataset`."""
+    """A map-style `datasets.Dataset`: the rows that indexing it gives, as plain values."""
 
     def __init__(self, dataset: Any, source: str = "dataset") -> None:
-        self.dataset, self.source = dataset.with_format(None), source
+        shown = dataset.format["columns"]  # a format may show some of the columns only
+        self.dataset, self.source = dataset.with_format(None, columns=shown), source
+        self.clean = cleaner_of_schema(dataset.features.arrow_schema)
 
     def __len__(self) -> int:
         return len(self.dataset)
 
     def row(self, index: int) -> Row:
-        return _clean(self.dataset[index])
+        return self.clean(self.dataset[index])
 
     def __iter__(self) -> Iterator[Row]:
         for batch in self.dataset.iter(batch_size=1024):
             names = list(batch)
             for values in zip(*batch.values(), strict=True):
-                yield _clean(dict(zip(names, values, strict=True)))
+                yield self.clean(dict(zip(names, values, strict=True)))
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"dataset": self.dataset, "source": self.source}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__init__(**state)  # type: ignore[misc]
+
+
+def read_dataset(dataset: Any, source: str = "dataset") -> Rows:
+    """The rows of a map-style `datasets.Dataset`; those of one with a transform are read once and kept."""
+    if dataset.format["type"] != "custom":
+        return DatasetRows(dataset, source)
+    rows = ListRows([dataset[index] for index in range(len(dataset))], source)
+    rows.notes = ("the dataset has a transform: every row was read through it once, and is the same in every epoch",)
+    return rows
 
 
 def stream_dataset(dataset: Any, source: str = "dataset") -> RowStream:
     """The rows of a `datasets.IterableDataset`."""
-    return RowStream(lambda: map(_clean, iter(dataset)), source)
+    if dataset.features is not None:
+        clean = cleaner_of_schema(dataset.features.arrow_schema)
+        return RowStream(lambda: map(clean, iter(dataset)), source)
+    return RowStream(lambda: _cleaned(iter(dataset)), source)
+
+
+def _cleaned(rows: Iterator[Row]) -> Iterator[Row]:
+    head = list(islice(rows, HEAD))
+    return map(cleaner_of_rows(head), chain(head, rows))
 
 
 def read_parquet(path: Path) -> Rows:
@@ -119,9 +142,10 @@ def stream_parquet(path: Path) -> RowStream:
         import pyarrow.parquet as pq
 
         try:
-            first = 0
-            for batch in pq.ParquetFile(path).iter_batches(1024):
-                yield from _plain_rows(_sound(batch), path.name, first)
+            file, first = pq.ParquetFile(path), 0
+            clean = cleaner_of_schema(file.schema_arrow)
+            for batch in file.iter_batches(1024):
+                yield from map(clean, _plain_rows(_sound(batch), path.name, first))
                 first += batch.num_rows
         except (pa.ArrowException, OSError, ValueError) as problem:
             if isinstance(problem, DataError):

@@ -353,6 +353,7 @@ def check(
     checker = Checker(rows, kind, options, control, vocabulary)
     for number, row in enumerate(rows):
         checker.row(number, row)
+    checker.checked.findings += [Finding(None, None, "info", note) for note in rows.notes]
     return checker.finish()
 
 

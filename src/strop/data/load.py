@@ -92,7 +92,7 @@ def _open(source: Any, split: str, name: str | None, streaming: bool) -> Rows | 
             return arrow.stream_dataset(source)
         if len(source) == 0:
             raise DataError("The dataset holds no rows.")
-        return arrow.DatasetRows(source)
+        return arrow.read_dataset(source)
     if hasattr(source, "to_dict") and hasattr(source, "columns"):  # pandas
         return _open_list(source.to_dict("records"), split, name, streaming)
     if hasattr(source, "__getitem__") and hasattr(source, "__len__"):
@@ -228,7 +228,7 @@ def _open_saved(path: Path, split: str) -> Rows:
         saved = saved[split]
     if len(saved) == 0:
         raise DataError(f"'{path}': the saved dataset holds no rows.")
-    return arrow.DatasetRows(saved, path.name)
+    return arrow.read_dataset(saved, path.name)
 
 
 def _open_hub(text: str, split: str, name: str | None, streaming: bool) -> Rows | RowStream:
@@ -241,7 +241,7 @@ def _open_hub(text: str, split: str, name: str | None, streaming: bool) -> Rows 
         if wrong_split or type(problem).__name__ == "DatasetGenerationError":
             raise DataError(f"Dataset '{text}': {_first_line(problem)}") from None
         raise SetupError(_hub_message(text, problem)) from None
-    return arrow.stream_dataset(found, text) if streaming else arrow.DatasetRows(found, text)
+    return arrow.stream_dataset(found, text) if streaming else arrow.read_dataset(found, text)
 
 
 def _hub_message(text: str, problem: Exception) -> str:

@@ -17,9 +17,10 @@ from strop.records import Row
 
 
 class Rows(Sequence[Row]):
-    """Rows that can be indexed. `source` names them in messages."""
+    """Rows that can be indexed. `source` names them in messages, `notes` say how they were read."""
 
     source: str = "rows"
+    notes: tuple[str, ...] = ()
 
     def row(self, index: int) -> Row:
         """The row with number `index`, 0 <= index < len."""
@@ -73,7 +74,7 @@ class SelectedRows(Rows):
     """Some rows of another set."""
 
     def __init__(self, base: Rows, indices: Iterable[int]) -> None:
-        self.base, self.indices, self.source = base, array("q", indices), base.source
+        self.base, self.indices, self.source, self.notes = base, array("q", indices), base.source, base.notes
 
     def __len__(self) -> int:
         return len(self.indices)
@@ -89,7 +90,7 @@ class MappedRows(Rows):
     """The rows of another set, changed one by one."""
 
     def __init__(self, base: Rows, function: Callable[[Row], Row]) -> None:
-        self.base, self.function, self.source = base, function, base.source
+        self.base, self.function, self.source, self.notes = base, function, base.source, base.notes
 
     def __len__(self) -> int:
         return len(self.base)

@@ -40,7 +40,9 @@ def collated(source: Any, collator: Callable[[list[Any]], Mapping[str, Any]]) ->
 def _made(source: Any, function: Callable[[int, Row], Row]) -> Rows | RowStream:
     rows = load_rows(source)
     if isinstance(rows, Rows):
-        return ListRows([function(number, row) for number, row in enumerate(rows)], rows.source)
+        made = ListRows([function(number, row) for number, row in enumerate(rows)], rows.source)
+        made.notes = rows.notes
+        return made
     return RowStream(lambda: (function(number, row) for number, row in enumerate(rows)), rows.source)
 
 
