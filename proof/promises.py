@@ -133,6 +133,8 @@ PROMISES: tuple[Promise, ...] = (
         "Log-probs free of padding, packing and dropout",
         "A row has the same log-probs and scores alone, padded, packed or in a tree.",
         (
+            "tests/model/test_attention.py",
+            "tests/model/test_attention_cuda.py",
             "tests/model/test_layout.py",
             "tests/model/test_forward.py",
             "tests/model/test_heads.py",

@@ -203,4 +203,30 @@ MUTATIONS = (
         ),
         tests=("tests/model/test_reference.py::test_dropout_of_the_policy_does_not_reach_the_reference",),
     ),
+    Mutation(
+        name="gradient-of-a-part-of-the-merge",
+        promises=(9,),
+        history="Two attention results were merged, but the backward of one got its own log-sum-exp and not the merged one.",
+        edits=(
+            Edit(
+                "model/attention_cuda.py",
+                "            lse[:, start:] = merged\n",
+                "            pass\n",
+            ),
+        ),
+        tests=("tests/model/test_attention_cuda.py::test_calls_and_merge_are_the_dense_attention",),
+    ),
+    Mutation(
+        name="a-self-test-that-accepts-half-of-the-scale",
+        promises=(9,),
+        history="A start-up check of a kernel allowed 100 units of precision, 0.78 in bfloat16, and saw no fault at all.",
+        edits=(
+            Edit(
+                "model/attention.py",
+                "BOUND_HALF, BOUND_WIDE = 4, 16\n",
+                "BOUND_HALF, BOUND_WIDE = 100, 100\n",
+            ),
+        ),
+        tests=("tests/model/test_attention.py::test_the_self_test_finds_faults_in_any_precision",),
+    ),
 )

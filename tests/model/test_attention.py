@@ -165,11 +165,48 @@ def test_a_wrong_kernel_costs_speed_not_truth(
     assert caplog.text.count("using the slower dense one") == 1
 
 
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
-def test_the_self_test_passes_here(dtype: torch.dtype) -> None:
+HALF_AND_WIDE = [torch.float64, torch.float32, torch.float16, torch.bfloat16]
+
+
+@pytest.mark.parametrize("dtype", HALF_AND_WIDE)
+@pytest.mark.parametrize(("head_size", "shared"), [(16, 1), (64, 2), (128, 4), (256, 8)])
+def test_the_self_test_passes_here(dtype: torch.dtype, head_size: int, shared: int) -> None:
     attention._kernel_is_right.cache_clear()
     with torch.no_grad(), torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
-        assert attention._kernel_is_right(cpu_flash_attention, "cpu", dtype)
+        assert attention._kernel_is_right(cpu_flash_attention, torch.device("cpu"), dtype, head_size, shared)
+
+
+def without_prompts(query: Any, key: Any, value: Any, segments: Segments, *, scale: float) -> torch.Tensor:
+    return dense_attention(query, key, value, Segments([], segments.causal_spans, segments.total), scale=scale)
+
+
+def without_last_group(query: Any, key: Any, value: Any, segments: Segments, *, scale: float) -> torch.Tensor:
+    last = segments.groups[-1]
+    roots = [*segments.roots, last.prompt, *last.branches]
+    return dense_attention(query, key, value, Segments(segments.groups[:-1], roots, segments.total), scale=scale)
+
+
+def longer_branch(query: Any, key: Any, value: Any, segments: Segments, *, scale: float) -> torch.Tensor:
+    out = dense_attention(query, key, value, segments, scale=scale).clone()
+    span = segments.groups[-1].branches[1]
+    out[:, span.slice] = out[:, span.slice] * 1.1
+    return out
+
+
+FAULTS = {
+    "half the scale": lambda q, k, v, s, *, scale: dense_attention(q, k, v, s, scale=scale / 2),
+    "a scale that is a twentieth off": lambda q, k, v, s, *, scale: dense_attention(q, k, v, s, scale=scale * 1.05),
+    "no prompts": without_prompts,
+    "the last group without its prompt": without_last_group,
+    "no gradient of keys": lambda q, k, v, s, *, scale: dense_attention(q, k.detach(), v, s, scale=scale) + 0 * k.sum(),
+    "one token off": longer_branch,
+}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("fault", FAULTS)
+def test_the_self_test_finds_faults_in_any_precision(fault: str, dtype: torch.dtype) -> None:
+    assert "relative error" in attention.difference_to_dense(FAULTS[fault], torch.device("cpu"), dtype)
 
 
 def test_different_head_sizes_take_the_dense_path() -> None:

@@ -120,19 +120,21 @@ def _kernel(query: torch.Tensor, value: torch.Tensor) -> Any:
         kernel = cpu_flash_attention
     else:
         return None
-    return kernel if _kernel_is_right(kernel, query.device, query.dtype) else None
+    shared = query.shape[1] // value.shape[1]  # query heads to a key
+    return kernel if _kernel_is_right(kernel, query.device, query.dtype, query.shape[-1], shared) else None
 
 
 @functools.cache
-def _kernel_is_right(kernel: Any, device: torch.device, dtype: torch.dtype) -> bool:
-    """Whether the kernel equals the dense path, forward and backward, on a small row; asked once per process.
+def _kernel_is_right(kernel: Any, device: torch.device, dtype: torch.dtype, head_size: int, shared: int) -> bool:
+    """Whether the kernel equals the dense path, forward and backward, on a row of its own; asked once per process and
+    shape of the heads.
 
     The kernels rest on operators that PyTorch may change without notice. A wrong one costs speed here, not truth. The
     first call may come inside a checkpointed layer, whose hooks on saved tensors and early stop belong to its thread;
     so the question is asked in a thread of its own.
     """
     with ThreadPoolExecutor(max_workers=1) as pool:
-        problem = pool.submit(_difference_to_dense, kernel, device, dtype).result()
+        problem = pool.submit(difference_to_dense, kernel, device, dtype, head_size, shared).result()
     if problem:
         logger.warning(
             "the fast attention kernel for %s on %s does not equal the dense one (%s); using the slower dense one",
@@ -143,26 +145,65 @@ def _kernel_is_right(kernel: Any, device: torch.device, dtype: torch.dtype) -> b
     return not problem
 
 
-def _difference_to_dense(kernel: Any, device: torch.device, dtype: torch.dtype) -> str:
-    """What is wrong with a kernel, or the empty string."""
-    row = Segments([Group(Span(0, 5), (Span(9, 3), Span(12, 6)))], [Span(5, 4)], 18)
+_PROMPTS, _ROOT, _BRANCHES = (33, 1), 65, ((40, 17), (70, 1, 24))
+BOUND_HALF, BOUND_WIDE = 4, 16
+"""Error that a kernel may have against the dense path on the same inputs, in units of its dtype's precision: where sums
+are wider than the dtype, as in half precision, and where they are not."""
+
+
+def tested_row() -> Segments:
+    """A row with a short and a long prompt, branches of one and of many tokens, and a sequence of its own."""
+    position, spans = 0, []
+    for length in (*_PROMPTS, _ROOT, *(length for group in _BRANCHES for length in group)):
+        spans.append(Span(position, length))
+        position += length
+    branches = iter(spans[3:])
+    groups = [Group(spans[i], tuple(next(branches) for _ in group)) for i, group in enumerate(_BRANCHES)]
+    return Segments(groups, [spans[2]], position)
+
+
+def difference_to_dense(
+    kernel: Any, device: torch.device, dtype: torch.dtype, head_size: int = 64, shared: int = 2
+) -> str:
+    """What is wrong with a kernel, or the empty string.
+
+    Output and gradients are held to a few units of precision in relative Frobenius norm, stretch by stretch of the row:
+    an error in one short branch would drown in the norm of the whole. Both paths see the same rounded inputs; the dense
+    one computes in float64, or in float32 on a device that has none.
+    """
+    row, wide = tested_row(), wide_dtype(device)
     generator = torch.Generator().manual_seed(0)
-    shapes = ((1, 4, 18, 16), (1, 2, 18, 16), (1, 2, 18, 16), (1, 18, 4, 16))
-    *tensors, weight = (torch.randn(s, generator=generator, dtype=torch.float64).to(device) for s in shapes)
-    wide = torch.promote_types(dtype, torch.float32)
-    bound = 100 * torch.finfo(dtype).eps
+    heads = ((2 * shared, row.total), (2, row.total), (2, row.total), (row.total, 2 * shared))
+    drawn = [torch.randn(1, *sizes, head_size, generator=generator).to(device, dtype) for sizes in heads]
+    tensors, weight = drawn[:3], drawn[3]
 
     def run(attention: Any, dtype: torch.dtype) -> list[torch.Tensor]:
         inputs = [x.to(dtype).requires_grad_() for x in tensors]
-        out = attention(*inputs, row, scale=0.3)
-        return [out.detach(), *torch.autograd.grad(out, inputs, weight.to(dtype))]
+        out = attention(*inputs, row, scale=head_size**-0.5)
+        gradients = torch.autograd.grad(out, inputs, weight.to(dtype))
+        return [out.detach().transpose(1, 2), *gradients]  # (1, H, T, D) each
 
     try:
-        pairs = zip(run(kernel, dtype), run(dense_attention, wide), strict=True)
-        error = max(float((a.to(wide) - b).norm() / b.norm()) for a, b in pairs)
+        found, right = run(kernel, dtype), run(dense_attention, wide)
     except Exception as caught:  # whatever a changed operator raises
         return f"{type(caught).__name__}: {caught}"
-    return "" if error < bound else f"relative error {error:.1e}"
+    half = dtype in (torch.float16, torch.bfloat16)
+    bound = (BOUND_HALF if half else BOUND_WIDE) * torch.finfo(dtype).eps
+    worst, place = 0.0, ""
+    for name, a, b in zip(("output", "d query", "d key", "d value"), found, right, strict=True):
+        for span in row.causal_spans:
+            usual = float(b.norm()) * (span.length / row.total) ** 0.5
+            least = usual if span.length == 1 else 0.1 * usual  # the query of a token alone has no gradient
+            size = max(float(b[:, :, span.slice].norm()), least)
+            error = float((a.to(b) - b)[:, :, span.slice].norm()) / size
+            if not error <= worst:
+                worst, place = error, f"{name}, tokens {span.start} on"
+    return "" if worst <= bound else f"relative error {worst:.1e} in {place}"
+
+
+def wide_dtype(device: torch.device) -> torch.dtype:
+    """float64 where the device has it; Apple's does not."""
+    return torch.float32 if device.type == "mps" else torch.float64
 
 
 @contextmanager
