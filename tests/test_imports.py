@@ -37,12 +37,13 @@ MAY_IMPORT: dict[str, set[str]] = {
     "report": ENGINE,
     "export": ENGINE,
     "demo": ENGINE | {"plan", "report", "export"},
-    "cli": ENGINE | {"plan", "report", "export", "demo"},
-    "testing": ENGINE | {"plan", "report", "export", "demo", "cli"},
+    "scripts": ENGINE | {"plan", "report", "export"},
+    "cli": ENGINE | {"plan", "report", "export", "demo", "scripts"},
+    "testing": ENGINE | {"plan", "report", "export", "demo", "cli", "scripts"},
     "__main__": {"cli"},
-    "__init__": {"methods", "errors"},
+    "__init__": {"methods", "errors", "scripts"},
 }
-"""Room -> rooms it may import from. The package's own `__init__` reads the registry of methods and nothing else."""
+"""Room -> rooms it may import from. The package's own `__init__` reads two tables of names, and nothing else."""
 
 UNOPENED = {
     frozenset({"strop.rewards.gather", "strop.rewards.invoke"}),

@@ -317,10 +317,11 @@ def evaluation_callbacks(trainer: Any) -> list[Any]:
 
 
 def replace_progress(trainer: Any) -> None:
-    """strop's own progress display instead of the parent's, and the run directory bound to its trainer."""
+    """strop's own progress display (or the user's) instead of the parent's; callbacks that need it get the trainer."""
     for callback in (ProgressCallback, PrinterCallback):
         trainer.remove_callback(callback)
-    trainer.add_callback(ProgressDisplay())
+    if not any(isinstance(callback, ProgressDisplay) for callback in trainer.callback_handler.callbacks):
+        trainer.add_callback(ProgressDisplay())
     trainer.run_directory = next(c for c in trainer.callback_handler.callbacks if isinstance(c, RunDirectory))
     for callback in trainer.callback_handler.callbacks:
         if isinstance(callback, (RunDirectory, Alarms, StopSignals)):

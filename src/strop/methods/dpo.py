@@ -27,7 +27,7 @@ from strop.methods.pairs import PairTrainer, pair_metrics
 from strop.records import Batch, Counts, Example, LossOutput, Scores, StepContext, Term, Want
 from strop.settings.config import ReferenceConfig
 from strop.settings.prerequisites import Needs
-from strop.settings.schema import Range, config
+from strop.settings.schema import OneOrMore, Range, config
 
 
 @config
@@ -50,7 +50,7 @@ class DPOConfig(ReferenceConfig):
 
     beta: Annotated[float, Range(min=0, open_min=True)] = 0.1
     """Strength of the pull to the reference: the loss sees beta times the log-ratios."""
-    loss_type: str | list[str] = "sigmoid"
+    loss_type: Annotated[list[str], OneOrMore()] = "sigmoid"
     """One loss or a list of them, added up with `loss_weights`: sigmoid, robust, hinge, ipo, sigmoid_norm, exo_pair,
     nca_pair, bco_pair, sppo_hard, aot, aot_unpaired, apo_zero, apo_down, discopop, exponential, sft."""
     loss_weights: list[float] | None = None

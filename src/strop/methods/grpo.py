@@ -82,7 +82,7 @@ class GRPOConfig(OnlineConfig):
     """CISPO's cap: 1 + epsilon_high as in the paper, or epsilon_high itself as TRL reads it."""
     use_bias_correction_kl: bool = True
     """Multiply the KL term by the ratio, so that it follows KL(policy || reference)."""
-    scale_rewards: Literal["group", "batch", "none"] | bool = "group"
+    scale_rewards: Literal["group", "batch", "none"] = "group"
     """What advantages are divided by: std of the group, of the batch, or nothing (Dr. GRPO). True: group, False:
     none."""
     multi_objective_aggregation: Literal["sum_then_normalize", "normalize_then_sum"] = "sum_then_normalize"
@@ -131,8 +131,7 @@ class GRPOConfig(OnlineConfig):
     """VESPO's rate where the advantage is negative."""
 
     def __post_init__(self) -> None:
-        if isinstance(self.scale_rewards, bool):
-            self.scale_rewards = "group" if self.scale_rewards else "none"
+        self.scale_rewards = {"true": "group", "false": "none"}.get(str(self.scale_rewards).lower(), self.scale_rewards)
         super().__post_init__()
 
     def contradictions(self) -> list[str]:

@@ -14,7 +14,7 @@ from strop.online.opponents import OPPONENT_UNUSED, preferences, rollout_against
 from strop.online.own_pairs import OnlinePairConfig, OnlinePairTrainer, at_epoch, objective_metrics
 from strop.records import Batch, Example, LossOutput, Mean, Scores, StepContext, Term
 from strop.settings.prerequisites import Needs
-from strop.settings.schema import Range, config
+from strop.settings.schema import OneOrMore, Range, config
 
 
 @config
@@ -29,7 +29,7 @@ class NashMDConfig(OnlinePairConfig):
     }
     needs: ClassVar[dict[str, Needs]] = {**OnlinePairConfig.needs, "gradient_form": Needs({"objective": ("nash",)})}
 
-    mixture_coef: Annotated[float, Range(min=0, max=1)] | list[float] = 0.5
+    mixture_coef: Annotated[list[float], Range(min=0, max=1), OneOrMore()] = 0.5
     """Weight of the reference in the opponent's mixture; 0 is self-play, 1 the reference. A list: one per epoch."""
     gradient_form: Literal["reward_to_go", "sequence", "trl"] = "reward_to_go"
     """reward_to_go: unbiased, least noise. sequence: the paper's estimate. trl: TRL's biased one, for comparison."""

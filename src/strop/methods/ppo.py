@@ -48,9 +48,12 @@ class PPOConfig(OnlineConfig):
         "num_sample_generations": "Completions are in samples.jsonl; log_completions=True shows them.",
         "stop_token": "Completions end at the tokenizer's and the model's own end tokens; else use stop or "
         "stop_token_ids.",
-        "sft_model_path": "Pass the policy as model=.",
-        "model_adapter_name": "The reference is the adapter as it was at the start; nothing needs a name.",
-        "ref_adapter_name": "The reference is the adapter as it was at the start; nothing needs a name.",
+    }
+    neutral: ClassVar[dict[str, tuple[Any, ...]]] = {
+        **OnlineConfig.neutral,
+        "local_rollout_forward_batch_size": (64,),
+        "num_sample_generations": (10,),
+        "stop_token": ("eos",),
     }
     unused: ClassVar[dict[str, str]] = {
         **OnlineConfig.unused,
@@ -89,6 +92,8 @@ class PPOConfig(OnlineConfig):
     """Discount per token."""
     lam: Annotated[float, Range(min=0, max=1)] = 0.95
     """Generalised advantage estimation: 1 is the return, 0 the one-step error."""
+    sft_model_path: str | None = None
+    """Policy by id or folder, for a trainer that is given no model."""
     reward_model_path: str | None = None
     """Reward model by id or folder, for a trainer that is given no reward_funcs."""
 
@@ -124,6 +129,7 @@ class PPOTrainer(OnlineTrainer):
         **kwargs: Any,
     ) -> None:
         self._critic_source = value_model
+        model = args.sft_model_path if model is None and isinstance(args, PPOConfig) else model
         super().__init__(model, reward_funcs, args, ref_model=ref_model, **kwargs)
 
     def complete_model(self, model: Any) -> ActorCritic:

@@ -21,7 +21,7 @@ from strop.online.opponents import OPPONENT_UNUSED, preferences, rollout_against
 from strop.online.own_pairs import OnlinePairConfig, OnlinePairTrainer, at_epoch, objective_metrics
 from strop.records import Batch, Example, LossOutput, Mean, Scores, StepContext, Term, Want
 from strop.settings.config import ReferenceConfig
-from strop.settings.schema import Range, config
+from strop.settings.schema import OneOrMore, Range, config
 
 OF_GIVEN_PAIRS = ("truncation_mode", "precompute_ref_log_probs", "precompute_ref_batch_size")
 """Settings that act on pairs that are given, and not on those that are sampled."""
@@ -41,7 +41,7 @@ class XPOConfig(OnlinePairConfig):
     """auto: online where a reward or judge is given, else the exponential loss on preference pairs."""
     loss_type: Literal["auto", "sigmoid", "ipo", "exponential"] = "auto"
     """Online: sigmoid or ipo. Offline: exponential. auto: the first that fits the mode."""
-    alpha: Annotated[float, Range(min=0)] | list[float] = 1e-5
+    alpha: Annotated[list[float], Range(min=0), OneOrMore()] = 1e-5
     """Weight of the exploration bonus (online); it must be tiny. A list: one per epoch."""
     num_generations: Annotated[int, Range(min=1, max=1)] = 1
     """Completions of the policy per prompt; each meets one of the reference."""

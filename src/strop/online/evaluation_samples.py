@@ -30,25 +30,33 @@ class EvaluationSamples(TrainerCallback):
         self._generator: Any = None
 
     def on_evaluate(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        trainer = self.trainer
         count = PROMPTS if args.num_completions_to_print is None else args.num_completions_to_print
-        examples = list(islice(self.prompts(), count))
+        groups = self.draw(list(islice(self.prompts(), count)), args.max_completion_length or MAX_NEW_TOKENS)
+        if groups and state.is_world_process_zero:
+            shown = self.write(groups)
+            show_samples(shown, len(shown))
+
+    def draw(self, examples: list[Example], max_new_tokens: int, **sampling: Any) -> list[Group]:
+        """One completion of each prompt, by the policy as it is; the same draw of the run's seed every time."""
         if not examples:
-            return
+            return []
+        trainer, args = self.trainer, self.trainer.args
         if self._generator is None:
             autocast = torch.bfloat16 if args.bf16 else torch.float16 if args.fp16 else None
             self._generator = make_generator(
                 model=trainer.policy, tokenizer=trainer.processing_class, autocast=autocast
             )
-        sampling = SamplingParams(args.max_completion_length or MAX_NEW_TOKENS, seed=args.seed)
         self._generator.sync(trainer.policy)
-        drawn = self._generator.generate([example.prompt_ids for example in examples], 1, sampling)
+        params = SamplingParams(max_new_tokens, seed=args.seed, **sampling)
+        drawn = self._generator.generate([example.prompt_ids for example in examples], 1, params)
         lists = zip(examples, drawn.completions, drawn.sampler_logps, drawn.finish_reasons, strict=True)
-        groups = [Group(e, *parts, prompt=prompt_of(trainer.processing_class, e)) for e, *parts in lists]
-        if state.is_world_process_zero:
-            shown = sample_rows(trainer.processing_class, groups)
-            trainer.run_directory.write_samples({**row, "evaluation": True} for row in shown)
-            show_samples(shown, len(shown))
+        return [Group(e, *parts, prompt=prompt_of(trainer.processing_class, e)) for e, *parts in lists]
+
+    def write(self, groups: list[Group]) -> list[dict[str, Any]]:
+        """Completions as rows of samples.jsonl."""
+        shown = sample_rows(self.trainer.processing_class, groups)
+        self.trainer.run_directory.write_samples({**row, "evaluation": True} for row in shown)
+        return shown
 
     def prompts(self) -> Iterator[Example]:
         """Evaluation rows that have a prompt, the first set's where there are several sets."""

@@ -15,7 +15,7 @@ from strop.online.opponents import PairVerdicts, check_judge, check_opponent, is
 from strop.online.trainer import OnlineTrainer
 from strop.records import Example, Extreme, Mean, Scores
 from strop.settings.online import OnlineConfig
-from strop.settings.schema import Range, config
+from strop.settings.schema import OneOrMore, Range, config
 
 
 @config
@@ -28,12 +28,17 @@ class OnlinePairConfig(OnlineConfig):
     """Most tokens of a completion."""
     temperature: Annotated[float, Range(min=0, open_min=True)] = 0.9
     """Temperature of sampling, and of the log-probs in the loss."""
-    beta: Annotated[float, Range(min=0, open_min=True)] | list[float] = 0.1
+    beta: Annotated[list[float], Range(min=0, open_min=True), OneOrMore()] = 0.1
     """Strength of the pull to the reference; a list has one value per epoch, the last one stays."""
     loss_type: Literal["sigmoid", "ipo"] = "sigmoid"
     """Loss of the pair (ipo of summed log-ratios)."""
     reward_model_path: str | None = None
     """Reward model by id or folder, for a trainer that is given no reward_funcs."""
+
+    def __post_init__(self) -> None:
+        if isinstance(self.beta, (list, tuple)) and len(self.beta) == 1:
+            self.beta = self.beta[0]
+        super().__post_init__()
 
     def contradictions(self) -> list[str]:
         problems = super().contradictions()

@@ -83,6 +83,7 @@ class TrainerConfig(TrainingArguments):
     aliases: ClassVar[dict[str, str]] = {
         "max_seq_length": "max_length",
         "evaluation_strategy": "eval_strategy",
+        "warmup_ratio": "warmup_steps",
     }
     removed: ClassVar[dict[str, str]] = {
         "use_liger_loss": "strop's own head has bounded memory in forward and backward; remove it.",
@@ -92,7 +93,23 @@ class TrainerConfig(TrainingArguments):
         "label_pad_token_id": "Masks come from lengths, never from ids; remove it.",
         "is_encoder_decoder": "strop trains decoder-only models; remove it.",
         "force_use_ref_model": "The reference is the starting model, by construction; remove it.",
+        "model_adapter_name": "The reference is the adapter as it was at the start; nothing needs a name.",
+        "ref_adapter_name": "The reference is the adapter as it was at the start; nothing needs a name.",
+        "base_model_attribute_name": "The base of an adapter is found by itself; remove it.",
+        "group_by_length": "No padding is computed that it could save; remove it.",
+        "overwrite_output_dir": "A run writes beside what it finds, and resumes only when asked; remove it.",
+        "save_safetensors": "Weights are saved as safetensors always; remove it.",
+        "include_tokens_per_second": "tokens per second are logged always; remove it.",
     }
+    neutral: ClassVar[dict[str, tuple[Any, ...]]] = {
+        "pad_to_multiple_of": ("auto",),
+        "label_pad_token_id": (-100,),
+        "save_safetensors": (True,),
+        "remove_unused_columns": (True,),
+        "dataloader_pin_memory": (True,),
+        "do_train": (True,),
+    }
+    """Settings that are not used -> values that ask for nothing of it: TRL's default, or what happens anyway."""
     unused: ClassVar[dict[str, str]] = UNUSED
     needs: ClassVar[dict[str, Needs]] = {"num_completions_to_print": Needs({"generate_during_eval": (True,)})}
 
@@ -194,6 +211,12 @@ class TrainerConfig(TrainingArguments):
         except Exception as error:  # whatever the parent's own checks raise
             raise ConfigError(f"{type(self).__name__}: {error}") from None
 
+    def __getattr__(self, name: str) -> Any:
+        """A setting by another of its names, as scripts read it."""
+        if name in type(self).aliases:
+            return getattr(self, type(self).aliases[name])
+        raise AttributeError(f"{type(self).__name__} has no setting {name!r}.{did_you_mean(name, vars(self))}")
+
     def idle(self) -> list[str]:
         """Problems with settings that this method does not use and that are not at their default.
 
@@ -203,7 +226,8 @@ class TrainerConfig(TrainingArguments):
         for f in dataclasses.fields(self):
             value, default = getattr(self, f.name), default_of(f)
             nothing = not value and not default
-            if f.name in self.unused and value != default and not nothing:
+            neutral = nothing or value in self.neutral.get(f.name, ())
+            if f.name in self.unused and value != default and not neutral:
                 problems.append(f"{f.name}={value!r} has no effect here. {self.unused[f.name]}")
         return problems
 

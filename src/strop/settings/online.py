@@ -6,11 +6,15 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from strop.settings.config import ReferenceConfig
 from strop.settings.prerequisites import ABOVE_ZERO, Needs
-from strop.settings.schema import Range, config
+from strop.settings.schema import OneOrMore, Range, config
 
 VLLM = Needs({"engine": ("vllm",)})
 SERVER = {"vllm_mode": ("server",)}
 COLOCATED = {"vllm_mode": ("colocate",)}
+IN_GENERATION_KWARGS = (
+    "temperature", "top_p", "top_k", "min_p", "repetition_penalty", "max_new_tokens", "stop_strings", "eos_token_id",
+)  # fmt: skip
+"""What `generation_kwargs` may hold: the settings that the samplers here have, under the names of `generate`."""
 
 
 @config
@@ -29,13 +33,19 @@ class OnlineConfig(ReferenceConfig):
         "max_new_tokens": "max_completion_length",
         "response_length": "max_completion_length",
         "vllm_timeout": "vllm_server_timeout",
+        "gpu_memory_utilization": "vllm_gpu_memory_utilization",
+        "wandb_log_unique_prompts": "log_unique_prompts",
+        "stop_strings": "stop",
+        "eos_token_id": "stop_token_ids",
         "stop_token_id": "stop_token_ids",
     }
     removed: ClassVar[dict[str, str]] = {
         **ReferenceConfig.removed,
-        "generation_kwargs": "Set temperature, top_p, top_k, min_p, repetition_penalty, stop or stop_token_ids "
-        "themselves: "
-        "what changes the sampled distribution must change the trainer's too.",
+        "generation_kwargs": "It may hold " + ", ".join(IN_GENERATION_KWARGS) + ": what changes the sampled "
+        "distribution must change the trainer's too.",
+        "vllm_guided_decoding_regex": "A pattern forced on the sampler is not in the trainer's log-probs; reward the "
+        "form instead.",
+        "judge": "Pass the judge to the trainer.",
         "use_transformers_paged": "Use engine='native', which batches continuously.",
         "use_transformers_continuous_batching": "Use engine='native', which batches continuously.",
         "transformers_continuous_batching_config": "Use engine='native'; max_slots bounds what it decodes at a time.",
@@ -50,6 +60,14 @@ class OnlineConfig(ReferenceConfig):
         "--tensor-parallel-size.",
         "vllm_group_port": "No process group is opened: a server gets new weights over HTTP; remove it.",
     }
+    neutral: ClassVar[dict[str, tuple[Any, ...]]] = {
+        **ReferenceConfig.neutral,
+        "ds3_gather_for_generation": (True,),
+        "log_multimodal": (True,),
+        "vllm_tensor_parallel_size": (1,),
+        "vllm_group_port": (51216,),
+    }
+    holders: ClassVar[dict[str, tuple[str, ...]]] = {"generation_kwargs": IN_GENERATION_KWARGS}
 
     unused: ClassVar[dict[str, str]] = {
         **ReferenceConfig.unused,
@@ -67,7 +85,7 @@ class OnlineConfig(ReferenceConfig):
         "vllm_server_port": Needs({"vllm_server_base_url": (None,)}),
         "vllm_server_timeout": VLLM,
         "vllm_sync_dir": VLLM,
-        "vllm_gpu_memory_utilization": Needs(COLOCATED),
+        "vllm_gpu_memory_utilization": Needs(COLOCATED, elsewhere=(0.55,)),
         "vllm_max_model_length": Needs(COLOCATED),
         "vllm_model_impl": Needs(COLOCATED, elsewhere=("vllm",)),
         "reward_penalty": Needs({"reward_on_error": ("penalize",)}),
@@ -93,9 +111,9 @@ class OnlineConfig(ReferenceConfig):
     """Sample from tokens with at least this share of the highest probability."""
     repetition_penalty: Annotated[float, Range(min=0, open_min=True)] = 1.0
     """Divide logits of tokens already seen; 1 is off."""
-    stop: list[str] | None = None
+    stop: Annotated[list[str], OneOrMore()] | None = None
     """Texts that end a completion as soon as they appear."""
-    stop_token_ids: int | list[int] | None = None
+    stop_token_ids: Annotated[list[int], OneOrMore()] | None = None
     """Ids that end a completion, and belong to it. None: the model's and the tokenizer's own."""
     chat_template_kwargs: dict[str, Any] | None = None
     """Variables for the chat template of conversational prompts."""
@@ -157,6 +175,9 @@ class OnlineConfig(ReferenceConfig):
     """Show one completion per prompt in that table."""
 
     def __post_init__(self) -> None:
+        self.stop = [self.stop] if isinstance(self.stop, str) else self.stop
+        self.stop_token_ids = [self.stop_token_ids] if isinstance(self.stop_token_ids, int) else self.stop_token_ids
+        self.top_k = 0 if self.top_k is None else self.top_k
         if self.use_vllm and self.engine == "auto":
             self.engine = "vllm"
         by_default = self.metric_for_best_model is None

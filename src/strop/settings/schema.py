@@ -49,6 +49,14 @@ class Range:
         return " and ".join(part for part in (low, high) if part)
 
 
+@dataclasses.dataclass(frozen=True)
+class OneOrMore:
+    """Beside a list in an annotation: a single value may stand for a list."""
+
+    def __str__(self) -> str:
+        return "or one value"
+
+
 @dataclass_transform(field_specifiers=(dataclasses.field,))
 def config(cls: type[T]) -> type[T]:
     """Class decorator: a dataclass with described fields, aliases and friendly errors for unknown keywords."""
@@ -77,11 +85,15 @@ def resolve_keywords(cls: type, kwargs: dict[str, Any]) -> dict[str, Any]:
     known = {f.name for f in dataclasses.fields(cls) if f.init}
     resolved: dict[str, Any] = {}
     problems = []
-    for name, value in kwargs.items():
+    for name, value in spread(cls, kwargs).items():
         target = aliases.get(name, name) if name not in known else name
         if target not in known:
+            if name in removed and asks_for_nothing(cls, name, value):
+                continue
             hint = f" {removed[name]}" if name in removed else did_you_mean(name, [*known, *aliases])
             problems.append(f"{name}={value!r} is not a field of {cls.__name__}.{hint}")
+        elif value is None and (target in kwargs if target != name else target in _lists_or_one(cls)):
+            continue  # the parser's way to say nothing
         elif target in resolved or (target != name and target in kwargs):
             problems.append(f"{name} is another name of {target}, and both are given; keep one.")
         else:
@@ -89,6 +101,25 @@ def resolve_keywords(cls: type, kwargs: dict[str, Any]) -> dict[str, Any]:
     if problems:
         raise ConfigError.collect(f"{cls.__name__} cannot be made from these arguments:", problems)
     return resolved
+
+
+def spread(cls: type, kwargs: dict[str, Any]) -> dict[str, Any]:
+    """Keywords with those that hold others (`generation_kwargs`) replaced by what they hold, which wins."""
+    holders: dict[str, tuple[str, ...]] = getattr(cls, "holders", {})
+    aliases: dict[str, str] = getattr(cls, "aliases", {})
+    for holder, names in holders.items():
+        if isinstance(inside := kwargs.get(holder), dict) and set(inside) <= {*names}:
+            held: dict[str, Any] = {aliases.get(str(name), str(name)): value for name, value in inside.items()}
+            others = {name: v for name, v in kwargs.items() if name != holder and aliases.get(name, name) not in held}
+            kwargs = {**others, **held}
+    return kwargs
+
+
+def asks_for_nothing(cls: type, name: str, value: Any) -> bool:
+    """Whether a setting that is not used has the value by which TRL leaves it alone: nothing, or TRL's default."""
+    return (
+        value is None or value is False or value in ([], {}, "") or value in getattr(cls, "neutral", {}).get(name, ())
+    )
 
 
 def validate(instance: Any) -> list[str]:
@@ -121,7 +152,7 @@ def allowed(hint: Any) -> str:
     """A type hint as a reader sees it: `float >= 0`, `"a" | "b"`, `int or None`."""
     origin, args = get_origin(hint), get_args(hint)
     if origin is typing.Annotated:
-        return " ".join([allowed(args[0]), *(str(a) for a in args[1:] if isinstance(a, Range))])
+        return " ".join([allowed(args[0]), *(str(a) for a in args[1:] if isinstance(a, (Range, OneOrMore)))])
     if origin is Literal:
         return " | ".join(repr(a) for a in args)
     if origin in (Union, types.UnionType):
@@ -138,7 +169,8 @@ def _check(value: Any, hint: Any) -> str | None:
     if hint is Any or isinstance(hint, TypeVar):
         return None
     if origin is typing.Annotated:
-        if problem := _check(value, args[0]):
+        single = OneOrMore() in args and not isinstance(value, (list, tuple))
+        if problem := _check([value] if single else value, args[0]):
             return problem if get_origin(args[0]) is Literal else f"must be {allowed(hint)}"
         ranges = [a for a in args[1:] if isinstance(a, Range)]
         numbers = value if isinstance(value, (list, tuple)) else [value]
@@ -181,6 +213,16 @@ def _type_hints(cls: Any) -> dict[str, Any]:
         own = {name: None for name in inspect.get_annotations(base)}
         hints |= {k: v for k, v in get_type_hints(base, include_extras=True).items() if k in own}
     return hints
+
+
+@functools.cache
+def _lists_or_one(cls: type) -> set[str]:
+    """Fields that hold a list or one value, and never None."""
+    return {
+        name
+        for name, hint in _type_hints(cls).items()
+        if get_origin(hint) is typing.Annotated and OneOrMore() in get_args(hint)
+    }
 
 
 def _described_fields(cls: type) -> dict[str, str]:

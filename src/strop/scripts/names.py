@@ -1,0 +1,87 @@
+"""Names that scripts import from TRL: where each lives here, or what to use in its place. Imports nothing heavy."""
+
+from __future__ import annotations
+
+HOMES: dict[str, tuple[str, ...]] = {
+    "arguments": (
+        "DatasetConfig", "DatasetMixtureConfig", "ModelConfig", "ScriptArguments", "get_dataset",
+        "get_kbit_device_map", "get_peft_config", "get_quantization_config",
+    ),
+    "parser": ("TrlParser", "init_zero_verbose"),
+    "conversations": (
+        "apply_chat_template", "extract_prompt", "is_conversational", "is_conversational_from_value",
+        "maybe_apply_chat_template", "maybe_convert_to_chatml", "maybe_extract_prompt",
+        "maybe_unpair_preference_dataset", "unpair_preference_dataset",
+    ),
+    "templates": ("clone_chat_template", "get_training_chat_template"),
+    "packs": ("pack_dataset", "truncate_dataset"),
+    "progress": ("RichProgressCallback",),
+    "completions": ("LogCompletionsCallback", "WinRateCallback"),
+    "averaging": ("BEMACallback",),
+    "distillation": ("DistillationConfig", "DistillationTrainer"),
+}  # fmt: skip
+"""Module of this room -> the names that `from strop import ...` finds in it."""
+
+SCRIPT_NAMES: dict[str, str] = {name: f"strop.scripts.{home}" for home, names in HOMES.items() for name in names}
+
+FIFTEEN = "strop trains language models that read text, by the fifteen methods that `strop --help` lists"
+NO_VALUE_MODEL = "PPOTrainer makes its critic itself: give it a causal model, and value_model= for another start"
+ADAPTER = "the reference is the adapter as it was at the start, by construction"
+ELSEWHERE: dict[str, str] = {
+    "AutoModelForCausalLMWithValueHead": NO_VALUE_MODEL,
+    "AutoModelForSeq2SeqLMWithValueHead": f"{FIFTEEN}; encoder-decoder models are not among them",
+    "PreTrainedModelWrapper": NO_VALUE_MODEL,
+    "create_reference_model": "give ref_model= an id, a path or a module, or nothing: " + ADAPTER,
+    "SyncRefModelCallback": "set sync_ref_model=True, ref_model_mixup_alpha and ref_model_sync_steps in the config",
+    "DataCollatorForCompletionOnlyLM": "give rows with prompt and completion; or assistant_only_loss=True",
+    "DataCollatorForLanguageModeling": "rows become trees of tokens without a collator; remove it",
+    "DataCollatorForPreference": "rows become trees of tokens without a collator; remove it",
+    "DataCollatorForChatML": "rows with messages are tokenised without a collator; remove it",
+    "ConstantLengthDataset": "set packing=True in SFTConfig",
+    "DPODataCollatorWithPadding": "rows become trees of tokens without a collator; remove it",
+    "RewardDataCollatorWithPadding": "rows become trees of tokens without a collator; remove it",
+    "setup_chat_format": "use clone_chat_template(model, tokenizer, source), or chat_template_path in the config",
+    "MergeModelCallback": "merge with mergekit after training",
+    "WeaveCallback": "completions are in samples.jsonl of the run; report_to names the trackers",
+    "DDPOTrainer": f"{FIFTEEN}; diffusion models are not among them",
+    "DDPOConfig": f"{FIFTEEN}; diffusion models are not among them",
+    "AlignPropTrainer": f"{FIFTEEN}; diffusion models are not among them",
+    "AlignPropConfig": f"{FIFTEEN}; diffusion models are not among them",
+    "IterativeSFTTrainer": "use SFTTrainer, or GRPOTrainer for completions that are sampled and scored",
+    "PPOv2Trainer": "use PPOTrainer",
+    "PPOv2Config": "use PPOConfig",
+    "RLOOv2Config": "use RLOOConfig",
+    "BaseBinaryJudge": "use strop.rewards.Judge, or a reward function",
+    "BasePairwiseJudge": "use strop.rewards.Judge",
+    "BaseJudge": "use strop.rewards.Judge",
+    "BaseRankJudge": "use strop.rewards.Judge",
+    "AllTrueJudge": "use a reward function that asks all of them",
+    "HfPairwiseJudge": "use strop.rewards.EndpointJudge",
+    "OpenAIPairwiseJudge": "use strop.rewards.EndpointJudge",
+    "PairRMJudge": "use strop.rewards.RewardModelJudge with a reward model",
+    "is_deepspeed_available": "use importlib.util.find_spec('deepspeed')",
+    "prepare_multimodal_messages": f"{FIFTEEN}; images are not among what they read",
+    "supports_tool_calling": "look at tokenizer.chat_template; a trainer with tools= says what it lacks",
+    "add_response_schema": "tool calls are read from the chat template's own form; remove it",
+    "AsyncGRPOTrainer": "use GRPOTrainer, with a vLLM server where sampling is what takes the time",
+    "AsyncGRPOConfig": "use GRPOConfig, with a vLLM server where sampling is what takes the time",
+    "GOLDTrainer": "use GKDTrainer where student and teacher share a tokenizer",
+    "GOLDConfig": "use GKDConfig where student and teacher share a tokenizer",
+    "MiniLLMTrainer": "use GKDTrainer with lmbda=1 and beta=1",
+    "MiniLLMConfig": "use GKDConfig with lmbda=1 and beta=1",
+    **dict.fromkeys(
+        (
+            "SDFTTrainer", "SDFTConfig", "SDPOTrainer", "SDPOConfig", "SSDTrainer", "SSDConfig", "TPOTrainer",
+            "TPOConfig", "A2POTrainer", "A2POConfig", "GMPOTrainer", "GMPOConfig", "PAPOTrainer", "PAPOConfig",
+            "GFPOTrainer", "GFPOConfig", "GRPOWithReplayBufferTrainer", "GRPOWithReplayBufferConfig",
+            "HarborSpec", "HarborEnv", "HarborBashEnv", "OpenRewardSpec",
+        ),
+        f"{FIFTEEN}; this is not one of them",
+    ),
+}  # fmt: skip
+"""Name that TRL has or had, and strop has not -> what to use."""
+
+
+def instead_of(name: str) -> str:
+    """A sentence that says what to use in place of a name of TRL's; empty where it is none."""
+    return f"'{name}' of TRL has no namesake in strop: {ELSEWHERE[name]}." if name in ELSEWHERE else ""
