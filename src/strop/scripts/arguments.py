@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from strop.errors import ConfigError
 from strop.settings.schema import config
@@ -102,10 +102,10 @@ class ModelConfig:
     """Quantise the scales too."""
     bnb_4bit_quant_storage: str | None = None
     """Type that 4-bit weights are stored as."""
-    trust_remote_code: bool = False
-    """Run code that comes with the model."""
     torch_dtype: str | None = None
     """Another name of dtype."""
+
+    trust_remote_code: ClassVar[bool] = False  # a setting of the config, which the parser copies here
 
     def __post_init__(self) -> None:
         if self.load_in_8bit and self.load_in_4bit:

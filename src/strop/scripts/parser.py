@@ -16,6 +16,7 @@ import yaml
 from transformers import HfArgumentParser
 
 from strop.errors import ConfigError, did_you_mean
+from strop.scripts.arguments import ModelConfig
 from strop.settings.config import TrainerConfig
 from strop.settings.schema import resolve_keywords
 
@@ -106,6 +107,8 @@ class TrlParser(HfArgumentParser):
                     delattr(output, name)
                 if not vars(output):
                     continue
+            if isinstance(output, ModelConfig):
+                output.trust_remote_code = any(getattr(other, "trust_remote_code", False) for other in outputs)
             kept.append(output)
         return tuple(kept)
 
