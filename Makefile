@@ -7,6 +7,10 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check install -qq --constraint
 WORKERS ?= 2
 MODEL ?= runs/assets/smollm2-135m-instruct
 
+# The wall around sampled programs: tests of it are skipped where it cannot be had.
+BUBBLEWRAP := command -v bwrap >/dev/null || [ "$$(id -u)" != 0 ] || ! command -v apt-get >/dev/null || \
+	{ (timeout 120 apt-get install -y -qq bubblewrap || { timeout 120 apt-get update -qq && timeout 120 apt-get install -y -qq bubblewrap; }) >/dev/null 2>&1; true; }
+
 # One thread per test process: the models are tiny, and two processes share the cores.
 TEST_ENV := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false
 
@@ -34,6 +38,7 @@ $(VENV)/.runtime: pyproject.toml constraints.txt | $(BIN)/python
 $(VENV)/.dev: pyproject.toml constraints.txt | $(BIN)/python
 	@echo "Installing strop and the development tools into $(VENV) ..."
 	@$(PIP) --editable '.[dev]'
+	@$(BUBBLEWRAP)
 	@touch $@ $(VENV)/.runtime
 
 $(VENV)/.smollm: $(VENV)/.runtime

@@ -14,15 +14,16 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 SOURCE = ROOT / "src" / "strop"
 
-BASE = {"errors", "records", "collectives", "http_client"}
+BASE = {"plain_text", "errors", "records", "collectives", "http_client"}
 WAIST = BASE | {"data", "model"}
 TOOLS = WAIST | {"rollout", "rewards", "losses"}
 ENGINE = TOOLS | {"settings", "watch", "engine", "online", "methods"}
 MAY_IMPORT: dict[str, set[str]] = {
-    "errors": set(),
+    "plain_text": set(),
+    "errors": {"plain_text"},
     "records": {"errors"},
     "collectives": {"errors", "records"},
-    "http_client": {"errors"},
+    "http_client": {"errors", "plain_text"},
     "data": BASE,
     "model": BASE | {"data"},
     "rollout": WAIST,

@@ -116,4 +116,40 @@ MUTATIONS = (
         ),
         tests=("tests/engine/test_missing_eos.py",),
     ),
+    Mutation(
+        name="program-asked-whether-it-is-right",
+        promises=(12,),
+        history="A result was compared by its own class, so an object that equals everything passed every test.",
+        edits=(
+            Edit(
+                "rewards/sandbox/remote.py",
+                "        return NotImplemented\n\n    def __ne__",
+                '        return _exact(bool, self._ask("eq", self, other))\n\n    def __ne__',
+            ),
+        ),
+        tests=("tests/rewards/sandbox/test_judging.py::test_an_object_that_equals_everything_passes_nothing",),
+    ),
+    Mutation(
+        name="program-defines-what-is-near",
+        promises=(12,),
+        history="Tests saw every name of the program, so one that defines abs() decided which difference is small.",
+        edits=(Edit("rewards/sandbox/judging.py", "    if not own:\n", "    if True:\n"),),
+        tests=("tests/rewards/sandbox/test_judging.py::test_a_function_named_like_a_builtin_is_the_one_under_test",),
+    ),
+    Mutation(
+        name="sampled-code-runs-without-a-wall",
+        promises=(12,),
+        history="Where no wall could be built, a sampled program ran all the same, with the rights of the user.",
+        edits=(Edit("rewards/sandbox/places.py", "    if not allow_unsafe_code:\n", "    if False:\n"),),
+        tests=("tests/rewards/sandbox/test_places.py::test_without_a_wall_nothing_runs_and_the_error_says_what_to_do",),
+    ),
+    Mutation(
+        name="reward-function-overwrites-the-loss",
+        promises=(12,),
+        history="log_metric('loss') of a reward function took the place of the run's own loss in every log line.",
+        edits=(Edit("engine/metrics.py", "_pushed_name(name, own): value", "name: value"),),
+        tests=(
+            "tests/engine/test_metrics.py::test_what_a_reward_function_names_never_takes_the_place_of_the_runs_own",
+        ),
+    ),
 )

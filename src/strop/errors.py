@@ -9,14 +9,24 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable, Sequence
 
+from strop.plain_text import bounded, visible
+
+_PROBLEM = 2000  # characters of one of many problems
+
 
 class StropError(Exception):
-    """Base of all errors raised on purpose. `str(error)` is the whole message for the user."""
+    """Base of all errors raised on purpose. `str(error)` is the whole message for the user.
+
+    Messages quote what files and servers sent, so a message does nothing in a terminal and is bounded.
+    """
+
+    def __init__(self, *args: object) -> None:
+        super().__init__(*(bounded(visible(arg)) if isinstance(arg, str) else arg for arg in args))
 
     @classmethod
     def collect(cls, title: str, problems: Sequence[str], *, limit: int = 20) -> StropError:
         """One error out of many problems of a kind: a title, then a line for each (at most `limit`)."""
-        lines = [title, *(f"  - {problem}" for problem in problems[:limit])]
+        lines = [title, *(f"  - {bounded(problem, _PROBLEM)}" for problem in problems[:limit])]
         if len(problems) > limit:
             lines.append(f"  ... and {len(problems) - limit} more")
         return cls("\n".join(lines))

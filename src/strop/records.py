@@ -154,6 +154,11 @@ class Mean:
 
 
 @dataclass(slots=True)
+class PushedMean(Mean):
+    """A mean that a reward function named (`log_metric`): it never takes the place of one of the run's own."""
+
+
+@dataclass(slots=True)
 class Extreme:
     """A metric that is the largest (or smallest) value seen since the last log line."""
 

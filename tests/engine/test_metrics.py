@@ -4,7 +4,7 @@ import torch
 
 from strop.engine.metrics import MetricLog
 from strop.losses import mean_of
-from strop.records import Extreme, Mean
+from strop.records import Extreme, Mean, PushedMean
 
 
 def test_sums_are_divided_once():
@@ -44,3 +44,11 @@ def test_all_ranks_are_counted(monkeypatch):
         torch.distributed, "all_gather_object", lambda parts, ours: parts.__setitem__(slice(None), [ours, theirs])
     )
     assert log.drain(world_size=2) == {"a": 3.0, "b": 5.0, "c": 0.25}
+
+
+def test_what_a_reward_function_names_never_takes_the_place_of_the_runs_own():
+    log = MetricLog()
+    log.add({"loss": Mean(4.0, 2.0), "mine": PushedMean(3.0, 1.0)})
+    pushed = ("loss", "step", "eval_loss", "train_loss")
+    log.add({name: PushedMean(99.0, 1.0) for name in pushed})
+    assert log.drain() == {"loss": 2.0, "mine": 3.0, **{f"log_metric/{name}": 99.0 for name in pushed}}

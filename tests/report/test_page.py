@@ -165,3 +165,32 @@ def test_durations(seconds: float, text: str) -> None:
 def test_recent_is_the_last_tenth() -> None:
     assert recent([(i, float(i)) for i in range(20)]) == 18.5
     assert recent([(1, 4.0)]) == 4.0
+
+
+EVIL = "</td><script>alert(1)</script>\x1b]0;title\x07\u202e\ud800"
+
+
+def test_no_string_of_any_file_acts(tmp_path: Path) -> None:
+    folder = a_run(tmp_path / "run", evil=EVIL, loss_type=[EVIL])
+
+    def poisoned(value: object) -> object:
+        if isinstance(value, dict):
+            return {key: poisoned(each) for key, each in value.items()}
+        if isinstance(value, list):
+            return [poisoned(each) for each in value]
+        return EVIL if isinstance(value, str) else value
+
+    data = json.loads((folder / "data.json").read_text())
+    data["train"]["sample"]["row"] = EVIL
+    (folder / "data.json").write_text(json.dumps(poisoned(data)))
+    for name in ("metrics.jsonl", "samples.jsonl"):
+        rows = [json.loads(line) for line in (folder / name).read_text().splitlines()]
+        more = {EVIL: 1.0, "eval_" + EVIL: 0.5, "prompt": EVIL, "completion": EVIL, "notes": {EVIL: EVIL}}
+        evil = [{**row, **more} for row in rows]
+        (folder / name).write_text("".join(json.dumps(row) + "\n" for row in evil))
+    (folder / "run.json").write_text(json.dumps({"versions": {EVIL: EVIL}, "started": EVIL, "layout": EVIL}))
+    path = write_report(folder)
+    page = path.read_text(encoding="utf-8")
+    assert "<script" not in page and "\x1b" not in page and "\u202e" not in page
+    assert "&lt;script&gt;alert(1)" in page
+    check(path)

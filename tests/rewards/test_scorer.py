@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from strop.errors import ConfigError, DataError, RewardError, SetupError
-from strop.records import Mean
+from strop.records import Mean, PushedMean
 from strop.rewards import RandomJudge, RewardSet
 from strop.rewards.model_reward import ModelReward
 
@@ -128,9 +128,9 @@ def test_metrics_and_columns_are_collected(isolate):
         return [0.0 for _ in completions]
 
     table = score([first, second], ["a", "b"], isolate=isolate)
-    assert table.metrics == {"share": Mean(1.0, 2.0)}
+    assert table.metrics == {"share": PushedMean(1.0, 2.0)}
     assert table.extras == {"note": ["a", "b"], "second/note": ["other", "other"]}
-    assert table.log_metrics()["share"] == Mean(1.0, 2.0)
+    assert table.log_metrics()["share"] == PushedMean(1.0, 2.0)
 
 
 def test_abstaining_is_no_failure():

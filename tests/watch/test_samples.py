@@ -45,3 +45,12 @@ def test_the_table_shows_the_best_and_the_worst(capsys):
     show_samples(rows, 6, unique_prompts=True, console=Console(width=100))
     out = capsys.readouterr().out
     assert out.count("p0") == out.count("p1") == 1
+
+
+def test_text_of_a_model_does_nothing_in_the_terminal(capsys):
+    evil = "\x1b]8;;http://x\x07click\x1b[2J [/red][bold]"
+    rows = [{"prompt": evil, "completion": evil, "reward": 1.0, "notes": {evil: evil}}]
+    console = Console(width=200, force_terminal=False)
+    show_samples(rows, 1, console=console)
+    out = capsys.readouterr().out
+    assert "\x1b" not in out and "\x07" not in out and "[/red]" in out

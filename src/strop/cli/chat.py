@@ -6,7 +6,7 @@ import sys
 from typing import Any
 
 from strop.cli.flags import Flag, help_page, parse
-from strop.cli.generate import MODEL_FLAGS, SAMPLING_FLAGS, encode, load
+from strop.cli.generate import MODEL_FLAGS, SAMPLING_FLAGS, encode, load, shown
 from strop.errors import ConfigError
 
 FLAGS = (*MODEL_FLAGS, Flag("system", str, help="System message that opens the conversation."), *SAMPLING_FLAGS)
@@ -51,6 +51,10 @@ def answer(model: Any, tokenizer: Any, messages: list[dict[str, str]], values: d
     import torch
     from transformers import TextStreamer
 
+    class Streamer(TextStreamer):
+        def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
+            super().on_finalized_text(shown(text), stream_end=stream_end)
+
     ids = encode(tokenizer, messages if tokenizer.chat_template else messages[-1]["content"])
     inputs = torch.tensor([ids], device=next(model.parameters()).device)
     warm = values["temperature"] > 0
@@ -68,6 +72,6 @@ def answer(model: Any, tokenizer: Any, messages: list[dict[str, str]], values: d
             ),
             use_cache=True,
             pad_token_id=tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id,
-            streamer=TextStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True),
+            streamer=Streamer(tokenizer, skip_prompt=True, skip_special_tokens=True),
         )
     return tokenizer.decode(output[0, len(ids) :], skip_special_tokens=True)

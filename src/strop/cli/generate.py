@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
 from strop.cli.flags import Flag, help_page, parse
 from strop.errors import ConfigError
+from strop.plain_text import visible
 
 MODEL_FLAGS = (
     Flag("model", str, help="Model: hub id, folder, GGUF file, or adapter folder. Required."),
@@ -60,9 +62,14 @@ def run(argv: list[str]) -> int:
         return 0
     for row in rows:
         if len(rows) > 1:
-            print(f"--- {row['prompt'] if isinstance(row['prompt'], str) else row['prompt'][-1]['content']}")
-        print(row["completion"])
+            print(shown(f"--- {row['prompt'] if isinstance(row['prompt'], str) else row['prompt'][-1]['content']}"))
+        print(shown(row["completion"]))
     return 0
+
+
+def shown(text: str) -> str:
+    """A model's text for standard output: in a terminal it does nothing, in a pipe it is what it is."""
+    return visible(text) if sys.stdout.isatty() else text
 
 
 def read_prompts(values: dict[str, Any]) -> list[Any]:

@@ -78,8 +78,8 @@ def _read_message(message: Any, number: int, column: str, extra_roles: Sequence[
         known = (*ROLES, *extra_roles)
         raise RowProblem(
             column,
-            f"message {number} has the unknown role {role!r}",
-            f"Use one of {', '.join(known)}, or name it in extra_roles.{did_you_mean(role.lower(), known)}",
+            f"message {number} has the unknown role {role[:80]!r}",
+            f"Use one of {', '.join(known)}, or name it in extra_roles.{did_you_mean(role[:80].lower(), known)}",
         )
     if "tool_calls" in found:
         found["tool_calls"] = _read_tool_calls(found["tool_calls"], number, column)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 import os
@@ -23,6 +24,7 @@ from strop.engine.reference_upkeep import load_reference, save_reference
 from strop.engine.run_identity import RunLock, check_same_run, finished_at, folder_for, identity
 from strop.engine.run_state import load_rank_state, save_rank_state
 from strop.errors import CheckpointError, SetupError
+from strop.plain_text import masked
 from strop.watch.stop_signals import StopSignals
 
 MANIFEST = "manifest.json"
@@ -114,6 +116,18 @@ def write_failure(error: Exception) -> str | None:
         return str(error)
     cut_off = any(name in str(error) for name in ("inline_container", "PytorchStreamWriter"))  # torch.save
     return "the disk took only a part of a file, as a full one does" if cut_off else None
+
+
+@contextmanager
+def without_secrets(trainer: Any) -> Iterator[None]:
+    """The trainer's settings with secrets as `***`, while something is written from them."""
+    args = trainer.args
+    trainer.args = copy.copy(args)
+    vars(trainer.args).update(masked(vars(args)))
+    try:
+        yield
+    finally:
+        trainer.args = args
 
 
 @contextmanager
@@ -289,9 +303,10 @@ class CheckpointMixin:
             torch.distributed.barrier()
 
     def _save(self: Any, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
-        """As the parent, without its progress bars, and without the frozen adapter that only serves as reference."""
+        """As the parent, without its progress bars, without secrets of the settings (the parent pickles them into every
+        saved folder), and without the frozen adapter that only serves as reference."""
         names = getattr(self.reference, "adapter_names", None)
-        with without_progress_bars():
+        with without_progress_bars(), without_secrets(self):
             if names is None:
                 super()._save(output_dir, state_dict)  # type: ignore[misc]
             elif self.args.should_save:

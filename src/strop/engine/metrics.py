@@ -9,13 +9,18 @@ import torch
 from transformers import TrainerCallback
 from transformers.trainer_utils import IntervalStrategy
 
-from strop.records import Extreme, Mean
+from strop.records import Extreme, Mean, PushedMean
 
 KINDS = {
     "sum": lambda a, b: [a[0] + b[0], a[1] + b[1]],
+    "pushed": lambda a, b: [a[0] + b[0], a[1] + b[1]],
     "max": lambda a, b: [max(a[0], b[0]), 1],
     "min": lambda a, b: [min(a[0], b[0]), 1],
 }
+RUN_NAMES = frozenset(
+    ("loss", "step", "epoch", "grad_norm", "learning_rate", "num_tokens", "total_flos", "step_time", "runtime")
+)
+"""What a log line holds besides the means that are kept here."""
 
 
 class MetricLog:
@@ -29,7 +34,8 @@ class MetricLog:
             if isinstance(metric, Extreme):
                 kind, entry = ("max" if metric.largest else "min"), [_detached(metric.value), 1]
             else:
-                kind, entry = "sum", [_detached(metric.total), metric.count]
+                kind = "pushed" if isinstance(metric, PushedMean) else "sum"
+                entry = [_detached(metric.total), metric.count]
             key = f"{kind}:{name}"
             self._sums[key] = KINDS[kind](self._sums[key], entry) if key in self._sums else entry
 
@@ -49,7 +55,16 @@ class MetricLog:
             local, parts = parts[0], [None] * world_size
             torch.distributed.all_gather_object(parts, local)
         merged = merge(parts)
-        return {key.split(":", 1)[1]: total / count for key, (total, count) in merged.items() if count > 0}
+        values = {key: total / count for key, (total, count) in merged.items() if count > 0}
+        own = {key.split(":", 1)[1]: value for key, value in values.items() if not key.startswith("pushed:")}
+        pushed = {key.split(":", 1)[1]: value for key, value in values.items() if key.startswith("pushed:")}
+        return own | {_pushed_name(name, own): value for name, value in pushed.items()}
+
+
+def _pushed_name(name: str, own: Mapping[str, float]) -> str:
+    """A reward function's name for its number; below `log_metric/` where the run has one of that name."""
+    taken = name in own or name in RUN_NAMES or name.startswith(("eval_", "train_"))
+    return f"log_metric/{name}" if taken else name
 
 
 class LastWindow(TrainerCallback):

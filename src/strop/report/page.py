@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from strop.errors import SetupError
+from strop.plain_text import visible
 from strop.report import sections
 from strop.report.plain import clean, is_number, mapping, sequence
 from strop.report.run import Run, find_runs, read_summary
@@ -45,7 +46,7 @@ def render(name: str, runs: Sequence[Run], summary: Mapping[str, Any]) -> str:
     style = resources.files("strop.report").joinpath("style.css").read_text(encoding="utf-8")
     title = str(summary.get("title") or name)
     body = "".join([_hero(summary), *(_run(run, alone=len(runs) == 1) for run in runs)])
-    return (
+    page = (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         f"<title>{escape(title)} · strop</title><style>{style}</style></head><body>"
@@ -53,6 +54,7 @@ def render(name: str, runs: Sequence[Run], summary: Mapping[str, Any]) -> str:
         f"<main>{body}</main><footer>Written by strop from the files of the run; nothing is loaded from elsewhere."
         "</footer></body></html>\n"
     )
+    return visible(page)  # text of models and files, with nothing in it that acts
 
 
 def _links(runs: Sequence[Run]) -> str:

@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 
 from strop.errors import ConfigError, DataError, RewardError, SetupError, did_you_mean
-from strop.records import Mean
+from strop.records import PushedMean
 from strop.rewards.calls import RewardCall, run_home_async
 from strop.rewards.contract import HOOKS, Failure, Outcome, describe
 from strop.rewards.request import ScoringRequest
@@ -300,7 +300,7 @@ def _explain(name: str, outcome: Outcome, failed: Mapping[int, Failure], request
 
 def _collect_pushed(table: RewardTable, name: str, outcome: Outcome) -> None:
     for key, value in outcome.metrics:
-        mean = table.metrics.setdefault(key, Mean(0.0, 0.0))
+        mean = table.metrics.setdefault(key, PushedMean(0.0, 0.0))
         mean.total += value
         mean.count += 1.0
     for key, column in outcome.extras.items():

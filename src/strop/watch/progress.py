@@ -9,6 +9,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from transformers import TrainerCallback
 
+from strop.plain_text import visible
+
 SHOWN_FIRST = (
     "loss",
     "reward",
@@ -34,7 +36,7 @@ def short_metrics(logs: dict[str, Any], limit: int = MAX_SHOWN) -> str:
     ]
     rest = [n for n in rest if not n.endswith(("_runtime", "_per_second"))]
     return "  ".join(
-        f"{name} {logs[name]:.4g}" for name in (names + rest)[:limit] if isinstance(logs[name], (int, float))
+        f"{visible(name)} {logs[name]:.4g}" for name in (names + rest)[:limit] if isinstance(logs[name], (int, float))
     )
 
 
@@ -52,7 +54,7 @@ class ProgressDisplay(TrainerCallback):
         if self.console.is_terminal and sys.stdout.isatty():
             self.live = Progress(
                 TextColumn("[bold]{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
-                TimeRemainingColumn(), TextColumn("{task.fields[metrics]}"), console=self.console,
+                TimeRemainingColumn(), TextColumn("{task.fields[metrics]}", markup=False), console=self.console,
             )  # fmt: skip
             self.task = self.live.add_task(args.method, total=state.max_steps, completed=state.global_step, metrics="")
             self.live.start()
@@ -70,7 +72,10 @@ class ProgressDisplay(TrainerCallback):
             return
         width = len(str(state.max_steps))
         self.console.print(
-            f"{args.method} {state.global_step:>{width}}/{state.max_steps}  {text}", highlight=False, soft_wrap=True
+            f"{args.method} {state.global_step:>{width}}/{state.max_steps}  {text}",
+            highlight=False,
+            markup=False,
+            soft_wrap=True,
         )
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:

@@ -14,6 +14,8 @@ from typing import Any
 import yaml
 from transformers import TrainerCallback
 
+from strop.plain_text import masked
+
 PACKAGES = ("strop", "torch", "transformers", "accelerate", "datasets", "peft", "tokenizers", "bitsandbytes", "vllm")
 
 
@@ -58,6 +60,11 @@ def _plain(value: Any) -> Any:
     return value if isinstance(value, (str, int, float, bool, type(None))) else str(value)
 
 
+def _at(step: int, row: Mapping[str, Any]) -> dict[str, Any]:
+    """A row with the run's step, whatever the row calls so."""
+    return {"step": step, **{name: value for name, value in row.items() if name != "step"}}
+
+
 class RunDirectory(TrainerCallback):
     """Writes a run's files from the first process. `trainer` is set once the trainer exists."""
 
@@ -74,10 +81,10 @@ class RunDirectory(TrainerCallback):
         self.folder.mkdir(parents=True, exist_ok=True)
         for name in ("metrics.jsonl", "samples.jsonl", "alarms.jsonl"):
             drop_after(self.folder / name, state.global_step if state.global_step else -1)
-        settings = {"method": args.method, **_plain(args.resolved())}
+        settings = masked({"method": args.method, **_plain(args.resolved())})
         (self.folder / "config.yaml").write_text(yaml.safe_dump(settings, sort_keys=False, allow_unicode=True))
         reports = {name: report.to_dict() for name, report in self.trainer.reports.items()}
-        (self.folder / "data.json").write_text(json.dumps(_plain(reports), ensure_ascii=False, indent=1))
+        (self.folder / "data.json").write_text(json.dumps(masked(_plain(reports)), ensure_ascii=False, indent=1))
         facts = {
             "versions": versions(),
             "layout": self.trainer.layout_text(),
@@ -87,10 +94,10 @@ class RunDirectory(TrainerCallback):
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
         if state.is_world_process_zero and logs:
-            append_jsonl(self.folder / "metrics.jsonl", [{"step": state.global_step, **logs}])
+            append_jsonl(self.folder / "metrics.jsonl", [_at(state.global_step, logs)])
 
     def write_samples(self, rows: Iterable[Mapping[str, Any]]) -> None:
         """Append completions (prompt, completion, rewards, ...) with the current step."""
         if self.trainer.state.is_world_process_zero:
             step = self.trainer.state.global_step
-            append_jsonl(self.folder / "samples.jsonl", [{"step": step, **row} for row in rows])
+            append_jsonl(self.folder / "samples.jsonl", [_at(step, row) for row in rows])

@@ -6,8 +6,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
+
+from strop.plain_text import visible
 
 MAX_CHARACTERS = 240
 
@@ -22,12 +24,18 @@ def show_samples(
     ordered = sorted(rows, key=lambda row: -(row.get("reward") or 0.0))
     shown = [*ordered[: (count + 1) // 2], *ordered[len(ordered) - count // 2 :]] if len(ordered) > count else ordered
     notes = list(dict.fromkeys(name for row in shown for name in row.get("notes", {})))
-    table = Table("prompt", "completion", "reward", "advantage", *notes, show_lines=True)
+    titles = [Column(_cell(name)) for name in notes]
+    table = Table("prompt", "completion", "reward", "advantage", *titles, show_lines=True)
     for row in shown:
         numbers = [f"{row[name]:.3f}" if isinstance(row.get(name), float) else "" for name in ("reward", "advantage")]
-        noted = [Text(shorten(str(row.get("notes", {}).get(name, "")))) for name in notes]
-        table.add_row(Text(shorten(plain_prompt(row["prompt"]))), Text(shorten(row["completion"])), *numbers, *noted)
+        noted = [_cell(str(row.get("notes", {}).get(name, ""))) for name in notes]
+        table.add_row(_cell(plain_prompt(row["prompt"])), _cell(row["completion"]), *numbers, *noted)
     (console or Console()).print(table)
+
+
+def _cell(text: str) -> Text:
+    """Text of a file or a model: no markup, no escape sequence."""
+    return Text(visible(shorten(text)))
 
 
 def plain_prompt(prompt: Any) -> str:

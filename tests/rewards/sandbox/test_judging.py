@@ -158,3 +158,16 @@ def test_what_tests_expect_is_not_where_the_program_is():
     spy += "        if at >= 0: return str(held)[at:at + 11]\n    return 'none'"
     done = run_code(spy, tests=["assert f(1) == 'expected-77'", "assert f(1) == 'none'"], timeout_seconds=20)
     assert done.passed == [False, True], done
+
+
+def test_an_object_that_equals_everything_passes_nothing():
+    liar = "class Liar:\n    def __eq__(self, other): return True\n    __lt__ = __le__ = __contains__ = __eq__\n"
+    liar += "    def __sub__(self, other): return 0\n    def __hash__(self): return hash(4)\ndef f(x): return Liar()"
+    tests = [
+        "assert f(2) == 4",
+        "assert f(2) in (4,)",
+        "assert {f(2)} == {4}",
+        "assert f(2) < 5",
+        "assert f(2) - 4 == 0",
+    ]
+    assert run_code(liar, tests=tests).passed == [False] * 5
