@@ -240,6 +240,7 @@ TABLE: dict[str, dict[str, Flip]] = {
         "epsilon_high": Flip(0.00001, **again(learning_rate=0.00001)),
         "normalize_advantages": Flip(True),
         "reward_clip_range": Flip([0.2, 0.5]),
+        "num_generations_eval": Flip(3, "log", EVALUATED),
     },
     "OnlinePairConfig": {
         "learning_rate": Flip(0.002),
@@ -249,7 +250,7 @@ TABLE: dict[str, dict[str, Flip]] = {
         "loss_type": Flip("ipo"),
         "reward_model_path": Flip("score", make=scenes.no_reward, seen="error"),
     },
-    "OnlineDPOConfig": {"num_generations": Flip(4)},
+    "OnlineDPOConfig": {"num_generations": Flip(4), "num_generations_eval": Flip(3, "log", EVALUATED)},
     "NashMDConfig": {
         "mixture_coef": Flip(0.0),
         "gradient_form": Flip("trl"),
