@@ -164,7 +164,7 @@ LOSS_OPTIONS = (
     "vespo_k_pos", "vespo_lambda_pos", "vespo_k_neg", "vespo_lambda_neg",
 )  # fmt: skip
 """Settings that are options of the loss under the same name; those of the sampler correction begin with `vllm_`."""
-CORRECTION = (
+CORRECTION_OPTIONS = (
     "vllm_importance_sampling_mode", "vllm_importance_sampling_clip_max", "vllm_importance_sampling_clip_min",
 )  # fmt: skip
 
@@ -276,7 +276,7 @@ class GRPOTrainer(PolicyGradientTrainer):
         old_logps = self.old_logps(scores, batch)
         given = (scores.logps, old_logps, advantages, scores.segment, scores.num_completions)
         options = {name: getattr(args, name) for name in LOSS_OPTIONS}
-        options |= {name.removeprefix("vllm_"): getattr(args, name) for name in CORRECTION}
+        options |= {name.removeprefix("vllm_"): getattr(args, name) for name in CORRECTION_OPTIONS}
         options["ref_logps"] = step.ref.logps if step.ref is not None else None
         corrects = args.engine == "vllm" and args.vllm_importance_sampling_correction
         keep = self.keep(scores, batch, advantages, step)
@@ -285,7 +285,7 @@ class GRPOTrainer(PolicyGradientTrainer):
         terms = [policy_term(values, scores.segment, scores.num_completions, **sums)]
         metrics = policy_metrics(*given, **options)
         start = scores.logps.detach() if old_logps is None else old_logps
-        bounds: dict[str, Any] = {name.rsplit("sampling_")[-1]: getattr(args, name) for name in CORRECTION}
+        bounds: dict[str, Any] = {name.rsplit("sampling_")[-1]: getattr(args, name) for name in CORRECTION_OPTIONS}
         bounds["mode"] = sampler_mode(args.loss_type, bounds["mode"]) if corrects else None
         metrics |= sampler_metrics(start, sampler_logps, scores.segment, scores.num_completions, **bounds)
         if scores.entropy is not None:
