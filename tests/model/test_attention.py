@@ -9,9 +9,8 @@ import pytest
 import torch
 
 from strop.errors import SetupError
-from strop.model import attention, attention_cuda, score
+from strop.model import attention, score
 from strop.model.attention_cpu import cpu_flash_attention
-from strop.model.attention_cuda import cuda_flash_attention, cuda_flash_serves
 from strop.model.attention_dense import dense_attention
 from strop.model.segments import Group, Segments, Span
 from strop.records import Example
@@ -89,62 +88,6 @@ def test_cpu_kernel_equals_dense(dtype: torch.dtype, heads: int, keys: int) -> N
     for fast, exact in zip(run(cpu_flash_attention, inputs), run(dense_attention, wide), strict=True):
         assert fast.dtype == dtype
         assert float((fast.double() - exact).norm() / exact.norm()) < bound
-
-
-def _emulated_forward(
-    query: Any, key: Any, value: Any, cum_q: Any, cum_k: Any, max_q: int, max_k: int, p: float, causal: bool,
-    debug: bool, *, scale: float
-) -> tuple[torch.Tensor, ...]:  # fmt: skip
-    outs, lses = [], []
-    for a, b, c, d in zip(cum_q[:-1], cum_q[1:], cum_k[:-1], cum_k[1:], strict=True):
-        assert b - a <= max_q and d - c <= max_k
-        q, k, v = (
-            x[s].transpose(0, 1).unsqueeze(0)
-            for x, s in ((query, slice(a, b)), (key, slice(c, d)), (value, slice(c, d)))
-        )
-        out, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(q, k, v, p, causal, scale=scale)
-        outs.append(out[0].transpose(0, 1))
-        lses.append(lse[0])
-    return torch.cat(outs), torch.cat(lses, 1), torch.zeros(2), torch.zeros(0), torch.zeros(0)
-
-
-def _emulated_backward(
-    grad: Any, query: Any, key: Any, value: Any, out: Any, lse: Any, cum_q: Any, cum_k: Any, max_q: int, max_k: int,
-    p: float, causal: bool, seed: Any, unused: Any, *, scale: float
-) -> tuple[torch.Tensor, ...]:  # fmt: skip
-    parts = []
-    for a, b, c, d in zip(cum_q[:-1], cum_q[1:], cum_k[:-1], cum_k[1:], strict=True):
-        pieces = [x[s].transpose(0, 1).unsqueeze(0) for x, s in (
-            (grad, slice(a, b)), (query, slice(a, b)), (key, slice(c, d)), (value, slice(c, d)), (out, slice(a, b))
-        )]  # fmt: skip
-        grads = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(
-            *pieces, lse[:, a:b].unsqueeze(0).contiguous(), p, causal, scale=scale
-        )
-        parts.append([x[0].transpose(0, 1) for x in grads])
-    return tuple(torch.cat(x) for x in zip(*parts, strict=True))
-
-
-def test_cuda_plumbing_equals_dense(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The variable-length calls, told apart by cumulative lengths, with the kernel itself replaced by the CPU's."""
-    monkeypatch.setattr(attention_cuda, "_forward", _emulated_forward)
-    monkeypatch.setattr(attention_cuda, "_backward", _emulated_backward)
-    for heads, keys in ((4, 2), (2, 2)):
-        inputs = tensors(torch.float64, heads, keys)
-        for fast, exact in zip(run(cuda_flash_attention, inputs), run(dense_attention, inputs), strict=True):
-            assert torch.allclose(fast, exact, atol=1e-12)
-
-
-def test_cuda_kernel_takes_half_precision_and_even_heads_only() -> None:
-    for dtype, width, serves in (
-        (torch.bfloat16, 64, True),
-        (torch.float16, 256, True),
-        (torch.float32, 64, False),
-        (torch.bfloat16, 20, False),
-        (torch.bfloat16, 264, False),
-    ):
-        x = torch.zeros(1, 1, 1, width, dtype=dtype)
-        assert cuda_flash_serves(x, x) is serves
-    assert not cuda_flash_serves(torch.zeros(1, 1, 1, 64).bfloat16(), torch.zeros(1, 1, 1, 32).bfloat16())
 
 
 @pytest.mark.parametrize("fault", ["raises", "wrong gradient"])
