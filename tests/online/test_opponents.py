@@ -9,10 +9,10 @@ import torch
 
 from strop.errors import ConfigError
 from strop.online.groups import Group
-from strop.online.opponents import is_judge, judged, preferences
+from strop.online.opponents import judged, preferences
 from strop.records import Example
 from strop.rewards import Judge, RuleJudge
-from strop.testing.cases import letters_reward, make_trainer, rows_for
+from strop.testing.cases import make_trainer, rows_for
 
 PAIRS = ("online-dpo", "nash-md", "xpo")
 
@@ -125,5 +125,14 @@ def test_one_completion_has_nobody_to_meet(tmp_path):
         trainer_with(Fixed(0.9), "ppo", tmp_path)
 
 
-def test_a_reward_is_no_judge():
-    assert is_judge(Fixed(1.0)) and not is_judge(letters_reward)
+class LongerOfTwo:
+    """As judges of TRL are."""
+
+    def judge(self, prompts, completions, shuffle_order=True):
+        return [int(len(second) > len(first)) for first, second in completions]
+
+
+def test_a_judge_of_trl_judges_pairs(tmp_path):
+    trainer = trainer_with(LongerOfTwo(), "online-dpo", tmp_path)
+    trainer.train()
+    assert trainer.has_judge and trainer.rewards.names == ["LongerOfTwo"]

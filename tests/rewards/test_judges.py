@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from strop.errors import ConfigError, RewardError
-from strop.rewards.judges import Judge, RandomJudge, RewardModelJudge, RuleJudge, both_orders
+from strop.rewards.judges import Judge, RandomJudge, RankJudge, RewardModelJudge, RuleJudge, as_judge, both_orders
 
 
 def longer(prompt, first, second):
@@ -109,3 +109,39 @@ def test_a_rule_must_name_a_winner():
         RuleJudge(lambda *_: -1).compare(["p"], [("a", "b")])
     with pytest.raises(RewardError, match="1 prompts were given with 2 pairs"):
         RandomJudge().compare(["p"], [("a", "b")] * 2)
+
+
+class Ranks:
+    def __init__(self, answers):
+        self.answers, self.given = answers, []
+
+    def judge(self, prompts, completions, shuffle_order=True):
+        self.given.append((prompts, completions))
+        return self.answers
+
+
+class CallableRanks(Ranks):
+    """A reward that has a method of this name."""
+
+    def __call__(self, completions):
+        return self.answers
+
+
+def test_a_judge_of_trl_ranks_texts():
+    ranks = Ranks([0, 1, -1])
+    judge = as_judge(ranks)
+    chat = [{"role": "user", "content": "p"}], ([{"role": "assistant", "content": "a"}], "b")
+    prompts, pairs = zip(chat, ("q", ("c", "d")), ("r", ("e", "f")), ("s", ("same", "same")), strict=True)
+    assert judge.probabilities(prompts, pairs) == [1.0, 0.0, None, 0.5]
+    assert judge.compare(prompts, pairs) == [0, 1, None, None]
+    assert ranks.given[0] == (["p", "q", "r"], [["a", "b"], ["c", "d"], ["e", "f"]])
+    assert judge.name == "Ranks" and as_judge(judge) is judge
+    assert as_judge(longer) is None and as_judge(Ranks) is None and as_judge(CallableRanks([0])) is None
+
+
+@pytest.mark.parametrize("answers", [[2], [[0, 1]], ["first"], [0.5], [True], [None]], ids=str)
+def test_ranks_that_are_none_are_refused(answers):
+    with pytest.raises(RewardError, match=r"Ranks.*must return 0, 1, or -1 where it cannot say.*pair 0"):
+        RankJudge(Ranks(answers)).compare(["p"], [("a", "b")])
+    with pytest.raises(RewardError, match="2 verdicts"):
+        RankJudge(Ranks([0])).compare(["p", "q"], [("a", "b"), ("c", "d")])

@@ -104,6 +104,28 @@ def test_processing_classes_must_align(tokenizer):
         resolve_rewards([first], [tokenizer, None])
 
 
+def test_one_processing_class_is_not_spread_over_two_models(tokenizer, make_model):
+    models = [make_model("score"), make_model("score", seed=1)]
+    with pytest.raises(ConfigError, match=r"One reward processing class was given for 2 reward models.*a list"):
+        resolve_rewards([*models, first], tokenizer)
+    assert len(resolve_rewards(models, [tokenizer, tokenizer])) == 2
+    (model, plain) = resolve_rewards([models[0], first], tokenizer)
+    assert model.function([""], ["a"]) == ModelReward(models[0], tokenizer)([""], ["a"]) and plain.is_function
+
+
+class LengthJudge:
+    """As judges of TRL are: the index of the best completion, -1 for no verdict."""
+
+    def judge(self, prompts, completions, shuffle_order=True):
+        return [-1 if "?" in first + second else int(len(second) > len(first)) for first, second in completions]
+
+
+def test_judges_of_trl_are_taken_as_they_are():
+    (reward,) = resolve_rewards(LengthJudge())
+    assert type(reward.function) is JudgeReward and reward.name == "LengthJudge" and not reward.is_function
+    assert reward.function(["p", "p", "q", "q"], ["a", "bb", "c", "?"]) == [0.0, 1.0, None, None]
+
+
 def test_missing_packages_are_named_at_set_up():
     def needs(completions):
         return []

@@ -128,6 +128,30 @@ def test_rewards_that_never_differ_are_an_alarm(tmp_path: Path, capsys: pytest.C
         ), verb
 
 
+@pytest.mark.parametrize(("verb", "group"), [("grpo", {"num_generations": 2}), ("online-dpo", {})])
+def test_rewards_that_all_abstain_are_told_from_equal_ones(verb: str, group: dict[str, int], tmp_path: Path) -> None:
+    def first(completions: list[str], **kwargs: Any) -> list[None]:
+        return [None] * len(completions)
+
+    def second(completions: list[str], **kwargs: Any) -> list[None]:
+        return [None] * len(completions)
+
+    rows = rows_for(verb, 4)
+    make_trainer(verb, tmp_path, rows=rows, trainer={"reward_funcs": [first, second]}, **group).train()
+    said = {line["alarm"]: line["text"] for line in alarms(tmp_path)}
+    assert "zero_variance_groups" not in said
+    assert said["abstained"].startswith("no completion got a reward: first, second returned None for every one")
+
+
+def test_one_reward_that_abstains_beside_one_that_does_not_is_no_alarm() -> None:
+    args = type("Args", (), {"method": "grpo"})
+    logs = {"rewards/first/abstained_fraction": 1.0, "rewards/second/mean": 0.5, "rewards/second/std": 0.1}
+    assert not list(found_in(logs, 2, args))
+    skipped = {"rewards/first/errors_fraction": 1.0, "reward_std": 0.0}
+    ((kind, text),) = found_in(skipped, 2, args)
+    assert kind == "abstained" and "first failed on every one" in text
+
+
 @pytest.mark.parametrize(
     ("logs", "kind"),
     [

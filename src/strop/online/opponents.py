@@ -79,11 +79,6 @@ def check_opponent(trainer: Any) -> None:
         raise ConfigError.collect(f"{name} cannot be made from these arguments:", problems)
 
 
-def is_judge(reward: Any) -> bool:
-    """Whether a reward compares two completions, and does not score one."""
-    return hasattr(reward, "probabilities") and hasattr(reward, "compare")
-
-
 def check_judge(args: Any) -> None:
     """Refuse settings that make numbers of what a judge says; a verdict is none."""
     advice = {

@@ -11,9 +11,10 @@ import torch
 
 from strop.losses import mean_of
 from strop.online.groups import Group, replies
-from strop.online.opponents import PairVerdicts, check_judge, check_opponent, is_judge, judged
+from strop.online.opponents import PairVerdicts, check_judge, check_opponent, judged
 from strop.online.trainer import OnlineTrainer
 from strop.records import Example, Extreme, Mean, Scores
+from strop.rewards.judges import as_judge
 from strop.settings.online import OnlineConfig
 from strop.settings.schema import OneOrMore, Range, config
 
@@ -71,7 +72,8 @@ class OnlinePairTrainer(OnlineTrainer):
         if self.has_opponent:
             check_opponent(self)
         alone = source[0] if isinstance(source, (list, tuple)) and len(source) == 1 else source
-        self.has_judge = is_judge(alone)
+        judge = as_judge(alone)
+        self.has_judge = judge is not None
         if self.has_judge:
             check_judge(self.args)
             if self.args.metric_for_best_model in ("reward", "eval_reward"):
@@ -79,7 +81,7 @@ class OnlinePairTrainer(OnlineTrainer):
                 self.say(
                     f"The mean of a judge's verdicts is 1/2 always; the best checkpoint goes by {self.verdict_metric}."
                 )
-            self._reward_source = (PairVerdicts(alone), tokenizers)
+            self._reward_source = (PairVerdicts(judge), tokenizers)
         super().after_init()
 
     def score_groups(self, groups: list[Group], mode: str) -> None:

@@ -43,7 +43,7 @@ _HOMES = {
     "code_execution": ("Execution", "run_code"),
     "model_reward": ("ModelReward",),
     "process_reward": ("ProcessReward",),
-    "judges": ("Judge", "RandomJudge", "RewardModelJudge", "RuleJudge"),
+    "judges": ("Judge", "RandomJudge", "RankJudge", "RewardModelJudge", "RuleJudge"),
     "judge_reward": ("JudgeReward",),
     "language_model_judge": ("LanguageModelJudge",),
     "endpoint_judge": ("EndpointJudge",),

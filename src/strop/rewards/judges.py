@@ -4,7 +4,7 @@
     judge.probabilities(prompts, pairs)    ->  P(the first wins) in [0, 1], or None, per pair
 
 Judges read plain text, not chat tokens. Two identical completions carry no preference: they are a tie and are not
-shown to the judge at all. What a judge cannot answer is None, never a win of one side.
+shown to the judge at all. What a judge cannot answer is None, never a win of one side. `as_judge` takes TRL's too.
 """
 
 from __future__ import annotations
@@ -98,6 +98,42 @@ class RuleJudge(Judge):
             if winner not in (0, 1, None):
                 raise RewardError(f"The rule must return 0, 1 or None; for pair {index} it gave {describe(winner)}.")
         return [None if winner is None else 1.0 - winner for winner in winners]
+
+
+class RankJudge(Judge):
+    """A judge made of one of TRL's: an object with `judge(prompts, completions, shuffle_order)`.
+
+    Args:
+        ranks: its `judge` receives texts, two completions for each prompt, and returns for each pair the index of the
+            better one, or -1 where it cannot say. `shuffle_order` is left as it has it.
+    """
+
+    def __init__(self, ranks: Any) -> None:
+        self.ranks = ranks
+        self.name = type(ranks).__name__
+
+    def judge_pairs(self, prompts: Sequence[Any], pairs: Sequence[Pair]) -> Sequence[float | None]:
+        winners = self.ranks.judge(list(prompts), [list(pair) for pair in pairs])
+        if hasattr(winners, "tolist"):
+            winners = winners.tolist()
+        if not isinstance(winners, (list, tuple)) or len(winners) != len(pairs):
+            raise RewardError(
+                f"{self.name} must give {len(pairs)} verdicts, one per pair; it gave {describe(winners)}."
+            )
+        for index, winner in enumerate(winners):
+            if isinstance(winner, bool) or not isinstance(winner, int) or winner not in (0, 1, -1):
+                raise RewardError(
+                    f"The method judge of {self.name} must return 0, 1, or -1 where it cannot say, for each pair; for "
+                    f"pair {index} it gave {describe(winner)}."
+                )
+        return [None if winner == -1 else 1.0 - winner for winner in winners]
+
+
+def as_judge(given: Any) -> Any | None:
+    """What compares two completions: a `Judge`, or an object with TRL's method `judge`; None for all else."""
+    if hasattr(given, "probabilities") and hasattr(given, "compare"):
+        return given
+    return RankJudge(given) if callable(getattr(given, "judge", None)) and not callable(given) else None
 
 
 class RandomJudge(Judge):

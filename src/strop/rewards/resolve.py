@@ -14,6 +14,8 @@ from typing import Any
 
 from strop.errors import ConfigError, SetupError, did_you_mean
 from strop.rewards.contract import RewardFunction
+from strop.rewards.judge_reward import JudgeReward
+from strop.rewards.judges import as_judge
 
 VERIFIERS = {
     "accuracy_reward": "strop.rewards.accuracy",
@@ -60,7 +62,7 @@ def resolve_rewards(
     given = list(reward_funcs) if isinstance(reward_funcs, (list, tuple)) else [reward_funcs]
     if not given or any(item is None for item in given):
         raise ConfigError("No reward was given. Pass reward_funcs: a function, a model, a judge, or a list of these.")
-    tokenizers = _aligned(processing_classes, len(given))
+    tokenizers = _aligned(processing_classes, given)
     resolved = [
         _resolve(item, tokenizer, device, model_init_kwargs or {})
         for item, tokenizer in zip(given, tokenizers, strict=True)
@@ -83,10 +85,8 @@ def _resolve(item: Any, tokenizer: Any, device: Any, model_init_kwargs: dict[str
         from strop.rewards.load_reward import wrap_reward_model
 
         item = wrap_reward_model(item, tokenizer)
-    if hasattr(item, "probabilities") and hasattr(item, "compare"):
-        from strop.rewards.judge_reward import JudgeReward
-
-        item = JudgeReward(item)
+    if (judge := as_judge(item)) is not None:
+        item = JudgeReward(judge)
     if not callable(item):
         raise ConfigError(
             f"{item!r} is not a reward. Pass a function (completions, **kwargs) -> list of numbers, "
@@ -128,14 +128,25 @@ def name_of(function: Any) -> str:
     return str(name or type(function).__name__)
 
 
-def _aligned(processing_classes: Any, n_rewards: int) -> Sequence[Any]:
-    if processing_classes is None:
-        return [None] * n_rewards
+def _is_model(item: Any) -> bool:
+    torch = sys.modules.get("torch")
+    if isinstance(item, str):
+        return _function_by_name(item) is None
+    return torch is not None and isinstance(item, torch.nn.Module)
+
+
+def _aligned(processing_classes: Any, rewards: Sequence[Any]) -> Sequence[Any]:
     if not isinstance(processing_classes, (list, tuple)):
-        return [processing_classes] * n_rewards
-    if len(processing_classes) != n_rewards:
+        n_models = sum(map(_is_model, rewards)) if processing_classes is not None else 0
+        if n_models > 1:
+            raise ConfigError(
+                f"One reward processing class was given for {n_models} reward models, whose tokens may differ. Give a "
+                "list with one per reward; None where the reward is a function or uses its own tokenizer."
+            )
+        return [processing_classes] * len(rewards)
+    if len(processing_classes) != len(rewards):
         raise ConfigError(
-            f"{len(processing_classes)} reward processing classes were given for {n_rewards} rewards. "
+            f"{len(processing_classes)} reward processing classes were given for {len(rewards)} rewards. "
             "Give one per reward; None where the reward is a function or uses its own tokenizer."
         )
     return processing_classes

@@ -21,6 +21,8 @@ from strop.watch.run_directory import append_jsonl
 FULL = 1.0 - 1e-9
 KL_LIMITS = {"kl": (1.0, "token"), "objective/kl": (100.0, "completion")}
 """Logged KL (nats) above which policy and reference have little in common, and what it is counted per."""
+MISSING = ("abstained_fraction", "errors_fraction", "timeouts_fraction")
+"""Logged shares of a reward's completions that got no number from it."""
 MAX_ROWS_NAMED = 12
 
 
@@ -157,7 +159,15 @@ def found_in(logs: Mapping[str, Any], num_generations: int, args: Any) -> Iterat
         return float(number) if isinstance(number, (int, float)) and math.isfinite(number) else 0.0
 
     flat = value("frac_reward_zero_std") >= FULL and num_generations > 1
-    if flat or value("pairs/dropped_ratio") >= FULL:
+    if unrewarded := no_reward_at_all(logs):
+        yield (
+            "abstained",
+            (
+                f"no completion got a reward: {unrewarded}. Nothing can be learned from these. Look at them in "
+                "samples.jsonl, and at what the rewards expect; None is for completions that a reward cannot judge."
+            ),
+        )
+    elif flat or value("pairs/dropped_ratio") >= FULL:
         yield (
             "zero_variance_groups",
             (
@@ -195,3 +205,22 @@ def found_in(logs: Mapping[str, Any], num_generations: int, args: Any) -> Iterat
                     "Read samples.jsonl; lower the learning rate or raise beta."
                 ),
             )
+
+
+def no_reward_at_all(logs: Mapping[str, Any]) -> str:
+    """Which rewards abstained from all completions, or failed on all that are left out; empty if one gave a number."""
+    shares: dict[str, float] = {}  # name -> share of completions without a number
+    for key, share in logs.items():
+        kind, _, rest = key.partition("/")
+        name, _, fate = rest.rpartition("/")
+        if kind != "rewards" or not name:
+            continue
+        if fate == "mean":
+            return ""
+        if fate in MISSING:
+            shares[name] = shares.get(name, 0.0) + share
+    missing = [name for name, share in shares.items() if share >= FULL]
+    silent = [name for name in missing if logs.get(f"rewards/{name}/abstained_fraction", 0.0) >= FULL]
+    failed = [name for name in missing if name not in silent]
+    said = [f"{', '.join(silent)} returned None for every one"] if silent else []
+    return "; ".join(said + ([f"{', '.join(failed)} failed on every one"] if failed else []))
