@@ -179,8 +179,8 @@ MUTATIONS = (
         edits=(
             Edit(
                 "watch/alarms.py",
-                '    if flat or value("pairs/dropped_ratio") >= FULL:\n',
-                "    if flat and num_generations < 0:\n",
+                '    elif flat or value("pairs/dropped_ratio") >= FULL:\n',
+                "    elif flat and num_generations < 0:\n",
             ),
         ),
         tests=("tests/watch/test_alarms.py::test_rewards_that_never_differ_are_an_alarm",),
