@@ -78,6 +78,8 @@ PROMISES: tuple[Promise, ...] = (
             "tests/data/test_truncate.py",
             "tests/data/test_properties.py",
             "tests/data/test_stops.py",
+            "tests/data/test_flags_and_calls.py",
+            "tests/engine/test_rows.py",
             "tests/rewards/test_model_reward.py",
             "tests/rewards/test_reward_tokens.py",
             "tests/rollout/test_turns.py",

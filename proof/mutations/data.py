@@ -278,4 +278,28 @@ MUTATIONS = (
         edits=(Edit("data/padding.py", "if not pa.types.is_null(part.type))", "if True)"),),
         tests=("tests/data/test_padding.py::test_one_text_whatever_way_the_rows_come",),
     ),
+    Mutation(
+        name="flagged-messages-are-learned",
+        promises=(4,),
+        history="Messages with weight 0 or train: false were trained on (verl, axolotl and the OpenAI form have them).",
+        edits=(
+            Edit(
+                "data/messages.py",
+                'return message["role"] in TOOL_ROLES or is_learned(message) is False',
+                'return message["role"] in TOOL_ROLES',
+            ),
+        ),
+        tests=("tests/data/test_flags_and_calls.py::test_a_message_that_is_not_to_be_learned_is_not",),
+        quick=True,
+    ),
+    Mutation(
+        name="stop-ids-of-the-model-are-unknown",
+        promises=(4,),
+        history=(
+            "generation_config.eos_token_id never reached tokenisation: the line break after a turn's end was learned "
+            "(Llama 3)."
+        ),
+        edits=(Edit("engine/rows.py", "if token in own)", "if False)"),),
+        tests=("tests/engine/test_rows.py::test_the_turn_end_of_a_generation_config_ends_a_completion",),
+    ),
 )

@@ -46,7 +46,7 @@ def test_rewritten_history() -> None:
     assert not complete and [text[a:b] for a, b in spans] == ["<think>y</think>d<|im_end|>"]
 
 
-def test_tool_spans() -> None:
+def test_hidden_spans() -> None:
     renderer = chat("chatml_tools")
     talk = [
         user("a"),
@@ -56,9 +56,9 @@ def test_tool_spans() -> None:
         assistant("d"),
     ]
     text = renderer.render_whole(talk, None, {})
-    ((start, end),) = renderer.tool_spans(talk, None, {}, text) or []
+    ((start, end),) = renderer.hidden_spans(talk, None, {}, text) or []
     assert text[start:end] == "<|im_start|>user\n<r>1</r>\n<r>2</r><|im_end|>\n"
-    assert chat("chatml").tool_spans(TALK, None, {}, renderer.render_whole(TALK, None, {})) == []
+    assert chat("chatml").hidden_spans(TALK, None, {}, renderer.render_whole(TALK, None, {})) == []
 
 
 @pytest.mark.parametrize(

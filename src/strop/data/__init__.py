@@ -3,7 +3,7 @@
 rows.py, load.py, signatures.py, textfiles.py, arrow.py   whatever the user has -> rows; errors name file, line, cause
 padding.py, user_code.py   the None that Arrow adds; rows that a formatting function or a collator makes
 kinds.py, detect.py, layouts.py, public_sets.py   which columns hold what; layouts of public sets
-messages.py, cases.py, convert.py   rows -> checked cases of the kind that a method needs
+columns.py, messages.py, cases.py, convert.py   rows -> checked cases of the kind that a method needs
 options.py, encode.py, chat.py, stops.py, trees.py, truncate.py   cases -> token trees (rules R1-R14)
 checks.py, findings.py, leaks.py, report.py   the account: broken rows, rows left out, lengths, a rendered row
 dataset.py, store.py, cache_folder.py, prepare.py   trees on demand, remembered, cached

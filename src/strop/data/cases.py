@@ -6,23 +6,22 @@ that is in order but cannot be learned from becomes a case with `left_out` set, 
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+from strop.data.columns import Said, read_label, read_margin, read_said, read_step_label, read_text
 from strop.data.convert import split_ids, split_messages, split_text
 from strop.data.findings import RowProblem, kind_of_value
 from strop.data.kinds import ACCEPTED, FORMS, DatasetKind, form_of
 from strop.data.layouts import adapt, refuse_hidden_prompt
-from strop.data.messages import Message, is_conversation, is_empty, read_messages, read_tools
+from strop.data.messages import Message, is_empty, is_learned, read_messages, read_tools
 from strop.data.options import TokenizeOptions
 from strop.data.rows import plain
 from strop.data.token_columns import read_ids, read_mask
 from strop.records import Row
 
-Said = str | list[Message]
 MARK = re.compile(r"\[([+-])\]")
 SHARED_COLUMNS = ("tools", "chat_template_kwargs")
 
@@ -94,6 +93,8 @@ def _refuse_masks(case: Case, kind: DatasetKind, options: TokenizeOptions) -> No
     column = case.form if case.prompt is None else "completion"
     if options.assistant_only_loss and not case.chat:
         raise RowProblem(column, "is plain text, but assistant_only_loss=True", "Use conversations, or turn it off")
+    if options.assistant_only_loss and any(m["role"] != "assistant" and is_learned(m) for m in case.completions[0]):
+        raise RowProblem(column, "has a flag to learn another's message, but assistant_only_loss=True", "Remove one")
     if options.completion_only_loss and case.prompt is None:
         fix = "Use assistant_only_loss=True" if case.chat else "Use 'prompt' and 'completion' columns"
         raise RowProblem(column, "has no prompt, but completion_only_loss=True", f"{fix}, or turn it off")
@@ -115,38 +116,6 @@ def _template_kwargs(row: Row, options: TokenizeOptions) -> dict[str, Any]:
 def _columns(row: Row, *used: str) -> dict[str, Any]:
     hidden = {*used, *SHARED_COLUMNS}
     return {key: value for key, value in row.items() if key not in hidden}
-
-
-def read_text(row: Row, column: str) -> str:
-    """A column that must be a string; raises `RowProblem`."""
-    value = plain(row.get(column))
-    if not isinstance(value, str):
-        if value is None:
-            cause, fix = ("is None" if column in row else "is missing"), "Give it a string, or remove the row"
-        else:
-            cause, fix = f"is {kind_of_value(value)}, not a string", "Write text"
-        raise RowProblem(column, cause, fix)
-    return value
-
-
-def read_said(row: Row, column: str, options: TokenizeOptions) -> Said:
-    """A column that may be a string or messages; raises `RowProblem`."""
-    value = plain(row.get(column))
-    if is_conversation(value):
-        return read_messages(value, column, options.extra_roles)
-    if value is not None and not isinstance(value, str):
-        raise RowProblem(column, f"is {kind_of_value(value)}", "Write a string, or a list of messages")
-    return read_text(row, column)
-
-
-def read_label(row: Row) -> bool:
-    """The `label` column as true or false; raises `RowProblem`."""
-    value = plain(row.get("label"))
-    if isinstance(value, str) and value.strip().lower() in ("true", "false", "0", "1"):
-        return value.strip().lower() in ("true", "1")
-    if isinstance(value, bool) or (isinstance(value, int | float) and value in (0, 1)):
-        return bool(value)
-    raise RowProblem("label", f"is {kind_of_value(value)}", "Write true (desirable) or false (undesirable)")
 
 
 def _align(prompt: Said, completions: list[Said]) -> tuple[Said, list[Said], bool]:
@@ -247,7 +216,7 @@ def _read_pair(row: Row, kind: DatasetKind, options: TokenizeOptions, form: str)
     _need_answer(rejected, "rejected")
     extras: dict[str, Any] = {"columns": _columns(row, "prompt", "chosen", "rejected")}
     if kind is DatasetKind.PREFERENCE and row.get("margin") is not None:
-        extras["margin"] = _read_margin(extras["columns"].pop("margin"))
+        extras["margin"] = read_margin(extras["columns"].pop("margin"))
     if kind is DatasetKind.PROMPT_ONLY:
         extras["columns"] |= {"chosen": row["chosen"], "rejected": row["rejected"]}
         return [Case(form, prompt, [], chat, extras=extras, notes=notes)]
@@ -293,20 +262,11 @@ def _share_context(chosen: list[Message], rejected: list[Message]) -> bool:
     return min(len(chosen), len(rejected)) > 1 and chosen[0] == rejected[0] and chosen[0]["role"] != "assistant"
 
 
-def _read_margin(value: Any) -> float:
-    value = plain(value)
-    try:
-        margin = float(value) if not isinstance(value, bool) else math.nan
-    except (TypeError, ValueError, OverflowError):
-        margin = math.nan
-    if not math.isfinite(margin):
-        raise RowProblem("margin", f"is {kind_of_value(value)}", "Write a finite number")
-    return margin
-
-
 def _read_prompt(row: Row, kind: DatasetKind, options: TokenizeOptions, form: str) -> list[Case]:
     prompt = read_said(row, "prompt", options)
-    return [Case(form, prompt, [], not isinstance(prompt, str), extras={"columns": _columns(row, "prompt")})]
+    shared = {name: row[name] for name in SHARED_COLUMNS if row.get(name) is not None}  # a reward may ask for them
+    columns = _columns(row, "prompt") | shared
+    return [Case(form, prompt, [], not isinstance(prompt, str), extras={"columns": columns})]
 
 
 def _read_steps(row: Row, kind: DatasetKind, options: TokenizeOptions, form: str) -> list[Case]:
@@ -320,16 +280,9 @@ def _read_steps(row: Row, kind: DatasetKind, options: TokenizeOptions, form: str
             raise RowProblem("completions", f"step {number} is {kind_of_value(step)}", "Write each step as a string")
     if len(steps) != len(labels):
         raise RowProblem("labels", f"has {len(labels)} labels for {len(steps)} steps", "Give one label per step")
-    read = [_read_step_label(label, number) for number, label in enumerate(labels)]
+    read = [read_step_label(label, number) for number, label in enumerate(labels)]
     columns = _columns(row, "prompt", "completions", "labels")
     return [_stepwise(form, prompt, list(steps), read, columns, kind, options)]
-
-
-def _read_step_label(value: Any, number: int) -> float:
-    value = plain(value)
-    if isinstance(value, bool | int | float) and 0 <= value <= 1:
-        return float(value)
-    raise RowProblem("labels", f"label {number} is {kind_of_value(value)}", "Write true, false, or a number in 0..1")
 
 
 def _stepwise(
@@ -417,7 +370,7 @@ def _read_token_parts(row: Row, kind: DatasetKind, options: TokenizeOptions, for
     left_out = left_out or (("empty_completion", f"{empty[0]} is empty") if empty else None)
     if kind is DatasetKind.PREFERENCE:
         if row.get("margin") is not None:
-            extras["margin"] = _read_margin(extras["columns"].pop("margin"))
+            extras["margin"] = read_margin(extras["columns"].pop("margin"))
         return [Case(form, prompt, parts, ids=True, extras=extras, left_out=left_out)]
     if kind is not DatasetKind.UNPAIRED_PREFERENCE:
         return [Case(form, prompt, parts, ids=True, extras=extras, left_out=left_out)]

@@ -6,11 +6,12 @@ comes first. A completion is the end of the joint rendering.
 
 from __future__ import annotations
 
+import json
 import re
 from typing import Any
 
 from strop.data.encode import Encoder
-from strop.data.messages import TOOL_ROLES, Message
+from strop.data.messages import Message, is_hidden
 from strop.errors import ConfigError
 
 GENERATION = re.compile(r"\{%-?\s*generation\s*-?%\}")
@@ -41,17 +42,29 @@ class Chat:
 
     def marks_generation(self, tools: list[Any] | None) -> bool:
         """Whether the template marks the assistant's words with `{% generation %}`."""
-        return bool(GENERATION.search(self.tokenizer.get_chat_template(self.template, tools) or ""))
+        return bool(GENERATION.search(self._source(tools)))
 
     def render(self, messages: list[Message], tools: list[Any] | None, kwargs: dict[str, Any], **ending: bool) -> str:
         """The text of a conversation; `ending` may be add_generation_prompt or continue_final_message."""
-        try:
-            return self.tokenizer.apply_chat_template(
-                messages, tools=tools, chat_template=self.template, tokenize=False, **kwargs, **ending
-            )
-        except Exception as problem:  # a template is code of its author: it may raise anything
-            message = str(problem).strip().splitlines() or [type(problem).__name__]
-            raise Unrenderable(message[0][:200]) from None
+        return self._apply(messages, tools, {**kwargs, **ending, "tokenize": False})
+
+    def _apply(self, messages: list[Message], tools: list[Any] | None, settings: dict[str, Any]) -> Any:
+        """What the template makes of messages, in the form that it wants: with tool-call arguments as objects (to be
+        printed by `tojson`), or as JSON text where it joins them to text and objects raise."""
+        forms = [messages]
+        if any(message.get("tool_calls") for message in messages):
+            forms.append([with_text_arguments(message) for message in messages])
+        first: Exception | None = None
+        for form in forms:
+            try:
+                return self.tokenizer.apply_chat_template(form, tools=tools, chat_template=self.template, **settings)
+            except Exception as problem:  # a template is code of its author: it may raise anything
+                first = first or problem
+        said = str(first).strip().splitlines() or [type(first).__name__]
+        raise Unrenderable(said[0][:200]) from None
+
+    def _source(self, tools: list[Any] | None) -> str:
+        return self.tokenizer.get_chat_template(self.template, tools) or ""
 
     def render_prompt(self, messages: list[Message], tools: list[Any] | None, kwargs: dict[str, Any]) -> str:
         """The text of a prompt, opened for an answer: a new turn, or the rest of a begun one (rule R8)."""
@@ -73,19 +86,8 @@ class Chat:
         self, messages: list[Message], tools: list[Any] | None, kwargs: dict[str, Any]
     ) -> tuple[list[int], list[int]]:
         """Ids and 0/1 mask of a whole conversation, from the template's `{% generation %}` marks."""
-        try:
-            found = self.tokenizer.apply_chat_template(
-                messages,
-                tools=tools,
-                chat_template=self.template,
-                tokenize=True,
-                return_dict=True,
-                return_assistant_tokens_mask=True,
-                **kwargs,
-            )
-        except Exception as problem:  # see render
-            message = str(problem).strip().splitlines() or [type(problem).__name__]
-            raise Unrenderable(message[0][:200]) from None
+        wanted = {"tokenize": True, "return_dict": True, "return_assistant_tokens_mask": True}
+        found = self._apply(messages, tools, {**kwargs, **wanted})
         return list(found["input_ids"]), [int(on) for on in found["assistant_masks"]]
 
     def answer_spans(
@@ -135,17 +137,19 @@ class Chat:
         found = text.find(header) if header else -1
         return text[: found + len(header)] if found >= 0 else None
 
-    def tool_spans(
+    def hidden_spans(
         self, messages: list[Message], tools: list[Any] | None, kwargs: dict[str, Any], text: str
     ) -> Spans | None:
-        """Characters of `text` that came from tools, None if the template rewrites history (rule R11)."""
+        """Characters of `text` that tools said (rule R11) or whose message says that it is not learned.
+
+        None if the template rewrites history, so that they cannot be found.
+        """
         spans: Spans = []
         start = None
         for k, message in enumerate(messages):
-            from_tool = message["role"] in TOOL_ROLES
-            if from_tool and start is None:
+            if is_hidden(message) and start is None:
                 start = k
-            last = k + 1 == len(messages) or messages[k + 1]["role"] not in TOOL_ROLES
+            last = k + 1 == len(messages) or not is_hidden(messages[k + 1])
             if start is not None and last:
                 before = self.render(messages[:start], tools, kwargs) if start else ""
                 after = text if k + 1 == len(messages) else self.render(messages[: k + 1], tools, kwargs)
@@ -154,3 +158,23 @@ class Chat:
                 spans.append((len(before), len(after)))
                 start = None
         return spans
+
+
+def with_text_arguments(message: Message) -> Message:
+    """A message whose tool calls have their arguments as JSON text."""
+
+    def as_text(call: Message) -> Message:
+        if isinstance(call.get("function"), dict):
+            return {**call, "function": as_text(call["function"])}
+        arguments = call.get("arguments")
+        return call if isinstance(arguments, str) else {**call, "arguments": json.dumps(arguments, ensure_ascii=False)}
+
+    return {**message, "tool_calls": list(map(as_text, message["tool_calls"]))} if "tool_calls" in message else message
+
+
+def loses_calls(messages: list[Message], text: str) -> bool:
+    """Whether a rendering lacks the name of a function that the messages call: the template prints no calls, or only
+    those of a form that `apply_chat_template` does not hand to it (a content that is None)."""
+    calls = [call for message in messages for call in message.get("tool_calls", ())]
+    names = [(call.get("function") or call).get("name") for call in calls]
+    return any(isinstance(name, str) and name not in text for name in names)

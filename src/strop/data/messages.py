@@ -30,6 +30,10 @@ SHAREGPT = {
 """Who speaks in a ShareGPT `from`, and the role it is."""
 
 
+FLAGS = {"weight": 1, "train": 1, "training": 1, "trainable": 1, "loss_mask": 1, "masked": 0}
+"""Keys of a message that say whether it is learned, and the value that says yes."""
+
+
 def is_conversation(value: Any) -> bool:
     """Whether a column's value is meant as messages: a list (empty or of objects), or a single message."""
     if isinstance(value, dict):
@@ -86,6 +90,10 @@ def _read_message(message: Any, number: int, column: str, extra_roles: Sequence[
         if not found["tool_calls"]:
             del found["tool_calls"]
     found["content"] = _read_content(found, number, column)
+    for key in FLAGS.keys() & found.keys():
+        if not isinstance(found[key], bool | int | float) or found[key] not in (0, 1):
+            message = f"message {number} has {kind_of_value(found[key])} as its {key}"
+            raise RowProblem(column, message, "Write 1 or 0 (true or false): a message is learned or not")
     return found
 
 
@@ -176,6 +184,17 @@ def _is_json(text: str) -> bool:
     except (ValueError, RecursionError):
         return False
     return True
+
+
+def is_learned(message: Message) -> bool | None:
+    """What the flags of a message say: True, or False where one says that it is not learned; None without a flag."""
+    said = [bool(message[key]) == bool(yes) for key, yes in FLAGS.items() if key in message]
+    return all(said) if said else None
+
+
+def is_hidden(message: Message) -> bool:
+    """Whether a message is never scored: a tool said it, or it says so itself."""
+    return message["role"] in TOOL_ROLES or is_learned(message) is False
 
 
 def is_empty(message: Message) -> bool:

@@ -32,6 +32,10 @@ FLAGS = {
         "the chat template rewrites earlier turns, so only the last answer is learned",
         "Use a template with {% generation %} marks, or split conversations into one row per answer",
     ),
+    "calls_lost": (
+        "the chat template does not print tool calls, so they are not learned",
+        "Use the template of a model that calls tools (chat_template_path)",
+    ),
     "no_stop": (
         "the chat template does not end the answer in a stop token, so the model is not taught to stop",
         "Set eos_token to the token that ends a turn",

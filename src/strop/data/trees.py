@@ -9,10 +9,10 @@ from __future__ import annotations
 from typing import Any
 
 from strop.data.cases import Case
-from strop.data.chat import Chat, Spans, Unrenderable
+from strop.data.chat import Chat, Spans, Unrenderable, loses_calls
 from strop.data.encode import Ask, Encoded, Encoder, Job, common_prefix
 from strop.data.kinds import DatasetKind
-from strop.data.messages import TOOL_ROLES, Message
+from strop.data.messages import Message, is_hidden, is_learned
 from strop.data.options import TokenizeOptions
 from strop.data.truncate import Tokenized, cut_flat, overlong, scored, truncate
 
@@ -98,7 +98,9 @@ class TreeBuilder:
         prompt_text = self.chat.render_prompt(case.prompt, case.tools, case.template_kwargs)
         joined = [join_turns(case.prompt, said) for said in case.completions]
         texts = [self.chat.render_whole(messages, case.tools, case.template_kwargs) for messages, _ in joined]
-        masked = [any(m["role"] != "assistant" for m in said) or len(said) > 1 for said in case.completions]
+        masked = [
+            any(m["role"] != "assistant" or is_hidden(m) for m in said) or len(said) > 1 for said in case.completions
+        ]
         prompt, *joint = yield Ask([prompt_text, *texts], any(masked) and self.encoder.is_fast)
         shared = min(common_prefix(prompt.ids, whole.ids) for whole in joint)
         if shared < len(prompt.ids) and self.options.boundary == "error":
@@ -124,9 +126,13 @@ class TreeBuilder:
                 mask, complete = yield from self._answer_mask(
                     case, messages, texts[index], joint[index], first, starts[index]
                 )
+                if any(is_learned(message) is False for message in case.completions[index]):
+                    mask = yield from self._hide(case, messages, texts[index], joint[index], mask, starts[index])
                 tree.masks[index] = mask[shared:]
                 if not complete:
                     tree.flag("last_turn")
+        if any(loses_calls(messages, text) for (messages, _), text in zip(joined, texts, strict=True)):
+            tree.flag("calls_lost")
         return self._note_stop(tree)
 
     def _note_stop(self, tree: Tokenized) -> Tokenized:
@@ -158,6 +164,19 @@ class TreeBuilder:
         spans, complete = self.chat.answer_spans(messages, case.tools, case.template_kwargs, text, first)
         spans = [(max(begin - start, 0), end - start) for begin, end in spans if end > start]
         return (yield from self._mask_of_spans(text[start:], found, spans)), complete
+
+    def _hide(
+        self, case: Case, messages: list[Message], text: str, found: Encoded, mask: list[int], start: int = 0
+    ) -> Job[list[int]]:
+        """A mask without what is never scored: what tools said, and messages that say so themselves."""
+        spans = self.chat.hidden_spans(messages, case.tools, case.template_kwargs, text)
+        if spans is None:
+            if any(is_learned(message) is False for message in messages):
+                raise Unrenderable("it rewrites history, so a message that is not to be learned cannot be found in it")
+            return mask
+        spans = [(max(begin - start, 0), end - start) for begin, end in spans if end > start]
+        off = yield from self._mask_of_spans(text[start:], found, spans)
+        return [on & (1 - hidden) for on, hidden in zip(mask, off, strict=True)]
 
     def _end_at_stop(self, ids: list[int], mask: list[int]) -> list[int]:
         """A template's mask without what its marks enclose after an end of turn (a line break, as a rule)."""
@@ -238,23 +257,20 @@ class TreeBuilder:
         if case.prompt is not None:
             messages, _ = join_turns(case.prompt, messages)
         text = self.chat.render_whole(messages, case.tools, case.template_kwargs)
-        tools = any(message["role"] in TOOL_ROLES for message in messages)
-        masked = self.options.assistant_only_loss or tools
+        hidden = any(map(is_hidden, messages))
+        masked = self.options.assistant_only_loss or hidden
         (whole,) = yield Ask([text], masked and self.encoder.is_fast)
         mask = [1] * len(whole.ids)
         flags: tuple[str, ...] = ()
         if masked:
-            spans = (
-                None
-                if self.options.assistant_only_loss
-                else self.chat.tool_spans(messages, case.tools, case.template_kwargs, text)
-            )
-            if spans is not None:
-                off = yield from self._mask_of_spans(text, whole, spans)
-                mask = [1 - hidden for hidden in off]
-            else:
+            rewritten = self.chat.hidden_spans(messages, case.tools, case.template_kwargs, text) is None
+            if self.options.assistant_only_loss or rewritten:
                 mask, complete = yield from self._answer_mask(case, messages, text, whole)
                 flags = () if complete else ("last_turn",)
+            if hidden:
+                mask = yield from self._hide(case, messages, text, whole, mask)
+        if loses_calls(messages, text):
+            flags = (*flags, "calls_lost")
         if any(mask) and not self._learns_stop(whole.ids, mask):
             flags = (*flags, "no_stop")
         return whole.ids, mask, flags

@@ -1,0 +1,66 @@
+"""Single columns of a row, read and checked: text, text or messages, a label, a margin."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from strop.data.findings import RowProblem, kind_of_value
+from strop.data.messages import Message, is_conversation, read_messages
+from strop.data.options import TokenizeOptions
+from strop.data.rows import plain
+from strop.records import Row
+
+Said = str | list[Message]
+
+
+def read_text(row: Row, column: str) -> str:
+    """A column that must be a string; raises `RowProblem`."""
+    value = plain(row.get(column))
+    if not isinstance(value, str):
+        if value is None:
+            cause, fix = ("is None" if column in row else "is missing"), "Give it a string, or remove the row"
+        else:
+            cause, fix = f"is {kind_of_value(value)}, not a string", "Write text"
+        raise RowProblem(column, cause, fix)
+    return value
+
+
+def read_said(row: Row, column: str, options: TokenizeOptions) -> Said:
+    """A column that may be a string or messages; raises `RowProblem`."""
+    value = plain(row.get(column))
+    if is_conversation(value):
+        return read_messages(value, column, options.extra_roles)
+    if value is not None and not isinstance(value, str):
+        raise RowProblem(column, f"is {kind_of_value(value)}", "Write a string, or a list of messages")
+    return read_text(row, column)
+
+
+def read_label(row: Row) -> bool:
+    """The `label` column as true or false; raises `RowProblem`."""
+    value = plain(row.get("label"))
+    if isinstance(value, str) and value.strip().lower() in ("true", "false", "0", "1"):
+        return value.strip().lower() in ("true", "1")
+    if isinstance(value, bool) or (isinstance(value, int | float) and value in (0, 1)):
+        return bool(value)
+    raise RowProblem("label", f"is {kind_of_value(value)}", "Write true (desirable) or false (undesirable)")
+
+
+def read_margin(value: Any) -> float:
+    """A finite number; raises `RowProblem`."""
+    value = plain(value)
+    try:
+        margin = float(value) if not isinstance(value, bool) else math.nan
+    except (TypeError, ValueError, OverflowError):
+        margin = math.nan
+    if not math.isfinite(margin):
+        raise RowProblem("margin", f"is {kind_of_value(value)}", "Write a finite number")
+    return margin
+
+
+def read_step_label(value: Any, number: int) -> float:
+    """The label of step `number`, 0 to 1; raises `RowProblem`."""
+    value = plain(value)
+    if isinstance(value, bool | int | float) and 0 <= value <= 1:
+        return float(value)
+    raise RowProblem("labels", f"label {number} is {kind_of_value(value)}", "Write true, false, or a number in 0..1")
