@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from strop.report.entry import FAMILIES
+from strop.metric import FAMILIES
 from strop.report.glossary import GLOSSARY, lookup, split_evaluation
 from strop.testing.cases import ONLINE, make_trainer, rows_for
 

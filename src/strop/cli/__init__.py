@@ -8,7 +8,7 @@ import sys
 import warnings
 
 from strop.errors import StropError, did_you_mean
-from strop.methods.registry import BY_VERB, METHODS
+from strop.methods.registry import BY_VERB, register_installed
 
 TOOLS = {
     "check": "look at a data file: what is in it, what is wrong with it, which methods it fits",
@@ -27,7 +27,7 @@ def usage() -> str:
     """The page that `strop --help` shows."""
     width = max(map(len, [*BY_VERB, *TOOLS]))
     lines = ["usage: strop VERB [--flag value ...]      (strop VERB --help lists the flags)", "", "train:"]
-    lines += [f"  {m.verb:<{width}}  {m.summary}" for m in METHODS]
+    lines += [f"  {m.verb:<{width}}  {m.summary}" for m in BY_VERB.values()]
     lines += ["", "use and look:"] + [f"  {verb:<{width}}  {text}" for verb, text in TOOLS.items()]
     lines += ["", "example:", "  strop dpo --model Qwen/Qwen3-0.6B --dataset pairs.jsonl --lora --output_dir runs/dpo"]
     return "\n".join(lines)
@@ -36,6 +36,7 @@ def usage() -> str:
 def main(argv: list[str] | None = None) -> int:
     """Entry point; returns the exit status: 0 done, 1 stopped by a user or a failure in the run, 2 wrong input."""
     argv = list(sys.argv[1:] if argv is None else argv)
+    register_installed()
     if not argv or argv[0] in ("-h", "--help", "help"):
         print(usage())
         return 0

@@ -31,6 +31,7 @@ from strop.engine.reference_upkeep import upkeep
 from strop.engine.step import default_counts, zero_loss
 from strop.engine.windows import StepSampler, StreamWindows, window_loader, worker_options
 from strop.losses.reduce import step_loss
+from strop.metric import Entry
 from strop.model import LayoutChoice, base_model, build_batch, layout_of, score_batch
 from strop.model.router import router_coefficient
 from strop.records import Batch, Counts, Example, LossOutput, Mean, Scores, StepContext, StepWork, Want
@@ -52,6 +53,7 @@ class BaseTrainer(NoDeadOverrides, CheckpointMixin, EvaluationMixin, Trainer):
     remembers_reference: ClassVar[bool] = True  # rows come again, so their reference scores are worth keeping
     reference_want: ClassVar[Want] = Want.LOGPS
     reference_in_loss: ClassVar[bool] = True  # False: its scores are part of the reward
+    glossary: ClassVar[tuple[Entry, ...]] = ()  # what the method logs beside the keys of `strop.report.glossary`
     evaluation_samples: ClassVar[Callable[[Any], TrainerCallback] | None] = None  # what `generate_during_eval` adds
 
     # ---- what a method declares -------------------------------------------------------------------------------

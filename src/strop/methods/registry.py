@@ -1,10 +1,18 @@
-"""The fifteen methods: command-line verb -> where its trainer and config live. Nothing heavy is imported here."""
+"""The fifteen methods, and those of other packages: verb -> where trainer and config live. Nothing heavy is imported.
+
+A package adds a method by an entry point of the group `strop.methods`, `verb = "module:PrefixTrainer"`; a script by
+`register`. Its config is `PrefixConfig` in the same module.
+"""
 
 from __future__ import annotations
 
 import importlib
+import importlib.metadata
+import warnings
 from dataclasses import dataclass
 from typing import Any
+
+from strop.errors import ConfigError
 
 
 @dataclass(frozen=True)
@@ -14,10 +22,11 @@ class Method:
     verb: str
     prefix: str
     summary: str
+    home: str = ""  # the module, where it is not this package's
 
     @property
     def module(self) -> str:
-        return f"strop.methods.{self.verb.replace('-', '_')}"
+        return self.home or f"strop.methods.{self.verb.replace('-', '_')}"
 
     @property
     def trainer_name(self) -> str:
@@ -56,3 +65,39 @@ METHODS = (
 
 BY_VERB = {method.verb: method for method in METHODS}
 BY_CLASS = {name: method for method in METHODS for name in (method.trainer_name, method.config_name)}
+
+GROUP = "strop.methods"
+"""Entry points by which other packages bring methods."""
+
+
+def register(method: Method) -> None:
+    """Make a method of another package known by its verb; the same one again changes nothing.
+
+    Raises:
+        ConfigError: the verb, or a name of its classes, belongs to another method.
+    """
+    names = (method.trainer_name, method.config_name)
+    for known in (BY_VERB.get(method.verb), *(BY_CLASS.get(name) for name in names)):
+        if known is not None and known.module != method.module:
+            raise ConfigError(
+                f"The method '{method.verb}' of {method.module} has a verb or class names that belong to "
+                f"'{known.verb}' of {known.module}. Choose another verb and prefix."
+            )
+    BY_VERB[method.verb] = method
+    BY_CLASS.update(dict.fromkeys(names, method))
+
+
+def register_installed() -> None:
+    """Make the methods of installed packages known; one that cannot be is left out with a warning."""
+    for point in importlib.metadata.entry_points(group=GROUP):
+        module, _, attribute = point.value.partition(":")
+        package = point.dist.name if point.dist is not None else module
+        if not attribute.endswith("Trainer"):
+            warnings.warn(
+                f"{package}: {GROUP} '{point.name}' must be 'module:PrefixTrainer'; got {point.value!r}.", stacklevel=2
+            )
+            continue
+        try:
+            register(Method(point.name, attribute.removesuffix("Trainer"), f"a method of {package}", module))
+        except ConfigError as error:
+            warnings.warn(f"{package}: {error}", stacklevel=2)

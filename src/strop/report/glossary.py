@@ -7,10 +7,10 @@ that scripts know; evaluation logs the same keys with `eval_` (or `eval_NAME_` f
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from fnmatch import fnmatchcase
 
-from strop.report.entry import (
+from strop.metric import (
     CLIPPING,
     COMPLETIONS,
     CRITIC,
@@ -28,7 +28,6 @@ from strop.report.entry import (
 ONLINE = ("grpo", "rloo")
 LN2 = math.log(2)
 
-# fmt: off
 # fmt: off
 _LOSS_ENTRIES = (
     Entry(
@@ -424,13 +423,14 @@ def split_evaluation(key: str) -> tuple[str, str]:
     return ("eval", key.removeprefix("eval_")) if key.startswith("eval_") else ("", key)
 
 
-def lookup(key: str, method: str = "") -> Entry | None:
+def lookup(key: str, method: str = "", own: Sequence[Entry] = ()) -> Entry | None:
     """The entry of a metric key (`eval_` and `eval_NAME_` in front are ignored), None if there is none.
 
     `method` is the config's name in lower case (`"dpo"`): some keys mean different things in different methods.
+    `own` are the entries that a trainer class declares (`glossary`); they come first.
     """
     for candidate in _without_prefixes(key):
-        for entry in GLOSSARY:
+        for entry in (*own, *GLOSSARY):
             if (not entry.methods or method in entry.methods) and fnmatchcase(candidate, entry.key):
                 return entry
     return None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
@@ -11,7 +12,9 @@ from typing import Any
 import yaml
 
 from strop.errors import SetupError
-from strop.report.plain import clean, is_number, mapping, plain
+from strop.metric import FAMILIES, OTHER, Entry
+from strop.report.glossary import lookup
+from strop.report.plain import clean, is_number, mapping, plain, sequence
 
 FILES = ("metrics.jsonl", "samples.jsonl", "config.yaml", "data.json", "run.json")
 """Files by which a folder is known to be a run."""
@@ -31,12 +34,17 @@ class Run:
     config: dict[str, Any] = field(default_factory=dict)
     data: dict[str, dict[str, Any]] = field(default_factory=dict)  # set name -> what the data checks found
     facts: dict[str, Any] = field(default_factory=dict)  # versions, layout, start
+    entries: list[Entry] = field(default_factory=list)  # what the method's class says of its own metrics
     unread: list[str] = field(default_factory=list)  # what could not be read, and why
 
     @property
     def method(self) -> str:
         """The method's name in lower case, or the empty string."""
         return str(self.config.get("method", ""))
+
+    def explained(self, key: str) -> Entry | None:
+        """What a metric means, by the run's own entries or the glossary."""
+        return lookup(key, self.method, self.entries)
 
     def series(self) -> dict[str, list[tuple[float, float]]]:
         """Metric key -> (step, value) points in order of steps; a value that is no finite number is left out."""
@@ -65,6 +73,7 @@ def read_run(folder: Path, name: str | None = None) -> Run:
     run.config = _document(folder / "config.yaml", run.unread)
     run.data = {k: v for k, v in _document(folder / "data.json", run.unread).items() if isinstance(v, dict)}
     run.facts = _document(folder / "run.json", run.unread)
+    run.entries = [entry for note in sequence(run.facts.get("metrics")) if (entry := _entry(mapping(note)))]
     return run
 
 
@@ -135,6 +144,16 @@ def _text(path: Path, unread: list[str]) -> str:
     except OSError as error:
         unread.append(f"{path.name} cannot be read: {error.strerror}.")
         return ""
+
+
+def _entry(note: dict[str, Any]) -> Entry | None:
+    """An entry as the run directory wrote it; None where it is none."""
+    names = {f.name for f in dataclasses.fields(Entry)} - {"methods", "low", "high"}
+    texts = {name: str(value) for name, value in note.items() if name in names}
+    if not {"key", "family", "meaning", "unit", "per"} <= texts.keys():
+        return None
+    texts["family"] = texts["family"] if texts["family"] in FAMILIES else OTHER
+    return Entry(**texts, **{n: float(v) for n in ("low", "high") if is_number(v := note.get(n))})  # type: ignore[arg-type]
 
 
 def _changed(folder: Path) -> int:

@@ -7,9 +7,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from typing import Any
 
+from strop.metric import FAMILIES, OTHER, Entry
 from strop.report.curves import Curve, Point, chart, short
-from strop.report.entry import FAMILIES, OTHER, Entry
-from strop.report.glossary import GLOSSARY, lookup, split_evaluation
+from strop.report.glossary import GLOSSARY, split_evaluation
 from strop.report.plain import is_number, mapping, sequence
 from strop.report.run import Run
 
@@ -73,7 +73,7 @@ def overview(run: Run) -> str:
 
 def health(run: Run, series: Mapping[str, Sequence[Point]]) -> str:
     """The metrics that ended outside their healthy range, with what to do; a sentence if there are none."""
-    known = [(key, entry) for key in series if (entry := lookup(key, run.method)) and _bounded(entry)]
+    known = [(key, entry) for key in series if (entry := run.explained(key)) and _bounded(entry)]
     outside = [(key, entry) for key, entry in known if not _inside(recent(series[key]), entry)]
     if not known:
         return ""
@@ -90,25 +90,25 @@ def charts(run: Run) -> str:
     grouped: dict[str, dict[str, list[Curve]]] = {}
     for key, points in series.items():
         kind, own = split_evaluation(key)
-        entry = lookup(key, run.method)
+        entry = run.explained(key)
         family = entry.family if entry else OTHER
         grouped.setdefault(family, {}).setdefault(own, []).append(Curve(kind or "train", points))
     parts = []
     for family in FAMILIES:
-        ordered = sorted(grouped.get(family, {}).items(), key=lambda item: _rank(item[0], run.method))
-        if cards := [_card(key, curves, run.method) for key, curves in ordered]:
+        ordered = sorted(grouped.get(family, {}).items(), key=lambda item: _rank(item[0], run))
+        if cards := [_card(key, curves, run) for key, curves in ordered]:
             parts.append(f'<h3>{escape(family)}</h3><div class="charts">{"".join(cards)}</div>')
     return "".join(parts) or "<p>No metrics were logged.</p>"
 
 
-def _rank(key: str, method: str) -> int:
+def _rank(key: str, run: Run) -> int:
     """Position of a metric in the glossary."""
-    entry = lookup(key, method)
-    return GLOSSARY.index(entry) if entry else len(GLOSSARY)
+    entry = run.explained(key)
+    return GLOSSARY.index(entry) if entry in GLOSSARY else len(GLOSSARY)
 
 
-def _card(key: str, curves: list[Curve], method: str) -> str:
-    entry = lookup(key, method)
+def _card(key: str, curves: list[Curve], run: Run) -> str:
+    entry = run.explained(key)
     low, high = (entry.low, entry.high) if entry else (None, None)
     named = len(curves) > 1 or curves[0].kind != "train"
     values = "".join(_value(curve, named) for curve in curves)

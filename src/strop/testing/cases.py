@@ -13,7 +13,9 @@ from typing import Any
 
 import torch
 
-from strop.methods.registry import BY_VERB, Method
+from strop.data import DatasetKind
+from strop.methods.registry import BY_VERB, METHODS, Method
+from strop.online.trainer import OnlineTrainer
 from strop.testing.tiny import tiny_model
 from strop.testing.tokenizers import toy_tokenizer
 
@@ -70,15 +72,25 @@ ROWS: dict[str, Callable[[random.Random], dict[str, Any]]] = {
     "gkd": _demonstration,
     **dict.fromkeys(("ppo", "grpo", "rloo", "online-dpo", "nash-md", "xpo-online"), _prompt),
 }
+LIKE = {
+    DatasetKind.LANGUAGE_MODELING: "sft",
+    DatasetKind.PROMPT_COMPLETION: "sft",
+    DatasetKind.PREFERENCE: "dpo",
+    DatasetKind.UNPAIRED_PREFERENCE: "kto",
+    DatasetKind.STEPWISE: "prm",
+    DatasetKind.PROMPT_ONLY: "grpo",
+}
+"""Kind of rows -> a method whose rows suit a method of another package."""
 ONLINE = ("ppo", "grpo", "rloo", "online-dpo", "nash-md", "gkd", "xpo-online")
-CASES = (*BY_VERB, "xpo-online")
+CASES = (*(method.verb for method in METHODS), "xpo-online")
 """The fifteen verbs, and XPO with a reward: without one it learns from pairs."""
 
 
 def rows_for(verb: str, count: int = 12, seed: int = 0) -> list[dict[str, Any]]:
     """`count` rows that the method of `verb` (one of `CASES`) accepts."""
     rng = random.Random(f"{verb} {seed}")
-    return [ROWS[verb](rng) for _ in range(count)]
+    row = ROWS.get(verb) or ROWS[LIKE[method_of(verb).trainer().dataset_kind]]
+    return [row(rng) for _ in range(count)]
 
 
 def settings(verb: str, folder: Path | str, **overrides: Any) -> Any:
@@ -99,9 +111,14 @@ def settings(verb: str, folder: Path | str, **overrides: Any) -> Any:
         "lr_scheduler_type": "constant",
         "seed": 0,
     }
-    if verb in ONLINE:
+    if samples(verb):
         values |= {"max_completion_length": 8, "temperature": 1.0}
     return method_of(verb).config()(**{**values, **overrides})
+
+
+def samples(verb: str) -> bool:
+    """Whether the method of a case samples completions."""
+    return verb in ONLINE or (verb not in CASES and issubclass(method_of(verb).trainer(), OnlineTrainer))
 
 
 def method_of(verb: str) -> Method:
@@ -129,9 +146,11 @@ def make_trainer(
     """
     tokenizer = tokenizer if tokenizer is not None else toy_tokenizer("plain")
     if model is None:
-        model = tiny_model(arch, dtype=dtype, seed=0, task=TASKS.get(verb, "causal"), vocab_size=len(tokenizer))
+        model = tiny_model(
+            arch, dtype=dtype, seed=0, task=(trainer_class or method_of(verb).trainer()).task, vocab_size=len(tokenizer)
+        )
     extra = dict(trainer or {})
-    if verb in ONLINE:
+    if samples(verb):
         rewarded = verb != "gkd"
         extra.setdefault(*(("reward_funcs", letters_reward) if rewarded else ("teacher_model", None)))
         if not rewarded and extra["teacher_model"] is None:

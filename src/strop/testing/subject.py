@@ -79,6 +79,7 @@ def case_like(trainer_class: type) -> str:
         if method is not None and base.__module__ == method.module:
             return method.verb
     raise ConfigError(
-        f"{trainer_class.__name__} derives from none of strop's methods, so rows and settings are not known. Pass "
-        "make=, a function (folder, rows=None, **settings) -> trainer, and rows=, a list of rows that it learns from."
+        f"{trainer_class.__name__} derives from none of the methods that are registered, so rows and settings are not "
+        "known. Register it (strop.methods.registry.register), or pass make=, a function (folder, rows=None, "
+        "**settings) -> trainer, and rows=, a list of rows that it learns from."
     )

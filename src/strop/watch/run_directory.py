@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.metadata
 import json
 import math
@@ -89,6 +90,7 @@ class RunDirectory(TrainerCallback):
             "versions": versions(),
             "layout": self.trainer.layout_text(),
             "started": time.strftime("%Y-%m-%d %H:%M:%S"),
+            "metrics": [dataclasses.asdict(entry) for entry in self.trainer.glossary],
         }
         (self.folder / "run.json").write_text(json.dumps(facts, indent=1))
 

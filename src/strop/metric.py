@@ -1,4 +1,4 @@
-"""One metric of the glossary, and the families that metrics are shown in."""
+"""What a logged metric means, as a record, and the families that metrics are shown in."""
 
 from __future__ import annotations
 
