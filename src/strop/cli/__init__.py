@@ -18,6 +18,7 @@ TOOLS = {
     "generate": "complete prompts with a model",
     "chat": "talk to a model in the terminal",
     "export": "merge an adapter, write safetensors, GGUF and a Modelfile for other tools",
+    "run": "run a script that was written for TRL, as it is",
     "report": "make the HTML page of a run",
     "vllm-serve": "start a vLLM server for online trainers",
 }

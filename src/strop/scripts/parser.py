@@ -21,6 +21,8 @@ from strop.settings.config import TrainerConfig
 from strop.settings.schema import resolve_keywords
 
 NOT_SETTINGS = ("config", "help")
+TRUE_ELSEWHERE = ("remove_unused_columns", "dataloader_pin_memory", "logging_nan_inf_filter")
+"""Settings that are on by default in transformers and off here, which scripts switch off by `--no_...`."""
 
 
 class TrlParser(HfArgumentParser):
@@ -51,6 +53,11 @@ class TrlParser(HfArgumentParser):
                     f"--{alias}", dest=target, type=like.type, nargs=like.nargs, choices=like.choices,
                     default=argparse.SUPPRESS, help=argparse.SUPPRESS,
                 )  # fmt: skip
+        for name in TRUE_ELSEWHERE:
+            if f"--no_{name}" not in self._option_string_actions:
+                self.add_argument(
+                    f"--no_{name}", dest=name, action="store_false", default=argparse.SUPPRESS, help=argparse.SUPPRESS
+                )
         for name in kind.removed:
             if f"--{name}" not in self._option_string_actions:
                 self.add_argument(

@@ -1,0 +1,76 @@
+"""docs/moving-from-trl.md, from the tables that `strop run` and the configs go by.
+
+python -m strop.scripts.page > docs/moving-from-trl.md
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from strop.engine.overrides import HOOKS
+from strop.methods.registry import METHODS
+from strop.scripts.alias import VERSION
+from strop.scripts.differences import DEFAULTS, NAMES
+from strop.scripts.names import ELSEWHERE, SCRIPT_NAMES
+
+INTRODUCTION = f"""# Moving from TRL
+
+<!-- python -m strop.scripts.page > docs/moving-from-trl.md -->
+
+Change one import, and a script for TRL {VERSION} trains with strop:
+
+    from strop import DPOConfig, DPOTrainer, ModelConfig, ScriptArguments, TrlParser, get_peft_config
+
+Or change nothing:
+
+    strop run script.py --model_name_or_path Qwen/Qwen3-0.6B --dataset_name trl-lib/ultrafeedback_binarized
+    strop run --processes 8 script.py ...
+
+`strop run` serves every `trl` import of that process from strop, whatever module path it names (`trl.trainer.utils`,
+`trl.experimental.gkd`, `trl.scripts`, `trl.rewards` ...), and says at the end which names and defaults the script met
+that behave differently. Plain `TrainingArguments` work in every trainer; all their values count as given.
+
+Differences that change numbers of a loss are in [design.md](design.md)."""
+
+
+def page() -> str:
+    """The page as Markdown."""
+    sections = [
+        INTRODUCTION,
+        "## Names that do another thing\n\n" + "\n".join(f"* `{name}` {text}." for name, text in sorted(NAMES.items())),
+        "## Defaults that are not TRL's\n\n"
+        + table(
+            ("config", "setting", "TRL", "why"), ((d.config, f"`{d.field}`", f"`{d.trl!r}`", d.why) for d in DEFAULTS)
+        ),
+        "## Names beside trainers and configs\n\n" + ", ".join(f"`{name}`" for name in sorted(SCRIPT_NAMES)) + ".",
+        "## Names without a namesake\n\n"
+        + table(("name", "instead"), ((f"`{name}`", text) for name, text in sorted(ELSEWHERE.items()))),
+        "## Settings that strop does without\n\n"
+        "With TRL's default, or nothing, they are passed over; any other value is an error that says the same.\n\n"
+        + table(("setting", "configs", "instead"), settings()),
+        "## Methods that no subclass can override\n\n"
+        "Nothing would call them, so the class is refused when it is made.\n\n"
+        + table(("method", "override"), ((f"`{name}`", text) for name, text in sorted(HOOKS.items()))),
+    ]
+    return "\n\n".join(sections) + "\n"
+
+
+def settings() -> Iterator[tuple[str, ...]]:
+    """Rows of the settings that configs know and do not have."""
+    found: dict[tuple[str, str], list[str]] = {}
+    for method in METHODS:
+        for name, text in method.config().removed.items():
+            found.setdefault((name, text), []).append(method.prefix)
+    for (name, text), prefixes in sorted(found.items()):
+        yield f"`{name}`", "all" if len(prefixes) == len(METHODS) else ", ".join(prefixes), text
+
+
+def table(head: tuple[str, ...], rows: Iterable[tuple[Any, ...]]) -> str:
+    """A Markdown table."""
+    lines = [head, ("---",) * len(head), *rows]
+    return "\n".join("| " + " | ".join(str(cell).replace("|", "\\|") for cell in line) + " |" for line in lines)
+
+
+if __name__ == "__main__":
+    print(page(), end="")

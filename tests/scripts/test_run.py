@@ -1,0 +1,186 @@
+"""`strop run SCRIPT`: TRL's names in one process, and what is said at the end."""
+
+from __future__ import annotations
+
+import json
+import pickle
+import subprocess
+import sys
+from collections.abc import Iterator
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import pytest
+from datasets import load_dataset
+
+import strop
+from strop.cli import main
+from strop.cli.run import take_processes
+from strop.errors import ConfigError
+from strop.methods.registry import METHODS
+from strop.scripts.alias import Asked, serve_trl
+from strop.scripts.differences import DEFAULTS, EVERY, NAMES, acts, differing_settings
+from strop.scripts.page import page
+from strop.scripts.run import closing_note
+
+
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> Iterator[Asked]:
+    """strop under the name `trl`, for one test."""
+    before = dict(sys.modules)
+    monkeypatch.setattr(sys, "meta_path", [*sys.meta_path])
+    yield serve_trl()
+    for name in [name for name in sys.modules if name == "trl" or name.startswith("trl.")]:
+        del sys.modules[name]
+    sys.modules.update({name: module for name, module in before.items() if name.split(".")[0] == "trl"})
+
+
+def took(code: str) -> dict[str, Any]:
+    scope: dict[str, Any] = {}
+    exec(code, scope)
+    return scope
+
+
+@pytest.mark.parametrize("path", ["trl", "trl.trainer", "trl.trainer.dpo_trainer", "trl.experimental.anything.deep"])
+def test_names_are_found_whatever_module_they_are_taken_from(path: str, asked: Asked) -> None:
+    scope = took(f"from {path} import DPOTrainer, get_peft_config\nfrom {path} import DPOConfig")
+    assert scope["DPOTrainer"] is strop.DPOTrainer and scope["get_peft_config"] is strop.get_peft_config
+    assert list(asked.names) == ["DPOTrainer", "get_peft_config", "DPOConfig"]
+
+
+def test_modules_and_constants_that_scripts_use(asked: Asked) -> None:
+    scope = took(
+        "import trl\nfrom trl import rewards\nfrom trl.trainer import utils\nimport trl.trainer.utils as u\n"
+        "from trl.rewards import accuracy_reward\nfrom trl.trainer.utils import SIMPLE_CHAT_TEMPLATE\n"
+        "from trl.import_utils import is_peft_available, is_vllm_available\nversion = trl.__version__\n"
+        "kind = trl.experimental.ppo.PPOTrainer if hasattr(trl, 'experimental') else None"
+    )
+    assert scope["rewards"].accuracy_reward is strop.rewards.accuracy_reward
+    assert scope["version"].startswith("1.") and scope["is_peft_available"]()
+    assert scope["is_vllm_available"]() == (find_spec("vllm") is not None)
+    assert "{% for" in scope["SIMPLE_CHAT_TEMPLATE"]
+
+
+def test_a_name_that_is_not_here_says_what_to_use(asked: Asked) -> None:
+    with pytest.raises(ImportError, match="value_model="):
+        took("from trl import AutoModelForCausalLMWithValueHead")
+    with pytest.raises(ImportError, match="Did you mean 'DPOTrainer'"):
+        took("from trl.trainer.dpo import DPOTrainr")
+
+
+def test_configs_are_noted_and_stay_what_they_are(asked: Asked, tmp_path: Path) -> None:
+    make = f"args = DPOConfig(output_dir={str(tmp_path)!r}, use_cpu=True)"
+    args = took(f"from trl import DPOConfig\n{make}")["args"]
+    assert asked.configs == [args] and type(args) is strop.DPOConfig
+    assert pickle.loads(pickle.dumps(args)).beta == args.beta
+    mine = took(f"from trl import DPOConfig\nclass Mine(DPOConfig): pass\n{make.replace('DPOConfig', 'Mine')}")["args"]
+    assert isinstance(mine, strop.DPOConfig) and asked.configs[-1] is mine
+
+
+def test_the_note_names_what_was_met_and_nothing_else(asked: Asked) -> None:
+    made = "CPOConfig(output_dir='x', use_cpu=True, gradient_checkpointing=True)"
+    took(f"from trl.experimental.cpo import CPOConfig, CPOTrainer\nargs = {made}")
+    note = closing_note(asked)
+    assert len(note) == 3 and note[1].startswith("  - CPOTrainer adds no NLL") and "logging_nan_inf_filter" in note[2]
+    assert closing_note(Asked()) == []
+
+
+@pytest.mark.parametrize("default", DEFAULTS, ids=lambda d: f"{d.config}-{d.field}")
+def test_a_default_that_differs_is_said_until_it_is_set(default: Any, tmp_path: Path) -> None:
+    config = strop.SFTConfig if default.config == EVERY else getattr(strop, default.config)
+    engine = {"engine": "vllm"} if default.field.startswith("vllm_") else {}
+    if default.field == "vllm_server_host":
+        engine["vllm_mode"] = "server"
+    args = config(output_dir=str(tmp_path), use_cpu=True, **engine)
+    assert acts(args, default)
+    assert any(f".{default.field} is " in line for line in differing_settings([args]))
+    if default.trl is not None:
+        args = config(output_dir=str(tmp_path), use_cpu=True, **engine, **{default.field: default.trl})
+        assert not any(f".{default.field} is " in line for line in differing_settings([args]))
+
+
+def test_names_that_differ_are_names_of_strop() -> None:
+    assert set(NAMES) <= set(strop.__all__)
+
+
+def test_processes_and_the_script_are_told_apart() -> None:
+    assert take_processes(["s.py", "--processes", "3"]) == (1, ["s.py", "--processes", "3"])
+    assert take_processes(["--processes", "2", "s.py", "a"]) == (2, ["s.py", "a"])
+    assert take_processes(["--processes=2", "s.py"]) == (2, ["s.py"])
+    for words in (["--processes", "none", "s.py"], ["--proceses", "2", "s.py"]):
+        with pytest.raises(ConfigError, match=r"processes|no flag --proceses"):
+            take_processes(words)
+
+
+def test_a_script_that_is_not_there_names_those_that_are(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    (tmp_path / "train.py").write_text("")
+    assert main(["run", str(tmp_path / "trian.py")]) == 2
+    assert "no such script" in (error := capsys.readouterr().err) and "train.py" in error
+    assert main(["run", "--help"]) == 0 and "--processes" in capsys.readouterr().out
+
+
+def test_the_page_is_current() -> None:
+    written = Path(__file__).parents[2] / "docs" / "moving-from-trl.md"
+    assert written.read_text(encoding="utf-8") == page(), "run: python -m strop.scripts.page > docs/moving-from-trl.md"
+    assert all(f"`{method.prefix}" in page() for method in METHODS if f"{method.prefix}Trainer" in NAMES)
+
+
+SEVEN = {
+    "sft": ("chats", ()),
+    "dpo": ("pairs", ("--no_remove_unused_columns",)),
+    "kto": ("labelled", ("--use_peft", "--lora_target_modules", "all-linear")),
+    "reward": ("pairs", ()),
+    "grpo": ("prompts", ("--reward_funcs", "mine.length", "think_format_reward", "--num_generations", "2")),
+    "rloo": ("prompts", ("--reward_funcs", "mine.length", "--num_generations", "2")),
+    "distillation": ("prompts", ("--teacher_model_name_or_path", "{small_model}")),
+}
+"""TRL's own scripts -> the rows that they train on, and further words."""
+
+
+def spoken(role: str, text: str) -> list[dict[str, str]]:
+    return [{"role": role, "content": text}]
+
+
+def rows_of(kind: str) -> list[dict[str, Any]]:
+    rows = []
+    for i in range(8):
+        prompt, good = spoken("user", f"hello {i}"), spoken("assistant", "good")
+        rows.append(
+            {
+                "chats": {"messages": prompt + good},
+                "pairs": {"prompt": prompt, "chosen": good, "rejected": spoken("assistant", "bad bad")},
+                "labelled": {"prompt": prompt, "completion": good, "label": bool(i % 2)},
+                "prompts": {"prompt": prompt},
+            }[kind]
+        )
+    return rows
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("verb", SEVEN)
+@pytest.mark.parametrize("processes", [1, 2])
+def test_a_script_of_trl_runs_unedited(verb: str, processes: int, models: dict[str, str], tmp_path: Path) -> None:
+    package = find_spec("trl")
+    if package is None or package.origin is None:
+        pytest.skip("needs the trl package, for its scripts")
+    if processes > 1 and verb not in ("sft", "grpo"):
+        pytest.skip("two of them are enough")
+    kind, words = SEVEN[verb]
+    (tmp_path / "mine.py").write_text(
+        "def length(completions, **kwargs):\n    return [float(len(c[0]['content'])) for c in completions]\n"
+    )
+    data = tmp_path / kind
+    data.mkdir()
+    for split in ("train", "test"):
+        (data / f"{split}.jsonl").write_text("\n".join(map(json.dumps, rows_of(kind))))
+    assert load_dataset(str(data))["train"].num_rows == 8
+    command = [sys.executable, "-m", "strop", "run", *([f"--processes={processes}"] if processes > 1 else [])]
+    command += [str(Path(package.origin).parent / "scripts" / f"{verb}.py"), "--model_name_or_path", models["model_id"]]
+    command += ["--dataset_name", str(data), "--output_dir", "out", "--max_steps", "2", "--use_cpu", "true"]
+    command += ["--report_to", "none", "--per_device_train_batch_size", "2", "--eval_strategy", "steps"]
+    command += ["--eval_steps", "2", *(word.format(**models) for word in words)]
+    run = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=300)
+    assert run.returncode == 0, run.stderr[-2000:]
+    assert "Different from TRL in this run" in run.stdout
+    assert list((tmp_path / "out").glob("*model*.safetensors"))
