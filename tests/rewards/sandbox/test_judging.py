@@ -171,3 +171,44 @@ def test_an_object_that_equals_everything_passes_nothing():
         "assert f(2) - 4 == 0",
     ]
     assert run_code(liar, tests=tests).passed == [False] * 5
+
+
+SPEAKS_FOR_ITSELF = """
+import sys
+Server = sys.modules["strop.rewards.sandbox.serving"].Server
+honest = Server._names
+def f(x): return 100
+def g(): return 1
+def near(*a): return 0
+def forged(self, space):
+    real = self._refer(near)
+    table = {"d": [[name, real] for name in ("abs", "isclose", "len", "AssertionError", "bool")]}
+    return honest(self, space) + [[name, table] for name in ("__builtins__", "__dict__", "__class__")]
+Server._names = forged
+"""
+
+
+def test_names_that_no_program_may_give_are_not_taken():
+    tests = ["assert abs(f(2) - 4) < g()", "import solution\nassert solution.f(1) == 100", "assert f(1) == 100"]
+    assert run_code(SPEAKS_FOR_ITSELF, tests=tests).passed == [False, True, True]
+
+
+def test_a_result_does_not_change_between_two_looks_at_it():
+    fickle = """
+looks = 0
+class Fickle(list):
+    def __iter__(self):
+        global looks
+        looks += 1
+        return iter([1, 2, 3] if looks % 2 else [3, 1, 2])
+    __getitem__ = None
+def f(x): return Fickle([0])
+seen = []
+def note(x): seen.append(x)
+"""
+    tests = [
+        "x = f([3, 1, 2])\nassert list(x) == [1, 2, 3] and sorted(x) == [1, 2, 3] and list(x) == [3, 1, 2]",
+        "x = f(1)\nassert list(x) == list(x)\nfirst = list(x)\nnote(1)\nassert list(x) == first",
+        "seen.clear()\nassert list(seen) == []\nnote(5)\nassert list(seen) == [5] and len(seen) == 1",
+    ]
+    assert run_code(fickle, tests=tests).passed == [False, True, True]

@@ -10,6 +10,8 @@ Two objects of the program are compared by the program, as its class says. Stand
 from __future__ import annotations
 
 import builtins
+import contextlib
+import copy
 import operator
 from typing import Any
 
@@ -20,24 +22,39 @@ _PLAIN_TYPES: dict[Any, Any] = {kind.__name__: kind for kind in _PLAIN}
 class Remote:
     """An object in the program's process. See the module's text for what it answers and what it refuses."""
 
-    __slots__ = ("_ask", "_detail", "_kind", "_name", "_number")
-    _ask: Any
+    __slots__ = ("_client", "_detail", "_kind", "_name", "_number", "_seen")
+    _client: Any
     _number: int
     _kind: str
     _name: str
     _detail: Any
+    _seen: Any
 
-    def __init__(self, ask: Any, number: int, kind: str, name: str, detail: Any) -> None:
-        for slot, value in (("_ask", ask), ("_number", number), ("_kind", kind), ("_name", name), ("_detail", detail)):
-            object.__setattr__(self, slot, value)
+    def __init__(self, client: Any, number: int, kind: str, name: str, detail: Any) -> None:
+        slots = {"client": client, "number": number, "kind": kind, "name": name, "detail": detail, "seen": None}
+        for slot, value in slots.items():
+            object.__setattr__(self, f"_{slot}", value)
+
+    def _ask(self, verb: str, *arguments: Any, **named: Any) -> Any:
+        return self._client.ask(verb, *arguments, **named)
 
     def _value(self) -> Any:
-        """What it holds now, as a plain value."""
-        return self._ask("plain", self)
+        """What it holds, as a plain value. Two looks see the same, unless the program ran in between and this is
+        something that it keeps (a list of the module's), or this itself was used."""
+        if self._seen is None or (self._kind == "live" and self._seen[0] != self._client.asked):
+            object.__setattr__(self, "_seen", (self._client.asked, self._client.ask("plain", self)))
+        return self._seen[1]
+
+    def _forget(self) -> None:
+        object.__setattr__(self, "_seen", None)
+
+    @property
+    def _is_plain(self) -> bool:
+        return self._kind in ("value", "live")
 
     @property  # type: ignore[misc]
     def __class__(self) -> Any:  # so that isinstance() sees a Counter as a dict
-        return _PLAIN_TYPES.get(self._detail, Remote) if self._kind == "value" else Remote
+        return _PLAIN_TYPES.get(self._detail, Remote) if self._is_plain else Remote
 
     @property
     def __name__(self) -> str:
@@ -62,6 +79,9 @@ class Remote:
         self._ask("delattr", self, name)
 
     def __getitem__(self, key: Any) -> Any:
+        if self._is_plain:
+            with contextlib.suppress(KeyError, TypeError):  # a defaultdict, an array: the program's own way
+                return self._value()[key]
         return self._ask("getitem", self, key)
 
     def __setitem__(self, key: Any, value: Any) -> None:
@@ -71,22 +91,22 @@ class Remote:
         self._ask("delitem", self, key)
 
     def __len__(self) -> int:
-        return _exact(int, self._ask("len", self))
+        return len(self._value()) if self._is_plain else _exact(int, self._ask("len", self))
 
     def __bool__(self) -> bool:
-        return bool(self._value()) if self._kind == "value" else _exact(bool, self._ask("bool", self))
+        return bool(self._value()) if self._is_plain else _exact(bool, self._ask("bool", self))
 
     def __iter__(self) -> Any:
-        return iter(self._value()) if self._kind == "value" else self._ask("iter", self)
+        return iter(self._value()) if self._is_plain else self._ask("iter", self)
 
     def __next__(self) -> Any:
         return self._ask("next", self)
 
     def __reversed__(self) -> Any:
-        return reversed(self._value()) if self._kind == "value" else self._ask("reversed", self)
+        return reversed(self._value()) if self._is_plain else self._ask("reversed", self)
 
     def __contains__(self, item: Any) -> bool:
-        return item in self._value() if self._kind == "value" else any(item == each for each in self)
+        return item in self._value() if self._is_plain else any(item == each for each in self)
 
     def __str__(self) -> str:
         return _exact(str, self._ask("str", self))
@@ -98,13 +118,13 @@ class Remote:
         return _exact(str, self._ask("format", self, spec))
 
     def __hash__(self) -> int:
-        return hash(self._value()) if self._kind == "value" else _exact(int, self._ask("hash", self))
+        return hash(self._value()) if self._is_plain else _exact(int, self._ask("hash", self))
 
     def __int__(self) -> int:
-        return int(self._value()) if self._kind == "value" else _exact(int, self._ask("int", self))
+        return int(self._value()) if self._is_plain else _exact(int, self._ask("int", self))
 
     def __float__(self) -> float:
-        return float(self._value()) if self._kind == "value" else _exact(float, self._ask("float", self))
+        return float(self._value()) if self._is_plain else _exact(float, self._ask("float", self))
 
     def __index__(self) -> int:
         return operator.index(self._value())
@@ -113,7 +133,7 @@ class Remote:
         return round(self._value(), digits)
 
     def __deepcopy__(self, memo: Any) -> Any:
-        return self._value()
+        return copy.deepcopy(self._value(), memo)
 
     def __enter__(self) -> Any:
         return self._ask("enter", self)
@@ -125,14 +145,14 @@ class Remote:
         return type(value) is Remote and _exact(bool, self._ask("instance", self, value))
 
     def __eq__(self, other: Any) -> Any:
-        if type(other) is Remote and self._kind != "value" and other._kind != "value":
+        if type(other) is Remote and not self._is_plain and not other._is_plain:
             return self is other or _exact(bool, self._ask("eq", self, other))
-        if self._kind == "value":
-            return self._value() == (other._value() if type(other) is Remote and other._kind == "value" else other)
+        if self._is_plain:
+            return self._value() == (other._value() if type(other) is Remote and other._is_plain else other)
         return NotImplemented
 
     def __ne__(self, other: Any) -> Any:
-        equal = self == other if type(other) is Remote or self._kind == "value" else NotImplemented
+        equal = self == other if type(other) is Remote or self._is_plain else NotImplemented
         return equal if equal is NotImplemented else operator.not_(equal)
 
 
@@ -147,8 +167,8 @@ def _operator(name: str, swapped: bool) -> Any:
 
     def method(self: Remote, other: Any) -> Any:
         theirs = type(other) is Remote
-        if self._kind == "value":
-            mine, other = self._value(), other._value() if theirs and other._kind == "value" else other
+        if self._is_plain:
+            mine, other = self._value(), other._value() if theirs and other._is_plain else other
             return run(other, mine) if swapped else run(mine, other)
         if not theirs:
             raise TypeError(
@@ -168,7 +188,7 @@ for _name in ("lt", "le", "gt", "ge"):
 for _name in ("neg", "pos", "abs", "invert"):
 
     def _unary(self: Remote, name: str = _name) -> Any:
-        return getattr(operator, name)(self._value()) if self._kind == "value" else self._ask(name, self)
+        return getattr(operator, name)(self._value()) if self._is_plain else self._ask(name, self)
 
     setattr(Remote, f"__{_name}__", _unary)
 

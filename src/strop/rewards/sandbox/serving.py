@@ -87,7 +87,10 @@ class Server:
 
     def _live(self, value: Any) -> Any:
         """A list that the program keeps is told by reference, so that the tests see what becomes of it."""
-        return self._refer(value) if type(value) in _MUTABLE else encode(value, self._refer)
+        form = self._refer(value) if type(value) in _MUTABLE else encode(value, self._refer)
+        if type(form) is dict and form.get("o", ("", ""))[1] == "value":
+            form["o"][1] = "live"
+        return form
 
     def _refer(self, value: Any) -> Any:
         if isinstance(value, Callback):
