@@ -141,3 +141,37 @@ GRADED = {
     "        except OSError: pass",
     "call back without end": "def f(x): return f(x)",
 }
+
+KINDS = {
+    "reads secrets, data, memory": (
+        *("read a file", "read below a descriptor", "read through sqlite", "read through readline", "walk home"),
+        *("read the trainer's environment", "read the trainer's memory", "read its own environment"),
+        *("start a program past the hook", "run a shell"),
+    ),
+    "writes or removes files": (
+        *("write through sqlite", "write with ctypes", "remove with ctypes", "write through readline", "remove a tree"),
+        *("rename a file", "link out of the folder", "write under /usr", "change the interpreter", "write a device"),
+        *("deep folders", "folders without permissions"),
+    ),
+    "network": ("connect", "connect with ctypes", "abstract socket", "vsock", "look a name up"),
+    "processes, signals, namespaces": (
+        *("fork bomb", "threads without end", "a daemon", "kill the parents", "kill through a pidfd", "trace", "mount"),
+        *("stop its group and session", "a namespace of its own", "crash"),
+    ),
+    "priority, cores, limits of others": ("priority of others", "cores of others", "limits of others"),
+    "memory": ("memory of one", "memory of many", "memory in files", "memory in shared segments"),
+    "output": ("output without end", "output on both", "forged starts"),
+    "time": (
+        *("sleep", "spin", "spin in C", "stop itself", "ignore every signal", "close everything and wait"),
+        *("a huge value", "call back without end", "flood of messages"),
+    ),
+    "forged verdicts": (
+        *("equal to everything", "equal to everything, in a list", "stack frames", "leave at once"),
+        *("leave while loading", "leave by an exception", "patched builtins", "patched json", "hide abs and friends"),
+        *("a verdict on every descriptor", "a framed verdict"),
+    ),
+    "malformed and deep reports": (
+        *("junk", "an endless message", "a deep message", "a deep value", "a value without end", "odd tags"),
+    ),
+}
+"""What each attack is after; every one stands in one kind."""

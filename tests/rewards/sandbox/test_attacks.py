@@ -9,15 +9,17 @@ import time
 from pathlib import Path
 
 import pytest
-from proof.attacks import GRADED, PLAIN
+from proof.attacks import GRADED, KINDS, PLAIN
 
 from strop.rewards.code_execution import run_code
 from strop.rewards.code_tests import get_code_reward
+from strop.rewards.sandbox.fences import Fences
 from strop.rewards.sandbox.places import find_wall
 
-pytestmark = pytest.mark.skipif(find_wall()[0] is None, reason=f"no wall here: {find_wall()[1]}")
+needs_wall = pytest.mark.skipif(find_wall()[0] is None, reason=f"no wall here: {find_wall()[1]}")
+pytestmark = pytest.mark.skipif(os.name != "posix", reason="needs POSIX processes")
 
-_SECONDS = 0.6
+_SECONDS = 0.4
 _SECRET = "hush-9b1f"
 _REPORT_NAMESPACE = "import os as _o\n_o.write(2, b'NS=' + _o.readlink('/proc/self/ns/pid').encode() + b'=\\n')\n"
 
@@ -81,6 +83,7 @@ def _run(name: str, code: str, outside, tmp_path: Path, monkeypatch, tests=(), s
     return done
 
 
+@needs_wall
 @pytest.mark.parametrize("name", PLAIN)
 def test_nothing_outside_changes(name, outside, tmp_path, monkeypatch):
     _run(name, PLAIN[name], outside, tmp_path, monkeypatch)
@@ -89,12 +92,17 @@ def test_nothing_outside_changes(name, outside, tmp_path, monkeypatch):
 @pytest.mark.parametrize("name", GRADED)
 def test_no_verdict_is_forged(name, outside, tmp_path, monkeypatch):
     tests = ("assert f(2) == 4", "assert abs(f(3) - 9) < 1e-6")
-    done = _run(name, GRADED[name], outside, tmp_path, monkeypatch, tests)
+    if find_wall()[0] is None:  # the grader needs none
+        done = run_code(GRADED[name], tests=tests, timeout_seconds=_SECONDS, sandbox=Fences())
+    else:
+        done = _run(name, GRADED[name], outside, tmp_path, monkeypatch, tests)
     assert done.passed == [False, False], done
 
 
+@needs_wall
 def test_the_list_is_long_enough_and_its_checks_can_fail(outside, tmp_path, monkeypatch):
     assert len(PLAIN) + len(GRADED) >= 40
+    assert sorted(name for names in KINDS.values() for name in names) == sorted([*PLAIN, *GRADED])
     honest = _run("honest", "def f(x): return x * x", outside, tmp_path, monkeypatch, ("assert f(2) == 4",))
     assert honest.passed == [True]
     with pytest.raises(AssertionError):
@@ -103,11 +111,12 @@ def test_the_list_is_long_enough_and_its_checks_can_fail(outside, tmp_path, monk
 
 def test_a_whole_batch_of_attacks_is_a_batch_of_zeros():
     names = ["junk", "a deep message", "odd tags", "a framed verdict", "equal to everything"]
-    reward = get_code_reward(partial=True, timeout_seconds=_SECONDS)
+    reward = get_code_reward(partial=True, timeout_seconds=_SECONDS, sandbox=find_wall()[0] or Fences())
     programs = [GRADED[name] for name in names] + ["def f(x): return 4"]
     assert reward(programs, [["assert f(2) == 4", "assert f(3) == 9"]] * 6) == [0.0] * 5 + [0.5]
 
 
+@needs_wall
 def test_processes_of_one_program_are_bounded(outside, tmp_path, monkeypatch):
     code = "import os, time\nn = 0\nfor _ in range(150):\n    try: pid = os.fork()\n    except OSError: break\n"
     code += "    if pid == 0: time.sleep(60)\n    n += 1\nprint('started', n)\nos._exit(0)"
@@ -115,6 +124,7 @@ def test_processes_of_one_program_are_bounded(outside, tmp_path, monkeypatch):
     assert 0 < int(done.stdout.split()[1]) <= 64
 
 
+@needs_wall
 def test_memory_is_added_up_over_all_processes(outside, tmp_path, monkeypatch):
     attack = PLAIN["memory of many"]
     done = _run("memory of many", attack, outside, tmp_path, monkeypatch, seconds=10, memory=200 << 20)
