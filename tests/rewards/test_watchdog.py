@@ -35,16 +35,26 @@ def trouble(completions, **kwargs):
         ctypes.string_at(0)
     if text == "thread":
         time.sleep(100)
+    if text == "model":
+        return [1.0] * len(completions)
     if text == "sys.exit":
         sys.exit(5)
     return [1.0] * len(completions)
+
+class Model:
+    runs_models = True
+
+    def __call__(self, completions, **kwargs):
+        if completions[0] == "model":
+            os._exit(3)
+        return [1.0] * len(completions)
 
 async def blocking(completions, **kwargs):
     if completions[0] == "async":
         sum(range(10**13))
     return [1.0] * len(completions)
 
-rewards = RewardSet([trouble, blocking], timeout_seconds=0.2, on_error="skip", run_directory=sys.argv[1])
+rewards = RewardSet([trouble, Model(), blocking], timeout_seconds=0.2, on_error="skip", run_directory=sys.argv[1])
 work = lambda: rewards.score(["p"], [sys.argv[2]], trainer_state=SimpleNamespace(global_step=7))
 if sys.argv[2] == "thread":
     thread = threading.Thread(target=work)
@@ -52,6 +62,9 @@ if sys.argv[2] == "thread":
     thread.join()
 print("scored", work().values.tolist())
 """
+
+
+HINT = "reward_isolation=True"
 
 
 def run(folder: Path, trouble: str) -> subprocess.CompletedProcess[str]:
@@ -67,6 +80,7 @@ def run(folder: Path, trouble: str) -> subprocess.CompletedProcess[str]:
         ("thread", -signal.SIGKILL, "'trouble'", "not in the main thread"),
         ("async", -signal.SIGKILL, "'blocking'", "has held the run since"),
         ("exit", 3, "'trouble'", "ended in the middle of reward"),
+        ("model", 3, "'Model'", "ended in the middle of reward"),
         ("crash", -signal.SIGSEGV, "'trouble'", "ended in the middle of reward"),
     ],
 )
@@ -74,7 +88,8 @@ def test_the_run_ends_with_a_named_error(tmp_path, trouble, code, reward, said):
     done = run(tmp_path, trouble)
     assert done.returncode == code and "scored" not in done.stdout
     (line,) = [line for line in done.stderr.splitlines() if line.startswith("RewardError")]
-    assert reward in line and said in line and "reward_isolation=True" in line
+    assert reward in line and said in line
+    assert (HINT in line) == (reward != "'Model'")  # models stay in this process
     (alarm,) = map(json.loads, (tmp_path / "alarms.jsonl").read_text().splitlines())
     assert alarm == {"step": 7, "alarm": "reward_ended_the_run", "text": line}
 
@@ -82,7 +97,7 @@ def test_the_run_ends_with_a_named_error(tmp_path, trouble, code, reward, said):
 @pytest.mark.parametrize(("text", "value"), [("fine", "1.0"), ("sys.exit", "nan")])
 def test_nothing_is_said_where_nothing_happened(tmp_path, text, value):
     done = run(tmp_path, text)
-    assert done.returncode == 0 and done.stdout == f"scored [[{value}], [1.0]]\n"
+    assert done.returncode == 0 and done.stdout == f"scored [[{value}], [1.0], [1.0]]\n"
     assert "RewardError: reward" not in done.stderr and not list(tmp_path.iterdir())
 
 

@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 
 from strop.errors import SetupError
 from strop.rewards.contract import Accepts, Outcome, RewardFunction
@@ -107,7 +108,7 @@ class RewardCall:
             return self._worker.answer()
         if self.is_async:
             return run_home_async([self], request, seconds)[0]
-        with watch_over(self.name, request.n_rows, seconds, directory=self.run_directory, step=request.steps_done):
+        with self._watched(request, seconds):
             try:
                 return call_with_limit(lambda: run_function(self.function, request.offered(), request.n_rows), seconds)
             except TimeLimit:
@@ -136,6 +137,16 @@ class RewardCall:
         """End the worker."""
         if self._worker is not None:
             self._worker.kill()
+
+    def _watched(self, request: ScoringRequest, seconds: float | None) -> AbstractContextManager[None]:
+        return watch_over(
+            self.name,
+            request.n_rows,
+            seconds,
+            movable=self.timed,
+            directory=self.run_directory,
+            step=request.steps_done,
+        )
 
     def _refused(self, reason: str) -> SetupError:
         return SetupError(

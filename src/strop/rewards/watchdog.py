@@ -35,7 +35,13 @@ _owner_pid: int | None = None
 
 @contextlib.contextmanager
 def watch_over(
-    reward: str, n_rows: int, seconds: float | None, *, directory: str | None = None, step: int | None = None
+    reward: str,
+    n_rows: int,
+    seconds: float | None,
+    *,
+    movable: bool = True,
+    directory: str | None = None,
+    step: int | None = None,
 ) -> Iterator[None]:
     """Have a call watched from outside.
 
@@ -43,13 +49,14 @@ def watch_over(
         reward: what the message calls it.
         n_rows: completions it is asked about.
         seconds: its own limit, wall-clock; None where only its death is of interest.
+        movable: whether it could run in a process of its own.
         directory: the run's folder, where `alarms.jsonl` is.
         step: optimizer steps done.
     """
     number = next(_numbers)
     limit = None if seconds is None else seconds + GRACE_SECONDS
-    given = {"reward": reward, "rows": n_rows, "seconds": seconds, "limit": limit, "directory": directory, "step": step}
-    _tell({"what": "begin", "id": number, **given})
+    given = {"reward": reward, "rows": n_rows, "seconds": seconds, "limit": limit, "movable": movable}
+    _tell({"what": "begin", "id": number, **given, "directory": directory, "step": step})
     try:
         yield
     finally:

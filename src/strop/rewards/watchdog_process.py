@@ -20,6 +20,9 @@ import time
 
 POLL_SECONDS = 0.5
 ALARM = "reward_ended_the_run"
+ADVICE = (
+    "With reward_isolation=True rewards run in processes of their own: it then costs a completion and not the run."
+)
 
 
 def main(parent_pid: int) -> None:
@@ -57,7 +60,7 @@ def held(call: dict) -> str:
     return (
         f"RewardError: reward '{call['reward']}' has held the run since {call['clock']} ({call['rows']} completions), "
         f"and its limit of {call['seconds']:g} seconds cannot interrupt it: it is in native code, or not in the main "
-        "thread. The run is ended. Set reward_isolation=True to run rewards in processes that can be killed."
+        f"thread. The run is ended. {ADVICE}"
     )
 
 
@@ -65,8 +68,8 @@ def ended(call: dict) -> str:
     """What is said of a call that took the process with it."""
     return (
         f"RewardError: the run's process ended in the middle of reward '{call['reward']}', called at {call['clock']} "
-        f"({call['rows']} completions): os._exit, a crash in native code, or killed from outside (memory?). Set "
-        "reward_isolation=True to run rewards in processes of their own, whose end costs a completion and not the run."
+        f"({call['rows']} completions): os._exit, a crash in native code, or killed from outside (memory?)."
+        f"{' ' + ADVICE if call['movable'] else ''}"
     )
 
 
