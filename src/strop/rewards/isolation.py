@@ -79,7 +79,7 @@ class Worker:
         if self._pools and not self._pools[0].active:
             self.kill()
         if not self._pools:
-            settings = os.getpid(), self._memory_limit_bytes, _start_method()
+            settings = os.getpid(), self._memory_limit_bytes, multiprocessing.get_start_method()
             pool = ProcessPool(1, initializer=prepare, initargs=settings, context=_Context())
             self._pools.append(pool)
             self._loading = pool.schedule(load, args=(self._payload,))
@@ -152,11 +152,6 @@ def _pickled(name: str, value: Any) -> bytes:
         return cloudpickle.dumps(value)
     except Exception as error:
         raise NotMovable(f"the argument '{name}' cannot be pickled: {describe_exception(error)}") from None
-
-
-def _start_method() -> str:
-    """How this process starts others, without settling it: a script may still choose."""
-    return multiprocessing.get_start_method(allow_none=True) or multiprocessing.get_all_start_methods()[0]
 
 
 def _is_alive(pid: int | None) -> bool:

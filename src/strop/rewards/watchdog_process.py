@@ -20,9 +20,7 @@ import time
 
 POLL_SECONDS = 0.5
 ALARM = "reward_ended_the_run"
-ADVICE = (
-    "With reward_isolation=True rewards run in processes of their own: it then costs a completion and not the run."
-)
+ADVICE = "With reward_isolation=True rewards run in processes of their own: it then costs a completion and not the run."
 
 
 def main(parent_pid: int) -> None:
