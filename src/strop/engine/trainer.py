@@ -25,9 +25,9 @@ from strop.engine.checkpoint import CheckpointMixin
 from strop.engine.evaluation import EvaluationMixin
 from strop.engine.metrics import MetricLog
 from strop.engine.offloading import offloaded_activations
-from strop.engine.overrides import NoDeadOverrides
 from strop.engine.reference_scores import ReferenceScores
 from strop.engine.reference_upkeep import upkeep
+from strop.engine.script_seams import ScriptSeams, check_optimizer
 from strop.engine.step import default_counts, zero_loss
 from strop.engine.windows import StepSampler, StreamWindows, window_loader, worker_options
 from strop.losses.reduce import step_loss
@@ -38,7 +38,7 @@ from strop.records import Batch, Counts, Example, LossOutput, Mean, Scores, Step
 from strop.settings.config import TrainerConfig
 
 
-class BaseTrainer(NoDeadOverrides, CheckpointMixin, EvaluationMixin, Trainer):
+class BaseTrainer(ScriptSeams, CheckpointMixin, EvaluationMixin, Trainer):
     """What all fifteen trainers share. A method overrides a handful of hooks, listed first.
 
     Class attributes: `config_class`; `dataset_kind`, the rows it learns from; `task`, the head it needs ("causal",
@@ -154,6 +154,7 @@ class BaseTrainer(NoDeadOverrides, CheckpointMixin, EvaluationMixin, Trainer):
         self.neftune_noise_alpha = None  # the parent's noise is scaled by the length of the flat row
         if hasattr(self.reference, "model") and not self.is_model_parallel:
             self.reference.model.to(self.args.device)
+        check_optimizer(self, optimizers[0])
         setup.replace_progress(self)
         self.reference_scores = ReferenceScores(self) if self.uses_reference else None
         for callback in [*upkeep(self), *setup.evaluation_callbacks(self)]:
