@@ -57,6 +57,28 @@ class Example:
         """The 0/1 mask of completion `index`, (C_i,)."""
         return [1] * len(self.completions[index]) if self.loss_mask is None else self.loss_mask[index]
 
+    def keys(self) -> list[str]:
+        """The columns under which a prepared row can be looked at: `example["input_ids"]`, `dict(example)`."""
+        named = {0: [], 1: ["completion_ids", "input_ids", "labels"], 2: ["chosen_ids", "rejected_ids"]}
+        return ["prompt_ids", *named.get(len(self.completions), ["completions"])]
+
+    def __getitem__(self, name: str) -> Any:
+        """A column of `keys`: ids, or `labels` (-100 where nothing is learned); these are copies."""
+        if name not in self.keys():
+            raise KeyError(f"{name!r}; this row has {', '.join(self.keys())}")
+        if name == "completions":
+            return [list(ids) for ids in self.completions]
+        if name == "prompt_ids":
+            return list(self.prompt_ids)
+        own = self.completions[name == "rejected_ids"]
+        if name == "input_ids":
+            return self.prompt_ids + own
+        if name == "labels":
+            learned = zip(own, self.mask(0), strict=True)
+            prompt = self.prompt_ids if self.score_prompt else [-100] * len(self.prompt_ids)
+            return [*prompt, *(token if on else -100 for token, on in learned)]
+        return list(own)
+
     def to_plain(self) -> dict[str, Any]:
         """A dictionary of plain values, for checkpoints."""
         return {f.name: getattr(self, f.name) for f in fields(self)}

@@ -161,3 +161,10 @@ def test_rows_are_not_changed() -> None:
 def test_seq_lengths_of_one_document() -> None:
     for lengths in ([2], 2, None):
         assert one({"input_ids": [1, 2], "seq_lengths": lengths}, LANGUAGE).completions == [[1, 2]]
+
+
+def test_a_reward_may_ask_for_tools_and_template_variables() -> None:
+    row = {"prompt": "p", "tools": [{"type": "function"}], "chat_template_kwargs": {"a": 1}, "n": 2}
+    (case,) = read_cases(row, DatasetKind.PROMPT_ONLY, TokenizeOptions())
+    assert case.extras["columns"] == {key: row[key] for key in ("n", "tools", "chat_template_kwargs")}
+    assert case.tools == row["tools"] and case.template_kwargs == {"a": 1}

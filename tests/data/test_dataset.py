@@ -250,3 +250,14 @@ def test_a_report_is_json(tokenizer: Any) -> None:
     report = prepare(pairs(3), "preference", tokenizer, TokenizeOptions(max_length=8)).report
     assert isinstance(report, DataReport)
     assert json.loads(json.dumps(report.to_dict()))["trees"] == report.trees
+
+
+def test_a_prepared_row_can_be_looked_at_by_column() -> None:
+    (tree,) = data = prepare([{"prompt": "the ant", "completion": " ran"}], "prompt_completion", toy_tokenizer())
+    assert data.column_names == list(dict(tree)) == ["prompt_ids", "completion_ids", "input_ids", "labels"]
+    assert data[0]["input_ids"] == tree.prompt_ids + tree.completions[0]
+    assert data[0]["labels"] == [-100] * len(tree.prompt_ids) + tree.completions[0]
+    (pair,) = prepare([{"prompt": "p", "chosen": "a", "rejected": "b"}], "preference", toy_tokenizer())
+    assert [pair["chosen_ids"], pair["rejected_ids"]] == pair.completions
+    with pytest.raises(KeyError, match="this row has prompt_ids, chosen_ids, rejected_ids"):
+        pair["input_ids"]

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from strop.cli.flags import Flag, help_page, parse
-from strop.errors import ConfigError, StropError, did_you_mean
+from strop.errors import ConfigError, DataError, StropError, did_you_mean
 from strop.methods.registry import BY_VERB
 
 KINDS = {
@@ -67,8 +67,11 @@ def check_file(
     """What is in a file, as text for a terminal; raises `DataError` where rows cannot be used."""
     from strop.data import check_rows, load_rows, note_leaks
 
-    rows = load_rows(file, split=split, columns=columns)
     kind = KINDS[method] if method else None
+    try:
+        rows = load_rows(file, split=split, columns=columns)
+    except DataError as error:
+        raise with_columns(error, file, kind) from None
     report = check_rows(rows, kind, name=file)
     reports = {"train": report}
     if evaluation is not None:
@@ -90,6 +93,20 @@ def check_file(
     else:
         lines.append(fitting(first))
     return "\n".join(lines)
+
+
+def with_columns(error: DataError, file: str, kind: str | None) -> DataError:
+    """An error about broken lines, and that the other lines have not the columns of the method, if so."""
+    from strop.data import check_rows
+
+    good = getattr(error, "good_row", None)
+    if kind is None or good is None or "no known columns" in str(error):
+        return error
+    try:
+        check_rows([good], kind, name=file)
+    except DataError as other:
+        return DataError(f"{error}\nBeside that, of the lines that can be read: {other}")
+    return error
 
 
 def counted(number: int, noun: str) -> str:

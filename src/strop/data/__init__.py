@@ -4,7 +4,7 @@ rows.py, load.py, signatures.py, textfiles.py, arrow.py   whatever the user has 
 padding.py, user_code.py   the None that Arrow adds; rows that a formatting function or a collator makes
 kinds.py, detect.py, layouts.py, public_sets.py   which columns hold what; layouts of public sets
 columns.py, messages.py, cases.py, convert.py   rows -> checked cases of the kind that a method needs
-options.py, encode.py, chat.py, stops.py, trees.py, truncate.py   cases -> token trees (rules R1-R14)
+options.py, encode.py, chat.py, patience.py, stops.py, trees.py, truncate.py   cases -> token trees (rules R1-R14)
 checks.py, findings.py, leaks.py, report.py   the account: broken rows, rows left out, lengths, a rendered row
 dataset.py, store.py, cache_folder.py, prepare.py   trees on demand, remembered, cached
 packing.py, micro_batches.py, partners.py   trees -> packs, micro-batches, KTO's mismatched pairs

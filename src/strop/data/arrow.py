@@ -15,6 +15,10 @@ from strop.data.rows import ListRows, Rows, RowStream
 from strop.errors import DataError
 from strop.records import Row
 
+BATCH_ROWS = 256
+"""Rows of a Parquet file that are unpacked at a time."""
+UNPACKED_BYTES, UNPACKED_RATIO = 2**30, 200
+"""A Parquet file that unpacks to more than this many bytes, and this many times its size, is no data set."""
 HEAD = 100
 """Rows of a stream that are looked at to see what Arrow has padded."""
 LARGE_FILE_BYTES = 256 * 2**20
@@ -116,13 +120,30 @@ def read_parquet(path: Path) -> Rows:
     import pyarrow.parquet as pq
 
     try:
+        file = pq.ParquetFile(path)
         if path.stat().st_size < LARGE_FILE_BYTES:
-            return TableRows(_sound(pq.ParquetFile(path).read()), path.name)
-        return TableRows(_sound(_mapped(pq.ParquetFile(path))), path.name)
+            table = pa.Table.from_batches(_unpacked(file, path), file.schema_arrow)
+        else:
+            table = _mapped(file, path)
+        return TableRows(_sound(table), path.name)
     except (pa.ArrowException, OSError, ValueError) as problem:
         if isinstance(problem, DataError):
             raise
         raise _unreadable(path, "Parquet", problem) from None
+
+
+def _unpacked(file: Any, path: Path) -> Iterator[Any]:
+    """The batches of a Parquet file; raises `DataError` where a small file unpacks without end."""
+    size = 0
+    packed = path.stat().st_size
+    for batch in file.iter_batches(BATCH_ROWS):
+        size += batch.nbytes
+        if size > max(UNPACKED_BYTES, UNPACKED_RATIO * packed):
+            raise DataError(
+                f"{path}: {packed:,} bytes unpack to more than {size:,} ({size // packed:,} times as many): the same "
+                "values again and again. It is not read; write the file again, or use a text file."
+            )
+        yield batch
 
 
 def _sound(table: Any) -> Any:
@@ -144,7 +165,7 @@ def stream_parquet(path: Path) -> RowStream:
         try:
             file, first = pq.ParquetFile(path), 0
             clean = cleaner_of_schema(file.schema_arrow)
-            for batch in file.iter_batches(1024):
+            for batch in file.iter_batches(BATCH_ROWS):
                 yield from map(clean, _plain_rows(_sound(batch), path.name, first))
                 first += batch.num_rows
         except (pa.ArrowException, OSError, ValueError) as problem:
@@ -155,13 +176,13 @@ def stream_parquet(path: Path) -> RowStream:
     return RowStream(start, path.name)
 
 
-def _mapped(parquet: Any) -> Any:
+def _mapped(parquet: Any, path: Path) -> Any:
     import pyarrow as pa
 
     handle, name = tempfile.mkstemp(suffix=".arrow", prefix="strop-")
     os.close(handle)
     with pa.OSFile(name, "wb") as sink, pa.ipc.new_file(sink, parquet.schema_arrow) as writer:
-        for batch in parquet.iter_batches(4096):
+        for batch in _unpacked(parquet, path):
             writer.write_batch(batch)
     table = pa.ipc.open_file(pa.memory_map(name)).read_all()
     weakref.finalize(table, _remove_if_mine, name, os.getpid())

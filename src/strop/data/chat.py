@@ -8,12 +8,16 @@ from __future__ import annotations
 
 import json
 import re
+from contextlib import nullcontext
 from typing import Any
 
 from strop.data.encode import Encoder
 from strop.data.messages import Message, is_hidden
+from strop.data.patience import TooSlow, ends_within
 from strop.errors import ConfigError
 
+RENDER_S = 10.0
+"""Seconds for the first conversation that a template renders."""
 GENERATION = re.compile(r"\{%-?\s*generation\s*-?%\}")
 Spans = list[tuple[int, int]]
 
@@ -29,6 +33,7 @@ class Chat:
         self.tokenizer = encoder.tokenizer
         self.options = encoder.options
         self.template = self.options.template()
+        self.has_ended = False  # a conversation has been rendered
         stop_texts = (self.tokenizer.convert_ids_to_tokens(token) for token in sorted(encoder.stops))
         self.stop_texts = tuple(text for text in stop_texts if text)
 
@@ -57,7 +62,18 @@ class Chat:
         first: Exception | None = None
         for form in forms:
             try:
-                return self.tokenizer.apply_chat_template(form, tools=tools, chat_template=self.template, **settings)
+                # One rendering is enough to find a template that loops; a watch on each would cost more than they do.
+                with nullcontext() if self.has_ended else ends_within(RENDER_S):
+                    text = self.tokenizer.apply_chat_template(
+                        form, tools=tools, chat_template=self.template, **settings
+                    )
+                self.has_ended = True
+                return text
+            except TooSlow:
+                raise ConfigError(
+                    f"The chat template has not rendered one conversation in {RENDER_S:g} s: it loops. "
+                    "Give another one (chat_template_path)."
+                ) from None
             except Exception as problem:  # a template is code of its author: it may raise anything
                 first = first or problem
         said = str(first).strip().splitlines() or [type(first).__name__]

@@ -88,6 +88,11 @@ class ExampleDataset(Sequence[Example]):
             yield from self.__getitems__(range(start, min(start + BLOCK, len(self))))
 
     @property
+    def column_names(self) -> list[str]:
+        """The columns under which a prepared row can be looked at: `dataset[0]["input_ids"]`."""
+        return self[0].keys()
+
+    @property
     def lengths(self) -> list[int] | None:
         """Tokens of every tree (the prompt counted once), None while some are not tokenised."""
         if self.eager:

@@ -14,6 +14,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from strop.data.kinds import FORMS, form_of, names_of, rename_hint
+from strop.data.layouts import adapt
+from strop.data.options import TokenizeOptions
 from strop.data.rows import ListRows, Rows, RowStream
 from strop.errors import DataError
 from strop.records import Row
@@ -61,7 +64,7 @@ class LineRows(Rows):
                         trouble.append((number, found))
         self.size = offset
         if bad:
-            raise _line_error(path, trouble, bad, "cannot be read")
+            raise _line_error(path, trouble, bad, "cannot be read", self.row(0) if self.offsets else None)
         if not self.offsets:
             raise DataError(f"{path}: the file holds no rows. Check that it was written to the end.")
 
@@ -110,12 +113,17 @@ def _parse_line(raw: bytes, as_json: bool, decoder: json.JSONDecoder = PLAIN) ->
     return decoder.decode(text) if as_json else {"text": text.rstrip("\r\n")}
 
 
+def first_repeated(names: list[str]) -> str | None:
+    """The first name that stands in a list twice, None if there is none."""
+    seen: set[str] = set()
+    return next((name for name in names if name in seen or seen.add(name)), None)  # type: ignore[func-returns-value]
+
+
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     """The object of some pairs; raises `RepeatedKey` if one would silently replace another."""
     found = dict(pairs)
     if len(found) < len(pairs):
-        keys = [key for key, _ in pairs]
-        raise RepeatedKey(next(key for key in found if keys.count(key) > 1))
+        raise RepeatedKey(first_repeated([key for key, _ in pairs]))
     return found
 
 
@@ -165,11 +173,15 @@ def _json_hint(problem: json.JSONDecodeError) -> str:
     return "Write each row with json.dumps."
 
 
-def _line_error(path: Path, trouble: list[Trouble], total: int, what: str) -> DataError:
-    """One error for `total` lines, the first twenty in full."""
+def _line_error(path: Path, trouble: list[Trouble], total: int, what: str, good: Row | None = None) -> DataError:
+    """One error for `total` lines, the first twenty in full; and for the columns of a good row, if none is known."""
     lines = [f"  - {path.name}, line {number}, {cause}" for number, cause in trouble[:20]]
     more = [f"  ... and {total - 20} more"] if total > 20 else []
-    return DataError("\n".join([f"{path}: {total} line{'s' if total > 1 else ''} {what}.", *lines, *more]))
+    if good is not None and form_of(adapt(good, None, TokenizeOptions())[0], FORMS, TokenizeOptions()) is None:
+        more.append(f"  The other lines have no known columns either: found {names_of(good)}.{rename_hint(good)}")
+    error = DataError("\n".join([f"{path}: {total} line{'s' if total > 1 else ''} {what}.", *lines, *more]))
+    error.good_row = good  # type: ignore[attr-defined]
+    return error
 
 
 def stream_lines(path: Path, as_json: bool = True) -> RowStream:
@@ -292,10 +304,11 @@ def _header(header: list[str] | None, path: Path, delimiter: str) -> list[str]:
     if not header:
         raise DataError(f"{path}: the file is empty; its first line must name the columns.")
     names = [name.strip() for name in header]
-    twice = sorted({name for name in names if names.count(name) > 1})
+    twice = first_repeated(names)
     if twice or "" in names:
-        cause = f"names the column {twice[0]!r} twice" if twice else "has a column without a name"
-        raise DataError(f"{path}: line 1: the header {cause}; found {names}. Give every column a name of its own.")
+        cause = f"names the column {twice!r} twice" if twice else "has a column without a name"
+        found = names_of(names)
+        raise DataError(f"{path}: line 1: the header {cause}; found {found}. Give every column a name of its own.")
     for other, suffix in ((",", ".csv"), ("\t", ".tsv"), (";", None), ("|", None)):
         if len(names) == 1 and other != delimiter and len(names[0].split(other)) > 1:
             fix = f"Rename it to end in {suffix}" if suffix else "Save it with commas"
