@@ -1,12 +1,16 @@
-"""Progress as a person wants it: a live bar in a terminal, one plain line per log elsewhere."""
+"""Progress as a person wants it: a live view of 80 columns in a terminal, one plain line per log elsewhere."""
 
 from __future__ import annotations
 
 import sys
+import time
 from typing import Any
 
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.console import Console, ConsoleOptions, RenderResult
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
 from transformers import TrainerCallback
 
 from strop.plain_text import visible
@@ -23,6 +27,7 @@ SHOWN_FIRST = (
 )
 HIDDEN = {"epoch", "num_tokens", "total_flos", "step", "learning_rate"}
 MAX_SHOWN = 5
+LEAST_BAR = 8
 
 
 def short_metrics(logs: dict[str, Any], limit: int = MAX_SHOWN) -> str:
@@ -40,35 +45,75 @@ def short_metrics(logs: dict[str, Any], limit: int = MAX_SHOWN) -> str:
     )
 
 
+def clock(seconds: float | None) -> str:
+    """`1:05`, `2:10:00`; `-` where it is not known."""
+    if seconds is None:
+        return "-"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+class LiveView:
+    """Two lines that stay in place: where the run is and how long it takes, then its most telling numbers.
+
+    Neither is ever wider than the terminal. The time left follows the steps of this process, so that a resumed run
+    does not count the steps of another day.
+    """
+
+    def __init__(self, method: str, total: int, step: int, console: Console) -> None:
+        self.method, self.total, self.first, self.step = method, total, step, step
+        self.begin, self.tokens_before, self.tokens = time.monotonic(), 0, 0
+        self.metrics = ""
+        self.live = Live(self, console=console, refresh_per_second=4, transient=True)
+
+    @property
+    def left(self) -> float | None:
+        """Seconds that the remaining steps will take."""
+        done = self.step - self.first
+        return (time.monotonic() - self.begin) / done * (self.total - self.step) if done else None
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        spent = time.monotonic() - self.begin
+        head, times = f"{self.method} {self.step}/{self.total}", f"{clock(spent)} gone, {clock(self.left)} left"
+        if (tokens := self.tokens - self.tokens_before) and spent:
+            speed = f", {tokens / spent:.0f} tokens/s"
+            times += speed if len(head + times + speed) + LEAST_BAR <= options.max_width else ""
+        row = Table.grid(padding=(0, 1), expand=True)
+        row.add_column(no_wrap=True)
+        row.add_column(ratio=1)
+        row.add_column(no_wrap=True)
+        bar = ProgressBar(total=max(self.total, 1), completed=self.step)
+        row.add_row(Text(head, style="bold"), bar, Text(times))
+        yield row
+        yield Text(self.metrics, no_wrap=True, overflow="ellipsis")
+
+
 class ProgressDisplay(TrainerCallback):
     """Replaces the parent's progress bars."""
 
     def __init__(self, console: Console | None = None) -> None:
         self.console = console or Console(stderr=False)
-        self.live: Progress | None = None
-        self.task: Any = None
+        self.view: LiveView | None = None
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if not state.is_world_process_zero or args.disable_tqdm:
             return
-        if self.console.is_terminal and sys.stdout.isatty():
-            self.live = Progress(
-                TextColumn("[bold]{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
-                TimeRemainingColumn(), TextColumn("{task.fields[metrics]}", markup=False), console=self.console,
-            )  # fmt: skip
-            self.task = self.live.add_task(args.method, total=state.max_steps, completed=state.global_step, metrics="")
-            self.live.start()
+        if self.console.is_terminal and (self.console.file is not sys.stdout or sys.stdout.isatty()):
+            self.view = LiveView(args.method, state.max_steps, state.global_step, self.console)
+            self.view.tokens = self.view.tokens_before = state.num_input_tokens_seen
+            self.view.live.start()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if self.live is not None:
-            self.live.update(self.task, completed=state.global_step)
+        if self.view is not None:
+            self.view.step, self.view.tokens = state.global_step, state.num_input_tokens_seen
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
         if not state.is_world_process_zero or not logs or args.disable_tqdm or "train_runtime" in logs:
             return
         text = short_metrics(logs)
-        if self.live is not None and not any(name.startswith("eval_") for name in logs):
-            self.live.update(self.task, metrics=text)
+        if self.view is not None and not any(name.startswith("eval_") for name in logs):
+            self.view.metrics = text
             return
         width = len(str(state.max_steps))
         self.console.print(
@@ -79,6 +124,6 @@ class ProgressDisplay(TrainerCallback):
         )
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if self.live is not None:
-            self.live.stop()
-            self.live = None
+        if self.view is not None:
+            self.view.live.stop()
+            self.view = None
