@@ -8,19 +8,21 @@ for a private one of a parent class, wherever they begin with one underscore and
 from __future__ import annotations
 
 import ast
+import functools
 from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 
 import strop
-from strop.engine.trainer import BaseTrainer
+from strop.methods.registry import METHODS
 
 SOURCE = Path(strop.__file__).parent
 LIST = Path(__file__).with_name("private_names.txt")
 
 
 def is_private(name: str) -> bool:
-    return name.startswith("_") and not name.startswith("__") and name.strip("_") != ""
+    """Whether it is a private name, and not one of strop's own that it puts on foreign objects."""
+    return name.startswith("_") and not name.startswith(("__", "_strop_")) and name.strip("_") != ""
 
 
 def trees() -> Iterator[tuple[str, ast.Module]]:
@@ -59,11 +61,16 @@ def used(tree: ast.Module) -> Iterator[str]:
             yield from (a.value for a in node.args[1:2] if isinstance(a, ast.Constant) and isinstance(a.value, str))
 
 
+@functools.cache
 def overridden() -> set[str]:
-    """Private methods of the parent trainer that strop's classes replace."""
-    ours = [cls for cls in BaseTrainer.__mro__ if cls.__module__.startswith("strop.")]
-    theirs = [cls for cls in BaseTrainer.__mro__ if not cls.__module__.startswith("strop.") and cls is not object]
-    return {name for cls in ours for name in vars(cls) if is_private(name) and any(name in vars(t) for t in theirs)}
+    """Private methods of other packages' classes that strop's replace: in all trainers and configs, and their bases."""
+    found: set[str] = set()
+    for method in METHODS:
+        for bases in (method.trainer().__mro__, method.config().__mro__):
+            ours = [cls for cls in bases if cls.__module__.startswith("strop.")]
+            theirs = {name for cls in bases if cls not in ours and cls is not object for name in vars(cls)}
+            found |= {name for cls in ours for name in vars(cls) if is_private(name) and name in theirs}
+    return found
 
 
 def foreign() -> dict[str, list[str]]:
@@ -97,4 +104,4 @@ def test_the_list_holds_nothing_that_is_not_used() -> None:
 
 
 def test_replaced_methods_exist_in_the_installed_parent() -> None:
-    assert {"_save_checkpoint", "_get_output_dir", "_save"} <= overridden()
+    assert {"_save_checkpoint", "_get_output_dir", "_save", "_load_best_model"} <= overridden()

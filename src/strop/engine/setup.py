@@ -199,7 +199,7 @@ def resolve_tokenizer(args: Any, model: Any, tokenizer: Any) -> Any:
     """The tokenizer given, or the model's; with the config's EOS, PAD and chat template."""
     if tokenizer is None:
         source = (
-            model if isinstance(model, (str, Path)) else getattr(getattr(model, "config", None), "_name_or_path", "")
+            model if isinstance(model, (str, Path)) else getattr(getattr(model, "config", None), "name_or_path", "")
         )
         if not source:
             raise ConfigError("The model was made in code and names no tokenizer. Pass processing_class=tokenizer.")

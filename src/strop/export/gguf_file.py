@@ -86,7 +86,7 @@ def add_settings(writer: Any, gguf: Any, config: Any, quantization: str) -> None
     rope = getattr(config, "rope_parameters", None) or {}
     if rope.get("rope_type", "default") not in ("default", "linear"):
         raise ConfigError(f"rope_type={rope['rope_type']!r} is not written here; use llama.cpp's converter.")
-    writer.add_name(Path(str(getattr(config, "_name_or_path", "") or config.model_type)).name)
+    writer.add_name(Path(str(getattr(config, "name_or_path", "") or config.model_type)).name)
     writer.add_context_length(config.max_position_embeddings)
     writer.add_embedding_length(config.hidden_size)
     writer.add_block_count(config.num_hidden_layers)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, get_type_hints
 
 import torch
 
@@ -203,7 +203,8 @@ class BCOTrainer(UnpairedTrainer):
 
     def extra_state(self) -> dict[str, Any]:
         assert self.delta_state is not None
-        return {**super().extra_state(), "delta": dict(self.delta_state._asdict())}
+        kept = {name: getattr(self.delta_state, name) for name in get_type_hints(type(self.delta_state))}
+        return {**super().extra_state(), "delta": kept}
 
     def load_extra_state(self, state: dict[str, Any]) -> None:
         super().load_extra_state(state)

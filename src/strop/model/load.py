@@ -116,7 +116,7 @@ def load_tokenizer(source: Any, *, trust_remote_code: bool = False, **options: A
     if isinstance(source, PreTrainedTokenizerBase):
         return source
     if isinstance(source, nn.Module):
-        name = getattr(getattr(source, "config", None), "_name_or_path", "")
+        name = getattr(getattr(source, "config", None), "name_or_path", "") or ""
         if not name:
             raise SetupError(
                 f"A {type(source).__name__} made in memory does not say which tokenizer belongs to it. "

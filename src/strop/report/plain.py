@@ -3,24 +3,22 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import count
 from typing import Any, TypeGuard
+
+from strop.plain_text import bounded, visible
 
 MOST_DEEP = 12
 MOST_PARTS = 200_000
 MOST_CHARACTERS = 100_000
 CUT = "…"
 """Stands where something lies too deep, or would be too much."""
-CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
-"""Characters that act in a terminal, or that no file can hold."""
 
 
 def clean(text: str) -> str:
-    """The text without characters that act or cannot be written, and no longer than a reader bears."""
-    shown = CONTROL.sub("\N{REPLACEMENT CHARACTER}", text[:MOST_CHARACTERS])
-    return shown if len(text) <= MOST_CHARACTERS else shown + CUT
+    """The text as a page may show it: nothing in it acts, and it ends."""
+    return visible(bounded(text, MOST_CHARACTERS))
 
 
 def plain(value: Any) -> Any:

@@ -37,7 +37,7 @@ def reading(model: torch.nn.Module) -> Iterator[None]:
 
 def path_of(model: Any) -> str:
     """Where a transformers model was loaded from; "" for one that was made in memory."""
-    return str(getattr(model.config, "_name_or_path", "") or "")
+    return str(getattr(model.config, "name_or_path", "") or "")
 
 
 def tokenizer_of(path: str, given: Any = None) -> Any:
