@@ -75,8 +75,11 @@ class BaseTrainer(ScriptSeams, CheckpointMixin, EvaluationMixin, Trainer):
         return {}
 
     def reduce_statistics(self, values: dict[str, torch.Tensor], training: bool) -> dict[str, Any]:
-        """Whole-step statistics from the gathered rows of all micro-batches and ranks."""
+        """Whole-step statistics from the rows of all micro-batches and ranks; a question, it changes nothing."""
         return dict(values)
+
+    def advance(self, statistics: dict[str, Any]) -> None:
+        """Move running means by the statistics of a training step."""
 
     def statistics_rows(self, examples: list[Example]) -> list[Example]:
         """The part of the trees that `statistics` needs, where it is computed in a pass of its own."""
@@ -179,11 +182,10 @@ class BaseTrainer(ScriptSeams, CheckpointMixin, EvaluationMixin, Trainer):
         where = {"rank": self.args.process_index, "world_size": self.args.world_size}
         batches = self.args.gradient_accumulation_steps
         if not hasattr(self.train_dataset, "__len__"):
-            return window_loader(
-                StreamWindows(self.train_dataset, self.rows_per_step, batches_per_step=batches, repeat=True, **where),
-                None,
-                num_workers=self.args.dataloader_num_workers,
+            stream = StreamWindows(
+                self.train_dataset, self.rows_per_step, batches_per_step=batches, repeat=True, **where
             )
+            return window_loader(stream, None, num_workers=self.args.dataloader_num_workers)
         sampler = StepSampler(
             len(self.train_dataset),
             self.rows_per_step,
@@ -236,12 +238,8 @@ class BaseTrainer(ScriptSeams, CheckpointMixin, EvaluationMixin, Trainer):
     def logs_next_step(self) -> bool:
         """Whether the step in progress ends with a log line (costly metrics are computed on those steps only)."""
         every, step = self.state.logging_steps, self.state.global_step + 1
-        return (
-            not every
-            or step % every == 0
-            or (step == 1 and self.args.logging_first_step)
-            or step == self.state.max_steps
-        )
+        due = not every or step % every == 0 or step == self.state.max_steps
+        return due or (step == 1 and self.args.logging_first_step)
 
     # ---- forward and backward ---------------------------------------------------------------------------------
 
@@ -360,11 +358,8 @@ class BaseTrainer(ScriptSeams, CheckpointMixin, EvaluationMixin, Trainer):
         return step_loss(output.terms, step.counts, world_size=self.args.world_size)
 
     def whole_step_statistics(self, model: Any, parts: list[list[Example]], work: StepWork, training: bool) -> Any:
-        """Statistics over all micro-batches and ranks, from a forward pass without gradient.
-
-        Only where a step has several micro-batches: with a single one the scores of the pass with gradient serve,
-        and nothing is computed twice.
-        """
+        """Statistics over all micro-batches and ranks, from a forward pass without gradient (a single micro-batch takes
+        them from the pass with gradient)."""
         statistics: list[dict[str, torch.Tensor]] = []
         with torch.no_grad():
             for part in parts:
@@ -381,7 +376,10 @@ class BaseTrainer(ScriptSeams, CheckpointMixin, EvaluationMixin, Trainer):
         if work.stand_in:
             parts = [{name: values[:0] for name, values in part.items()} for part in parts]
         gathered = gather_rows(parts, self.args.world_size, self.args.device)
-        return self.reduce_statistics(gathered.values, training), gathered
+        statistics = self.reduce_statistics(gathered.values, training)
+        if training:
+            self.advance(statistics)
+        return statistics, gathered
 
     @contextlib.contextmanager
     def micro_batch_sync(self, model: torch.nn.Module, *, last: bool) -> Iterator[None]:

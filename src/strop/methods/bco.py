@@ -177,15 +177,19 @@ class BCOTrainer(UnpairedTrainer):
         return {"rewards": self.args.beta * (scores.sum() - step.ref.sum()).detach(), "labels": labels}
 
     def reduce_statistics(self, values: dict[str, torch.Tensor], training: bool) -> dict[str, Any]:
-        """The shift of this step; the running means move with the step's rewards, in training only."""
-        assert self.delta_state is not None
+        """The shift of this step: in training of the means that the step's rewards have moved, else as it stands."""
+        state = self.delta_state
+        assert state is not None
         if training:
             sums: ClassSums = class_sums(values["rewards"], values["labels"])
-            if isinstance(self.delta_state, BalancedMean):
-                self.delta_state = ema_balanced(self.delta_state, sums, decay=self.args.delta_decay)
+            if isinstance(state, BalancedMean):
+                state = ema_balanced(state, sums, decay=self.args.delta_decay)
             else:
-                self.delta_state = cumulative_pooled(self.delta_state, sums)
-        return {"delta": self.delta_state.delta}
+                state = cumulative_pooled(state, sums)
+        return {"delta": state.delta, "state": state}
+
+    def advance(self, statistics: dict[str, Any]) -> None:
+        self.delta_state = statistics["state"]
 
     def loss(self, scores: Scores, batch: Batch, step: StepContext) -> LossOutput:
         assert step.ref is not None

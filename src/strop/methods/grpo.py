@@ -235,21 +235,20 @@ class GRPOTrainer(PolicyGradientTrainer):
         return {"entropy": scores.entropy.detach()}
 
     def reduce_statistics(self, values: dict[str, torch.Tensor], training: bool) -> dict[str, Any]:
-        entropy = values["entropy"]
+        entropy, args = values["entropy"], self.args
         mean = float(entropy.mean()) if entropy.numel() else 0.0
-        coef = self.entropy_coef
-        if self.args.use_adaptive_entropy:
-            coef = self.entropy_coef if mean <= self.args.entropy_target else 0.0
-            if training:
-                self.entropy_coef = adapt_entropy_coef(
-                    self.entropy_coef,
-                    mean,
-                    target=self.args.entropy_target,
-                    step=self.args.entropy_coef_delta,
-                    minimum=self.args.entropy_coef_min,
-                    maximum=self.args.entropy_coef_max,
-                )
-        return {"threshold": entropy_threshold(entropy, top_quantile=self.args.top_entropy_quantile), "coef": coef}
+        coef = following = self.entropy_coef
+        if args.use_adaptive_entropy:
+            coef = self.entropy_coef if mean <= args.entropy_target else 0.0
+            bounds = {"minimum": args.entropy_coef_min, "maximum": args.entropy_coef_max}
+            following = adapt_entropy_coef(
+                self.entropy_coef, mean, target=args.entropy_target, step=args.entropy_coef_delta, **bounds
+            )
+        threshold = entropy_threshold(entropy, top_quantile=args.top_entropy_quantile)
+        return {"threshold": threshold, "coef": coef, "next_coef": following}
+
+    def advance(self, statistics: dict[str, Any]) -> None:
+        self.entropy_coef = statistics["next_coef"]
 
     def keep(self, scores: Scores, batch: Batch, advantages: torch.Tensor, step: StepContext) -> torch.Tensor | None:
         """Tokens that the policy term learns from, (N,) bool, or None for all."""

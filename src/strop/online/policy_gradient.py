@@ -10,7 +10,7 @@ from strop.engine.step import token_field, token_lists
 from strop.engine.windows import epoch_order
 from strop.online.groups import Group
 from strop.online.trainer import OnlineTrainer
-from strop.records import Batch, Example, Mean, Scores
+from strop.records import Batch, Example, Mean, Scores, StepContext
 
 
 class PolicyGradientTrainer(OnlineTrainer):
@@ -96,16 +96,18 @@ class PolicyGradientTrainer(OnlineTrainer):
         ]
 
     def old_logps(self, scores: Scores, batch: Batch) -> torch.Tensor | None:
-        """Log-probs (N,) at the start of the window; None on the first use, when they are the current ones.
-
-        On the first use they are remembered in the trees if the window is used again.
-        """
+        """Log-probs (N,) at the start of the window; None on the first use, when they are the current ones."""
         assert scores.logps is not None
         if all("old_logps" in example.extras for example in batch.examples):
             return token_field(batch, "old_logps").to(scores.logps.dtype)
-        if self.sizes.steps > 1 and torch.is_grad_enabled():
-            token_lists(batch, "old_logps", scores.logps)
         return None
+
+    def reduced_loss(self, scores: Scores, batch: Batch, step: StepContext) -> torch.Tensor:
+        """The first use of a round that is used again leaves its log-probs behind, to be compared with."""
+        loss = super().reduced_loss(scores, batch, step)
+        if self.sizes.steps > 1 and scores.logps is not None and self.old_logps(scores, batch) is None:
+            token_lists(batch, "old_logps", scores.logps)
+        return loss
 
     def fix_old_logps(self, steps: list[list[Example]]) -> None:
         """Steps after the first compare with the policy as it is now: score them before it moves."""

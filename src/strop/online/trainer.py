@@ -12,6 +12,7 @@ from strop.data import DatasetKind, TokenizeOptions
 from strop.engine import rows
 from strop.engine.trainer import BaseTrainer
 from strop.engine.windows import StepSampler, StreamWindows, window_loader, worker_options
+from strop.errors import RolloutError
 from strop.model import base_model, lm_head_of
 from strop.online.batches import BatchSizes, batch_sizes, rounding_notices, share_steps, split_steps
 from strop.online.evaluation_samples import EvaluationSamples
@@ -219,9 +220,15 @@ class OnlineTrainer(BaseTrainer):
         raise TypeError(f"{type(self).__name__} must define make_trees(groups, training) -> list[Example]")
 
     def prepare_step(self, examples: list[Example]) -> list[Example]:
-        """Rows of the next optimizer step, from the buffer; a new round of sampling where the buffer is empty."""
+        """Rows of the next optimizer step, from the buffer; where it is empty, a round is sampled from `examples`."""
         if not self.buffer:
             self.fill_buffer(examples)
+        elif examples:
+            steps = f"{len(self.buffer)} optimizer step{'s' if len(self.buffer) > 1 else ''}"
+            raise RolloutError(
+                f"{len(examples)} prompts came while completions for {steps} wait to be learned from. Give prompts "
+                "when the buffer is empty, and no rows ([]) in between."
+            )
         return self.buffer.popleft()
 
     def fill_buffer(self, prompts: list[Example]) -> None:
@@ -286,6 +293,8 @@ class OnlineTrainer(BaseTrainer):
         super().load_extra_state(state)
         self.rounds = state["rounds"]
         self.buffer = deque([Example.from_plain(tree) for tree in step] for step in state["buffer"])
+        if self.args.ignore_data_skip:  # the epoch begins again, and its first prompts with it
+            self.buffer.clear()
 
     def share_extra_state(self, states: list[dict[str, Any]]) -> dict[str, Any]:
         rank, world = self.args.process_index, self.args.world_size

@@ -63,7 +63,7 @@ def scene_of(trainer: Any, *, uses: int = 1, seed: int = 1) -> Scene:
     trees = trainer.prepare_step(rows)
     for _ in range(uses - 1):
         trainer.training_step(model, trainer.make_work(trees))
-        trees = trainer.prepare_step(rows)
+        trees = trainer.prepare_step([] if getattr(trainer, "buffer", None) else rows)
     trainer._metrics["train"].drain()
     if uses > 1 or hasattr(model, "critic"):
         move(model, seed + 1)
