@@ -84,6 +84,35 @@ MUTATIONS = (
         ),
     ),
     Mutation(
+        name="reference-keeps-trained-biases",
+        promises=(8,),
+        history="Adapter off kept biases, norms and embeddings that were trained beside it, so the reference moved (trl#6975).",
+        edits=(
+            Edit(
+                "model/kept_weights.py",
+                "                parameter.data = start\n            yield\n",
+                "                parameter.data = parameter.data\n            yield\n",
+            ),
+        ),
+        tests=(
+            "tests/engine/test_reference_scores.py::"
+            "test_what_is_trained_beside_an_adapter_does_not_move_the_reference[biases]",
+        ),
+    ),
+    Mutation(
+        name="reference-in-another-precision",
+        promises=(8,),
+        history="Mixed precision surrounded the policy's forward only: DPO began at 0.69234 and PPO's first KL was 0.23.",
+        edits=(
+            Edit(
+                "engine/trainer.py",
+                "        with self.accelerator.autocast():\n            scores = scoring(*args, **options)\n",
+                "        scores = scoring(*args, **options)\n",
+            ),
+        ),
+        tests=("tests/engine/test_reference_scores.py::test_policy_and_reference_are_scored_in_one_precision[full-]",),
+    ),
+    Mutation(
         name="reward-trained-one-token-early",
         promises=(9, 4),
         history="The reward head was trained on the state before the last token, as log-probs are (an off-by-one of pooling).",

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import peft
+import pytest
 import torch
 
 from strop.engine.reference_scores import content_key
-from strop.records import Example
+from strop.model import apply_peft
+from strop.records import Example, Want
 from strop.testing.cases import make_trainer, rows_for
 from strop.testing.tiny import tiny_model
 
@@ -59,3 +63,61 @@ def test_log_probs_of_another_reference_are_not_taken_over(tmp_path: Path) -> No
     assert torch.equal(scored(again)[0], expected)
     assert not other.reference_scores.load(tmp_path / "logps.safetensors")
     assert torch.allclose(*scored(other), atol=1e-12)
+
+
+def base(arch: str = "llama") -> Any:
+    return tiny_model(arch, dtype=torch.float32, vocab_size=288)
+
+
+def beside_an_adapter(kind: str) -> Any:
+    """LoRA, and weights of the base model that are trained beside it."""
+    if kind == "biases":
+        config = peft.LoraConfig(r=2, target_modules=["c_attn"], bias="all", task_type="CAUSAL_LM")
+        return apply_peft(base("gpt2"), config)
+    policy = apply_peft(base(), {"r": 2, "target_modules": ["q_proj"]})
+    for name, parameter in policy.named_parameters():
+        if kind in name:
+            parameter.requires_grad_(True)
+    return policy
+
+
+@pytest.mark.parametrize("kind", ["biases", "norm", "embed_tokens"])
+def test_what_is_trained_beside_an_adapter_does_not_move_the_reference(kind: str, tmp_path: Path) -> None:
+    trainer = dpo(tmp_path, model=beside_an_adapter(kind), logging_steps=1)
+    before = scored(trainer)[1]
+    moving = next(p for n, p in trainer.policy.named_parameters() if p.requires_grad and "lora" not in n)
+    start = moving.detach().clone()
+    trainer.train()
+    assert not torch.equal(moving, start)
+    assert trainer.state.log_history[0]["loss"] == pytest.approx(math.log(2), abs=1e-6)
+    assert torch.equal(scored(trainer)[1], before)
+
+
+PRECISE = {
+    "full": lambda: base(),
+    "adapter": lambda: apply_peft(base(), {"r": 2, "target_modules": "all-linear"}),
+    "beside": lambda: beside_an_adapter("norm"),
+}
+
+
+@pytest.mark.parametrize("cached", [False, True], ids=["", "precomputed"])
+@pytest.mark.parametrize("kind", list(PRECISE))
+def test_policy_and_reference_are_scored_in_one_precision(kind: str, cached: bool, tmp_path: Path) -> None:
+    options = {"precompute_ref_log_probs": True, "per_device_train_batch_size": 4}
+    trainer = dpo(tmp_path, model=PRECISE[kind](), bf16=True, logging_steps=1, **(options if cached else {}))
+    batch = trainer.build([trainer.train_dataset[i] for i in range(4)])
+    policy = trainer.score_with(trainer.policy, batch, Want.LOGPS).logps.detach()
+    assert torch.equal(policy, trainer.reference_scores.compute(batch).logps)
+    trainer.train()
+    bound = 2e-3 if cached else 1e-6  # rows of another batch go through other kernels
+    assert trainer.state.log_history[0]["loss"] == pytest.approx(math.log(2), abs=bound)
+    assert policy.dtype == torch.float32
+
+
+@pytest.mark.parametrize("method", ["ppo", "grpo"])
+def test_sampled_completions_start_without_a_kl_in_half_precision(method: str, tmp_path: Path) -> None:
+    options = {"beta": 0.1, "bf16": True, "max_steps": 1, "logging_steps": 1, "max_completion_length": 6}
+    trainer = make_trainer(method, tmp_path, rows=rows_for(method, 4), model=base(), **options)
+    trainer.train()
+    name = {"ppo": "objective/kl", "grpo": "kl"}[method]
+    assert trainer.state.log_history[0][name] == 0.0

@@ -11,6 +11,7 @@ from torch import nn
 
 from strop.errors import ConfigError
 from strop.model import AdapterCopy, AdapterOff, FrozenReference, apply_peft, disable_dropout, make_reference, score
+from strop.model.kept_weights import KeptWeights
 from strop.model.reference import adds_nothing
 from strop.testing.tiny import random_examples, tiny_model
 
@@ -47,8 +48,35 @@ def half_precision_lora() -> nn.Module:
     return policy
 
 
+def unfrozen(part: str, make: Any = lora) -> nn.Module:
+    """LoRA with weights of the base model trained beside it."""
+    policy = make()
+    for name, parameter in policy.named_parameters():
+        if part in name:
+            parameter.requires_grad_(True)
+    return policy
+
+
+def biased(bias: str, trained: bool = False) -> nn.Module:
+    """LoRA that trains biases of the base model too."""
+    config = peft.LoraConfig(r=4, target_modules=["c_attn"], bias=bias)
+    policy = apply_peft(tiny_model("gpt2", dtype=torch.float32), config)
+    if trained:
+        move(policy)
+    return policy
+
+
 KINDS = [
     (full, FrozenReference),
+    (lambda: biased("all"), AdapterOff),
+    (lambda: biased("lora_only"), AdapterOff),
+    (lambda: biased("all", trained=True), AdapterCopy),
+    (lambda: unfrozen("norm"), AdapterOff),
+    (lambda: unfrozen("embed_tokens"), AdapterOff),
+    (lambda: unfrozen("lm_head"), AdapterOff),
+    (lambda: unfrozen("q_proj.base_layer"), AdapterOff),
+    (lambda: unfrozen("norm", pretrained_lora), AdapterCopy),
+    (lambda: lora(trainable_token_indices=[3, 7]), AdapterOff),
     (lora, AdapterOff),
     (lambda: lora(target_modules=["q_proj", "lm_head", "embed_tokens"]), AdapterOff),
     (lambda: lora(modules_to_save=["lm_head"]), AdapterOff),
@@ -142,6 +170,12 @@ def test_an_adapters_copy_follows_in_whole_steps() -> None:
     with reference.active() as model:
         assert torch.equal(score(model, EXAMPLES).logps, synced)
     assert policy.active_adapter == "default"
+    beside = unfrozen("norm")
+    following = make_reference(beside, syncs=True)
+    move(beside)
+    following.sync(1.0)
+    with following.active() as model:
+        assert torch.equal(score(model, EXAMPLES).logps, score(disable_dropout(beside), EXAMPLES).logps)
     with pytest.raises(ConfigError, match="mixture of products"):
         reference.sync(0.5)
     with pytest.raises(ConfigError, match="syncs=True"):
@@ -160,3 +194,9 @@ def test_what_adds_nothing() -> None:
     assert adds_nothing(lora())
     assert not adds_nothing(pretrained_lora())
     assert not adds_nothing(apply_peft(tiny_model("llama"), peft.IA3Config(task_type="CAUSAL_LM")))
+
+
+def test_an_adapter_alone_keeps_nothing_beside_it() -> None:
+    options = {"modules_to_save": ["lm_head"], "trainable_token_indices": [3], "use_dora": True}
+    assert not any(KeptWeights(lora(**{name: value})) for name, value in options.items())
+    assert KeptWeights(biased("all")) and KeptWeights(unfrozen("norm"))

@@ -111,7 +111,8 @@ class ReferenceScores:
     def fingerprint(self) -> str:
         """Hash of the reference's weights and of the settings that its log-probs depend on; found once."""
         if self._fingerprint is None:
-            digest = hashlib.blake2b(str(sorted(self.trainer.score_options().items())).encode(), digest_size=16)
+            settings = {**self.trainer.score_options(), "precision": self.trainer.accelerator.mixed_precision}
+            digest = hashlib.blake2b(str(sorted(settings.items())).encode(), digest_size=16)
             with self.trainer.reference.active() as model:
                 for name, tensor in model.state_dict().items():
                     if "reference" in name or "lora" not in name:

@@ -240,7 +240,7 @@ class GKDTrainer(OnlineTrainer):
     def context(self, batch: Batch, work: Any, training: bool) -> StepContext:
         step = super().context(batch, work, training)
         with torch.no_grad():
-            step.teacher = score_batch(self.teacher, batch, Want.HIDDEN)
+            step.teacher = self.in_one_precision(score_batch, self.teacher, batch, Want.HIDDEN)
         return step
 
     def loss(self, scores: Scores, batch: Batch, step: StepContext) -> LossOutput:

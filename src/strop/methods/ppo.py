@@ -157,8 +157,8 @@ class PPOTrainer(OnlineTrainer):
         params = self.sampling(training=True)
         options = {**self.score_options(), **self.training_options(model)}
         if not changes_distribution(params):
-            return score_both(model, batch, self.want(log), **options)
-        scores = score_both(model, batch, self.want(log) | Want.HIDDEN, **options)
+            return self.in_one_precision(score_both, model, batch, self.want(log), **options)
+        scores = self.in_one_precision(score_both, model, batch, self.want(log) | Want.HIDDEN, **options)
         head = lm_head_of(base_model(self.policy))
         return rescore(scores, head, batch, params, head_bytes=self.head_bytes)
 

@@ -6,14 +6,16 @@ Three ways to hold it, chosen by `make_reference`:
     the adapter off      a fresh LoRA adapter adds exactly nothing, so the base model is the reference
     an adapter's copy    training goes on from a trained adapter: the reference is base + that adapter, not the base
 
+Weights that are trained beside an adapter (biases, unfrozen norms) are kept as they were (`kept_weights`).
 In all three the policy's first KL to it is exactly 0.
 """
 
 from __future__ import annotations
 
 import copy
+import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any, Protocol
 
 import torch
@@ -21,6 +23,7 @@ from torch import nn
 
 from strop.errors import ConfigError
 from strop.model.dropout import disable_dropout, evaluating
+from strop.model.kept_weights import KeptWeights
 from strop.model.wrappers import is_peft, unwrap
 
 REFERENCE_ADAPTER = "reference"
@@ -84,16 +87,24 @@ class FrozenReference:
 
 
 class AdapterOff:
-    """The policy itself with its adapter switched off."""
+    """The policy itself with its adapter switched off, and what is trained beside it as it was."""
 
     def __init__(self, policy: Any) -> None:
         self._policy = policy
+        self._kept = KeptWeights(policy)
 
     @contextmanager
     def active(self, policy: nn.Module | None = None) -> Iterator[nn.Module]:
-        with torch.no_grad(), evaluating(self._policy), _same_requires_grad(self._policy):  # noqa: SIM117
-            with self._policy.disable_adapter():
-                yield self._policy if policy is None else policy
+        with ExitStack() as stack:
+            for part in (torch.no_grad(), evaluating(self._policy), _same_requires_grad(self._policy)):
+                stack.enter_context(part)
+            stack.enter_context(self._kept.in_place())
+            if self._kept:
+                # PEFT warns that biases stay behind when an adapter is switched off: they do not, here.
+                stack.enter_context(warnings.catch_warnings())
+                warnings.filterwarnings("ignore", message=".*disabling adapter layers with bias.*")
+            stack.enter_context(self._policy.disable_adapter())
+            yield self._policy if policy is None else policy
 
     def sync(self, alpha: float, policy: nn.Module | None = None) -> None:
         raise ConfigError(
@@ -103,7 +114,10 @@ class AdapterOff:
 
 
 class AdapterCopy:
-    """The policy with a second, frozen adapter, a copy of the one that training starts from."""
+    """The policy with a second, frozen adapter, a copy of the one that training starts from.
+
+    What is trained beside the adapter is as it was, like there.
+    """
 
     def __init__(self, policy: Any) -> None:
         self._policy = policy
@@ -112,7 +126,10 @@ class AdapterCopy:
             raise ConfigError(f"Several adapters are active ({', '.join(self._trained)}); training takes exactly one.")
         if REFERENCE_ADAPTER in self._policy.peft_config:
             self._policy.delete_adapter(REFERENCE_ADAPTER)
+        self._kept = KeptWeights(policy)
         config = copy.deepcopy(self._policy.peft_config[self._trained])
+        if getattr(config, "bias", "none") != "none":
+            config.bias = "none"  # PEFT takes one adapter with biases; their start is among the kept weights
         if hasattr(config, "init_lora_weights"):
             config.init_lora_weights = True  # data-driven initialisations would change the base weights again
         with _same_requires_grad(self._policy), torch.random.fork_rng(devices=_cuda_devices(policy)):
@@ -128,7 +145,7 @@ class AdapterCopy:
 
     @contextmanager
     def active(self, policy: nn.Module | None = None) -> Iterator[nn.Module]:
-        with torch.no_grad(), evaluating(self._policy), _same_requires_grad(self._policy):
+        with torch.no_grad(), evaluating(self._policy), _same_requires_grad(self._policy), self._kept.in_place():
             self._policy.set_adapter(REFERENCE_ADAPTER, inference_mode=True)
             try:
                 yield self._policy if policy is None else policy
@@ -142,7 +159,7 @@ class AdapterCopy:
                 f"alpha={alpha} would mix two low-rank adapters, and the mixture of products is not the product of "
                 "mixtures. With an adapter use alpha=1 (the reference becomes the policy), or give a full ref_model."
             )
-        _mix(self._pairs(), alpha)
+        _mix([*self._pairs(), *self._kept.pairs()], alpha)
 
     def _pairs(self) -> list[tuple[torch.Tensor, torch.Tensor]]:
         """(reference's tensor, policy's tensor) of everything that belongs to the adapter."""
