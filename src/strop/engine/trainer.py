@@ -25,6 +25,7 @@ from strop.engine.checkpoint import CheckpointMixin
 from strop.engine.evaluation import EvaluationMixin
 from strop.engine.metrics import MetricLog
 from strop.engine.offloading import offloaded_activations
+from strop.engine.precision import in_one_precision
 from strop.engine.reference_scores import ReferenceScores
 from strop.engine.reference_upkeep import upkeep
 from strop.engine.script_seams import ScriptSeams, check_optimizer
@@ -284,19 +285,7 @@ class BaseTrainer(ScriptSeams, CheckpointMixin, EvaluationMixin, Trainer):
 
     def score_with(self, model: torch.nn.Module, batch: Batch, want: Want, **options: Any) -> Scores:
         """Scores under any model, by the rules that policy and reference share."""
-        return self.in_one_precision(score_batch, model, batch, want, **self.score_options(), **options)
-
-    def in_one_precision(self, scoring: Callable[..., Scores], *args: Any, **options: Any) -> Scores:
-        """Scores in the precision that the policy is trained in.
-
-        accelerate puts mixed precision around the wrapped policy's forward only; reference, teacher and a policy
-        without its wrapper would be scored in another one, and their ratios be off by its rounding.
-        """
-        with self.accelerator.autocast():
-            scores = scoring(*args, **options)
-        if self.accelerator.mixed_precision != "no" and scores.hidden is not None:
-            scores.hidden = scores.hidden.float()  # as accelerate widens what the wrapped policy returns
-        return scores
+        return in_one_precision(self.accelerator, score_batch, model, batch, want, **self.score_options(), **options)
 
     @property
     def head_bytes(self) -> int:
