@@ -12,6 +12,7 @@ from torch.utils.checkpoint import checkpoint
 
 from strop.data import DatasetKind, TokenizeOptions
 from strop.engine import rows, setup
+from strop.engine.precision import in_one_precision
 from strop.errors import ConfigError, SetupError
 from strop.losses import fused_jsd, jsd_loss, mean_of
 from strop.model import LMHead, base_model, lm_head_of, score_batch
@@ -240,7 +241,7 @@ class GKDTrainer(OnlineTrainer):
     def context(self, batch: Batch, work: Any, training: bool) -> StepContext:
         step = super().context(batch, work, training)
         with torch.no_grad():
-            step.teacher = self.in_one_precision(score_batch, self.teacher, batch, Want.HIDDEN)
+            step.teacher = in_one_precision(self.accelerator, score_batch, self.teacher, batch, Want.HIDDEN)
         return step
 
     def loss(self, scores: Scores, batch: Batch, step: StepContext) -> LossOutput:

@@ -10,6 +10,7 @@ import torch
 
 from strop.engine import setup
 from strop.engine.checkpoint import without_progress_bars
+from strop.engine.precision import in_one_precision
 from strop.engine.step import token_field, token_lists
 from strop.losses import (
     gae_flat,
@@ -157,8 +158,8 @@ class PPOTrainer(OnlineTrainer):
         params = self.sampling(training=True)
         options = {**self.score_options(), **self.training_options(model)}
         if not changes_distribution(params):
-            return self.in_one_precision(score_both, model, batch, self.want(log), **options)
-        scores = self.in_one_precision(score_both, model, batch, self.want(log) | Want.HIDDEN, **options)
+            return in_one_precision(self.accelerator, score_both, model, batch, self.want(log), **options)
+        scores = in_one_precision(self.accelerator, score_both, model, batch, self.want(log) | Want.HIDDEN, **options)
         head = lm_head_of(base_model(self.policy))
         return rescore(scores, head, batch, params, head_bytes=self.head_bytes)
 
