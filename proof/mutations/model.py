@@ -204,8 +204,8 @@ MUTATIONS = (
         edits=(
             Edit(
                 "model/reference.py",
-                "            with self._policy.disable_adapter():\n",
-                "            with torch.no_grad():\n",
+                "            stack.enter_context(self._policy.disable_adapter())\n",
+                "",
             ),
         ),
         tests=("tests/model/test_reference.py::test_first_kl_is_exactly_zero_and_training_does_not_move_it",),
@@ -224,9 +224,10 @@ MUTATIONS = (
         edits=(
             Edit(
                 "model/reference.py",
-                "        with torch.no_grad(), evaluating(self._policy), _same_requires_grad(self._policy):\n"
+                "        with torch.no_grad(), evaluating(self._policy), _same_requires_grad(self._policy), "
+                "self._kept.in_place():\n"
                 "            self._policy.set_adapter(REFERENCE_ADAPTER, inference_mode=True)\n",
-                "        with torch.no_grad(), _same_requires_grad(self._policy):\n"
+                "        with torch.no_grad(), _same_requires_grad(self._policy), self._kept.in_place():\n"
                 "            self._policy.set_adapter(REFERENCE_ADAPTER, inference_mode=True)\n",
             ),
         ),
