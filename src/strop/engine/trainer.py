@@ -305,8 +305,7 @@ class BaseTrainer(ScriptSeams, CheckpointMixin, EvaluationMixin, Trainer):
     def training_step(
         self, model: torch.nn.Module, inputs: StepWork | None, num_items_in_batch: Any = None
     ) -> torch.Tensor:
-        """Forward and backward of all micro-batches of an optimizer step; returns world_size * this rank's share
-        of the loss."""
+        """Forward and backward of a step's micro-batches; returns world_size * this rank's share of the loss."""
         if inputs is None:
             return torch.zeros((), device=self.args.device)
         model.train()
