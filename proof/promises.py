@@ -190,6 +190,8 @@ PROMISES: tuple[Promise, ...] = (
             "tests/rewards/test_watchdog.py",
             "tests/rewards/test_isolation.py",
             "tests/rewards/test_scorer.py",
+            "tests/rewards/sandbox/test_judging.py",
+            "tests/rewards/sandbox/test_places.py",
             "tests/engine/test_missing_eos.py",
         ),
     ),

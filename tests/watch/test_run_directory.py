@@ -13,7 +13,9 @@ def test_secrets_of_the_settings_are_in_no_file_of_a_run(tmp_path):
     trainer = make_trainer("sft", tmp_path, max_steps=1, save_strategy="steps", save_steps=1)
     trainer.args.model_init_kwargs = {"token": "plainly-secret", "revision": "main", "nested": [{"api_key": secret}]}
     trainer.args.hub_token = secret
+    assert "plainly-secret" not in str(trainer.args.to_dict()) and secret not in str(trainer.args.to_dict())
     trainer.train()
+    assert trainer.args.model_init_kwargs["token"] == "plainly-secret"  # the run itself still has it
     write_report(tmp_path)
     settings = yaml.safe_load((tmp_path / "config.yaml").read_text())
     assert settings["model_init_kwargs"] == {"token": "***", "revision": "main", "nested": [{"api_key": "***"}]}

@@ -14,6 +14,7 @@ from transformers.trainer_pt_utils import AcceleratorConfig
 
 from strop.collectives import meet
 from strop.errors import ConfigError, did_you_mean
+from strop.plain_text import masked
 from strop.settings.prerequisites import Needs, default_of, unmet
 from strop.settings.schema import Range, config, validate
 
@@ -274,6 +275,10 @@ class TrainerConfig(TrainingArguments):
     def method(self) -> str:
         """Name of the method, lower case: `dpo` for DPOConfig."""
         return type(self).__name__.removesuffix("Config").lower()
+
+    def to_dict(self) -> dict[str, Any]:
+        """As the parent, with secrets as `***`: trackers and files are given it."""
+        return dict(masked(super().to_dict()))
 
     def resolved(self) -> dict[str, Any]:
         """Every setting as plain values (config.yaml of a run)."""

@@ -24,6 +24,7 @@ _LIBRARY = (
     *("math", "collections", "itertools", "functools", "operator", "copy", "typing", "string", "re", "datetime"),
     *("decimal", "fractions", "heapq", "bisect", "statistics", "random", "json"),
 )
+_NAME_LOADS = frozenset(("LOAD_NAME", "LOAD_GLOBAL", "LOAD_FROM_DICT_OR_GLOBALS"))
 _CHANGING = frozenset(("call", "getattr", "setattr", "delattr", "setitem", "delitem"))
 """After these an object may hold something else; a method is an attribute first."""
 _ALIASES = {"np": "numpy", "pd": "pandas", "dt": "datetime", "nx": "networkx", "sp": "scipy"}
@@ -207,7 +208,7 @@ def visible_names(test: types.CodeType, names: dict[str, Any], entry_point: str 
 
 
 def _names_used(code: types.CodeType) -> set[str]:
-    used = {each.argval for each in dis.get_instructions(code) if each.opname in ("LOAD_NAME", "LOAD_GLOBAL")}
+    used = {each.argval for each in dis.get_instructions(code) if each.opname in _NAME_LOADS}
     for constant in code.co_consts:
         if isinstance(constant, types.CodeType):
             used |= _names_used(constant)
