@@ -192,6 +192,7 @@ PROMISES: tuple[Promise, ...] = (
             "tests/rewards/test_scorer.py",
             "tests/rewards/sandbox/test_judging.py",
             "tests/rewards/sandbox/test_places.py",
+            "tests/engine/test_metrics.py",
             "tests/engine/test_missing_eos.py",
         ),
     ),
