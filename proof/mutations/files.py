@@ -46,7 +46,7 @@ MUTATIONS = (
         name="model-before-rows",
         promises=(10,),
         history="The model was loaded, for minutes, before the first row was looked at (all trainers of TRL).",
-        edits=(Edit("engine/setup.py", "    if model is None and tokenizer is None:", "    if model is None:"),),
+        edits=(Edit("engine/parts.py", "    if model is None and tokenizer is None:", "    if model is None:"),),
         tests=("tests/engine/test_broken_files.py::test_a_model_init_waits_for_the_rows",),
     ),
     Mutation(

@@ -76,7 +76,7 @@ MUTATIONS = (
         history="Private names of transformers and accelerate were used in passing, and broke with their next release.",
         edits=(
             Edit(
-                "engine/trainer.py",
+                "engine/step_trainer.py",
                 '        """The policy\'s scores of one micro-batch."""\n',
                 '        """The policy\'s scores of one micro-batch."""\n        self.accelerator._models  # noqa: B018\n',
             ),

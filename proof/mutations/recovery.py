@@ -14,7 +14,14 @@ MUTATIONS = (
         name="random-state-taken-up-too-early",
         promises=(6,),
         history="Random states were restored before the first rows were fetched, which then drew from them (transformers).",
-        edits=(Edit("engine/trainer.py", "        self._load_rng_state(self._random_state_of)\n", ""),),
+        edits=(
+            Edit(
+                "engine/step_trainer.py",
+                "rows.flatten(batches)] if batches",
+                "self.prepare_step(rows.flatten(batches))] if batches",
+            ),
+            Edit("engine/step_trainer.py", "self.make_work(self.prepare_step(inputs))", "self.make_work(inputs)"),
+        ),
         tests=(f"{RESUMED}[grpo noisy dynamic_sampling cut at 1]",),
     ),
     Mutation(
@@ -46,7 +53,7 @@ MUTATIONS = (
         name="half-a-logging-window-lost",
         promises=(6, 22),
         history="Metrics of steps between the last log line and the stop were in no checkpoint (TRL).",
-        edits=(Edit("engine/run_state.py", "trainer._metrics[name].load(state)", "pass"),),
+        edits=(Edit("engine/run_state.py", "logs[name].load(state)", "pass"),),
         tests=(f"{RESUMED}[orpo cut at 1]",),
     ),
     Mutation(

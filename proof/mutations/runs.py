@@ -11,14 +11,15 @@ MUTATIONS = (
         history="KTO's KL and BCO's shift came from each micro-batch, so accumulation changed the gradient (TRL).",
         edits=(
             Edit(
-                "engine/trainer.py",
-                "        if self.coupled and len(parts) > 1:\n",
-                "        if self.coupled and len(parts) > 10**9:\n",
+                "engine/step_trainer.py",
+                "        if self.coupled and (len(parts) > 1 or not training):\n",
+                "        if self.coupled and not training:\n",
             ),
             Edit(
-                "engine/trainer.py",
-                "                step.statistics, step.rows = shared[0], shared[1].rows(index)\n",
-                "                step.statistics, step.rows = shared[0], shared[1].rows(0)\n                shared = None\n",
+                "engine/step_trainer.py",
+                "                        step.statistics, step.rows = shared.values, shared.rows(index)\n",
+                "                        step.statistics, step.rows = shared.values, shared.rows(0)\n"
+                "                        shared = shared if not training else None\n",
             ),
         ),
         tests=("tests/engine/test_geometry.py::test_micro_batches_order_and_layout_leave_the_gradient_alone[kto]",),
@@ -152,7 +153,7 @@ MUTATIONS = (
         history="A step in which every token was masked reported loss 0.0, for a whole run (trl#3927, trl#6668).",
         edits=(
             Edit(
-                "watch/alarms.py",
+                "engine/guard.py",
                 '        elif not any(work.counts.get(name) for name in ("tokens", "prompt_tokens")):\n',
                 "        elif work.counts is None:\n",
             ),
@@ -165,9 +166,9 @@ MUTATIONS = (
         history="One row with a NaN loss turned all weights into NaN, and training went on (many trainers).",
         edits=(
             Edit(
-                "watch/alarms.py",
-                "        if not loss_is_finite or (not norm_is_finite and not scaled):\n",
-                "        if scaled and not loss_is_finite:\n",
+                "engine/guard.py",
+                '        if not loss_is_finite or (not norm_is_finite and gradients == "plain"):\n',
+                '        if gradients == "scaled" and not loss_is_finite:\n',
             ),
         ),
         tests=("tests/watch/test_alarms.py::test_a_loss_that_is_not_a_number_stops_before_the_weights_change",),
@@ -280,14 +281,15 @@ MUTATIONS = (
         history="A checkpoint was written into its final folder; a crash left half of one that looked like a whole.",
         edits=(
             Edit(
-                "engine/checkpoint.py",
-                "        self._redirected = str(beside)\n",
-                "        self._redirected = None\n",
+                "engine/trainer.py",
+                "            self._redirected = str(beside.parent)\n",
+                "            beside = run_dir / beside.name\n",
             ),
             Edit(
-                "engine/checkpoint.py",
-                "                self.write_strop_state(beside / name, run_dir)\n                self.publish(beside, run_dir, name)\n",
-                "                self.write_strop_state(run_dir / name, run_dir)\n",
+                "engine/trainer.py",
+                "                publish(beside, run_dir, self.state, limit=self.args.save_total_limit)\n",
+                "                from strop.engine.checkpoint import write_manifest\n\n"
+                "                write_manifest(beside, step)\n",
             ),
         ),
         tests=(
@@ -322,7 +324,7 @@ MUTATIONS = (
         edits=(
             Edit(
                 "engine/reference_upkeep.py",
-                "            self.trainer.reference_scores.forget()\n",
+                "            self.scores.forget()\n",
                 "            pass\n",
             ),
         ),
@@ -384,13 +386,13 @@ MUTATIONS = (
         edits=(
             Edit(
                 "engine/evaluation.py",
-                "                entry[0] += term.weight * float(term.values.detach().sum())\n",
-                "                entry[0] += term.weight * float(term.values.detach().mean())\n",
+                "            entry[0] += term.weight * float(term.values.detach().sum())\n",
+                "            entry[0] += term.weight * float(term.values.detach().mean())\n",
             ),
             Edit(
                 "engine/evaluation.py",
-                '                entry[1] += own.get(key.split(":", 1)[1], 0.0)\n',
-                "                entry[1] += len(batches) * (own is not None)\n",
+                '            entry[1] += own.get(key.split(":", 1)[1], 0.0)\n',
+                "            entry[1] += 1.0\n",
             ),
         ),
         tests=("tests/engine/test_oracle.py::test_sft_is_the_token_mean",),
@@ -421,10 +423,10 @@ MUTATIONS = (
         history="Models were saved without the tokenizer and template they were trained with (transformers#48016).",
         edits=(
             Edit(
-                "engine/checkpoint.py",
-                "                super()._save(output_dir, state_dict)  # type: ignore[misc]\n",
+                "engine/trainer.py",
+                "                super()._save(output_dir, state_dict)\n",
                 "                tokenizer, self.processing_class = self.processing_class, None\n"
-                "                super()._save(output_dir, state_dict)  # type: ignore[misc]\n"
+                "                super()._save(output_dir, state_dict)\n"
                 "                self.processing_class = tokenizer\n",
             ),
         ),
@@ -436,7 +438,7 @@ MUTATIONS = (
         history="A template given for training was used and not saved: chats with the model were rendered by another one.",
         edits=(
             Edit(
-                "engine/setup.py",
+                "engine/parts.py",
                 "        tokenizer.chat_template = read_chat_template(args.chat_template_path)\n",
                 "        template, saved = read_chat_template(args.chat_template_path), tokenizer.chat_template\n"
                 "        tokenizer.chat_template = template\n"

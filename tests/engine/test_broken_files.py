@@ -34,7 +34,7 @@ def no_model(monkeypatch: pytest.MonkeyPatch) -> None:
     def load(*args: Any, **kwargs: Any) -> None:
         raise Loaded
 
-    monkeypatch.setattr("strop.engine.setup.load_model", load)
+    monkeypatch.setattr("strop.engine.parts.load_model", load)
     monkeypatch.setattr("transformers.PreTrainedModel.from_pretrained", load)
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from transformers import TrainingArguments
 
-from strop.engine.setup import resolve_config
+from strop.engine.arguments import resolve_config
 from strop.methods.registry import METHODS
 
 

@@ -97,7 +97,7 @@ def test_trainers_on_every_pattern_of_up_to_three_rows(verb: str, tmp_path: Path
         own = [values[0] for values in used]
         expected = kto(own, [v[1] for v in used], labels) if verb == "kto" else bco(own, labels)
         for at_once in (1, 3):
-            trainer._train_batch_size = at_once
+            trainer.args.per_device_train_batch_size = at_once
             if verb == "bco":
                 trainer.delta_state = BalancedMean()
             trainer.model.zero_grad()

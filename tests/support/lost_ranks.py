@@ -11,7 +11,7 @@ from strop.testing.cases import make_trainer, rows_for
 STEP = 2
 """The step in whose course the rank falls; a checkpoint is written after each."""
 MOMENTS = {
-    "backward": "backward_micro_batch",
+    "backward": "backward",
     "reward": "score_groups",
     "sampling": "rollout",
     "checkpoint": "_save_rng_state",

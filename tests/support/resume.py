@@ -105,14 +105,14 @@ def record(
     step."""
     trainer = run_of(verb, folder, options)
     trainer.add_callback(SaveAt(save_at))
-    backward = trainer.backward_micro_batch
+    backward = trainer.backward
 
-    def backward_or_signal(model: Any, batch: Any, work: Any, shared: Any, index: int) -> Any:
-        if signalled is not None and index == 1 and trainer.state.global_step == 1:
+    def backward_or_signal(loss: Any) -> None:
+        if signalled is not None and len(trainer.step_work.losses) == 1 and trainer.state.global_step == 1:
             os.kill(os.getpid(), signalled)
-        return backward(model, batch, work, shared, index)
+        backward(loss)
 
-    trainer.backward_micro_batch = backward_or_signal
+    trainer.backward = backward_or_signal
     rows: dict[int, str] = {}
     make_work = trainer.make_work
 
@@ -123,7 +123,7 @@ def record(
     trainer.make_work = noted
     trainer.train(resume_from_checkpoint=resume)
     facts = {f"weight {name}": tensor for name, tensor in trainer.model.state_dict().items()}
-    facts |= {f"reference {name}": tensor for name, tensor in reference_weights(trainer).items()}
+    facts |= {f"reference {name}": tensor for name, tensor in moving_reference(trainer).items()}
     facts |= dict(leaves(trainer.optimizer.state_dict(), "optimizer"))
     facts |= dict(leaves(trainer.lr_scheduler.state_dict(), "schedule"))
     facts |= dict(leaves(trainer.extra_state(), "kept"))
@@ -136,6 +136,10 @@ def record(
         "log": logged(Path(folder)) if trainer.is_world_process_zero() else [],
         "weights": {name: tensor.detach().double().clone() for name, tensor in trainer.model.state_dict().items()},
     }
+
+
+def moving_reference(trainer: Any) -> dict[str, torch.nn.Parameter]:
+    return reference_weights(trainer.args, trainer.reference, trainer.policy)
 
 
 def leaves(value: Any, name: str) -> Iterator[tuple[str, Any]]:

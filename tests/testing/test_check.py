@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 from transformers import TrainerCallback
 
+from strop.engine.rows import tokenized
 from strop.engine.trainer import BaseTrainer
 from strop.errors import ConfigError
 from strop.losses import nll_loss
@@ -145,9 +147,12 @@ class LogsInSecret(SFTTrainer):
 
 
 class TrustsRows(SFTTrainer):
-    def convert_dataset(self, dataset: Any, name: str) -> Any:
-        rows = [{"text": row["prompt"] + row["completion"]} for row in dataset]
-        return super().convert_dataset(rows, name)
+    @classmethod
+    def facts(cls, args: Any, given: Any) -> Any:
+        def trusting(preparation: Any, dataset: Any, name: str) -> Any:
+            return tokenized(preparation, [{"text": row["prompt"] + row["completion"]} for row in dataset], name)
+
+        return replace(super().facts(args, given), convert=trusting)
 
 
 BROKEN: list[tuple[str, type, dict[str, Any]]] = [

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import TrainerCallback
 
 from strop.errors import NonFiniteError
 from strop.methods.dpo import DPOTrainer
@@ -64,14 +65,12 @@ def test_skipping_leaves_the_step_out_and_nothing_else(tmp_path: Path) -> None:
     trainer = poisoned(tmp_path, train_sampling_strategy="sequential", on_nonfinite="skip", weight_decay=0.1)
     seen = []
 
-    class Weights(Alarms):
+    class Weights(TrainerCallback):
         def on_step_end(self, *args: Any, **kwargs: Any) -> None:
             seen.append({name: p.detach().clone() for name, p in trainer.model.named_parameters()})
 
     trainer.add_callback(Weights())
     seen.append({name: p.detach().clone() for name, p in trainer.model.named_parameters()})
-    trainer.callback_handler.callbacks[-1].trainer = trainer
-    trainer.callback_handler.callbacks[-1].on_pre_optimizer_step = lambda *a, **k: None
     trainer.train()
     moved = [any(not torch.equal(a[name], b[name]) for name in a) for a, b in itertools.pairwise(seen)]
     assert moved == [True, False, True]
@@ -105,9 +104,8 @@ def test_nothing_left_to_learn_from_is_said(tmp_path: Path, capsys: pytest.Captu
 
     def masked(*args: Any) -> Any:
         samples, count = plain(*args)
-        for example in samples[-1].examples:
+        for example in samples[-1]:
             example.loss_mask = [[0] * len(ids) for ids in example.completions]
-        samples[-1] = trainer.make_work(samples[-1].examples)
         return samples, count
 
     trainer.get_batch_samples = masked

@@ -134,7 +134,8 @@ class Watch(TrainerCallback):
         self.trainer.log({"held_out_accuracy": sum(right) / len(right)})
         control.should_log = due  # logging clears it, and the step's own line may still be due
         rows = list(zip(prompts, texts, right, strict=True))[: plan.shown]
-        self.trainer.run_directory.write_samples({"prompt": p, "completion": c, "reward": r} for p, c, r in rows)
+        shown = ({"prompt": p, "completion": c, "reward": r} for p, c, r in rows)
+        self.trainer.run_directory.write_samples(state.global_step, shown)
 
 
 def run_demo(output_dir: str | Path = "runs/demo", seed: int = 0, fast: bool = False) -> dict[str, Any]:

@@ -13,7 +13,8 @@ import threading
 import time
 from collections.abc import Iterator
 from datetime import timedelta
-from typing import Any
+from pathlib import Path
+from typing import Any, Protocol
 
 import torch.distributed as dist
 
@@ -26,6 +27,16 @@ STORE_SECONDS = 5.0
 """The store lives in rank 0, unless a launcher keeps it; it does not answer if that one is lost."""
 VERDICT = "strop/lost"
 BROKEN = re.compile(r"gloo|NCCL|closed by peer|reset by peer|Timed out waiting|Broken pipe|Socket")
+
+
+class Run(Protocol):
+    """What is asked about a run: which rank of how many it is here, its step, and from where it could go on."""
+
+    args: Any
+    state: Any
+    heartbeat: Heartbeat | None
+
+    def newest_checkpoint(self) -> Path | None: ...
 
 
 class Heartbeat:
@@ -114,22 +125,22 @@ def host_of_store() -> list[int]:
 
 
 @contextlib.contextmanager
-def lost_ranks_named(trainer: Any) -> Iterator[None]:
+def lost_ranks_named(run: Run) -> Iterator[None]:
     """Within it, a collective operation that breaks raises `LostRankError`."""
-    rank, world = trainer.args.process_index, trainer.args.world_size
-    if world == 1 or trainer.heartbeat is not None:
+    rank, world = run.args.process_index, run.args.world_size
+    if world == 1 or run.heartbeat is not None:
         yield
         return
-    trainer.heartbeat = Heartbeat(rank, world)
+    run.heartbeat = Heartbeat(rank, world)
     try:
         yield
     except RuntimeError as error:
         if isinstance(error, StropError) or not is_broken_collective(error):
             raise
-        raise LostRankError(what_happened(trainer, error)) from error
+        raise LostRankError(what_happened(run, run.heartbeat, error)) from error
     finally:
-        trainer.heartbeat.stop()
-        trainer.heartbeat = None
+        run.heartbeat.stop()
+        run.heartbeat = None
 
 
 def is_broken_collective(error: RuntimeError) -> bool:
@@ -137,10 +148,10 @@ def is_broken_collective(error: RuntimeError) -> bool:
     return isinstance(error, dist.DistError) or BROKEN.search(str(error)) is not None
 
 
-def what_happened(trainer: Any, error: RuntimeError) -> str:
+def what_happened(run: Run, heartbeat: Heartbeat, error: RuntimeError) -> str:
     """The message: who is lost, what is known about why, and from where to go on."""
-    args, step = trainer.args, trainer.state.global_step
-    silent = trainer.heartbeat.silent_ranks()
+    args, step = run.args, run.state.global_step
+    silent = heartbeat.silent_ranks()
     cause = str(error).strip().splitlines()[0][-200:]
     if silent:
         names = f"rank{'s' if len(silent) > 1 else ''} {', '.join(map(str, silent))} of {args.world_size}"
@@ -152,7 +163,7 @@ def what_happened(trainer: Any, error: RuntimeError) -> str:
             f"the ranks did not meet within ddp_timeout={args.ddp_timeout} seconds, though all of them live. Raise it "
             "above what one rank may wait for another (rewards, sampling, tokenising)"
         )
-    newest = trainer.newest_checkpoint()
+    newest = run.newest_checkpoint()
     go_on = (
         f"The newest complete checkpoint is {newest}: start all ranks again with resume_from_checkpoint=True."
         if newest is not None

@@ -12,7 +12,7 @@ from typing import Any
 from strop.errors import ConfigError
 
 LOSS = "loss(scores, batch, step) -> LossOutput, from which training and evaluation take their loss"
-ROWS = "convert_dataset(dataset, name), or tokenize_options() for how rows become tokens; or give rows that hold ids"
+ROWS = "facts(args, given), whose `convert` and `tokenize` say how rows become examples; or give rows that hold ids"
 WINDOW = "prepare_step(examples), which sees all rows of an optimizer step"
 SCORES = "score(model, batch, log), which gives the per-token log-probs of the policy"
 REFERENCE = "the argument ref_model, or reference_in_loss"

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 from array import array
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from safetensors import safe_open
@@ -13,9 +14,6 @@ from safetensors.torch import save_file
 
 from strop.engine.rows import flatten
 from strop.records import Batch, Example, Scores
-
-if TYPE_CHECKING:
-    from strop.engine.trainer import BaseTrainer
 
 MAX_CACHED_TOKENS = 100_000_000
 PARTS = "reference_logps"
@@ -39,9 +37,22 @@ class ReferenceScores:
     tree, by the hash of its ids. `load` and `save` keep them between runs, under the fingerprint of the weights.
     """
 
-    def __init__(self, trainer: BaseTrainer, *, remember: bool = True) -> None:
-        self.trainer = trainer
-        self.remember = remember and trainer.remembers_reference
+    def __init__(
+        self,
+        reference: Any,
+        score: Callable[[Any, Batch], Scores],
+        settings: Callable[[], Mapping[str, Any]],
+        *,
+        remembers: bool,
+    ) -> None:
+        """
+        Args:
+            reference: of `strop.model`.
+            score: (model, batch) -> what is wanted of the reference.
+            settings: of scoring, on which the log-probs depend beside the weights.
+            remembers: rows come again, so that their log-probs are worth keeping.
+        """
+        self.reference, self.score, self.settings, self.remembers = reference, score, settings, remembers
         self._known: dict[str, torch.Tensor] = {}
         self._tokens = 0
         self._unsaved: list[str] = []
@@ -53,7 +64,7 @@ class ReferenceScores:
             logps = torch.cat([self._known[key] for key in keys]).to(batch.targets.device)
             return Scores(batch.segment, batch.num_completions, logps=logps)
         scores = self.compute(batch)
-        if self.remember and self._tokens < MAX_CACHED_TOKENS and not batch.examples[0].score_prompt:
+        if self.remembers and self._tokens < MAX_CACHED_TOKENS and not batch.examples[0].score_prompt:
             tree = batch.tree_of[batch.segment]
             for index, key in enumerate(keys):
                 self._known[key] = scores.logps[tree == index].cpu()  # type: ignore[index]
@@ -64,10 +75,10 @@ class ReferenceScores:
     @torch.no_grad()
     def compute(self, batch: Batch) -> Scores:
         """A forward pass of the reference, in evaluation mode."""
-        with self.trainer.reference.active() as model:
+        with self.reference.active() as model:
             training = model.training
             model.eval()
-            scores = self.trainer.score_with(model, batch, self.trainer.reference_want)
+            scores = self.score(model, batch)
             model.train(training)
         return scores
 
@@ -76,14 +87,14 @@ class ReferenceScores:
         self._known.clear()
         self._unsaved, self._tokens, self._fingerprint = [], 0, None
 
-    def precompute(self, dataset: Any, rows_at_once: int) -> int:
+    def precompute(self, dataset: Any, rows_at_once: int, build: Callable[[list[Example]], Batch]) -> int:
         """Score every row of a dataset that is not known yet; returns how many that were."""
         fresh = 0
         for start in range(0, len(dataset), rows_at_once):
             examples = flatten(dataset[i] for i in range(start, min(start + rows_at_once, len(dataset))))
             unknown = [example for example in examples if content_key(example) not in self._known]
             if unknown:
-                self(self.trainer.build(unknown))
+                self(build(unknown))
             fresh += len(unknown)
         return fresh
 
@@ -111,9 +122,8 @@ class ReferenceScores:
     def fingerprint(self) -> str:
         """Hash of the reference's weights and of the settings that its log-probs depend on; found once."""
         if self._fingerprint is None:
-            settings = {**self.trainer.score_options(), "precision": self.trainer.accelerator.mixed_precision}
-            digest = hashlib.blake2b(str(sorted(settings.items())).encode(), digest_size=16)
-            with self.trainer.reference.active() as model:
+            digest = hashlib.blake2b(str(sorted(self.settings().items())).encode(), digest_size=16)
+            with self.reference.active() as model:
                 for name, tensor in model.state_dict().items():
                     if "reference" in name or "lora" not in name:
                         digest.update(name.encode())

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping
-from dataclasses import replace
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from transformers import AutoConfig, GenerationConfig
 
 from strop.data import (
+    DataReport,
+    DatasetKind,
     ExampleDataset,
     ExampleStream,
     MismatchedDataset,
@@ -26,6 +28,7 @@ from strop.data import (
 from strop.engine.windows import epoch_order
 from strop.errors import ConfigError
 from strop.records import Example
+from strop.settings.config import TrainerConfig
 
 PREPARED = (ExampleDataset, ExampleStream, MismatchedDataset, MismatchedStream, PackedDataset, PackedStream)
 
@@ -42,36 +45,53 @@ def tokenize_options(args: Any, **method_options: Any) -> TokenizeOptions:
     )
 
 
-def prepare_dataset(trainer: Any, dataset: Any, name: str, options: TokenizeOptions | None = None) -> Any:
-    """Rows in any accepted form -> examples, with the findings kept in `trainer.reports[name]`.
+@dataclass
+class RowPreparation:
+    """Rows as a user gives them -> prepared examples, for training and for every set handed to `evaluate`."""
 
-    `options` are the trainer's own unless given.
-    """
+    args: TrainerConfig
+    tokenizer: Any
+    dataset_kind: DatasetKind
+    options: TokenizeOptions  # the method's, and what must be known of the model
+    convert: Callable[[RowPreparation, Any, str], Any]  # the method's: (this, rows, name) -> examples
+    reports: dict[str, DataReport] = field(default_factory=dict)  # what was found in the rows, by the set's name
+
+    def __call__(self, dataset: Any, name: str) -> Any:
+        return self.convert(self, dataset, name)
+
+    def ensure(self, dataset: Any, name: str) -> Any:
+        """A set handed to `evaluate` directly: rows, or what the constructor made of them."""
+        return dataset if is_prepared(dataset) else self(dataset, name)
+
+
+def tokenized(rows: RowPreparation, dataset: Any, name: str, options: TokenizeOptions | None = None) -> Any:
+    """Rows in any accepted form -> examples, with the findings kept; `options` in place of the method's own."""
     if is_prepared(dataset):
         return dataset
-    if trainer.args.dataset_num_proc:
-        os.environ |= {"TOKENIZERS_PARALLELISM": "true", "RAYON_NUM_THREADS": str(trainer.args.dataset_num_proc)}
+    args = rows.args
+    if args.dataset_num_proc:
+        os.environ |= {"TOKENIZERS_PARALLELISM": "true", "RAYON_NUM_THREADS": str(args.dataset_num_proc)}
     prepared = prepare(
-        load_rows(dataset, columns=trainer.args.columns),
-        trainer.dataset_kind,
-        trainer.tokenizer_in_setup,
-        replace(options or trainer.tokenize_options(), **trainer.model_facts),
-        cache_dir=trainer.args.dataset_cache_dir,
+        load_rows(dataset, columns=args.columns),
+        rows.dataset_kind,
+        rows.tokenizer,
+        options or rows.options,
+        cache_dir=args.dataset_cache_dir,
         name=name,
     )
-    trainer.reports[name] = prepared.report
+    rows.reports[name] = prepared.report
     return prepared
 
 
-def prepare_all(trainer: Any, train_dataset: Any, eval_dataset: Any) -> tuple[Any, Any]:
+def prepare_all(rows: RowPreparation, train_dataset: Any, eval_dataset: Any) -> tuple[Any, Any]:
     """Training and evaluation sets; the latter may be a dictionary of sets."""
-    train = trainer.convert_dataset(train_dataset, "train") if train_dataset is not None else None
-    if isinstance(eval_dataset, Mapping) and not isinstance(eval_dataset, (str, Path)):
+    train = rows(train_dataset, "train") if train_dataset is not None else None
+    if isinstance(eval_dataset, Mapping):
         refuse_odd_names(eval_dataset)
-        evaluation: Any = {key: trainer.convert_dataset(part, f"eval_{key}") for key, part in eval_dataset.items()}
+        evaluation: Any = {key: rows(part, f"eval_{key}") for key, part in eval_dataset.items()}
     else:
-        evaluation = trainer.convert_dataset(eval_dataset, "eval") if eval_dataset is not None else None
-    note_leaks(trainer.reports)
+        evaluation = rows(eval_dataset, "eval") if eval_dataset is not None else None
+    note_leaks(rows.reports)
     return train, evaluation
 
 
@@ -81,11 +101,6 @@ def refuse_odd_names(sets: Mapping[Any, Any]) -> None:
     if odd:
         problems = [f"{name!r:.60}: a name is text that can be printed." for name in odd]
         raise ConfigError.collect("eval_dataset: these names of sets cannot be used:", problems)
-
-
-def ensure_prepared(trainer: Any, dataset: Any, name: str) -> Any:
-    """A set handed to `evaluate` directly: rows, or what the constructor made of them."""
-    return dataset if is_prepared(dataset) else trainer.convert_dataset(dataset, name)
 
 
 def is_prepared(dataset: Any) -> bool:
@@ -110,12 +125,11 @@ def flatten(batches: Iterable[Any]) -> list[Example]:
     return flat
 
 
-def stand_in(trainer: Any, *, evaluation: bool = False) -> Example:
-    """An example for a rank that has no row in a short step; its loss gets weight zero."""
-    dataset = trainer.eval_dataset if evaluation and trainer.eval_dataset is not None else trainer.train_dataset
+def first_example(dataset: Any) -> Example:
+    """The first tree of a set, or of the first of several sets."""
     dataset = next(iter(dataset.values())) if isinstance(dataset, Mapping) else dataset
     first = dataset[0] if hasattr(dataset, "__len__") else next(iter(dataset))
-    return trainer.prepare_stand_in(flatten([first])[0])
+    return flatten([first])[0]
 
 
 LEARNED_POSITIONS = ("gpt2", "gpt_bigcode", "gpt_neo", "openai-gpt", "opt", "biogpt", "bert-generation")

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
-from strop.engine.metrics import merge
+from strop.engine.metrics import MetricLog, merge
 from strop.errors import CheckpointError
+from strop.settings.config import TrainerConfig
 
 STATE_FILE = "strop_state.pt"
 
@@ -23,19 +24,28 @@ def state_path(folder: Path, rank: int) -> Path:
     return folder / (STATE_FILE if rank == 0 else STATE_FILE.replace(".", f"_{rank}."))
 
 
-def save_rank_state(trainer: Any, folder: Path) -> None:
+class Method(Protocol):
+    """What a rank keeps of a method, and how it takes it back."""
+
+    def row_order(self) -> dict[str, Any]: ...
+    def extra_state(self) -> dict[str, Any]: ...
+    def load_extra_state(self, state: dict[str, Any]) -> None: ...
+    def share_extra_state(self, states: list[dict[str, Any]]) -> dict[str, Any]: ...
+
+
+def save_rank_state(folder: Path, args: TrainerConfig, logs: Mapping[str, MetricLog], method: Method) -> None:
     """Write what this rank must find again."""
     state = {
-        "world_size": trainer.args.world_size,
-        "only_model": trainer.args.save_only_model,
-        "row_order": trainer.row_order(),
-        "metrics": {name: trainer._metrics[name].state() for name in ("train", "run")},
-        "extra": trainer.extra_state(),
+        "world_size": args.world_size,
+        "only_model": args.save_only_model,
+        "row_order": method.row_order(),
+        "metrics": {name: log.state() for name, log in logs.items() if name != "eval"},
+        "extra": method.extra_state(),
     }
-    torch.save(state, state_path(folder, trainer.args.process_index))
+    torch.save(state, state_path(folder, args.process_index))
 
 
-def load_rank_state(trainer: Any, folder: Path) -> bool:
+def load_rank_state(folder: Path, args: TrainerConfig, logs: Mapping[str, MetricLog], method: Method) -> bool:
     """Take back what the ranks wrote; returns whether there are as many of them as there were.
 
     Raises:
@@ -49,19 +59,19 @@ def load_rank_state(trainer: Any, folder: Path) -> bool:
             "from. Start a new run from its weights (model=that folder), and leave save_only_model off where a run may "
             "have to be resumed."
         )
-    if not trainer.args.ignore_data_skip:
-        check_row_order(folder, first["row_order"], trainer.row_order())
-    rank, world = trainer.args.process_index, trainer.args.world_size
+    if not args.ignore_data_skip:
+        check_row_order(folder, first["row_order"], method.row_order())
+    rank, world = args.process_index, args.world_size
     if first["world_size"] == world:
         own = first if rank == 0 else read(state_path(folder, rank))
         for name, state in own["metrics"].items():
-            trainer._metrics[name].load(state)
-        trainer.load_extra_state(own["extra"])
+            logs[name].load(state)
+        method.load_extra_state(own["extra"])
         return True
     states = [first, *(read(state_path(folder, other)) for other in range(1, first["world_size"]))]
     for name in first["metrics"]:
-        trainer._metrics[name].load(merge([state["metrics"][name] for state in states]) if rank == 0 else {})
-    trainer.load_extra_state(trainer.share_extra_state([state["extra"] for state in states]))
+        logs[name].load(merge([state["metrics"][name] for state in states]) if rank == 0 else {})
+    method.load_extra_state(method.share_extra_state([state["extra"] for state in states]))
     return False
 
 

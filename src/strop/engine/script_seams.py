@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
+
+import torch
 
 from strop.engine.overrides import NoDeadOverrides
 from strop.errors import ConfigError
@@ -11,19 +14,21 @@ from strop.errors import ConfigError
 class ScriptSeams(NoDeadOverrides):
     """Names of TRL's trainers that scripts use."""
 
+    reference: Any
+
     @property
-    def ref_model(self: Any) -> Any:
+    def ref_model(self) -> Any:
         """The reference as a module; None where it is the policy with its adapter off, or where there is none."""
         return getattr(self.reference, "model", None)
 
-    def create_model_card(self: Any, *args: Any, dataset_name: str | list[str] | None = None, **kwargs: Any) -> None:
+    def create_model_card(self, *args: Any, dataset_name: str | list[str] | None = None, **kwargs: Any) -> None:
         """The parent's model card; `dataset_name` says which data set was trained on (and so does `push_to_hub`)."""
         if dataset_name is not None:
             kwargs["dataset"] = dataset_name
         super().create_model_card(*args, **kwargs)  # type: ignore[misc]
 
 
-def check_optimizer(trainer: Any, optimizer: Any) -> None:
+def check_optimizer(optimizer: Any, model: torch.nn.Module, trainer: str, say: Callable[[str], None]) -> None:
     """Refuse an optimizer that holds none of the trained weights; say it where it holds a part of them.
 
     An adapter is put on, or layers are copied for another head, after a script has made its optimizer.
@@ -31,14 +36,14 @@ def check_optimizer(trainer: Any, optimizer: Any) -> None:
     if optimizer is None:
         return
     held = {id(weight) for group in optimizer.param_groups for weight in group["params"]}
-    trained = [name for name, weight in trainer.model.named_parameters() if weight.requires_grad]
-    moved = [name for name, weight in trainer.model.named_parameters() if weight.requires_grad and id(weight) in held]
+    trained = [name for name, weight in model.named_parameters() if weight.requires_grad]
+    moved = [name for name, weight in model.named_parameters() if weight.requires_grad and id(weight) in held]
     if not moved and trained:
         raise ConfigError(
-            f"The optimizer holds none of the {len(trained)} weights that {type(trainer).__name__} trains "
+            f"The optimizer holds none of the {len(trained)} weights that {trainer} trains "
             f"({trained[0]} ...): they were made after it, with the adapter or the head. Put those on first and make "
             "the optimizer from that model; or pass optimizer_cls_and_kwargs=(class, settings), or set optim."
         )
     if len(moved) < len(trained):
         left = next(name for name in trained if name not in set(moved))
-        trainer.say(f"The optimizer holds {len(moved)} of {len(trained)} trained weights; {left} ... will not move.")
+        say(f"The optimizer holds {len(moved)} of {len(trained)} trained weights; {left} ... will not move.")

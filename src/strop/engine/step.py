@@ -8,10 +8,49 @@ depends on the set of rows only, not on how they are cut into micro-batches or s
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 
-from strop.records import Batch, Counts, Example, Scores
+from strop.collectives import Gathered
+from strop.records import Batch, Counts, Example, LossOutput, Mean, Scores, StepContext, Term
+
+
+@dataclass
+class MicroBatch:
+    """A part of a step, computed: what `BaseTrainer.micro_batches` gives to training and to evaluation."""
+
+    batch: Batch
+    scores: Scores
+    step: StepContext
+    output: LossOutput | None  # None: a stand-in, whose loss has weight zero
+
+
+@dataclass
+class StepStatistics:
+    """What the rows of a whole step say together, and where the rows of each micro-batch are among them."""
+
+    values: dict[str, Any]
+    gathered: Gathered
+
+    def rows(self, index: int) -> slice:
+        return self.gathered.rows(index)
+
+
+def zero_loss(scores: Scores) -> torch.Tensor:
+    """A loss without effect that still reaches every parameter: what a rank without rows computes."""
+    parts = (scores.logps, scores.scores, scores.step_logits, scores.values, scores.hidden)
+    return torch.stack([part.sum() * 0.0 for part in parts if part is not None]).sum()
+
+
+def add_router_loss(output: LossOutput, scores: Scores, batch: Batch, coefficient: float) -> None:
+    """The load-balancing loss of mixture-of-experts models as one more term, weighted by the tokens of each
+    micro-batch."""
+    if coefficient and scores.aux_loss is not None:
+        tokens = float(sum(example.num_tokens for example in batch.examples))
+        output.terms.append(Term((scores.aux_loss * tokens).view(1), "num_tokens", coefficient))
+        output.metrics["aux_loss"] = Mean(scores.aux_loss.detach() * tokens, tokens)
 
 
 def default_counts(examples: Sequence[Example]) -> Counts:
@@ -67,9 +106,3 @@ def completion_field(batch: Batch, name: str, *, dtype: torch.dtype | None = Non
     """A per-completion extra (one list per tree) as a tensor (S,)."""
     values = [value for example in batch.examples for value in example.extras[name]]
     return torch.tensor(values, dtype=dtype, device=batch.targets.device)
-
-
-def zero_loss(scores: Scores) -> torch.Tensor:
-    """A loss without effect that still reaches every parameter: what a rank without rows computes."""
-    parts = (scores.logps, scores.scores, scores.step_logits, scores.values, scores.hidden)
-    return torch.stack([part.sum() * 0.0 for part in parts if part is not None]).sum()

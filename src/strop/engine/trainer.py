@@ -1,110 +1,60 @@
-"""The one engine: the only subclass of `transformers.Trainer`. It knows no method.
+"""The trainer that all methods share: made from its parts, evaluated, saved and gone on with. It knows no method.
 
-Per optimizer step: collect the rows (`get_batch_samples`), let the method turn them into trees
-(`prepare_step`), count denominators over all ranks, cut micro-batches, score them with the policy and, if the
-method has one, the reference, and hand both to the method's `loss`. The parent brings optimizers, schedulers,
-callbacks, trackers, FSDP / DeepSpeed and hub push.
+`StepTrainer` has the optimizer step and the hooks of a method. The parent of both, `transformers.Trainer`, brings
+optimizers, schedulers, callbacks, trackers, FSDP / DeepSpeed and hub push.
 """
 
 from __future__ import annotations
 
-import contextlib
+import copy
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
-from accelerate.utils import DistributedType
-from accelerate.utils.memory import clear_device_cache
-from transformers import Trainer, TrainerCallback
+from transformers import PrinterCallback, ProgressCallback, TrainerCallback, TrainerState
+from transformers.trainer_utils import EvalLoopOutput, EvalPrediction, TrainOutput
 
-from strop.collectives import gather_rows, sum_over_ranks
-from strop.data import DatasetKind, TokenizeOptions, plan_micro_batches
-from strop.engine import rows, setup
-from strop.engine.checkpoint import CheckpointMixin
-from strop.engine.evaluation import EvaluationMixin
-from strop.engine.metrics import MetricLog
-from strop.engine.offloading import offloaded_activations
-from strop.engine.precision import in_one_precision
-from strop.engine.reference_scores import ReferenceScores
-from strop.engine.reference_upkeep import upkeep
+from strop.collectives import sum_over_ranks
+from strop.data import DataReport
+from strop.engine import rows
+from strop.engine.arguments import resolve_arguments, resolve_config
+from strop.engine.checkpoint import draft, find_checkpoint, newest_valid, publish, without_progress_bars
+from strop.engine.evaluation import EvaluationSums
+from strop.engine.guard import Guard
+from strop.engine.heap import KeptHeap
+from strop.engine.lost_ranks import Heartbeat, lost_ranks_named
+from strop.engine.metrics import LastWindow, MetricLog
+from strop.engine.parts import prepare
+from strop.engine.reference_scores import ReferenceScores, part_path, parts_until
+from strop.engine.reference_upkeep import load_reference, reference_weights, save_reference, upkeep
+from strop.engine.run_identity import RunLock, finished_at, folder_for, identity
+from strop.engine.run_state import load_rank_state, save_rank_state
 from strop.engine.script_seams import ScriptSeams, check_optimizer
-from strop.engine.step import default_counts, zero_loss
-from strop.engine.windows import StepSampler, StreamWindows, window_loader, worker_options
-from strop.losses.reduce import step_loss
-from strop.metric import Entry
-from strop.model import LayoutChoice, base_model, build_batch, layout_of, score_batch
+from strop.engine.step_trainer import StepTrainer
+from strop.engine.windows import eval_loader
+from strop.errors import ConfigError, SetupError
+from strop.model import base_model
 from strop.model.router import router_coefficient
-from strop.records import Batch, Counts, Example, LossOutput, Mean, Scores, StepContext, StepWork, Want
+from strop.plain_text import masked
+from strop.records import StepWork
 from strop.settings.config import TrainerConfig
+from strop.watch.alarms import Alarms
+from strop.watch.progress import ProgressDisplay
+from strop.watch.run_directory import RunDirectory
+from strop.watch.say import say
+from strop.watch.stop_signals import StopSignals
 
 
-class BaseTrainer(ScriptSeams, CheckpointMixin, EvaluationMixin, Trainer):
-    """What all fifteen trainers share. A method overrides a handful of hooks, listed first.
+class BaseTrainer(ScriptSeams, StepTrainer):
+    """What all fifteen trainers share. A method overrides a handful of hooks, which `StepTrainer` lists.
 
     Class attributes: `config_class`; `dataset_kind`, the rows it learns from; `task`, the head it needs ("causal",
     "score" or "step"); `uses_reference`; `coupled`, whether its loss ties the rows of a step to each other.
     """
 
-    config_class: ClassVar[type[TrainerConfig]] = TrainerConfig
-    dataset_kind: ClassVar[DatasetKind] = DatasetKind.LANGUAGE_MODELING
-    task: ClassVar[str] = "causal"
-    uses_reference: ClassVar[bool] = False
-    coupled: ClassVar[bool] = False
-    remembers_reference: ClassVar[bool] = True  # rows come again, so their reference scores are worth keeping
-    reference_want: ClassVar[Want] = Want.LOGPS
-    reference_in_loss: ClassVar[bool] = True  # False: its scores are part of the reward
-    glossary: ClassVar[tuple[Entry, ...]] = ()  # what the method logs beside the keys of `strop.report.glossary`
     evaluation_samples: ClassVar[Callable[[Any], TrainerCallback] | None] = None  # what `generate_during_eval` adds
-
-    # ---- what a method declares -------------------------------------------------------------------------------
-
-    def loss(self, scores: Scores, batch: Batch, step: StepContext) -> LossOutput:
-        """Unreduced loss terms and metrics of one micro-batch."""
-        raise TypeError(f"{type(self).__name__} must define loss(scores, batch, step) -> LossOutput")
-
-    def want(self, log: bool) -> Want:
-        """What the forward pass is asked for; `log` says whether costly metrics are wanted this time."""
-        return Want.LOGPS | Want.ENTROPY | Want.TOP1 | Want.MEAN_LOGIT if log else Want.LOGPS
-
-    def counts(self, examples: Sequence[Example]) -> Counts:
-        """Denominators that these examples contribute to the step; methods add their own names."""
-        return default_counts(examples)
-
-    def statistics(self, scores: Scores, batch: Batch, step: StepContext) -> dict[str, torch.Tensor]:
-        """Per-row values that a coupled method needs from the whole step, (B, ...) each; no gradient."""
-        return {}
-
-    def reduce_statistics(self, values: dict[str, torch.Tensor], training: bool) -> dict[str, Any]:
-        """Whole-step statistics from the rows of all micro-batches and ranks; a question, it changes nothing."""
-        return dict(values)
-
-    def advance(self, statistics: dict[str, Any]) -> None:
-        """Move running means by the statistics of a training step."""
-
-    def statistics_rows(self, examples: list[Example]) -> list[Example]:
-        """The part of the trees that `statistics` needs, where it is computed in a pass of its own."""
-        return examples
-
-    def gradient_rows(self, examples: list[Example]) -> list[Example]:
-        """The part of the trees that the loss needs once the whole-step statistics are known."""
-        return examples
-
-    def rows_worth_computing(self, examples: list[Example]) -> list[Example]:
-        """Rows whose gradient can differ from zero; all of them count in the denominators."""
-        return examples
-
-    def prepare_step(self, examples: list[Example]) -> list[Example]:
-        """Turn the rows of a step into the trees to train on (online methods sample here)."""
-        return examples
-
-    def tokenize_options(self) -> TokenizeOptions:
-        """How this method's rows become tokens."""
-        return rows.tokenize_options(self.args)
-
-    def convert_dataset(self, dataset: Any, name: str) -> Any:
-        """Rows as the user gave them -> prepared examples."""
-        return rows.prepare_dataset(self, dataset, name)
 
     # ---- construction -----------------------------------------------------------------------------------------
 
@@ -124,25 +74,21 @@ class BaseTrainer(ScriptSeams, CheckpointMixin, EvaluationMixin, Trainer):
         peft_config: Any = None,
         ref_model: Any = None,
         model_init: Any = None,
+        given: Mapping[str, Any] | None = None,
         **aliases: Any,
     ) -> None:
-        given = setup.resolve_arguments(
-            type(self), aliases, processing_class=processing_class, data_collator=data_collator
+        named = resolve_arguments(
+            type(self).__name__, aliases, processing_class=processing_class, data_collator=data_collator
         )
-        args = setup.resolve_config(self.config_class, args)
-        parts = setup.resolve_parts(
-            self, args, model, given["processing_class"], train_dataset, eval_dataset, model_init,
-            quantization_config=quantization_config, peft_config=peft_config, ref_model=ref_model,
+        args, given = resolve_config(self.config_class, args), given or {}
+        parts = prepare(
+            args, model, named["processing_class"], train_dataset, eval_dataset, self.facts(args, given),
+            model_init=model_init, quantization_config=quantization_config, peft_config=peft_config,
+            ref_model=ref_model,
         )  # fmt: skip
-        self.reference = parts.reference
-        self.reports = parts.reports
-        self._metrics = {"train": MetricLog(), "eval": MetricLog(), "run": MetricLog()}
-        self.step_work: StepWork | None = None  # the latest optimizer step
-        self.step_grad_norm: Any = None
-        self._step_begin = time.perf_counter()
-        self.run_lock: Any = None  # of the folder, once training began
-        self.heartbeat: Any = None  # while a run of several ranks is on
-        self._random_state_of: str | None = None  # checkpoint whose random state is still to be taken up
+        alarms, signals = Alarms(args), StopSignals(args)
+        directory = RunDirectory(args, parts.rows.reports, self.layout_text, self.glossary)
+        watching = [directory, alarms, LastWindow(), signals, *([KeptHeap()] if args.device.type == "cpu" else [])]
         super().__init__(
             model=parts.model,
             args=args,
@@ -151,298 +97,259 @@ class BaseTrainer(ScriptSeams, CheckpointMixin, EvaluationMixin, Trainer):
             eval_dataset=parts.eval_dataset,
             processing_class=parts.tokenizer,
             compute_metrics=compute_metrics,
-            callbacks=[*setup.default_callbacks(args), *(callbacks or [])],
+            callbacks=[*watching, *(callbacks or [])],
             optimizers=optimizers,
             optimizer_cls_and_kwargs=optimizer_cls_and_kwargs,
         )
+        for parents in (ProgressCallback, PrinterCallback):
+            self.remove_callback(parents)
+        if not any(isinstance(callback, ProgressDisplay) for callback in self.callback_handler.callbacks):
+            self.add_callback(ProgressDisplay())
         self.neftune_noise_alpha = None  # the parent's noise is scaled by the length of the flat row
+        self.given, self.rows, self.reference = given, parts.rows, parts.reference
+        self.run_directory, self.stop_signals = directory, signals
+        self.guard = Guard(args, alarms, parts.tokenizer)
+        self._metrics = {"train": MetricLog(), "eval": MetricLog(), "run": MetricLog()}
+        self.step_work = None
+        self._step_begin = time.perf_counter()
+        self._redirected: str | None = None  # where the parent writes a checkpoint, while it does
+        self.run_lock: RunLock | None = None  # of the folder, once training began
+        self.heartbeat: Heartbeat | None = None  # while a run of several ranks is on
         if hasattr(self.reference, "model") and not self.is_model_parallel:
             self.reference.model.to(self.args.device)
-        check_optimizer(self, optimizers[0])
-        setup.replace_progress(self)
-        self.reference_scores = ReferenceScores(self) if self.uses_reference else None
-        for callback in [*upkeep(self), *setup.evaluation_callbacks(self)]:
+        check_optimizer(optimizers[0], self.model, type(self).__name__, self.say)
+        self.reference_scores, keeping = None, []
+        if self.reference is not None:
+            self.reference_scores = ReferenceScores(
+                self.reference,
+                lambda model, batch: self.score_with(model, batch, self.reference_want),
+                lambda: {**self.score_options(), "precision": self.accelerator.mixed_precision},
+                remembers=self.remembers_reference,
+            )
+            keeping = upkeep(args, self.reference_scores, self.build, self.train_dataset, self.eval_dataset)
+        for callback in [*keeping, *self.evaluation_callbacks()]:
             self.add_callback(callback)
-        setup.check_layout(self)
-        self.router_coef = router_coefficient(base_model(self.policy), self.args.router_aux_loss_coef)
+        if args.padding_free and args.layout == "auto" and self.layout.name == "padded":
+            raise SetupError(f"padding_free=True, but this model can only be scored with padding: {self.layout.reason}")
+        self.router_coef = router_coefficient(base_model(self.policy), args.router_aux_loss_coef)
         self.after_init()
+
+    def evaluation_callbacks(self) -> list[TrainerCallback]:
+        """What `generate_during_eval` asks for."""
+        if not self.args.generate_during_eval:
+            return []
+        make = type(self).evaluation_samples
+        if make is None:
+            raise ConfigError(
+                f"generate_during_eval=True, but {type(self).__name__} samples nothing. Remove it, or set "
+                "`evaluation_samples = EvaluationSamples` (strop.online.evaluation_samples) in the class."
+            )
+        return [make(self)]
 
     def after_init(self) -> None:
         """Set up what a method needs once the parent is complete."""
 
-    # ---- rows of a step ---------------------------------------------------------------------------------------
+    # ---- evaluation -------------------------------------------------------------------------------------------
 
-    @property
-    def rows_per_step(self) -> int:
-        """Rows of the dataset that one optimizer step consumes, over all ranks."""
-        return self._train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size
+    def get_eval_dataloader(self, eval_dataset: Any = None) -> Any:
+        if isinstance(eval_dataset, str):
+            dataset = self.eval_dataset[eval_dataset]
+        elif eval_dataset is not None:
+            dataset = self.rows.ensure(eval_dataset, "eval")
+        else:
+            dataset = self.eval_dataset
+        if dataset is None:
+            raise rows.missing_dataset(type(self).__name__, evaluation=True)
+        return eval_loader(dataset, self.args)
 
-    def get_train_dataloader(self) -> Any:
-        if self.train_dataset is None:
-            raise rows.missing_dataset(type(self).__name__)
-        where = {"rank": self.args.process_index, "world_size": self.args.world_size}
-        batches = self.args.gradient_accumulation_steps
-        if not hasattr(self.train_dataset, "__len__"):
-            stream = StreamWindows(
-                self.train_dataset, self.rows_per_step, batches_per_step=batches, repeat=True, **where
-            )
-            return window_loader(stream, None, num_workers=self.args.dataloader_num_workers)
-        sampler = StepSampler(
-            len(self.train_dataset),
-            self.rows_per_step,
-            batches_per_step=batches,
-            seed=self.args.data_seed if self.args.data_seed is not None else self.args.seed,
-            shuffle=self.shuffles,
-            drop_last=self.args.dataloader_drop_last,
-            **where,
-        )
-        return window_loader(self.train_dataset, sampler, **worker_options(self.args))
+    get_test_dataloader = get_eval_dataloader
 
-    def row_order(self) -> dict[str, Any]:
-        """What decides which rows come next: a checkpoint is gone on from only where it is as it was."""
-        return {
-            "rows": len(self.train_dataset) if hasattr(self.train_dataset, "__len__") else None,
-            "rows of a step (per device x gradient_accumulation_steps x processes)": self.rows_per_step,
-            "shuffled": self.shuffles,
-            "seed (or data_seed)": self.args.data_seed if self.args.data_seed is not None else self.args.seed,
-        }
+    def evaluate(self, *args: Any, **kwargs: Any) -> Any:
+        """The parent's evaluation; a rank that is lost meanwhile is named."""
+        with lost_ranks_named(self):
+            return super().evaluate(*args, **kwargs)
 
-    @property
-    def shuffles(self) -> bool:
-        """Whether an epoch's rows come in random order."""
-        return self.args.train_sampling_strategy != "sequential"
-
-    def get_batch_samples(
-        self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
-    ) -> tuple[list[Any], None]:
-        """All rows of the next optimizer step as one `StepWork`; the parent's other micro-batches are empty places."""
-        batches, self._step_begin = [], time.perf_counter()
-        for _ in range(num_batches):
-            with contextlib.suppress(StopIteration):
-                batches.append(next(epoch_iterator))
-        if not batches:
-            return [], None
-        self._load_rng_state(self._random_state_of)
-        work = self.make_work(self.prepare_step(rows.flatten(batches)))
-        return [None] * (len(batches) - 1) + [work], None
-
-    def make_work(self, examples: list[Example]) -> StepWork:
-        """Count the denominators of a step over all ranks."""
-        world = self.args.world_size
-        counts = sum_over_ranks({"num_tokens": sum(e.num_tokens for e in examples), **self.counts(examples)}, world)
-        work = StepWork(self.rows_worth_computing(examples), counts, log=self.logs_next_step)
-        if not work.examples:
-            work.examples, work.stand_in = [rows.stand_in(self)], True
-        return work
-
-    @property
-    def logs_next_step(self) -> bool:
-        """Whether the step in progress ends with a log line (costly metrics are computed on those steps only)."""
-        every, step = self.state.logging_steps, self.state.global_step + 1
-        due = not every or step % every == 0 or step == self.state.max_steps
-        return due or (step == 1 and self.args.logging_first_step)
-
-    # ---- forward and backward ---------------------------------------------------------------------------------
-
-    def plan(self, examples: Sequence[Example], rows_at_once: int) -> list[list[Example]]:
-        """Cut examples into micro-batches, by tokens where a budget is set, else by rows."""
-        budget = self.args.max_tokens_per_micro_batch
-        parts = plan_micro_batches(examples, max_tokens=budget, max_trees=None if budget else rows_at_once)
-        return [[examples[i] for i in part] for part in parts]
-
-    def build(self, examples: Sequence[Example]) -> Batch:
-        """Lay a micro-batch out."""
-        layout = self.layout.name if self.args.layout == "auto" else self.args.layout
-        return build_batch(examples, layout, want=self.build_want(), device=self.args.device)
-
-    def build_want(self) -> Want:
-        """Everything that any pass over a batch may ask for, so that one layout serves all of them."""
-        return self.want(True) | (self.reference_want if self.uses_reference else Want(0))
-
-    @property
-    def layout(self) -> LayoutChoice:
-        """The layout that the model can be scored in, found on first use."""
-        return layout_of(self.policy)
-
-    @property
-    def policy(self) -> Any:
-        """The model that is trained, without distribution wrappers."""
-        return self.accelerator.unwrap_model(self.model)
-
-    def complete_model(self, model: Any) -> Any:
-        """The module that the optimizer trains: the policy, and what a method trains beside it."""
-        return model
-
-    def score(self, model: torch.nn.Module, batch: Batch, log: bool) -> Scores:
-        """The policy's scores of one micro-batch."""
-        return self.score_with(model, batch, self.want(log), **self.training_options(model))
-
-    def training_options(self, model: torch.nn.Module) -> dict[str, Any]:
-        """Keyword arguments of `score_batch` for the policy alone: a router's loss, NEFTune's noise."""
-        if not model.training:
-            return {}
-        return {"aux_loss": self.router_coef > 0, "noise_alpha": self.args.neftune_noise_alpha or 0.0}
-
-    def score_with(self, model: torch.nn.Module, batch: Batch, want: Want, **options: Any) -> Scores:
-        """Scores under any model, by the rules that policy and reference share."""
-        return in_one_precision(self.accelerator, score_batch, model, batch, want, **self.score_options(), **options)
-
-    @property
-    def head_bytes(self) -> int:
-        """Bytes of logits that may live at once."""
-        return int(self.args.head_memory_mb * 2**20)
-
-    def score_options(self) -> dict[str, Any]:
-        """Keyword arguments of `score_batch` that policy and reference share."""
-        return {"head_bytes": self.head_bytes, "own_head": self.layout.own_head}
-
-    def context(self, batch: Batch, work: StepWork, training: bool) -> StepContext:
-        """What the method's loss sees beside the policy's scores."""
-        asks = self.reference_scores is not None and self.reference_in_loss
-        ref = self.reference_scores(batch) if asks else None  # type: ignore[misc]
-        return StepContext(work.counts, ref=ref, training=training, log=work.log)
-
-    def training_step(
-        self, model: torch.nn.Module, inputs: StepWork | None, num_items_in_batch: Any = None
-    ) -> torch.Tensor:
-        """Forward and backward of a step's micro-batches; returns world_size * this rank's share of the loss."""
-        if inputs is None:
-            return torch.zeros((), device=self.args.device)
-        model.train()
-        if callable(getattr(self.optimizer, "train", None)):
-            self.optimizer.train()
-        parts = self.plan(inputs.examples, self._train_batch_size)
-        shared = None
-        if self.coupled and len(parts) > 1:
-            shared = self.whole_step_statistics(model, parts, inputs, training=True)
-            parts = [self.gradient_rows(part) for part in parts]
-        batches = [self.build(part) for part in parts]
-        inputs.parts, inputs.losses, self.step_work = parts, [], inputs
-        loss = torch.zeros((), device=self.args.device)
-        for index, batch in enumerate(batches):
-            with self.micro_batch_sync(model, last=index == len(batches) - 1):
-                inputs.losses.append(self.backward_micro_batch(model, batch, inputs, shared, index))
-            loss += inputs.losses[-1]
-        self.release_memory()
-        seen = int(inputs.counts["num_tokens"])
-        self.state.num_input_tokens_seen += seen
-        self.record_loss(loss)
-        self._metrics["train"].add({"step_time": Mean(time.perf_counter() - self._step_begin, 1.0)})
-        return loss
-
-    def release_memory(self) -> None:
-        """Hand the device's cached memory back, every `torch_empty_cache_steps` steps."""
-        every = self.args.torch_empty_cache_steps
-        if every and self.state.global_step % every == 0:
-            clear_device_cache()
-
-    def backward_micro_batch(self, model: Any, batch: Batch, work: StepWork, shared: Any, index: int) -> torch.Tensor:
-        """Score, loss and backward of one micro-batch; returns its detached share of the step's loss."""
-        with self.compute_loss_context_manager():
-            step = self.context(batch, work, training=True)
-            scores = self.score(model, batch, work.log)
-            if self.coupled:
-                if shared is None:
-                    shared = self.gather([self.statistics(scores, batch, step)], work)
-                step.statistics, step.rows = shared[0], shared[1].rows(index)
-            loss = zero_loss(scores) if work.stand_in else self.reduced_loss(scores, batch, step)
-        kwargs = {"scale_wrt_gas": False} if self.accelerator.distributed_type == DistributedType.DEEPSPEED else {}
-        self.accelerator.backward(loss, **kwargs)
-        return loss.detach()
-
-    def reduced_loss(self, scores: Scores, batch: Batch, step: StepContext) -> torch.Tensor:
-        """This micro-batch's share of the step's loss, times the number of ranks."""
-        output = self.loss(scores, batch, step)
-        setup.add_router_loss(self.router_coef, scores, output, batch)
-        self._metrics["train"].add(output.metrics)
-        return step_loss(output.terms, step.counts, world_size=self.args.world_size)
-
-    def whole_step_statistics(self, model: Any, parts: list[list[Example]], work: StepWork, training: bool) -> Any:
-        """Statistics over all micro-batches and ranks, from a forward pass without gradient (a single micro-batch takes
-        them from the pass with gradient)."""
-        statistics: list[dict[str, torch.Tensor]] = []
+    def evaluation_loop(
+        self,
+        dataloader: Any,
+        description: str,
+        prediction_loss_only: bool | None = None,
+        ignore_keys: Any = None,
+        metric_key_prefix: str = "eval",
+    ) -> EvalLoopOutput:
+        """Mean loss and metrics over all rows and ranks, without their logits. The loss uses the denominators of the
+        whole set."""
+        world, was_training, sums = self.args.world_size, self.model.training, EvaluationSums()
+        self.model.eval()
         with torch.no_grad():
-            for part in parts:
-                part = self.statistics_rows(part)
-                if not part:
-                    statistics.append({})
-                    continue
-                batch = self.build(part)
-                step = self.context(batch, work, training)
-                statistics.append(self.statistics(self.score(model, batch, False), batch, step))
-        return self.gather(statistics, work, training)
+            for window in dataloader:
+                self.evaluate_window(self.prepare_evaluation(rows.flatten([window])), sums)
+        self.model.train(was_training)
+        means = sums.mean_loss(world) | self.derived_metrics(self._metrics["eval"].drain(world_size=world))
+        metrics = {f"{metric_key_prefix}_{name}": value for name, value in means.items()}
+        predictions = None
+        if self.compute_metrics is not None:
+            predictions = sums.all_predictions(world)
+            for name, value in self.compute_metrics(EvalPrediction(predictions=predictions, label_ids=None)).items():
+                metrics[name if name.startswith(metric_key_prefix) else f"{metric_key_prefix}_{name}"] = value
+        count = int(sum_over_ranks({"rows": float(sums.rows)}, world)["rows"])
+        return EvalLoopOutput(predictions=predictions, label_ids=None, metrics=metrics, num_samples=count)
 
-    def gather(self, parts: list[dict[str, torch.Tensor]], work: StepWork, training: bool = True) -> Any:
-        if work.stand_in:
-            parts = [{name: values[:0] for name, values in part.items()} for part in parts]
-        gathered = gather_rows(parts, self.args.world_size, self.args.device)
-        statistics = self.reduce_statistics(gathered.values, training)
-        if training:
-            self.advance(statistics)
-        return statistics, gathered
+    def evaluate_window(self, examples: list[Any], sums: EvaluationSums) -> None:
+        """Add the loss terms, counts and metrics of one window."""
+        counts = self.counts(examples)
+        work = StepWork(examples, sum_over_ranks(counts, self.args.world_size))
+        if not examples:
+            if self.args.world_size == 1:
+                return
+            work = self.with_stand_in(work, self.train_dataset if self.eval_dataset is None else self.eval_dataset)
+        for micro in self.micro_batches(self.model, work, training=False):
+            if micro.output is None:
+                continue
+            self._metrics["eval"].add(micro.output.metrics)
+            sums.add(micro.output)
+            if self.compute_metrics is not None:
+                sums.keep(micro.batch, self.predictions(micro.scores, micro.batch))
+        sums.count(counts, rows=len(examples))
 
-    @contextlib.contextmanager
-    def micro_batch_sync(self, model: torch.nn.Module, *, last: bool) -> Iterator[None]:
-        """Gradients are exchanged between ranks on the last micro-batch of a step only."""
-        if last:
-            yield
-            return
-        state = self.accelerator.gradient_state
-        synced = state.sync_gradients
-        state._set_sync_gradients(False)
-        with self.accelerator.no_sync(model):
-            yield
-        state._set_sync_gradients(synced)
+    # ---- checkpoints ------------------------------------------------------------------------------------------
 
-    def compute_loss_context_manager(self) -> contextlib.ExitStack:
-        """The parent's mixed precision, and activations kept in host memory where that is asked for."""
-        stack = super().compute_loss_context_manager()
-        if self.args.activation_offloading:
-            stack.enter_context(offloaded_activations())
-        return stack
+    def extra_state(self) -> dict[str, Any]:
+        """What a method must find again after a resume (running means, coefficients): plain values and tensors."""
+        return {}
 
-    # ---- bookkeeping of the parent ----------------------------------------------------------------------------
+    def load_extra_state(self, state: dict[str, Any]) -> None:
+        """Take back what `extra_state` gave."""
 
-    def _get_grad_norm(self, model: torch.nn.Module, grad_norm: Any = None) -> Any:
-        self.step_grad_norm = super()._get_grad_norm(model, grad_norm=grad_norm)
-        return self.step_grad_norm
+    def share_extra_state(self, states: list[dict[str, Any]]) -> dict[str, Any]:
+        """This rank's part of what all ranks of a run on another number of processes gave."""
+        return states[0]
 
-    def record_loss(self, loss: torch.Tensor) -> None:
-        world = self.args.world_size
-        self._metrics["train"].add({"loss": Mean(loss / world, 1 / world)})
-        known = loss.isfinite()  # a step that is left out has no loss
-        self._metrics["run"].add({"train_loss": Mean(loss.where(known, 0.0) / world, known / world)})
+    def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs: Any) -> TrainOutput:
+        """Train; `resume_from_checkpoint` is a folder, or True for the newest complete checkpoint of `output_dir`."""
+        resume = resume_from_checkpoint or self.args.resume_from_checkpoint
+        folder = find_checkpoint(resume, self.args.output_dir, self.identity(), self.say) if resume else None
+        self.enter_folder(folder)
+        assert self.run_lock is not None
+        try:
+            if folder is not None and (finished := self.finished(folder)) is not None:
+                return finished
+            return self.train_from(folder, **kwargs)
+        finally:
+            self.run_lock.release()
 
-    def floating_point_ops(self, inputs: StepWork | None) -> int:
-        if not isinstance(inputs, StepWork):
-            return 0
-        if not hasattr(self, "_num_parameters"):
-            self._num_parameters = sum(p.numel() for p in self.model.parameters())
-        return 6 * self._num_parameters * inputs.num_tokens
+    def train_from(self, folder: Path | None, **kwargs: Any) -> TrainOutput:
+        """The parent's training from a checkpoint or the beginning, and an end by name where a rank is lost."""
+        if folder is None:
+            self._metrics["run"] = MetricLog()
+        else:
+            self.load_strop_state(folder)
+        try:
+            with lost_ranks_named(self):
+                result = super().train(resume_from_checkpoint=str(folder) if folder else None, **kwargs)
+        finally:
+            self.stop_signals.restore()
+        self.stop_signals.leave()
+        return TrainOutput(result.global_step, result.metrics["train_loss"], result.metrics)
 
-    def _track_num_input_tokens(self, inputs: Any) -> None:
-        """Tokens are counted in `training_step`, over all ranks."""
+    def enter_folder(self, checkpoint: Path | None) -> None:
+        """Take the run's folder for this run: a fresh one beside, if another run's checkpoints are in it."""
+        if checkpoint is None and self.run_lock is None:
+            fresh = [str(folder_for(self.args.output_dir, overwrite=self.args.overwrite_output_dir))]
+            if self.args.world_size > 1:
+                torch.distributed.broadcast_object_list(fresh)
+            if fresh[0] != self.args.output_dir:
+                self.say(
+                    f"{self.args.output_dir} holds another run; this one begins in {fresh[0]}. To go on from the "
+                    "other: resume_from_checkpoint=True; to begin anew in its place: overwrite_output_dir=True."
+                )
+                self.args.output_dir = fresh[0]
+        self.run_lock = RunLock(self.args.output_dir)
+        if self.args.process_index == 0:
+            self.run_lock.acquire()
 
-    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Add the means since the last log to a training line, then hand it to the callbacks; at the end of a run
-        the mean loss of all its steps, those before a resume too."""
-        if "loss" in logs:
-            logs = {**logs, **self.derived_metrics(self._metrics["train"].drain(world_size=self.args.world_size))}
-            logs["num_tokens"] = self.state.num_input_tokens_seen
-        if "train_loss" in logs:
-            logs.update(self._metrics["run"].drain(world_size=self.args.world_size))
-        super().log(logs, start_time)
+    def finished(self, folder: Path) -> TrainOutput | None:
+        """What `train` returned at the end of a run that had ended already, its weights loaded; None if it goes on."""
+        args = self.args
+        step = finished_at(folder, max_steps=args.max_steps, num_train_epochs=args.num_train_epochs)
+        if step is None:
+            return None
+        self._load_from_checkpoint(str(folder))
+        self.state = TrainerState.load_from_json(str(folder / "trainer_state.json"))
+        self.say(f"The run of {folder} ended at step {step}; there is nothing left to train.")
+        return TrainOutput(step, 0.0, {})
 
-    def layout_text(self) -> str:
-        """Which layout is used and why, for the run's record."""
-        if self.args.layout != "auto":
-            return f"{self.args.layout} (set by layout)"
-        return f"{self.layout.name} ({self.layout.reason})"
+    def identity(self) -> dict[str, Any]:
+        """What identifies this run."""
+        return identity(self.args.method, self.args.to_dict(), self.policy)
 
-    def derived_metrics(self, metrics: dict[str, float]) -> dict[str, float]:
-        """Metrics that follow from others once those are means; methods extend it."""
-        return metrics
+    def newest_checkpoint(self) -> Path | None:
+        """The newest complete checkpoint of this run."""
+        return newest_valid(self.args.output_dir)[0]
 
-    def prepare_stand_in(self, example: Example) -> Example:
-        """A trainable tree from a row, for a rank without rows; online methods give it completions."""
-        return example
+    def load_strop_state(self, folder: Path) -> None:
+        same_ranks = load_rank_state(folder, self.args, self._metrics, self)
+        load_reference(reference_weights(self.args, self.reference, self.policy), folder)
+        if self.reference_scores is not None:
+            rank = self.args.process_index if same_ranks else None
+            for part in parts_until(folder.parent, int(folder.name.rsplit("-", 1)[1]), rank):
+                self.reference_scores.load(part)
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        """Let the parent write into a folder beside, add strop's own state and the manifest, then rename."""
+        run_dir, step = Path(super()._get_output_dir(trial=trial)), self.state.global_step
+        with draft(run_dir, step, first=self.args.should_save, wait=self.wait_for_all) as beside:
+            self._redirected = str(beside.parent)
+            try:
+                super()._save_checkpoint(model, trial)
+            finally:
+                self._redirected = None
+            save_rank_state(beside, self.args, self._metrics, self)
+            if self.reference_scores is not None:
+                self.reference_scores.save(part_path(run_dir, step, self.args.process_index), new_only=True)
+            self.wait_for_all()
+            if self.args.should_save:
+                save_reference(reference_weights(self.args, self.reference, self.policy), beside)
+                publish(beside, run_dir, self.state, run=self.identity(), limit=self.args.save_total_limit)
+        self.wait_for_all()
+        if self.args.push_to_hub:
+            self._push_from_checkpoint(str(run_dir / beside.name))
+
+    def _get_output_dir(self, trial: Any) -> str:
+        return self._redirected or super()._get_output_dir(trial)
+
+    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
+        """As the parent, from the checkpoint's final place: an upload goes on while training does."""
+        if not self._redirected:
+            super()._push_from_checkpoint(checkpoint_folder)
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
+        """As the parent, without its progress bars, without secrets of the settings (the parent pickles them into every
+        saved folder), and without the frozen adapter that only serves as reference."""
+        names, args = getattr(self.reference, "adapter_names", None), self.args
+        self.args = copy.copy(args)
+        vars(self.args).update(masked(vars(args)))
+        try:
+            with without_progress_bars():
+                if names is None:
+                    super()._save(output_dir, state_dict)
+                elif args.should_save:
+                    folder = output_dir or args.output_dir
+                    self.policy.save_pretrained(folder, selected_adapters=names, state_dict=state_dict)
+                    self.processing_class.save_pretrained(folder)
+        finally:
+            self.args = args
+
+    def wait_for_all(self) -> None:
+        """Until every rank is here."""
+        if self.args.world_size > 1:
+            torch.distributed.barrier()
+
+    @property
+    def reports(self) -> dict[str, DataReport]:
+        """What was found in the rows of every set."""
+        return self.rows.reports
+
+    def say(self, line: str) -> None:
+        """A line for the user, once, from the first process."""
+        say(self.args, line)

@@ -130,15 +130,32 @@ def as_list(rows: Any) -> list[Example]:
     return list(rows)
 
 
-def worker_options(args: Any) -> dict[str, Any]:
-    """The settings that say which processes fetch rows, as `DataLoader` takes them."""
-    return {
-        "num_workers": args.dataloader_num_workers,
-        "persistent_workers": args.dataloader_persistent_workers,
-        "prefetch_factor": args.dataloader_prefetch_factor,
-        "multiprocessing_context": args.dataloader_multiprocessing_context,
-        "in_order": args.dataloader_in_order,
-    }
+def train_loader(dataset: Any, args: Any, size: int, *, steps: int, shuffle: bool) -> WindowLoader:
+    """Windows of `size` rows over all ranks, each of which serves `steps` optimizer steps."""
+    batches = args.gradient_accumulation_steps * steps
+    where = {"rank": args.process_index, "world_size": args.world_size}
+    if not hasattr(dataset, "__len__"):
+        stream = StreamWindows(dataset, size, batches_per_step=batches, repeat=True, **where)
+        return window_loader(stream, None, num_workers=args.dataloader_num_workers)
+    seed = args.data_seed if args.data_seed is not None else args.seed
+    options = {"seed": seed, "shuffle": shuffle, "drop_last": args.dataloader_drop_last}
+    return window_loader(
+        dataset,
+        StepSampler(len(dataset), size, batches_per_step=batches, **options, **where),
+        num_workers=args.dataloader_num_workers,
+        persistent_workers=args.dataloader_persistent_workers,
+        prefetch_factor=args.dataloader_prefetch_factor,
+        multiprocessing_context=args.dataloader_multiprocessing_context,
+        in_order=args.dataloader_in_order,
+    )
+
+
+def eval_loader(dataset: Any, args: Any) -> WindowLoader:
+    """Windows of `eval_batch_size` rows for each rank, in the order of the rows."""
+    size, where = args.eval_batch_size * args.world_size, {"rank": args.process_index, "world_size": args.world_size}
+    if not hasattr(dataset, "__len__"):
+        return window_loader(StreamWindows(dataset, size, batches_per_step=1, **where), None)
+    return window_loader(dataset, StepSampler(len(dataset), size, shuffle=False, **where))
 
 
 def window_loader(dataset: Any, sampler: StepSampler | None, *, num_workers: int = 0, **kwargs: Any) -> WindowLoader:

@@ -151,13 +151,14 @@ class BCOTrainer(UnpairedTrainer):
         embedding_tokenizer: Any = None,
         **kwargs: Any,
     ) -> None:
-        self.delta_state: BalancedMean | PooledMean | None = None
-        self.density = DensityRatio(embedding_func, embedding_tokenizer) if embedding_func is not None else None
-        super().__init__(model, args, ref_model=ref_model, **kwargs)
+        density = DensityRatio(embedding_func, embedding_tokenizer) if embedding_func is not None else None
+        super().__init__(model, args, ref_model=ref_model, given={"density": density}, **kwargs)
 
     def after_init(self) -> None:
-        if self.delta_state is None:
-            self.delta_state = BalancedMean() if self.args.delta_mode == "ema_balanced" else PooledMean()
+        self.density: DensityRatio | None = self.given["density"]
+        self.delta_state: BalancedMean | PooledMean = (
+            BalancedMean() if self.args.delta_mode == "ema_balanced" else PooledMean()
+        )
         if self.density is not None and self.train_dataset is not None:
             self.density.fit(
                 self.train_dataset,
@@ -179,7 +180,6 @@ class BCOTrainer(UnpairedTrainer):
     def reduce_statistics(self, values: dict[str, torch.Tensor], training: bool) -> dict[str, Any]:
         """The shift of this step: in training of the means that the step's rewards have moved, else as it stands."""
         state = self.delta_state
-        assert state is not None
         if training:
             sums: ClassSums = class_sums(values["rewards"], values["labels"])
             if isinstance(state, BalancedMean):
@@ -206,7 +206,6 @@ class BCOTrainer(UnpairedTrainer):
         return LossOutput(terms, label_metrics(scores, own, labels, rewards, policy.detach(), delta=delta))
 
     def extra_state(self) -> dict[str, Any]:
-        assert self.delta_state is not None
         kept = {name: getattr(self.delta_state, name) for name in get_type_hints(type(self.delta_state))}
         return {**super().extra_state(), "delta": kept}
 

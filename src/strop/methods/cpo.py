@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import replace
 from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 
+from strop.engine.parts import Facts
 from strop.engine.step import scored_tokens
 from strop.errors import ConfigError
 from strop.losses import check_cpo_options, contrastive_hidden_loss, cpo_loss, cpo_score, mean_of, nll_loss, pool_hidden
@@ -82,12 +85,12 @@ class CPOTrainer(PairTrainer):
     reference_want = Want.HIDDEN
     remembers_reference = False
 
-    @property
-    def uses_reference(self) -> bool:  # type: ignore[override]
-        return self.args.loss_type == "contrastive_hidden"
+    @classmethod
+    def facts(cls, args: Any, given: Mapping[str, Any]) -> Facts:
+        return replace(super().facts(args, given), uses_reference=args.loss_type == "contrastive_hidden")
 
     def want(self, log: bool) -> Want:
-        return super().want(log) | Want.HIDDEN if self.uses_reference else super().want(log)
+        return super().want(log) | Want.HIDDEN if self.reference is not None else super().want(log)
 
     def counts(self, examples: list[Example]) -> Counts:  # type: ignore[override]
         chosen = float(sum(scored_tokens(example, 0) for example in examples))
@@ -95,8 +98,7 @@ class CPOTrainer(PairTrainer):
 
     def context(self, batch: Batch, work: Any, training: bool) -> StepContext:
         step = super().context(batch, work, training)
-        if self.uses_reference and self.args.contrastive_anchor == "prompt":
-            assert self.reference_scores is not None
+        if self.reference_scores is not None and self.args.contrastive_anchor == "prompt":
             prompts = [Example([], [example.prompt_ids]) for example in batch.examples]
             step.ref = self.reference_scores.compute(self.build(prompts))
         return step

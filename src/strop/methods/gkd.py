@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Annotated, Any, ClassVar
 
 import torch
 from torch.utils.checkpoint import checkpoint
 
-from strop.data import DatasetKind, TokenizeOptions
-from strop.engine import rows, setup
+from strop.data import DatasetKind
+from strop.engine import rows
+from strop.engine.parts import Facts, resolve_model
 from strop.engine.precision import in_one_precision
 from strop.errors import ConfigError, SetupError
 from strop.losses import fused_jsd, jsd_loss, mean_of
@@ -152,27 +154,25 @@ class GKDTrainer(OnlineTrainer):
         named = getattr(args, "teacher_model_name_or_path", None)
         if given := [name for name in ("reward_funcs", "reward_model", "judge") if kwargs.get(name) is not None]:
             raise ConfigError(f"GKDTrainer learns from a teacher and asks no reward; remove {' and '.join(given)}.")
-        self._teacher_source = named if teacher_model is None else teacher_model
-        if self._teacher_source is None:
+        teacher = named if teacher_model is None else teacher_model
+        if teacher is None:
             raise ConfigError("GKDTrainer needs a teacher: pass teacher_model=, a model, an id or a path.")
-        super().__init__(model, None, args, **kwargs)
+        super().__init__(model, None, args, given={"teacher": teacher}, **kwargs)
 
-    @property
-    def uses_reference(self) -> bool:  # type: ignore[override]
-        return False
+    @classmethod
+    def facts(cls, args: Any, given: Mapping[str, Any]) -> Facts:
+        options = rows.tokenize_options(args, chat_template_kwargs=args.chat_template_kwargs)
+        return replace(super().facts(args, given), uses_reference=False, tokenize=options)
 
     @property
     def group_size(self) -> int:
         return 1
 
-    def tokenize_options(self) -> TokenizeOptions:
-        return rows.tokenize_options(self.args, chat_template_kwargs=self.args.chat_template_kwargs)
-
     def after_init(self) -> None:
         super().after_init()
         options = self.args.teacher_model_init_kwargs or {}
-        self.teacher = setup.resolve_model(
-            self.args, self._teacher_source, "causal", None, None, trainable=False, init_kwargs=options
+        self.teacher = resolve_model(
+            self.args, self.given["teacher"], "causal", None, None, trainable=False, init_kwargs=options
         )
         self.teacher.to(self.args.device).eval().requires_grad_(False)
         self.vocabulary = shared_vocabulary(

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Annotated, Any, Literal
 
 import torch
 
 from strop.data import DatasetKind, mismatched
+from strop.engine.parts import Facts
+from strop.engine.rows import RowPreparation, tokenized
 from strop.losses import class_terms, kto_loss, kto_reference_point
 from strop.losses.names import KTO_CLASS_MEAN_TYPES, KTO_KL_TYPES
 from strop.methods.unpaired import UnpairedTrainer, advise_weights, label_metrics
@@ -52,11 +55,9 @@ class KTOTrainer(UnpairedTrainer):
     def coupled(self) -> bool:  # type: ignore[override]
         return self.args.loss_type in KTO_KL_TYPES
 
-    def convert_dataset(self, dataset: Any, name: str) -> Any:
-        prepared = super().convert_dataset(dataset, name)
-        if name == "train":
-            advise_weights(self, prepared, self.args.desirable_weight, self.args.undesirable_weight)
-        return mismatched(prepared) if self.coupled else prepared
+    @classmethod
+    def facts(cls, args: Any, given: Mapping[str, Any]) -> Facts:
+        return replace(super().facts(args, given), convert=labelled)
 
     def statistics_rows(self, examples: list[Example]) -> list[Example]:
         return [
@@ -96,6 +97,15 @@ class KTOTrainer(UnpairedTrainer):
         terms = class_terms(values, labels) if by_class else [Term(values, "trees")]
         rewards = self.args.beta * (policy - ref).detach()
         return LossOutput(terms, label_metrics(scores, own, labels, rewards, policy.detach(), kl=kl))
+
+
+def labelled(preparation: RowPreparation, dataset: Any, name: str) -> Any:
+    """Rows -> examples, each with another row's completion where the loss has a reference point."""
+    args: Any = preparation.args
+    prepared = tokenized(preparation, dataset, name)
+    if name == "train":
+        advise_weights(args, prepared, args.desirable_weight, args.undesirable_weight)
+    return mismatched(prepared) if args.loss_type in KTO_KL_TYPES else prepared
 
 
 def part(example: Example, which: slice) -> Example:

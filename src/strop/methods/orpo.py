@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Annotated, Any
 
 import torch
 
-from strop.data import TokenizeOptions
 from strop.engine import rows
+from strop.engine.parts import Facts
 from strop.engine.step import scored_tokens
 from strop.losses import log_odds_ratio, mean_of, nll_loss, orpo_loss, orpo_metrics
 from strop.methods.pairs import PairTrainer, pair_metrics
@@ -39,8 +41,11 @@ class ORPOTrainer(PairTrainer):
 
     config_class = ORPOConfig
 
-    def tokenize_options(self) -> TokenizeOptions:
-        return rows.tokenize_options(self.args, score_prompt=self.args.nll_on_prompt)
+    @classmethod
+    def facts(cls, args: Any, given: Mapping[str, Any]) -> Facts:
+        return replace(
+            super().facts(args, given), tokenize=rows.tokenize_options(args, score_prompt=args.nll_on_prompt)
+        )
 
     def counts(self, examples: list[Example]) -> Counts:  # type: ignore[override]
         counts = super().counts(examples)

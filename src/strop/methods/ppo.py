@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 
-from strop.engine import setup
 from strop.engine.checkpoint import without_progress_bars
+from strop.engine.parts import Facts, resolve_model
 from strop.engine.precision import in_one_precision
 from strop.engine.step import token_field, token_lists
 from strop.losses import (
@@ -129,19 +131,12 @@ class PPOTrainer(OnlineTrainer):
         value_model: Any = None,
         **kwargs: Any,
     ) -> None:
-        self._critic_source = value_model
         model = args.sft_model_path if model is None and isinstance(args, PPOConfig) else model
-        super().__init__(model, reward_funcs, args, ref_model=ref_model, **kwargs)
+        super().__init__(model, reward_funcs, args, ref_model=ref_model, given={"critic": value_model}, **kwargs)
 
-    def complete_model(self, model: Any) -> ActorCritic:
-        """The policy with its critic beside it."""
-        if self._critic_source is None:
-            critic = critic_like(model)
-            if self.args.disable_dropout:
-                disable_dropout(critic)
-        else:
-            critic = setup.resolve_model(self.args, self._critic_source, "score", None, None)
-        return ActorCritic(model, critic)
+    @classmethod
+    def facts(cls, args: Any, given: Mapping[str, Any]) -> Facts:
+        return replace(super().facts(args, given), complete_model=partial(with_critic, args, given["critic"]))
 
     @property
     def policy(self) -> Any:
@@ -170,7 +165,7 @@ class PPOTrainer(OnlineTrainer):
         ended = float(sum(reason == "stop" for group in groups for reason in group.finish_reasons))
         per_round = {"val/num_eos_tokens": Mean(ended, 1 / self.args.world_size)}
         self._metrics["train" if training else "eval"].add(per_round)
-        for part in self.plan(trees, self._train_batch_size):
+        for part in self.plan(trees, self.args.train_batch_size):
             self.add_token_rewards(part, training)
         if self.args.whiten_rewards:
             self.whiten(trees, "rewards", shift_mean=False)
@@ -215,7 +210,7 @@ class PPOTrainer(OnlineTrainer):
 
     def add_advantages(self, trees: list[Example]) -> None:
         """GAE over each completion; `advantages` and `returns` of every token."""
-        for part in self.plan(trees, self._train_batch_size):
+        for part in self.plan(trees, self.args.train_batch_size):
             batch = self.build(part)
             rewards, values = token_field(batch, "rewards"), token_field(batch, "old_values")
             options = {"gamma": self.args.gamma, "lam": self.args.lam}
@@ -225,7 +220,7 @@ class PPOTrainer(OnlineTrainer):
 
     def whiten(self, trees: list[Example], name: str, *, shift_mean: bool) -> None:
         """Whiten a per-token extra over the round of all ranks; masked tokens neither count nor change."""
-        batches = [self.build(part) for part in self.plan(trees, self._train_batch_size)]
+        batches = [self.build(part) for part in self.plan(trees, self.args.train_batch_size)]
         flat = [token_field(batch, name) for batch in batches]
         statistics = moments(torch.cat(flat)) if flat else torch.zeros(3, dtype=torch.float64)
         if self.args.world_size > 1:
@@ -279,3 +274,13 @@ class PPOTrainer(OnlineTrainer):
     def _load_best_model(self) -> None:
         """Policy and critic of the best checkpoint; the parent looks for one model there."""
         self._load_from_checkpoint(self.state.best_model_checkpoint)
+
+
+def with_critic(args: PPOConfig, given: Any, policy: Any) -> ActorCritic:
+    """The policy with its critic beside it: the one `given`, or one with the policy's layers."""
+    if given is not None:
+        return ActorCritic(policy, resolve_model(args, given, "score", None, None))
+    critic = critic_like(policy)
+    if args.disable_dropout:
+        disable_dropout(critic)
+    return ActorCritic(policy, critic)

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 
 from strop.data import DatasetKind, TokenizeOptions, prepare
 from strop.engine import rows
+from strop.engine.parts import Facts
 from strop.engine.trainer import BaseTrainer
 from strop.losses import last_steps, step_probabilities, stepwise_loss
 from strop.model import score
@@ -50,8 +51,9 @@ class PRMTrainer(BaseTrainer):
     dataset_kind = DatasetKind.STEPWISE
     task = "step"
 
-    def tokenize_options(self) -> TokenizeOptions:
-        return step_options(self.args)
+    @classmethod
+    def facts(cls, args: Any, given: Mapping[str, Any]) -> Facts:
+        return replace(super().facts(args, given), tokenize=step_options(args))
 
     def want(self, log: bool) -> Want:
         return Want.STEP
@@ -115,7 +117,7 @@ def score_steps(
     `args` are the settings it was trained with (default: `PRMConfig()`); only its separator and lengths matter.
     """
     args = args or PRMConfig()
-    options = dataclasses.replace(step_options(args), label_format="separator")
+    options = replace(step_options(args), label_format="separator")
     row = {"prompt": prompt, "completions": list(steps), "labels": [True] * len(steps)}
     example = next(iter(prepare([row], DatasetKind.STEPWISE, tokenizer, options)))
     with torch.no_grad():

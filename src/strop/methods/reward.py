@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Annotated, Any, ClassVar
 
 import torch
 
-from strop.data import DatasetKind, TokenizeOptions
+from strop.data import DatasetKind
 from strop.engine import rows
+from strop.engine.parts import Facts
 from strop.engine.step import tree_field
 from strop.engine.trainer import BaseTrainer
 from strop.losses import reward_loss
@@ -46,8 +49,9 @@ class RewardTrainer(BaseTrainer):
     dataset_kind = DatasetKind.PREFERENCE
     task = "score"
 
-    def tokenize_options(self) -> TokenizeOptions:
-        return rows.tokenize_options(self.args, filter_overlong=True)
+    @classmethod
+    def facts(cls, args: Any, given: Mapping[str, Any]) -> Facts:
+        return replace(super().facts(args, given), tokenize=rows.tokenize_options(args, filter_overlong=True))
 
     def want(self, log: bool) -> Want:
         return Want.SCORE

@@ -87,7 +87,7 @@ class RLOOTrainer(PolicyGradientTrainer):
             return zeros, zeros
         trees = [self.pieces(self.tree(group)) for group in groups]
         sums: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
-        for part in self.plan([piece for tree in trees for piece in tree], self._train_batch_size):
+        for part in self.plan([piece for tree in trees for piece in tree], self.args.train_batch_size):
             batch = self.build(part)
             with self.compute_loss_context_manager():
                 policy, ref = self.score_with(self.policy, batch, Want.LOGPS), self.reference_scores(batch)

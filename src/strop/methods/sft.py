@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Annotated, Any, ClassVar, Literal
 
-from strop.data import DatasetKind, TokenizeOptions, collated, formatted, plan_micro_batches
+from strop.data import DatasetKind, collated, formatted, plan_micro_batches
 from strop.engine import rows
+from strop.engine.parts import Facts
+from strop.engine.rows import RowPreparation
 from strop.engine.trainer import BaseTrainer
 from strop.errors import ConfigError
 from strop.losses import mean_of, sft_loss
@@ -81,33 +84,21 @@ class SFTTrainer(BaseTrainer):
         data_collator: Any = None,
         **kwargs: Any,
     ) -> None:
-        self._formatting_func, self._collator = formatting_func, data_collator
         masks = [name for name in ("assistant_only_loss", "completion_only_loss") if getattr(args, name, None)]
         if data_collator is not None and masks:
             raise ConfigError(f"{' and '.join(masks)}: the labels of data_collator say what is learned. Remove it.")
-        super().__init__(model, args, None, *positional, **kwargs)
+        given = {"formatting_func": formatting_func, "collator": data_collator}
+        super().__init__(model, args, None, *positional, given=given, **kwargs)
 
-    def tokenize_options(self) -> TokenizeOptions:
-        return rows.tokenize_options(
-            self.args,
-            completion_only_loss=self.args.completion_only_loss,
-            assistant_only_loss=self.args.assistant_only_loss,
-            dataset_text_field=self.args.dataset_text_field,
+    @classmethod
+    def facts(cls, args: Any, given: Mapping[str, Any]) -> Facts:
+        options = rows.tokenize_options(
+            args,
+            completion_only_loss=args.completion_only_loss,
+            assistant_only_loss=args.assistant_only_loss,
+            dataset_text_field=args.dataset_text_field,
         )
-
-    def convert_dataset(self, dataset: Any, name: str) -> Any:
-        if self._formatting_func is not None:
-            dataset = formatted(dataset, self._formatting_func, self.args.dataset_text_field)
-        if self._collator is not None and not rows.is_prepared(dataset):
-            dataset = collated(dataset, self._collator)
-        if not self.packs(training=name == "train"):
-            return super().convert_dataset(dataset, name)
-        options = replace(self.tokenize_options(), split_overlong=self.args.packing_strategy != "bfd")
-        return rows.packed(rows.prepare_dataset(self, dataset, name, options), self.args)
-
-    def packs(self, *, training: bool) -> bool:
-        """Whether a row of the training or evaluation set is a pack of rows."""
-        return self.args.packing if training or self.args.eval_packing is None else self.args.eval_packing
+        return replace(super().facts(args, given), tokenize=options, convert=partial(demonstrations, **given))
 
     @property
     def shuffles(self) -> bool:
@@ -115,7 +106,7 @@ class SFTTrainer(BaseTrainer):
 
     def plan(self, examples: Sequence[Example], rows_at_once: int) -> list[list[Example]]:
         """A packed row stands for up to `max_length` tokens."""
-        if not self.packs(training=self.model.training) or self.args.max_tokens_per_micro_batch:
+        if not packs(self.args, training=self.model.training) or self.args.max_tokens_per_micro_batch:
             return super().plan(examples, rows_at_once)
         parts = plan_micro_batches(examples, max_tokens=rows_at_once * self.args.max_length)
         return [[examples[i] for i in part] for part in parts]
@@ -127,3 +118,23 @@ class SFTTrainer(BaseTrainer):
         extra = {"entropy": scores.entropy, "mean_token_accuracy": scores.top1}
         metrics: dict[str, Any] = {name: mean_of(values) for name, values in extra.items() if values is not None}
         return LossOutput([Term(values, "tokens")], metrics)
+
+
+def packs(args: SFTConfig, *, training: bool) -> bool:
+    """Whether a row of the training or evaluation set is a pack of rows."""
+    return args.packing if training or args.eval_packing is None else args.eval_packing
+
+
+def demonstrations(
+    preparation: RowPreparation, dataset: Any, name: str, *, formatting_func: Any = None, collator: Any = None
+) -> Any:
+    """Rows -> examples or packs of them, by way of the user's `formatting_func` or `collator`."""
+    args: Any = preparation.args
+    if formatting_func is not None:
+        dataset = formatted(dataset, formatting_func, args.dataset_text_field)
+    if collator is not None and not rows.is_prepared(dataset):
+        dataset = collated(dataset, collator)
+    if not packs(args, training=name == "train"):
+        return rows.tokenized(preparation, dataset, name)
+    options = replace(preparation.options, split_overlong=args.packing_strategy != "bfd")
+    return rows.packed(rows.tokenized(preparation, dataset, name, options), args)

@@ -12,6 +12,8 @@ from strop.engine.trainer import BaseTrainer
 from strop.losses.metrics import Metrics, class_metrics, mean_of
 from strop.online.evaluation_samples import EvaluationSamples
 from strop.records import Counts, Example, Mean, Scores
+from strop.settings.config import TrainerConfig
+from strop.watch.say import say
 
 ADVISED_RATIO = (1.0, 1.5)
 
@@ -60,7 +62,7 @@ def label_metrics(
     return metrics
 
 
-def advise_weights(trainer: Any, dataset: Any, desirable_weight: float, undesirable_weight: float) -> None:
+def advise_weights(args: TrainerConfig, dataset: Any, desirable_weight: float, undesirable_weight: float) -> None:
     """Say so if the classes' weights times counts are outside the advised ratio, and which weights would fit.
 
     Only for sets that are tokenised up front: counting the labels of a larger one would read it whole.
@@ -76,7 +78,8 @@ def advise_weights(trainer: Any, dataset: Any, desirable_weight: float, undesira
     if low <= ratio <= high:
         return
     fit_low, fit_high = (bound * undesirable_weight * bad / good for bound in ADVISED_RATIO)
-    trainer.say(
+    say(
+        args,
         f"{good} desirable and {bad} undesirable rows: desirable_weight x count over undesirable_weight x count is "
-        f"{ratio:.2f}; {low:g} to {high:g} is advised. Set desirable_weight between {fit_low:.2f} and {fit_high:.2f}."
+        f"{ratio:.2f}; {low:g} to {high:g} is advised. Set desirable_weight between {fit_low:.2f} and {fit_high:.2f}.",
     )

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 
-from strop.data import DatasetKind, TokenizeOptions
+from strop.data import DatasetKind
 from strop.engine import rows
-from strop.engine.setup import resolve_config
+from strop.engine.arguments import resolve_config
+from strop.engine.parts import Facts
 from strop.engine.step import tree_field
 from strop.engine.trainer import BaseTrainer
 from strop.errors import ConfigError
@@ -104,6 +106,7 @@ class XPOTrainer(OnlinePairTrainer):
     config_class = XPOConfig
     has_opponent = True
     verdict_metric = "objective/model_scores"
+    needs_reward = False  # without one, pairs are given
 
     def __init__(
         self,
@@ -117,9 +120,9 @@ class XPOTrainer(OnlinePairTrainer):
             reward_funcs, args = None, reward_funcs
         args = copy.copy(resolve_config(XPOConfig, args))
         sources = (reward_funcs, kwargs.get("reward_model"), kwargs.get("judge"), args.reward_model_path)
-        self.offline = not any(source is not None for source in sources)
-        settle_mode(args, offline=self.offline)
-        unused = [name for name in WITH_SAMPLING if self.offline and kwargs.get(name) is not None]
+        offline = not any(source is not None for source in sources)
+        settle_mode(args, offline=offline)
+        unused = [name for name in WITH_SAMPLING if offline and kwargs.get(name) is not None]
         if unused:
             raise ConfigError(f"XPOTrainer was given no reward, so it samples nothing; remove {', '.join(unused)}.")
         super().__init__(model, ref_model, reward_funcs, args, **kwargs)
@@ -131,20 +134,22 @@ class XPOTrainer(OnlinePairTrainer):
 
     # ---- given pairs: rows are trees already ------------------------------------------------------------------
 
-    @property
-    def needs_reward(self) -> bool:  # type: ignore[override]
-        return not self.offline
+    @classmethod
+    def facts(cls, args: Any, given: Mapping[str, Any]) -> Facts:
+        facts = super().facts(args, given)
+        if args.mode == "online":
+            return facts
+        options = rows.tokenize_options(args)
+        return dataclasses.replace(facts, dataset_kind=DatasetKind.PREFERENCE, tokenize=options)
 
     @property
-    def dataset_kind(self) -> DatasetKind:  # type: ignore[override]
-        return DatasetKind.PREFERENCE if self.offline else DatasetKind.PROMPT_ONLY
+    def offline(self) -> bool:
+        """Whether pairs are given, and not sampled."""
+        return self.args.mode == "offline_exponential"
 
     @property
     def remembers_reference(self) -> bool:  # type: ignore[override]
         return self.offline
-
-    def tokenize_options(self) -> TokenizeOptions:
-        return rows.tokenize_options(self.args) if self.offline else super().tokenize_options()
 
     def want(self, log: bool) -> Want:
         return BaseTrainer.want(self, log) if self.offline else super().want(log)

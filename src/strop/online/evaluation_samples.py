@@ -10,6 +10,7 @@ import torch
 from transformers import TrainerCallback
 
 from strop.engine.rows import flatten
+from strop.engine.trainer import BaseTrainer
 from strop.online.groups import Group, prompt_of, sample_rows
 from strop.records import Example
 from strop.rollout import SamplingParams, make_generator
@@ -25,7 +26,7 @@ class EvaluationSamples(TrainerCallback):
     Drawn at temperature 1 with the run's seed, so that two evaluations differ by the weights alone.
     """
 
-    def __init__(self, trainer: Any) -> None:
+    def __init__(self, trainer: BaseTrainer) -> None:
         self.trainer = trainer
         self._generator: Any = None
 
@@ -55,7 +56,8 @@ class EvaluationSamples(TrainerCallback):
     def write(self, groups: list[Group]) -> list[dict[str, Any]]:
         """Completions as rows of samples.jsonl."""
         shown = sample_rows(self.trainer.processing_class, groups)
-        self.trainer.run_directory.write_samples({**row, "evaluation": True} for row in shown)
+        step = self.trainer.state.global_step
+        self.trainer.run_directory.write_samples(step, ({**row, "evaluation": True} for row in shown))
         return shown
 
     def prompts(self) -> Iterator[Example]:

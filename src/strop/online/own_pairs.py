@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
+from dataclasses import replace
 from itertools import combinations
 from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
 import torch
 
+from strop.engine.parts import Facts
 from strop.losses import mean_of
 from strop.online.groups import Group, replies
 from strop.online.opponents import PairVerdicts, check_judge, check_opponent, judged
@@ -58,31 +61,35 @@ class OnlinePairTrainer(OnlineTrainer):
     has_opponent: ClassVar[bool] = False  # the second completion comes from a mixture with the reference
     verdict_metric: ClassVar[str] = "loss"  # what the best checkpoint goes by where a judge gives verdicts
 
-    @property
-    def uses_reference(self) -> bool:  # type: ignore[override]
-        return True
-
     def __init__(
         self, model: Any = None, ref_model: Any = None, reward_funcs: Any = None, args: Any = None, **kwargs: Any
     ) -> None:
         super().__init__(model, reward_funcs, args, ref_model=ref_model, **kwargs)
 
+    @classmethod
+    def facts(cls, args: Any, given: Mapping[str, Any]) -> Facts:
+        return replace(super().facts(args, given), uses_reference=True)
+
     def after_init(self) -> None:
-        source, tokenizers = self._reward_source
         if self.has_opponent:
             check_opponent(self)
+        super().after_init()
+
+    def reward(self) -> Any:
+        """As it was given; of a judge, its verdicts on pairs."""
+        source = super().reward()
         alone = source[0] if isinstance(source, (list, tuple)) and len(source) == 1 else source
         judge = as_judge(alone)
         self.has_judge = judge is not None
-        if self.has_judge:
-            check_judge(self.args)
-            if self.args.metric_for_best_model in ("reward", "eval_reward"):
-                self.args.go_by(self.verdict_metric)
-                self.say(
-                    f"The mean of a judge's verdicts is 1/2 always; the best checkpoint goes by {self.verdict_metric}."
-                )
-            self._reward_source = (PairVerdicts(judge), tokenizers)
-        super().after_init()
+        if judge is None:
+            return source
+        check_judge(self.args)
+        if self.args.metric_for_best_model in ("reward", "eval_reward"):
+            self.args.go_by(self.verdict_metric)
+            self.say(
+                f"The mean of a judge's verdicts is 1/2 always; the best checkpoint goes by {self.verdict_metric}."
+            )
+        return PairVerdicts(judge)
 
     def score_groups(self, groups: list[Group], mode: str) -> None:
         """Rewards of every completion; with a judge the share of its duels within the group that it won."""

@@ -6,11 +6,11 @@ from typing import Any
 
 import torch
 
-from strop.engine.step import token_field, token_lists
+from strop.engine.step import MicroBatch, token_field, token_lists
 from strop.engine.windows import epoch_order
 from strop.online.groups import Group
 from strop.online.trainer import OnlineTrainer
-from strop.records import Batch, Example, Mean, Scores, StepContext
+from strop.records import Batch, Example, LossOutput, Mean, Scores
 
 
 class PolicyGradientTrainer(OnlineTrainer):
@@ -102,9 +102,9 @@ class PolicyGradientTrainer(OnlineTrainer):
             return token_field(batch, "old_logps").to(scores.logps.dtype)
         return None
 
-    def reduced_loss(self, scores: Scores, batch: Batch, step: StepContext) -> torch.Tensor:
+    def reduce(self, output: LossOutput, micro: MicroBatch) -> torch.Tensor:
         """The first use of a round that is used again leaves its log-probs behind, to be compared with."""
-        loss = super().reduced_loss(scores, batch, step)
+        loss, scores, batch = super().reduce(output, micro), micro.scores, micro.batch
         if self.sizes.steps > 1 and scores.logps is not None and self.old_logps(scores, batch) is None:
             token_lists(batch, "old_logps", scores.logps)
         return loss
@@ -112,7 +112,7 @@ class PolicyGradientTrainer(OnlineTrainer):
     def fix_old_logps(self, steps: list[list[Example]]) -> None:
         """Steps after the first compare with the policy as it is now: score them before it moves."""
         for step in steps[1:]:
-            for part in self.plan(step, self._train_batch_size):
+            for part in self.plan(step, self.args.train_batch_size):
                 batch = self.build(part)
                 with torch.no_grad(), self.compute_loss_context_manager():
                     logps = self.score(self.model, batch, False).logps

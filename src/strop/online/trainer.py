@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any, ClassVar, Literal
 
 import torch
 
-from strop.data import DatasetKind, TokenizeOptions
+from strop.data import DatasetKind
 from strop.engine import rows
+from strop.engine.parts import Facts
 from strop.engine.trainer import BaseTrainer
-from strop.engine.windows import StepSampler, StreamWindows, window_loader, worker_options
 from strop.errors import RolloutError
 from strop.model import base_model, lm_head_of
 from strop.online.batches import BatchSizes, batch_sizes, rounding_notices, share_steps, split_steps
@@ -54,31 +55,48 @@ class OnlineTrainer(BaseTrainer):
         tools: Any = None,
         environment_factory: Any = None,
         rollout_func: Any = None,
+        given: Mapping[str, Any] | None = None,
         **kwargs: Any,
     ) -> None:
         source = reward_source(
             type(self).__name__, args, needed=self.needs_reward, environments=environment_factory is not None,
             reward_funcs=reward_funcs, reward_model=reward_model, judge=judge,
         )  # fmt: skip
-        self._reward_source = (source, reward_processing_classes)
-        self._tools = Tools(tools) if tools else None
-        self._environment_factory, self._rollout_func = environment_factory, rollout_func
-        self.buffer: deque[list[Example]] = deque()
-        self.rounds = 0
+        own = {
+            "reward": source,
+            "reward_tokenizers": reward_processing_classes,
+            "tools": Tools(tools) if tools else None,
+            "environment_factory": environment_factory,
+            "rollout_func": rollout_func,
+        }
         super().__init__(
             model,
             args,
             train_dataset=train_dataset,
             eval_dataset=eval_dataset,
             processing_class=processing_class,
+            given={**own, **(given or {})},
             **kwargs,
         )
 
+    @classmethod
+    def facts(cls, args: Any, given: Mapping[str, Any]) -> Facts:
+        options = rows.tokenize_options(
+            args,
+            filter_overlong=args.max_prompt_length is None,
+            chat_template_kwargs=args.chat_template_kwargs,
+            tools=tuple(given["tools"].schemas) if given["tools"] is not None else None,
+        )
+        return replace(super().facts(args, given), uses_reference=args.beta > 0, tokenize=options)
+
     def after_init(self) -> None:
-        source, tokenizers = self._reward_source
+        self.buffer: deque[list[Example]] = deque()
+        self.rounds = 0
+        self._tools, self._environment_factory = self.given["tools"], self.given["environment_factory"]
+        self._rollout_func = self.given["rollout_func"]
         self.rewards = None
-        if source is not None:
-            self.rewards = make_rewards(self.args, source, tokenizers)
+        if (source := self.reward()) is not None:
+            self.rewards = make_rewards(self.args, source, self.given["reward_tokenizers"])
             check_rewards(
                 type(self).__name__,
                 self.rewards,
@@ -99,14 +117,14 @@ class OnlineTrainer(BaseTrainer):
         for line in rounding_notices(self.args, self.sizes):
             self.say(line)
 
+    def reward(self) -> Any:
+        """What completions are rewarded by: as it was given."""
+        return self.given["reward"]
+
     @property
     def turns_wanted(self) -> bool:
         """Whether completions are more than one turn of the model, or come from the user's own function."""
-        return any(given is not None for given in (self._tools, self._environment_factory, self._rollout_func))
-
-    @property
-    def uses_reference(self) -> bool:  # type: ignore[override]
-        return self.args.beta > 0
+        return any(self.given[name] is not None for name in ("tools", "environment_factory", "rollout_func"))
 
     def want(self, log: bool) -> Want:
         return Want.LOGPS | Want.ENTROPY if log else Want.LOGPS
@@ -123,34 +141,14 @@ class OnlineTrainer(BaseTrainer):
         """What the batch settings come to."""
         return batch_sizes(self.args, self.rows_per_step, self.group_size, self.batch_counts)
 
-    def get_train_dataloader(self) -> Any:
-        if self.train_dataset is None:
-            raise rows.missing_dataset(type(self).__name__)
-        window = self.sizes.prompts_of_a_round
-        batches = self.args.gradient_accumulation_steps * self.sizes.steps
-        where = {"rank": self.args.process_index, "world_size": self.args.world_size}
-        if not hasattr(self.train_dataset, "__len__"):
-            stream = StreamWindows(self.train_dataset, window, batches_per_step=batches, repeat=True, **where)
-            return window_loader(stream, None, num_workers=self.args.dataloader_num_workers)
-        sampler = StepSampler(
-            len(self.train_dataset),
-            window,
-            batches_per_step=batches,
-            seed=self.args.data_seed if self.args.data_seed is not None else self.args.seed,
-            shuffle=self.args.shuffle_dataset and self.shuffles,
-            drop_last=self.args.dataloader_drop_last,
-            **where,
-        )
-        return window_loader(self.train_dataset, sampler, **worker_options(self.args))
+    def window_size(self) -> tuple[int, int]:
+        return self.sizes.prompts_of_a_round, self.sizes.steps
+
+    @property
+    def shuffles(self) -> bool:
+        return self.args.shuffle_dataset and super().shuffles
 
     # ---- sampling and scoring ---------------------------------------------------------------------------------
-
-    def tokenize_options(self) -> TokenizeOptions:
-        limit = self.args.max_prompt_length
-        tools = tuple(self._tools.schemas) if self._tools is not None else None
-        return rows.tokenize_options(
-            self.args, filter_overlong=limit is None, chat_template_kwargs=self.args.chat_template_kwargs, tools=tools
-        )
 
     @property
     def generator(self) -> Any:
@@ -213,7 +211,7 @@ class OnlineTrainer(BaseTrainer):
     def pieces(self, tree: Example) -> list[Example]:
         """A tree with more completions than a micro-batch may hold, cut to fit."""
         budget = self.args.max_tokens_per_micro_batch
-        return pieces(tree, max_tokens=budget, max_completions=None if budget else self._train_batch_size)
+        return pieces(tree, max_tokens=budget, max_completions=None if budget else self.args.train_batch_size)
 
     def make_trees(self, groups: list[Group], training: bool) -> list[Example]:
         """Trees to train on, in the order of the groups: what a method makes of its rewarded completions."""
@@ -280,7 +278,7 @@ class OnlineTrainer(BaseTrainer):
         if not self.logs_next_step or not groups or not self.is_world_process_zero():
             return
         shown = sample_rows(self.processing_class, groups)
-        self.run_directory.write_samples(shown)
+        self.run_directory.write_samples(self.state.global_step, shown)
         if self.args.log_completions:
             count = self.args.num_completions_to_print
             show_samples(shown, 4 if count is None else count, unique_prompts=self.args.log_unique_prompts)
@@ -306,10 +304,8 @@ class OnlineTrainer(BaseTrainer):
         }
 
     def row_order(self) -> dict[str, Any]:
-        order = super().row_order()
-        order["shuffled"] = self.args.shuffle_dataset and self.shuffles
         return {
-            **order,
+            **super().row_order(),
             "prompts of a step": self.sizes.prompts,
             "steps of a round of sampling": self.sizes.steps,
         }

@@ -8,14 +8,17 @@ import json
 import math
 import platform
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
 from transformers import TrainerCallback
 
+from strop.data import DataReport
+from strop.metric import Entry
 from strop.plain_text import masked
+from strop.settings.config import TrainerConfig
 
 PACKAGES = ("strop", "torch", "transformers", "accelerate", "datasets", "peft", "tokenizers", "bitsandbytes", "vllm")
 
@@ -67,14 +70,20 @@ def _at(step: int, row: Mapping[str, Any]) -> dict[str, Any]:
 
 
 class RunDirectory(TrainerCallback):
-    """Writes a run's files from the first process. `trainer` is set once the trainer exists."""
+    """Writes a run's files from the first process; `layout` says which layout is used, and why."""
 
-    def __init__(self) -> None:
-        self.trainer: Any = None
+    def __init__(
+        self,
+        args: TrainerConfig,
+        reports: Mapping[str, DataReport],
+        layout: Callable[[], str],
+        glossary: Sequence[Entry] = (),
+    ) -> None:
+        self.args, self.reports, self.layout, self.glossary = args, reports, layout, glossary
 
     @property
     def folder(self) -> Path:
-        return Path(self.trainer.args.output_dir)
+        return Path(str(self.args.output_dir))
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if not state.is_world_process_zero:
@@ -84,13 +93,13 @@ class RunDirectory(TrainerCallback):
             drop_after(self.folder / name, state.global_step if state.global_step else -1)
         settings = masked({"method": args.method, **_plain(args.resolved())})
         (self.folder / "config.yaml").write_text(yaml.safe_dump(settings, sort_keys=False, allow_unicode=True))
-        reports = {name: report.to_dict() for name, report in self.trainer.reports.items()}
+        reports = {name: report.to_dict() for name, report in self.reports.items()}
         (self.folder / "data.json").write_text(json.dumps(masked(_plain(reports)), ensure_ascii=False, indent=1))
         facts = {
             "versions": versions(),
-            "layout": self.trainer.layout_text(),
+            "layout": self.layout(),
             "started": time.strftime("%Y-%m-%d %H:%M:%S"),
-            "metrics": [dataclasses.asdict(entry) for entry in self.trainer.glossary],
+            "metrics": [dataclasses.asdict(entry) for entry in self.glossary],
         }
         (self.folder / "run.json").write_text(json.dumps(facts, indent=1))
 
@@ -98,8 +107,7 @@ class RunDirectory(TrainerCallback):
         if state.is_world_process_zero and logs:
             append_jsonl(self.folder / "metrics.jsonl", [_at(state.global_step, logs)])
 
-    def write_samples(self, rows: Iterable[Mapping[str, Any]]) -> None:
-        """Append completions (prompt, completion, rewards, ...) with the current step."""
-        if self.trainer.state.is_world_process_zero:
-            step = self.trainer.state.global_step
+    def write_samples(self, step: int, rows: Iterable[Mapping[str, Any]]) -> None:
+        """Append completions (prompt, completion, rewards, ...) with the step they are of."""
+        if self.args.process_index == 0:
             append_jsonl(self.folder / "samples.jsonl", [_at(step, row) for row in rows])

@@ -9,6 +9,8 @@ from typing import Any
 from transformers import TrainerCallback
 
 from strop.collectives import sum_over_ranks
+from strop.settings.config import TrainerConfig
+from strop.watch.say import say
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
@@ -16,11 +18,12 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT)
 class StopSignals(TrainerCallback):
     """While training runs, the first signal asks for a checkpoint and an end; a second one ends the process at once.
 
-    All ranks end after the same step, whichever of them was asked. `trainer` is set once the trainer exists.
+    All ranks end after the same step, whichever of them was asked.
     """
 
-    def __init__(self) -> None:
-        self.trainer: Any = None
+    def __init__(self, args: TrainerConfig) -> None:
+        self.args = args
+        self.step = 0  # the last one that was finished
         self.received: int | None = None
         self._before: dict[int, Any] = {}
 
@@ -41,6 +44,7 @@ class StopSignals(TrainerCallback):
         self._before = {}
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.step = state.global_step
         asked = sum_over_ranks({"stop": float(self.received or 0)}, args.world_size)["stop"]
         if asked:
             self.received = self.received or signal.SIGTERM
@@ -64,9 +68,9 @@ class StopSignals(TrainerCallback):
         if self.received is None:
             return
         name = signal.Signals(self.received).name
-        self.trainer.say(
-            f"Stopped by {name} after step {self.trainer.state.global_step}; the checkpoint is in "
-            f"{self.trainer.args.output_dir}. "
-            "Go on with trainer.train(resume_from_checkpoint=True), on the command line with --resume."
+        say(
+            self.args,
+            f"Stopped by {name} after step {self.step}; the checkpoint is in {self.args.output_dir}. Go on with "
+            "trainer.train(resume_from_checkpoint=True), on the command line with --resume.",
         )
         raise SystemExit(128 + self.received)

@@ -1,0 +1,80 @@
+"""Arguments of a trainer's constructor: aliases taken in, what is not used refused, the config found or made."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+from transformers import TrainingArguments
+
+from strop.errors import ConfigError, did_you_mean
+from strop.settings.config import TrainerConfig
+from strop.settings.prerequisites import default_of
+
+KEYWORDS = (
+    "model", "args", "train_dataset", "eval_dataset", "processing_class", "peft_config", "ref_model", "callbacks",
+)  # fmt: skip
+KEYWORD_ALIASES = {"tokenizer": "processing_class"}
+REMOVED_KEYWORDS = {
+    "preprocess_logits_for_metrics": "Evaluation keeps no logits; compute_metrics gets the method's predictions.",
+    "compute_loss_func": "Subclass the trainer and override loss(scores, batch, step).",
+    "model_adapter_name": "The reference is the adapter as it was at the start; nothing needs a name.",
+    "ref_adapter_name": "The reference is the adapter as it was at the start; nothing needs a name.",
+    "config": "Pass the settings as args=.",
+    "policy": "Pass the model as model=.",
+    "ref_policy": "Pass the reference as ref_model=.",
+    "reward_kwargs": "A reward function gets the columns of the rows; bind anything else with functools.partial.",
+}
+
+
+def resolve_arguments(trainer: str, extra: dict[str, Any], **known: Any) -> dict[str, Any]:
+    """Take in aliases of constructor arguments; refuse the rest with the nearest name."""
+    problems = []
+    for name, value in extra.items():
+        if name in KEYWORD_ALIASES:
+            if known.get(KEYWORD_ALIASES[name]) is not None:
+                problems.append(f"{name} is another name of {KEYWORD_ALIASES[name]}, and both are given; keep one.")
+            known[KEYWORD_ALIASES[name]] = value
+        elif name in REMOVED_KEYWORDS:
+            if value is not None:
+                problems.append(f"{name} is not used. {REMOVED_KEYWORDS[name]}")
+        else:
+            problems.append(
+                f"{name} is not an argument of {trainer}.{did_you_mean(name, [*KEYWORDS, *KEYWORD_ALIASES])}"
+            )
+    if known.get("data_collator") is not None:
+        problems.append("data_collator: rows become trees of tokens, which no collator can make. Remove it.")
+    if problems:
+        raise ConfigError.collect(f"{trainer} cannot be made from these arguments:", problems)
+    return known
+
+
+def resolve_config(config_class: type[TrainerConfig], args: Any) -> Any:
+    """The method's config: as given, the default, or made from plain `TrainingArguments`."""
+    if args is None:
+        return config_class()
+    if isinstance(args, config_class):
+        return args
+    if isinstance(args, TrainingArguments) and not isinstance(args, TrainerConfig):
+        return config_from_plain(config_class, args)
+    raise ConfigError(f"args is a {type(args).__name__}; this trainer needs a {config_class.__name__}.")
+
+
+def config_from_plain(config_class: type[TrainerConfig], args: TrainingArguments) -> Any:
+    """The method's config from plain `TrainingArguments`, all of whose values count as given: an instance does not tell
+    which of them were written. Where one is transformers' default, and not the method's, a line says so."""
+    theirs = {f.name: f for f in dataclasses.fields(TrainingArguments) if f.init}
+    own = {f.name: default_of(f) for f in dataclasses.fields(config_class)}
+    values = {
+        name: getattr(args, name)
+        for name, f in theirs.items()
+        if name not in config_class.unused or getattr(args, name) != default_of(f)
+    }
+    differ = [
+        f"{name}={value!r} ({config_class.__name__}: {own[name]!r})"
+        for name, value in values.items()
+        if value == default_of(theirs[name]) != own[name] and name != "output_dir"
+    ]
+    if differ and args.process_index == 0:
+        print(f"TrainingArguments: all values count as given, so {', '.join(differ)}", flush=True)
+    return config_class(**values)

@@ -1,0 +1,228 @@
+"""The parts that a trainer is made from: tokenizer, rows, model and reference. Nothing here sees a trainer.
+
+Nothing expensive starts before cheap checks have passed: config, then tokenizer and rows, then the model.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel, TrainingArguments, set_seed
+from transformers.training_args import ParallelMode
+
+from strop.data import DatasetKind, TokenizeOptions
+from strop.engine.rows import RowPreparation, model_facts, prepare_all, tokenized
+from strop.errors import ConfigError, SetupError
+from strop.model import (
+    apply_peft,
+    base_model,
+    disable_dropout,
+    install,
+    is_peft,
+    keep_differentiable,
+    load_model,
+    load_tokenizer,
+    make_reference,
+    with_head,
+)
+from strop.settings.config import TrainerConfig
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What must be known of a method before its trainer exists."""
+
+    name: str  # of the trainer's class
+    dataset_kind: DatasetKind  # the rows it learns from
+    task: str  # the head it needs: "causal", "score" or "step"
+    uses_reference: bool
+    tokenize: TokenizeOptions  # how its rows become tokens
+    convert: Callable[[RowPreparation, Any, str], Any] = tokenized  # (preparation, rows, name) -> examples
+    complete_model: Callable[[Any], Any] = lambda model: model  # the policy -> the module that the optimizer trains
+
+
+@dataclass
+class Parts:
+    """What a trainer is made from."""
+
+    model: Any
+    tokenizer: Any
+    reference: Any
+    rows: RowPreparation
+    train_dataset: Any
+    eval_dataset: Any
+
+
+def prepare(
+    args: TrainerConfig,
+    model: Any,
+    tokenizer: Any,
+    train_dataset: Any,
+    eval_dataset: Any,
+    facts: Facts,
+    *,
+    model_init: Callable[[], Any] | None = None,
+    quantization_config: Any = None,
+    peft_config: Any = None,
+    ref_model: Any = None,
+) -> Parts:
+    """Tokenizer, then rows, then the model and its reference."""
+    check_models(args, facts, model, model_init, ref_model)
+    set_seed(args.seed)  # fresh heads and adapters are drawn below, before the parent sets the seed
+    if model is None and tokenizer is None:
+        assert model_init is not None
+        model = model_init()  # it names the tokenizer
+    tokenizer = resolve_tokenizer(args, model, tokenizer)
+    options = dataclasses.replace(facts.tokenize, **model_facts(model, tokenizer))
+    rows = RowPreparation(args, tokenizer, facts.dataset_kind, options, facts.convert)
+    train, evaluation = prepare_all(rows, train_dataset, eval_dataset)
+    check_stream(args, train)
+    if model is None:
+        assert model_init is not None
+        model = model_init()
+    model = resolve_model(args, model, facts.task, quantization_config, peft_config)
+    if len(tokenizer) > (size := model.get_input_embeddings().num_embeddings):
+        raise SetupError(
+            f"The tokenizer has {len(tokenizer)} tokens, but the model embeds {size}. Use the model's own tokenizer, "
+            "or call model.resize_token_embeddings(len(tokenizer)) first."
+        )
+    reference = None
+    if facts.uses_reference:
+        other = None
+        if ref_model is not None:
+            other = resolve_model(args, ref_model, "causal", quantization_config, None, trainable=False)
+        reference = make_reference(model, other, syncs=getattr(args, "sync_ref_model", False))
+    return Parts(facts.complete_model(model), tokenizer, reference, rows, train, evaluation)
+
+
+def check_models(args: TrainerConfig, facts: Facts, model: Any, model_init: Any, ref_model: Any) -> None:
+    """Refuse arguments that are no models, and a reference that nothing is compared with."""
+    if model is None and model_init is None:
+        raise ConfigError(f"{facts.name} needs a model: an id, a path, or a module. Pass model=...")
+    if args.fsdp and args.parallel_mode != ParallelMode.DISTRIBUTED:
+        raise ConfigError("fsdp shards a model over processes, and there is one; start with torchrun or remove fsdp.")
+    if isinstance(model, TrainingArguments) or isinstance(ref_model, TrainingArguments):
+        raise ConfigError(f"{facts.name} was given settings in the place of a model; pass them as args=...")
+    if ref_model is not None and not facts.uses_reference:
+        weight = " while beta is 0" if getattr(args, "beta", None) == 0 else ""
+        raise ConfigError(f"{facts.name} compares with no reference{weight}; remove ref_model.")
+
+
+def check_stream(args: Any, dataset: Any) -> None:
+    """Refuse what needs the end of the rows where they come from a stream."""
+    if dataset is None or hasattr(dataset, "__len__"):
+        return
+    problems = [
+        f"{name}='epoch': it has no epochs. Set {name}='steps', and how many."
+        for name in ("eval_strategy", "save_strategy", "logging_strategy")
+        if getattr(args, name) == "epoch"
+    ]
+    if getattr(args, "precompute_ref_log_probs", False):
+        problems.append("precompute_ref_log_probs=True: it cannot be scored ahead. Remove it; scores are remembered.")
+    if problems:
+        raise ConfigError.collect("The rows come from a stream, whose end nobody knows:", problems)
+
+
+def resolve_tokenizer(args: Any, model: Any, tokenizer: Any) -> Any:
+    """The tokenizer given, or the model's; with the config's EOS, PAD and chat template."""
+    if tokenizer is None:
+        source = (
+            model if isinstance(model, (str, Path)) else getattr(getattr(model, "config", None), "name_or_path", "")
+        )
+        if not source:
+            raise ConfigError("The model was made in code and names no tokenizer. Pass processing_class=tokenizer.")
+        tokenizer = load_tokenizer(source, trust_remote_code=args.trust_remote_code)
+    elif isinstance(tokenizer, (str, Path)):
+        tokenizer = load_tokenizer(tokenizer, trust_remote_code=args.trust_remote_code)
+    for attribute, token in (("eos_token", args.eos_token), ("pad_token", args.pad_token)):
+        if token is None:
+            continue
+        if tokenizer.convert_tokens_to_ids(token) in (None, tokenizer.unk_token_id):
+            raise ConfigError(f"{attribute}={token!r} is not in the tokenizer's vocabulary.")
+        setattr(tokenizer, attribute, token)
+    if args.chat_template_path is not None:
+        tokenizer.chat_template = read_chat_template(args.chat_template_path)
+    if tokenizer.pad_token is None and tokenizer.eos_token is not None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def read_chat_template(path: str) -> str:
+    """A jinja file, or the template of a tokenizer's folder."""
+    if Path(path).is_file():
+        return Path(path).read_text(encoding="utf-8")
+    if Path(path).is_dir():
+        template = load_tokenizer(path).chat_template
+        if template:
+            return template
+    raise ConfigError(
+        f"chat_template_path={path!r} is neither a jinja file nor a folder with a tokenizer that has a template."
+    )
+
+
+def resolve_model(
+    args: Any,
+    model: Any,
+    task: str,
+    quantization_config: Any,
+    peft_config: Any,
+    *,
+    trainable: bool = True,
+    init_kwargs: dict[str, Any] | None = None,
+) -> Any:
+    """The module to train: loaded if named, with the head of its task, adapters added, dropout off if asked for."""
+    options = args.model_init_kwargs if init_kwargs is None else init_kwargs
+    options = json.loads(options) if isinstance(options, str) else dict(options or {})
+    module = load_model(
+        model,
+        task=task,
+        quantization_config=quantization_config,
+        trust_remote_code=args.trust_remote_code,
+        model_init_kwargs=options,
+        trainable=trainable and peft_config is None,
+    )
+    if not isinstance(module, torch.nn.Module):
+        raise ConfigError(f"model is a {type(model).__name__}; pass an id, a path, or a torch module.")
+    if task != "causal":
+        module = headed(module, task)
+    if peft_config is not None:
+        module = apply_peft(module, spare_head(peft_config) if task != "causal" else peft_config)
+    keep_differentiable(module)
+    install(module)  # before anything wraps the model's forward, so that autocast surrounds scoring too
+    if args.disable_dropout:
+        disable_dropout(module)
+    if (
+        args.gradient_checkpointing  # the name that every supported transformers has
+        and isinstance(module, PreTrainedModel) is False
+        and hasattr(module, "enable_input_require_grads")
+    ):
+        module.enable_input_require_grads()
+    return module
+
+
+def headed(module: torch.nn.Module, task: str) -> torch.nn.Module:
+    """A language model given as a module gets a fresh head on a copy of its layers; one with a head is left as it
+    is."""
+    inner = base_model(module)
+    if any(hasattr(inner, name) for name in ("score", "classifier", "v_head")) or inner.get_output_embeddings() is None:
+        return module
+    if is_peft(module):
+        raise ConfigError(
+            f"This adapter sits on a {type(inner).__name__}, which has no {task} head. Pass the base model, and the "
+            f"adapter "
+            "as peft_config; or merge the adapter first (model.merge_and_unload())."
+        )
+    return with_head(module, task)
+
+
+def spare_head(peft_config: Any) -> Any:
+    """The adapter's config with the task head left out of "all-linear": the head is trained whole, and saved."""
+    if getattr(peft_config, "target_modules", None) != "all-linear" or peft_config.exclude_modules:
+        return peft_config
+    return dataclasses.replace(peft_config, exclude_modules=["score", "classifier"])

@@ -1,0 +1,397 @@
+"""One optimizer step, in twelve stations; `docs/design.md` says why each is where it is:
+
+    window -> trees -> counts -> micro-batches -> statistics -> reference -> score -> loss -> reduce -> guard
+    -> optimizer -> log
+
+The parent's loop calls `get_batch_samples`, `training_step` and, after its own optimizer step, `log`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, ClassVar, Literal
+
+import torch
+from accelerate.utils import DistributedType
+from accelerate.utils.memory import clear_device_cache
+from transformers import Trainer
+
+from strop.collectives import gather_rows, sum_over_ranks
+from strop.data import DatasetKind, plan_micro_batches
+from strop.engine import rows
+from strop.engine.guard import Guard
+from strop.engine.metrics import MetricLog
+from strop.engine.offloading import offloaded_activations
+from strop.engine.parts import Facts
+from strop.engine.precision import in_one_precision
+from strop.engine.reference_scores import ReferenceScores
+from strop.engine.step import MicroBatch, StepStatistics, add_router_loss, default_counts, zero_loss
+from strop.engine.windows import train_loader
+from strop.losses.reduce import step_loss
+from strop.metric import Entry
+from strop.model import LayoutChoice, build_batch, layout_of, score_batch
+from strop.records import Batch, Counts, Example, LossOutput, Mean, Scores, StepContext, StepWork, Want
+from strop.settings.config import TrainerConfig
+
+
+class StepTrainer(Trainer):
+    """What a method may override, and the step that calls it."""
+
+    config_class: ClassVar[type[TrainerConfig]] = TrainerConfig
+    dataset_kind: ClassVar[DatasetKind] = DatasetKind.LANGUAGE_MODELING
+    task: ClassVar[str] = "causal"
+    uses_reference: ClassVar[bool] = False  # where that depends on the settings: `facts`
+    coupled: ClassVar[bool] = False
+    remembers_reference: ClassVar[bool] = True  # rows come again, so their reference scores are worth keeping
+    reference_want: ClassVar[Want] = Want.LOGPS
+    reference_in_loss: ClassVar[bool] = True  # False: its scores are part of the reward
+    glossary: ClassVar[tuple[Entry, ...]] = ()  # what the method logs beside the keys of `strop.report.glossary`
+
+    reference: Any  # of `strop.model`, or None
+    reference_scores: ReferenceScores | None
+    guard: Guard
+    router_coef: float
+    step_work: StepWork | None  # the latest optimizer step
+    _metrics: dict[str, MetricLog]  # "train" and "eval" since the last line, "run" since the run began
+    _step_begin: float
+
+    # ---- what a method declares -------------------------------------------------------------------------------
+
+    @classmethod
+    def facts(cls, args: Any, given: Mapping[str, Any]) -> Facts:
+        """What preparing model and rows must know; `given` is what the method's own constructor was given."""
+        return Facts(cls.__name__, cls.dataset_kind, cls.task, cls.uses_reference, rows.tokenize_options(args))
+
+    def loss(self, scores: Scores, batch: Batch, step: StepContext) -> LossOutput:
+        """Unreduced loss terms and metrics of one micro-batch."""
+        raise TypeError(f"{type(self).__name__} must define loss(scores, batch, step) -> LossOutput")
+
+    def want(self, log: bool) -> Want:
+        """What the forward pass is asked for; `log` says whether costly metrics are wanted this time."""
+        return Want.LOGPS | Want.ENTROPY | Want.TOP1 | Want.MEAN_LOGIT if log else Want.LOGPS
+
+    def counts(self, examples: Sequence[Example]) -> Counts:
+        """Denominators that these examples contribute to the step; methods add their own names."""
+        return default_counts(examples)
+
+    def statistics(self, scores: Scores, batch: Batch, step: StepContext) -> dict[str, torch.Tensor]:
+        """Per-row values that a coupled method needs from the whole step, (B, ...) each; no gradient."""
+        return {}
+
+    def reduce_statistics(self, values: dict[str, torch.Tensor], training: bool) -> dict[str, Any]:
+        """Whole-step statistics from the rows of all micro-batches and ranks; a question, it changes nothing."""
+        return dict(values)
+
+    def advance(self, statistics: dict[str, Any]) -> None:
+        """Move running means by the statistics of a training step."""
+
+    def statistics_rows(self, examples: list[Example]) -> list[Example]:
+        """The part of the trees that `statistics` needs, where it is computed in a pass of its own."""
+        return examples
+
+    def gradient_rows(self, examples: list[Example]) -> list[Example]:
+        """The part of the trees that the loss needs once the whole-step statistics are known."""
+        return examples
+
+    def rows_worth_computing(self, examples: list[Example]) -> list[Example]:
+        """Rows whose gradient can differ from zero; all of them count in the denominators."""
+        return examples
+
+    def prepare_step(self, examples: list[Example]) -> list[Example]:
+        """Turn the rows of a step into the trees to train on (online methods sample here)."""
+        return examples
+
+    def prepare_evaluation(self, examples: list[Example]) -> list[Example]:
+        """Turn evaluation rows into trees (online methods sample here)."""
+        return examples
+
+    def prepare_stand_in(self, example: Example) -> Example:
+        """A trainable tree from a row, for a rank without rows; online methods give it completions."""
+        return example
+
+    def derived_metrics(self, metrics: dict[str, float]) -> dict[str, float]:
+        """Metrics that follow from others once those are means; methods extend it."""
+        return metrics
+
+    def predictions(self, scores: Scores, batch: Batch) -> torch.Tensor:
+        """What `compute_metrics` gets for a batch's rows, (B, ...): the completions' summed log-probs."""
+        sums, trees = scores.sum(), len(batch.examples)
+        if sums.numel() % trees == 0:
+            return sums.view(trees, -1)
+        return sums.new_zeros(trees).index_add(0, batch.tree_of, sums)
+
+    # ---- window, trees, counts --------------------------------------------------------------------------------
+
+    @property
+    def rows_per_step(self) -> int:
+        """Rows of the dataset that one optimizer step consumes, over all ranks."""
+        return self.args.train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size
+
+    def window_size(self) -> tuple[int, int]:
+        """Rows of the dataset that are fetched at once, over all ranks, and the optimizer steps that they serve."""
+        return self.rows_per_step, 1
+
+    @property
+    def shuffles(self) -> bool:
+        """Whether an epoch's rows come in random order."""
+        return self.args.train_sampling_strategy != "sequential"
+
+    def get_train_dataloader(self) -> Any:
+        if self.train_dataset is None:
+            raise rows.missing_dataset(type(self).__name__)
+        size, steps = self.window_size()
+        return train_loader(self.train_dataset, self.args, size, steps=steps, shuffle=self.shuffles)
+
+    def row_order(self) -> dict[str, Any]:
+        """What decides which rows come next: a checkpoint is gone on from only where it is as it was."""
+        return {
+            "rows": len(self.train_dataset) if hasattr(self.train_dataset, "__len__") else None,
+            "rows of a step (per device x gradient_accumulation_steps x processes)": self.rows_per_step,
+            "shuffled": self.shuffles,
+            "seed (or data_seed)": self.args.data_seed if self.args.data_seed is not None else self.args.seed,
+        }
+
+    def get_batch_samples(
+        self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
+    ) -> tuple[list[Any], None]:
+        """All rows of the next optimizer step in one place; the places of the parent's other batches stay empty."""
+        batches, self._step_begin = [], time.perf_counter()
+        for _ in range(num_batches):
+            with contextlib.suppress(StopIteration):
+                batches.append(next(epoch_iterator))
+        return [*[None] * (len(batches) - 1), rows.flatten(batches)] if batches else [], None
+
+    def make_work(self, examples: list[Example]) -> StepWork:
+        """Count the denominators of a step over all ranks."""
+        world = self.args.world_size
+        counts = sum_over_ranks({"num_tokens": sum(e.num_tokens for e in examples), **self.counts(examples)}, world)
+        work = StepWork(self.rows_worth_computing(examples), counts, log=self.logs_next_step)
+        return work if work.examples else self.with_stand_in(work, self.train_dataset)
+
+    def with_stand_in(self, work: StepWork, dataset: Any) -> StepWork:
+        """Work of a rank that has no row in a short step: an example of weight zero, so that no rank waits."""
+        work.examples, work.stand_in = [self.prepare_stand_in(rows.first_example(dataset))], True
+        return work
+
+    @property
+    def logs_next_step(self) -> bool:
+        """Whether the step in progress ends with a log line (costly metrics are computed on those steps only)."""
+        every, step = self.state.logging_steps, self.state.global_step + 1
+        return (
+            not every
+            or step % every == 0
+            or (step == 1 and self.args.logging_first_step)
+            or step == self.state.max_steps
+        )
+
+    # ---- the step ---------------------------------------------------------------------------------------------
+
+    def training_step(self, model: torch.nn.Module, inputs: Any, num_items_in_batch: Any = None) -> torch.Tensor:
+        """One optimizer step up to the optimizer; returns world_size * this rank's share of the loss.
+
+        `inputs` are the rows of the window, or work made of them; None in the parent's places for other batches.
+        """
+        loss = torch.zeros((), device=self.args.device)
+        if inputs is None:
+            return loss
+        work = inputs if isinstance(inputs, StepWork) else self.make_work(self.prepare_step(inputs))
+        self.step_work = work
+        model.train()
+        if callable(getattr(self.optimizer, "train", None)):
+            self.optimizer.train()
+        for micro in self.micro_batches(model, work, training=True):
+            share = zero_loss(micro.scores) if micro.output is None else self.reduce(micro.output, micro)
+            self.backward(share)
+            work.losses.append(share.detach())
+            loss += work.losses[-1]
+        self.guard(work, model, self.state.global_step + 1, gradients=self.gradients)
+        self.record(work, loss)
+        return loss
+
+    def micro_batches(self, model: Any, work: StepWork, *, training: bool) -> Iterator[MicroBatch]:
+        """The one loop of training and evaluation: statistics of the step, then reference, score and loss of a part.
+
+        A part is computed with gradient where autograd is on, and what is done with it while it is the current one
+        belongs to it: between ranks, gradients are exchanged on the last part only.
+        """
+        parts = self.plan(work.examples, self.args.train_batch_size if training else self.args.eval_batch_size)
+        shared: StepStatistics | None = None
+        if self.coupled and (len(parts) > 1 or not training):
+            shared = self.whole_step_statistics(model, parts, work, training)
+            parts = [self.gradient_rows(part) for part in parts]
+        work.parts, work.losses = parts, []
+        batches = [self.build(part) for part in parts]
+        for index, batch in enumerate(batches):
+            with self.gradient_exchange(model, last=not training or index == len(batches) - 1):
+                with self.compute_loss_context_manager():
+                    step = self.context(batch, work, training)
+                    scores = self.score(model, batch, work.log)
+                    if self.coupled:
+                        if shared is None:  # a single part: the scores of the pass with gradient serve
+                            shared = self.gather([self.statistics(scores, batch, step)], work, training)
+                        step.statistics, step.rows = shared.values, shared.rows(index)
+                    output = None if work.stand_in else self.loss(scores, batch, step)
+                yield MicroBatch(batch, scores, step, output)
+
+    def reduce(self, output: LossOutput, micro: MicroBatch) -> torch.Tensor:
+        """A part's share of the step's loss, times the number of ranks."""
+        add_router_loss(output, micro.scores, micro.batch, self.router_coef)
+        self._metrics["train"].add(output.metrics)
+        return step_loss(output.terms, micro.step.counts, world_size=self.args.world_size)
+
+    def backward(self, loss: torch.Tensor) -> None:
+        """Gradients of one part; sums were divided by whole-step counts already."""
+        kwargs = {"scale_wrt_gas": False} if self.accelerator.distributed_type == DistributedType.DEEPSPEED else {}
+        self.accelerator.backward(loss, **kwargs)
+
+    @property
+    def gradients(self) -> Literal["plain", "scaled", "elsewhere"]:
+        """Where the guard finds gradients, and as what."""
+        if self.accelerator.distributed_type == DistributedType.DEEPSPEED:
+            return "elsewhere"
+        return "plain" if getattr(self.accelerator, "scaler", None) is None else "scaled"
+
+    def whole_step_statistics(
+        self, model: Any, parts: list[list[Example]], work: StepWork, training: bool
+    ) -> StepStatistics:
+        """Statistics over all micro-batches and ranks, from a forward pass without gradient."""
+        statistics: list[dict[str, torch.Tensor]] = []
+        with torch.no_grad():
+            for part in map(self.statistics_rows, parts):
+                if not part:
+                    statistics.append({})
+                    continue
+                batch = self.build(part)
+                step = self.context(batch, work, training)
+                statistics.append(self.statistics(self.score(model, batch, False), batch, step))
+        return self.gather(statistics, work, training)
+
+    def gather(self, parts: list[dict[str, torch.Tensor]], work: StepWork, training: bool) -> StepStatistics:
+        if work.stand_in:
+            parts = [{name: values[:0] for name, values in part.items()} for part in parts]
+        gathered = gather_rows(parts, self.args.world_size, self.args.device)
+        statistics = self.reduce_statistics(gathered.values, training)
+        if training:
+            self.advance(statistics)
+        return StepStatistics(statistics, gathered)
+
+    @contextlib.contextmanager
+    def gradient_exchange(self, model: torch.nn.Module, *, last: bool) -> Iterator[None]:
+        """Gradients are exchanged between ranks on the last micro-batch of a step only."""
+        if last:
+            yield
+            return
+        synced = self.accelerator.sync_gradients
+        self.accelerator.sync_gradients = False
+        with self.accelerator.no_sync(model):
+            yield
+        self.accelerator.sync_gradients = synced
+
+    def compute_loss_context_manager(self) -> contextlib.ExitStack:
+        """The parent's mixed precision, and activations kept in host memory where that is asked for."""
+        stack = super().compute_loss_context_manager()
+        if self.args.activation_offloading:
+            stack.enter_context(offloaded_activations())
+        return stack
+
+    # ---- micro-batches, reference, score ----------------------------------------------------------------------
+
+    def plan(self, examples: Sequence[Example], rows_at_once: int) -> list[list[Example]]:
+        """Cut examples into micro-batches, by tokens where a budget is set, else by rows."""
+        budget = self.args.max_tokens_per_micro_batch
+        parts = plan_micro_batches(examples, max_tokens=budget, max_trees=None if budget else rows_at_once)
+        return [[examples[i] for i in part] for part in parts]
+
+    def build(self, examples: Sequence[Example]) -> Batch:
+        """Lay a micro-batch out."""
+        layout = self.layout.name if self.args.layout == "auto" else self.args.layout
+        return build_batch(examples, layout, want=self.build_want(), device=self.args.device)
+
+    def build_want(self) -> Want:
+        """Everything that any pass over a batch may ask for, so that one layout serves all of them."""
+        return self.want(True) | (self.reference_want if self.reference is not None else Want(0))
+
+    @property
+    def layout(self) -> LayoutChoice:
+        """The layout that the model can be scored in, found on first use."""
+        return layout_of(self.policy)
+
+    def layout_text(self) -> str:
+        """Which layout is used and why, for the run's record."""
+        if self.args.layout != "auto":
+            return f"{self.args.layout} (set by layout)"
+        return f"{self.layout.name} ({self.layout.reason})"
+
+    @property
+    def policy(self) -> Any:
+        """The model that is trained, without distribution wrappers."""
+        return self.accelerator.unwrap_model(self.model)
+
+    def context(self, batch: Batch, work: StepWork, training: bool) -> StepContext:
+        """What the method's loss sees beside the policy's scores.
+
+        The reference goes first: its pass then holds memory while no activations of the policy do.
+        """
+        ref = None
+        if self.reference_scores is not None and self.reference_in_loss:
+            ref = self.reference_scores(batch)
+        return StepContext(work.counts, ref=ref, training=training, log=work.log)
+
+    def score(self, model: torch.nn.Module, batch: Batch, log: bool) -> Scores:
+        """The policy's scores of one micro-batch."""
+        return self.score_with(model, batch, self.want(log), **self.training_options(model))
+
+    def training_options(self, model: torch.nn.Module) -> dict[str, Any]:
+        """Keyword arguments of `score_batch` for the policy alone: a router's loss, NEFTune's noise."""
+        if not model.training:
+            return {}
+        return {"aux_loss": self.router_coef > 0, "noise_alpha": self.args.neftune_noise_alpha or 0.0}
+
+    def score_with(self, model: torch.nn.Module, batch: Batch, want: Want, **options: Any) -> Scores:
+        """Scores under any model, by the rules that policy and reference share."""
+        return in_one_precision(self.accelerator, score_batch, model, batch, want, **self.score_options(), **options)
+
+    @property
+    def head_bytes(self) -> int:
+        """Bytes of logits that may live at once."""
+        return int(self.args.head_memory_mb * 2**20)
+
+    def score_options(self) -> dict[str, Any]:
+        """Keyword arguments of `score_batch` that policy and reference share."""
+        return {"head_bytes": self.head_bytes, "own_head": self.layout.own_head}
+
+    # ---- log, and bookkeeping of the parent -------------------------------------------------------------------
+
+    def record(self, work: StepWork, loss: torch.Tensor) -> None:
+        """Add a finished step to the metrics and to what was seen; hand the device's cached memory back."""
+        every, world = self.args.torch_empty_cache_steps, self.args.world_size
+        if every and self.state.global_step % every == 0:
+            clear_device_cache()
+        self.state.num_input_tokens_seen += int(work.counts["num_tokens"])
+        self._metrics["train"].add({"loss": Mean(loss / world, 1 / world)})
+        known = loss.isfinite()  # a step that is left out has no loss
+        self._metrics["run"].add({"train_loss": Mean(loss.where(known, 0.0) / world, known / world)})
+        self._metrics["train"].add({"step_time": Mean(time.perf_counter() - self._step_begin, 1.0)})
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Add the means since the last log to a training line, then hand it to the callbacks; at the end of a run
+        the mean loss of all its steps, those before a resume too."""
+        if "loss" in logs:
+            logs = {**logs, **self.derived_metrics(self._metrics["train"].drain(world_size=self.args.world_size))}
+            logs["num_tokens"] = self.state.num_input_tokens_seen
+        if "train_loss" in logs:
+            logs.update(self._metrics["run"].drain(world_size=self.args.world_size))
+        super().log(logs, start_time)
+
+    def floating_point_ops(self, inputs: Any) -> int:
+        """Those of the step that was just computed: six for each weight and token."""
+        if inputs is None or self.step_work is None:
+            return 0
+        if not hasattr(self, "_num_parameters"):
+            self._num_parameters = sum(p.numel() for p in self.model.parameters())
+        return 6 * self._num_parameters * self.step_work.num_tokens
+
+    def _track_num_input_tokens(self, inputs: Any) -> None:
+        """Tokens are counted in `training_step`, over all ranks."""
