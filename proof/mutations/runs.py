@@ -287,7 +287,7 @@ MUTATIONS = (
             ),
             Edit(
                 "engine/trainer.py",
-                "                publish(beside, run_dir, self.state, limit=self.args.save_total_limit)\n",
+                "                publish(beside, run_dir, self.state, run=self.identity(), limit=self.args.save_total_limit)\n",
                 "                from strop.engine.checkpoint import write_manifest\n\n"
                 "                write_manifest(beside, step)\n",
             ),
