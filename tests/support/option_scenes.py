@@ -277,13 +277,13 @@ def endless(verb: str, folder: Path) -> dict[str, Any]:
 
 def poison(trainer: Any) -> None:
     """The loss of the first step is not a number."""
-    reduced = trainer.reduced_loss
+    reduce = trainer.reduce
 
-    def poisoned(scores: Any, batch: Any, step: Any) -> torch.Tensor:
-        loss = reduced(scores, batch, step)
+    def poisoned(output: Any, micro: Any) -> torch.Tensor:
+        loss = reduce(output, micro)
         return loss * float("nan") if trainer.state.global_step == 0 else loss
 
-    trainer.reduced_loss = poisoned
+    trainer.reduce = poisoned
 
 
 class StubVllm:
