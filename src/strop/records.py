@@ -60,11 +60,15 @@ class Example:
     def keys(self) -> list[str]:
         """The columns under which a prepared row can be looked at: `example["input_ids"]`, `dict(example)`."""
         named = {0: [], 1: ["completion_ids", "input_ids", "labels"], 2: ["chosen_ids", "rejected_ids"]}
-        return ["prompt_ids", *named.get(len(self.completions), ["completions"])]
+        own = 1 if "label" in self.extras else len(self.completions)  # KTO's second completion is another prompt's
+        return ["prompt_ids", *named.get(own, ["completions"])]
+
+    def __contains__(self, name: object) -> bool:
+        return name in self.keys()
 
     def __getitem__(self, name: str) -> Any:
         """A column of `keys`: ids, or `labels` (-100 where nothing is learned); these are copies."""
-        if name not in self.keys():
+        if name not in self:
             raise KeyError(f"{name!r}; this row has {', '.join(self.keys())}")
         if name == "completions":
             return [list(ids) for ids in self.completions]

@@ -134,3 +134,18 @@ def test_a_stream_pairs_with_a_tree_that_follows_and_differs_in_both() -> None:
     found, wanted = list(stream), list(known)
     assert [example.extras["partner"] for example in found] == [3, 2, 4, 4, None]
     assert found[:4] == wanted[:4]  # the last one is paired around the end, which a stream does not have
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+def test_a_mismatched_completion_fits_the_learned_positions(streamed: bool) -> None:
+    rows = [
+        {"prompt": "the good ant saw the bad bee", "completion": " ran", "label": True},
+        {"prompt": "hello", "completion": " and the cat ran to the dog", "label": False},
+        {"prompt": "the end", "completion": " yes", "label": True},
+    ]
+    options = TokenizeOptions(learned_positions=20)
+    source = RowStream(lambda: iter(rows)) if streamed else rows
+    first = next(iter(mismatched(prepare(source, "unpaired_preference", toy_tokenizer(), options))))
+    assert first.extras["partner"] == 1
+    assert len(first.prompt_ids) + max(map(len, first.completions)) <= 20
+    assert first["completion_ids"] == first.completions[0] and "chosen_ids" not in first

@@ -20,6 +20,7 @@ from dataclasses import replace
 
 from strop.data.dataset import ExampleDataset, ExampleStream
 from strop.data.kinds import DatasetKind
+from strop.data.options import TokenizeOptions
 from strop.errors import ConfigError
 from strop.records import Example
 
@@ -60,7 +61,7 @@ class MismatchedDataset(Sequence[Example]):
         partners = [self._partner(index) for index in own]
         wanted = list(dict.fromkeys([*own, *(partner for partner in partners if partner >= 0)]))
         found = dict(zip(wanted, self.dataset.__getitems__(wanted), strict=True))
-        limit = self.options.max_length
+        limit = longest(self.options)
         return [
             join_partner(found[index], found.get(partner), partner if partner >= 0 else None, limit)
             for index, partner in zip(own, partners, strict=True)
@@ -109,7 +110,7 @@ class MismatchedStream:
     def _paired(self, own: Example, after: Iterable[Example]) -> Example:
         differing = (e for e in after if e.prompt_ids != own.prompt_ids and e.completions != own.completions)
         other = next(differing, None)
-        return join_partner(own, other, None if other is None else other.row, self.options.max_length)
+        return join_partner(own, other, None if other is None else other.row, longest(self.options))
 
 
 def mismatched(dataset: ExampleDataset | ExampleStream) -> MismatchedDataset | MismatchedStream:
@@ -126,6 +127,12 @@ def join_partner(own: Example, other: Example | None, partner: int | None, max_l
     ids, mask = other.completions[0][:size], other.mask(0)[:size]
     masks = None if all(mask) and own.loss_mask is None else [own.mask(0), mask]
     return replace(own, completions=[own.completions[0], ids], loss_mask=masks, extras=extras)
+
+
+def longest(options: TokenizeOptions) -> int | None:
+    """Tokens that a prompt and the completion of another row may have together, None without a limit."""
+    limits = [limit for limit in (options.max_length, options.learned_positions) if limit is not None]
+    return min(limits, default=None)
 
 
 def _need_labels(kind: DatasetKind) -> None:
