@@ -9,6 +9,7 @@ import torch
 from strop.collectives import sum_over_ranks
 from strop.engine.step import tree_field
 from strop.losses import adversarial_loss, mean_of, nash_md_loss_flat, preference_metrics
+from strop.metric import LOSS, REWARD, Entry
 from strop.online.groups import Group
 from strop.online.opponents import OPPONENT_UNUSED, preferences, rollout_against
 from strop.online.own_pairs import OnlinePairConfig, OnlinePairTrainer, at_epoch, objective_metrics
@@ -49,6 +50,26 @@ class NashMDTrainer(OnlinePairTrainer):
 
     config_class = NashMDConfig
     has_opponent = True
+    # fmt: off
+    glossary: ClassVar[tuple[Entry, ...]] = (
+        Entry(
+            "loss", LOSS, "Policy-gradient loss; its value says nothing about progress.", "none", "completion",
+            healthy="watch rewards/probabilities",
+        ),
+        Entry("loss/score", LOSS, "Score part of the loss.", "none", "completion"),
+        Entry("loss/kl", LOSS, "KL part of the loss.", "nats", "completion"),
+        Entry("mixture_coef", LOSS, "Weight of the reference in the opponent.", "none", "step"),
+        Entry(
+            "rewards/chosen", REWARD, "Score of the policy's completion.", "reward", "completion", healthy="rises",
+        ),
+        Entry("rewards/rejected", REWARD, "Score of the mixture's completion.", "reward", "completion"),
+        Entry(
+            "rewards/probabilities", REWARD,
+            "Preference model's probability that the policy's completion beats the opponent's.", "share", "pair",
+            healthy="0.5 is a draw",
+        ),
+    )
+    # fmt: on
     verdict_metric = "rewards/probabilities"
 
     @property

@@ -64,10 +64,6 @@ _LOSS_ENTRIES = (
         healthy="starts at ln 2", methods=("bco",),
     ),
     Entry(
-        "loss", LOSS, "Policy-gradient loss; its value says nothing about progress.", "none", "completion",
-        healthy="watch rewards/probabilities", methods=("nashmd",),
-    ),
-    Entry(
         "loss", LOSS, "Policy loss plus weighted value loss.", "none", "token", healthy="watch objective/scores",
         methods=("ppo",),
     ),
@@ -120,15 +116,12 @@ _LOSS_ENTRIES = (
     Entry("policy_loss", LOSS, "Policy part of the loss, without the entropy bonus.", "none", "as the loss type says"),
     Entry("entropy_coef", LOSS, "Current weight of the entropy bonus.", "none", "step"),
     Entry("loss/policy_avg", LOSS, "Clipped policy loss.", "none", "token", healthy="small and negative"),
-    Entry("loss/score", LOSS, "Score part of Nash-MD's loss.", "none", "completion"),
-    Entry("loss/kl", LOSS, "KL part of Nash-MD's loss.", "nats", "completion"),
     Entry("loss/dpo", LOSS, "Preference part of XPO's loss.", "nats", "pair", high=LN2, healthy="starts near ln 2"),
     Entry(
         "loss/xpo", LOSS, "Exploration bonus: alpha times the log-probability of the reference's sample.", "nats",
         "pair", advice="Far larger than loss/dpo: lower alpha.",
     ),
     Entry("alpha", LOSS, "Weight of XPO's exploration bonus.", "none", "step"),
-    Entry("mixture_coef", LOSS, "Weight of the reference in Nash-MD's opponent.", "none", "step"),
     Entry(
         "jsd", LOSS, "Generalised Jensen-Shannon divergence between student and teacher.", "nats", "token",
         healthy="falls",
@@ -181,15 +174,8 @@ _REWARD_ENTRIES = (
         methods=("dpo", "kto", "bco", "onlinedpo", "xpo"),
     ),
     Entry(
-        "rewards/chosen", REWARD, "Score of the policy's completion.", "reward", "completion", healthy="rises",
-        methods=("nashmd",),
-    ),
-    Entry(
         "rewards/chosen", REWARD, "Reward of the chosen completion under the method's own measure, times beta.",
         "nats * beta", "completion", healthy="rises",
-    ),
-    Entry(
-        "rewards/rejected", REWARD, "Score of the mixture's completion.", "reward", "completion", methods=("nashmd",),
     ),
     Entry(
         "rewards/rejected", REWARD, "Reward of the rejected completion, on the scale of rewards/chosen.", "nats * beta",
@@ -205,11 +191,6 @@ _REWARD_ENTRIES = (
         "Share of pairs whose chosen completion has the higher reward; ties count as wrong.", "share", "pair", low=0.5,
         high=1, healthy="0 at step 0 (every pair is a tie), then above 0.5",
         advice="1.0 at once: pairs differ in something trivial, such as length or format.",
-    ),
-    Entry(
-        "rewards/probabilities", REWARD,
-        "Preference model's probability that the policy's completion beats the opponent's.", "share", "pair",
-        healthy="0.5 is a draw",
     ),
     Entry(
         "accuracy", REWARD, "Share of labelled steps classified right.", "share", "labelled step", low=0.5, high=1,
