@@ -100,6 +100,32 @@ MUTATIONS = (
         ),
     ),
     Mutation(
+        name="asked-for-layout-unchecked",
+        promises=(9,),
+        history="layout='packed' was taken at its word: rows of BLOOM, GPT-J or Jamba saw one another, nats apart.",
+        edits=(
+            Edit(
+                "model/select.py",
+                '    if asked in FLAT_LAYOUTS and choice.name == "padded":\n',
+                "    if asked in ():\n",
+            ),
+        ),
+        tests=("tests/model/test_select.py::test_a_layout_that_leaks_between_rows_is_refused[packed]",),
+    ),
+    Mutation(
+        name="padded-rows-forget-the-own-head",
+        promises=(9,),
+        history="layout='padded' read log-probs without the model's own cap on its logits (RecurrentGemma, 0.07 nats).",
+        edits=(
+            Edit(
+                "model/scoring.py",
+                "        own_head=layout_of(model).own_head,\n",
+                '        own_head=layout == "auto" and layout_of(model).own_head,\n',
+            ),
+        ),
+        tests=("tests/model/test_select.py::test_the_padded_layout_keeps_a_models_own_head",),
+    ),
+    Mutation(
         name="reference-in-another-precision",
         promises=(8,),
         history="Mixed precision surrounded the policy's forward only: DPO began at 0.69234 and PPO's first KL was 0.23.",

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import T5Config, T5ForConditionalGeneration
+from transformers import AutoConfig, AutoModelForCausalLM, T5Config, T5ForConditionalGeneration
 
-from strop.errors import SetupError
+from strop.errors import ConfigError, SetupError
 from strop.model import layout_of, score
 from strop.records import Want
 from strop.testing.tiny import random_examples, tiny_model
@@ -120,3 +120,28 @@ def test_encoder_decoders_are_refused() -> None:
 def test_foreign_modules_are_refused() -> None:
     with pytest.raises(SetupError, match="not a transformers model"):
         score(torch.nn.Linear(2, 2), random_examples(1))
+
+
+@pytest.mark.parametrize("layout", ["tree", "packed"])
+def test_a_layout_that_leaks_between_rows_is_refused(layout: str) -> None:
+    model = tiny_model("bloom")
+    with pytest.raises(ConfigError, match=rf"layout='{layout}' gives Bloom.*(relative difference|layers)"):
+        score(model, random_examples(0, trees=2, completions=(1, 2)), layout=layout)
+
+
+def test_the_padded_layout_keeps_a_models_own_head() -> None:
+    """RecurrentGemma bounds its logits in its own forward, where no config says so."""
+    model = recurrent_gemma()
+    (example,) = random_examples(0, trees=1, completions=(1, 1))
+    found = score(model, [example], layout="padded").logps
+    ids = torch.tensor([example.prompt_ids + example.completions[0]])
+    logps = model(input_ids=ids, use_cache=False).logits[0].log_softmax(-1)
+    expected = logps[len(example.prompt_ids) - 1 : -1].gather(1, torch.tensor(example.completions[0])[:, None])[:, 0]
+    assert torch.allclose(found, expected, atol=1e-5)
+
+
+def recurrent_gemma() -> Any:
+    sizes = {"hidden_size": 16, "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 8, "lru_width": 16}
+    sizes |= {"intermediate_size": 32, "num_hidden_layers": 3, "vocab_size": 64, "logits_soft_cap": 0.5}
+    torch.manual_seed(0)
+    return AutoModelForCausalLM.from_config(AutoConfig.for_model("recurrent_gemma", **sizes)).float().eval()

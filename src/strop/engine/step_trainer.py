@@ -31,7 +31,7 @@ from strop.engine.step import MicroBatch, StepStatistics, add_router_loss, defau
 from strop.engine.windows import train_loader
 from strop.losses.reduce import step_loss
 from strop.metric import Entry
-from strop.model import LayoutChoice, build_batch, layout_of, score_batch
+from strop.model import LayoutChoice, accepted_layout, build_batch, layout_of, score_batch
 from strop.records import Batch, Counts, Example, LossOutput, Mean, Scores, StepContext, StepWork, Want
 from strop.settings.config import TrainerConfig
 
@@ -306,7 +306,7 @@ class StepTrainer(Trainer):
 
     def build(self, examples: Sequence[Example]) -> Batch:
         """Lay a micro-batch out."""
-        layout = self.layout.name if self.args.layout == "auto" else self.args.layout
+        layout = accepted_layout(self.policy, self.args.layout)
         return build_batch(examples, layout, want=self.build_want(), device=self.args.device)
 
     def build_want(self) -> Want:

@@ -109,7 +109,7 @@ def observed() -> Iterator[list[int | None]]:
     try:
         yield calls
     finally:
-        _observers.remove(calls)
+        _observers[:] = [other for other in _observers if other is not calls]
 
 
 def _kernel(query: torch.Tensor, value: torch.Tensor) -> Any:

@@ -9,7 +9,7 @@ from torch import nn
 from strop.errors import ConfigError
 from strop.model.forward import input_device, install, pools_itself, score_batch, vocab_size
 from strop.model.layout import build_batch
-from strop.model.select import layout_of
+from strop.model.select import accepted_layout, layout_of
 from strop.model.wrappers import base_model
 from strop.records import Example, Scores, Want
 
@@ -53,12 +53,7 @@ def score(
         raise ConfigError(f"temperature must be above 0, got {temperature}. Use 1.0 for the model's own distribution.")
     install(model)
     inner = base_model(model)
-    name, own_head = layout, False
-    if want & Want.SCORE and pools_itself(inner):
-        name = "padded"
-    elif layout == "auto":
-        choice = layout_of(model)
-        name, own_head = choice.name, choice.own_head
+    name = "padded" if want & Want.SCORE and pools_itself(inner) else accepted_layout(model, layout)
     batch = build_batch(examples, name, want=want, vocab_size=vocab_size(inner), device=input_device(inner))
     return score_batch(
         model,
@@ -68,5 +63,5 @@ def score(
         head_bytes=head_bytes,
         grad_entropy=grad_entropy,
         aux_loss=aux_loss,
-        own_head=own_head,
+        own_head=layout_of(model).own_head,
     )

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from strop.errors import SetupError
+from strop.errors import ConfigError, SetupError
 from strop.model import attention
 from strop.model.dropout import evaluating
 from strop.model.forward import Scoring, call_on, input_device, install, pools_itself, vocab_size
@@ -27,6 +27,7 @@ logger = logging.getLogger(__name__)
 # What a small example cannot show: masks that differ from causal only far apart.
 _LONG_RANGE = ("attention_chunk_size", "index_topk")
 _TOLERANCE = {8: 1e-6, 4: 1e-3, 2: 5e-2}  # relative, by bytes of precision
+FLAT_LAYOUTS = ("tree", "packed")
 _LAYER_TYPES = {"full_attention", "sliding_attention"}
 
 
@@ -67,6 +68,23 @@ def layout_of(model: nn.Module) -> LayoutChoice:
                 type(inner).__name__,
             )
     return kept
+
+
+def accepted_layout(model: nn.Module, asked: str) -> str:
+    """The layout that was asked for, or the model's own for "auto".
+
+    Raises:
+        ConfigError: rows would see one another, or positions be wrong, in the layout that was asked for.
+    """
+    choice = layout_of(model)
+    if asked == "auto":
+        return choice.name
+    if asked in FLAT_LAYOUTS and choice.name == "padded":
+        raise ConfigError(
+            f"layout={asked!r} gives {type(base_model(model)).__name__} other numbers than one row at a time: "
+            f"{choice.reason}. Use layout='auto' or layout='padded'."
+        )
+    return asked
 
 
 def _choose(model: nn.Module, inner: Any) -> LayoutChoice:
