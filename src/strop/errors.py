@@ -65,7 +65,33 @@ class RolloutError(StropError, RuntimeError):
     """A rollout engine stalled, answered wrongly or died."""
 
 
+SPOKEN = {
+    "lr": "learning_rate",
+    "batch_size": "per_device_train_batch_size",
+    "train_batch_size": "per_device_train_batch_size",
+    "eval_batch_size": "per_device_eval_batch_size",
+    "grad_accum": "gradient_accumulation_steps",
+    "accumulation_steps": "gradient_accumulation_steps",
+    "epochs": "num_train_epochs",
+    "num_epochs": "num_train_epochs",
+    "steps": "max_steps",
+    "scheduler": "lr_scheduler_type",
+    "warmup": "warmup_steps",
+    "data": "dataset",
+    "out": "output_dir",
+    "output": "output_dir",
+    "max_seq_len": "max_length",
+    "lora_rank": "lora_r",
+    "rank": "lora_r",
+    "simpo": "CPO",
+}
+"""What people call a setting -> its name."""
+
+
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """`" Did you mean 'beta'?"` for the nearest known name, or the empty string."""
-    near = difflib.get_close_matches(name, list(islice(known, 1000)), n=1, cutoff=0.6)  # bounded: 20,000 take seconds
+    known = list(islice(known, 1000))  # bounded: 20,000 take seconds
+    if SPOKEN.get(name) in known:
+        return f" Did you mean '{SPOKEN[name]}'?"
+    near = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
     return f" Did you mean '{near[0]}'?" if near else ""

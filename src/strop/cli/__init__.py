@@ -36,6 +36,17 @@ def usage() -> str:
 
 def main(argv: list[str] | None = None) -> int:
     """Entry point; returns the exit status: 0 done, 1 stopped by a user or a failure in the run, 2 wrong input."""
+    try:
+        status = answer(argv)
+        sys.stdout.flush()
+    except BrokenPipeError:  # `strop ... | head`: whoever reads has enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    return status
+
+
+def answer(argv: list[str] | None) -> int:
+    """Run the verb."""
     argv = list(sys.argv[1:] if argv is None else argv)
     register_installed()
     if not argv or argv[0] in ("-h", "--help", "help"):

@@ -7,6 +7,7 @@ their own. Unknown names are all reported together, each with the nearest known 
 from __future__ import annotations
 
 import dataclasses
+import re
 import textwrap
 import types
 import typing
@@ -17,6 +18,9 @@ from typing import Any, get_args, get_origin
 import yaml
 
 from strop.errors import ConfigError, did_you_mean
+
+COMMA_LIST = re.compile(r"[\w.:/+-]+(,[\w.:/+-]+)+")
+"""A list as people write it: `q_proj,v_proj`."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,9 +34,18 @@ class Flag:
     allowed: str = ""
 
 
-def parse(argv: Sequence[str], flags: Mapping[str, Flag]) -> dict[str, Any]:
-    """Values given on the command line and in `--config FILE` (the command line wins), by field name."""
+def parse(
+    argv: Sequence[str], flags: Mapping[str, Flag], renamed: Mapping[str, str] | None = None, verb: str = ""
+) -> dict[str, Any]:
+    """Values given on the command line and in `--config FILE` (the command line wins), by field name.
+
+    Args:
+        renamed: other names of flags, which the file may use as well.
+        verb: the method that a run's own config.yaml may name.
+    """
     given: dict[str, Any] = {}
+    value: Any
+    renamed = renamed or {}
     problems = []
     position = 0
     while position < len(argv):
@@ -47,6 +60,13 @@ def parse(argv: Sequence[str], flags: Mapping[str, Flag]) -> dict[str, Any]:
             follows = position < len(argv) and not argv[position].startswith("--")
             value = argv[position] if follows else "true"
             position += follows
+            words = [value]
+            while follows and position < len(argv) and not argv[position].startswith("--"):
+                if name not in flags or list not in _plain_types(flags[name].hint):
+                    break
+                words.append(argv[position])
+                position += 1
+            value = words if len(words) > 1 else value
         if name.startswith("no_") and name not in flags and name[3:] in flags and value == "true":
             name, value = name[3:], "false"
         if name != "config" and name not in flags:
@@ -56,6 +76,9 @@ def parse(argv: Sequence[str], flags: Mapping[str, Flag]) -> dict[str, Any]:
         else:
             given[name] = value
     from_file = read_config(given.pop("config")) if "config" in given else {}
+    from_file = {renamed.get(name, name): value for name, value in from_file.items()}
+    if (method := from_file.pop("method", verb).replace("_", "").replace("-", "")) != verb.replace("-", ""):
+        problems.append(f"the config file is of a run of '{method}', and this is '{verb}'.")
     problems += [
         f"'{name}' in the config file is not a setting.{did_you_mean(name, flags)}"
         for name in from_file
@@ -90,6 +113,10 @@ def read_config(path: str) -> dict[str, Any]:
 def fit(value: Any, flag: Flag) -> Any:
     """A raw value as the type of its field; what does not fit is left for the config's own checks to refuse."""
     kinds = _plain_types(flag.hint)
+    if isinstance(value, str) and list in kinds and COMMA_LIST.fullmatch(value):
+        value = value.split(",")
+    if isinstance(value, list) and kinds & {int, float}:
+        value = [_number_or_text(entry, kinds) if isinstance(entry, str) else entry for entry in value]
     if isinstance(value, str):
         if str in kinds and not kinds & {list, dict, bool}:
             return None if value == "null" and type(None) in kinds else _number_or_text(value, kinds)
@@ -146,6 +173,7 @@ def help_page(title: str, groups: Mapping[str, Sequence[Flag]], width: int = 100
             default = "" if flag.default is None else f" (default {flag.default!r})"
             lines.append(f"  --{flag.name}{default}")
             text = " ".join(part for part in (flag.help, f"[{flag.allowed}]" if flag.allowed else "") if part)
+            text = text.replace("%%", "%")
             lines += textwrap.wrap(text, width, initial_indent="      ", subsequent_indent="      ")
         lines.append("")
     return "\n".join(lines)

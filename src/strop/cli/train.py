@@ -5,12 +5,13 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import itertools
+import os
 import sys
 from pathlib import Path
 from typing import Any
 
 from strop.cli.flags import Flag, help_page, parse
-from strop.errors import ConfigError, SetupError
+from strop.errors import ConfigError, SetupError, did_you_mean
 from strop.methods.registry import BY_VERB, Method
 
 RUN_FLAGS = (
@@ -37,6 +38,13 @@ LORA_FLAGS = (
     Flag("load_in_4bit", bool, default=False, help="Load the base model in 4-bit NF4 (needs strop[quant])."),
     Flag("load_in_8bit", bool, default=False, help="Load the base model in 8-bit (needs strop[quant])."),
 )
+USED_FIRST = (
+    "model", "dataset", "eval_dataset", "ref_model", "teacher_model", "reward_funcs", "output_dir", "resume", "lora",
+    "load_in_4bit", "learning_rate", "num_train_epochs", "max_steps", "per_device_train_batch_size",
+    "gradient_accumulation_steps", "max_length", "beta", "loss_type", "packing", "num_generations",
+    "max_completion_length", "temperature", "logging_steps", "eval_steps", "save_steps", "report_to", "seed",
+)  # fmt: skip
+"""Flags that the help shows when it is not asked for more."""
 NAME_ALIASES = {
     "model_name_or_path": "model",
     "dataset_name": "dataset",
@@ -50,14 +58,16 @@ def run(verb: str, argv: list[str]) -> int:
     method = BY_VERB[verb]
     argv = [_rename(word) for word in argv]
     if "--help" in argv or "-h" in argv:
-        print(help_for(method))
+        topic = argv[argv.index("--help" if "--help" in argv else "-h") + 1 :]
+        print(help_for(method, topic[0] if topic else ""))
         return 0
+    sys.path.insert(0, os.getcwd())  # so that --reward_funcs finds modules beside, as `python script.py` would
     early_checks(verb, argv)
     quiet_loading()
     config_class, flags = method.config(), {flag.name: flag for group in flag_groups(method).values() for flag in group}
     for alias, target in getattr(config_class, "aliases", {}).items():
         flags.setdefault(alias, dataclasses.replace(flags[target], name=alias))
-    values = parse(argv, flags)
+    values = parse(argv, flags, NAME_ALIASES, verb)
     own = {flag.name: values.pop(flag.name, flag.default) for flag in (*RUN_FLAGS, *LORA_FLAGS, *model_flags(method))}
     if missing := [name for name in ("model", "dataset") if not own[name]]:
         raise ConfigError(f"{' and '.join('--' + m for m in missing)} must be given. See strop {verb} --help.")
@@ -69,6 +79,7 @@ def run(verb: str, argv: list[str]) -> int:
     if own["dtype"]:
         args.model_init_kwargs = {**(args.model_init_kwargs or {}), "dtype": own["dtype"]}
     trainer = make_trainer(method, args, own)
+    trainer.run_directory.command = given_flags(method, own)
     return train_and_save(trainer, own)
 
 
@@ -77,7 +88,8 @@ def early_checks(verb: str, argv: list[str]) -> None:
     problems = []
     for word, value in itertools.pairwise(argv):
         if word in ("--dataset", "--eval_dataset") and Path(value).suffix and not Path(value).exists():
-            problems.append(f"{word} {value}: there is no such file.")
+            beside = [str(other) for other in Path(value).parent.glob(f"*{Path(value).suffix}")]
+            problems.append(f"{word} {value}: there is no such file.{did_you_mean(value, beside)}")
     if problems:
         raise ConfigError.collect(f"strop {verb} cannot start:", problems)
 
@@ -152,10 +164,31 @@ def flag_groups(method: Method) -> dict[str, list[Flag]]:
     return groups
 
 
-def help_for(method: Method) -> str:
+def given_flags(method: Method, own: dict[str, Any]) -> dict[str, Any]:
+    """Flags of the run, its models and its adapter that are not at their default: what a config alone does not say."""
+    flags = (*RUN_FLAGS, *LORA_FLAGS, *model_flags(method))
+    return {flag.name: own[flag.name] for flag in flags if own[flag.name] != flag.default and flag.name != "resume"}
+
+
+def help_for(method: Method, topic: str = "") -> str:
+    """The flags that people use first; all of them, those of a group, or those whose name has a word in it."""
     title = f"strop {method.verb}: {method.summary}\n\n"
-    title += "Every flag may also stand in a YAML file: --config FILE; the command line wins."
-    return help_page(title, flag_groups(method))
+    title += "Every flag may also stand in a YAML file: --config FILE; the command line wins.\n"
+    title += "More: --help all, --help lora, --help WORD (flags with that word in their name)."
+    groups = flag_groups(method)
+    if topic == "all":
+        return help_page(title, groups)
+    if topic == "lora":
+        return help_page(title, {"adapter": groups["adapter"]})
+    every = [flag for flags in groups.values() for flag in flags]
+    if topic:
+        found = [flag for flag in every if topic.lstrip("-") in flag.name]
+        known = [flag.name for flag in every]
+        if not found:
+            return f"{title}\n\nNo flag has '{topic}' in its name.{did_you_mean(topic, known)}"
+        return help_page(title, {f"with '{topic}'": found})
+    by_name = {flag.name: flag for flag in every}
+    return help_page(title, {"used first": [by_name[name] for name in USED_FIRST if name in by_name]})
 
 
 def make_trainer(method: Method, args: Any, own: dict[str, Any]) -> Any:

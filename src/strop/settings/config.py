@@ -98,7 +98,6 @@ class TrainerConfig(TrainingArguments):
         "ref_adapter_name": "The reference is the adapter as it was at the start; nothing needs a name.",
         "base_model_attribute_name": "The base of an adapter is found by itself; remove it.",
         "group_by_length": "No padding is computed that it could save; remove it.",
-        "overwrite_output_dir": "A run writes beside what it finds, and resumes only when asked; remove it.",
         "save_safetensors": "Weights are saved as safetensors always; remove it.",
         "include_tokens_per_second": "tokens per second are logged always; remove it.",
     }
@@ -284,6 +283,7 @@ class TrainerConfig(TrainingArguments):
         """Every setting as plain values (config.yaml of a run)."""
         values = self.to_dict()
         values.pop("hub_token", None)
+        values |= {"eos_token": self.eos_token, "pad_token": self.pad_token}  # no secrets: the parent masks *_token
         return values
 
 

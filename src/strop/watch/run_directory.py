@@ -80,6 +80,7 @@ class RunDirectory(TrainerCallback):
         glossary: Sequence[Entry] = (),
     ) -> None:
         self.args, self.reports, self.layout, self.glossary = args, reports, layout, glossary
+        self.command: dict[str, Any] = {}  # model, data and adapter, where a command line named them
 
     @property
     def folder(self) -> Path:
@@ -91,7 +92,7 @@ class RunDirectory(TrainerCallback):
         self.folder.mkdir(parents=True, exist_ok=True)
         for name in ("metrics.jsonl", "samples.jsonl", "alarms.jsonl"):
             drop_after(self.folder / name, state.global_step if state.global_step else -1)
-        settings = masked({"method": args.method, **_plain(args.resolved())})
+        settings = masked({"method": args.method, **_plain(self.command), **_plain(args.resolved())})
         (self.folder / "config.yaml").write_text(yaml.safe_dump(settings, sort_keys=False, allow_unicode=True))
         reports = {name: report.to_dict() for name, report in self.reports.items()}
         (self.folder / "data.json").write_text(json.dumps(masked(_plain(reports)), ensure_ascii=False, indent=1))
