@@ -12,7 +12,7 @@ C completion tokens, H hidden size, V vocabulary.
 from __future__ import annotations
 
 import enum
-from dataclasses import dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -36,6 +36,39 @@ class Want(enum.Flag):
     HIDDEN = enum.auto()  # final hidden state that each scored token was drawn from (GKD, contrastive losses)
 
 
+EACH_COMPLETION, EACH_TOKEN = {"each": "completion"}, {"each": "token"}
+
+
+@dataclass(slots=True)
+class Sampled:
+    """What an online method knows about the completions that it sampled for a tree; None where it has no use for it.
+
+    Fields of each completion have one entry per completion, those of each token a list as long as it in its place.
+    """
+
+    place: int = 0  # of its prompt in this rank's share of the round
+    continues: bool = False  # a further piece of a tree, whose prompt is counted with the first
+    advantages: list[float] | None = field(default=None, metadata=EACH_COMPLETION)
+    totals: list[float] | None = field(default=None, metadata=EACH_COMPLETION)  # rewards, PPO
+    sampler_logps: list[list[float]] | None = field(default=None, metadata=EACH_TOKEN)  # nats
+    old_logps: list[list[float]] | None = field(default=None, metadata=EACH_TOKEN)  # nats
+    old_values: list[list[float]] | None = field(default=None, metadata=EACH_TOKEN)
+    token_rewards: list[list[float]] | None = field(default=None, metadata=EACH_TOKEN)
+    token_advantages: list[list[float]] | None = field(default=None, metadata=EACH_TOKEN)
+    returns: list[list[float]] | None = field(default=None, metadata=EACH_TOKEN)
+    scores: list[float] | None = None  # rewards of the two sides of a pair
+    ended: list[float] | None = None  # whether each side ended by itself, 1 or 0
+    policy_wins: bool | None = None  # over the other side
+    probability: float | None = None  # that it is preferred
+    baseline: float | None = None  # mean reward of the other prompts
+
+    def part(self, some: slice) -> Sampled:
+        """What is known about some of the completions."""
+        own = {f.name: getattr(self, f.name) for f in fields(self) if "each" in f.metadata}
+        cut = {name: values[some] for name, values in own.items() if values is not None}
+        return replace(self, continues=bool(some.start), **cut)
+
+
 @dataclass(slots=True)
 class Example:
     """One tree: a prompt and its completions, as token ids.
@@ -50,8 +83,9 @@ class Example:
     completions: list[list[int]]  # S_i lists of (C_i,), C_i >= 1
     loss_mask: list[list[int]] | None = None  # like completions, 0 or 1
     score_prompt: bool = False
-    extras: dict[str, Any] = field(default_factory=dict)  # per tree (label, margin), per completion or per token
+    extras: dict[str, Any] = field(default_factory=dict)  # what the row brings beside its tokens (label, margin, ...)
     row: int = -1  # number of the source row, -1 if there is none
+    sampled: Sampled | None = None  # where the completions were sampled
 
     def mask(self, index: int) -> list[int]:
         """The 0/1 mask of completion `index`, (C_i,)."""
@@ -85,11 +119,13 @@ class Example:
 
     def to_plain(self) -> dict[str, Any]:
         """A dictionary of plain values, for checkpoints."""
-        return {f.name: getattr(self, f.name) for f in fields(self)}
+        plain = {f.name: getattr(self, f.name) for f in fields(self)}
+        return plain | {"sampled": None if self.sampled is None else asdict(self.sampled)}
 
     @classmethod
     def from_plain(cls, values: dict[str, Any]) -> Example:
-        return cls(**values)
+        known = values.get("sampled")
+        return cls(**{**values, "sampled": None if known is None else Sampled(**known)})
 
     @property
     def num_tokens(self) -> int:

@@ -161,5 +161,5 @@ def test_narrowed_sampling_keeps_the_ratio_at_one(tmp_path):
     with torch.no_grad():
         scores = trainer.score(trainer.model, trainer.build(trees), False)
     sampled = torch.tensor([v for group in groups for values in group.sampler_logps for v in values]).double()
-    remembered = torch.tensor([v for e in trees for values in e.extras["old_logps"] for v in values]).double()
+    remembered = torch.tensor([v for e in trees for values in e.sampled.old_logps for v in values]).double()
     assert torch.allclose(scores.logps, sampled, atol=1e-6) and torch.allclose(remembered, sampled, atol=1e-6)

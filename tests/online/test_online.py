@@ -66,7 +66,7 @@ def test_completions_without_a_reward_are_left_out(verb, tmp_path):
     (tree,) = trainer.make_trees(groups, training=True)
     known = groups[0].completions[::2]
     if verb in ("grpo", "rloo"):
-        assert tree.extras["advantages"][1::2] == [0.0, 0.0] and sum(tree.extras["advantages"]) == pytest.approx(0.0)
+        assert tree.sampled.advantages[1::2] == [0.0, 0.0] and sum(tree.sampled.advantages) == pytest.approx(0.0)
     else:
         assert all(ids in known for ids in tree.completions)
 

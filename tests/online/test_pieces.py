@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from strop.online.pieces import pieces
-from strop.records import Example
+from strop.records import Example, Sampled
 from strop.testing.cases import largest_difference, make_trainer, rows_for, step_gradients
 from strop.testing.rollouts import fix_rollouts
 
@@ -13,8 +13,9 @@ TREE = Example(
     [1, 2],
     [[3], [4, 5], [6, 7, 8], [9]],
     [[1], [1, 0], [1, 1, 1], [0]],
-    extras={"advantages": [0.1, 0.2, 0.3, 0.4], "prompt_index": 7, "columns": {"target": "a"}},
+    extras={"tools": ["four", "that", "stay", "whole"]},  # as many as there are completions
     row=5,
+    sampled=Sampled(7, advantages=[0.1, 0.2, 0.3, 0.4], old_logps=[[0.3], [0.4, 0.5], [0.6, 0.7, 0.8], [0.9]]),
 )
 
 
@@ -22,18 +23,23 @@ def together(parts):
     return (
         [ids for part in parts for ids in part.completions],
         [mask for part in parts for mask in part.loss_mask],
-        [a for part in parts for a in part.extras["advantages"]],
+        [a for part in parts for a in part.sampled.advantages],
     )
 
 
 @pytest.mark.parametrize("limits", [{"max_completions": n} for n in (1, 2, 3)] + [{"max_tokens": n} for n in (1, 4, 6)])
 def test_pieces_hold_everything_once_in_order(limits):
     parts = pieces(TREE, **limits)
-    assert together(parts) == (TREE.completions, TREE.loss_mask, TREE.extras["advantages"])
+    assert together(parts) == (TREE.completions, TREE.loss_mask, TREE.sampled.advantages)
     for part in parts:
-        assert part.prompt_ids == [1, 2] and part.row == 5 and part.extras["prompt_index"] == 7
+        assert part.prompt_ids == [1, 2] and part.row == 5 and part.sampled.place == 7 and part.extras == TREE.extras
+        assert [len(logps) for logps in part.sampled.old_logps] == [len(ids) for ids in part.completions]
         assert len(part.completions) <= limits.get("max_completions", 4)
         assert part.num_tokens <= limits.get("max_tokens", 99) or len(part.completions) == 1
+
+
+def test_what_is_known_survives_a_checkpoint():
+    assert all(Example.from_plain(part.to_plain()) == part for part in [TREE, *pieces(TREE, max_completions=2)])
 
 
 def test_a_tree_that_fits_is_left_as_it_is():

@@ -27,7 +27,7 @@ def test_flat_groups_are_replaced_until_the_step_is_full(tmp_path):
     trainer = grpo(tmp_path)
     trees = trainer.prepare_step([trainer.train_dataset[i] for i in range(4)])  # two of each kind
     assert kinds(trainer, trees) == ["steep"] * 4 and len({tree.row for tree in trees}) == 4
-    assert all(any(tree.extras["advantages"]) for tree in trees)
+    assert all(any(tree.sampled.advantages) for tree in trees)
     kept = trainer._metrics["train"].drain()["dynamic_sampling/kept_ratio"]
     assert 4 / 8 <= kept < 1 and trainer.rounds > 1
 
@@ -44,5 +44,5 @@ def test_where_nothing_teaches_the_groups_stay_and_count(tmp_path):
     flat = [i for i, row in enumerate(ROWS) if row["kind"] == "flat"]
     trainer.train_dataset = [trainer.train_dataset[i] for i in flat]
     trees = trainer.prepare_step(list(trainer.train_dataset))
-    assert len(trees) == 4 and not any(any(tree.extras["advantages"]) for tree in trees)
+    assert len(trees) == 4 and not any(any(tree.sampled.advantages) for tree in trees)
     assert trainer._metrics["train"].drain()["dynamic_sampling/kept_ratio"] == pytest.approx(0.0)

@@ -70,16 +70,16 @@ def scored_tokens(example: Example, index: int) -> int:
 
 
 def tree_field(batch: Batch, name: str, *, dtype: torch.dtype | None = None) -> torch.Tensor:
-    """An extra that every tree of a batch carries, as a tensor (B,)."""
-    values = [example.extras[name] for example in batch.examples]
+    """What every tree of a batch carries under a name, by its row or since it was sampled, as a tensor (B, ...)."""
+    values = [e.extras[name] if e.sampled is None else getattr(e.sampled, name) for e in batch.examples]
     return torch.tensor(values, dtype=dtype, device=batch.targets.device)
 
 
 def token_field(batch: Batch, name: str) -> torch.Tensor:
-    """A per-token extra (one list of numbers per completion) in the flat order of the scored tokens, (N,) float64."""
+    """A field of `Sampled` that each token has an entry of, in the flat order of the scored tokens, (N,) float64."""
     parts = []
     for example in batch.examples:
-        for index, values in enumerate(example.extras[name]):
+        for index, values in enumerate(getattr(example.sampled, name)):
             keep = torch.tensor(example.mask(index), dtype=torch.bool)
             if not example.prompt_ids and len(keep):
                 keep[0] = False
@@ -88,7 +88,7 @@ def token_field(batch: Batch, name: str) -> torch.Tensor:
 
 
 def token_lists(batch: Batch, name: str, values: torch.Tensor) -> None:
-    """Write per-token values (N,) into the trees' extras: a list per completion, 0 where a token is not scored."""
+    """Write per-token values (N,) into a field of `Sampled`: a list per completion, 0 where a token is not scored."""
     sizes = torch.bincount(batch.segment, minlength=batch.num_completions).tolist()
     parts = iter(values.detach().cpu().split(sizes))
     for example in batch.examples:
@@ -99,10 +99,10 @@ def token_lists(batch: Batch, name: str, values: torch.Tensor) -> None:
                 mask[0] = False
             own = next(parts)
             lists.append(own.new_zeros(len(mask)).masked_scatter(mask, own).tolist())
-        example.extras[name] = lists
+        setattr(example.sampled, name, lists)
 
 
 def completion_field(batch: Batch, name: str, *, dtype: torch.dtype | None = None) -> torch.Tensor:
-    """A per-completion extra (one list per tree) as a tensor (S,)."""
-    values = [value for example in batch.examples for value in example.extras[name]]
+    """A field of `Sampled` that each completion has an entry of, as a tensor (S,)."""
+    values = [value for example in batch.examples for value in getattr(example.sampled, name)]
     return torch.tensor(values, dtype=dtype, device=batch.targets.device)

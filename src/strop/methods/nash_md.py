@@ -13,7 +13,7 @@ from strop.metric import LOSS, REWARD, Entry
 from strop.online.groups import Group
 from strop.online.opponents import OPPONENT_UNUSED, preferences, rollout_against
 from strop.online.own_pairs import OnlinePairConfig, OnlinePairTrainer, at_epoch, objective_metrics
-from strop.records import Batch, Example, LossOutput, Mean, Scores, StepContext, Term
+from strop.records import Batch, Example, LossOutput, Mean, Sampled, Scores, StepContext, Term
 from strop.settings.prerequisites import Needs
 from strop.settings.schema import OneOrMore, Range, config
 
@@ -88,14 +88,14 @@ class NashMDTrainer(OnlinePairTrainer):
         trees = []
         for index, group, probability in kept:
             own = float(group.rewards[0]) if group.rewards is not None else 0.0
-            extras = {
-                "prompt_index": index,
-                "probability": probability,
-                "scores": group.rewards.tolist() if group.rewards is not None else [probability, 1 - probability],
-                "baseline": (everyone["total"] - own) / max(everyone["count"] - 1, 1.0),
-                "ended": [float(reason == "stop") for reason in group.finish_reasons],
-            }
-            trees.append(group.tree([0], drop_truncated=self.args.mask_truncated_completions, extras=extras))
+            known = Sampled(
+                index,
+                probability=probability,
+                scores=group.rewards.tolist() if group.rewards is not None else [probability, 1 - probability],
+                baseline=(everyone["total"] - own) / max(everyone["count"] - 1, 1.0),
+                ended=[float(reason == "stop") for reason in group.finish_reasons],
+            )
+            trees.append(group.tree([0], drop_truncated=self.args.mask_truncated_completions, sampled=known))
         return trees
 
     def loss(self, scores: Scores, batch: Batch, step: StepContext) -> LossOutput:

@@ -11,7 +11,7 @@ from strop.losses import dpo_loss, mean_of
 from strop.methods.pairs import pair_metrics
 from strop.online.groups import Group
 from strop.online.own_pairs import OnlinePairConfig, OnlinePairTrainer, objective_metrics
-from strop.records import Batch, Example, LossOutput, Scores, StepContext, Term
+from strop.records import Batch, Example, LossOutput, Sampled, Scores, StepContext, Term
 from strop.settings.schema import Range, config
 
 
@@ -42,12 +42,12 @@ class OnlineDPOTrainer(OnlinePairTrainer):
             if pair is None:
                 continue
             assert group.rewards is not None
-            extras = {
-                "prompt_index": index,
-                "scores": [float(group.rewards[i]) for i in pair],
-                "ended": [float(group.finish_reasons[i] == "stop") for i in pair],
-            }
-            trees.append(group.tree(pair, drop_truncated=self.args.mask_truncated_completions, extras=extras))
+            known = Sampled(
+                index,
+                scores=[float(group.rewards[i]) for i in pair],
+                ended=[float(group.finish_reasons[i] == "stop") for i in pair],
+            )
+            trees.append(group.tree(pair, drop_truncated=self.args.mask_truncated_completions, sampled=known))
         self.count_dropped(groups, trees, training)
         return trees
 

@@ -13,7 +13,7 @@ import torch
 from strop.engine.checkpoint import without_progress_bars
 from strop.engine.parts import Facts, resolve_model
 from strop.engine.precision import in_one_precision
-from strop.engine.step import token_field, token_lists
+from strop.engine.step import completion_field, token_field, token_lists
 from strop.losses import (
     gae_flat,
     kl_estimate,
@@ -31,7 +31,7 @@ from strop.online.batches import BatchSizes
 from strop.online.groups import Group
 from strop.online.sampled_distribution import changes_distribution, rescore
 from strop.online.trainer import OnlineTrainer
-from strop.records import Batch, Example, Extreme, LossOutput, Mean, Scores, StepContext, Term, Want
+from strop.records import Batch, Example, Extreme, LossOutput, Mean, Sampled, Scores, StepContext, Term, Want
 from strop.settings.online import OnlineConfig
 from strop.settings.schema import Range, config
 
@@ -168,9 +168,9 @@ class PPOTrainer(OnlineTrainer):
         for part in self.plan(trees, self.args.train_batch_size):
             self.add_token_rewards(part, training)
         if self.args.whiten_rewards:
-            self.whiten(trees, "rewards", shift_mean=False)
+            self.whiten(trees, "token_rewards", shift_mean=False)
         self.add_advantages(trees)
-        self.whiten(trees, "advantages", shift_mean=True)
+        self.whiten(trees, "token_advantages", shift_mean=True)
         return trees
 
     def trees(self, group: Group, index: int) -> list[Example]:
@@ -179,8 +179,8 @@ class PPOTrainer(OnlineTrainer):
         keep = [i for i, known in enumerate(~group.rewards.isnan()) if known]
         if not keep:
             return []
-        extras = {"scores": group.rewards[keep].tolist(), "prompt_index": index}
-        return self.pieces(group.tree(keep, drop_truncated=self.args.mask_truncated_completions, extras=extras))
+        known = Sampled(index, totals=group.rewards[keep].tolist())
+        return self.pieces(group.tree(keep, drop_truncated=self.args.mask_truncated_completions, sampled=known))
 
     @torch.no_grad()
     def add_token_rewards(self, part: list[Example], training: bool) -> None:
@@ -193,9 +193,9 @@ class PPOTrainer(OnlineTrainer):
         if self.reference_scores is not None:
             ref = self.reference_scores(batch).logps
             kl = kl_estimate(scores.logps, ref, estimator=self.args.kl_estimator)  # type: ignore[arg-type]
-        totals = torch.tensor([s for e in part for s in e.extras["scores"]], dtype=kl.dtype, device=kl.device)
+        totals = completion_field(batch, "totals", dtype=kl.dtype)
         rewards = token_rewards_flat(kl, totals, scores.segment, scores.num_completions, kl_coef=self.args.beta)
-        for name, values in (("old_logps", scores.logps), ("old_values", scores.values), ("rewards", rewards)):
+        for name, values in (("old_logps", scores.logps), ("old_values", scores.values), ("token_rewards", rewards)):
             token_lists(batch, name, values)
         penalty = -self.args.beta * scores.sum(kl)
         self._metrics["train" if training else "eval"].add(
@@ -209,17 +209,17 @@ class PPOTrainer(OnlineTrainer):
         )
 
     def add_advantages(self, trees: list[Example]) -> None:
-        """GAE over each completion; `advantages` and `returns` of every token."""
+        """GAE over each completion; `token_advantages` and `returns` of every token."""
         for part in self.plan(trees, self.args.train_batch_size):
             batch = self.build(part)
-            rewards, values = token_field(batch, "rewards"), token_field(batch, "old_values")
+            rewards, values = token_field(batch, "token_rewards"), token_field(batch, "old_values")
             options = {"gamma": self.args.gamma, "lam": self.args.lam}
             estimated = gae_flat(rewards, values, batch.segment, batch.num_completions, **options)
-            for name, values in zip(("advantages", "returns"), estimated, strict=True):
+            for name, values in zip(("token_advantages", "returns"), estimated, strict=True):
                 token_lists(batch, name, values)
 
     def whiten(self, trees: list[Example], name: str, *, shift_mean: bool) -> None:
-        """Whiten a per-token extra over the round of all ranks; masked tokens neither count nor change."""
+        """Whiten a per-token field over the round of all ranks; masked tokens neither count nor change."""
         batches = [self.build(part) for part in self.plan(trees, self.args.train_batch_size)]
         flat = [token_field(batch, name) for batch in batches]
         statistics = moments(torch.cat(flat)) if flat else torch.zeros(3, dtype=torch.float64)
@@ -231,7 +231,7 @@ class PPOTrainer(OnlineTrainer):
 
     def loss(self, scores: Scores, batch: Batch, step: StepContext) -> LossOutput:
         assert scores.logps is not None and scores.values is not None
-        names = ("old_logps", "advantages", "old_values", "returns")
+        names = ("old_logps", "token_advantages", "old_values", "returns")
         old_logps, advantages, old_values, returns = (token_field(batch, name).to(scores.logps.dtype) for name in names)
         policy = policy_loss_flat(
             scores.logps, old_logps, advantages, scores.segment, scores.num_completions, epsilon=self.args.cliprange

@@ -21,7 +21,7 @@ from strop.methods.pairs import pair_metrics
 from strop.online.groups import Group
 from strop.online.opponents import OPPONENT_UNUSED, preferences, rollout_against
 from strop.online.own_pairs import OnlinePairConfig, OnlinePairTrainer, at_epoch, objective_metrics
-from strop.records import Batch, Example, LossOutput, Mean, Scores, StepContext, Term, Want
+from strop.records import Batch, Example, LossOutput, Mean, Sampled, Scores, StepContext, Term, Want
 from strop.settings.config import ReferenceConfig
 from strop.settings.schema import OneOrMore, Range, config
 
@@ -179,13 +179,13 @@ class XPOTrainer(OnlinePairTrainer):
             if probability is None or probability == 0.5 or group.completions[0] == group.completions[1]:
                 continue
             assert group.rewards is not None
-            extras = {
-                "prompt_index": index,
-                "policy_wins": probability > 0.5,
-                "scores": group.rewards.tolist(),
-                "ended": [float(reason == "stop") for reason in group.finish_reasons],
-            }
-            trees.append(group.tree(drop_truncated=self.args.mask_truncated_completions, extras=extras))
+            known = Sampled(
+                index,
+                policy_wins=probability > 0.5,
+                scores=group.rewards.tolist(),
+                ended=[float(reason == "stop") for reason in group.finish_reasons],
+            )
+            trees.append(group.tree(drop_truncated=self.args.mask_truncated_completions, sampled=known))
         self.count_dropped(groups, trees, training)
         return trees
 

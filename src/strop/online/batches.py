@@ -73,11 +73,11 @@ def split_steps(
 ) -> list[list[Example]]:
     """The trees of a round by the optimizer step that uses them; a step's prompts do not depend on the ranks.
 
-    A tree belongs to the prompt `extras["prompt_index"]` of this rank's share (default: its own position).
+    A tree belongs to the prompt `sampled.place` of this rank's share; given trees to that of their own position.
     """
     steps: list[list[Example]] = [[] for _ in range(sizes.fresh_steps)]
     for index, tree in enumerate(trees):
-        position = tree.extras.pop("prompt_index", index) * world_size + rank
+        position = (index if tree.sampled is None else tree.sampled.place) * world_size + rank
         steps[min(position // sizes.prompts, sizes.fresh_steps - 1)].append(tree)
     return steps
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from strop.records import Example, Extreme, Mean
+from strop.records import Example, Extreme, Mean, Sampled
 
 
 @dataclass
@@ -35,7 +35,7 @@ class Group:
         return self.example.extras.get("columns", {})
 
     def tree(
-        self, keep: Sequence[int] | None = None, *, drop_truncated: bool = False, extras: dict[str, Any] | None = None
+        self, keep: Sequence[int] | None = None, *, drop_truncated: bool = False, sampled: Sampled | None = None
     ) -> Example:
         """The prompt with the completions of the indices `keep` (all by default), and their masks."""
         keep = range(len(self.completions)) if keep is None else keep
@@ -44,8 +44,8 @@ class Group:
             self.example.prompt_ids,
             [self.completions[i] for i in keep],
             None if masks is None else [masks[i] for i in keep],
-            extras=extras or {},
             row=self.example.row,
+            sampled=sampled,
         )
 
     def masks(self, drop_truncated: bool = False) -> list[list[int]] | None:

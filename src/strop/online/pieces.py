@@ -14,8 +14,8 @@ from strop.records import Example
 def pieces(tree: Example, *, max_completions: int | None = None, max_tokens: int | None = None) -> list[Example]:
     """A tree as pieces of at most so many completions, or of so many tokens (prompt included), one completion at least.
 
-    Extras that have an entry for each completion are cut alike; others go to every piece. Pieces after the first say so
-    in `extras["continues"]`.
+    What is known about each completion, or each of its tokens, goes with it. Pieces after the first say so
+    (`sampled.continues`).
     """
     starts = [0]
     tokens = len(tree.prompt_ids)
@@ -33,9 +33,6 @@ def pieces(tree: Example, *, max_completions: int | None = None, max_tokens: int
 
 
 def _part(tree: Example, some: slice) -> Example:
-    count = len(tree.completions)
-    extras = {k: v[some] if isinstance(v, list) and len(v) == count else v for k, v in tree.extras.items()}
-    if some.start:
-        extras["continues"] = True
     masks = None if tree.loss_mask is None else tree.loss_mask[some]
-    return replace(tree, completions=tree.completions[some], loss_mask=masks, extras=extras)
+    known = None if tree.sampled is None else tree.sampled.part(some)
+    return replace(tree, completions=tree.completions[some], loss_mask=masks, sampled=known)

@@ -10,11 +10,11 @@ from strop.engine.step import MicroBatch, token_field, token_lists
 from strop.engine.windows import epoch_order
 from strop.online.groups import Group
 from strop.online.trainer import OnlineTrainer
-from strop.records import Batch, Example, LossOutput, Mean, Scores
+from strop.records import Batch, Example, LossOutput, Mean, Sampled, Scores
 
 
 class PolicyGradientTrainer(OnlineTrainer):
-    """Trees are prompts with their G completions; `extras["advantages"]` has a number for each completion."""
+    """Trees are prompts with their G completions; `sampled.advantages` has a number for each completion."""
 
     advantages_need_all_ranks = False
 
@@ -30,11 +30,9 @@ class PolicyGradientTrainer(OnlineTrainer):
     def make_trees(self, groups: list[Group], training: bool) -> list[Example]:
         groups = self.select_groups(groups) if training else groups
         self.assign_advantages(groups)
-        trees = [self.tree(group) for group in groups]
+        trees = [self.tree(group, index) for index, group in enumerate(groups)]
         if not training:
             return trees
-        for index, tree in enumerate(trees):
-            tree.extras["prompt_index"] = index
         return [piece for tree in trees for piece in self.pieces(tree)]
 
     def select_groups(self, groups: list[Group]) -> list[Group]:
@@ -79,12 +77,11 @@ class PolicyGradientTrainer(OnlineTrainer):
             group.advantages = flat[start : start + len(group.completions)]
             start += len(group.completions)
 
-    def tree(self, group: Group) -> Example:
+    def tree(self, group: Group, place: int = 0) -> Example:
         """A group as a tree to train on."""
-        extras: dict[str, Any] = {"sampler_logps": group.sampler_logps}
-        if group.advantages is not None:
-            extras["advantages"] = group.advantages.tolist()
-        return group.tree(drop_truncated=self.args.mask_truncated_completions, extras=extras)
+        advantages = None if group.advantages is None else group.advantages.tolist()
+        known = Sampled(place, advantages=advantages, sampler_logps=group.sampler_logps)
+        return group.tree(drop_truncated=self.args.mask_truncated_completions, sampled=known)
 
     def rows_worth_computing(self, examples: list[Example]) -> list[Example]:
         if not self.silent_groups_cost_nothing:
@@ -92,13 +89,13 @@ class PolicyGradientTrainer(OnlineTrainer):
         return [
             e
             for e in examples
-            if any(e.extras["advantages"]) and any(any(e.mask(i)) for i in range(len(e.completions)))
+            if any(learned_from(e).advantages or ()) and any(any(e.mask(i)) for i in range(len(e.completions)))
         ]
 
     def old_logps(self, scores: Scores, batch: Batch) -> torch.Tensor | None:
         """Log-probs (N,) at the start of the window; None on the first use, when they are the current ones."""
         assert scores.logps is not None
-        if all("old_logps" in example.extras for example in batch.examples):
+        if all(learned_from(example).old_logps is not None for example in batch.examples):
             return token_field(batch, "old_logps").to(scores.logps.dtype)
         return None
 
@@ -118,6 +115,12 @@ class PolicyGradientTrainer(OnlineTrainer):
                     logps = self.score(self.model, batch, False).logps
                     assert logps is not None
                     token_lists(batch, "old_logps", logps)
+
+
+def learned_from(tree: Example) -> Sampled:
+    """What is known about the completions of a tree that was sampled."""
+    assert tree.sampled is not None
+    return tree.sampled
 
 
 def has_spread(group: Group) -> bool:

@@ -205,7 +205,9 @@ class OnlineTrainer(BaseTrainer):
 
     def counts(self, examples: Sequence[Example]) -> Counts:
         """As for other rows; a prompt that several pieces of a tree share counts once."""
-        tokens = sum(e.num_tokens - len(e.prompt_ids) * e.extras.get("continues", False) for e in examples)
+        tokens = sum(
+            e.num_tokens - len(e.prompt_ids) * (e.sampled is not None and e.sampled.continues) for e in examples
+        )
         return {**super().counts(examples), "num_tokens": float(tokens)}
 
     def pieces(self, tree: Example) -> list[Example]:
@@ -258,7 +260,7 @@ class OnlineTrainer(BaseTrainer):
 
     def prepare_stand_in(self, example: Example) -> Example:
         ids = example.prompt_ids or [0]
-        return Example(ids, [ids[:1]], extras={**example.extras, "stand_in": True})
+        return Example(ids, [ids[:1]], extras=example.extras)
 
     def score_options(self) -> dict[str, Any]:
         return {**super().score_options(), "temperature": self.args.temperature}
