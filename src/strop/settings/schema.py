@@ -72,7 +72,7 @@ def _friendly_init(cls: type) -> Callable[..., None]:
     generated = cls.__init__
 
     @functools.wraps(generated)
-    def __init__(self: Any, *args: Any, **kwargs: Any) -> None:
+    def __init__(self: object, *args: Any, **kwargs: Any) -> None:
         generated(self, *args, **resolve_keywords(cls, kwargs))
 
     return __init__
