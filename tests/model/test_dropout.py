@@ -38,3 +38,11 @@ def test_modes_are_restored_one_by_one() -> None:
         assert not any(module.training for module in model.modules())
         raise ZeroDivisionError
     assert [module.training for module in model.modules()] == before
+
+
+def test_a_routers_jitter_is_not_dropout() -> None:
+    model = tiny_model("llama", router_jitter_noise=0.01, attention_dropout=0.5)
+    model.model.jitter_noise = 0.01
+    disable_dropout(model)
+    assert (model.config.router_jitter_noise, model.model.jitter_noise) == (0.01, 0.01)
+    assert model.config.attention_dropout == 0.0

@@ -9,11 +9,14 @@ from typing import Any
 from torch import nn
 
 _MODULES = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout)
-_NAMES = ("dropout", "_drop", "pdrop", "layerdrop", "dropout_prob", "jitter_noise")
+_NAMES = ("dropout", "_drop", "pdrop", "layerdrop", "dropout_prob")
 
 
 def disable_dropout(model: nn.Module) -> nn.Module:
-    """Set every dropout probability of the model to 0: modules (LoRA's too), attention weights, layer drop, jitter.
+    """Set every dropout probability of the model to 0: modules (LoRA's too), attention weights, layer drop.
+
+    A router's jitter (`router_jitter_noise`) is not dropout and stays: some architectures route by it in evaluation
+    too.
 
     Also in its config, because some architectures read it there at every step. A policy that samples with dropout off
     and trains with it on is another policy: importance ratios start away from 1, the reference's KL away from 0.
