@@ -8,11 +8,14 @@ import itertools
 import os
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from strop.cli.flags import Flag, help_page, parse
 from strop.errors import ConfigError, SetupError, did_you_mean
 from strop.methods.registry import BY_VERB, Method
+
+if TYPE_CHECKING:
+    from strop.engine.trainer import BaseTrainer
 
 RUN_FLAGS = (
     Flag("model", str, help="Model to train: hub id, folder, GGUF file, or adapter folder. Required."),
@@ -233,7 +236,7 @@ def quantization(four_bit: bool) -> Any:
     return BitsAndBytesConfig(load_in_8bit=True)
 
 
-def train_and_save(trainer: Any, own: dict[str, Any]) -> int:
+def train_and_save(trainer: BaseTrainer, own: dict[str, Any]) -> int:
     """Evaluate, train, evaluate again, save, write the report."""
     from strop.report import write_report
 

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from rich.console import Console
@@ -29,6 +29,9 @@ from strop.methods.dpo import DPOConfig, DPOTrainer
 from strop.methods.reward import RewardConfig, RewardTrainer
 from strop.methods.sft import SFTConfig, SFTTrainer
 from strop.report import write_report
+
+if TYPE_CHECKING:
+    pass
 
 NOTE = (
     "The start is noisy by design: three of five demonstrations copy the word instead of spelling it backward, so the "
@@ -126,6 +129,7 @@ class Watch(TrainerCallback):
         plan = self.demo.plan
         if state.global_step % plan.watch_every and state.global_step != 1:
             return
+        assert self.trainer is not None
         prompts = [prompt_of(word) for word in held_out_words(plan.held_out)]
         sample = sampler_of(self.trainer.model, self.demo.tokenizer, temperature=0.0)
         texts = [group[0] for group in sample(prompts, 1)]

@@ -94,7 +94,7 @@ def install(model: nn.Module) -> None:
 
 def _dispatching(forward: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(forward)
-    def dispatch(self: Any, *args: Any, scoring: Scoring | None = None, **kwargs: Any) -> Any:
+    def dispatch(self: nn.Module, *args: Any, scoring: Scoring | None = None, **kwargs: Any) -> Any:
         return forward(self, *args, **kwargs) if scoring is None else run_scoring(self, scoring)
 
     dispatch.strop_scoring = True  # type: ignore[attr-defined]

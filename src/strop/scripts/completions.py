@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import islice
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from strop.errors import ConfigError
 from strop.online.evaluation_samples import EvaluationSamples
 from strop.online.groups import Group
 from strop.rewards import Judge
+
+if TYPE_CHECKING:
+    from strop.engine.trainer import BaseTrainer
 
 DEFAULT_TOKENS = 20
 """Tokens of a completion where no `generation_config` says another number, as in transformers."""
@@ -27,7 +30,11 @@ class LogCompletionsCallback(EvaluationSamples):
     """
 
     def __init__(
-        self, trainer: Any, generation_config: Any = None, num_prompts: int | None = None, freq: int | None = None
+        self,
+        trainer: BaseTrainer,
+        generation_config: Any = None,
+        num_prompts: int | None = None,
+        freq: int | None = None,
     ) -> None:
         super().__init__(trainer)
         if trainer.eval_dataset is None:
@@ -81,7 +88,7 @@ class WinRateCallback(LogCompletionsCallback):
     def __init__(
         self,
         judge: Any,
-        trainer: Any,
+        trainer: BaseTrainer,
         generation_config: Any = None,
         num_prompts: int | None = None,
         shuffle_order: bool = True,

@@ -9,7 +9,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -18,6 +18,9 @@ from strop.methods.registry import BY_VERB, METHODS, Method
 from strop.online.trainer import OnlineTrainer
 from strop.testing.tiny import tiny_model
 from strop.testing.tokenizers import toy_tokenizer
+
+if TYPE_CHECKING:
+    from strop.engine.trainer import BaseTrainer
 
 WORDS = ("ant", "bee", "cat", "dog", "elk", "fox", "gnu", "hen", "ibis", "jay", "koi", "lynx", "mole", "newt", "owl")
 TASKS = {"reward": "score", "prm": "step"}
@@ -165,7 +168,7 @@ def make_trainer(
     )
 
 
-def step_gradients(trainer: Any, examples: Any = None) -> dict[str, torch.Tensor]:
+def step_gradients(trainer: BaseTrainer, examples: Any = None) -> dict[str, torch.Tensor]:
     """Gradients of one optimizer step over `examples` (default: the whole training set), by parameter name."""
     trainer.model.zero_grad()
     trainer.state.logging_steps = 1

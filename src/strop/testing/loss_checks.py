@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -13,6 +13,9 @@ from strop.testing.cases import largest_difference
 from strop.testing.oracles import ORACLE_SETTINGS, ORACLES, USES
 from strop.testing.scene import scene_of
 from strop.testing.subject import NotApplicable, Subject, examples_of
+
+if TYPE_CHECKING:
+    from strop.engine.trainer import BaseTrainer
 
 TOLERANCE = 1e-9
 LN2 = math.log(2)
@@ -137,7 +140,7 @@ def two_steps_lower_the_loss(subject: Subject) -> None:
     assert losses[0] > losses[1] > losses[2], f"the loss goes {losses[0]:.6g}, {losses[1]:.6g}, {losses[2]:.6g}"
 
 
-def gradients(trainer: Any, trees: list[Example]) -> dict[str, torch.Tensor]:
+def gradients(trainer: BaseTrainer, trees: list[Example]) -> dict[str, torch.Tensor]:
     """Gradient of one step over some trees, by parameter."""
     trainer.model.zero_grad()
     trainer.training_step(trainer.model, trainer.make_work(trees))

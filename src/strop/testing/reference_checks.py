@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from peft import LoraConfig
@@ -12,6 +12,9 @@ from peft import LoraConfig
 from strop.testing.cases import largest_difference, step_gradients
 from strop.testing.scene import move
 from strop.testing.subject import NotApplicable, Subject, examples_of
+
+if TYPE_CHECKING:
+    from strop.engine.trainer import BaseTrainer
 
 TOLERANCE = 1e-9
 
@@ -66,7 +69,7 @@ def reference_stands_still(subject: Subject) -> None:
     assert fingerprint(trainer) == before, "two steps of training changed the reference's weights"
 
 
-def fingerprint(trainer: Any) -> str:
+def fingerprint(trainer: BaseTrainer) -> str:
     """Hash of the reference's weights."""
     digest = hashlib.blake2b()
     with trainer.reference.active() as model:

@@ -8,9 +8,12 @@ the prompt alone.
 from __future__ import annotations
 
 import random
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from strop.records import Rollout
+
+if TYPE_CHECKING:
+    from strop.engine.trainer import BaseTrainer
 
 
 class FixedGenerator:
@@ -52,7 +55,7 @@ class FixedGenerator:
         """Nothing to give back."""
 
 
-def fix_rollouts(trainer: Any, **options: Any) -> Any:
+def fix_rollouts(trainer: BaseTrainer, **options: Any) -> Any:
     """Give an online trainer completions that depend on the prompt alone; others are left as they are."""
     if hasattr(trainer, "_generator"):
         tokenizer = trainer.processing_class

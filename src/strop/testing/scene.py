@@ -9,19 +9,22 @@ from __future__ import annotations
 import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from strop.records import Example
 from strop.testing.cases import letters_reward
 
+if TYPE_CHECKING:
+    from strop.engine.trainer import BaseTrainer
+
 
 @dataclass
 class Scene:
     """One optimizer step: its trees, the policy now, and the models as they were when the trees were made."""
 
-    trainer: Any
+    trainer: BaseTrainer
     trees: list[Example]
     policy: Any  # now, with gradient
     before: Any  # when the completions of the step were sampled and rewarded
@@ -48,7 +51,7 @@ class Scene:
         return self.trainer.generator.generate([prompt], 1, None, mixture=self).completions[0][0]
 
 
-def scene_of(trainer: Any, *, uses: int = 1, seed: int = 1) -> Scene:
+def scene_of(trainer: BaseTrainer, *, uses: int = 1, seed: int = 1) -> Scene:
     """The trainer's first step over its whole training set, with a policy that has moved since it began.
 
     Args:

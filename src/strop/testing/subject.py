@@ -6,7 +6,7 @@ import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from strop.errors import ConfigError
 from strop.methods.registry import BY_CLASS
@@ -14,6 +14,9 @@ from strop.records import Example, Row
 from strop.testing.cases import make_trainer, method_of, rows_for
 from strop.testing.oracles import Oracle
 from strop.testing.rollouts import fix_rollouts
+
+if TYPE_CHECKING:
+    from strop.engine.trainer import BaseTrainer
 
 ROWS = 6
 
@@ -67,7 +70,7 @@ class Subject:
 GROUPS = {"grpo": {"num_generations": 2}, "rloo": {"num_generations": 2}, "ppo": {"num_iterations": 2}}
 
 
-def examples_of(trainer: Any) -> list[Example]:
+def examples_of(trainer: BaseTrainer) -> list[Example]:
     """The whole training set as prepared examples."""
     return [trainer.train_dataset[i] for i in range(len(trainer.train_dataset))]
 
