@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from itertools import combinations
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -13,6 +13,9 @@ from strop.errors import ConfigError
 from strop.online.groups import Group
 from strop.records import Example
 from strop.rollout import Mixture
+
+if TYPE_CHECKING:
+    from strop.online.trainer import OnlineTrainer
 
 OPPONENT_UNUSED = {
     **dict.fromkeys(
@@ -36,7 +39,11 @@ OPPONENT_UNUSED = {
 
 
 def rollout_against(
-    trainer: Any, sample: Callable[..., list[Group]], prompts: Sequence[Example], training: bool, weight: float
+    trainer: OnlineTrainer,
+    sample: Callable[..., list[Group]],
+    prompts: Sequence[Example],
+    training: bool,
+    weight: float,
 ) -> list[Group]:
     """Groups of two: one completion of the policy, then one of the mixture in which the reference has `weight`."""
     groups = sample(prompts, 1, training)
@@ -66,7 +73,7 @@ class PairVerdicts:
         return self.judge.probabilities(prompts, completions)
 
 
-def check_opponent(trainer: Any) -> None:
+def check_opponent(trainer: OnlineTrainer) -> None:
     """Refuse what cannot sample token by token from two models."""
     name, problems = type(trainer).__name__.removeprefix("Online"), []
     if trainer.args.engine == "vllm":

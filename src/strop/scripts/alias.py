@@ -50,7 +50,7 @@ class Asked:
         """The config class, whose instances are noted here and are plain instances of it afterwards."""
         configs = self.configs
 
-        def __post_init__(self: Any) -> None:
+        def __post_init__(self: TrainerConfig) -> None:
             config_class.__post_init__(self)
             if type(self) is recorder:
                 self.__class__ = config_class  # a checkpoint holds the config under the name of its class
