@@ -123,7 +123,7 @@ class Watch(TrainerCallback):
 
     def __init__(self, demo: Demo) -> None:
         self.demo = demo
-        self.trainer: BaseTrainer | None = None  # set once it exists
+        self.trainer: SFTTrainer | DPOTrainer | RewardTrainer | None = None  # set once it exists
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         plan = self.demo.plan
