@@ -15,10 +15,10 @@ from strop.records import Batch, Counts, LossOutput
 class EvaluationSums:
     """What an evaluation adds up on this rank: loss terms, the counts that divide them, predictions where asked for."""
 
-    def __init__(self) -> None:
-        self.rows = 0
+    def __init__(self, *, predicts: bool = False) -> None:
+        self.rows, self.predicts = 0, predicts
         self._terms: dict[str, list[float]] = {}  # "position:count's name" -> [weighted sum, count]
-        self._predicted: list[tuple[list[int], np.ndarray]] = []  # (row numbers, their predictions)
+        self._predicted: list[tuple[list[int], np.ndarray, np.ndarray | None]] = []  # row numbers, predictions, labels
 
     def add(self, output: LossOutput) -> None:
         """The loss terms of a micro-batch."""
@@ -32,9 +32,10 @@ class EvaluationSums:
         for key, entry in self._terms.items():
             entry[1] += own.get(key.split(":", 1)[1], 0.0)
 
-    def keep(self, batch: Batch, predictions: torch.Tensor) -> None:
-        """Predictions of a micro-batch's rows, (B, ...)."""
-        self._predicted.append(([example.row for example in batch.examples], predictions.float().cpu().numpy()))
+    def keep(self, batch: Batch, predictions: torch.Tensor, labels: list[int] | None) -> None:
+        """Predictions of a micro-batch's rows, (B, ...), and what is right for each, where that is known."""
+        right = None if labels is None else np.asarray(labels, dtype=np.int64)
+        self._predicted.append(([example.row for example in batch.examples], predictions.float().cpu().numpy(), right))
 
     def mean_loss(self, world_size: int) -> dict[str, float]:
         """`loss` over all ranks; not a number where there was no tree at all (online: no pair)."""
@@ -44,12 +45,18 @@ class EvaluationSums:
         shares = [totals[f"{key}|0"] / max(totals[f"{key}|1"], 1.0) for key in keys]
         return {"loss": sum(shares) if shares else math.nan}
 
-    def all_predictions(self, world_size: int) -> np.ndarray:
-        """Predictions of all ranks in the order of the rows."""
+    def all_predictions(self, world_size: int) -> tuple[np.ndarray | None, np.ndarray | None]:
+        """Predictions and labels of all ranks in the order of the rows; None where there are none."""
         parts = self._predicted
         if world_size > 1:
             everyone: list[Any] = [None] * world_size
             torch.distributed.all_gather_object(everyone, parts)
             parts = [part for rank in everyone for part in rank]
-        order = np.argsort(np.concatenate([rows for rows, _ in parts]), kind="stable")
-        return np.concatenate([values for _, values in parts])[order]
+        if not parts:
+            return None, None
+        order = np.argsort(np.concatenate([rows for rows, _, _ in parts]), kind="stable")
+        labels = [right for _, _, right in parts if right is not None]
+        return (
+            np.concatenate([values for _, values, _ in parts])[order],
+            np.concatenate(labels)[order] if len(labels) == len(parts) else None,
+        )

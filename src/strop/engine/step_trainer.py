@@ -122,6 +122,11 @@ class StepTrainer(Trainer):
             return sums.view(trees, -1)
         return sums.new_zeros(trees).index_add(0, batch.tree_of, sums)
 
+    def labels(self, batch: Batch) -> list[int] | None:
+        """What is right for a batch's rows, one number for each, as `compute_metrics` and `predict` give it: of pairs
+        the place of the better completion (0), of labelled rows the label. None where nothing is known."""
+        return [0] * len(batch.examples) if self.dataset_kind is DatasetKind.PREFERENCE else None
+
     # ---- window, trees, counts --------------------------------------------------------------------------------
 
     @property

@@ -179,7 +179,8 @@ class BaseTrainer(ScriptSeams, StepTrainer):
     ) -> EvalLoopOutput:
         """Mean loss and metrics over all rows and ranks, without their logits. The loss uses the denominators of the
         whole set."""
-        world, was_training, sums = self.args.world_size, self.model.training, EvaluationSums()
+        world, was_training = self.args.world_size, self.model.training
+        sums = EvaluationSums(predicts=self.compute_metrics is not None or description == "Prediction")
         self.model.eval()
         with torch.no_grad():
             for window in dataloader:
@@ -187,13 +188,12 @@ class BaseTrainer(ScriptSeams, StepTrainer):
         self.model.train(was_training)
         means = sums.mean_loss(world) | self.derived_metrics(self._metrics["eval"].drain(world_size=world))
         metrics = {f"{metric_key_prefix}_{name}": value for name, value in means.items()}
-        predictions = None
+        predictions, labels = sums.all_predictions(world)
         if self.compute_metrics is not None:
-            predictions = sums.all_predictions(world)
-            for name, value in self.compute_metrics(EvalPrediction(predictions=predictions, label_ids=None)).items():
+            for name, value in self.compute_metrics(EvalPrediction(predictions=predictions, label_ids=labels)).items():
                 metrics[name if name.startswith(metric_key_prefix) else f"{metric_key_prefix}_{name}"] = value
         count = int(sum_over_ranks({"rows": float(sums.rows)}, world)["rows"])
-        return EvalLoopOutput(predictions=predictions, label_ids=None, metrics=metrics, num_samples=count)
+        return EvalLoopOutput(predictions=predictions, label_ids=labels, metrics=metrics, num_samples=count)
 
     def evaluate_window(self, examples: list[Any], sums: EvaluationSums) -> None:
         """Add the loss terms, counts and metrics of one window."""
@@ -208,8 +208,8 @@ class BaseTrainer(ScriptSeams, StepTrainer):
                 continue
             self._metrics["eval"].add(micro.output.metrics)
             sums.add(micro.output)
-            if self.compute_metrics is not None:
-                sums.keep(micro.batch, self.predictions(micro.scores, micro.batch))
+            if sums.predicts:
+                sums.keep(micro.batch, self.predictions(micro.scores, micro.batch), self.labels(micro.batch))
         sums.count(counts, rows=len(examples))
 
     # ---- checkpoints ------------------------------------------------------------------------------------------

@@ -74,6 +74,10 @@ class PRMTrainer(BaseTrainer):
         assert scores.step_logits is not None
         return solution_scores(step_probabilities(scores.step_logits), scores.segment, scores.num_completions)[:, None]
 
+    def labels(self, batch: Batch) -> list[int]:
+        """1 for a solution whose steps are all right."""
+        return [int(all(example.extras["labels"])) for example in batch.examples]
+
     def loss(self, scores: Scores, batch: Batch, step: StepContext) -> LossOutput:
         assert scores.step_logits is not None
         labels = torch.tensor(

@@ -11,7 +11,7 @@ from strop.data import DatasetKind
 from strop.engine.trainer import BaseTrainer
 from strop.losses.metrics import Metrics, class_metrics, mean_of
 from strop.online.evaluation_samples import EvaluationSamples
-from strop.records import Counts, Example, Mean, Scores
+from strop.records import Batch, Counts, Example, Mean, Scores
 from strop.settings.config import TrainerConfig
 from strop.watch.say import say
 
@@ -27,6 +27,9 @@ class UnpairedTrainer(BaseTrainer):
     def counts(self, examples: Sequence[Example]) -> Counts:
         desirable = float(sum(bool(e.extras["label"]) for e in examples))
         return {**super().counts(examples), "desirable": desirable, "undesirable": len(examples) - desirable}
+
+    def labels(self, batch: Batch) -> list[int]:
+        return [int(bool(example.extras["label"])) for example in batch.examples]
 
     def derived_metrics(self, metrics: dict[str, float]) -> dict[str, float]:
         """`rewards/margins`: mean reward of the desirable minus the undesirable rows, where both classes were

@@ -1,0 +1,49 @@
+"""`predict` returns scores without further ado, and `compute_metrics` is told what is right."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from strop.testing.cases import make_trainer, rows_for
+
+RIGHT = {
+    "reward": lambda row: 0,
+    "dpo": lambda row: 0,
+    "orpo": lambda row: 0,
+    "kto": lambda row: int(row["label"]),
+    "bco": lambda row: int(row["label"]),
+    "prm": lambda row: int(all(row["labels"])),
+    "sft": lambda row: None,
+}
+
+
+@pytest.mark.parametrize("verb", RIGHT)
+def test_predictions_and_labels_are_those_of_the_rows(verb: str, tmp_path: Path) -> None:
+    rows, seen = rows_for(verb, 5), []
+
+    def compute_metrics(prediction: Any) -> dict[str, float]:
+        seen.append(prediction.label_ids)
+        return {"rows": float(len(prediction.predictions))}
+
+    trainer = make_trainer(verb, tmp_path, rows=rows, per_device_eval_batch_size=2)
+    result = trainer.predict(rows)
+    assert len(result.predictions) == 5 and np.isfinite(result.predictions).all()
+    right = [RIGHT[verb](row) for row in rows]
+    expected = None if right[0] is None else right
+    assert (None if result.label_ids is None else result.label_ids.tolist()) == expected
+    with_metrics = make_trainer(
+        verb, tmp_path / "b", rows=rows, per_device_eval_batch_size=2, trainer={"compute_metrics": compute_metrics}
+    )
+    assert with_metrics.evaluate(rows)["eval_rows"] == 5
+    assert (None if seen[0] is None else seen[0].tolist()) == expected
+
+
+def test_an_evaluation_without_metrics_keeps_no_predictions(tmp_path: Path) -> None:
+    trainer = make_trainer("dpo", tmp_path, rows=rows_for("dpo", 4))
+    trainer.evaluate(rows_for("dpo", 4))
+    loop = trainer.evaluation_loop(trainer.get_eval_dataloader(trainer.train_dataset), "Evaluation")
+    assert loop.predictions is None
