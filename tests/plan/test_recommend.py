@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -82,7 +83,9 @@ def test_what_the_command_prints_is_a_config_that_its_verb_takes(
     assert settings["dataset"] == file and settings["model"] == "some/model" and settings["lora"] is True
     verb = printed.split("Run it: strop ")[1].split()[0]
     seen: list[Any] = []
-    monkeypatch.setattr("strop.cli.train.make_trainer", lambda method, args, own: seen.append((method.verb, args, own)))
+    trainer = SimpleNamespace(run_directory=SimpleNamespace(command=None))
+    made = lambda method, args, own: seen.append((method.verb, args, own)) or trainer  # noqa: E731
+    monkeypatch.setattr("strop.cli.train.make_trainer", made)
     monkeypatch.setattr("strop.cli.train.train_and_save", lambda trainer, own: 0)
     assert main([verb, "--config", str(config)]) == 0
     assert seen[0][0] == verb and seen[0][2]["dataset"] == file

@@ -219,7 +219,7 @@ def test_a_trainer_of_ones_own_brings_make_and_rows() -> None:
     results = check_trainer(Squared, make=make, rows=rows)
     passed = {result.name for result in results if result.status == "passed"}
     assert {"accumulated_is_whole", "layouts_agree", "resumed_is_never_stopped", "broken_row_is_named"} <= passed
-    with pytest.raises(ConfigError, match="Pass make="):
+    with pytest.raises(ConfigError, match="pass make="):
         check_trainer(Squared)
 
 

@@ -173,6 +173,10 @@ def given_flags(method: Method, own: dict[str, Any]) -> dict[str, Any]:
     return {flag.name: own[flag.name] for flag in flags if own[flag.name] != flag.default and flag.name != "resume"}
 
 
+FEW = 5
+"""Settings of a method that stand on its first help page: as many as one can read at once."""
+
+
 def help_for(method: Method, topic: str = "") -> str:
     """The flags that people use first; all of them, those of a group, or those whose name has a word in it."""
     title = f"strop {method.verb}: {method.summary}\n\n"
@@ -191,7 +195,9 @@ def help_for(method: Method, topic: str = "") -> str:
             return f"{title}\n\nNo flag has '{topic}' in its name.{did_you_mean(topic, known)}"
         return help_page(title, {f"with '{topic}'": found})
     by_name = {flag.name: flag for flag in every}
-    return help_page(title, {"used first": [by_name[name] for name in USED_FIRST if name in by_name]})
+    first = [by_name[name] for name in USED_FIRST if name in by_name]
+    own = [flag for flag in groups[f"{method.verb} settings"] if flag not in first]
+    return help_page(title, {"used first": first, **({f"{method.verb} settings": own} if len(own) <= FEW else {})})
 
 
 def make_trainer(method: Method, args: Any, own: dict[str, Any]) -> Any:

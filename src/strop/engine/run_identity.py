@@ -37,10 +37,12 @@ gradient_checkpointing_kwargs include_num_input_tokens_seen skip_memory_metrics 
 reward_on_error reward_isolation trust_remote_code full_determinism deepspeed fsdp fsdp_config accelerator_config
 vllm_server_base_url vllm_server_host vllm_server_port vllm_server_timeout vllm_sync_dir vllm_gpu_memory_utilization
 model_init_kwargs overwrite_output_dir stop_grace max_slots torch_compile torch_compile_backend torch_compile_mode
-lr_scheduler_kwargs precompute_ref_batch_size chunk_tokens
+lr_scheduler_kwargs precompute_ref_batch_size chunk_tokens seed data_seed shuffle_dataset train_sampling_strategy
+steps_per_generation generation_batch_size num_iterations num_mini_batches
 """
 FREE_TO_CHANGE = frozenset(_FREE.split())
-"""Settings that change what is said, kept or how fast it goes, or the length of a run, and no step's numbers."""
+"""Settings that change what is said, kept or how fast it goes, or the length of a run, and no step's numbers; and those
+of the order of rows, which the state of each rank holds and names itself."""
 
 
 def identity(method: str, settings: Mapping[str, Any], model: Any) -> dict[str, Any]:

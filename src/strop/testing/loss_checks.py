@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import math
 from typing import TYPE_CHECKING, Any
 
@@ -118,7 +119,8 @@ def without_last(tree: Example, *, other: bool) -> Example:
         answers.append(ids)
     if isinstance(extras.get("labels"), list):
         extras["labels"] = extras["labels"][:-1]
-    return Example(tree.prompt_ids, answers, masks, tree.score_prompt, extras, tree.row)
+    sampled = copy.deepcopy(tree.sampled)
+    return dataclasses.replace(tree, completions=answers, loss_mask=masks, extras=extras, sampled=sampled)
 
 
 def two_steps_lower_the_loss(subject: Subject) -> None:
