@@ -51,7 +51,7 @@ class StopSignals(TrainerCallback):
             control.should_save = control.should_training_stop = True
 
     def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if self.received:
+        if self.received and control.should_training_stop and state.epoch % 1:
             # the epoch did not end, the run did, which will be gone on with
             control.should_evaluate = control.should_save = control.should_log = False
 

@@ -1,0 +1,32 @@
+"""What a signal does to the work that is due at the end of an epoch."""
+
+from __future__ import annotations
+
+import signal
+
+import pytest
+from transformers import TrainerControl, TrainerState
+
+from strop.settings.config import TrainerConfig
+from strop.watch.stop_signals import StopSignals
+
+
+@pytest.mark.parametrize(
+    ("epoch", "stopping", "due"),
+    [(0.5, True, False), (1.0, True, True), (1.0, False, True), (0.5, False, True)],
+    ids=["inside an epoch", "with its last step", "after its last step", "after the last of an unknown number"],
+)
+def test_an_epoch_that_ended_is_evaluated_saved_and_logged(tmp_path, epoch: float, stopping: bool, due: bool) -> None:
+    args = TrainerConfig(output_dir=str(tmp_path), use_cpu=True, bf16=False)
+    signals, state = StopSignals(args), TrainerState(epoch=epoch, global_step=4)
+    if stopping:
+        signals.receive(signal.SIGTERM, None)
+        control = TrainerControl()
+        signals.on_step_end(args, state, control)
+        assert control.should_training_stop and control.should_save
+    else:  # it came when all ranks had agreed to go on: one rank alone must not leave an evaluation out
+        control = TrainerControl()
+        signals.receive(signal.SIGTERM, None)
+    control.should_evaluate = control.should_save = control.should_log = True
+    signals.on_epoch_end(args, state, control)
+    assert [control.should_evaluate, control.should_save, control.should_log] == [due] * 3
