@@ -162,7 +162,7 @@ MUTATIONS = (
                 "        logits = raw\n",
             ),
         ),
-        tests=("tests/model/test_forward.py::test_float64_equals_plain_rows[gemma2]",),
+        tests=("tests/model/test_head.py::test_every_path_equals_the_plain_one",),
     ),
     Mutation(
         name="temperature-dropped-by-the-fused-head",
