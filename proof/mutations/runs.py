@@ -424,10 +424,10 @@ MUTATIONS = (
         edits=(
             Edit(
                 "engine/trainer.py",
-                "                super()._save(output_dir, state_dict)\n",
-                "                tokenizer, self.processing_class = self.processing_class, None\n"
-                "                super()._save(output_dir, state_dict)\n"
-                "                self.processing_class = tokenizer\n",
+                "                    super()._save(output_dir, state_dict)\n",
+                "                    tokenizer, self.processing_class = self.processing_class, None\n"
+                "                    super()._save(output_dir, state_dict)\n"
+                "                    self.processing_class = tokenizer\n",
             ),
         ),
         tests=("tests/engine/test_saved_model.py",),
