@@ -182,8 +182,8 @@ REFUSED: dict[str, Any] = {
     **dict.fromkeys(
         (
             "use_liger_kernel", "auto_find_batch_size", "prediction_loss_only", "enable_jit_checkpoint",
-            "batch_eval_metrics", "eval_use_gather_object", "bf16_full_eval", "fp16_full_eval", "do_train",
-            "do_predict", "remove_unused_columns", "dataloader_pin_memory",
+            "batch_eval_metrics", "eval_use_gather_object", "bf16_full_eval", "fp16_full_eval",
+            "do_predict",
         ),
         True,
     ),
@@ -213,6 +213,7 @@ FOLLOWED = {
     "ddp_backend": "test_process_groups_are_made_as_asked",
     "ddp_timeout": "test_process_groups_are_made_as_asked",
     "trackio_static_space_id": "test_a_static_space_is_made_when_training_ends",
+    "do_train": "test_settings_without_effect_may_be_named_at_their_default",
     "fsdp_config": "test_fsdp_settings_reach_accelerate",
 }
 """Fields that need another machine, several processes or a second run -> the test that follows them."""
@@ -240,8 +241,10 @@ def test_a_field_without_effect_is_refused(name: str, tmp_path: Path) -> None:
 
 
 def test_settings_without_effect_may_be_named_at_their_default() -> None:
-    """A script that says what is so anyway runs: columns are kept, nothing is pinned, tokens are averaged."""
-    strop.GRPOConfig(remove_unused_columns=False, dataloader_pin_memory=False, average_tokens_across_devices=True)
+    """A script that says what is so anyway, or what TRL's scripts write out, runs: no number depends on it."""
+    for value in (False, True):
+        strop.GRPOConfig(remove_unused_columns=value, dataloader_pin_memory=value, do_train=value)
+    strop.GRPOConfig(average_tokens_across_devices=True)
 
 
 # ---- what this machine cannot show --------------------------------------------------------------------------------
@@ -264,7 +267,7 @@ def test_torch_compile_reaches_the_model(setting: dict[str, Any], tmp_path: Path
 @pytest.mark.parametrize(("every", "times"), [(None, 0), (1, 2), (2, 1)])
 def test_cached_memory_is_handed_back(every: int | None, times: int, tmp_path: Path) -> None:
     trainer = make_trainer("dpo", tmp_path, max_steps=2, torch_empty_cache_steps=every)
-    with mock.patch("strop.engine.trainer.clear_device_cache") as clear:
+    with mock.patch("strop.engine.step_trainer.clear_device_cache") as clear:
         trainer.train()
     assert clear.call_count == times
 

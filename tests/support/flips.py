@@ -94,7 +94,9 @@ def allowed_names(hint: Any) -> list[Any]:
 
 def own_fields(config_class: type) -> list[str]:
     """Fields that strop declares, those that it takes over from `TrainingArguments` included."""
-    return [f.name for f in dataclasses.fields(config_class) if f.init and owner(config_class, f.name) is not None]  # type: ignore[arg-type]
+    neutral: Any = getattr(config_class, "neutral", {})  # both values of these ask for nothing
+    names = [f.name for f in dataclasses.fields(config_class) if f.init]  # type: ignore[arg-type]
+    return [name for name in names if owner(config_class, name) is not None and name not in neutral]
 
 
 def inherited_fields() -> list[str]:

@@ -242,6 +242,19 @@ def no_teacher(verb: str, folder: Path) -> dict[str, Any]:
     return {"trainer_class": trainer}
 
 
+def policy_by_path(verb: str, folder: Path) -> dict[str, Any]:
+    """A trainer that is given no model, and a model in the folder beside it."""
+    trainer_class: Any = method_of(verb).trainer()
+    tokenizer, source = toy_tokenizer("plain"), Path(saved(model_for(verb), folder / "source"))
+    tokenizer.save_pretrained(source)
+
+    class Modelless(trainer_class):  # type: ignore[misc]
+        def __init__(self, model: Any = None, **kwargs: Any) -> None:
+            super().__init__(**kwargs)
+
+    return {"trainer_class": Modelless}
+
+
 def named_teacher(verb: str, folder: Path) -> dict[str, Any]:
     return {"trainer": {"teacher_model": saved(model_for(verb, seed=1), folder / "source")}}
 

@@ -176,6 +176,7 @@ TABLE: dict[str, dict[str, Flip]] = {
         "max_density_ratio": Flip(0.02, given={"min_density_ratio": 0.0}, make=scenes.embedded_prompts),
     },
     "PPOConfig": {
+        "sft_model_path": Flip("source", "files", make=scenes.policy_by_path),
         "learning_rate": Flip(0.002),
         "num_generations": Flip(2),
         "max_completion_length": Flip(4),

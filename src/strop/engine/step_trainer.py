@@ -375,8 +375,9 @@ class StepTrainer(Trainer):
         if every and self.state.global_step % every == 0:
             clear_device_cache()
         self.state.num_input_tokens_seen += int(work.counts["num_tokens"])
-        self._metrics["train"].add({"loss": Mean(loss / world, 1 / world)})
         known = loss.isfinite()  # a step that is left out has no loss
+        shown = known if self.args.logging_nan_inf_filter else torch.ones_like(known)
+        self._metrics["train"].add({"loss": Mean(loss.where(shown, 0.0) / world, shown / world)})
         self._metrics["run"].add({"train_loss": Mean(loss.where(known, 0.0) / world, known / world)})
         self._metrics["train"].add({"step_time": Mean(time.perf_counter() - self._step_begin, 1.0)})
 

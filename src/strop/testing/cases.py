@@ -149,9 +149,8 @@ def make_trainer(
     """
     tokenizer = tokenizer if tokenizer is not None else toy_tokenizer("plain")
     if model is None:
-        model = tiny_model(
-            arch, dtype=dtype, seed=0, task=(trainer_class or method_of(verb).trainer()).task, vocab_size=len(tokenizer)
-        )
+        task = (trainer_class if isinstance(trainer_class, type) else method_of(verb).trainer()).task
+        model = tiny_model(arch, dtype=dtype, seed=0, task=task, vocab_size=len(tokenizer))
     extra = dict(trainer or {})
     if samples(verb):
         rewarded = verb != "gkd"
