@@ -149,8 +149,8 @@ def make_trainer(
     """
     tokenizer = tokenizer if tokenizer is not None else toy_tokenizer("plain")
     if model is None:
-        task = (trainer_class if isinstance(trainer_class, type) else method_of(verb).trainer()).task
-        model = tiny_model(arch, dtype=dtype, seed=0, task=task, vocab_size=len(tokenizer))
+        known: Any = trainer_class if isinstance(trainer_class, type) else method_of(verb).trainer()
+        model = tiny_model(arch, dtype=dtype, seed=0, task=known.task, vocab_size=len(tokenizer))
     extra = dict(trainer or {})
     if samples(verb):
         rewarded = verb != "gkd"
