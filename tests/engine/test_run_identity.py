@@ -73,6 +73,18 @@ def test_two_runs_at_once_are_refused_by_name(tmp_path: Path) -> None:
     assert steps(tmp_path) == [1, 2]
 
 
+def test_nothing_of_a_run_that_goes_on_is_removed(used: Path) -> None:
+    lock = RunLock(used)
+    lock.acquire()
+    try:
+        trainer = tiny_run(str(used), epochs=1, overwrite_output_dir=True)
+        with pytest.raises(SetupError, match="Another run works in"):
+            trainer.train()
+        assert steps(used) == [1, 2, 3, 4] and trainer.run_lock is None
+    finally:
+        lock.release()
+
+
 def test_a_finished_run_is_finished(used: Path, capsys: pytest.CaptureFixture[str]) -> None:
     trainer = tiny_run(str(used), epochs=2)
     result = trainer.train(resume_from_checkpoint=True)

@@ -81,3 +81,10 @@ def test_what_a_mode_does_not_read_is_refused(
 ) -> None:
     with pytest.raises(ConfigError, match=words):
         make_trainer(case, tmp_path, trainer=trainer, **options)
+
+
+@pytest.mark.parametrize("verb", ["online-dpo", "nash-md", "xpo-online"])
+def test_beta_may_have_a_value_for_each_epoch(verb, tmp_path):
+    trainer = make_trainer(verb, tmp_path, beta=[0.1, 0.05], max_steps=1)
+    trainer.train()
+    assert trainer.beta == 0.1

@@ -254,19 +254,25 @@ class BaseTrainer(ScriptSeams, StepTrainer):
 
     def enter_folder(self, checkpoint: Path | None) -> None:
         """Take the run's folder for this run: a fresh one beside, if another run's checkpoints are in it."""
-        if checkpoint is None and self.run_lock is None:
-            fresh = [str(folder_for(self.args.output_dir, overwrite=self.args.overwrite_output_dir))]
-            if self.args.world_size > 1:
-                torch.distributed.broadcast_object_list(fresh)
-            if fresh[0] != self.args.output_dir:
-                self.say(
-                    f"{self.args.output_dir} holds another run; this one begins in {fresh[0]}. To go on from the "
-                    "other: resume_from_checkpoint=True; to begin anew in its place: overwrite_output_dir=True."
-                )
-                self.args.output_dir = fresh[0]
-        self.run_lock = RunLock(self.args.output_dir)
-        if self.args.process_index == 0:
-            self.run_lock.acquire()
+        args, lock = self.args, None
+        where = [args.output_dir]
+        if args.process_index == 0:
+            new = checkpoint is None and self.run_lock is None
+            if new and not args.overwrite_output_dir:
+                where = [str(folder_for(args.output_dir, overwrite=False))]
+            lock = RunLock(where[0])
+            lock.acquire()  # before anything of another run is removed, which may be going on
+            if new and args.overwrite_output_dir:
+                folder_for(args.output_dir, overwrite=True)
+        if args.world_size > 1:
+            torch.distributed.broadcast_object_list(where)
+        self.run_lock = lock or RunLock(where[0])
+        if where[0] != args.output_dir:
+            self.say(
+                f"{args.output_dir} holds another run; this one begins in {where[0]}. To go on from the "
+                "other: resume_from_checkpoint=True; to begin anew in its place: overwrite_output_dir=True."
+            )
+            args.output_dir = where[0]
 
     def finished(self, folder: Path) -> TrainOutput | None:
         """What `train` returned at the end of a run that had ended already, its weights loaded; None if it goes on."""

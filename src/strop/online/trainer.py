@@ -87,7 +87,8 @@ class OnlineTrainer(BaseTrainer):
             chat_template_kwargs=args.chat_template_kwargs,
             tools=tuple(given["tools"].schemas) if given["tools"] is not None else None,
         )
-        return replace(super().facts(args, given), uses_reference=args.beta > 0, tokenize=options)
+        betas = args.beta if isinstance(args.beta, (list, tuple)) else [args.beta]  # one for each epoch
+        return replace(super().facts(args, given), uses_reference=max(betas) > 0, tokenize=options)
 
     def after_init(self) -> None:
         self.buffer: deque[list[Example]] = deque()
