@@ -7,6 +7,7 @@ their own. Unknown names are all reported together, each with the nearest known 
 from __future__ import annotations
 
 import dataclasses
+import enum
 import re
 import textwrap
 import types
@@ -113,6 +114,8 @@ def read_config(path: str) -> dict[str, Any]:
 def fit(value: Any, flag: Flag) -> Any:
     """A raw value as the type of its field; what does not fit is left for the config's own checks to refuse."""
     kinds = _plain_types(flag.hint)
+    if isinstance(value, bool) and str in kinds and not kinds & {bool, list, dict}:
+        value = "yes" if value else "no"  # YAML's own reading of a bare word
     if isinstance(value, str) and list in kinds and COMMA_LIST.fullmatch(value):
         value = value.split(",")
     if isinstance(value, list) and kinds & {int, float}:
@@ -161,6 +164,8 @@ def _plain_types(hint: Any) -> set[Any]:
         return {list} | set().union(*(_plain_types(a) for a in args))
     if hint is Any:
         return {str}
+    if isinstance(hint, type) and issubclass(hint, enum.Enum):
+        return {str}  # of names
     return {origin or hint}
 
 
