@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import ast
+import multiprocessing
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from functools import cache
 from pathlib import Path
 
@@ -33,6 +35,12 @@ def problem_of(test: str) -> str:
     if not (ROOT / file).exists():
         return f"there is no {file}"
     return f"{file} has no {name}" if name and name.split("[")[0] not in functions_of(file) else ""
+
+
+def proved(mutations: Sequence[Mutation]) -> Proof:
+    """`prove` in a process of its own: one process has one fork server, and other tests fill theirs with this strop."""
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+        return pool.submit(prove, mutations).result()
 
 
 def test_every_mutation_fits_the_source() -> None:
@@ -73,7 +81,7 @@ def test_the_written_proof_knows_every_mutation() -> None:
 
 
 def test_a_sample_is_caught() -> None:
-    proof = prove(QUICK)
+    proof = proved(QUICK)
     assert len(QUICK) >= 12
     assert not [f"{result.mutation.name}: {result.complaint}" for result in proof.results if not result.proved]
 
@@ -90,7 +98,7 @@ NLL = ("tests/losses/test_nll.py::test_uniform_model_has_log_vocabulary",)
 def tried() -> dict[str, Result]:
     edits = {"harmless": HARMLESS, "broken": BROKEN, "unreadable": UNREADABLE}
     mutations = [Mutation(name, (1,), "", (edit,), NLL) for name, edit in edits.items()]
-    return {result.mutation.name: result for result in prove(mutations).results}
+    return {result.mutation.name: result for result in proved(mutations).results}
 
 
 def test_a_bug_that_no_test_notices_proves_nothing(tried: dict[str, Result]) -> None:
