@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import itertools
 import queue
 import shutil
 import tempfile
@@ -55,9 +56,16 @@ def prove(
     *,
     jobs: int = 1,
     seconds: float = SECONDS,
+    together: bool = False,
     say: Callable[[str], None] = lambda line: None,
 ) -> Proof:
     """Run mutations. The tests of each must pass on the source as it is, and one of them must fail with the bug in it.
+
+    Args:
+        jobs: sessions of tests at a time.
+        seconds: how long one session may take.
+        together: whether one session tries all tests without a bug; cheaper for a few mutations, and a test that fails
+            there fails all of them.
 
     Raises:
         ProofError: a mutation does not fit the source.
@@ -69,8 +77,9 @@ def prove(
         copies = Copies(Path(folder).resolve(), jobs)
         files = by_file(mutations)
         say(f"{len(mutations)} mutations; first their tests without one, from {len(files)} files.")
-        runs = pool.map(lambda tests: clean_run(copies, tests, seconds, say), files.values())
-        clean = dict(zip(files, runs, strict=True))
+        sessions = [list(itertools.chain(*files.values()))] if together else list(files.values())
+        runs = list(pool.map(lambda tests: clean_run(copies, tests, seconds, say), sessions))
+        clean = dict(zip(files, runs * len(files) if together else runs, strict=True))
         results = list(pool.map(lambda m: try_one(copies, m, clean, seconds, say), mutations))
     whole = len(mutations) == len(MUTATIONS) and len(promises) == len(PROMISES)
     return Proof(results, list(promises), time.monotonic() - begin, whole)

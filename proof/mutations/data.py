@@ -188,7 +188,6 @@ MUTATIONS = (
             ),
         ),
         tests=("tests/data/test_partners.py::test_the_first_row_that_differs_in_both",),
-        quick=True,
     ),
     Mutation(
         name="cache-key-ignores-edits",
@@ -202,7 +201,6 @@ MUTATIONS = (
             ),
         ),
         tests=("tests/data/test_store.py::test_what_changes_ids_leads_to_another_folder",),
-        quick=True,
     ),
     Mutation(
         name="random-fingerprints",
@@ -236,7 +234,6 @@ MUTATIONS = (
             ),
         ),
         tests=("tests/data/test_store.py::test_a_flipped_bit_gives_the_same_trees",),
-        quick=True,
     ),
     Mutation(
         name="pairs-lose-their-prompts",
@@ -256,7 +253,6 @@ MUTATIONS = (
             "tests/data/test_layouts.py::test_the_whole_prompt_reaches_the_tokens",
             "tests/data/test_layouts.py::test_pairs_of_public_sets_keep_their_prompts",
         ),
-        quick=True,
     ),
     Mutation(
         name="transforms-are-dropped",
@@ -290,7 +286,6 @@ MUTATIONS = (
             ),
         ),
         tests=("tests/data/test_flags_and_calls.py::test_a_message_that_is_not_to_be_learned_is_not",),
-        quick=True,
     ),
     Mutation(
         name="stop-ids-of-the-model-are-unknown",

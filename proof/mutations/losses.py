@@ -105,7 +105,6 @@ MUTATIONS = (
             ),
         ),
         tests=("tests/losses/test_enumeration.py::test_bias_corrected_k3_follows_the_reverse_kl",),
-        quick=True,
     ),
     Mutation(
         name="k1-as-loss",
@@ -152,7 +151,6 @@ MUTATIONS = (
             ),
         ),
         tests=("tests/losses/test_ppo.py::test_the_score_is_on_the_last_real_token",),
-        quick=True,
     ),
     Mutation(
         name="gae-looks-past-the-end",

@@ -82,6 +82,5 @@ MUTATIONS = (
             ),
         ),
         tests=("tests/test_private_names.py::test_private_names_of_dependencies_are_listed",),
-        quick=True,
     ),
 )

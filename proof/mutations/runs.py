@@ -315,7 +315,6 @@ MUTATIONS = (
         history="Files were renamed into place before they were flushed: after a power cut they were there, and empty.",
         edits=(Edit("engine/checkpoint.py", "        os.fsync(descriptor)\n", "        os.fstat(descriptor)\n"),),
         tests=("tests/engine/test_checkpoint.py::test_everything_is_on_disk_before_the_manifest_says_so",),
-        quick=True,
     ),
     Mutation(
         name="stale-reference-log-probs",

@@ -9,7 +9,7 @@ fast and free of torch.
 from __future__ import annotations
 
 import importlib
-import sys
+import inspect
 from importlib.util import find_spec
 from typing import Any
 
@@ -30,7 +30,9 @@ def __getattr__(name: str) -> Any:
 
     message = instead_of(name) or f"module 'strop' has no attribute '{name}'.{did_you_mean(name, __all__)}"
     # `from strop import x` asks twice, first through the import system, and says nothing of an AttributeError.
-    asked_by_import = sys._getframe(1).f_code.co_name == "_handle_fromlist" and not name.startswith("_")
+    frame = inspect.currentframe()
+    asker = frame.f_back.f_code.co_name if frame is not None and frame.f_back is not None else ""
+    asked_by_import = asker == "_handle_fromlist" and not name.startswith("_")
     if asked_by_import and find_spec(f"strop.{name}") is None:
         raise ImportError(message, name="strop")
     raise AttributeError(message)

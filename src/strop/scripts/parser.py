@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import logging
 import os
@@ -47,23 +48,17 @@ class TrlParser(HfArgumentParser):
     def _add_other_names(self, kind: type[TrainerConfig]) -> None:
         actions = {action.dest: action for action in self._actions}
         for alias, target in kind.aliases.items():
-            if target in actions and f"--{alias}" not in self._option_string_actions:
-                like = actions[target]
-                self.add_argument(
-                    f"--{alias}", dest=target, type=like.type, nargs=like.nargs, choices=like.choices,
-                    default=argparse.SUPPRESS, help=argparse.SUPPRESS,
-                )  # fmt: skip
+            if like := actions.get(target):
+                self._add_hidden(f"--{alias}", dest=target, type=like.type, nargs=like.nargs, choices=like.choices)
         for name in TRUE_ELSEWHERE:
-            if f"--no_{name}" not in self._option_string_actions:
-                self.add_argument(
-                    f"--no_{name}", dest=name, action="store_false", default=argparse.SUPPRESS, help=argparse.SUPPRESS
-                )
+            self._add_hidden(f"--no_{name}", dest=name, action="store_false")
         for name in kind.removed:
-            if f"--{name}" not in self._option_string_actions:
-                self.add_argument(
-                    f"--{name}", dest=name, type=yaml.safe_load, nargs="?", const=True,
-                    default=argparse.SUPPRESS, help=argparse.SUPPRESS,
-                )  # fmt: skip
+            self._add_hidden(f"--{name}", dest=name, type=yaml.safe_load, nargs="?", const=True)
+
+    def _add_hidden(self, flag: str, **how: Any) -> None:
+        """A flag that help does not show and that has no default; one that is there already stays as it is."""
+        with contextlib.suppress(argparse.ArgumentError):
+            self.add_argument(flag, default=argparse.SUPPRESS, help=argparse.SUPPRESS, **how)
 
     def parse_args_and_config(
         self,
