@@ -24,6 +24,7 @@ RUN_FLAGS = (
         "eval_dataset", str, help="Rows for evaluation, in the same forms. Evaluated every eval_steps and at the end."
     ),
     Flag("tokenizer", str, help="Tokenizer, if it is not the model's own."),
+    Flag("recipe", str, help="Start from a paper's settings (docs/papers.md); what is given wins over them."),
     Flag("dtype", str, help="Weights' precision: float32, bfloat16, float16, auto."),
     Flag(
         "resume",
@@ -76,7 +77,7 @@ def run(verb: str, argv: list[str]) -> int:
         raise ConfigError(f"{' and '.join('--' + m for m in missing)} must be given. See strop {verb} --help.")
     if own["eval_dataset"] and "eval_strategy" not in values:
         values["eval_strategy"] = "steps" if "eval_steps" in values else "epoch"
-    args = config_class(**values)
+    args = config_class.from_recipe(own["recipe"], **values) if own["recipe"] else config_class(**values)
     if not own["resume"]:
         refuse_used_folder(args)
     if own["dtype"]:
@@ -170,7 +171,11 @@ def flag_groups(method: Method) -> dict[str, list[Flag]]:
 def given_flags(method: Method, own: dict[str, Any]) -> dict[str, Any]:
     """Flags of the run, its models and its adapter that are not at their default: what a config alone does not say."""
     flags = (*RUN_FLAGS, *LORA_FLAGS, *model_flags(method))
-    return {flag.name: own[flag.name] for flag in flags if own[flag.name] != flag.default and flag.name != "resume"}
+    return {
+        flag.name: own[flag.name]
+        for flag in flags
+        if own[flag.name] != flag.default and flag.name not in ("resume", "recipe")
+    }
 
 
 FEW = 5

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import warnings
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 import torch
 from transformers import TrainingArguments
@@ -15,6 +15,7 @@ from transformers.trainer_pt_utils import AcceleratorConfig
 from strop.collectives import meet
 from strop.errors import ConfigError, did_you_mean
 from strop.plain_text import masked
+from strop.recipes import find_recipe
 from strop.settings.prerequisites import Needs, default_of, unmet
 from strop.settings.schema import Range, config, validate
 
@@ -210,6 +211,13 @@ class TrainerConfig(TrainingArguments):
                 super().__post_init__()
         except Exception as error:  # whatever the parent's own checks raise
             raise ConfigError(f"{type(self).__name__}: {error}") from None
+
+    @classmethod
+    def from_recipe(cls, name: str, **given: Any) -> Self:
+        """A config that starts from a paper's settings (docs/papers.md); what is given wins over them."""
+        recipe = find_recipe(name, cls.__name__.removesuffix("Config").lower())
+        said = {cls.aliases.get(setting, setting) for setting in given}
+        return cls(**{**{field: value for field, value in recipe.settings.items() if field not in said}, **given})
 
     def __getattr__(self, name: str) -> Any:
         """A setting by another of its names, as scripts read it."""

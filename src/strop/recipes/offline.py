@@ -1,0 +1,143 @@
+"""Recipes of the methods that learn from rows."""
+
+from __future__ import annotations
+
+from strop.recipes.entry import Recipe
+
+SFT = (
+    Recipe(
+        "dft", "sft", "Dynamic fine-tuning", "2508.05629",
+        {"loss_type": "dft", "learning_rate": 5e-5, "lr_scheduler_type": "cosine", "warmup_steps": 0.1}, 256,
+        "A token's loss is weighted by its own probability.",
+    ),
+    Recipe(
+        "neftune", "sft", "NEFTune", "2310.05914", {"neftune_noise_alpha": 5.0},
+        note="The paper tries 5, 10 and 15.",
+    ),
+)  # fmt: skip
+
+REWARD = (
+    Recipe(
+        "centred-reward", "reward", "Helping or herding? Reward model ensembles", "2312.09244",
+        {"center_rewards_coefficient": 0.01}, note="Keeps scores near zero, so that models can be compared.",
+    ),
+)  # fmt: skip
+
+DPO = (
+    Recipe(
+        "dpo", "dpo", "Direct preference optimisation", "2305.18290",
+        {
+            "beta": 0.1, "learning_rate": 1e-6, "optim": "rmsprop", "warmup_steps": 150,
+            "lr_scheduler_type": "constant_with_warmup",
+        },
+        64, "0.5 is the paper's beta for summaries (TL;DR).",
+    ),
+    Recipe(
+        "zephyr", "dpo", "Zephyr: direct distillation of LM alignment", "2310.16944",
+        {"beta": 0.1, "learning_rate": 5e-7, "lr_scheduler_type": "linear", "warmup_steps": 0.1}, 32,
+        "Mistral 7B on UltraFeedback, after SFT.",
+    ),
+    Recipe(
+        "tulu3", "dpo", "Tulu 3, length-normalised DPO", "2411.15124",
+        {
+            "loss_type": "sigmoid_norm", "beta": 5.0, "learning_rate": 5e-7, "lr_scheduler_type": "linear",
+            "warmup_steps": 0.1, "num_train_epochs": 1, "max_length": 2048,
+        },
+        128, "The 8B model; the 70B one takes a learning rate of 2e-7.",
+    ),
+    Recipe(
+        "cdpo", "dpo", "Conservative DPO", "2305.18290", {"beta": 0.1, "label_smoothing": 0.1},
+        note="A note of DPO's authors; label_smoothing is the share of labels taken to be flipped.",
+    ),
+    Recipe(
+        "robust-dpo", "dpo", "Provably robust DPO", "2403.00409",
+        {"loss_type": "robust", "beta": 0.1, "label_smoothing": 0.1},
+        note="The loss has no lower bound: watch the margins.",
+    ),
+    Recipe(
+        "ipo", "dpo", "A general theoretical paradigm (IPO)", "2310.12036",
+        {"loss_type": "ipo", "beta": 0.1, "ipo_length_norm": False},
+        note="beta is the paper's tau. Equation 17 as printed adds log-probs up; ipo_length_norm=True averages them.",
+    ),
+    Recipe("slic", "dpo", "SLiC loss of RSO", "2309.06657", {"loss_type": "hinge", "beta": 0.05}),
+    Recipe(
+        "iterative-rpo", "dpo", "Iterative reasoning preference optimisation", "2404.19733",
+        {"loss_type": ["sigmoid", "sft"], "loss_weights": [1.0, 1.0], "beta": 0.1, "learning_rate": 7e-7}, 16,
+        "One iteration of four. The paper divides the likelihood by each answer's length, strop by the step's tokens.",
+    ),
+    Recipe(
+        "rpo", "dpo", "Provably mitigating overoptimisation (RPO)", "2405.16436",
+        {"loss_type": ["sigmoid", "sft"], "loss_weights": [1.0, 0.005], "beta": 0.01, "learning_rate": 5e-7}, 128,
+    ),
+    Recipe(
+        "mpo", "dpo", "Mixed preference optimisation (InternVL)", "2411.10442",
+        {
+            "loss_type": ["sigmoid", "bco_pair", "sft"], "loss_weights": [0.8, 0.2, 1.0], "beta": 0.1,
+            "learning_rate": 5e-6, "lr_scheduler_type": "cosine", "warmup_steps": 0.05,
+        },
+        256, "The paper's quality term has a running shift; `bco_pair` has none.",
+    ),
+    Recipe("exo", "dpo", "Exact optimisation (EXO)", "2402.00856",
+           {"loss_type": "exo_pair", "label_smoothing": 1e-3, "beta": 0.1}),
+    Recipe("nca", "dpo", "Noise contrastive alignment", "2402.05369", {"loss_type": "nca_pair", "beta": 0.01}),
+    Recipe(
+        "sppo", "dpo", "Self-play preference optimisation", "2405.00675",
+        {"loss_type": "sppo_hard", "beta": 1e-3, "learning_rate": 5e-7, "optim": "rmsprop"},
+        note="The reference is the last iterate; the authors' code halves the loss.",
+    ),
+    Recipe(
+        "apo-zero", "dpo", "Anchored preference optimisation, zero", "2408.06266",
+        {"loss_type": "apo_zero", "beta": 0.1, "learning_rate": 2e-7}, 16,
+        "Where the chosen answers are better than what the model says itself.",
+    ),
+    Recipe(
+        "apo-down", "dpo", "Anchored preference optimisation, down", "2408.06266",
+        {"loss_type": "apo_down", "beta": 0.1, "learning_rate": 2e-7}, 16,
+        "Where the model is better than the chosen answers.",
+    ),
+    Recipe("aot", "dpo", "Distributional preference alignment (AOT)", "2406.05882", {"loss_type": "aot"},
+           note="Sorts over the step: give it many pairs a step."),
+    Recipe("discopop", "dpo", "Discovered preference optimisation", "2406.08414",
+           {"loss_type": "discopop", "beta": 0.05, "discopop_tau": 0.05, "learning_rate": 5e-7}),
+    Recipe("wpo", "dpo", "Weighted preference optimisation", "2406.11827", {"use_weighting": True, "beta": 0.01}, 128,
+           "For pairs that other models wrote."),
+    Recipe("ld-dpo", "dpo", "Length desensitisation", "2409.06411", {"ld_alpha": 0.5, "beta": 0.1},
+           note="The paper tunes ld_alpha per model, 0.3 to 1."),
+    Recipe("f-dpo-js", "dpo", "Beyond reverse KL, Jensen-Shannon", "2309.16240",
+           {"f_divergence_type": "js_divergence", "beta": 0.1}),
+    Recipe(
+        "tr-dpo-soft", "dpo", "Learn your reference model, soft", "2404.09656",
+        {"sync_ref_model": True, "ref_model_mixup_alpha": 0.6, "ref_model_sync_steps": 1, "beta": 0.05},
+    ),
+    Recipe(
+        "tr-dpo-hard", "dpo", "Learn your reference model, hard", "2404.09656",
+        {"sync_ref_model": True, "ref_model_mixup_alpha": 1.0, "ref_model_sync_steps": 512, "beta": 0.05},
+    ),
+)  # fmt: skip
+
+OTHER_PAIRS = (
+    Recipe(
+        "simpo", "cpo", "Simple preference optimisation", "2405.14734",
+        {
+            "loss_type": "simpo", "cpo_alpha": 0.0, "beta": 2.0, "simpo_gamma": 1.0, "learning_rate": 6e-7,
+            "lr_scheduler_type": "cosine", "warmup_steps": 0.1, "num_train_epochs": 1, "max_length": 2048,
+        },
+        128, "Llama 3 8B base. Instruct: beta 2.5, simpo_gamma 1.4, 1e-6; Mistral 7B base: 2.0, 1.6, 3e-7.",
+    ),
+    Recipe("cpo-simpo", "cpo", "CPO with SimPO's score", "2405.14734",
+           {"loss_type": "simpo", "cpo_alpha": 1.0, "beta": 2.0, "simpo_gamma": 1.0}),
+    Recipe("alphapo", "cpo", "AlphaPO", "2501.03884", {"loss_type": "alphapo", "alpha": 0.25, "beta": 2.5},
+           note="Tune simpo_gamma as for SimPO."),
+    Recipe("cpo", "cpo", "Contrastive preference optimisation", "2401.08417",
+           {"loss_type": "sigmoid", "beta": 0.1, "cpo_alpha": 1.0}, 128, "With a LoRA of rank 16 in the paper."),
+    Recipe("orpo", "orpo", "Odds-ratio preference optimisation", "2403.07691",
+           {"beta": 0.1, "learning_rate": 8e-6, "lr_scheduler_type": "cosine"}, 64, "beta is the paper's lambda."),
+)  # fmt: skip
+
+UNPAIRED = (
+    Recipe("kto", "kto", "Kahneman-Tversky optimisation", "2402.01306", {"beta": 0.1, "learning_rate": 5e-7}, 32,
+           "Set desirable_weight so that weight times count of the two classes is within 1 to 4/3."),
+    Recipe("bco", "bco", "Binary classifier optimisation", "2404.04656", {"beta": 0.01, "learning_rate": 5e-7}),
+)  # fmt: skip
+
+OFFLINE = (*SFT, *REWARD, *DPO, *OTHER_PAIRS, *UNPAIRED)

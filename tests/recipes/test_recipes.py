@@ -1,0 +1,71 @@
+"""Recipes: each makes a config of its method, gives way to what is given, and stands on the page."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+import pytest
+
+from strop import CPOConfig, DPOConfig
+from strop.cli import main
+from strop.cli.flags import read_config
+from strop.errors import ConfigError
+from strop.methods.registry import BY_VERB
+from strop.recipes import RECIPES, Recipe
+from strop.recipes.offline import OFFLINE
+from strop.recipes.online import ONLINE
+from strop.recipes.page import page, section
+from strop.testing.tiny import tiny_model
+from strop.testing.tokenizers import toy_tokenizer
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_no_two_recipes_share_a_name_and_every_sampling_or_rewarded_method_has_one() -> None:
+    assert len(RECIPES) == len(OFFLINE) + len(ONLINE)
+    assert {recipe.method for recipe in RECIPES.values()} == set(BY_VERB) - {
+        "prm"
+    }  # a paper's labels, not its settings
+
+
+@pytest.mark.parametrize("recipe", RECIPES.values(), ids=RECIPES)
+def test_a_recipe_makes_a_config_of_its_method_that_holds_all_it_says(recipe: Recipe, tmp_path: Path) -> None:
+    config_class = BY_VERB[recipe.method].config()
+    fields = {field.name for field in dataclasses.fields(config_class)}
+    assert set(recipe.settings) <= fields, "a name that a config only passes over"
+    made = config_class.from_recipe(recipe.name, output_dir=str(tmp_path))
+    for name, value in recipe.settings.items():
+        assert getattr(made, name) in (value, [value]), name
+
+
+def test_what_is_given_wins_by_any_of_its_names() -> None:
+    made = CPOConfig.from_recipe("simpo", beta=3.0, warmup_ratio=0.2, max_seq_length=64)
+    assert (made.beta, made.warmup_steps, made.max_length, made.simpo_gamma) == (3.0, 0.2, 64, 1.0)
+
+
+def test_a_recipe_of_another_method_or_of_none_is_a_sentence() -> None:
+    with pytest.raises(ConfigError, match="'simpo' is one of 'cpo', and this is 'dpo'"):
+        DPOConfig.from_recipe("simpo")
+    with pytest.raises(ConfigError, match=r"'tulu' is not known\. Did you mean 'tulu3'"):
+        DPOConfig.from_recipe("tulu")
+
+
+def test_the_command_line_starts_from_a_recipe_and_what_it_says_wins(tmp_path: Path) -> None:
+    tiny_model("llama", vocab_size=len(toy_tokenizer())).save_pretrained(tmp_path / "model")
+    toy_tokenizer().save_pretrained(tmp_path / "model")
+    rows = [{"prompt": "a", "chosen": " b", "rejected": " c"}] * 4
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    flags = ["--model", str(tmp_path / "model"), "--dataset", str(tmp_path / "rows.jsonl"), "--max_steps", "1"]
+    recipe = ["--output_dir", str(tmp_path / "run"), "--recipe", "simpo", "--simpo-gamma", "0.7", "--use_cpu"]
+    assert main(["cpo", *flags, *recipe]) == 0
+    written = read_config(str(tmp_path / "run" / "config.yaml"))
+    assert (written["loss_type"], written["beta"], written["simpo_gamma"]) == ("simpo", 2.0, 0.7)
+    assert "recipe" not in written, "the settings stand there themselves"
+
+
+def test_the_page_is_of_these_tables() -> None:
+    assert all(section(recipe) in page() for recipe in RECIPES.values())
+    written = (ROOT / "docs" / "papers.md").read_text(encoding="utf-8")
+    assert written == page(), "run: python -m strop.recipes.page > docs/papers.md"
