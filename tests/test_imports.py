@@ -14,7 +14,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 SOURCE = ROOT / "src" / "strop"
 
-BASE = {"plain_text", "errors", "records", "collectives", "http_client", "metric"}
+BASE = {"plain_text", "errors", "disk", "records", "collectives", "http_client", "metric"}
 WAIST = BASE | {"data", "model"}
 TOOLS = WAIST | {"rollout", "rewards", "losses"}
 ENGINE = TOOLS | {"settings", "watch", "engine", "online", "methods"}
@@ -26,6 +26,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "http_client": {"errors", "plain_text"},
     "metric": set(),
     "recipes": {"errors"},
+    "disk": {"errors"},
     "data": BASE,
     "model": BASE | {"data"},
     "rollout": WAIST,

@@ -83,6 +83,29 @@ MUTATIONS = (
         tests=(f"{RANKS}::test_other_rows_in_a_step_are_refused",),
     ),
     Mutation(
+        name="remembered-log-probs-are-believed",
+        promises=(8, 11),
+        history="A flipped bit in precomputed log-probs of the reference gave losses of 2.8 where 0.15 belongs.",
+        edits=(Edit("engine/reference_scores.py", ' if name == f"{key}-{checksum(key, t):08x}"}', "}"),),
+        tests=("tests/engine/test_reference_scores.py::test_damaged_log_probs_are_found_when_they_are_read[a value]",),
+    ),
+    Mutation(
+        name="best-checkpoint-is-believed",
+        promises=(11,),
+        history="The best checkpoint was loaded at the end of a run without a look at what had become of it.",
+        edits=(
+            Edit(
+                "engine/trainer.py",
+                "        check_whole(Path(str(self.state.best_model_checkpoint)))\n",
+                "",
+            ),
+        ),
+        tests=(
+            "tests/online/test_best_checkpoint.py::"
+            "test_a_best_checkpoint_that_was_damaged_meanwhile_is_not_loaded[grpo]",
+        ),
+    ),
+    Mutation(
         name="lost-rank-shows-a-foreign-traceback",
         promises=(19,),
         history="When a process died the others ended in 'Connection closed by peer', minutes later or never (trl#6797).",

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from strop.data import TokenizeOptions, cache_folder, prepare, store
-from strop.data.cache_folder import written_beside
+from strop.disk import written_beside
 from strop.data.store import TreeStore, pack_tree, unpack_tree
 from strop.data.truncate import Tokenized
 from strop.errors import SetupError

@@ -11,6 +11,8 @@ import peft
 import pytest
 import torch
 
+from safetensors import SafetensorError
+
 from strop.engine.reference_scores import content_key
 from strop.model import apply_peft
 from strop.records import Example, Want
@@ -121,3 +123,38 @@ def test_sampled_completions_start_without_a_kl_in_half_precision(method: str, t
     trainer.train()
     name = {"ppo": "objective/kl", "grpo": "kl"}[method]
     assert trainer.state.log_history[0][name] == 0.0
+
+
+@pytest.mark.parametrize("damage", ["a value", "a name", "the header", "cut short"])
+def test_damaged_log_probs_are_found_when_they_are_read(
+    damage: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    trainer, path = dpo(tmp_path), tmp_path / "logps.safetensors"
+    expected, _ = scored(trainer)
+    trainer.reference_scores.save(path)
+    assert trainer.reference_scores.load(path) and not caplog.records
+    content, header = bytearray(path.read_bytes()), int.from_bytes(path.read_bytes()[:8], "little")
+    if damage == "cut short":
+        del content[-9:]
+    else:
+        content[
+            {"a value": len(content) - 1, "a name": content.index(b'":{"dtype') - 1, "the header": header}[damage]
+        ] ^= 1
+    path.write_bytes(content)
+    again = dpo(tmp_path / "again")
+    again.reference_scores.load(path)
+    assert torch.allclose(scored(again)[0], expected, atol=1e-12)
+    assert str(path) in caplog.text and "damaged" in caplog.text
+
+
+def test_a_full_disk_costs_the_remembered_log_probs_and_not_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def full(*args: Any, **kwargs: Any) -> None:
+        raise SafetensorError("Error while serializing: No space left on device")
+
+    monkeypatch.setattr("strop.engine.reference_scores.save_file", full)
+    dpo(tmp_path, precompute_ref_log_probs=True, save_strategy="no", max_steps=1).train()
+    said = capsys.readouterr().out
+    assert "reference_logps.safetensors cannot be written" in said and "No space left" in said
+    assert not list(tmp_path.glob("*partial*"))

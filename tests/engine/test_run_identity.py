@@ -138,6 +138,13 @@ def test_a_renamed_checkpoint_is_noticed(used: Path) -> None:
         tiny_run(str(used), epochs=2).train(resume_from_checkpoint=True)
 
 
+def test_a_flipped_bit_in_a_manifest_is_found_and_passed_over(used: Path) -> None:
+    path = used / "checkpoint-4" / "manifest.json"
+    path.write_text(path.read_text().replace('"learning_rate": 0.001', '"learning_rate": 0.003'))
+    folder, skipped = newest_valid(used)
+    assert folder == used / "checkpoint-3" and "manifest has other contents" in skipped[0]
+
+
 ODD = ["[]", "{}", '{"files": []}', '{"files": {}}', '{"files": {"a": 1}}', "", "{", "[" * 5000, '{"files": null}']
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from strop.errors import ConfigError
+from strop.errors import CheckpointError, ConfigError
 from strop.rewards import RuleJudge
 from strop.testing.cases import make_trainer, rows_for, settings
 from strop.testing.rollouts import fix_rollouts
@@ -49,6 +49,21 @@ def test_the_best_checkpoint_is_the_one_with_the_greatest_reward(verb: str, tmp_
     found = trainer.model.state_dict()
     assert all(torch.equal(found[name], value) for name, value in weights[2].items())  # PPO's critic among them
     assert any(not torch.equal(found[name], value) for name, value in weights[3].items())
+
+
+@pytest.mark.parametrize("verb", ["grpo", "ppo"])
+def test_a_best_checkpoint_that_was_damaged_meanwhile_is_not_loaded(verb: str, tmp_path: Path) -> None:
+    trainer = online(verb, tmp_path, load_best_model_at_end=False, max_steps=1)
+    trainer.train()
+    before = {name: value.clone() for name, value in trainer.model.state_dict().items()}
+    trainer.state.best_model_checkpoint = str(tmp_path / "checkpoint-1")
+    path = tmp_path / "checkpoint-1" / "model.safetensors"
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(CheckpointError, match=r"model\.safetensors has other contents"):
+        trainer._load_best_model()
+    assert all(torch.equal(value, before[name]) for name, value in trainer.model.state_dict().items())
 
 
 def test_what_has_no_reward_goes_by_its_loss(tmp_path: Path) -> None:

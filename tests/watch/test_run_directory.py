@@ -1,11 +1,13 @@
 from __future__ import annotations
 
 import json
+import resource
 
 import yaml
 
 from strop.report import write_report
 from strop.testing.cases import make_trainer
+from strop.watch.run_directory import append_jsonl, drop_after
 
 
 def test_secrets_of_the_settings_are_in_no_file_of_a_run(tmp_path):
@@ -32,3 +34,31 @@ def test_the_step_of_a_line_is_the_runs(tmp_path):
     trainer.log({"step": 99.0, "mine": 1.0})
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert {line["step"] for line in lines} == {1} and lines[-1]["mine"] == 1.0
+
+
+STRANGE = "a\u2028b\u0085c\x0b\ud800"
+
+
+def test_what_a_run_said_before_never_keeps_it_from_going_on(tmp_path):
+    path = tmp_path / "samples.jsonl"
+    append_jsonl(path, [{"step": 1, "completion": STRANGE}, {"step": 2, "completion": STRANGE}])
+    damaged = [b'{"step": 1, "comp\xff\x00\n', b"[1]\n", b'{"step": "one"}\n', b"[" * 9999 + b"\n"]
+    path.write_bytes(b"".join([*damaged, path.read_bytes(), b'{"step": 3, "cut o']))
+    drop_after(path, 1)
+    lines = path.read_bytes().split(b"\n")
+    assert [line + b"\n" for line in lines[:4]] == damaged  # nothing that somebody might still want to see is removed
+    assert json.loads(lines[4])["completion"] == STRANGE and lines[5:] == [b""]
+
+
+def test_lines_that_a_full_disk_refuses_are_named_and_leave_whole_lines(tmp_path, monkeypatch, caplog):
+    path = tmp_path / "metrics.jsonl"
+    append_jsonl(path, [{"step": 1}])
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (5000, hard))
+    try:
+        append_jsonl(path, [{"step": 2, "text": "x" * 100_000}])
+        append_jsonl(path, [{"step": 3}])
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert [json.loads(line)["step"] for line in path.read_text().splitlines()] == [1, 3]
+    assert str(path) in caplog.text and "File too large" in caplog.text

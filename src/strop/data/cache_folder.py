@@ -17,9 +17,10 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import fields
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from strop.data.options import TokenizeOptions, repr_of_tool
+from strop.disk import written_beside
 
 DATA_VERSION = 2
 """Raise it when the same rows and options lead to other ids or masks, or when files of trees are written otherwise."""
@@ -63,20 +64,6 @@ def describe_tokenizer(tokenizer: Any) -> dict[str, Any]:
     state.pop("padding", None)
     state.pop("truncation", None)
     return about | {"state": state}
-
-
-@contextmanager
-def written_beside(path: Path) -> Iterator[IO[bytes]]:
-    """A file to write under another name; it takes its own at the end, so that it is there whole or not at all."""
-    beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with beside.open("wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(beside, path)
-    finally:
-        beside.unlink(missing_ok=True)
 
 
 def write_checked(path: Path, value: Any) -> None:

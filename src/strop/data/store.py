@@ -19,8 +19,9 @@ from itertools import accumulate, chain, pairwise
 from pathlib import Path
 from typing import Any
 
-from strop.data.cache_folder import locked, written_beside
+from strop.data.cache_folder import locked
 from strop.data.truncate import Tokenized
+from strop.disk import written_beside
 from strop.errors import SetupError
 
 MEMORY_BYTES = 256 * 2**20

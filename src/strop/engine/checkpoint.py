@@ -31,9 +31,16 @@ def write_manifest(folder: Path, step: int, run: dict[str, Any] | None = None) -
         if path.is_file() and path.name != MANIFEST
     }
     partial = folder / f"{MANIFEST}{PARTIAL}"
-    partial.write_text(json.dumps({"step": step, "run": run, "files": files}, indent=1))
+    manifest = {"step": step, "run": run, "files": files}
+    partial.write_text(json.dumps({**manifest, "blake2b": manifest_hash(manifest)}, indent=1))
     sync_to_disk(partial)
     partial.replace(folder / MANIFEST)
+
+
+def manifest_hash(manifest: dict[str, Any]) -> str:
+    """Hash of what a manifest says beside it."""
+    said = {name: value for name, value in manifest.items() if name != "blake2b"}
+    return hashlib.blake2b(json.dumps(said, sort_keys=True).encode(), digest_size=16).hexdigest()
 
 
 def problems_of(folder: Path, *, check_hashes: bool = True) -> list[str]:
@@ -42,12 +49,14 @@ def problems_of(folder: Path, *, check_hashes: bool = True) -> list[str]:
     if not manifest.is_file():
         return ["it has no manifest: writing it did not finish"]
     try:
-        files = json.loads(manifest.read_text(encoding="utf-8"))["files"]
-        listed = {str(name): (int(facts["bytes"]), str(facts["blake2b"])) for name, facts in files.items()}
+        said = json.loads(manifest.read_text(encoding="utf-8"))
+        listed = {str(name): (int(facts["bytes"]), str(facts["blake2b"])) for name, facts in said["files"].items()}
     except (ValueError, LookupError, TypeError, AttributeError, RecursionError, OSError):
         return ["its manifest cannot be read"]
     if not listed:
         return ["its manifest names no file"]
+    if said.get("blake2b", manifest_hash(said)) != manifest_hash(said):
+        return ["its manifest has other contents than when it was written"]
     problems = []
     for name, (size, digest) in listed.items():
         path = folder / name
@@ -58,6 +67,12 @@ def problems_of(folder: Path, *, check_hashes: bool = True) -> list[str]:
         elif check_hashes and file_hash(path) != digest:
             problems.append(f"{name} has other contents than when it was written")
     return problems
+
+
+def check_whole(folder: Path) -> None:
+    """Raises `CheckpointError` with everything that is wrong with a checkpoint."""
+    if problems := problems_of(folder):
+        raise CheckpointError.collect(f"The checkpoint {folder} cannot be used:", problems)
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
@@ -141,8 +156,7 @@ def find_checkpoint(resume: str | bool, output_dir: str, run: dict[str, Any], sa
         folder = Path(str(resume))
         if not folder.is_dir():
             raise CheckpointError(f"resume_from_checkpoint={str(folder)!r} is not a folder.")
-        if problems := problems_of(folder):
-            raise CheckpointError.collect(f"The checkpoint {folder} cannot be resumed from:", problems)
+        check_whole(folder)
     check_same_run(folder, read_manifest(folder), run)
     say(f"Resuming from {folder}")
     return folder

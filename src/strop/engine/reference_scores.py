@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import hashlib
+import logging
+import zlib
 from array import array
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from strop.engine.rows import flatten
@@ -17,6 +19,8 @@ from strop.records import Batch, Example, Scores
 
 MAX_CACHED_TOKENS = 100_000_000
 PARTS = "reference_logps"
+
+logger = logging.getLogger(__name__)
 
 
 def content_key(example: Example) -> str:
@@ -28,6 +32,11 @@ def content_key(example: Example) -> str:
             digest.update(array("q", ids).tobytes())
     digest.update(bytes([example.score_prompt]))
     return digest.hexdigest()
+
+
+def checksum(key: str, logps: torch.Tensor) -> int:
+    """CRC-32 of a row's key, and of the type and values of its log-probs."""
+    return zlib.crc32(logps.contiguous().numpy().tobytes(), zlib.crc32(f"{key} {logps.dtype}".encode()))
 
 
 class ReferenceScores:
@@ -104,19 +113,32 @@ class ReferenceScores:
         self._unsaved = []
         if not values:
             return
-        path.parent.mkdir(parents=True, exist_ok=True)
+        named = {f"{key}-{checksum(key, tensor):08x}": tensor for key, tensor in values.items()}
         partial = path.with_suffix(".partial")
-        save_file(values, partial, metadata={"reference": self.fingerprint()})
-        partial.replace(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            save_file(named, partial, metadata={"reference": self.fingerprint()})
+            partial.replace(path)
+        finally:
+            partial.unlink(missing_ok=True)
 
     def load(self, path: Path) -> bool:
-        """Take over remembered log-probs if they were made by the same reference weights."""
+        """Take over remembered log-probs if they were made by the same reference weights; not what is damaged."""
         if not path.is_file():
             return False
-        with safe_open(path, framework="pt") as file:
-            if (file.metadata() or {}).get("reference") != self.fingerprint():
-                return False
-            self._known.update({key: file.get_tensor(key) for key in file.keys()})  # noqa: SIM118
+        try:
+            with safe_open(path, framework="pt") as file:
+                if (file.metadata() or {}).get("reference") != self.fingerprint():
+                    return False
+                records = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        except (OSError, SafetensorError) as error:
+            logger.warning("%s is damaged and not used (%s): its rows are scored again", path, error)
+            return False
+        keyed = {name.rpartition("-")[0]: (name, tensor) for name, tensor in records.items()}
+        whole = {key: t for key, (name, t) in keyed.items() if name == f"{key}-{checksum(key, t):08x}"}
+        if damaged := len(records) - len(whole):
+            logger.warning("%d rows of %s are damaged and not used: they are scored again", damaged, path)
+        self._known.update(whole)
         return True
 
     def fingerprint(self) -> str:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from transformers import TrainerCallback
 
@@ -31,7 +32,10 @@ class PrecomputeReference(TrainerCallback):
         rows_at_once = args.precompute_ref_batch_size or args.per_device_train_batch_size
         fresh = sum(scores.precompute(dataset, rows_at_once, self.build) for dataset in self.sets)
         if state.is_world_process_zero and fresh:
-            scores.save(path)
+            try:
+                scores.save(path)
+            except (OSError, SafetensorError) as error:
+                say(args, f"Reference log-probs: not kept for later runs, {path} cannot be written ({error}).")
         source = f"{'the others' if reused else 'none'} taken from {path}"
         say(args, f"Reference log-probs: {fresh} rows computed, {source}.")
 

@@ -20,7 +20,7 @@ from strop.collectives import sum_over_ranks
 from strop.data import DataReport
 from strop.engine import rows
 from strop.engine.arguments import resolve_arguments, resolve_config
-from strop.engine.checkpoint import draft, find_checkpoint, newest_valid, publish, without_progress_bars
+from strop.engine.checkpoint import check_whole, draft, find_checkpoint, newest_valid, publish, without_progress_bars
 from strop.engine.evaluation import EvaluationSums
 from strop.engine.guard import Guard
 from strop.engine.heap import KeptHeap
@@ -292,6 +292,11 @@ class BaseTrainer(ScriptSeams, StepTrainer):
     def newest_checkpoint(self) -> Path | None:
         """The newest complete checkpoint of this run."""
         return newest_valid(self.args.output_dir)[0]
+
+    def _load_best_model(self) -> None:
+        """As the parent, if the best checkpoint still is what was written."""
+        check_whole(Path(str(self.state.best_model_checkpoint)))
+        super()._load_best_model()
 
     def load_strop_state(self, folder: Path) -> None:
         same_ranks = load_rank_state(folder, self.args, self._metrics, self)

@@ -10,7 +10,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 
-from strop.engine.checkpoint import without_progress_bars
+from strop.engine.checkpoint import check_whole, without_progress_bars
 from strop.engine.parts import Facts, resolve_model
 from strop.engine.precision import in_one_precision
 from strop.engine.step import completion_field, token_field, token_lists
@@ -273,6 +273,7 @@ class PPOTrainer(OnlineTrainer):
 
     def _load_best_model(self) -> None:
         """Policy and critic of the best checkpoint; the parent looks for one model there."""
+        check_whole(Path(str(self.state.best_model_checkpoint)))
         self._load_from_checkpoint(self.state.best_model_checkpoint)
 
 

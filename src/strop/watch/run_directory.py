@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import importlib.metadata
 import json
+import logging
 import math
+import os
 import platform
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -16,11 +19,14 @@ import yaml
 from transformers import TrainerCallback
 
 from strop.data import DataReport
+from strop.disk import refusals_named, write_text, written_beside
 from strop.metric import Entry
 from strop.plain_text import masked
 from strop.settings.config import TrainerConfig
 
 PACKAGES = ("strop", "torch", "transformers", "accelerate", "datasets", "peft", "tokenizers", "bitsandbytes", "vllm")
+
+logger = logging.getLogger(__name__)
 
 
 def versions() -> dict[str, str]:
@@ -35,21 +41,39 @@ def versions() -> dict[str, str]:
 
 
 def append_jsonl(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
-    """Append rows as JSON lines; non-finite numbers become null, as JSON has none."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a", encoding="utf-8") as file:
-        file.writelines(json.dumps(_plain(row), ensure_ascii=False) + "\n" for row in rows)
+    """Append rows as JSON lines, all of them or none; non-finite numbers become null, as JSON has none.
+
+    A disk that refuses them costs these lines and not the run, and is named.
+    """
+    text = "".join(json.dumps(_plain(row), ensure_ascii=False) + "\n" for row in rows)
+    size = path.stat().st_size if path.is_file() else 0
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("ab") as file:
+            file.write(text.encode("utf-8", "backslashreplace"))  # a lone surrogate becomes JSON's escape for it
+    except OSError as error:
+        logger.warning("%s cannot be written (%s): lines are missing there", path, error.strerror)
+        with contextlib.suppress(OSError):
+            os.truncate(path, size)
 
 
 def drop_after(path: Path, step: int) -> None:
-    """Remove the lines of later steps, which a resumed run will write again."""
+    """Remove the lines of later steps, which a resumed run will write again, and one that was cut off.
+
+    A line is what ends with a line feed, whatever else is in it; one that is damaged stays.
+    """
     if not path.is_file():
         return
-    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-    kept = [line for line in lines if line.endswith("\n") and json.loads(line).get("step", 0) <= step]
-    partial = path.with_suffix(".partial")
-    partial.write_text("".join(kept), encoding="utf-8")
-    partial.replace(path)
+    with path.open("rb") as file, refusals_named(path), written_beside(path) as kept:
+        kept.writelines(line for line in file if line.endswith(b"\n") and not _step_of(line) > step)
+
+
+def _step_of(line: bytes) -> float:
+    try:
+        step = json.loads(line)["step"]
+    except (ValueError, LookupError, TypeError, RecursionError):
+        return 0
+    return step if isinstance(step, (int, float)) else 0
 
 
 def _plain(value: Any) -> Any:
@@ -89,20 +113,21 @@ class RunDirectory(TrainerCallback):
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if not state.is_world_process_zero:
             return
-        self.folder.mkdir(parents=True, exist_ok=True)
+        for leftover in self.folder.glob(".*.tmp"):  # of a run that was killed
+            leftover.unlink()
         for name in ("metrics.jsonl", "samples.jsonl", "alarms.jsonl"):
             drop_after(self.folder / name, state.global_step if state.global_step else -1)
         settings = masked({"method": args.method, **_plain(self.command), **_plain(args.resolved())})
-        (self.folder / "config.yaml").write_text(yaml.safe_dump(settings, sort_keys=False, allow_unicode=True))
+        write_text(self.folder / "config.yaml", yaml.safe_dump(settings, sort_keys=False, allow_unicode=True))
         reports = {name: report.to_dict() for name, report in self.reports.items()}
-        (self.folder / "data.json").write_text(json.dumps(masked(_plain(reports)), ensure_ascii=False, indent=1))
+        write_text(self.folder / "data.json", json.dumps(masked(_plain(reports)), ensure_ascii=False, indent=1))
         facts = {
             "versions": versions(),
             "layout": self.layout(),
             "started": time.strftime("%Y-%m-%d %H:%M:%S"),
             "metrics": [dataclasses.asdict(entry) for entry in self.glossary],
         }
-        (self.folder / "run.json").write_text(json.dumps(facts, indent=1))
+        write_text(self.folder / "run.json", json.dumps(facts, indent=1))
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
         if state.is_world_process_zero and logs:
