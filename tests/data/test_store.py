@@ -14,9 +14,9 @@ from typing import Any
 import pytest
 
 from strop.data import TokenizeOptions, cache_folder, prepare, store
-from strop.disk import written_beside
 from strop.data.store import TreeStore, pack_tree, unpack_tree
 from strop.data.truncate import Tokenized
+from strop.disk import written_beside
 from strop.errors import SetupError
 from strop.testing.tokenizers import toy_tokenizer
 

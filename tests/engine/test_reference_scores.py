@@ -10,7 +10,6 @@ from typing import Any
 import peft
 import pytest
 import torch
-
 from safetensors import SafetensorError
 
 from strop.engine.reference_scores import content_key
