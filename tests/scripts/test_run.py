@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from datasets import load_dataset
 
 import strop
 from strop.cli import main
@@ -126,6 +125,45 @@ def test_the_page_is_current() -> None:
     assert all(f"`{method.prefix}" in page() for method in METHODS if f"{method.prefix}Trainer" in NAMES)
 
 
+SCRIPT = """
+import sys
+from datasets import load_dataset
+from trl import DPOConfig, DPOTrainer, ModelConfig, ScriptArguments, TrlParser, get_peft_config
+from beside import POINT
+
+def main(script_args, training_args, model_args):
+    data = load_dataset(script_args.dataset_name)
+    trainer = DPOTrainer(
+        model_args.model_name_or_path, args=training_args, train_dataset=data[script_args.dataset_train_split],
+        eval_dataset=data[script_args.dataset_test_split], peft_config=get_peft_config(model_args),
+    )
+    trainer.train()
+    trainer.save_model(training_args.output_dir)
+    return POINT
+
+if __name__ == "__main__":
+    parser = TrlParser((ScriptArguments, DPOConfig, ModelConfig))
+    sys.exit(main(*parser.parse_args_and_config()))
+"""
+
+
+def test_a_script_runs_as_it_is(
+    models: dict[str, str], tmp_path: Path, asked: Asked, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    monkeypatch.setattr(sys, "argv", [])
+    for name, text in {"script.py": SCRIPT, "beside.py": "POINT = 0"}.items():
+        (tmp_path / name).write_text(text)
+    words = ["--model_name_or_path", models["model_id"], "--dataset_name", write_rows(tmp_path, "pairs"), "--use_peft"]
+    words += ["--output_dir", "out", "--max_steps", "1", "--use_cpu", "true", "--report_to", "none"]
+    with pytest.raises(SystemExit) as end:
+        main(["run", "script.py", *words])
+    assert end.value.code == 0
+    assert (tmp_path / "out" / "adapter_model.safetensors").is_file()
+    assert "DPOConfig.logging_nan_inf_filter is False by default, and True in TRL" in capsys.readouterr().out
+
+
 SEVEN = {
     "sft": ("chats", ()),
     "dpo": ("pairs", ("--no_remove_unused_columns",)),
@@ -157,6 +195,14 @@ def rows_of(kind: str) -> list[dict[str, Any]]:
     return rows
 
 
+def write_rows(folder: Path, kind: str) -> str:
+    """A folder with a train and a test split, as `load_dataset` reads it."""
+    (folder / kind).mkdir()
+    for split in ("train", "test"):
+        (folder / kind / f"{split}.jsonl").write_text("\n".join(map(json.dumps, rows_of(kind))))
+    return str(folder / kind)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("verb", SEVEN)
 @pytest.mark.parametrize("processes", [1, 2])
@@ -164,20 +210,14 @@ def test_a_script_of_trl_runs_unedited(verb: str, processes: int, models: dict[s
     package = find_spec("trl")
     if package is None or package.origin is None:
         pytest.skip("needs the trl package, for its scripts")
-    if processes > 1 and verb not in ("sft", "grpo"):
-        pytest.skip("two of them are enough")
     kind, words = SEVEN[verb]
     (tmp_path / "mine.py").write_text(
         "def length(completions, **kwargs):\n    return [float(len(c[0]['content'])) for c in completions]\n"
     )
-    data = tmp_path / kind
-    data.mkdir()
-    for split in ("train", "test"):
-        (data / f"{split}.jsonl").write_text("\n".join(map(json.dumps, rows_of(kind))))
-    assert load_dataset(str(data))["train"].num_rows == 8
+    data = write_rows(tmp_path, kind)
     command = [sys.executable, "-m", "strop", "run", *([f"--processes={processes}"] if processes > 1 else [])]
     command += [str(Path(package.origin).parent / "scripts" / f"{verb}.py"), "--model_name_or_path", models["model_id"]]
-    command += ["--dataset_name", str(data), "--output_dir", "out", "--max_steps", "2", "--use_cpu", "true"]
+    command += ["--dataset_name", data, "--output_dir", "out", "--max_steps", "2", "--use_cpu", "true"]
     command += ["--report_to", "none", "--per_device_train_batch_size", "2", "--eval_strategy", "steps"]
     command += ["--eval_steps", "2", *(word.format(**models) for word in words)]
     run = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=300)

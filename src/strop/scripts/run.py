@@ -22,8 +22,16 @@ def run_script(script: str, arguments: Sequence[str]) -> None:
     asked = serve_trl()
     sys.argv = [script, *arguments]
     sys.path.insert(0, str(path.resolve().parent))
-    runpy.run_path(script, run_name="__main__")
-    if lines := closing_note(asked):
+    try:
+        runpy.run_path(script, run_name="__main__")
+    except SystemExit as end:  # `sys.exit(main())` ends a script well, too
+        say(closing_note(asked))
+        raise end
+    say(closing_note(asked))
+
+
+def say(lines: Sequence[str]) -> None:
+    if lines:
         print("\n".join(lines), flush=True)
 
 

@@ -1,0 +1,108 @@
+"""TRL's own unit tests, with strop in its place: how many pass, and of which kind the failures are.
+
+    git clone --depth 1 https://github.com/huggingface/trl
+    python -m benchmarks.trl_tests trl                     # all methods
+    python -m benchmarks.trl_tests trl --files dpo sft     # some; outcomes of others are kept
+
+Nothing is downloaded: models, tokenizers and data of the names that the tests load are made in `--folder`. Tests that
+need images, an accelerator, vLLM or other packages are skipped. Failures are sorted by `kind_of`: what a user could feel
+is matched with the table of strop.scripts.behaviours, and what no line of it explains is printed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+from benchmarks.trl_stand_ins import make_stand_ins
+
+STABLE = ("dpo", "sft", "grpo", "rloo", "kto", "reward")
+EXPERIMENTAL = ("bco", "cpo", "gkd", "nash_md", "online_dpo", "orpo", "ppo", "prm", "xpo", "distillation")
+PIECES = ("rewards", "callbacks", "data_utils", "cli_utils", "rich_progress_callback")
+UNABLE = "vlm or vision or VLM or Vision or image or liger or vllm or multimodal or seq2seq or Seq2Seq or enc_dec"
+"""Tests of what cannot run here, as pytest's `-k` reads it."""
+
+PASSED, SKIPPED, PRIVATE, WORDING, SUPPORTED, SURROUNDINGS, FELT = (
+    "passed", "skipped", "private internals", "wording", "supported here", "surroundings", "felt by users",
+)  # fmt: skip
+KINDS: tuple[tuple[str, str], ...] = (
+    (SURROUNDINGS, r"couldn't connect|LocalEntryNotFound|is not a local folder|more than \d+ s|offline mode"),
+    (PRIVATE, r"NoNamesake|has no attribute '_|does not have the attribute|has no namesake in strop"),
+    (SUPPORTED, r"DID NOT RAISE"),
+    (WORDING, r"Regex pattern did not match|DID NOT WARN|caplog|Expected regex"),
+)
+"""What a failure is by its error; the first that fits."""
+
+
+def paths(checkout: Path, names: list[str]) -> list[Path]:
+    """The test files of these names."""
+    places = {name: f"tests/test_{name}_trainer.py" for name in STABLE}
+    places |= {name: f"tests/experimental/test_{name}_trainer.py" for name in EXPERIMENTAL}
+    places |= {name: f"tests/test_{name}.py" for name in PIECES}
+    return [checkout / places[name] for name in names or places]
+
+
+def run_file(file: Path, checkout: Path, folder: Path) -> None:
+    """Run one test file in a process of its own; its outcomes are added to the folder."""
+    outcomes = folder / "outcomes" / f"{file.stem}.jsonl"
+    outcomes.parent.mkdir(exist_ok=True)
+    outcomes.unlink(missing_ok=True)
+    here = Path(__file__).parents[1]
+    environment = {
+        **os.environ, "PYTHONPATH": os.pathsep.join([str(here / "src"), str(here)]), "HF_HUB_OFFLINE": "1",
+        "HF_HUB_CACHE": str(folder / "hub"), "STROP_STAND_INS": str(folder), "STROP_OUTCOMES": str(outcomes),
+        "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "PYTHONDONTWRITEBYTECODE": "1",
+    }  # fmt: skip
+    command = [sys.executable, "-m", "pytest", "-p", "benchmarks.trl_plugin", "-p", "no:cacheprovider", "-q"]
+    command += ["-o", "addopts=", "-W", "ignore", "--tb=short", f"--basetemp={folder / 'temporary'}"]
+    command += ["-m", "not slow and not low_priority", "-k", f"not ({UNABLE})", str(file.relative_to(checkout))]
+    log = (folder / "outcomes" / f"{file.stem}.log").open("w")
+    subprocess.run(command, cwd=checkout, env=environment, stdout=log, stderr=subprocess.STDOUT, check=False)
+
+
+def read(folder: Path) -> list[dict[str, Any]]:
+    """All outcomes of the folder."""
+    files = sorted((folder / "outcomes").glob("*.jsonl"))
+    return [json.loads(line) for file in files for line in file.read_text().splitlines()]
+
+
+def kind_of(outcome: dict[str, Any]) -> str:
+    """What an outcome is."""
+    if outcome["outcome"] != "failed":
+        return str(outcome["outcome"])
+    text = outcome["error"] + outcome["trace"]
+    return next((kind for kind, pattern in KINDS if re.search(pattern, text)), FELT)
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("checkout", type=Path, help="a checkout of TRL's repository")
+    parser.add_argument("--files", nargs="*", default=[], help="names of test files, as in tests/test_NAME_trainer.py")
+    parser.add_argument("--folder", type=Path, default=Path("runs/trl-tests"), help="where models and outcomes go")
+    parser.add_argument("--count", action="store_true", help="run nothing; sort the outcomes that are there")
+    options = parser.parse_args(argv)
+    checkout, folder = options.checkout.resolve(), options.folder.resolve()
+    if not (folder / "hub").is_dir():
+        for name, why in make_stand_ins(checkout, folder).items():
+            print(f"not made: {name}: {why}")
+    if not options.count:
+        for file in paths(checkout, options.files):
+            run_file(file, checkout, folder)
+    counts: Counter[str] = Counter()
+    for outcome in read(folder):
+        kind = kind_of(outcome)
+        counts[kind] += 1
+        if kind == FELT:
+            print(outcome["test"].replace("tests/", ""), "|", outcome["error"].strip().splitlines()[0][:160])
+    print(dict(counts))
+
+
+if __name__ == "__main__":
+    main()
