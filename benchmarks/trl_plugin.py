@@ -1,4 +1,4 @@
-"""pytest plugin for TRL's own unit tests: `trl` is strop, its hub is a folder, and every outcome becomes a line of JSON.
+"""pytest plugin for TRL's own unit tests: `trl` is strop, its hub is a folder, every outcome becomes a line of JSON.
 
 Read by `python -m benchmarks.trl_tests`, which sets STROP_STAND_INS (see `trl_stand_ins`) and STROP_OUTCOMES.
 """
@@ -28,7 +28,7 @@ class NoNamesake(Exception):
 
 
 class Absent(type):
-    """Classes that stand for names which strop does not have: a test module imports them, a test that uses one fails."""
+    """Classes that stand for names which strop does not have: a module can import them, a test that uses one fails."""
 
     def __getattr__(cls, name: str) -> Any:
         if name.startswith("__"):

@@ -5,8 +5,8 @@
     python -m benchmarks.trl_tests trl --files dpo sft     # some; outcomes of others are kept
 
 Nothing is downloaded: models, tokenizers and data of the names that the tests load are made in `--folder`. Tests that
-need images, an accelerator, vLLM or other packages are skipped. Failures are sorted by `kind_of`: what a user could feel
-is matched with the table of strop.scripts.behaviours, and what no line of it explains is printed.
+need images, an accelerator, vLLM or other packages are skipped. Failures are sorted by `kind_of`; what a user could
+feel is matched with the table of strop.scripts.behaviours, and what no line of it explains is printed.
 """
 
 from __future__ import annotations

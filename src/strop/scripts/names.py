@@ -76,7 +76,7 @@ ELSEWHERE: dict[str, str] = {
             "SDFTTrainer", "SDFTConfig", "SDPOTrainer", "SDPOConfig", "SSDTrainer", "SSDConfig", "TPOTrainer",
             "TPOConfig", "A2POTrainer", "A2POConfig", "GMPOTrainer", "GMPOConfig", "PAPOTrainer", "PAPOConfig",
             "GFPOTrainer", "GFPOConfig", "GRPOWithReplayBufferTrainer", "GRPOWithReplayBufferConfig",
-            "HarborSpec", "HarborEnv", "HarborBashEnv", "OpenRewardSpec", "HarnessRolloutWorker", "HarnessRolloutOutcome",
+            "HarborSpec", "HarborEnv", "HarborBashEnv", "OpenRewardSpec", "HarnessRolloutWorker",
         ),
         f"{FIFTEEN}; this is not one of them",
     ),
