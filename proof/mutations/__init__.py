@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from proof.mutation import Mutation
-from proof.mutations import data, files, losses, model, package, recovery, rewards, rollout, runs
+from proof.mutations import architectures, data, files, losses, model, package, recovery, rewards, rollout, runs
 
 MUTATIONS: tuple[Mutation, ...] = (
     *losses.MUTATIONS,
     *data.MUTATIONS,
     *files.MUTATIONS,
     *model.MUTATIONS,
+    *architectures.MUTATIONS,
     *rollout.MUTATIONS,
     *rewards.MUTATIONS,
     *runs.MUTATIONS,

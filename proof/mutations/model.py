@@ -106,7 +106,7 @@ MUTATIONS = (
         edits=(
             Edit(
                 "model/select.py",
-                '    if asked in FLAT_LAYOUTS and choice.name == "padded":\n',
+                '    if asked in FLAT_LAYOUTS and name == "padded":\n',
                 "    if asked in ():\n",
             ),
         ),

@@ -10,14 +10,17 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, T5Config, T5ForConditionalGeneration
 
 from strop.errors import ConfigError, SetupError
-from strop.model import layout_of, score
+from strop.model import confirm_layout, layout_of, score, score_batch
 from strop.records import Want
 from strop.testing.tiny import random_examples, tiny_model
 
 
 @pytest.mark.parametrize(
     ("arch", "reason"),
-    [("bloom", "0 of its 2 layers use transformers' attention interface"), ("mamba", "linear_attention")],
+    [
+        ("bloom", "0 of its 2 layers use transformers' attention interface"),
+        ("mamba", "0 of its 2 layers use transformers' attention interface"),
+    ],
 )
 def test_models_that_cannot_share_say_so(arch: str, reason: str, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO, logger="strop.model.select"):
@@ -65,10 +68,58 @@ def test_a_layer_that_hides_its_window_is_found_out() -> None:
     assert "do not tell the attention function" in layout_of(model).reason
 
 
-def test_masks_that_only_show_far_apart_are_known_by_name() -> None:
-    model = tiny_model("llama")
-    model.config.attention_chunk_size = 4
-    assert "attention_chunk_size" in layout_of(model).reason
+@pytest.mark.parametrize(
+    ("arch", "far"),
+    [
+        ("phimoe", {"sliding_window": 4096}),  # in its mask, which a flat row does not get
+        ("llama4_text", {"attention_chunk_size": 8192, "layer_types": ["chunked_attention", "full_attention"]}),
+    ],
+)
+def test_what_shows_far_apart_only_is_seen_on_a_twin(arch: str, far: dict[str, Any]) -> None:
+    reason = layout_of(causal(arch, num_local_experts=4, **far)).reason
+    assert f"{next(iter(far))}={next(iter(far.values()))}" in reason and "beyond tree and padded rows differ" in reason
+
+
+def test_a_window_that_the_attention_is_told_may_stay_far(row_logps: Any) -> None:
+    assert layout_of(tiny_model("mistral", sliding_window=4096)).name == "tree"
+
+
+def test_distances_that_cannot_be_tried_are_not_trusted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("strop.model.select.twin_of", lambda decoder: None)
+    reason = layout_of(tiny_model("mistral")).reason
+    assert "sliding_window=8" in reason and "could not be tried" in reason
+
+
+def deaf_beyond(model: Any, length: int) -> Any:
+    """Counts positions above `length` along the row, as no config says."""
+    forward = model.model.rotary_emb.forward
+    counted = lambda p: torch.where(p < length, p, torch.arange(p.shape[1])[None].expand_as(p))  # noqa: E731
+    model.model.rotary_emb.forward = lambda x, position_ids: forward(x, counted(position_ids))
+    return model
+
+
+def test_the_first_real_rows_are_held_against_rows_alone() -> None:
+    model, examples = deaf_beyond(tiny_model("llama"), 12), random_examples(1, prompt=(14, 20), completions=(2, 3))
+    assert layout_of(model).name == "tree"
+    problem = confirm_layout(model, examples, lambda batch: score_batch(model, batch, Want.HIDDEN))
+    assert problem is not None and "single rows give different hidden states" in problem
+    assert layout_of(model).name == "padded" and problem in layout_of(model).reason
+    healthy = tiny_model("llama")
+    assert confirm_layout(healthy, examples, lambda batch: score_batch(healthy, batch, Want.HIDDEN)) is None
+
+
+@pytest.mark.parametrize("arch", ["llama4_text", "modernbert-decoder", "afmoe"])
+def test_stacks_and_heads_that_are_named_oddly(arch: str, row_logps: Any) -> None:
+    """Two whose `get_decoder` is not their stack of layers, and one that takes views of what attention returns."""
+    sizes = {
+        "sliding_window": 8,
+        "num_dense_layers": 1,
+        "num_experts": 4,
+        "num_experts_per_tok": 2,
+        "num_local_experts": 4,
+    }
+    model, examples = causal(arch, **sizes), random_examples(2, prompt=(3, 14), length=(2, 9))
+    assert torch.allclose(score(model, examples).logps, row_logps(model, examples), atol=1e-5)
 
 
 def test_a_model_that_refuses_our_arguments_is_padded(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -131,7 +182,8 @@ def test_a_layout_that_leaks_between_rows_is_refused(layout: str) -> None:
 
 def test_the_padded_layout_keeps_a_models_own_head() -> None:
     """RecurrentGemma bounds its logits in its own forward, where no config says so."""
-    model = recurrent_gemma()
+    sizes = {"num_key_value_heads": 1, "lru_width": 32, "num_hidden_layers": 3, "logits_soft_cap": 0.5}
+    model = causal("recurrent_gemma", **sizes)
     (example,) = random_examples(0, trees=1, completions=(1, 1))
     found = score(model, [example], layout="padded").logps
     ids = torch.tensor([example.prompt_ids + example.completions[0]])
@@ -140,8 +192,13 @@ def test_the_padded_layout_keeps_a_models_own_head() -> None:
     assert torch.allclose(found, expected, atol=1e-5)
 
 
-def recurrent_gemma() -> Any:
-    sizes = {"hidden_size": 16, "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 8, "lru_width": 16}
-    sizes |= {"intermediate_size": 32, "num_hidden_layers": 3, "vocab_size": 64, "logits_soft_cap": 0.5}
+def causal(arch: str, **fields: Any) -> Any:
+    """A small float32 model of an architecture that `tiny_model` does not know; wide weights, dropout as it comes."""
+    sizes = {"hidden_size": 32, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8, "vocab_size": 64}
+    sizes |= {"intermediate_size": 32, "moe_intermediate_size": 16, "num_hidden_layers": 2, "pad_token_id": 0} | fields
     torch.manual_seed(0)
-    return AutoModelForCausalLM.from_config(AutoConfig.for_model("recurrent_gemma", **sizes)).float().eval()
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(arch, **sizes)).float().eval()
+    for name, parameter in model.named_parameters():
+        if parameter.dim() > 1 and "rg_lru" not in name:
+            torch.nn.init.normal_(parameter, std=0.2)
+    return model

@@ -31,9 +31,10 @@ from strop.engine.step import MicroBatch, StepStatistics, add_router_loss, defau
 from strop.engine.windows import train_loader
 from strop.losses.reduce import step_loss
 from strop.metric import Entry
-from strop.model import LayoutChoice, accepted_layout, build_batch, layout_of, score_batch
+from strop.model import LayoutChoice, accepted_layout, build_batch, confirm_layout, layout_of, score_batch
 from strop.records import Batch, Counts, Example, LossOutput, Mean, Scores, StepContext, StepWork, Want
 from strop.settings.config import TrainerConfig
+from strop.watch.say import say
 
 
 class StepTrainer(Trainer):
@@ -56,6 +57,7 @@ class StepTrainer(Trainer):
     step_work: StepWork | None  # the latest optimizer step
     _metrics: dict[str, MetricLog]  # "train" and "eval" since the last line, "run" since the run began
     _step_begin: float
+    _layout_confirmed: bool = False  # whether the layout was held against real rows
 
     # ---- what a method declares -------------------------------------------------------------------------------
 
@@ -311,7 +313,10 @@ class StepTrainer(Trainer):
 
     def build(self, examples: Sequence[Example]) -> Batch:
         """Lay a micro-batch out."""
-        layout = accepted_layout(self.policy, self.args.layout)
+        if not self._layout_confirmed:
+            self._layout_confirmed = True
+            self.confirm_layout(examples)
+        layout = accepted_layout(self.policy, self.args.layout, examples)
         return build_batch(examples, layout, want=self.build_want(), device=self.args.device)
 
     def build_want(self) -> Want:
@@ -322,6 +327,16 @@ class StepTrainer(Trainer):
     def layout(self) -> LayoutChoice:
         """The layout that the model can be scored in, found on first use."""
         return layout_of(self.policy)
+
+    def confirm_layout(self, examples: Sequence[Example]) -> None:
+        """Hold the layout against the first rows; not for a sharded model, which all ranks must run together."""
+        sharded = self.accelerator.distributed_type in (DistributedType.DEEPSPEED, DistributedType.FSDP)
+        if sharded or self.args.layout == "padded":
+            return
+        policy = self.policy
+        problem = confirm_layout(policy, examples, lambda batch: self.score_with(policy, batch, Want.HIDDEN))
+        if problem is not None:
+            say(self.args, f"Rows are padded from now on: {problem}.")
 
     def layout_text(self) -> str:
         """Which layout is used and why, for the run's record."""

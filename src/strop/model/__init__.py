@@ -14,7 +14,7 @@ from strop.model.lm_head import LMHead, lm_head_of
 from strop.model.load import apply_peft, keep_differentiable, load_model, load_tokenizer
 from strop.model.reference import AdapterCopy, AdapterOff, FrozenReference, Reference, make_reference
 from strop.model.scoring import score
-from strop.model.select import LayoutChoice, accepted_layout, layout_of
+from strop.model.select import LayoutChoice, accepted_layout, confirm_layout, layout_of
 from strop.model.wrappers import base_model, decoder_of, is_peft, unwrap
 from strop.records import Want
 
@@ -31,6 +31,7 @@ __all__ = [
     "apply_peft",
     "base_model",
     "build_batch",
+    "confirm_layout",
     "decoder_of",
     "disable_dropout",
     "evaluating",

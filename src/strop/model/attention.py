@@ -92,7 +92,7 @@ def tree_attention(
         sinks=s_aux,
         dropout=dropout,
     )
-    return out, None
+    return out.contiguous(), None  # some models take a view of it
 
 
 AttentionInterface.register(NAME, tree_attention)

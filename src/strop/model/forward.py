@@ -22,6 +22,7 @@ from strop.model.head import HEAD_KINDS, score_logits, score_tokens
 from strop.model.heads import classify_rows, scalar_head, score_rows
 from strop.model.layout import token_copies
 from strop.model.lm_head import lm_head_of
+from strop.model.rope import rows_alone
 from strop.model.router import has_router, router_loss
 from strop.model.wrappers import base_model, decoder_of
 from strop.records import Batch, Scores, Want
@@ -165,7 +166,7 @@ def _run_decoder(model: Any, batch: Batch, router: bool) -> Any:
 def call_on(function: Callable[..., Any], decoder: nn.Module, batch: Batch, **extra: Any) -> Any:
     """Call the decoder, or the forward of a model around it, on a laid-out batch."""
     if batch.layout != "padded":
-        with tree_attention_on(decoder):
+        with tree_attention_on(decoder), rows_alone(decoder, batch):
             inputs = {"input_ids": batch.input_ids, "position_ids": batch.position_ids, KEYWORD: batch.segments}
             return function(**inputs, use_cache=False, **extra)
     inputs = {
@@ -177,7 +178,8 @@ def call_on(function: Callable[..., Any], decoder: nn.Module, batch: Batch, **ex
     known = inspect.signature(function.forward if isinstance(function, nn.Module) else function).parameters
     if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in known.values()):
         inputs = {name: value for name, value in inputs.items() if name in known}
-    return function(**inputs, **extra)
+    with rows_alone(decoder, batch):
+        return function(**inputs, **extra)
 
 
 def _head_scores(model: Any, hidden: torch.Tensor, rows: torch.Tensor, scoring: Scoring) -> dict[str, torch.Tensor]:

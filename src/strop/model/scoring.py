@@ -53,7 +53,7 @@ def score(
         raise ConfigError(f"temperature must be above 0, got {temperature}. Use 1.0 for the model's own distribution.")
     install(model)
     inner = base_model(model)
-    name = "padded" if want & Want.SCORE and pools_itself(inner) else accepted_layout(model, layout)
+    name = "padded" if want & Want.SCORE and pools_itself(inner) else accepted_layout(model, layout, examples)
     batch = build_batch(examples, name, want=want, vocab_size=vocab_size(inner), device=input_device(inner))
     return score_batch(
         model,

@@ -2,13 +2,16 @@
 
 A model can share prompts if every layer's attention comes from transformers' attention interface, gets our segments,
 and brings no mask or position scheme of its own. Reading that off an architecture's name would go stale, so it is
-observed: a tree with two completions is scored in the tree layout and in the padded one, and both must agree.
+observed: a tree with two completions is scored in the tree layout and in the padded one, and both must agree. What
+shows on long rows only is tried on a twin of the model (see `twin`), and on the first rows of a run.
 """
 
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -19,16 +22,15 @@ from strop.model import attention
 from strop.model.dropout import evaluating
 from strop.model.forward import Scoring, call_on, input_device, install, pools_itself, vocab_size
 from strop.model.layout import build_batch
+from strop.model.rope import longest_plain_row
+from strop.model.twin import SHRUNK, boundaries, twin_of
 from strop.model.wrappers import base_model, decoder_of
-from strop.records import Batch, Example, Want
+from strop.records import Batch, Example, Scores, Want
 
 logger = logging.getLogger(__name__)
 
-# What a small example cannot show: masks that differ from causal only far apart.
-_LONG_RANGE = ("attention_chunk_size", "index_topk")
 _TOLERANCE = {8: 1e-6, 4: 1e-3, 2: 5e-2}  # relative, by bytes of precision
 FLAT_LAYOUTS = ("tree", "packed")
-_LAYER_TYPES = {"full_attention", "sliding_attention"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,11 +42,14 @@ class LayoutChoice:
         reason: one sentence for the log.
         own_head: whether log-probabilities must come from the model's own logits, because its output layer does
             something that `lm_head` cannot describe.
+        up_to: tokens of the longest sequence that it holds for, None for any; batches with longer ones are padded,
+            because rotary positions depend on the length there.
     """
 
     name: str
     reason: str
     own_head: bool = False
+    up_to: int | None = None
 
 
 def layout_of(model: nn.Module) -> LayoutChoice:
@@ -70,21 +75,66 @@ def layout_of(model: nn.Module) -> LayoutChoice:
     return kept
 
 
-def accepted_layout(model: nn.Module, asked: str) -> str:
-    """The layout that was asked for, or the model's own for "auto".
+def accepted_layout(model: nn.Module, asked: str, examples: Sequence[Example]) -> str:
+    """The layout that was asked for, or the model's own for "auto", for a batch of these examples.
 
     Raises:
         ConfigError: rows would see one another, or positions be wrong, in the layout that was asked for.
     """
     choice = layout_of(model)
-    if asked == "auto":
-        return choice.name
-    if asked in FLAT_LAYOUTS and choice.name == "padded":
+    name, why = choice.name, choice.reason
+    if choice.up_to is not None and (longest := max(map(_longest, examples), default=0)) > choice.up_to:
+        name, why = "padded", f"a row has {longest} tokens, and {why}"
+    if asked in FLAT_LAYOUTS and name == "padded":
         raise ConfigError(
             f"layout={asked!r} gives {type(base_model(model)).__name__} other numbers than one row at a time: "
-            f"{choice.reason}. Use layout='auto' or layout='padded'."
+            f"{why}. Use layout='auto' or layout='padded'."
         )
-    return asked
+    return name if asked == "auto" else asked
+
+
+def confirm_layout(model: nn.Module, examples: Sequence[Example], score: Callable[[Batch], Scores]) -> str | None:
+    """Hold the layout against real rows, one at a time; where they differ, the model is scored padded from then on.
+
+    Two completions of the longest tree and one of another are enough to see prompts and rows that leak, and take less
+    memory than the batch they come from.
+
+    Args:
+        examples: of the first batch.
+        score: hidden states of a batch (`Want.HIDDEN`) under the model, without gradient.
+
+    Returns:
+        What differs, or None.
+    """
+    inner, choice = base_model(model), layout_of(model)
+    ordered = sorted(examples, key=_longest)
+    some = [replace(ordered[-1], completions=ordered[-1].completions[:2], loss_mask=None)]
+    if len(ordered) > 1:
+        some.append(replace(ordered[0], completions=ordered[0].completions[:1], loss_mask=None))
+    if choice.name == "padded" or accepted_layout(model, "auto", some) == "padded":
+        return None
+    device = input_device(inner)
+    rows = [replace(e, completions=[ids]) for e in some for ids in e.completions]
+    batches = [build_batch(some, choice.name, want=Want.HIDDEN, device=device)]
+    batches += [build_batch([row], "padded", want=Want.HIDDEN, device=device) for row in rows]
+    with _leaving_no_trace(inner, device):
+        states: list[Any] = [score(batch).hidden for batch in batches]
+    difference = float(_errors(states[0], torch.cat(states[1:])).mean()) if len(states[0]) else 0.0
+    if difference <= _TOLERANCE[_precision(inner, device)]:
+        return None
+    problem = f"{choice.name} and single rows give different hidden states (relative difference {difference:.1e})"
+    inner._strop_layout = replace(choice, name="padded", reason=f"on the first rows, {problem}")
+    return problem
+
+
+@contextmanager
+def _leaving_no_trace(model: nn.Module, device: torch.device) -> Iterator[None]:
+    with torch.no_grad(), evaluating(model), torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        yield
+
+
+def _longest(example: Example) -> int:
+    return len(example.prompt_ids) + max(map(len, example.completions))
 
 
 def _choose(model: nn.Module, inner: Any) -> LayoutChoice:
@@ -98,15 +148,17 @@ def _choose(model: nn.Module, inner: Any) -> LayoutChoice:
     # A sharded model must be entered through the wrapper that gathers its weights.
     runner = model if type(model).__name__ in ("FullyShardedDataParallel", "DeepSpeedEngine") else inner
     device = input_device(inner)
-    devices = [device] if device.type == "cuda" else []
-    with torch.no_grad(), evaluating(inner), torch.random.fork_rng(devices=devices):
+    with _leaving_no_trace(inner, device):
         padded = _hidden(runner, "padded")
         precision = _precision(inner, device)
         own_head = _has_own_head(runner, inner, precision)
         reason = _why_not_tree(runner, inner, padded, precision)
-    if reason is None:
-        return LayoutChoice("tree", "every layer's attention takes shared prompts", own_head)
-    return LayoutChoice("padded", reason, own_head)
+    if reason is not None:
+        return LayoutChoice("padded", reason, own_head)
+    reason, up_to = "every layer's attention takes shared prompts", longest_plain_row(decoder_of(inner).config)
+    if up_to is not None:
+        reason += f"; rotary positions depend on the length of rows above {up_to} tokens, whose batches are padded"
+    return LayoutChoice("tree", reason, own_head, up_to)
 
 
 def _precision(model: Any, device: torch.device) -> int:
@@ -119,12 +171,6 @@ def _precision(model: Any, device: torch.device) -> int:
 
 def _why_not_tree(runner: nn.Module, inner: Any, padded: torch.Tensor, precision: int) -> str | None:
     config = inner.config.get_text_config()
-    for name in _LONG_RANGE:
-        if getattr(config, name, None):
-            return f"its config sets {name}, a mask that depends on the distance in the row"
-    other = set(getattr(config, "layer_types", None) or ()) - _LAYER_TYPES
-    if other:
-        return f"it has layers of type {', '.join(sorted(other))}"
     with attention.observed() as calls:
         try:
             tree = _hidden(runner, "tree")
@@ -137,11 +183,45 @@ def _why_not_tree(runner: nn.Module, inner: Any, padded: torch.Tensor, precision
     types = getattr(config, "layer_types", None) or []
     if types.count("sliding_attention") > sum(window is not None for window in calls):
         return "its sliding-window layers do not tell the attention function their window"
-    errors = (tree.double() - padded.double()).norm(dim=1) / padded.double().norm(dim=1).clamp_min(1e-30)  # (N,)
-    difference = _typical(errors, precision)
-    if difference > _TOLERANCE[precision]:
+    difference = _typical(_errors(tree, padded), precision)
+    if not difference <= _TOLERANCE[precision]:
         return f"tree and padded rows give different hidden states (relative difference {difference:.1e})"
-    return None
+    return _why_not_far(decoder_of(inner))
+
+
+def _why_not_far(decoder: Any) -> str | None:
+    """What goes wrong beyond the distances that the config names, on a twin of the layers."""
+    named = ", ".join(f"{name}={value}" for name, value in boundaries(decoder.config).items())
+    if not named:
+        return None
+    twin = twin_of(decoder)
+    try:
+        if twin is None:
+            raise SetupError("its layers cannot be made smaller")
+        tree, padded = (_twin_states(twin, layout) for layout in ("tree", "padded"))
+    except Exception as error:  # whatever foreign code raises on rows and sizes it does not know
+        cause = next(iter(str(error).splitlines()), type(error).__name__)
+        return f"its config names {named}, and rows beyond could not be tried ({cause})"
+    difference = float(_errors(tree, padded).max())
+    if difference <= _TOLERANCE[4]:
+        return None
+    return f"its config names {named}, and beyond tree and padded rows differ (relative difference {difference:.1e})"
+
+
+def _twin_states(twin: Any, layout: str) -> torch.Tensor:
+    """Hidden states of rows that are several shrunk distances long, (N, H)."""
+    ids = [(37 * i + 11) % 128 for i in range(6 * SHRUNK)]
+    branches = [ids[1 : SHRUNK // 2], ids[2 : 3 * SHRUNK]]
+    examples = [Example(ids[: 3 * SHRUNK + 3], branches), Example(ids[5:9], [ids[7 : 3 * SHRUNK]])]
+    batch = build_batch(examples, layout, want=Want.HIDDEN)
+    hidden = call_on(twin, twin, batch).last_hidden_state
+    return hidden.reshape(-1, hidden.shape[-1])[batch.source]
+
+
+def _errors(found: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
+    """Relative difference of every row, (N, H) and (N, H) -> (N,)."""
+    found, right = found.cpu().double(), right.cpu().double()
+    return (found - right).norm(dim=1) / right.norm(dim=1).clamp_min(1e-30)
 
 
 def _small_batch(model: Any, layout: str) -> Batch:

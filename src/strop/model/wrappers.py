@@ -55,5 +55,12 @@ def base_model(model: nn.Module) -> Any:
 
 
 def decoder_of(model: Any) -> nn.Module:
-    """The stack of layers of a transformers model, whose output is the last hidden state."""
-    return model.get_decoder()
+    """The stack of layers of a transformers model, whose output is the last hidden state.
+
+    A few text models know no decoder and name themselves, or an output layer that is called so.
+    """
+    found = model.get_decoder()
+    if found is model or not hasattr(found, "config"):
+        stacks = [child for child in model.children() if hasattr(child, "get_decoder")]
+        return stacks[0] if len(stacks) == 1 else found
+    return found

@@ -1,0 +1,38 @@
+"""Bugs that only some architectures show: windows, positions that depend on the row's length, odd stacks."""
+
+from __future__ import annotations
+
+from proof.mutation import Edit, Mutation
+
+MUTATIONS = (
+    Mutation(
+        name="nothing-is-tried-beyond-the-windows",
+        promises=(9,),
+        history="PhiMoE's window stands in a mask that a flat row does not get: six tokens did not show it, 3 nats off.",
+        edits=(Edit("model/select.py", "    return _why_not_far(decoder_of(inner))\n", "    return None\n"),),
+        tests=("tests/model/test_select.py::test_what_shows_far_apart_only_is_seen_on_a_twin",),
+    ),
+    Mutation(
+        name="real-rows-are-not-looked-at",
+        promises=(9,),
+        history="A layout was settled by a small example alone; what no config names was believed.",
+        edits=(
+            Edit("model/select.py", "    if difference <= _TOLERANCE[_precision(inner, device)]:\n", "    if True:\n"),
+        ),
+        tests=("tests/engine/test_layout_confirmed.py::test_rows_that_leak_are_padded_from_the_first_batch_on",),
+    ),
+    Mutation(
+        name="longest-row-chooses-the-factors",
+        promises=(9,),
+        history="longrope and dynamic rope took their factors from the longest row of the batch (1.9 nats).",
+        edits=(
+            Edit(
+                "model/rope.py",
+                "    for length, own in zip(lengths, position_ids.expand(len(lengths), -1), strict=True):\n",
+                "    lengths = [max(lengths)] * len(lengths)\n"
+                "    for length, own in zip(lengths, position_ids.expand(len(lengths), -1), strict=True):\n",
+            ),
+        ),
+        tests=("tests/model/test_rope.py::test_short_and_long_neighbours_change_nothing",),
+    ),
+)
