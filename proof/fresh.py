@@ -7,6 +7,7 @@ found is told by its reports, not by the exit code alone: a bug that breaks an i
 from __future__ import annotations
 
 import contextlib
+import gc
 import json
 import multiprocessing
 import os
@@ -112,6 +113,7 @@ def _session(copy: str, tests: list[str], report: str, printed: str) -> None:
     sys.path[:] = [f"{copy}/src", copy, *(p for p in sys.path if not (Path(p or ".") / "strop").is_dir())]
     import pytest
 
+    gc.freeze()  # what the server imported is no garbage
     reports = _Reports()
     options = ["-x", "-q", "--tb=short", "-p", "no:cacheprovider", f"--basetemp={copy}/scratch"]
     code = int(pytest.main([*options, *tests], plugins=[reports]))

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import gc
 import os
 from pathlib import Path
 
@@ -17,3 +18,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         fixtures = getattr(item, "_fixtureinfo").name2fixturedefs.values()  # noqa: B009
         if any(definition.scope == "module" for definitions in fixtures for definition in definitions):
             item.add_marker(pytest.mark.xdist_group(Path(str(item.path)).stem))
+
+
+def pytest_collection_finish() -> None:
+    """What was imported lives to the end: the search for garbage, which every run of training begins with, need not
+    go through it each time."""
+    gc.collect()
+    gc.freeze()

@@ -17,3 +17,14 @@ def test_fsdp_is_refused_where_it_would_do_nothing(monkeypatch: pytest.MonkeyPat
     with pytest.raises(ConfigError, match="start with torchrun"):
         DPOConfig(output_dir=str(tmp_path), fsdp=True)
     assert not DPOConfig(output_dir=str(tmp_path), use_cpu=True).fsdp
+
+
+def test_the_nearest_name_is_looked_for_where_a_setting_was_meant(monkeypatch: pytest.MonkeyPatch, tmp_path) -> None:
+    """transformers asks for `__name__` some twenty times a step: a search each time took most of a small step."""
+    config = DPOConfig(output_dir=str(tmp_path), use_cpu=True)
+    with pytest.raises(AttributeError, match="Did you mean 'learning_rate'"):
+        _ = config.learning_rat
+    searches: list[str] = []
+    monkeypatch.setattr("strop.settings.config.did_you_mean", lambda name, known: searches.append(name) or "")
+    assert not hasattr(config, "__name__") and not hasattr(config, "_setup")
+    assert searches == [] and not hasattr(config, "learning_rat") and searches == ["learning_rat"]

@@ -6,6 +6,7 @@ has done nothing else. The work is a function of an importable module; what it r
 
 from __future__ import annotations
 
+import gc
 import multiprocessing
 import os
 import socket
@@ -64,6 +65,7 @@ def _rank(work: Callable[..., Any], args: tuple[Any, ...], place: Path) -> None:
 
 
 def _prepared(work: Callable[..., Any], args: tuple[Any, ...], environment: dict[str, str]) -> None:
+    gc.freeze()  # what the server imported is no garbage
     os.environ.update(environment)
     torch.set_num_threads(1)
     work(*args)

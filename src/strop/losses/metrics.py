@@ -121,7 +121,7 @@ def policy_metrics(
     elif told.loss_type == "cispo":
         found["cispo_clip_ratio"] = mean_of(ratio > told.cap)
     elif told.loss_type == "vespo":
-        gate = vespo_gate(logps - old_logps, advantages, segment, num_completions, **told.vespo)  # type: ignore[arg-type]
+        gate = vespo_gate(logps - old_logps, advantages, segment, num_completions, **told.vespo)
         present = segment_lengths(segment, num_completions) > 0
         found["vespo/phi_seq_mean"] = mean_of(segment_mean(gate, segment, num_completions), present)
     if ref_logps is not None:

@@ -186,7 +186,7 @@ def policy_loss_flat(
     old_logps = logps.detach() if old_logps is None else old_logps.detach()
     weights = None
     if sampler_logps is not None:
-        weights = sampler_weights(old_logps, sampler_logps, segment, num_completions, **told.correction)  # type: ignore[arg-type]
+        weights = sampler_weights(old_logps, sampler_logps, segment, num_completions, **told.correction)
     ratio = importance_ratio(log_importance_weights(logps, old_logps, segment, num_completions, level=told.level))
     tokens = PolicyTokens(logps, old_logps, advantages.detach(), ratio, segment, num_completions, weights)
     loss = POLICY_TERMS[told.loss_type](tokens, told)

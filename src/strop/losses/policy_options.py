@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 from strop.errors import ConfigError
 from strop.losses.names import (
@@ -42,33 +43,6 @@ def sampler_mode(loss_type: str, importance_sampling_mode: str | None = None) ->
     return importance_sampling_mode
 
 
-def check_policy_options(
-    loss_type: str,
-    *,
-    importance_sampling_level: str | None = None,
-    epsilon: float = 0.2,
-    epsilon_high: float | None = None,
-    delta: float | None = None,
-    kl_estimator: str = "k3",
-    importance_sampling_mode: str | None = None,
-    cispo_cap: str = "relative",
-) -> None:
-    """Raise `ConfigError` where `policy_loss` would: unknown names, options without a meaning, values out of range."""
-    policy_level(loss_type, importance_sampling_level)
-    sampler_mode(loss_type, importance_sampling_mode)
-    check_name(kl_estimator, KL_ESTIMATORS, "kl_estimator")
-    check_name(cispo_cap, CISPO_CAPS, "cispo_cap")
-    check_range(epsilon, "epsilon", 0.0, math.inf)
-    upper = epsilon if epsilon_high is None else epsilon_high
-    check_range(upper, "epsilon_high", 0.0, math.inf)
-    if cispo_cap != "relative":
-        check_option(POLICY_OPTIONS, "cispo_cap", loss_type)
-    if delta is not None:
-        check_option(POLICY_OPTIONS, "delta", loss_type)
-        if delta <= 1 + upper:
-            raise ConfigError(f"delta is {delta}, but it bounds what clipping leaves: set it above {1 + upper}.")
-
-
 @dataclass(frozen=True, slots=True)
 class PolicyOptions:
     """What `policy_loss_flat` may be told; checked when it is made.
@@ -97,16 +71,19 @@ class PolicyOptions:
     vespo_lambda_neg: float = 2.0
 
     def __post_init__(self) -> None:
-        check_policy_options(
-            self.loss_type,
-            importance_sampling_level=self.importance_sampling_level,
-            epsilon=self.epsilon,
-            epsilon_high=self.epsilon_high,
-            delta=self.delta,
-            kl_estimator=self.kl_estimator,
-            importance_sampling_mode=self.importance_sampling_mode,
-            cispo_cap=self.cispo_cap,
-        )
+        policy_level(self.loss_type, self.importance_sampling_level)
+        sampler_mode(self.loss_type, self.importance_sampling_mode)
+        check_name(self.kl_estimator, KL_ESTIMATORS, "kl_estimator")
+        check_name(self.cispo_cap, CISPO_CAPS, "cispo_cap")
+        check_range(self.epsilon, "epsilon", 0.0, math.inf)
+        check_range(self.upper, "epsilon_high", 0.0, math.inf)
+        if self.cispo_cap != "relative":
+            check_option(POLICY_OPTIONS, "cispo_cap", self.loss_type)
+        if self.delta is not None:
+            check_option(POLICY_OPTIONS, "delta", self.loss_type)
+            if self.delta <= 1 + self.upper:
+                above = f"set it above {1 + self.upper}"
+                raise ConfigError(f"delta is {self.delta}, but it bounds what clipping leaves: {above}.")
 
     @property
     def level(self) -> str:
@@ -124,7 +101,7 @@ class PolicyOptions:
         return 1 + self.upper if self.cispo_cap == "relative" else self.upper
 
     @property
-    def correction(self) -> dict[str, str | float | None]:
+    def correction(self) -> dict[str, Any]:
         """Keyword arguments of `sampler_weights`."""
         return {
             "mode": sampler_mode(self.loss_type, self.importance_sampling_mode),
@@ -133,7 +110,7 @@ class PolicyOptions:
         }
 
     @property
-    def vespo(self) -> dict[str, float]:
+    def vespo(self) -> dict[str, Any]:
         """Keyword arguments of `vespo_gate`."""
         return {
             "k_pos": self.vespo_k_pos,
@@ -141,3 +118,8 @@ class PolicyOptions:
             "k_neg": self.vespo_k_neg,
             "lambda_neg": self.vespo_lambda_neg,
         }
+
+
+def check_policy_options(loss_type: str, **options: Any) -> None:
+    """Raise `ConfigError` where `policy_loss` would, for the fields of `PolicyOptions`."""
+    PolicyOptions(loss_type, **options)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
 from typing import Annotated, Any, ClassVar, Literal
 
 import torch
@@ -9,6 +10,7 @@ import torch
 from strop.engine.step import completion_field, token_field
 from strop.errors import ConfigError
 from strop.losses import (
+    PolicyOptions,
     adapt_entropy_coef,
     check_policy_options,
     entropy_bonus,
@@ -20,12 +22,11 @@ from strop.losses import (
     policy_metrics,
     policy_term,
     sampler_metrics,
-    sampler_mode,
     top_entropy_mask,
 )
 from strop.losses.names import POLICY_AGGREGATION
+from strop.methods.policy_gradient import PolicyGradientTrainer
 from strop.online.groups import Group
-from strop.online.policy_gradient import PolicyGradientTrainer
 from strop.records import Batch, LossOutput, Mean, Scores, StepContext, Term, Want
 from strop.settings.online import VLLM, OnlineConfig
 from strop.settings.prerequisites import ABOVE_ZERO, Needs
@@ -144,29 +145,24 @@ class GRPOConfig(OnlineConfig):
         if self.num_generations < 2:
             problems.append("num_generations=1 leaves no group to compare with; set 2 or more.")
         try:
-            check_policy_options(
-                self.loss_type,
-                importance_sampling_level=self.importance_sampling_level,
-                epsilon=self.epsilon,
-                epsilon_high=self.epsilon_high,
-                delta=self.delta,
-                importance_sampling_mode=self.vllm_importance_sampling_mode,
-                cispo_cap=self.cispo_cap,
-            )
+            check_policy_options(**loss_options(self))
         except ConfigError as error:
             problems.append(str(error))
         return problems
 
 
-LOSS_OPTIONS = (
-    "loss_type", "importance_sampling_level", "epsilon", "epsilon_high", "delta", "beta", "use_bias_correction_kl",
-    "cispo_cap", "sapo_temperature_pos", "sapo_temperature_neg",
-    "vespo_k_pos", "vespo_lambda_pos", "vespo_k_neg", "vespo_lambda_neg",
-)  # fmt: skip
-"""Settings that are options of the loss under the same name; those of the sampler correction begin with `vllm_`."""
-CORRECTION_OPTIONS = (
-    "vllm_importance_sampling_mode", "vllm_importance_sampling_clip_max", "vllm_importance_sampling_clip_min",
-)  # fmt: skip
+LOSS_OPTIONS = {
+    option.name: name
+    for option in fields(PolicyOptions)
+    for name in (option.name, f"vllm_{option.name}")
+    if name in {setting.name for setting in fields(GRPOConfig)}
+}
+"""Option of the loss -> the setting that holds it; those of the sampler correction begin with `vllm_`."""
+
+
+def loss_options(args: GRPOConfig) -> dict[str, Any]:
+    """What the loss is told, as fields of `PolicyOptions`."""
+    return {option: getattr(args, name) for option, name in LOSS_OPTIONS.items()}
 
 
 class GRPOTrainer(PolicyGradientTrainer):
@@ -274,9 +270,7 @@ class GRPOTrainer(PolicyGradientTrainer):
         sampler_logps = token_field(batch, "sampler_logps").to(dtype)  # (N,)
         old_logps = self.old_logps(scores, batch)
         given = (scores.logps, old_logps, advantages, scores.segment, scores.num_completions)
-        options = {name: getattr(args, name) for name in LOSS_OPTIONS}
-        options |= {name.removeprefix("vllm_"): getattr(args, name) for name in CORRECTION_OPTIONS}
-        options["ref_logps"] = step.ref.logps if step.ref is not None else None
+        options = {**loss_options(args), "ref_logps": step.ref.logps if step.ref is not None else None}
         corrects = args.engine == "vllm" and args.vllm_importance_sampling_correction
         keep = self.keep(scores, batch, advantages, step)
         values = policy_loss_flat(*given, sampler_logps=sampler_logps if corrects else None, keep=keep, **options)
@@ -284,8 +278,7 @@ class GRPOTrainer(PolicyGradientTrainer):
         terms = [policy_term(values, scores.segment, scores.num_completions, **sums)]
         metrics = policy_metrics(*given, **options)
         start = scores.logps.detach() if old_logps is None else old_logps
-        bounds: dict[str, Any] = {name.rsplit("sampling_")[-1]: getattr(args, name) for name in CORRECTION_OPTIONS}
-        bounds["mode"] = sampler_mode(args.loss_type, bounds["mode"]) if corrects else None
+        bounds = PolicyOptions(**loss_options(args)).correction if corrects else {}
         metrics |= sampler_metrics(start, sampler_logps, scores.segment, scores.num_completions, **bounds)
         if scores.entropy is not None:
             metrics["entropy"] = mean_of(scores.entropy)

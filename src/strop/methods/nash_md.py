@@ -9,10 +9,10 @@ import torch
 from strop.collectives import sum_over_ranks
 from strop.engine.step import tree_field
 from strop.losses import adversarial_loss, mean_of, nash_md_loss_flat, preference_metrics
+from strop.methods.own_pairs import OnlinePairConfig, OnlinePairTrainer, at_epoch, objective_metrics
 from strop.metric import LOSS, REWARD, Entry
 from strop.online.groups import Group
 from strop.online.opponents import OPPONENT_UNUSED, preferences, rollout_against
-from strop.online.own_pairs import OnlinePairConfig, OnlinePairTrainer, at_epoch, objective_metrics
 from strop.records import Batch, Example, LossOutput, Mean, Sampled, Scores, StepContext, Term
 from strop.settings.prerequisites import Needs
 from strop.settings.schema import OneOrMore, Range, config

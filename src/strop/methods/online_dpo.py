@@ -8,9 +8,9 @@ import torch
 
 from strop.engine.step import tree_field
 from strop.losses import dpo_loss, mean_of
+from strop.methods.own_pairs import OnlinePairConfig, OnlinePairTrainer, objective_metrics
 from strop.methods.pairs import pair_metrics
 from strop.online.groups import Group
-from strop.online.own_pairs import OnlinePairConfig, OnlinePairTrainer, objective_metrics
 from strop.records import Batch, Example, LossOutput, Sampled, Scores, StepContext, Term
 from strop.settings.schema import Range, config
 

@@ -16,8 +16,8 @@ from strop.losses import (
     rloo_rewards,
     sampler_metrics,
 )  # fmt: skip
+from strop.methods.policy_gradient import PolicyGradientTrainer
 from strop.online.groups import Group
-from strop.online.policy_gradient import PolicyGradientTrainer
 from strop.records import Batch, LossOutput, Scores, StepContext, Term, Want
 from strop.settings.online import OnlineConfig
 from strop.settings.schema import Range, config

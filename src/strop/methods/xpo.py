@@ -17,10 +17,10 @@ from strop.engine.step import tree_field
 from strop.engine.trainer import BaseTrainer
 from strop.errors import ConfigError
 from strop.losses import dpo_loss, exponential_metrics, mean_of, xpo_loss
+from strop.methods.own_pairs import OnlinePairConfig, OnlinePairTrainer, at_epoch, objective_metrics
 from strop.methods.pairs import pair_metrics
 from strop.online.groups import Group
 from strop.online.opponents import OPPONENT_UNUSED, preferences, rollout_against
-from strop.online.own_pairs import OnlinePairConfig, OnlinePairTrainer, at_epoch, objective_metrics
 from strop.records import Batch, Example, LossOutput, Mean, Sampled, Scores, StepContext, Term, Want
 from strop.settings.config import ReferenceConfig
 from strop.settings.schema import OneOrMore, Range, config

@@ -223,7 +223,9 @@ class TrainerConfig(TrainingArguments):
         """A setting by another of its names, as scripts read it."""
         if name in type(self).aliases:
             return getattr(self, type(self).aliases[name])
-        raise AttributeError(f"{type(self).__name__} has no setting {name!r}.{did_you_mean(name, vars(self))}")
+        # transformers asks for `__name__` many times a step, and a search for the nearest name takes milliseconds.
+        nearest = "" if name.startswith("_") else did_you_mean(name, vars(self))
+        raise AttributeError(f"{type(self).__name__} has no setting {name!r}.{nearest}")
 
     def idle(self) -> list[str]:
         """Problems with settings that this method does not use and that are not at their default.
