@@ -16,7 +16,7 @@ import accelerate
 import pytest
 import torch
 from tests.support import option_scenes as scenes
-from tests.support.flips import Flip, changed, inherited_fields, owner
+from tests.support.flips import Flip, asks_for_nothing, changed, inherited_fields, owner
 from transformers import TrainerCallback, TrainerState
 
 import strop
@@ -199,6 +199,9 @@ REFUSED: dict[str, Any] = {
 }  # fmt: skip
 """Field -> a value that is refused on a machine without accelerator, with a designed error."""
 
+NOTHING = ("do_train", "remove_unused_columns", "dataloader_pin_memory")
+"""Fields that do nothing at either of their values."""
+
 FOLLOWED = {
     "torch_compile": "test_torch_compile_reaches_the_model",
     "torch_compile_backend": "test_torch_compile_reaches_the_model",
@@ -213,7 +216,6 @@ FOLLOWED = {
     "ddp_backend": "test_process_groups_are_made_as_asked",
     "ddp_timeout": "test_process_groups_are_made_as_asked",
     "trackio_static_space_id": "test_a_static_space_is_made_when_training_ends",
-    "do_train": "test_settings_without_effect_may_be_named_at_their_default",
     "fsdp_config": "test_fsdp_settings_reach_accelerate",
 }
 """Fields that need another machine, several processes or a second run -> the test that follows them."""
@@ -221,7 +223,7 @@ FOLLOWED = {
 
 def test_every_inherited_field_is_covered() -> None:
     own = {name for name in inherited_fields() if owner(strop.DPOConfig, name) is not None}
-    covered = FLIPS.keys() | REFUSED.keys() | FOLLOWED.keys()
+    covered = FLIPS.keys() | REFUSED.keys() | FOLLOWED.keys() | set(NOTHING)
     assert set(inherited_fields()) == covered | own, set(inherited_fields()) ^ (covered | own)
     assert all(test in globals() for test in FOLLOWED.values())
 
@@ -240,10 +242,15 @@ def test_a_field_without_effect_is_refused(name: str, tmp_path: Path) -> None:
         make_trainer("dpo", tmp_path, **{name: REFUSED[name]})
 
 
-def test_settings_without_effect_may_be_named_at_their_default() -> None:
+@pytest.mark.parametrize("name", NOTHING)
+def test_a_field_that_asks_for_nothing_changes_nothing(name: str, tmp_path: Path) -> None:
     """A script that says what is so anyway, or what TRL's scripts write out, runs: no number depends on it."""
-    for value in (False, True):
-        strop.GRPOConfig(remove_unused_columns=value, dataloader_pin_memory=value, do_train=value)
+    assert asks_for_nothing(strop.DPOConfig, name)
+    aspects, moved = changed(Flip(), "dpo", tmp_path, name, True)
+    assert "error" not in moved and not aspects
+
+
+def test_settings_without_effect_may_be_named_at_their_default() -> None:
     strop.GRPOConfig(average_tokens_across_devices=True)
 
 

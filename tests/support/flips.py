@@ -93,10 +93,17 @@ def allowed_names(hint: Any) -> list[Any]:
 
 
 def own_fields(config_class: type) -> list[str]:
-    """Fields that strop declares, those that it takes over from `TrainingArguments` included."""
-    neutral: Any = getattr(config_class, "neutral", {})  # both values of these ask for nothing
+    """Fields that strop declares, those that it takes over from `TrainingArguments` included, if they ask for
+    anything."""
     names = [f.name for f in dataclasses.fields(config_class) if f.init]  # type: ignore[arg-type]
-    return [name for name in names if owner(config_class, name) is not None and name not in neutral]
+    return [n for n in names if owner(config_class, n) is not None and not asks_for_nothing(config_class, n)]
+
+
+def asks_for_nothing(config_class: Any, name: str) -> bool:
+    """Whether each of a field's two values is its default or a neutral one."""
+    neutral = config_class.neutral.get(name, ())
+    default = next(f.default for f in dataclasses.fields(config_class) if f.name == name)
+    return field_hints(config_class)[name] is bool and {True, False} <= {default, *neutral}
 
 
 def inherited_fields() -> list[str]:

@@ -19,7 +19,7 @@ from strop.records import Batch, Counts, Example, LossOutput, Mean, Scores, Step
 
 @dataclass
 class MicroBatch:
-    """A part of a step, computed: what `BaseTrainer.micro_batches` gives to training and to evaluation."""
+    """A part of a step, computed: what `StepTrainer.micro_batches` gives to training and to evaluation."""
 
     batch: Batch
     scores: Scores
