@@ -21,6 +21,8 @@ from strop.errors import CheckpointError, SetupError
 
 MANIFEST = "manifest.json"
 PARTIAL = ".partial"
+WEIGHTS = "model*.safetensors*"
+"""Files of a model's weights, in one piece or in several with their index."""
 
 
 def write_manifest(folder: Path, step: int, run: dict[str, Any] | None = None) -> None:
@@ -188,6 +190,41 @@ def draft(run_dir: Path, step: int, *, first: bool, wait: Callable[[], None]) ->
             f"The checkpoint of step {step} could not be written to {run_dir}: {reason}. Earlier checkpoints are "
             "intact. Free disk space or choose another output_dir, then resume with resume_from_checkpoint=True."
         ) from error
+
+
+@contextmanager
+def files_beside(place: Path, what: str) -> Iterator[Path]:
+    """A folder beside, whose files take their places in `place` once all are written; what was there stays till then.
+
+    Raises:
+        SetupError: the disk is full, or cannot be written; `what` says what was to be.
+    """
+    beside = place / f"{PARTIAL}-files"
+    try:
+        shutil.rmtree(beside, ignore_errors=True)
+        beside.mkdir(parents=True)
+        if (card := place / "README.md").is_file():
+            shutil.copyfile(card, beside / card.name)  # which libraries add to
+        yield beside
+        files = [path for path in beside.rglob("*") if path.is_file()]
+        for path in files:
+            sync_to_disk(path)
+            (place / path.relative_to(beside)).parent.mkdir(parents=True, exist_ok=True)
+        shards = {path.name for path in files if path.match(WEIGHTS)}
+        for path in files:
+            path.replace(place / path.relative_to(beside))
+        for old in place.glob(WEIGHTS) if shards else ():  # of a model in other pieces
+            if old.name not in shards:
+                old.unlink()
+    except (OSError, SafetensorError, RuntimeError) as error:
+        if (reason := write_failure(error)) is None:
+            raise
+        raise SetupError(
+            f"{what} could not be written to {place}: {reason}. What was there before is as it was, and so are the "
+            "checkpoints. Free disk space, or choose another folder, and save again."
+        ) from error
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)
 
 
 def publish(draft: Path, run_dir: Path, state: TrainerState, *, run: dict[str, Any], limit: int | None) -> None:

@@ -17,6 +17,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
+from strop.disk import refusals_named
 from strop.errors import CheckpointError, SetupError
 
 LOCK = ".run.lock"
@@ -128,17 +129,18 @@ class RunLock:
         self.lock = FileLock(str(self.path))
 
     def acquire(self) -> None:
-        """Raises `SetupError` naming the process that works in the folder."""
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            self.lock.acquire(timeout=0)
-        except Timeout:
-            holder = self._holder()
-            raise SetupError(
-                f"Another run works in {self.path.parent} now{holder}. Two runs would remove each other's "
-                "checkpoints. Wait for it, or choose another output_dir."
-            ) from None
-        self.path.with_suffix(".pid").write_text(str(os.getpid()))
+        """Raises `SetupError` naming the process that works in the folder, or why nothing can be written there."""
+        with refusals_named(self.path.parent):
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                self.lock.acquire(timeout=0)
+            except Timeout:
+                holder = self._holder()
+                raise SetupError(
+                    f"Another run works in {self.path.parent} now{holder}. Two runs would remove each other's "
+                    "checkpoints. Wait for it, or choose another output_dir."
+                ) from None
+            self.path.with_suffix(".pid").write_text(str(os.getpid()))
 
     def release(self) -> None:
         if self.lock.is_locked:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
 
+from strop.engine.checkpoint import files_beside
 from strop.engine.overrides import NoDeadOverrides
 from strop.errors import ConfigError
 
@@ -15,6 +18,7 @@ class ScriptSeams(NoDeadOverrides):
     """Names of TRL's trainers that scripts use."""
 
     reference: Any
+    args: Any
 
     @property
     def ref_model(self) -> Any:
@@ -22,10 +26,19 @@ class ScriptSeams(NoDeadOverrides):
         return getattr(self.reference, "model", None)
 
     def create_model_card(self, *args: Any, dataset_name: str | list[str] | None = None, **kwargs: Any) -> None:
-        """The parent's model card; `dataset_name` says which data set was trained on (and so does `push_to_hub`)."""
+        """The parent's model card, whole or as it was; `dataset_name` (in `push_to_hub` too) is what was trained on."""
         if dataset_name is not None:
             kwargs["dataset"] = dataset_name
-        super().create_model_card(*args, **kwargs)  # type: ignore[misc]
+        settings = self.args
+        if len(args) < 4:  # the parent takes it from the folder's name
+            kwargs.setdefault("model_name", Path(settings.output_dir).name)
+        with files_beside(Path(settings.output_dir), "The model card") as beside:
+            self.args = copy.copy(settings)
+            self.args.output_dir = str(beside)
+            try:
+                super().create_model_card(*args, **kwargs)  # type: ignore[misc]
+            finally:
+                self.args = settings
 
 
 def check_optimizer(optimizer: Any, model: torch.nn.Module, trainer: str, say: Callable[[str], None]) -> None:

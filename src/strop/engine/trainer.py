@@ -20,7 +20,15 @@ from strop.collectives import sum_over_ranks
 from strop.data import DataReport
 from strop.engine import rows
 from strop.engine.arguments import resolve_arguments, resolve_config
-from strop.engine.checkpoint import check_whole, draft, find_checkpoint, newest_valid, publish, without_progress_bars
+from strop.engine.checkpoint import (
+    check_whole,
+    draft,
+    files_beside,
+    find_checkpoint,
+    newest_valid,
+    publish,
+    without_progress_bars,
+)
 from strop.engine.evaluation import EvaluationSums
 from strop.engine.guard import Guard
 from strop.engine.heap import KeptHeap
@@ -325,6 +333,16 @@ class BaseTrainer(ScriptSeams, StepTrainer):
         self.wait_for_all()
         if self.args.push_to_hub:
             self._push_from_checkpoint(str(run_dir / beside.name))
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """As the parent, the whole model or none of it: a full disk leaves what was there before."""
+        if self._redirected or not self.args.should_save or self.is_deepspeed_enabled:
+            super().save_model(output_dir, _internal_call)
+            return
+        with files_beside(Path(output_dir or str(self.args.output_dir)), "The model") as beside:
+            super().save_model(str(beside), _internal_call=True)
+        if self.args.push_to_hub and not _internal_call:
+            self.push_to_hub(commit_message="Model save", revision=self.args.hub_revision)
 
     def _get_output_dir(self, trial: Any) -> str:
         return self._redirected or super()._get_output_dir(trial)
