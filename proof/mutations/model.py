@@ -285,4 +285,17 @@ MUTATIONS = (
         ),
         tests=("tests/model/test_attention.py::test_the_self_test_finds_faults_in_any_precision",),
     ),
+    Mutation(
+        name="a-saved-reward-model-pads-with-eos",
+        promises=(9,),
+        history="A saved reward model named EOS its pad token, and transformers scored the token before it (trl#368).",
+        edits=(
+            Edit(
+                "model/padding_token.py",
+                "number is not None and number not in ends)\n",
+                "number is not None)\n",
+            ),
+        ),
+        tests=("tests/engine/test_saved_scores.py::test_a_saved_reward_model_scores_the_same_elsewhere",),
+    ),
 )

@@ -17,7 +17,7 @@ from transformers import PreTrainedModel, TrainingArguments, set_seed
 from transformers.training_args import ParallelMode
 
 from strop.data import DatasetKind, TokenizeOptions
-from strop.engine.rows import RowPreparation, model_facts, prepare_all, tokenized
+from strop.engine.rows import RowPreparation, last_tokens, model_facts, prepare_all, tokenized
 from strop.errors import ConfigError, SetupError
 from strop.model import (
     apply_peft,
@@ -29,6 +29,7 @@ from strop.model import (
     load_model,
     load_tokenizer,
     make_reference,
+    set_scoring_pad,
     with_head,
 )
 from strop.settings.config import TrainerConfig
@@ -57,6 +58,7 @@ class Parts:
     rows: RowPreparation
     train_dataset: Any
     eval_dataset: Any
+    unsaid_pad: bool = False  # whether whoever loads the saved adapter must set the pad token (`ADAPTER_NOTE`)
 
 
 def prepare(
@@ -98,7 +100,8 @@ def prepare(
         if ref_model is not None:
             other = resolve_model(args, ref_model, "causal", quantization_config, None, trainable=False)
         reference = make_reference(model, other, syncs=getattr(args, "sync_ref_model", False))
-    return Parts(facts.complete_model(model), tokenizer, reference, rows, train, evaluation)
+    unsaid = facts.task == "score" and set_scoring_pad(model, tokenizer, last_tokens(train))
+    return Parts(facts.complete_model(model), tokenizer, reference, rows, train, evaluation, unsaid)
 
 
 def check_models(args: TrainerConfig, facts: Facts, model: Any, model_init: Any, ref_model: Any) -> None:

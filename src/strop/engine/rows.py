@@ -132,6 +132,12 @@ def first_example(dataset: Any) -> Example:
     return flatten([first])[0]
 
 
+def last_tokens(dataset: Any) -> set[int]:
+    """Ids that completions end with, of up to 256 rows; none are known of a stream."""
+    some = range(min(len(dataset), 256)) if hasattr(dataset, "__len__") else ()
+    return {completion[-1] for example in flatten(dataset[i] for i in some) for completion in example.completions}
+
+
 LEARNED_POSITIONS = ("gpt2", "gpt_bigcode", "gpt_neo", "openai-gpt", "opt", "biogpt", "bert-generation")
 """Model types with a table of learned positions: a token beyond its end cannot be computed."""
 

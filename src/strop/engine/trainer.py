@@ -43,7 +43,7 @@ from strop.engine.script_seams import ScriptSeams, check_optimizer
 from strop.engine.step_trainer import StepTrainer
 from strop.engine.windows import eval_loader
 from strop.errors import ConfigError, SetupError
-from strop.model import base_model
+from strop.model import ADAPTER_NOTE, base_model, note_in_card
 from strop.model.router import router_coefficient
 from strop.plain_text import masked
 from strop.records import StepWork
@@ -115,7 +115,7 @@ class BaseTrainer(ScriptSeams, StepTrainer):
             self.add_callback(ProgressDisplay())
         self.neftune_noise_alpha = None  # the parent's noise is scaled by the length of the flat row
         self.given, self.rows, self.reference = given, parts.rows, parts.reference
-        self.run_directory, self.stop_signals = directory, signals
+        self.unsaid_pad, self.run_directory, self.stop_signals = parts.unsaid_pad, directory, signals
         self.guard = Guard(args, alarms, parts.tokenizer)
         self._metrics = {"train": MetricLog(), "eval": MetricLog(), "run": MetricLog()}
         self.step_work = None
@@ -140,6 +140,8 @@ class BaseTrainer(ScriptSeams, StepTrainer):
         if args.padding_free and args.layout == "auto" and self.layout.name == "padded":
             raise SetupError(f"padding_free=True, but this model can only be scored with padding: {self.layout.reason}")
         self.router_coef = router_coefficient(base_model(self.policy), args.router_aux_loss_coef)
+        if self.unsaid_pad:
+            self.say(ADAPTER_NOTE)
         self.after_init()
 
     def evaluation_callbacks(self) -> list[TrainerCallback]:
@@ -366,6 +368,8 @@ class BaseTrainer(ScriptSeams, StepTrainer):
                     folder = output_dir or args.output_dir
                     self.policy.save_pretrained(folder, selected_adapters=names, state_dict=state_dict)
                     self.processing_class.save_pretrained(folder)
+            if self.unsaid_pad and args.should_save:
+                note_in_card(Path(output_dir or args.output_dir))
         finally:
             self.args = args
 

@@ -261,8 +261,7 @@ class PPOTrainer(OnlineTrainer):
             folder = Path(output_dir or self.args.output_dir)
             with without_progress_bars():
                 both = self.accelerator.unwrap_model(self.model)
-                both.save(folder, selected_adapters=getattr(self.reference, "adapter_names", None))
-            self.processing_class.save_pretrained(folder)
+                both.save(folder, self.processing_class, getattr(self.reference, "adapter_names", None))
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         both = self.accelerator.unwrap_model(self.model)

@@ -12,6 +12,7 @@ from strop.model.heads import with_head
 from strop.model.layout import build_batch
 from strop.model.lm_head import LMHead, lm_head_of
 from strop.model.load import apply_peft, keep_differentiable, load_model, load_tokenizer
+from strop.model.padding_token import ADAPTER_NOTE, note_in_card, set_scoring_pad
 from strop.model.reference import AdapterCopy, AdapterOff, FrozenReference, Reference, make_reference
 from strop.model.scoring import score
 from strop.model.select import LayoutChoice, accepted_layout, confirm_layout, layout_of
@@ -19,6 +20,7 @@ from strop.model.wrappers import base_model, decoder_of, is_peft, unwrap
 from strop.records import Want
 
 __all__ = [
+    "ADAPTER_NOTE",
     "AdapterCopy",
     "AdapterOff",
     "FrozenReference",
@@ -43,8 +45,10 @@ __all__ = [
     "load_model",
     "load_tokenizer",
     "make_reference",
+    "note_in_card",
     "score",
     "score_batch",
+    "set_scoring_pad",
     "unwrap",
     "with_head",
 ]

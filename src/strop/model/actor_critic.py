@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from strop.model import Scoring, apply_peft, install, is_peft, with_head
+from strop.model import Scoring, apply_peft, install, is_peft, note_in_card, set_scoring_pad, with_head
 from strop.records import Batch, Scores, Want
 
 VALUE_FOLDER = "value_model"
@@ -69,12 +69,18 @@ class ActorCritic(nn.Module):
         for model in (self.policy, self.critic):
             model.gradient_checkpointing_enable(**kwargs)  # type: ignore[operator]
 
-    def save(self, folder: str | Path, selected_adapters: list[str] | None = None) -> None:
+    def save(self, folder: Path, tokenizer: Any, selected_adapters: list[str] | None = None) -> None:
         """The policy in `folder`, as any model is saved (of several adapters those selected), the critic in a
-        folder within."""
+        folder within, each with its tokenizer: the critic's pads with a token that ends nothing."""
         options = {} if selected_adapters is None else {"selected_adapters": selected_adapters}
         self.policy.save_pretrained(folder, **options)  # type: ignore[operator]
-        self.critic.save_pretrained(Path(folder) / VALUE_FOLDER)  # type: ignore[operator]
+        tokenizer.save_pretrained(folder)
+        within, own = folder / VALUE_FOLDER, copy.deepcopy(tokenizer)
+        unsaid = set_scoring_pad(self.critic, own, ())
+        self.critic.save_pretrained(within)  # type: ignore[operator]
+        own.save_pretrained(within)
+        if unsaid:
+            note_in_card(within)
 
 
 def score_both(model: nn.Module, batch: Batch, want: Want, **options: Any) -> Scores:
