@@ -52,6 +52,7 @@ from strop.watch.alarms import Alarms
 from strop.watch.progress import ProgressDisplay
 from strop.watch.run_directory import RunDirectory
 from strop.watch.say import say
+from strop.watch.still_weights import StillWeights
 from strop.watch.stop_signals import StopSignals
 
 
@@ -96,7 +97,14 @@ class BaseTrainer(ScriptSeams, StepTrainer):
         )  # fmt: skip
         alarms, signals = Alarms(args), StopSignals(args)
         directory = RunDirectory(args, parts.rows.reports, self.layout_text, self.glossary)
-        watching = [directory, alarms, LastWindow(), signals, *([KeptHeap()] if args.device.type == "cpu" else [])]
+        watching = [
+            directory,
+            alarms,
+            StillWeights(alarms),
+            LastWindow(),
+            signals,
+            *([KeptHeap()] if args.device.type == "cpu" else []),
+        ]
         super().__init__(
             model=parts.model,
             args=args,
