@@ -97,14 +97,10 @@ class BaseTrainer(ScriptSeams, StepTrainer):
         )  # fmt: skip
         alarms, signals = Alarms(args), StopSignals(args)
         directory = RunDirectory(args, parts.rows.reports, self.layout_text, self.glossary)
-        watching = [
-            directory,
-            alarms,
-            StillWeights(alarms),
-            LastWindow(),
-            signals,
+        watching: list[TrainerCallback] = [
+            directory, alarms, StillWeights(alarms), LastWindow(), signals,
             *([KeptHeap()] if args.device.type == "cpu" else []),
-        ]
+        ]  # fmt: skip
         super().__init__(
             model=parts.model,
             args=args,
