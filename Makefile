@@ -14,7 +14,7 @@ BUBBLEWRAP := command -v bwrap >/dev/null || [ "$$(id -u)" != 0 ] || ! command -
 # One thread per test process: the models are tiny, and two processes share the cores.
 TEST_ENV := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false
 
-.PHONY: help install demo test lint pytest proof faults demo-smollm bench clean
+.PHONY: help install demo test lint pytest proof faults site demo-smollm bench clean
 .DEFAULT_GOAL := help
 
 help:
@@ -23,6 +23,7 @@ help:
 	@echo "make demo-smollm  DPO with LoRA on a real 135M model (downloads about 100 MB)"
 	@echo "make proof        put historical bugs back, one at a time: the tests must fail (writes docs/proof.md)"
 	@echo "make faults       attack the sandbox of sampled programs (writes the table of docs/reliability.md)"
+	@echo "make site         build the documentation into build/site"
 	@echo "make bench        side by side measurements (see docs/benchmarks.md)"
 	@echo "make install      .venv with strop and the development tools"
 	@echo "make clean        remove .venv and caches"
@@ -66,6 +67,10 @@ proof: $(VENV)/.dev
 
 faults: $(VENV)/.dev
 	@$(TEST_ENV) $(BIN)/python -m proof.faults
+
+site: $(VENV)/.dev
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet
+	@echo "build/site/index.html"
 
 demo-smollm: $(VENV)/.smollm
 	@$(BIN)/python -m examples.smollm

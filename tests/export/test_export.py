@@ -95,6 +95,13 @@ def test_a_gguf_file_read_by_transformers_scores_the_same(arch: str, kind: str, 
     assert difference < BOUNDS[kind]
 
 
+def test_rows_that_no_blocks_fill_are_kept_as_halves(tmp_path: Path) -> None:
+    model = tiny_model("llama", vocab_size=len(toy_tokenizer()), hidden_size=32, intermediate_size=48)
+    write_gguf(model, toy_tokenizer(), tmp_path / "m.gguf", "q8_0")
+    read = AutoModelForCausalLM.from_pretrained(tmp_path, gguf_file="m.gguf", dtype=torch.float32)
+    torch.testing.assert_close(logits(read), logits(model), rtol=0, atol=BOUNDS["q8_0"])
+
+
 def test_the_tokenizer_in_a_gguf_file_gives_the_same_ids(tmp_path: Path) -> None:
     tokenizer = toy_tokenizer()
     model = tiny_model("qwen2", dtype=torch.float32, vocab_size=len(tokenizer))

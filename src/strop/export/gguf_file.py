@@ -147,7 +147,8 @@ def tensors(gguf: Any, architecture: Any, model: Any, quantization: str) -> Iter
         if architecture == gguf.MODEL_ARCH.LLAMA and name.endswith(("q_proj.weight", "k_proj.weight")):
             count = config.num_attention_heads if ".q_proj." in name else config.num_key_value_heads
             array = interleaved(array, count)
-        wanted = "f32" if array.dim() < 2 else quantization
+        broken = quantization.startswith("q") and array.shape[-1] % BLOCK  # rows that no blocks fill
+        wanted = "f32" if array.dim() < 2 else "f16" if broken else quantization
         stored = getattr(gguf.GGMLQuantizationType, wanted.upper())
         yield target, gguf.quants.quantize(array.numpy(), stored), stored
 
