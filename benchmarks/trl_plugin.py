@@ -56,20 +56,9 @@ def look_up(name: str, find: Any = alias.look_up) -> Any:
 def load_dataset(path: str, name: str | None = None, *args: Any, **options: Any) -> Any:
     """`datasets.load_dataset`, with the organisation's data from the folder."""
     folder = STAND_INS / "data" / str(path).rpartition("/")[2] / (name or "default")
-    if not folder.is_dir():
-        return find_dataset(path, name, *args, **options)
-    parts = datasets.load_from_disk(str(folder))
-    if options.get("split") is not None:
-        split, _, bounds = options["split"].partition("[")
-        parts = parts[split]
-        if bounds:
-            start, _, end = bounds.rstrip("]").partition(":")
-            parts = parts.select(range(int(start or 0), int(end or len(parts))))
-    if not options.get("streaming"):
-        return parts
-    if isinstance(parts, datasets.Dataset):
-        return parts.to_iterable_dataset()
-    return datasets.IterableDatasetDict({split: rows.to_iterable_dataset() for split, rows in parts.items()})
+    if folder.is_dir():
+        return find_dataset(str(folder), *args, **options)
+    return find_dataset(path, name, *args, **options)
 
 
 find_dataset = datasets.load_dataset

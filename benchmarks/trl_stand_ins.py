@@ -74,7 +74,7 @@ FAMILIES: dict[str, Family] = {
     "lfm2": Family("lfm2.jinja", **LFM),
     "lfm2.5": Family("lfm2_2_5.jinja", **LFM),
     "nemotron": Family("nemotron_3_nano.jinja", "<|im_end|>", "<|im_end|>", "<s>", False),
-    "olmo": Family(CHATML, "<|im_end|>", "<|pad|>"),
+    "chatml": Family(CHATML, "<|im_end|>", "<|pad|>"),
     "neox": PLAIN,
     "bloom": Family(None, "</s>", "<pad>", "<s>", False),
 }
@@ -148,13 +148,13 @@ MODELS: dict[str, Model] = {
     "tiny-Lfm2ForCausalLM-2.5": Model(
         "lfm2.5", "Lfm2ForCausalLM", {"layer_types": ["conv", "full_attention"], "block_multiple_of": 8}
     ),
-    "tiny-Olmo3ForCausalLM": Model("olmo", "Olmo3ForCausalLM"),
+    "tiny-Olmo3ForCausalLM": Model("chatml", "Olmo3ForCausalLM"),
     "tiny-GPTNeoXForCausalLM": Model("neox", "GPTNeoXForCausalLM", dtype=torch.float16),
     "tiny-GptNeoXForSequenceClassification": Model("neox", "GPTNeoXForSequenceClassification", {"num_labels": 1}),
     "tiny-GPT2LMHeadModel": Model("neox", "GPT2LMHeadModel", dtype=torch.float32),
     "tiny-OPTForCausalLM": Model("neox", "OPTForCausalLM", {"word_embed_proj_dim": 8, "ffn_dim": 32}, torch.float16),
     "tiny-BloomForCausalLM": Model("bloom", "BloomForCausalLM"),
-    "tiny-FalconMambaForCausalLM": Model("neox", "FalconMambaForCausalLM"),
+    "tiny-FalconMambaForCausalLM": Model("chatml", "FalconMambaForCausalLM"),
     "tiny-T5ForConditionalGeneration": Model(
         "bloom",
         "T5ForConditionalGeneration",
@@ -272,7 +272,9 @@ def make_data(script: Path, folder: Path) -> None:
 
     def save(data: Any, repository: str, config_name: str = "default", **options: Any) -> None:
         parts = data if isinstance(data, datasets.DatasetDict) else datasets.DatasetDict({"train": data})
-        parts.save_to_disk(str(folder / config_name))
+        (folder / config_name).mkdir(parents=True, exist_ok=True)
+        for split, rows in parts.items():
+            rows.to_parquet(str(folder / config_name / f"{split}.parquet"))
 
     specification = importlib.util.spec_from_file_location(script.stem, script)
     assert specification is not None and specification.loader is not None

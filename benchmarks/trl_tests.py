@@ -57,11 +57,11 @@ def run_file(file: Path, checkout: Path, folder: Path) -> None:
     here = Path(__file__).parents[1]
     environment = {
         **os.environ, "PYTHONPATH": os.pathsep.join([str(here / "src"), str(here)]), "HF_HUB_OFFLINE": "1",
-        "HF_HUB_CACHE": str(folder / "hub"), "STROP_STAND_INS": str(folder), "STROP_OUTCOMES": str(outcomes),
+        "HF_HUB_CACHE": str(folder / "hub"), "HF_DATASETS_CACHE": str(folder / "cache"), "STROP_STAND_INS": str(folder), "STROP_OUTCOMES": str(outcomes),
         "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "PYTHONDONTWRITEBYTECODE": "1",
     }  # fmt: skip
     command = [sys.executable, "-m", "pytest", "-p", "benchmarks.trl_plugin", "-p", "no:cacheprovider", "-q"]
-    command += ["-o", "addopts=", "-W", "ignore", "--tb=short", f"--basetemp={folder / 'temporary'}"]
+    command += ["-o", "addopts=", "-W", "ignore", "--tb=short", f"--basetemp={folder / 'temporary' / file.stem}"]
     command += ["-m", "not slow and not low_priority", "-k", f"not ({UNABLE})", str(file.relative_to(checkout))]
     log = (folder / "outcomes" / f"{file.stem}.log").open("w")
     subprocess.run(command, cwd=checkout, env=environment, stdout=log, stderr=subprocess.STDOUT, check=False)

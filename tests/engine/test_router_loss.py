@@ -17,6 +17,7 @@ def first_loss(verb: str, folder: Path, coef: float | None, own: float = 0.5) ->
     model = tiny_model("qwen3_moe", dtype=torch.float64, seed=0, vocab_size=len(toy_tokenizer("plain")))
     model.config.router_aux_loss_coef = own
     trainer = make_trainer(verb, folder, model=model, max_steps=1, router_aux_loss_coef=coef)
+    assert trainer.aux_loss_enabled == (coef != 0.0)
     trainer.train()
     return trainer.state.log_history[0]
 
@@ -31,6 +32,6 @@ def test_none_is_the_models_own_coefficient(verb: str, tmp_path: Path) -> None:
 def test_a_model_without_a_router_has_no_such_loss(tmp_path: Path) -> None:
     trainer = make_trainer("sft", tmp_path, max_steps=1)
     trainer.train()
-    assert "aux_loss" not in trainer.state.log_history[0]
+    assert "aux_loss" not in trainer.state.log_history[0] and not trainer.aux_loss_enabled
     with pytest.raises(ConfigError, match=r"router_aux_loss_coef=0\.1, but LlamaForCausalLM has no router"):
         make_trainer("sft", tmp_path, router_aux_loss_coef=0.1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -159,6 +160,15 @@ def test_damaged_folders(file: str, content: str, folder: Path, tmp_path: Path) 
         with pytest.raises(SetupError, match="damaged or of another kind") as caught:
             load_model(tmp_path, task=task)
         assert caught.value.__suppress_context__ and "\n" not in str(caught.value)
+
+
+def test_code_of_its_own_is_a_matter_of_the_settings(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "own.py").write_text("from transformers import LlamaConfig\n\n\nclass Own(LlamaConfig):\n    pass\n")
+    config = {"model_type": "own", "auto_map": {"AutoConfig": "own.Own", "AutoModelForCausalLM": "own.Own"}}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    (tmp_path / "model.safetensors").write_bytes((folder / "model.safetensors").read_bytes())
+    with pytest.raises(ConfigError, match="pass trust_remote_code=True"):
+        load_model(tmp_path)
 
 
 def test_wrong_words_are_refused(folder: Path) -> None:

@@ -64,7 +64,7 @@ def test_what_the_file_holds_in_vain_is_said_or_handed_back(tmp_path: Path) -> N
         TrlParser(ALL).parse_args_and_config([f"--config={file}"])
     *_, unknown = TrlParser(ALL).parse_args_and_config(["--config", str(file)], return_remaining_strings=True)
     assert unknown == ["--learning_rat", "1"]
-    with pytest.raises(ConfigError, match="no such file"):
+    with pytest.raises(ConfigError, match="No such file"):
         TrlParser(ALL).parse_args_and_config(["--config", str(tmp_path / "none.yaml")])
 
 

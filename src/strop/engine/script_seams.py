@@ -19,6 +19,12 @@ class ScriptSeams(NoDeadOverrides):
 
     reference: Any
     args: Any
+    router_coef: float
+
+    @property
+    def aux_loss_enabled(self) -> bool:
+        """Whether the load of a router's experts is balanced, by a term of the loss."""
+        return self.router_coef > 0
 
     @property
     def ref_model(self) -> Any:

@@ -259,7 +259,8 @@ class _Place:
         except (MemoryError, KeyboardInterrupt):
             raise
         except Exception as error:  # readers of five file formats raise as many kinds
-            raise SetupError(self._explain(error)) from None
+            kind = ConfigError if "trust_remote_code" in str(error) else SetupError
+            raise kind(self._explain(error)) from None
 
     def _explain(self, error: Exception) -> str:
         cause = f"{type(error).__name__}: {_first_line(error)}"

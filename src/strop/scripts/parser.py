@@ -10,7 +10,6 @@ import os
 import sys
 import warnings
 from collections.abc import Iterable, Mapping
-from pathlib import Path
 from typing import Any
 
 import yaml
@@ -129,9 +128,11 @@ def _take_config(words: list[str]) -> tuple[list[str], str | None]:
 
 def _read(file: str) -> dict[str, Any]:
     """Settings of a YAML file; its `env` is put into the environment."""
-    if not Path(file).is_file():
-        raise ConfigError(f"--config {file}: there is no such file.")
-    settings = yaml.safe_load(Path(file).read_text(encoding="utf-8"))
+    try:
+        with open(file, encoding="utf-8") as text:
+            settings = yaml.safe_load(text)
+    except OSError as error:
+        raise ConfigError(f"--config {file}: {error.strerror or error}.") from None
     if not isinstance(settings, dict):
         raise ConfigError(f"--config {file}: must hold 'name: value' lines, found {type(settings).__name__}.")
     variables = settings.pop("env", {})
