@@ -33,7 +33,10 @@ PASSED, SKIPPED, PRIVATE, WORDING, SUPPORTED, SURROUNDINGS, FELT = (
     "passed", "skipped", "private internals", "wording", "supported here", "surroundings", "felt by users",
 )  # fmt: skip
 KINDS: tuple[tuple[str, str], ...] = (
-    (SURROUNDINGS, r"couldn't connect|LocalEntryNotFound|is not a local folder|more than \d+ s|offline mode"),
+    (
+        SURROUNDINGS,
+        r"couldn't connect|neither a folder here nor in the hub cache|LocalEntryNotFound|is not a local folder|more than \d+ s|offline mode",
+    ),
     (PRIVATE, r"NoNamesake|has no attribute '_|does not have the attribute|has no namesake in strop"),
     (SUPPORTED, r"DID NOT RAISE"),
     (WORDING, r"Regex pattern did not match|DID NOT WARN|caplog|Expected regex"),
@@ -56,15 +59,22 @@ def run_file(file: Path, checkout: Path, folder: Path) -> None:
     outcomes.unlink(missing_ok=True)
     here = Path(__file__).parents[1]
     environment = {
-        **os.environ, "PYTHONPATH": os.pathsep.join([str(here / "src"), str(here)]), "HF_HUB_OFFLINE": "1",
-        "HF_HUB_CACHE": str(folder / "hub"), "HF_DATASETS_CACHE": str(folder / "cache"), "STROP_STAND_INS": str(folder), "STROP_OUTCOMES": str(outcomes),
-        "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "PYTHONDONTWRITEBYTECODE": "1",
-    }  # fmt: skip
+        "PYTHONPATH": os.pathsep.join([str(here / "src"), str(here)]),
+        "HF_HUB_OFFLINE": "1",
+        "HF_HUB_CACHE": str(folder / "hub"),
+        "HF_DATASETS_CACHE": str(folder / "cache"),
+        "STROP_STAND_INS": str(folder),
+        "STROP_OUTCOMES": str(outcomes),
+        "OMP_NUM_THREADS": "1",
+        "TOKENIZERS_PARALLELISM": "false",
+    }
     command = [sys.executable, "-m", "pytest", "-p", "benchmarks.trl_plugin", "-p", "no:cacheprovider", "-q"]
     command += ["-o", "addopts=", "-W", "ignore", "--tb=short", f"--basetemp={folder / 'temporary' / file.stem}"]
     command += ["-m", "not slow and not low_priority", "-k", f"not ({UNABLE})", str(file.relative_to(checkout))]
     log = (folder / "outcomes" / f"{file.stem}.log").open("w")
-    subprocess.run(command, cwd=checkout, env=environment, stdout=log, stderr=subprocess.STDOUT, check=False)
+    subprocess.run(
+        command, cwd=checkout, env=os.environ | environment, stdout=log, stderr=subprocess.STDOUT, check=False
+    )
 
 
 def read(folder: Path) -> list[dict[str, Any]]:

@@ -99,7 +99,7 @@ class OnlinePairTrainer(OnlineTrainer):
         assert self.rewards is not None
         duels = [pair for group in groups for pair in combinations(replies(self.processing_class, group), 2)]
         sizes = [math.comb(len(group.completions), 2) for group in groups]
-        prompts = [group.prompt for group, size in zip(groups, sizes, strict=True) for _ in range(size)]
+        prompts = [group.question for group, size in zip(groups, sizes, strict=True) for _ in range(size)]
         table = self.rewards.score(prompts, duels)
         for group, verdicts in zip(groups, np.split(table.values[0], np.cumsum(sizes)[:-1]), strict=True):
             group.reward_names = table.names

@@ -34,6 +34,11 @@ class Group:
         """The row's other columns, for reward functions."""
         return self.example.extras.get("columns", {})
 
+    @property
+    def question(self) -> Any:
+        """The prompt as rewards read it: without the begun answer that the completions go on with."""
+        return self.prompt if begun_answer(self.prompt) is None else self.prompt[:-1]
+
     def tree(
         self, keep: Sequence[int] | None = None, *, drop_truncated: bool = False, sampled: Sampled | None = None
     ) -> Example:
@@ -75,7 +80,17 @@ def replies(tokenizer: Any, group: Group) -> list[Any]:
     """Completions in the form of their prompt, message lists or texts; for rewards and people, the ids are trained
     on."""
     texts = tokenizer.batch_decode(group.completions, skip_special_tokens=True)
-    return texts if isinstance(group.prompt, str) else [[{"role": "assistant", "content": text}] for text in texts]
+    if isinstance(group.prompt, str):
+        return texts
+    begun = begun_answer(group.prompt) or {"role": "assistant", "content": ""}
+    return [[{**begun, "content": begun["content"] + text}] for text in texts]
+
+
+def begun_answer(prompt: Any) -> dict[str, Any] | None:
+    """The assistant's message that a conversation ends in, which a completion goes on with; None where there is none."""
+    if isinstance(prompt, str) or not prompt or prompt[-1].get("role") != "assistant":
+        return None
+    return prompt[-1] if isinstance(prompt[-1].get("content"), str) else None
 
 
 def completion_metrics(groups: Sequence[Group]) -> dict[str, Mean | Extreme]:

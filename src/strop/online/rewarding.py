@@ -69,7 +69,7 @@ def reward_groups(
     for name in dict.fromkeys(name for group in groups for name in group.columns):
         columns[name] = [group.columns.get(name) for group, _ in flat]
     table = rewards.score(
-        [group.prompt for group, _ in flat],
+        [group.question for group, _ in flat],
         [text for group in groups for text in replies(tokenizer, group)],
         [group.completions[i] for group, i in flat],
         columns,
