@@ -87,7 +87,7 @@ def replies(tokenizer: Any, group: Group) -> list[Any]:
 
 
 def begun_answer(prompt: Any) -> dict[str, Any] | None:
-    """The assistant's message that a conversation ends in, which a completion goes on with; None where there is none."""
+    """The assistant's message at the end of a conversation, which a completion goes on with; None without one."""
     if isinstance(prompt, str) or not prompt or prompt[-1].get("role") != "assistant":
         return None
     return prompt[-1] if isinstance(prompt[-1].get("content"), str) else None
