@@ -9,7 +9,7 @@ MUTATIONS = (
         name="nothing-is-tried-beyond-the-windows",
         promises=(9,),
         history="PhiMoE's window stands in a mask that a flat row does not get: six tokens did not show it, 3 nats off.",
-        edits=(Edit("model/select.py", "    return _why_not_far(decoder_of(inner))\n", "    return None\n"),),
+        edits=(Edit("model/select.py", "    return why_not_far(decoder_of(inner))\n", "    return None\n"),),
         tests=("tests/model/test_select.py::test_what_shows_far_apart_only_is_seen_on_a_twin",),
     ),
     Mutation(
@@ -34,5 +34,34 @@ MUTATIONS = (
             ),
         ),
         tests=("tests/model/test_rope.py::test_short_and_long_neighbours_change_nothing",),
+    ),
+    Mutation(
+        name="padding-on-the-left-is-seen",
+        promises=(9,),
+        history="Rows of BART, RWKV and RecurrentGemma were sampled beside longer ones: other log-probs than alone.",
+        edits=(
+            Edit(
+                "rollout/transformers_engine.py",
+                "        fits = fits and not (equal_lengths and last and last[-1].length != row.length)\n",
+                "",
+            ),
+        ),
+        tests=(
+            "tests/rollout/test_transformers_engine.py::"
+            "test_padding_and_caches_that_change_numbers_are_found_and_avoided[bart]",
+        ),
+    ),
+    Mutation(
+        name="sampler-is-believed",
+        promises=(9, 5),
+        history="Ratios at the first step were off by nats, and only a column of the log that nobody reads said so.",
+        edits=(
+            Edit(
+                "online/sampler_check.py",
+                '    if gap.numel() and not float(gap.mean()) <= ROUNDING["half" if half else "wide"]:\n',
+                "    if False:\n",
+            ),
+        ),
+        tests=("tests/online/test_sampler_check.py::test_every_method_tells_a_true_engine_from_another[grpo]",),
     ),
 )

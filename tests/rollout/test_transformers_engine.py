@@ -1,11 +1,13 @@
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
 from torch import nn
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from strop.errors import ConfigError, DataError
 from strop.rollout import Mixture, SamplingParams
@@ -113,3 +115,51 @@ def test_sync_takes_another_model(llama: nn.Module, prompts: list[list[int]], gr
     engine.sync(other)
     assert engine.generate(prompts, 1, GREEDY).completions == [[ids] for ids in greedy_reference(other, prompts, 10)]
     engine.close()
+
+
+def odd(arch: str, **fields: Any) -> Any:
+    sizes = {"vocab_size": 64, "hidden_size": 32, "d_model": 32, "intermediate_size": 32, "num_hidden_layers": 2}
+    sizes |= {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8, "decoder_layers": 2, "pad_token_id": 0}
+    sizes |= {"decoder_attention_heads": 4, "decoder_ffn_dim": 32, "max_position_embeddings": 64, "lru_width": 32}
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(arch, **sizes | fields)).float().eval()
+    for name, parameter in model.named_parameters():
+        if parameter.dim() > 1 and "rg_lru" not in name and "time_" not in name:
+            torch.nn.init.normal_(parameter, std=0.15)
+    return model
+
+
+ODD = {
+    "bart": ({}, (True, True)),  # positions count the padding
+    "recurrent_gemma": ({"num_hidden_layers": 3}, (True, True)),  # states run over it
+    "minimax": ({"layer_types": ["linear_attention", "full_attention"], "sliding_window": 8}, (False, False)),
+    "rwkv": ({"attention_hidden_size": 32}, (False, True)),  # a cache that is wrong for more than one row
+}
+
+
+@pytest.mark.parametrize("arch", ODD)
+def test_padding_and_caches_that_change_numbers_are_found_and_avoided(
+    arch: str, prompts: list[list[int]], forced_logps: Callable, largest_gap: Callable
+) -> None:
+    fields, way = ODD[arch]
+    generator = TransformersGenerator(odd(arch, **fields))
+    sampling = SamplingParams(max_new_tokens=5, stop_token_ids=(), seed=1)
+    rollout = generator.generate(prompts[:3], 2, sampling)
+    assert largest_gap(rollout.sampler_logps, forced_logps(generator.model, rollout, sampling)) < 1e-3
+    assert generator.way == way
+
+
+@pytest.mark.parametrize("kind", ["longrope", "dynamic"])
+def test_rows_with_positions_by_length_are_sampled_as_if_alone(
+    kind: str, prompts: list[list[int]], largest_gap: Callable
+) -> None:
+    rope = {"rope_type": kind, "rope_theta": 10000.0, "factor": 4.0, "original_max_position_embeddings": 12}
+    rope |= {"short_factor": [1.0, 1.1, 1.2, 1.3], "long_factor": [2.0, 3.0, 4.0, 5.0]} if kind == "longrope" else {}
+    model = tiny_model("llama", rope_parameters=rope, max_position_embeddings=12, dtype=torch.float32)
+    generator, sampling = TransformersGenerator(model), SamplingParams(max_new_tokens=6, stop_token_ids=(), seed=1)
+    together = generator.generate(prompts, 1, sampling)
+    for at, prompt in enumerate(prompts):
+        given = together.completions[at][0]
+        with torch.no_grad():
+            first = copy.deepcopy(model)(input_ids=torch.tensor([prompt])).logits[0, -1].log_softmax(-1)
+        assert together.sampler_logps[at][0][0] == pytest.approx(float(first[given[0]]), abs=1e-4)

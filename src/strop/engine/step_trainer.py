@@ -371,7 +371,7 @@ class StepTrainer(Trainer):
 
     def score_with(self, model: torch.nn.Module, batch: Batch, want: Want, **options: Any) -> Scores:
         """Scores under any model, by the rules that policy and reference share."""
-        return in_one_precision(self.accelerator, score_batch, model, batch, want, **self.score_options(), **options)
+        return in_one_precision(self.accelerator, score_batch, model, batch, want, **self.score_options() | options)
 
     @property
     def head_bytes(self) -> int:

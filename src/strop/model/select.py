@@ -186,10 +186,10 @@ def _why_not_tree(runner: nn.Module, inner: Any, padded: torch.Tensor, precision
     difference = _typical(_errors(tree, padded), precision)
     if not difference <= _TOLERANCE[precision]:
         return f"tree and padded rows give different hidden states (relative difference {difference:.1e})"
-    return _why_not_far(decoder_of(inner))
+    return why_not_far(decoder_of(inner))
 
 
-def _why_not_far(decoder: Any) -> str | None:
+def why_not_far(decoder: Any) -> str | None:
     """What goes wrong beyond the distances that the config names, on a twin of the layers."""
     named = ", ".join(f"{name}={value}" for name, value in boundaries(decoder.config).items())
     if not named:

@@ -2,7 +2,8 @@
 
 What depends on the distance between two tokens (a sliding window, a chunk, a sparse index, a position from which on
 angles are scaled) does not show on a short row, and a row of the model itself that is long enough may take minutes.
-So the model's own code is built anew from its config, with one layer of each kind, and shown rows that reach past all.
+So the model's own code is built anew from its config, with as many layers as show each kind, and shown rows that reach
+past all of them.
 """
 
 from __future__ import annotations
@@ -22,12 +23,12 @@ _DISTANCE = re.compile(r"window(_size|_len)?$|chunk_size$|block_size$|index_topk
 _SCALING = ("original_max_position_embeddings", "floor_scale")
 _BLOCKS = re.compile(r"(topk|local)_blocks$")
 _EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
-_WIDTHS = ("intermediate_size", "moe_intermediate_size", "shared_expert_intermediate_size")
 
 
 def boundaries(config: Any) -> dict[str, int]:
     """Every distance in tokens that a config names, by its name."""
-    return {name: value for part in _parts(config) for name, value in part.items() if _is_boundary(name, value)}
+    parts = (vars(config), *rope_parts(config))
+    return {name: value for part in parts for name, value in part.items() if _is_boundary(name, value)}
 
 
 def twin_of(decoder: Any) -> nn.Module | None:
@@ -46,26 +47,29 @@ def twin_of(decoder: Any) -> nn.Module | None:
 
 
 def _shrunk(config: Any) -> Any:
+    """A copy with fewer and narrower layers and with short distances."""
     config = copy.deepcopy(config)
-    layers = getattr(config, "num_hidden_layers", 0)
-    kinds = [name for name, value in vars(config).items() if isinstance(value, list) and len(value) == layers > 0]
-    kept = _one_of_each([getattr(config, name) for name in kinds], layers)
+    field = lambda name: config.attribute_map.get(name, name)  # noqa: E731
+    own = vars(config)  # not attributes: those that differ between layers refuse to be read
+    layers, by_layer = _enough_layers(config)
+    own.update({name: own[name][:layers] for name in by_layer})
+    heads, of_keys = own[field("num_attention_heads")], own.get(field("num_key_value_heads"))
+    few = min(heads, 4)
     # Heads keep their size: much is laid out by it (rotary factors and sections, latent ranks).
-    heads, of_keys = config.num_attention_heads, getattr(config, "num_key_value_heads", None)
-    size = getattr(config, "head_dim", None) or config.hidden_size // heads
-    few = {"num_attention_heads": min(heads, 4), "hidden_size": min(heads, 4) * size, "vocab_size": 128}
+    size = own.get(field("head_dim")) or own[field("hidden_size")] // heads
+    values = {"num_attention_heads": few, "hidden_size": few * size, "num_hidden_layers": layers, "pad_token_id": 0}
+    values |= {"num_kv_shared_layers": 0} | {name: 128 for name in own if name.startswith("vocab_size")}
     if of_keys is not None:
-        few["num_key_value_heads"] = min(of_keys, few["num_attention_heads"] // (1 if of_keys == heads else 2)) or 1
-    few |= {name: min(value, 32) for name in _EXPERTS if isinstance(value := getattr(config, name, None), int)}
-    few |= {name: min(value, 64) for name in _WIDTHS if isinstance(value := getattr(config, name, None), int)}
-    few |= {name: [getattr(config, name)[i] for i in kept] for name in kinds}
-    few |= {"num_hidden_layers": len(kept), "num_kv_shared_layers": 0, "pad_token_id": 0}
-    for name, value in few.items():
-        if hasattr(config, name):
-            setattr(config, name, value)
-    for part in _parts(config):
+        values["num_key_value_heads"] = min(of_keys, few if of_keys == heads else max(1, few // 2))
+    for name, value in values.items():
+        if field(name) in own:
+            own[field(name)] = value
+    for part in (own, *rope_parts(config)):
         for name, value in part.items():
-            if _BLOCKS.search(name):
+            if name in _EXPERTS or "intermediate_size" in name:
+                most = 32 if name in _EXPERTS else 64
+                part[name] = [min(x, most) for x in value] if isinstance(value, list) else value and min(value, most)
+            elif _BLOCKS.search(name):
                 part[name] = min(value, 2)
             elif _is_boundary(name, value) and part.get("rope_type") not in LENGTH_DEPENDENT:
                 part[name] = min(value, SHRUNK)
@@ -73,20 +77,17 @@ def _shrunk(config: Any) -> Any:
     return config
 
 
-def _one_of_each(lists: list[list[Any]], layers: int) -> list[int]:
-    """The first layer of every kind, layers being of one kind if all lists say the same of them; at least two."""
-    if not lists:
-        return list(range(min(layers, 4)))
-    first: dict[str, int] = {}
-    for layer, kind in enumerate(zip(*lists, strict=True)):
-        first.setdefault(str(kind), layer)
-    return sorted({*list(first.values())[:8], *range(min(layers, 2))})
+def _enough_layers(config: Any) -> tuple[int, list[str]]:
+    """How many of the first layers show one of each kind, at least two, and which fields say something of each layer.
+
+    Layers are of one kind if all those fields say the same of them.
+    """
+    layers = vars(config)[config.attribute_map.get("num_hidden_layers", "num_hidden_layers")]
+    names = [name for name, value in vars(config).items() if isinstance(value, list) and len(value) == layers]
+    kinds = [str(kind) for kind in zip(*(vars(config)[name] for name in names), strict=True)]
+    return min(layers, max(2, *(1 + kinds.index(kind) for kind in kinds)) if kinds else 4), names
 
 
 def _is_boundary(name: str, value: Any) -> bool:
     named = _DISTANCE.search(name) or name in _SCALING
     return bool(named) and isinstance(value, int) and not isinstance(value, bool) and value > 0
-
-
-def _parts(config: Any) -> list[dict[str, Any]]:
-    return [vars(config), *rope_parts(config)]

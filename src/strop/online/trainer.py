@@ -21,6 +21,7 @@ from strop.online.groups import Group, completion_metrics, sample_rows
 from strop.online.pieces import pieces
 from strop.online.rewarding import check_rewards, make_rewards, reward_groups, reward_source
 from strop.online.sampled_distribution import changes_distribution, rescore
+from strop.online.sampler_check import compare_sampler
 from strop.online.sampling import make_engine, sample_groups, sampling_params
 from strop.records import Batch, Counts, Example, Scores, Want
 from strop.rollout import SamplingParams
@@ -93,6 +94,7 @@ class OnlineTrainer(BaseTrainer):
     def after_init(self) -> None:
         self.buffer: deque[list[Example]] = deque()
         self.rounds = 0
+        self._sampler_compared = False  # with the policy, at the first round
         self._tools, self._environment_factory = self.given["tools"], self.given["environment_factory"]
         self._rollout_func = self.given["rollout_func"]
         self.rewards = None
@@ -187,6 +189,9 @@ class OnlineTrainer(BaseTrainer):
             rollout_func=None if own is None else lambda ids, n, params: own(ids, n, params, self),
         )
         self._metrics["train" if training else "eval"].add(metrics)
+        if training and not self._sampler_compared:
+            self._sampler_compared = True
+            compare_sampler(self, groups)
         return groups
 
     def score_groups(self, groups: list[Group], mode: str) -> None:

@@ -3,7 +3,7 @@
 A few tokens go through prompts and decode steps, with shared and with forked prompts, and the logits are compared
 with the model's own forward pass over the whole sequence. An architecture whose attention is not where we think it is
 (linear attention, state spaces, ALiBi, keys shared between layers, ...) gives other logits or an exception, and the
-transformers engine takes over.
+transformers engine takes over. Windows that these tokens do not reach are tried on a twin (`strop.model.select`).
 """
 
 from __future__ import annotations
@@ -12,17 +12,19 @@ from contextlib import ExitStack
 
 import torch
 from torch import nn
-from transformers import PreTrainedModel
+from transformers import GenerationConfig, PreTrainedModel
 
 from strop.errors import SetupError
-from strop.model.wrappers import unwrap
+from strop.model.rope import LENGTH_DEPENDENT, longest_plain_row, rope_parts
+from strop.model.select import why_not_far
+from strop.model.twin import boundaries
+from strop.model.wrappers import decoder_of, unwrap
 from strop.rollout import limits
 from strop.rollout.decoder import Decoder
 from strop.rollout.rollout_mode import rollout_attention, sampling_mode, transformers_model
 from strop.rollout.scheduler import Row, Scheduler
 
 _KNOWN_LAYERS = frozenset({"full_attention", "sliding_attention"})
-_LENGTH_DEPENDENT_ROPE = frozenset({"dynamic", "longrope"})
 # Of the largest logit; half precision 0.05. Some models take their softmax in float32 even where weights are float64.
 _TOLERANCE = {torch.float64: 1e-5, torch.float32: 1e-3}
 _LONGEST_CHECK = 600  # tokens: a longer sliding window is not reached by the check
@@ -49,10 +51,10 @@ def _declared_problem(model: nn.Module, base: PreTrainedModel) -> str | None:
     unknown = set(getattr(config, "layer_types", None) or ()) - _KNOWN_LAYERS
     if unknown:
         return f"it has layers of type {sorted(unknown)}"
-    kind = (getattr(config, "rope_parameters", None) or {}).get("rope_type")
-    if kind in _LENGTH_DEPENDENT_ROPE:
+    kind = next((k for k in (part.get("rope_type") for part in rope_parts(config)) if k in LENGTH_DEPENDENT), None)
+    if kind is not None:
         return f"its rotary positions ('{kind}') depend on the longest row of the batch"
-    return None
+    return why_not_far(decoder_of(base))
 
 
 def _measured_problem(model: nn.Module, base: PreTrainedModel, autocast: torch.dtype | None) -> str | None:
@@ -130,3 +132,49 @@ def _compare(
             if not worst <= tolerance * max(scale, 1e-3):
                 return f"its attention gives other logits in the rollout (off by {worst:.2g} at size {scale:.2g})"
     return None
+
+
+def right_generation(model: nn.Module, base: PreTrainedModel) -> tuple[bool, bool]:
+    """Under which (use_cache, equal_lengths) `generate` gives the logits of the model's own forward pass.
+
+    Left padding is seen by states that run over it and by positions that count it (linear attention, RWKV, BART and
+    its kin): rows of equal length are decoded together then, as where rotary positions depend on the longest row.
+    Some caches are wrong, of some only beyond a block; then every step computes the whole row.
+
+    Raises:
+        SetupError: no way of calling `generate` does.
+    """
+    config = decoder_of(base).config
+    vocab, plain = limits.vocab_size(base), longest_plain_row(config)
+    most = min(length for length in (limits.position_limit(base), plain, _LONGEST_CHECK) if length is not None) - 4
+    long = 3 + max([8, *(length for length in boundaries(config).values() if length + 3 <= most)])
+    lengths = ((7, long), (5, long), (11, 2))
+    rows = [[(step * i + 3) % vocab for i in range(max(1, min(length, most)))] for step, length in lengths]
+    wanted = [model(input_ids=torch.tensor([[*row, 1, 1]], device=base.device), use_cache=False) for row in rows]
+    logits = [out.logits[0, -3:].double() for out in wanted]  # (3, V) each
+    tolerance = 0.1 * _TOLERANCE.get(base.dtype, 0.5) * max(float(torch.stack(logits).abs().max()), 1e-3)
+    for use_cache in (True, False):
+        for together in ((0, 2), (0, 1)) if plain is None else ((0, 1),):
+            found = _generated_logits(model, [rows[i] for i in together], use_cache)  # (2, 3, V)
+            if float((found - torch.stack([logits[i] for i in together])).abs().max()) <= tolerance:
+                return use_cache, together == (0, 1)
+    raise SetupError(
+        f"{type(base).__name__}.generate gives other logits than the model's forward pass, with and without a cache, "
+        "so nothing that is sampled with it can be learned from. Use another version of transformers, or "
+        "engine='vllm'."
+    )
+
+
+def _generated_logits(model: nn.Module, prompts: list[list[int]], use_cache: bool) -> torch.Tensor:
+    """Logits of three steps of `generate`, (rows, 3, V), which goes on with the id 1 each time."""
+    device, width = next(model.parameters()).device, max(map(len, prompts))
+    ids = torch.tensor([[0] * (width - len(prompt)) + prompt for prompt in prompts], device=device)
+    mask = torch.tensor([[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts], device=device)
+    settings = GenerationConfig(
+        max_new_tokens=3, do_sample=False, pad_token_id=0, eos_token_id=None, return_dict_in_generate=True,
+        output_logits=True, use_cache=use_cache,
+    )  # fmt: skip
+    out = model.generate(  # type: ignore[operator]
+        input_ids=ids, attention_mask=mask, generation_config=settings, prefix_allowed_tokens_fn=lambda *_: [1]
+    )
+    return torch.stack(out.logits, 1).double()

@@ -1,8 +1,9 @@
 """`model.generate` behind the interface of a rollout engine: slower, and right for every architecture.
 
-Rows are left-padded and decoded together until the last one ends. The token of every row is drawn by the same code
-as in the native engine: a logits processor warps the logits, draws, and leaves `generate` one token to choose. So
-seeds, stop rules and `sampler_logps` mean the same in both engines.
+Rows are left-padded and decoded together until the last one ends; where a model sees its padding, or its rotary
+positions depend on the longest row, only prompts of equal length are. What holds is tried on first use. The token of
+every row is drawn by the same code as in the native engine: a logits processor warps the logits, draws, and leaves
+`generate` one token to choose. So seeds, stop rules and `sampler_logps` mean the same in both engines.
 """
 
 from __future__ import annotations
@@ -15,7 +16,8 @@ import torch.distributed as dist
 from torch import nn
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList, StoppingCriteria, StoppingCriteriaList
 
-from strop.errors import ConfigError
+from strop.errors import ConfigError, SetupError
+from strop.model.rope import forget_lengths
 from strop.model.wrappers import unwrap
 from strop.records import Rollout
 from strop.rollout import limits
@@ -25,6 +27,7 @@ from strop.rollout.native import completion_rows
 from strop.rollout.rollout_mode import sampling_mode, transformers_model
 from strop.rollout.sampling import SamplingParams, seen_tokens
 from strop.rollout.scheduler import Row, as_rollout_lists
+from strop.rollout.self_check import right_generation
 from strop.rollout.stopping import StopRule, default_stop_ids
 
 
@@ -57,6 +60,7 @@ class TransformersGenerator:
         self.autocast = autocast
         self.reason = "it was made directly"
         # Processes that share the weights of one model go on until the last of them is done.
+        self._way: tuple[bool, bool] | None = None  # use_cache, equal_lengths; found on first use
         self._in_lockstep = limits.is_sharded(model) and dist.is_available() and dist.is_initialized()
 
     def sync(self, model: nn.Module | None = None) -> None:
@@ -93,9 +97,24 @@ class TransformersGenerator:
             stack.callback(setattr, self.base, "generation_config", own_config)
             # The model's own defaults (penalties, forbidden words, top-k 50) would change the distribution unseen.
             self.base.generation_config = GenerationConfig()
-            for chunk in _chunks(rows, self.max_rows, context_tokens):
+            for chunk in _chunks(rows, self.max_rows, context_tokens, equal_lengths=self.way[1]):
+                forget_lengths(self.base)
                 self._write([prompts[row.index] for row in chunk], chunk, sampling, stop, mixture)
         return Rollout(prompts=[list(p) for p in prompts], **as_rollout_lists(rows, len(prompts), n))
+
+    @property
+    def way(self) -> tuple[bool, bool]:
+        """Whether `generate` may use a cache, and whether only rows of equal length are decoded together."""
+        if self._way is None:
+            with sampling_mode([self.model]):
+                self._way = right_generation(self.model, self.base)
+            if self._way[1] and self._in_lockstep:
+                raise SetupError(
+                    f"{type(self.base).__name__} gives other numbers for rows that are padded on the left, and its "
+                    "weights are spread over processes, which must take the same number of steps. Sample without "
+                    "sharding (DDP, one process), or with engine='vllm'."
+                )
+        return self._way
 
     def _write(
         self,
@@ -117,7 +136,11 @@ class TransformersGenerator:
             input_ids=ids,
             attention_mask=mask,
             generation_config=GenerationConfig(
-                max_new_tokens=max(row.limit for row in rows), do_sample=False, pad_token_id=0, eos_token_id=None
+                max_new_tokens=max(row.limit for row in rows),
+                do_sample=False,
+                pad_token_id=0,
+                eos_token_id=None,
+                use_cache=self.way[0],
             ),
             logits_processor=LogitsProcessorList([writer]),
             stopping_criteria=StoppingCriteriaList([_AllRowsDone(rows)]),
@@ -125,8 +148,8 @@ class TransformersGenerator:
         )
 
 
-def _chunks(rows: list[Row], most: int, context_tokens: int | None) -> list[list[Row]]:
-    """Rows that are decoded together, of similar length to save padding.
+def _chunks(rows: list[Row], most: int, context_tokens: int | None, *, equal_lengths: bool = False) -> list[list[Row]]:
+    """Rows that are decoded together, of similar length to save padding, or of the same.
 
     A finished row goes on until the chunk's last one ends, so with a position table the longest prompt and the
     largest limit of a chunk must fit together.
@@ -136,6 +159,7 @@ def _chunks(rows: list[Row], most: int, context_tokens: int | None) -> list[list
         last = chunks[-1] if chunks else []
         limit = max((other.limit for other in last), default=0)
         fits = context_tokens is None or row.length + max(limit, row.limit) <= context_tokens
+        fits = fits and not (equal_lengths and last and last[-1].length != row.length)
         if last and len(last) < most and fits:
             last.append(row)
         else:
