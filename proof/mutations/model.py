@@ -298,4 +298,19 @@ MUTATIONS = (
         ),
         tests=("tests/engine/test_saved_scores.py::test_a_saved_reward_model_scores_the_same_elsewhere",),
     ),
+    Mutation(
+        name="a-made-class-reloads-with-empty-buffers",
+        promises=(9,),
+        history="A reward model of Falcon-H1 scored every text 0 after loading: its multipliers are a buffer not saved.",
+        edits=(
+            Edit(
+                "model/headed.py",
+                '{"__module__": causal.__module__}',
+                '{"__module__": __name__}',
+            ),
+        ),
+        tests=(
+            "tests/model/test_headed.py::test_a_head_is_the_linear_map_of_the_last_states_and_survives_saving[falcon_h1-score]",
+        ),
+    ),
 )

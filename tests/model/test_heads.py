@@ -97,11 +97,6 @@ def test_a_head_on_a_copy_of_a_causal_model(arch: str, task: str, tmp_path: Any)
     assert torch.equal(again.scores if task == "score" else again.step_logits, values)
 
 
-def test_architectures_without_the_head_are_refused() -> None:
-    with pytest.raises(SetupError, match="cannot carry a step head"):
-        with_head(tiny_model("opt"), "step")
-
-
 def test_more_labels_than_one_are_refused() -> None:
     with pytest.raises(SetupError, match="num_labels=1"):
         score(tiny_model("llama", task="score", num_labels=3), [Example([1], [[2]])], want=Want.SCORE)

@@ -12,13 +12,15 @@ import torch
 from strop.engine.checkpoint import files_beside
 from strop.engine.overrides import NoDeadOverrides
 from strop.errors import ConfigError
+from strop.model.headed import note_loading
 
 
 class ScriptSeams(NoDeadOverrides):
     """Names of TRL's trainers that scripts use."""
 
-    reference: Any
     args: Any
+    policy: Any
+    reference: Any
     router_coef: float
 
     @property
@@ -43,6 +45,8 @@ class ScriptSeams(NoDeadOverrides):
             self.args.output_dir = str(beside)
             try:
                 super().create_model_card(*args, **kwargs)  # type: ignore[misc]
+                if settings.should_save:
+                    note_loading(self.policy, beside)
             finally:
                 self.args = settings
 

@@ -44,6 +44,7 @@ from strop.engine.step_trainer import StepTrainer
 from strop.engine.windows import eval_loader
 from strop.errors import ConfigError, SetupError
 from strop.model import ADAPTER_NOTE, base_model, note_in_card
+from strop.model.headed import note_loading
 from strop.model.router import router_coefficient
 from strop.plain_text import masked
 from strop.records import StepWork
@@ -360,7 +361,8 @@ class BaseTrainer(ScriptSeams, StepTrainer):
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
         """As the parent, without its progress bars, without secrets of the settings (the parent pickles them into every
-        saved folder), and without the frozen adapter that only serves as reference."""
+        saved folder), and without the frozen adapter that only serves as reference. The model card says how to load
+        what transformers has no class for."""
         names, args = getattr(self.reference, "adapter_names", None), self.args
         self.args = copy.copy(args)
         vars(self.args).update(masked(vars(args)))
@@ -376,6 +378,8 @@ class BaseTrainer(ScriptSeams, StepTrainer):
                 note_in_card(Path(output_dir or args.output_dir))
         finally:
             self.args = args
+        if args.should_save:
+            note_loading(self.policy, output_dir or args.output_dir)
 
     def wait_for_all(self) -> None:
         """Until every rank is here."""

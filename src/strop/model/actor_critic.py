@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from strop.model import Scoring, apply_peft, install, is_peft, note_in_card, set_scoring_pad, with_head
+from strop.model.headed import note_loading
 from strop.records import Batch, Scores, Want
 
 VALUE_FOLDER = "value_model"
@@ -81,6 +82,7 @@ class ActorCritic(nn.Module):
         own.save_pretrained(within)
         if unsaid:
             note_in_card(within)
+        note_loading(self.critic, within)
 
 
 def score_both(model: nn.Module, batch: Batch, want: Want, **options: Any) -> Scores:

@@ -1,7 +1,8 @@
 """Scalar and step heads: one number per completion (reward), two per step (process reward), one per state (critic).
 
-Heads are transformers' own (`AutoModelForSequenceClassification`, `AutoModelForTokenClassification`), so that what is
-trained loads everywhere. Only the choice of position is ours: by construction, never by looking for a pad id.
+Heads are transformers' own (`AutoModelForSequenceClassification`, `AutoModelForTokenClassification`) where it has one,
+so that what is trained loads everywhere, and those of `headed` elsewhere. The choice of position is always ours: by
+construction, never by looking for a pad id.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from torch import nn
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoModelForTokenClassification
 
 from strop.errors import SetupError
+from strop.model.headed import headed_class
 from strop.model.wrappers import base_model, decoder_of
 
 _AUTO = {
@@ -47,30 +49,29 @@ def with_head(model: nn.Module, task: str) -> nn.Module:
     Returns:
         A transformers model that `save_pretrained` and `from_pretrained` know; the head's weights are drawn from the
         config's `initializer_range` with torch's current random state.
-
-    Raises:
-        SetupError: transformers has no such class for the architecture.
     """
     source = base_model(model)
-    cls = head_class(source.config, task)
-    if cls is None:
-        raise SetupError(
-            f"transformers has no {_AUTO[task].__name__} for {type(source).__name__}: it cannot carry a {task} head. "
-            "Use another architecture for this model (Llama, Qwen, Gemma, Mistral, GPT-2, ...)."
-        )
+    causal: Any = type(source)
+    cls = head_class(source.config, task) or headed_class(causal, task)
     config = copy.deepcopy(source.config)
     config.num_labels = _NUM_LABELS[task]
     decoder = decoder_of(source)
     weight = next(decoder.parameters())
     with torch.device("meta"):
         headed = cls(config)
-    body = copy.deepcopy(getattr(source, source.base_model_prefix))
-    setattr(headed, headed.base_model_prefix, body)
     for name, child in headed.named_children():
-        if name != headed.base_model_prefix:
-            child.to_empty(device=weight.device)
-            child.to(weight.dtype if weight.is_floating_point() else torch.float32)
-            _initialise(child, getattr(config, "initializer_range", 0.02))
+        own = getattr(source, name, None)
+        if type(own) is type(child) and child is not getattr(headed, "score", None):
+            setattr(headed, name, copy.deepcopy(own))
+            continue
+        if name == headed.base_model_prefix:
+            raise SetupError(
+                f"The layers of {type(source).__name__} are a {type(own).__name__}; {cls.__name__} wants a "
+                f"{type(child).__name__}. Use another architecture for a model with a {task} head."
+            )
+        child.to_empty(device=weight.device)
+        child.to(weight.dtype if weight.is_floating_point() else torch.float32)
+        _initialise(child, getattr(config, "initializer_range", 0.02))
     headed.generation_config = None
     for flag in _QUANTISED:
         if hasattr(source, flag):

@@ -18,6 +18,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 from transformers.utils import find_adapter_config_file
 
 from strop.errors import ConfigError, SetupError, did_you_mean
+from strop.model.headed import headed_class
 from strop.model.heads import TASKS, auto_class, head_class, with_head
 from strop.model.wrappers import is_peft
 
@@ -85,16 +86,20 @@ def load_model(
             return model
         _require_head(place, fresh_head, ["score"])
         return with_head(model, task)
+    reader = auto_class(task)
     if task != "causal":
         config = place.read(AutoConfig.from_pretrained, {"trust_remote_code": trust_remote_code})
         if head_class(config, task) is None and not _remote_class(config, task):
-            _require_head(place, fresh_head, ["score"])
-            return with_head(place.read(AutoModelForCausalLM.from_pretrained, options), task)
+            causal = head_class(config, "causal")
+            if causal is None:  # its code comes with the checkpoint
+                _require_head(place, fresh_head, ["score"])
+                return with_head(place.read(AutoModelForCausalLM.from_pretrained, options), task)
+            reader = headed_class(causal, task)
         if fresh_head:
             options.setdefault("num_labels", {"score": 1, "step": 2}[task])
         else:
             options["output_loading_info"] = True
-    found = place.read(auto_class(task).from_pretrained, options)
+    found = place.read(reader.from_pretrained, options)
     if not isinstance(found, tuple):
         return found
     model, info = found

@@ -45,12 +45,12 @@ def set_scoring_pad(model: nn.Module, tokenizer: Any, last_ids: Collection[int])
     return unsaid
 
 
-def note_in_card(folder: Path) -> None:
-    """Say in the card of an adapter's folder, once, what whoever loads it must set."""
+def note_in_card(folder: Path, note: str = ADAPTER_NOTE) -> None:
+    """Say in the card of a folder, once, what whoever loads it must know."""
     card = folder / "README.md"
     text = card.read_text(encoding="utf-8") if card.is_file() else ""
-    if ADAPTER_NOTE not in text:
-        card.write_text(f"{text}\n{ADAPTER_NOTE}\n", encoding="utf-8")
+    if note not in text:
+        card.write_text(f"{text}\n{note}\n", encoding="utf-8")
 
 
 def _ids(value: int | list[int] | None) -> list[int]:

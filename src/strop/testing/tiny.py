@@ -23,6 +23,7 @@ from transformers import (
     PreTrainedModel,
 )
 
+from strop.model.heads import head_class, with_head
 from strop.records import Example
 
 VOCAB = 64
@@ -98,7 +99,11 @@ def tiny_model(
         torch.manual_seed(seed)
         # The grouped matrix product of the default experts does not exist in float64.
         experts = {"experts_implementation": "eager"} if dtype == torch.float64 else {}
-        model = auto.from_config(AutoConfig.for_model(arch, **fields), **experts)
+        made = AutoConfig.for_model(arch, **fields)
+        if head_class(made, task) is None:
+            model = with_head(AutoModelForCausalLM.from_config(made, **experts), task)
+        else:
+            model = auto.from_config(made, **experts)
         _draw(model)
     model.to(dtype)
     if dtype == torch.float64:
