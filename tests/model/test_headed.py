@@ -131,3 +131,15 @@ def test_classes_are_made_once_and_named_as_transformers_names_its_own() -> None
     assert made is headed_class(type(causal("cohere")), "score")
     assert made.__name__ == "CohereForSequenceClassification" and issubclass(made, HeadOnStates)
     assert not made.can_generate()
+
+
+def test_a_decoder_of_an_encoder_family_is_read_at_its_last_token(tmp_path: Path) -> None:
+    """transformers' BERT and BART classifiers pool as encoders do: the first token, which sees nothing here."""
+    config = AutoConfig.for_model("bert", **TINY, is_decoder=True)
+    model = with_head(AutoModelForCausalLM.from_config(config).eval(), "score")
+    with torch.no_grad():
+        assert len({round(float(value), 6) for value in numbers(model, "score")}) == 4
+        model.save_pretrained(tmp_path)
+        again = load_model(tmp_path, task="score", fresh_head=False)
+        assert torch.equal(numbers(again, "score"), numbers(model, "score"))
+    assert type(again).__name__ == "BertLMHeadModelForSequenceClassification"

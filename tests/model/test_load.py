@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerFast
 
 from strop.errors import ConfigError, SetupError
 from strop.model import apply_peft, load_model, load_tokenizer, score
-from strop.records import Want
+from strop.records import Example, Want
 from strop.testing.tiny import random_examples, tiny_model
 
 EXAMPLES = random_examples(1, completions=(2, 2))
@@ -209,3 +209,21 @@ def test_wrong_adapters_are_refused() -> None:
         apply_peft(tiny_model("llama"), {"target_modules": ["nothing_like_it"]})
     with pytest.raises(ConfigError, match=r"must be a peft\.PeftConfig"):
         apply_peft(tiny_model("llama"), 5)
+
+
+def test_a_vision_language_folder_is_loaded_whole_and_reads_text(tmp_path: Path) -> None:
+    from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
+
+    size = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    vision = CLIPVisionConfig(**size, image_size=16, patch_size=8)
+    config = LlavaConfig(vision_config=vision, text_config=LlamaConfig(**size, vocab_size=64), image_token_id=7)
+    whole = LlavaForConditionalGeneration(config).eval()
+    whole.save_pretrained(tmp_path)
+    example = [Example([3, 4, 5], [[6, 8, 9]])]
+    model = load_model(tmp_path)
+    assert model.state_dict().keys() == whole.state_dict().keys()
+    with torch.no_grad():
+        logits = whole(input_ids=torch.tensor([[3, 4, 5, 6, 8, 9]])).logits[0, 2:5].log_softmax(-1)
+        assert torch.allclose(score(model, example).logps, logits[range(3), [6, 8, 9]], atol=1e-5)
+        headed = load_model(tmp_path, task="score")
+        assert score(headed, example, want=Want.SCORE).scores.shape == (1,)

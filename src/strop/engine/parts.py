@@ -17,6 +17,7 @@ from transformers import PreTrainedModel, TrainingArguments, set_seed
 from transformers.training_args import ParallelMode
 
 from strop.data import DatasetKind, TokenizeOptions
+from strop.engine.refusals import check_can_learn, check_optimizer_package
 from strop.engine.rows import RowPreparation, last_tokens, model_facts, prepare_all, tokenized
 from strop.errors import ConfigError, SetupError
 from strop.model import (
@@ -89,6 +90,7 @@ def prepare(
         assert model_init is not None
         model = model_init()
     model = resolve_model(args, model, facts.task, quantization_config, peft_config)
+    check_can_learn(model)
     if len(tokenizer) > (size := model.get_input_embeddings().num_embeddings):
         raise SetupError(
             f"The tokenizer has {len(tokenizer)} tokens, but the model embeds {size}. Use the model's own tokenizer, "
@@ -112,6 +114,7 @@ def check_models(args: TrainerConfig, facts: Facts, model: Any, model_init: Any,
         raise ConfigError("fsdp shards a model over processes, and there is one; start with torchrun or remove fsdp.")
     if isinstance(model, TrainingArguments) or isinstance(ref_model, TrainingArguments):
         raise ConfigError(f"{facts.name} was given settings in the place of a model; pass them as args=...")
+    check_optimizer_package(args)
     if ref_model is not None and not facts.uses_reference:
         weight = " while beta is 0" if getattr(args, "beta", None) == 0 else ""
         raise ConfigError(f"{facts.name} compares with no reference{weight}; remove ref_model.")
@@ -195,7 +198,7 @@ def resolve_model(
     if task != "causal":
         module = headed(module, task)
     if peft_config is not None:
-        module = apply_peft(module, spare_head(peft_config) if task != "causal" else peft_config)
+        module = apply_peft(module, peft_config)
     keep_differentiable(module)
     install(module)  # before anything wraps the model's forward, so that autocast surrounds scoring too
     if args.disable_dropout:
@@ -222,10 +225,3 @@ def headed(module: torch.nn.Module, task: str) -> torch.nn.Module:
             "as peft_config; or merge the adapter first (model.merge_and_unload())."
         )
     return with_head(module, task)
-
-
-def spare_head(peft_config: Any) -> Any:
-    """The adapter's config with the task head left out of "all-linear": the head is trained whole, and saved."""
-    if getattr(peft_config, "target_modules", None) != "all-linear" or peft_config.exclude_modules:
-        return peft_config
-    return dataclasses.replace(peft_config, exclude_modules=["score", "classifier"])

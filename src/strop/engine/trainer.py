@@ -37,6 +37,7 @@ from strop.engine.metrics import LastWindow, MetricLog
 from strop.engine.parts import prepare
 from strop.engine.reference_scores import ReferenceScores, part_path, parts_until
 from strop.engine.reference_upkeep import load_reference, reference_weights, save_reference, upkeep
+from strop.engine.refusals import check_learns
 from strop.engine.run_identity import RunLock, finished_at, folder_for, identity
 from strop.engine.run_state import load_rank_state, save_rank_state
 from strop.engine.script_seams import ScriptSeams, check_optimizer
@@ -242,6 +243,7 @@ class BaseTrainer(ScriptSeams, StepTrainer):
 
     def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs: Any) -> TrainOutput:
         """Train; `resume_from_checkpoint` is a folder, or True for the newest complete checkpoint of `output_dir`."""
+        check_learns(self.model)
         resume = resume_from_checkpoint or self.args.resume_from_checkpoint
         folder = find_checkpoint(resume, self.args.output_dir, self.identity(), self.say) if resume else None
         self.enter_folder(folder)

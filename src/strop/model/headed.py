@@ -7,6 +7,7 @@ here: the causal model's own, its output layer replaced by a linear head named `
 from __future__ import annotations
 
 import functools
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -68,6 +69,8 @@ def headed_class(causal: type[PreTrainedModel], task: str) -> type[HeadOnStates]
     name = causal.__name__
     for ending in ("ForCausalLM", "LMHeadModel", "ForConditionalGeneration"):
         name = name.removesuffix(ending)
+    if hasattr(sys.modules[causal.__module__], name + _SUFFIX[task]):  # the encoder of the family
+        name = causal.__name__
     # In the architecture's own module: buffers of what transformers takes for foreign code stay zero after loading.
     return type(name + _SUFFIX[task], (HeadOnStates, causal), {"__module__": causal.__module__})
 

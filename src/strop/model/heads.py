@@ -12,7 +12,12 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoModelForTokenClassification
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    AutoModelForSequenceClassification,
+    AutoModelForTokenClassification,
+)
 
 from strop.errors import SetupError
 from strop.model.headed import headed_class
@@ -35,8 +40,25 @@ def auto_class(task: str) -> Any:
 
 
 def head_class(config: Any, task: str) -> Any | None:
-    """transformers' model class for this config and `task` ("causal", "score", "step"), or None."""
-    return _AUTO[task]._model_mapping.get(type(config), None)
+    """transformers' model class for this config and `task` ("causal", "score", "step"), or None.
+
+    The causal class of a vision-language model is the one that reads images too.
+    """
+    known = _AUTO[task]._model_mapping.get(type(config), None)
+    if known is None and task == "causal":
+        known = AutoModelForImageTextToText._model_mapping.get(type(config), None)
+    return known
+
+
+def class_with_head(config: Any, task: str, causal: Any) -> Any:
+    """The class of a model with a head for `task`: transformers' own, or a made one on the class `causal`.
+
+    A made one also for decoders of families whose own classes read a text as encoders do (BERT, BART).
+    """
+    own = head_class(config, task)
+    if own is None or (getattr(config, "is_decoder", False) and own.__name__ not in (config.architectures or [])):
+        return headed_class(causal, task)
+    return own
 
 
 def with_head(model: nn.Module, task: str) -> nn.Module:
@@ -51,8 +73,7 @@ def with_head(model: nn.Module, task: str) -> nn.Module:
         config's `initializer_range` with torch's current random state.
     """
     source = base_model(model)
-    causal: Any = type(source)
-    cls = head_class(source.config, task) or headed_class(causal, task)
+    cls = class_with_head(source.config, task, type(source))
     config = copy.deepcopy(source.config)
     config.num_labels = _NUM_LABELS[task]
     decoder = decoder_of(source)
@@ -61,14 +82,9 @@ def with_head(model: nn.Module, task: str) -> nn.Module:
         headed = cls(config)
     for name, child in headed.named_children():
         own = getattr(source, name, None)
-        if type(own) is type(child) and child is not getattr(headed, "score", None):
+        if isinstance(own, nn.Module):
             setattr(headed, name, copy.deepcopy(own))
             continue
-        if name == headed.base_model_prefix:
-            raise SetupError(
-                f"The layers of {type(source).__name__} are a {type(own).__name__}; {cls.__name__} wants a "
-                f"{type(child).__name__}. Use another architecture for a model with a {task} head."
-            )
         child.to_empty(device=weight.device)
         child.to(weight.dtype if weight.is_floating_point() else torch.float32)
         _initialise(child, getattr(config, "initializer_range", 0.02))

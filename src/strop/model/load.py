@@ -7,6 +7,8 @@ transformers and its readers raise becomes one sentence with the cause and what 
 from __future__ import annotations
 
 import copy
+import dataclasses
+import logging
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -18,9 +20,10 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 from transformers.utils import find_adapter_config_file
 
 from strop.errors import ConfigError, SetupError, did_you_mean
-from strop.model.headed import headed_class
-from strop.model.heads import TASKS, auto_class, head_class, with_head
-from strop.model.wrappers import is_peft
+from strop.model.heads import TASKS, auto_class, class_with_head, head_class, with_head
+from strop.model.wrappers import check_decoder_only, is_peft
+
+logger = logging.getLogger(__name__)
 
 _TOKENIZER = ("tokenizer*", "vocab*", "*.model", "*.tiktoken", "merges.txt")
 _WEIGHTS = ("*.safetensors", "pytorch_model*.bin", "*.safetensors.index.json")
@@ -55,11 +58,13 @@ def load_model(
         fresh_head: whether a checkpoint without the head of its task gets one; False refuses it.
 
     Returns:
-        A transformers model or a PEFT model, in evaluation mode.
+        A transformers model or a PEFT model, in evaluation mode. A vision-language model is loaded whole; rows of
+        text train its language part.
 
     Raises:
         ConfigError: an unknown task or dtype.
-        SetupError: the source is missing, damaged, not cached while offline, or needs a package that is not there.
+        SetupError: an encoder-decoder; the source is missing, damaged, not cached while offline, or needs a package
+            that is not there.
     """
     if task not in TASKS:
         raise ConfigError(f"Unknown task {task!r}. Choose one of {', '.join(TASKS)}.{did_you_mean(task, TASKS)}")
@@ -86,15 +91,13 @@ def load_model(
             return model
         _require_head(place, fresh_head, ["score"])
         return with_head(model, task)
-    reader = auto_class(task)
+    config = place.read(AutoConfig.from_pretrained, {"trust_remote_code": trust_remote_code})
+    check_decoder_only(config, place.name)
+    reader = _reader(config, task)
+    if reader is None:  # the code comes with the checkpoint, and has no head for the task
+        _require_head(place, fresh_head, ["score"])
+        return with_head(place.read(AutoModelForCausalLM.from_pretrained, options), task)
     if task != "causal":
-        config = place.read(AutoConfig.from_pretrained, {"trust_remote_code": trust_remote_code})
-        if head_class(config, task) is None and not _remote_class(config, task):
-            causal = head_class(config, "causal")
-            if causal is None:  # its code comes with the checkpoint
-                _require_head(place, fresh_head, ["score"])
-                return with_head(place.read(AutoModelForCausalLM.from_pretrained, options), task)
-            reader = headed_class(causal, task)
         if fresh_head:
             options.setdefault("num_labels", {"score": 1, "step": 2}[task])
         else:
@@ -165,9 +168,17 @@ def apply_peft(model: nn.Module, peft_config: Any) -> Any:
         raise ConfigError(f"peft_config must be a peft.PeftConfig or a dict, got {type(config).__name__}.")
     if getattr(model, "is_loaded_in_4bit", False) or getattr(model, "is_loaded_in_8bit", False):
         model = peft.prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
-    if config.task_type is None:
-        kinds = {"ForSequenceClassification": "SEQ_CLS", "ForTokenClassification": "TOKEN_CLS"}
-        config.task_type = next((v for k, v in kinds.items() if type(model).__name__.endswith(k)), "CAUSAL_LM")
+    kinds = {"ForSequenceClassification": "SEQ_CLS", "ForTokenClassification": "TOKEN_CLS"}
+    kind = next((v for k, v in kinds.items() if type(model).__name__.endswith(k)), "CAUSAL_LM")
+    if config.task_type != kind:
+        if config.task_type is not None:
+            given = getattr(config.task_type, "value", config.task_type)
+            logger.warning(
+                "task_type=%r belongs to another head; %s is trained with %r", given, type(model).__name__, kind
+            )
+        config = dataclasses.replace(config, task_type=kind)
+    if kind != "CAUSAL_LM" and getattr(config, "target_modules", None) == "all-linear" and not config.exclude_modules:
+        config = dataclasses.replace(config, exclude_modules=["score", "classifier"])  # the head is trained whole
     try:
         return peft.get_peft_model(model, config).train(model.training)
     except ValueError as error:
@@ -320,8 +331,17 @@ def _with_whole_head(quantization_config: Any) -> Any:
     return settings
 
 
-def _remote_class(config: Any, task: str) -> bool:
-    return auto_class(task).__name__ in (getattr(config, "auto_map", None) or {})
+def _reader(config: Any, task: str) -> Any | None:
+    """The class that reads a checkpoint for a task; None where it is made of the causal model once that is read."""
+    auto = auto_class(task)
+    if auto.__name__ in (getattr(config, "auto_map", None) or {}):
+        return auto
+    causal, own = head_class(config, "causal"), head_class(config, task)
+    if task != "causal" and causal is not None:
+        own = class_with_head(config, task, causal)
+    if own is None:
+        return auto if task == "causal" else None
+    return auto if type(config) in auto._model_mapping and auto._model_mapping[type(config)] is own else own
 
 
 def _is_hub_adapter(name: str) -> bool:

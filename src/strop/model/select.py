@@ -24,7 +24,7 @@ from strop.model.forward import Scoring, call_on, input_device, install, pools_i
 from strop.model.layout import build_batch
 from strop.model.rope import longest_plain_row
 from strop.model.twin import SHRUNK, boundaries, twin_of
-from strop.model.wrappers import base_model, decoder_of
+from strop.model.wrappers import base_model, check_decoder_only, decoder_of
 from strop.records import Batch, Example, Scores, Want
 
 logger = logging.getLogger(__name__)
@@ -138,11 +138,7 @@ def _longest(example: Example) -> int:
 
 
 def _choose(model: nn.Module, inner: Any) -> LayoutChoice:
-    if getattr(inner.config, "is_encoder_decoder", False):
-        raise SetupError(
-            f"{type(inner).__name__} is an encoder-decoder; strop trains decoder-only language models. "
-            "Choose a causal language model."
-        )
+    check_decoder_only(inner.config, type(inner).__name__)
     if pools_itself(inner):
         return LayoutChoice("padded", "it pools the sequence in its own way")
     # A sharded model must be entered through the wrapper that gathers its weights.

@@ -64,3 +64,15 @@ def decoder_of(model: Any) -> nn.Module:
         stacks = [child for child in model.children() if hasattr(child, "get_decoder")]
         return stacks[0] if len(stacks) == 1 else found
     return found
+
+
+def check_decoder_only(config: Any, name: str) -> None:
+    """Refuse what reads a prompt with an encoder of its own.
+
+    Raises:
+        SetupError: the config is an encoder-decoder's.
+    """
+    if getattr(config, "is_encoder_decoder", False):
+        raise SetupError(
+            f"{name} is an encoder-decoder; strop trains decoder-only language models. Choose a causal language model."
+        )

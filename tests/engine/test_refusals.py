@@ -1,0 +1,86 @@
+"""What could not learn is refused at construction, in words."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import peft
+import pytest
+import torch
+from transformers import BitsAndBytesConfig, T5Config, T5ForConditionalGeneration
+
+from strop.errors import ConfigError, SetupError
+from strop.testing.cases import make_trainer
+from strop.testing.tiny import tiny_model
+from strop.testing.tokenizers import toy_tokenizer
+
+VOCAB = len(toy_tokenizer("plain"))
+
+
+def language_model() -> Any:
+    return tiny_model("llama", dtype=torch.float32, vocab_size=VOCAB)
+
+
+def adapted(**options: Any) -> Any:
+    return peft.get_peft_model(language_model(), peft.LoraConfig(r=2, target_modules=["q_proj"], **options))
+
+
+@pytest.mark.parametrize(
+    ("optim", "package"), [("galore_adamw", "galore_torch"), ("grokadamw", "grokadamw"), ("adamw_torch_xla", "xla")]
+)
+def test_an_optimizer_without_its_package(optim: str, package: str, tmp_path: Path) -> None:
+    with pytest.raises(SetupError, match=rf"optim='{optim}' needs a package that is not installed.*{package}"):
+        make_trainer("sft", tmp_path, optim=optim)
+
+
+def test_an_optimizer_with_its_package_is_not(tmp_path: Path) -> None:
+    make_trainer("sft", tmp_path, optim="adafactor")
+
+
+def test_a_merged_adapter(tmp_path: Path) -> None:
+    model = adapted(init_lora_weights=False)
+    model.merge_adapter()
+    with pytest.raises(ConfigError, match="merged into the weights"):
+        make_trainer("sft", tmp_path, model=model)
+    model.unmerge_adapter()
+    make_trainer("sft", tmp_path, model=model)
+
+
+def test_a_peft_model_whose_layers_were_taken_off(tmp_path: Path) -> None:
+    model = adapted()
+    plain = model.merge_and_unload()
+    with pytest.raises(ConfigError, match="no adapter layers any more"):
+        make_trainer("dpo", tmp_path, model=model)
+    with pytest.raises(ConfigError, match="is frozen, so nothing would learn"):  # PEFT froze it
+        make_trainer("dpo", tmp_path, model=plain).train()
+
+
+def test_a_frozen_adapter_is_evaluated_and_not_trained(tmp_path: Path) -> None:
+    trainer = make_trainer("sft", tmp_path, model=adapted(inference_mode=True), eval_rows=None)
+    with pytest.raises(ConfigError, match="is_trainable=True"):
+        trainer.train()
+
+
+def test_quantised_weights_without_an_adapter(tmp_path: Path) -> None:
+    pytest.importorskip("bitsandbytes")
+    language_model().save_pretrained(tmp_path / "model")
+    quantised = {"quantization_config": BitsAndBytesConfig(load_in_8bit=True)}
+    with pytest.raises(ConfigError, match="quantised and cannot move"):
+        make_trainer("sft", tmp_path, model=str(tmp_path / "model"), trainer=quantised)
+
+
+@pytest.mark.parametrize("verb", ["sft", "reward"])
+def test_encoder_decoders(verb: str, tmp_path: Path) -> None:
+    model = T5ForConditionalGeneration(T5Config(vocab_size=VOCAB, d_model=16, d_ff=16, num_layers=1, num_heads=2))
+    model.save_pretrained(tmp_path / "t5")
+    for source in (model, str(tmp_path / "t5")):
+        with pytest.raises(SetupError, match="is an encoder-decoder"):
+            make_trainer(verb, tmp_path, model=source)
+
+
+@pytest.mark.parametrize("verb", ["reward", "prm"])
+def test_virtual_tokens(verb: str, tmp_path: Path) -> None:
+    config = peft.PromptTuningConfig(task_type="SEQ_CLS", num_virtual_tokens=2)
+    with pytest.raises(SetupError, match="virtual tokens"):
+        make_trainer(verb, tmp_path, trainer={"peft_config": config})
