@@ -18,6 +18,8 @@ PROGRESS = "Progress and speed"
 OTHER = "Other"
 FAMILIES = (LOSS, REWARD, DRIFT, LOGPS, TOKENS, COMPLETIONS, CLIPPING, SAMPLING, TOOLS, CRITIC, PROGRESS, OTHER)
 """Order in which the families are shown."""
+KL_LIMITS = {"kl": (1.0, "token"), "objective/kl": (100.0, "completion")}
+"""Logged KL (nats) above which policy and reference have little in common, and what it is counted per."""
 
 
 @dataclass(frozen=True)

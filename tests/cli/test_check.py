@@ -9,7 +9,8 @@ import pytest
 from tests.support.broken_files import GOOD, write_jsonl
 
 from strop.cli import main
-from strop.cli.check import KINDS, separate
+from strop.cli.check import FLAGS, KINDS
+from strop.cli.flags import separate
 from strop.methods.registry import BY_VERB
 
 
@@ -64,8 +65,8 @@ def test_several_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> No
 
 def test_flags_may_stand_anywhere() -> None:
     for argv in (["a", "--method", "dpo", "b"], ["--method", "dpo", "a", "b"], ["a", "b", "--method", "dpo"]):
-        assert separate(argv) == (["a", "b"], ["--method", "dpo"])
-    assert separate(["--method=dpo", "a"]) == (["a"], ["--method=dpo"])
+        assert separate(argv, FLAGS) == (["a", "b"], ["--method", "dpo"])
+    assert separate(["--method=dpo", "a"], FLAGS) == (["a"], ["--method=dpo"])
 
 
 @pytest.mark.parametrize(

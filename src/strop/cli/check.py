@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from strop.cli.flags import Flag, help_page, parse
+from strop.cli.flags import Flag, help_page, parse, separate
 from strop.errors import ConfigError, DataError, StropError, did_you_mean
 from strop.methods.registry import BY_VERB
 
@@ -32,7 +32,7 @@ def run(argv: list[str]) -> int:
     if not argv or "--help" in argv or "-h" in argv:
         print(help_page(TITLE, {"flags": FLAGS}))
         return 0
-    files, flags = separate(argv)
+    files, flags = separate(argv, FLAGS)
     values = {**{f.name: f.default for f in FLAGS}, **parse(flags, {f.name: f for f in FLAGS})}
     method = values["method"]
     if method is not None and method not in BY_VERB:
@@ -47,18 +47,6 @@ def run(argv: list[str]) -> int:
             print(f"strop check: {error}", file=sys.stderr)
             broken = 2
     return broken
-
-
-def separate(argv: list[str]) -> tuple[list[str], list[str]]:
-    """Files and flags; every flag takes a value, so a word that follows none is a file."""
-    files: list[str] = []
-    flags: list[str] = []
-    after_flag = False
-    for word in argv:
-        is_flag = word.startswith("--")
-        (flags if is_flag or after_flag else files).append(word)
-        after_flag = is_flag and "=" not in word
-    return files, flags
 
 
 def check_file(

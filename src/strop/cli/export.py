@@ -5,8 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from strop.cli.check import separate
-from strop.cli.flags import Flag, help_page, parse
+from strop.cli.flags import Flag, help_page, parse, separate
 from strop.errors import ConfigError
 
 FLAGS = (
@@ -22,7 +21,7 @@ def run(argv: list[str]) -> int:
     if not argv or "--help" in argv or "-h" in argv:
         print(help_page(TITLE, {"flags": FLAGS}))
         return 0
-    sources, flags = separate(argv)
+    sources, flags = separate(argv, FLAGS)
     values = {**{f.name: f.default for f in FLAGS}, **parse(flags, {f.name: f for f in FLAGS})}
     if len(sources) != 1 or not values["to"]:
         raise ConfigError("Write: strop export MODEL --to FOLDER, one model and a folder for it.")

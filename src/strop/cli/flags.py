@@ -91,6 +91,19 @@ def parse(
     return {**{name: fit(value, flags[name]) for name, value in from_file.items()}, **values}
 
 
+def separate(argv: Sequence[str], flags: Sequence[Flag]) -> tuple[list[str], list[str]]:
+    """The words that belong to no flag, and the flags with theirs; a flag of true or false takes no word."""
+    alone = {flag.name for flag in flags if flag.hint is bool}
+    free: list[str] = []
+    taken: list[str] = []
+    expected = False
+    for word in argv:
+        is_flag = word.startswith("--")
+        (taken if is_flag or expected else free).append(word)
+        expected = is_flag and "=" not in word and word[2:].replace("-", "_") not in alone
+    return free, taken
+
+
 def read_config(path: str) -> dict[str, Any]:
     """Settings of a YAML file: one mapping."""
     file = Path(path)

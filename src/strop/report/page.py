@@ -1,9 +1,12 @@
-"""The page: one self-contained HTML file for a run directory and the runs in its subfolders."""
+"""The page: one HTML file that shows a run, or several beside each other, and fetches nothing."""
 
 from __future__ import annotations
 
-import re
+import base64
+import hashlib
+import json
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from html import escape
 from importlib import resources
 from pathlib import Path
@@ -11,27 +14,55 @@ from typing import Any
 
 from strop.errors import SetupError
 from strop.plain_text import visible
-from strop.report import sections
+from strop.report import charts, samples, sections
 from strop.report.plain import clean, is_number, mapping, sequence
 from strop.report.run import Run, find_runs, read_summary
 
+STYLES = ("uPlot.min.css", "page.css")
+SCRIPTS = ("uPlot.iife.min.js", "charts.js", "samples.js", "page.js")
 
-def write_report(run_dir: str | Path) -> Path:
-    """Write `report.html` into a run directory and return its path.
 
-    The page holds everything it shows: curves as SVG, samples, data findings, settings, versions; no scripts and
-    nothing fetched. Runs in direct subfolders (a pipeline of several trainings) come one after the other, in the order
-    they were started. A run that is still going on can be reported on.
+@dataclass
+class Book:
+    """What a page is made of: the runs of its folders in the order given, and all samples as the page takes them."""
+
+    title: str
+    runs: list[Run]
+    summary: dict[str, Any] = field(default_factory=dict)
+    samples: list[list[dict[str, Any]]] = field(default_factory=list)  # run by run
+
+
+def read_book(folders: Sequence[str | Path]) -> Book:
+    """The runs in some folders, and in their direct subfolders; runs of the same name get their paths as names.
+
+    Raises `SetupError` where a folder does not exist or holds no run.
+    """
+    places = [Path(folder) for folder in folders]
+    runs = [run for place in places for run in find_runs(place)]
+    names = [run.name for run in runs]
+    for run in runs:
+        run.name = clean(str(run.folder)) if names.count(run.name) > 1 else run.name
+    title = clean(" · ".join(place.resolve().name for place in places))
+    summary = read_summary(places[0]) if len(places) == 1 else {}
+    rows = [[samples.shown(row, number) for row in run.samples] for number, run in enumerate(runs)]
+    return Book(str(summary.get("title") or title), runs, summary, rows)
+
+
+def write_report(*run_dirs: str | Path, output: str | Path | None = None) -> Path:
+    """Write the page of one run, or of several to compare, and return its path.
+
+    Without `output` that is `report.html` in the folder of the run, or `comparison.html` here for several. The page
+    holds everything it shows, and a bounded choice of samples (`strop report RUN --serve` pages all of them). Runs in
+    direct subfolders (a pipeline of several trainings) belong to it. A run that is still going on can be reported on.
 
     Raises:
-        SetupError: the folder does not exist or holds no run, or the page cannot be written.
+        SetupError: a folder does not exist or holds no run, or the page cannot be written.
     """
-    folder = Path(run_dir)
-    page = render(clean(folder.resolve().name), find_runs(folder), read_summary(folder))
-    path = folder / "report.html"
+    book = read_book(run_dirs)
+    path = Path(output or (Path(run_dirs[0]) / "report.html" if len(run_dirs) == 1 else "comparison.html"))
     partial = path.with_suffix(".partial")
     try:
-        partial.write_text(page, encoding="utf-8")
+        partial.write_text(render(book), encoding="utf-8")
         partial.replace(path)
     except OSError as error:
         partial.unlink(missing_ok=True) if partial.is_file() else None
@@ -41,31 +72,73 @@ def write_report(run_dir: str | Path) -> Path:
     return path
 
 
-def render(name: str, runs: Sequence[Run], summary: Mapping[str, Any]) -> str:
-    """The page as text."""
-    style = resources.files("strop.report").joinpath("style.css").read_text(encoding="utf-8")
-    title = str(summary.get("title") or name)
-    body = "".join([_hero(summary), *(_run(run, alone=len(runs) == 1) for run in runs)])
+def payload(book: Book, version: str | None = None) -> dict[str, Any]:
+    """What the page's script draws: charts, curves, alarms, samples (none where a server with a version pages them)."""
+    runs, keys, live = [], [], version is not None
+    for run, rows in zip(book.runs, book.samples, strict=True):
+        series = run.series()
+        raised = charts.alarms(run, series)
+        keys.append(list(series))
+        about = {"name": run.name, "method": run.method, "state": sections.state_of(run)[0], "alarms": raised}
+        parts = {"head": sections.head(run, series), "advice": sections.advice(run, series, raised)}
+        kept = [] if live else samples.chosen(rows)
+        rewards = list(dict.fromkeys(name for row in rows for name in row["rewards"]))
+        steps = sorted({row["step"] for row in (rows if live else kept)})
+        counted = {"count": len(rows), "rewards": rewards, "steps": steps}
+        runs.append(about | parts | {"curves": charts.curves(series), "samples": kept} | counted)
+    return {"live": live, "version": version, "charts": charts.charts(book.runs, keys), "runs": runs}
+
+
+def render(book: Book, version: str | None = None) -> str:
+    """The page as text. Nothing but its own scripts is allowed to run in it, and nothing can be fetched from elsewhere.
+
+    With a `version` it comes from a server, which is asked for samples, and for news of a run that is going on.
+    """
+    scripts = ["(() => {'use strict';", *map(_asset, SCRIPTS), "})();"]
+    script = "\n".join(scripts)
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    policy = f"default-src 'none'; style-src 'unsafe-inline'; img-src data:; script-src 'sha256-{digest}'"
+    policy += "; connect-src 'self'" if version is not None else ""
+    data = json.dumps(payload(book, version), ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+    data = visible(data).replace("<", "\\u003c")  # nothing in it ends the element that it stands in
+    body = "".join([_hero(book.summary), _SHELL, *(_documents(run, book) for run in book.runs)])
+    if len(book.runs) > 1:
+        body += f"<section><h2>Settings that differ</h2>{sections.differences(book.runs)}</section>"
+    title = escape(book.title)
     page = (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{escape(title)} · strop</title><style>{style}</style></head><body>"
-        f'<header><div><span class="brand">strop</span><h1>{escape(title)}</h1></div>{_links(runs)}</header>'
+        f'<meta http-equiv="Content-Security-Policy" content="{policy}">'
+        f"<title>{title} · strop</title><style>{''.join(map(_asset, STYLES))}</style></head><body>"
+        '<a class="skip" href="#charts">To the curves</a>'
+        f'<header><span class="brand">strop</span><h1>{title}</h1><p id="status" role="status"></p></header>'
         f"<main>{body}</main><footer>Written by strop from the files of the run; nothing is loaded from elsewhere."
-        "</footer></body></html>\n"
+        "</footer>"
     )
-    return visible(page)  # text of models and files, with nothing in it that acts
+    end = f'<script type="application/json" id="payload">{data}</script><script>{script}</script></body></html>\n'
+    return visible(page) + end
 
 
-def _links(runs: Sequence[Run]) -> str:
-    if len(runs) < 2:
+_SHELL = (
+    '<noscript><p class="warn">Curves and samples are drawn by the script in this page, which is switched off.</p>'
+    '</noscript><nav id="runs" aria-label="Runs"></nav><div id="heads"></div>'
+    '<section id="charts" tabindex="-1" aria-label="Curves"></section>'
+    '<section id="samples" tabindex="-1" aria-label="Samples"></section>'
+)
+
+
+def _asset(name: str) -> str:
+    return resources.files("strop.report").joinpath("assets", name).read_text(encoding="utf-8")
+
+
+def _documents(run: Run, book: Book) -> str:
+    """Data findings and settings of a run; of several, folded away."""
+    parts = sections.data(run) + sections.settings(run)
+    if not parts:
         return ""
-    links = (f'<a href="#{_anchor(run)}">{escape(run.name)}</a>' for run in runs)
-    return f"<nav>{''.join(links)}</nav>"
-
-
-def _anchor(run: Run) -> str:
-    return "run-" + re.sub(r"[^A-Za-z0-9_-]", "-", run.name)
+    if len(book.runs) == 1:
+        return f"<section>{parts}</section>"
+    return f"<section><details><summary>Data and settings of {escape(run.name)}</summary>{parts}</details></section>"
 
 
 def _hero(summary: Mapping[str, Any]) -> str:
@@ -98,11 +171,3 @@ def _before_after(summary: Mapping[str, Any]) -> str:
     seconds = summary.get("seconds")
     took = f"<p>in {sections.duration(float(seconds))}, training and sampling</p>" if is_number(seconds) else ""
     return f'<h2>{escape(str(summary.get("metric", "")))}</h2><div class="bars">{bars}</div>{took}'
-
-
-def _run(run: Run, *, alone: bool) -> str:
-    method = f'<span class="chip">{escape(run.method)}</span>' if run.method and run.method != run.name else ""
-    started = f"<time>{escape(str(run.facts['started']))}</time>" if run.facts.get("started") else ""
-    heading = f"<h2>{escape(run.name)} {method}{started}</h2>" if not alone or method or started else ""
-    parts = (sections.overview, sections.charts, sections.samples, sections.data, sections.settings)
-    return f'<section id="{_anchor(run)}">{heading}{"".join(part(run) for part in parts)}</section>'

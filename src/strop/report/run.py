@@ -35,6 +35,7 @@ class Run:
     data: dict[str, dict[str, Any]] = field(default_factory=dict)  # set name -> what the data checks found
     facts: dict[str, Any] = field(default_factory=dict)  # versions, layout, start
     entries: list[Entry] = field(default_factory=list)  # what the method's class says of its own metrics
+    alarms: list[dict[str, Any]] = field(default_factory=list)  # one entry per alarm, with "step", "alarm", "text"
     unread: list[str] = field(default_factory=list)  # what could not be read, and why
 
     @property
@@ -49,9 +50,11 @@ class Run:
     def series(self) -> dict[str, list[tuple[float, float]]]:
         """Metric key -> (step, value) points in order of steps; a value that is no finite number is left out."""
         points: dict[str, dict[float, float]] = {}
+        names = {key for line in self.metrics for key in line}
+        curves = {key for key in names if not any(fnmatchcase(key, pattern) for pattern in NOT_CURVES)}
         for line in self.metrics:
             for key, value in line.items():
-                if is_number(value) and not any(fnmatchcase(key, pattern) for pattern in NOT_CURVES):
+                if key in curves and is_number(value):
                     points.setdefault(key, {})[float(line.get("step", 0))] = float(value)
         return {key: sorted(by_step.items()) for key, by_step in points.items()}
 
@@ -59,6 +62,14 @@ class Run:
         """Numbers about the whole training (`train_runtime`, `train_loss`, ...)."""
         found = {k: v for line in self.metrics for k, v in line.items() if k.startswith("train_") and is_number(v)}
         return dict(sorted(found.items()))
+
+    @property
+    def ended(self) -> bool:
+        """Whether the training came to its end: nothing was learned after the line about the whole of it."""
+        last: dict[str, Any] = next(
+            (line for line in reversed(self.metrics) if {"loss", "train_runtime"} & line.keys()), {}
+        )
+        return "train_runtime" in last
 
     @property
     def last_step(self) -> int:
@@ -70,6 +81,7 @@ def read_run(folder: Path, name: str | None = None) -> Run:
     run = Run(clean(name or folder.name), folder)
     run.metrics = _lines(folder / "metrics.jsonl", run.unread)
     run.samples = _lines(folder / "samples.jsonl", run.unread)
+    run.alarms = _lines(folder / "alarms.jsonl", run.unread)
     run.config = _document(folder / "config.yaml", run.unread)
     run.data = {k: v for k, v in _document(folder / "data.json", run.unread).items() if isinstance(v, dict)}
     run.facts = _document(folder / "run.json", run.unread)
@@ -93,7 +105,7 @@ def find_runs(folder: Path) -> list[Run]:
             "Give a run's output_dir."
         )
     runs = [read_run(place, folder.resolve().name if place == folder else place.name) for place in places]
-    return sorted(runs, key=lambda run: (run.folder != folder, str(run.facts.get("started", "")), _changed(run.folder)))
+    return sorted(runs, key=lambda run: (run.folder != folder, str(run.facts.get("started", "")), changed(run.folder)))
 
 
 def read_summary(folder: Path) -> dict[str, Any]:
@@ -156,5 +168,6 @@ def _entry(note: dict[str, Any]) -> Entry | None:
     return Entry(**texts, **{n: float(v) for n in ("low", "high") if is_number(v := note.get(n))})  # type: ignore[arg-type]
 
 
-def _changed(folder: Path) -> int:
+def changed(folder: Path) -> int:
+    """When a file of the run was last written, in nanoseconds of the system's clock."""
     return max((path.stat().st_mtime_ns for name in FILES if (path := folder / name).is_file()), default=0)

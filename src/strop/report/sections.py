@@ -1,30 +1,36 @@
-"""The parts of a run as HTML: overview, curves, samples, data findings, configuration."""
+"""The parts of a run that need no script, as HTML: head, what to try next, data findings, settings."""
 
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from typing import Any
 
-from strop.metric import FAMILIES, OTHER, Entry
-from strop.report.curves import Curve, Point, chart, short
-from strop.report.glossary import GLOSSARY, split_evaluation
+from strop.metric import Entry
+from strop.report.numbers import Point, duration, recent, short
 from strop.report.plain import is_number, mapping, sequence
-from strop.report.run import Run
+from strop.report.run import Run, changed
 
+Series = Mapping[str, Sequence[Point]]
 KEY_SETTINGS = (
     "learning_rate", "lr_scheduler_type", "num_train_epochs", "max_steps", "per_device_train_batch_size",
     "gradient_accumulation_steps", "loss_type", "loss_weights", "beta", "max_length", "max_completion_length",
     "num_generations", "temperature", "layout", "bf16", "seed",
 )  # fmt: skip
 """Settings shown first; all others are one click away."""
+HEAD = (
+    ("method", "method", "method"), ("model", "model", "model"), ("data", "data", "dataset"),
+    ("adapter", "adapter", "adapter"), ("command", "command", "command"),
+)  # fmt: skip
+"""What stands at the top of a run: its name there, in run.json, and in config.yaml."""
+SILENT_AFTER = 600.0
+"""Seconds without a written line after which a run is no longer called running."""
+NOT_COMPARED = ("output_dir", "run_name", "logging_dir", "hub_model_id")
+"""Settings that differ between any two runs, and mean nothing."""
 HEADLINES = ("loss", "eval_loss", "reward", "rewards/accuracies", "accuracy", "eval_accuracy", "mean_token_accuracy")
 """Metrics whose last value stands at the top of a run."""
-LAST_SHARE = 0.1
-"""Share of a curve's end that counts as 'now' where a value is compared with its healthy range."""
-MAX_PROMPTS = 8
-MAX_STEPS = 6
 MAX_FINDINGS = 30
 DATA_FACTS = {
     "rows_read": "rows",
@@ -55,107 +61,67 @@ def tiles(facts: Sequence[tuple[str, str]]) -> str:
     return f'<dl class="tiles">{inner}</dl>' if inner else ""
 
 
-def overview(run: Run) -> str:
-    """Numbers of the whole run, and what lies outside its healthy range."""
-    totals = run.totals()
-    facts = [("optimizer steps", f"{run.last_step:,}")] if run.metrics else []
-    if "train_runtime" in totals:
-        facts.append(("training time", duration(totals["train_runtime"])))
-    series = run.series()
-    for key in HEADLINES:
-        if key in series:
-            facts.append((f"{key}, at the end", short(recent(series[key]))))
+def head(run: Run, series: Series) -> str:
+    """What trains what on which rows, how, by which command, and how far it is."""
+    state, said = state_of(run)
+    facts = [(name, run.facts.get(key) or run.config.get(other)) for name, key, other in HEAD]
+    facts += [("layout", run.facts.get("layout")), ("started", run.facts.get("started"))]
+    named = "".join(f"<div><dt>{name}</dt><dd>{escape(_text(value))}</dd></div>" for name, value in facts if value)
+    unread = "".join(f'<p class="warn">{escape(problem)}</p>' for problem in run.unread)
+    return f'<p class="state {state}">{escape(said)}</p><dl class="facts">{named}</dl>{unread}{_numbers(series)}'
+
+
+def state_of(run: Run) -> tuple[str, str]:
+    """ "ended", "running" or "silent", and a sentence: which step of how many, and since when nothing was written."""
+    total = run.facts.get("steps")
+    steps = f"step {run.last_step:,}" + (f" of {total:,}" if is_number(total) and total >= run.last_step else "")
+    if run.ended:
+        seconds = run.totals().get("train_runtime", 0.0)
+        return "ended", f"Finished, {steps}, {duration(seconds)} of training"
+    quiet = max(time.time() - changed(run.folder) / 1e9, 0.0)
+    if quiet < SILENT_AFTER:
+        return "running", f"Running, {steps}"
+    return "silent", f"No end was written: {steps}, and nothing for {duration(quiet)}"
+
+
+def _numbers(series: Series) -> str:
+    facts = [(key, short(recent(series[key]))) for key in HEADLINES if key in series]
     if tokens := series.get("num_tokens"):
         facts.append(("tokens", short(tokens[-1][1])))
-    unread = "".join(f'<p class="warn">{escape(problem)}</p>' for problem in run.unread)
-    return unread + tiles(facts) + health(run, series)
+    return tiles(facts)
 
 
-def health(run: Run, series: Mapping[str, Sequence[Point]]) -> str:
-    """The metrics that ended outside their healthy range, with what to do; a sentence if there are none."""
+def advice(run: Run, series: Series, alarms: Sequence[Mapping[str, Any]]) -> str:
+    """What to try next: the alarms, then metrics that ended outside their healthy range; a sentence if all is well."""
     known = [(key, entry) for key in series if (entry := run.explained(key)) and _bounded(entry)]
     outside = [(key, entry) for key, entry in known if not _inside(recent(series[key]), entry)]
-    if not known:
-        return ""
-    said = f"{len(known) - len(outside)} of {len(known)} metrics with a known range ended in it."
-    if not outside:
-        return f'<p class="good">{said}</p>'
-    rows = [(Html(f"<code>{escape(k)}</code>"), short(recent(series[k])), e.range_text, e.advice) for k, e in outside]
-    return f'<p class="warn">{said}</p>' + table(("metric", "now", "healthy", "what to do"), rows, "health")
+    rows = [(Html(f'<span class="severity alarm">{escape(a["kind"])}</span>'), _raised(a), a["text"]) for a in alarms]
+    rows += [
+        (Html(f"<code>{escape(key)}</code>"), f"now {short(recent(series[key]))}; healthy: {entry.range_text}",
+         entry.advice) for key, entry in outside
+    ]  # fmt: skip
+    said = f"{len(known) - len(outside)} of {len(known)} metrics with a known range ended in it." if known else ""
+    if not rows:
+        return f'<p class="good">{said} No alarm was raised.</p>' if run.metrics else ""
+    return f'<p class="warn">{said}</p>' + table(("what", "where", "what to try next"), rows, "advice")
 
 
-def charts(run: Run) -> str:
-    """A chart per metric, training and evaluation together, grouped by family."""
-    series = run.series()
-    grouped: dict[str, dict[str, list[Curve]]] = {}
-    for key, points in series.items():
-        kind, own = split_evaluation(key)
-        entry = run.explained(key)
-        family = entry.family if entry else OTHER
-        grouped.setdefault(family, {}).setdefault(own, []).append(Curve(kind or "train", points))
-    parts = []
-    for family in FAMILIES:
-        ordered = sorted(grouped.get(family, {}).items(), key=lambda item: _rank(item[0], run))
-        if cards := [_card(key, curves, run) for key, curves in ordered]:
-            parts.append(f'<h3>{escape(family)}</h3><div class="charts">{"".join(cards)}</div>')
-    return "".join(parts) or "<p>No metrics were logged.</p>"
+def _raised(alarm: Mapping[str, Any]) -> str:
+    steps = alarm["steps"]
+    return f"step {_text(steps[0])}" + (f" and {alarm['count'] - 1:,} times more" if alarm["count"] > 1 else "")
 
 
-def _rank(key: str, run: Run) -> int:
-    """Position of a metric in the glossary."""
-    entry = run.explained(key)
-    return GLOSSARY.index(entry) if entry in GLOSSARY else len(GLOSSARY)
-
-
-def _card(key: str, curves: list[Curve], run: Run) -> str:
-    entry = run.explained(key)
-    low, high = (entry.low, entry.high) if entry else (None, None)
-    named = len(curves) > 1 or curves[0].kind != "train"
-    values = "".join(_value(curve, named) for curve in curves)
-    about = f"{escape(entry.meaning)} <span class='unit'>{escape(_measure(entry))}</span>" if entry else ""
-    wanted = f"<p class='healthy'>{escape(entry.range_text)}</p>" if entry and entry.range_text else ""
-    advice = f"<p class='advice'>{escape(entry.advice)}</p>" if entry and entry.advice else ""
-    return (
-        f"<figure><figcaption><h4><code>{escape(key)}</code></h4><div>{values}</div></figcaption>"
-        f"{chart(curves, title=key, low=low, high=high)}<p>{about}</p>{wanted}{advice}</figure>"
-    )
-
-
-def _value(curve: Curve, named: bool) -> str:
-    """The value a curve ended at; where there are two, with name and colour, which makes it the legend."""
-    name = f" {curve.kind}" if named else ""
-    return f'<span class="{curve.kind}{" named" if named else ""}"><b>{short(recent(curve.points))}</b>{name}</span>'
-
-
-def _measure(entry: Entry) -> str:
-    """Unit and denominator: `nats, per token`."""
-    per = entry.per if entry.per.startswith(("sum ", "as ", "running ")) else f"per {entry.per}"
-    return per if entry.unit == "none" else f"{entry.unit}, {per}"
-
-
-def samples(run: Run) -> str:
-    """Completions over time: prompts sampled at several steps first, then the last step's others."""
-    if not run.samples:
-        return ""
-    by_prompt: dict[str, list[dict[str, Any]]] = {}
-    rows = [_with_rewards(row) for row in run.samples]
-    for row in rows:
-        by_prompt.setdefault(readable(row.get("prompt", "")), []).append(row)
-    ranked = sorted(by_prompt.items(), key=lambda item: -len({row.get("step", 0) for row in item[1]}))[:MAX_PROMPTS]
-    columns = _columns_of_samples(rows)
-    cards = []
-    shown = 0
-    for prompt, group in ranked:
-        group = _spread(sorted(group, key=lambda row: row.get("step", 0)), MAX_STEPS)
-        shown += len(group)
-        cells = [
-            (row.get("step", ""), Html(f"<pre>{escape(readable(row.get('completion', '')))}</pre>"),
-             *(row.get(name, "") for name in columns))
-            for row in group
-        ]  # fmt: skip
-        cards.append(f"<article><pre>{escape(prompt)}</pre>{table(('step', 'completion', *columns), cells)}</article>")
-    note = f"{shown} of {len(run.samples):,} sampled completions; all of them are in samples.jsonl."
-    return f'<h3>Samples</h3><p class="note">{note}</p><div class="samples">{"".join(cards)}</div>'
+def differences(runs: Sequence[Run]) -> str:
+    """The settings in which runs differ, a column for each run."""
+    names = dict.fromkeys(name for run in runs for name in run.config if name not in NOT_COMPARED)
+    rows = []
+    for name in names:
+        values = [_text(run.config[name]) if name in run.config else "" for run in runs]
+        if len(set(values)) > 1:
+            rows.append((Html(f"<code>{escape(name)}</code>"), *values))
+    if not rows:
+        return '<p class="good">The runs have the same settings.</p>'
+    return table(("setting", *(run.name for run in runs)), rows, "differences")
 
 
 def data(run: Run) -> str:
@@ -225,49 +191,6 @@ def settings(run: Run) -> str:
     return f"<h3>Settings</h3>{tiles(first)}{layout}{everything if rows else ''}" + (
         f'<ul class="versions">{listed}</ul>' if listed else ""
     )
-
-
-def recent(points: Sequence[Point]) -> float:
-    """Mean of the last tenth of a curve (at least its last point)."""
-    last = points[-max(1, round(len(points) * LAST_SHARE)) :]
-    return sum(y for _, y in last) / len(last)
-
-
-def duration(seconds: float) -> str:
-    """`"42 s"`, `"3 min 20 s"`, `"2 h 05 min"`."""
-    whole = round(seconds)
-    if whole < 60:
-        return f"{seconds:.1f} s" if seconds < 10 else f"{whole} s"
-    minutes, rest = divmod(whole, 60)
-    return f"{minutes} min {rest:02d} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"
-
-
-def readable(text: Any) -> str:
-    """A prompt or completion as text; a conversation as one line per message."""
-    if isinstance(text, list):
-        parts = [f"{m.get('role', '')}: {m.get('content', '')}" if isinstance(m, dict) else str(m) for m in text]
-        return "\n".join(parts)
-    return str(text)
-
-
-def _columns_of_samples(rows: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Columns of numbers, then what rewards noted."""
-    numbers = {k: None for row in rows for k, v in row.items() if isinstance(v, (int, float)) and k != "step"}
-    return list(numbers | {k: None for row in rows for k in mapping(row.get("notes"))})
-
-
-def _with_rewards(row: Mapping[str, Any]) -> dict[str, Any]:
-    """A sample with what rewards noted, and its rewards where there are several, as columns of their own."""
-    rewards, notes = row.get("rewards"), mapping(row.get("notes"))
-    texts = {name: value if isinstance(value, (int, float)) else readable(value) for name, value in notes.items()}
-    return {**texts, **row, **(rewards if isinstance(rewards, dict) and len(rewards) > 1 else {})}
-
-
-def _spread(rows: list[dict[str, Any]], count: int) -> list[dict[str, Any]]:
-    """At most `count` rows, evenly from first to last."""
-    if len(rows) <= count:
-        return rows
-    return [rows[round(i * (len(rows) - 1) / (count - 1))] for i in range(count)]
 
 
 def _finding(finding: Mapping[str, Any]) -> tuple[Any, ...]:

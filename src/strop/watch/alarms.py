@@ -9,13 +9,12 @@ from typing import Any
 
 from transformers import TrainerCallback
 
+from strop.metric import KL_LIMITS
 from strop.settings.config import TrainerConfig
 from strop.watch.run_directory import append_jsonl
 from strop.watch.say import say
 
 FULL = 1.0 - 1e-9
-KL_LIMITS = {"kl": (1.0, "token"), "objective/kl": (100.0, "completion")}
-"""Logged KL (nats) above which policy and reference have little in common, and what it is counted per."""
 MISSING = ("abstained_fraction", "errors_fraction", "timeouts_fraction")
 """Logged shares of a reward's completions that got no number from it."""
 

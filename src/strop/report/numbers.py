@@ -1,0 +1,54 @@
+"""Numbers and curves as a reader likes them: short, thinned so that peaks stay, and the value a curve ended at."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+Point = tuple[float, float]
+
+MAX_POINTS = 1200
+"""Most points kept of a curve: more than a chart has pixels across."""
+LAST_SHARE = 0.1
+"""Share of a curve's end that counts as 'now' where a value is compared with its healthy range."""
+
+
+def thin(points: Sequence[Point], limit: int = MAX_POINTS) -> list[Point]:
+    """At most `limit` points: the lowest and the highest of each stretch, in order, and the ends."""
+    if len(points) <= limit:
+        return list(points)
+    stretches = max(limit // 2 - 1, 1)
+    kept = {0, len(points) - 1}
+    for i in range(stretches):
+        part = range(i * len(points) // stretches, (i + 1) * len(points) // stretches)
+        kept |= {min(part, key=lambda k: points[k][1]), max(part, key=lambda k: points[k][1])}
+    return [points[k] for k in sorted(kept)]
+
+
+def short(value: float) -> str:
+    """A number as a reader likes it: `0.693`, `12.4k`, `3e-05`."""
+    size = abs(value)
+    if size == 0:
+        return "0"
+    for bound, letter in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e4, "k")):
+        if size >= bound:
+            scaled = value / (1e3 if letter == "k" else bound)
+            return f"{scaled:.3g}{letter}"
+    if size < 1e-3:
+        mantissa, _, exponent = f"{value:.2e}".partition("e")
+        return f"{float(mantissa):g}e{int(exponent)}"
+    return f"{value:.4g}"
+
+
+def recent(points: Sequence[Point]) -> float:
+    """Mean of the last tenth of a curve (at least its last point)."""
+    last = points[-max(1, round(len(points) * LAST_SHARE)) :]
+    return sum(y for _, y in last) / len(last)
+
+
+def duration(seconds: float) -> str:
+    """`"42 s"`, `"3 min 20 s"`, `"2 h 05 min"`."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{seconds:.1f} s" if seconds < 10 else f"{whole} s"
+    minutes, rest = divmod(whole, 60)
+    return f"{minutes} min {rest:02d} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"
