@@ -40,7 +40,7 @@ def test_all_three_models_are_saved_and_differ(finished: tuple[Path, dict[str, A
 def test_the_report_shows_all_stages(finished: tuple[Path, dict[str, Any]]) -> None:
     folder, _ = finished
     page = (folder / "report.html").read_text(encoding="utf-8")
-    order = [page.index(f'id="run-{name}"') for name in ("sft", "reward", "dpo")]
+    order = [page.index(f'"name":"{name}","method"') for name in ("sft", "reward", "dpo")]
     assert order == sorted(order)
     for expected in ("Held-out words", held_out_words(1)[0], "rewards/margins", "accuracy"):
         assert expected in page
