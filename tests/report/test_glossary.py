@@ -12,7 +12,7 @@ from strop.metric import FAMILIES, Entry
 from strop.report.glossary import GLOSSARY, lookup, split_evaluation
 from strop.testing.cases import ONLINE, make_trainer, rows_for
 
-COMMON = ["loss", "grad_norm", "learning_rate", "epoch", "num_tokens", "step_time"]
+COMMON = ["loss", "grad_norm", "learning_rate", "epoch", "num_tokens", "step_time", "rows_time", "memory_peak"]
 TOKENS = ["entropy", "mean_token_accuracy"]
 SIDES = [f"{kind}/{side}" for kind in ("rewards", "logps") for side in ("chosen", "rejected")] + ["rewards/margins"]
 LOGITS = ["logits/chosen", "logits/rejected"]
@@ -40,7 +40,7 @@ CASES: list[tuple[str, dict[str, Any], list[str]]] = [
     ("xpo", {}, [*TOKENS, *SIDES, *LOGITS, "rewards/accuracies", "exponent_clamped_ratio"]),
     ("prm", {}, ["accuracy", "first_error_accuracy"]),
     ("gkd", {}, [*TOKENS, "jsd", "on_policy_fraction"]),
-    ("grpo", {"beta": 0.1}, [*GROUPS, *CLIPPING]),
+    ("grpo", {"beta": 0.1}, [*GROUPS, *CLIPPING, "sampling_time", "rewards_time"]),
     ("grpo", {"loss_type": "cispo"}, ["cispo_clip_ratio"]),
     ("grpo", {"loss_type": "vespo"}, ["vespo/phi_seq_mean"]),
     ("grpo", {"entropy_coef": 0.1, "dynamic_sampling": True}, ["policy_loss", "entropy_coef", *CLIPPING]),
@@ -65,7 +65,15 @@ CASES: list[tuple[str, dict[str, Any], list[str]]] = [
     ),
 ]  # fmt: skip
 """Method, settings, and the names that dashboards made for TRL read (its `lr` is `learning_rate` here)."""
-ONLY_TRAINING = (*COMMON[1:], "aux_loss", "on_policy_fraction", "eps", "dynamic_sampling/kept_ratio")
+ONLY_TRAINING = (
+    "sampling_time",
+    "rewards_time",
+    *COMMON[1:],
+    "aux_loss",
+    "on_policy_fraction",
+    "eps",
+    "dynamic_sampling/kept_ratio",
+)
 ELSEWHERE = ("tools/call_frequency", "tools/failure_frequency", "held_out_accuracy", "rewards/*/*_fraction")
 """Logged by runs with tools, by `strop demo`, and where a reward failed."""
 

@@ -17,7 +17,7 @@ from transformers import TrainerCallback
 from strop.testing.cases import make_trainer, rows_for
 from strop.testing.rollouts import fix_rollouts
 
-UNEVEN = ("_runtime", "_per_second", "_preparation_time", "step_time", "eps", "total_flos", "epoch")
+UNEVEN = ("_runtime", "_per_second", "_time", "memory_peak", "eps", "total_flos", "epoch")
 """Ends of logged keys that measure time or the cut itself."""
 MAX_NORM = 0.05
 """Below the gradient norm of every case, so that clipping acts."""

@@ -9,7 +9,6 @@ The parent's loop calls `get_batch_samples`, `training_step` and, after its own 
 from __future__ import annotations
 
 import contextlib
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, ClassVar, Literal
 
@@ -28,6 +27,7 @@ from strop.engine.parts import Facts
 from strop.engine.precision import in_one_precision
 from strop.engine.reference_scores import ReferenceScores
 from strop.engine.step import MicroBatch, StepStatistics, add_router_loss, default_counts, zero_loss
+from strop.engine.step_clock import StepClock
 from strop.engine.windows import train_loader
 from strop.losses.reduce import step_loss
 from strop.metric import Entry
@@ -56,7 +56,7 @@ class StepTrainer(Trainer):
     router_coef: float
     step_work: StepWork | None  # the latest optimizer step
     _metrics: dict[str, MetricLog]  # "train" and "eval" since the last line, "run" since the run began
-    _step_begin: float
+    clock: StepClock
     _layout_confirmed: bool = False  # whether the layout was held against real rows
 
     # ---- what a method declares -------------------------------------------------------------------------------
@@ -164,9 +164,10 @@ class StepTrainer(Trainer):
         self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
     ) -> tuple[list[Any], None]:
         """All rows of the next optimizer step in one place; the places of the parent's other batches stay empty."""
-        batches, self._step_begin = [], time.perf_counter()
+        batches: list[Any] = []
+        self.clock.start()
         for _ in range(num_batches):
-            with contextlib.suppress(StopIteration):
+            with contextlib.suppress(StopIteration), self.clock.part("rows"):
                 batches.append(next(epoch_iterator))
         return [*[None] * (len(batches) - 1), rows.flatten(batches)] if batches else [], None
 
@@ -394,7 +395,7 @@ class StepTrainer(Trainer):
         shown = known if self.args.logging_nan_inf_filter else torch.ones_like(known)
         self._metrics["train"].add({"loss": Mean(loss.where(shown, 0.0) / world, shown / world)})
         self._metrics["run"].add({"train_loss": Mean(loss.where(known, 0.0) / world, known / world)})
-        self._metrics["train"].add({"step_time": Mean(time.perf_counter() - self._step_begin, 1.0)})
+        self._metrics["train"].add(self.clock.metrics())
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Add the means since the last log to a training line, then hand it to the callbacks; at the end of a run

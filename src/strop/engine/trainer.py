@@ -7,7 +7,6 @@ optimizers, schedulers, callbacks, trackers, FSDP / DeepSpeed and hub push.
 from __future__ import annotations
 
 import copy
-import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, ClassVar
@@ -41,6 +40,7 @@ from strop.engine.refusals import check_learns
 from strop.engine.run_identity import RunLock, finished_at, folder_for, identity
 from strop.engine.run_state import load_rank_state, save_rank_state
 from strop.engine.script_seams import ScriptSeams, check_optimizer
+from strop.engine.step_clock import StepClock
 from strop.engine.step_trainer import StepTrainer
 from strop.engine.windows import eval_loader
 from strop.errors import ConfigError, SetupError
@@ -125,7 +125,7 @@ class BaseTrainer(ScriptSeams, StepTrainer):
         self.guard = Guard(args, alarms, parts.tokenizer)
         self._metrics = {"train": MetricLog(), "eval": MetricLog(), "run": MetricLog()}
         self.step_work = None
-        self._step_begin = time.perf_counter()
+        self.clock = StepClock()
         self._redirected: str | None = None  # where the parent writes a checkpoint, while it does
         self.run_lock: RunLock | None = None  # of the folder, once training began
         self.heartbeat: Heartbeat | None = None  # while a run of several ranks is on

@@ -179,15 +179,16 @@ class OnlineTrainer(BaseTrainer):
         if not prompts:
             return []
         own = self._rollout_func
-        groups, metrics = sample_groups(
-            self.generator,
-            self.processing_class,
-            prompts,
-            n,
-            self.sampling(training),
-            turns=self.turns,
-            rollout_func=None if own is None else lambda ids, n, params: own(ids, n, params, self),
-        )
+        with self.clock.part("sampling"):
+            groups, metrics = sample_groups(
+                self.generator,
+                self.processing_class,
+                prompts,
+                n,
+                self.sampling(training),
+                turns=self.turns,
+                rollout_func=None if own is None else lambda ids, n, params: own(ids, n, params, self),
+            )
         self._metrics["train" if training else "eval"].add(metrics)
         if training and not self._sampler_compared:
             self._sampler_compared = True
@@ -199,9 +200,10 @@ class OnlineTrainer(BaseTrainer):
         if self.rewards is None or not groups:
             return
         penalty = self.args.missing_eos_penalty
-        metrics = reward_groups(
-            groups, self.rewards, self.processing_class, state=self.state, missing_eos_penalty=penalty
-        )
+        with self.clock.part("rewards"):
+            metrics = reward_groups(
+                groups, self.rewards, self.processing_class, state=self.state, missing_eos_penalty=penalty
+            )
         self._metrics[mode].add(metrics)
 
     def plan(self, examples: Sequence[Example], rows_at_once: int) -> list[list[Example]]:

@@ -17,14 +17,13 @@ TOGETHER = {
     "log-probabilities of chosen and rejected": ("logps/chosen", "logps/rejected"),
     "length of completions": ("completions/min_length", "completions/mean_length", "completions/max_length"),
     "share of clipped tokens": ("clip_ratio/*_mean",),
-    "time by part": ("step_time", "time/*"),
-    "memory": ("memory/*",),
+    "time by part": ("*_time",),
 }
 """Title -> metrics (patterns) that are read beside each other, in one chart; one of them alone keeps its name."""
 GLANCE = (
     "loss", "reward", "rewards by function", "rewards/margins", "rewards/accuracies", "kl", "objective/kl", "entropy",
     "share of clipped tokens", "length of completions", "completions/clipped_ratio", "accuracy", "time by part",
-    "memory",
+    "memory_peak",
 )  # fmt: skip
 """Charts that stand first, as far as a run has them."""
 AT_A_GLANCE = "At a glance"

@@ -387,6 +387,22 @@ _PROGRESS_ENTRIES = (
         "step_time", PROGRESS, "Time of a step from its rows to its gradient, sampling included.", "seconds", "step",
         healthy="steady",
     ),
+    Entry(
+        "rows_time", PROGRESS, "Time that a step waits for its rows.", "seconds", "step",
+        healthy="a small share of step_time", advice="Large: more dataloader_num_workers, or tokenised rows kept.",
+    ),
+    Entry("sampling_time", PROGRESS, "Time of a step in which completions are sampled.", "seconds", "step"),
+    Entry(
+        "rewards_time", PROGRESS, "Time of a step in which it waits for rewards.", "seconds", "step",
+        healthy="a small share of step_time",
+        advice="Large: a faster reward, or an async one that works on many completions at once.",
+    ),
+    Entry(
+        "memory_peak", PROGRESS,
+        "Most memory held so far: of tensors on an accelerator, of the whole process on a CPU.", "GiB",
+        "running maximum", healthy="flat after the first steps",
+        advice="Grows: long rows came late, or something is kept; see `strop plan`.",
+    ),
     Entry("total_flos", PROGRESS, "Estimated floating-point operations so far.", "FLOP", "sum over the run"),
     Entry("train_runtime", PROGRESS, "Time of the whole training.", "seconds", "run"),
     Entry("runtime", PROGRESS, "Time of the evaluation.", "seconds", "evaluation"),

@@ -14,7 +14,7 @@ from strop.errors import DataError, StropError
 from strop.report.glossary import lookup
 from strop.testing.subject import Subject
 
-UNTIMED = ("_runtime", "_per_second", "_preparation_time", "step_time", "eps", "total_flos")
+UNTIMED = ("_runtime", "_per_second", "_time", "memory_peak", "eps", "total_flos")
 BROKEN_ROW = 2
 
 
