@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from strop.errors import SetupError
+from strop.errors import DataError, RolloutError, SetupError
+from strop.online.groups import Group
 from strop.rollout import SamplingParams, make_generator
 from strop.testing.cases import make_trainer, rows_for
 from strop.testing.tiny import tiny_model
@@ -64,3 +65,22 @@ def test_a_teacher_that_lacks_tokens_is_refused(tmp_path):
     teacher = tiny_model("llama", dtype=torch.float64, vocab_size=len(toy_tokenizer()) - 4)
     with pytest.raises(SetupError, match="tokens in its vocabulary and the teacher"):
         make_trainer("gkd", tmp_path, rows=ROWS, trainer={"teacher_model": teacher})
+
+
+def test_a_sampled_row_of_padding_is_named(tmp_path):
+    tokens = len(toy_tokenizer())
+    student = tiny_model("llama", dtype=torch.float64, vocab_size=tokens + 8)
+    trainer = make_trainer("gkd", tmp_path, rows=ROWS, model=student, **GREEDY)
+    group = Group(trainer.train_dataset[0], [[5, tokens + 3]], [[0.0, 0.0]], ["stop"])
+    with pytest.raises(RolloutError, match=rf"token {tokens + 3}.*resize_token_embeddings\({tokens}\)"):
+        trainer.make_trees([group], training=True)
+
+
+@pytest.mark.parametrize("settings", [{"lmbda": 1.0}, {"lmbda": 0.5, "seq_kd": True}], ids=str)
+def test_prompts_will_do_where_every_step_samples(settings, tmp_path):
+    prompts = [{"prompt": row["prompt"]} for row in ROWS]
+    trainer = make_trainer("gkd", tmp_path, rows=prompts, eval_rows=prompts, max_steps=2, **GREEDY, **settings)
+    trainer.train()
+    assert trainer.state.log_history[0]["jsd"] > 0 and trainer.evaluate()["eval_jsd"] > 0
+    with pytest.raises(DataError, match="completion"):
+        make_trainer("gkd", tmp_path, rows=prompts, lmbda=0.5, **GREEDY)

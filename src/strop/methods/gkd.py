@@ -11,11 +11,11 @@ from typing import Annotated, Any, ClassVar
 import torch
 from torch.utils.checkpoint import checkpoint
 
-from strop.data import DatasetKind
+from strop.data import DatasetKind, load_rows
 from strop.engine import rows
 from strop.engine.parts import Facts, resolve_model
 from strop.engine.precision import in_one_precision
-from strop.errors import ConfigError, SetupError
+from strop.errors import ConfigError, RolloutError, SetupError
 from strop.losses import fused_jsd, jsd_loss, mean_of
 from strop.model import LMHead, base_model, lm_head_of, score_batch
 from strop.model.forward import vocab_size
@@ -98,7 +98,7 @@ class GKDConfig(OnlineConfig):
         **{name: why for name, why in OnlineConfig.unused.items() if name != "truncation_mode"},
         **dict.fromkeys(NO_REWARD, "GKD asks for no reward; remove it."),
         **dict.fromkeys(NO_REFERENCE, "GKD compares with the teacher, not with a reference; remove it."),
-        "num_generations_eval": "Evaluation uses the completions of the rows; remove it.",
+        "num_generations_eval": "Evaluation uses the completion of a row, or one that is sampled; remove it.",
         "log_unique_prompts": "Each prompt has one completion; remove it.",
     }
     needs: ClassVar[dict[str, Needs]] = {
@@ -140,7 +140,8 @@ class GKDTrainer(OnlineTrainer):
     JSD_beta = beta KL(p_T || M) + (1 - beta) KL(p_S || M), M = beta p_T + (1 - beta) p_S; the ends of beta are the two
     plain KLs. With probability `lmbda` a step learns on completions that the student samples, else on the rows' (or,
     with `seq_kd`, the teacher's); the draw is the same on all ranks. No gradient flows through sampling or teacher.
-    The mean counts the tokens that are trained on. Rows: `prompt` + `completion`, or `messages`.
+    The mean counts the tokens that are trained on. Rows: `prompt` + `completion`, or `messages`; where every step
+    samples (`lmbda=1`, `seq_kd`) `prompt` alone will do, and evaluation samples too.
     Source: arXiv 2306.13649 Eq. 1.
     """
 
@@ -162,7 +163,8 @@ class GKDTrainer(OnlineTrainer):
     @classmethod
     def facts(cls, args: Any, given: Mapping[str, Any]) -> Facts:
         options = rows.tokenize_options(args, chat_template_kwargs=args.chat_template_kwargs)
-        return replace(super().facts(args, given), uses_reference=False, tokenize=options)
+        found = replace(super().facts(args, given), uses_reference=False, tokenize=options)
+        return replace(found, convert=prompts_will_do) if args.lmbda == 1 or args.seq_kd else found
 
     @property
     def group_size(self) -> int:
@@ -228,13 +230,21 @@ class GKDTrainer(OnlineTrainer):
         return self.teacher if self._teacher_speaks else self.policy
 
     def make_trees(self, groups: list[Group], training: bool) -> list[Example]:
+        largest = max((max(ids) for group in groups for ids in group.completions if ids), default=0)
+        if self.vocabulary is not None and largest >= self.vocabulary:
+            raise RolloutError(
+                f"A completion was sampled that holds token {largest}, a row of padding: student and teacher share "
+                f"{self.vocabulary} tokens. Cut the larger model: model.resize_token_embeddings({self.vocabulary})."
+            )
         return [group.tree(drop_truncated=self.args.mask_truncated_completions) for group in groups]
 
     def prepare_evaluation(self, examples: list[Example]) -> list[Example]:
-        return examples
+        if all(example.completions for example in examples):
+            return examples
+        return self.make_trees(self.rollout(examples, 1, training=False), training=False)
 
     def prepare_stand_in(self, example: Example) -> Example:
-        return example
+        return example if example.completions else super().prepare_stand_in(example)
 
     # ---- the loss ---------------------------------------------------------------------------------------------
 
@@ -262,6 +272,15 @@ class GKDTrainer(OnlineTrainer):
             if tensor is not None:
                 metrics[name] = mean_of(tensor)
         return LossOutput([Term(values, "tokens")], metrics)  # type: ignore[arg-type]
+
+
+def prompts_will_do(preparation: rows.RowPreparation, dataset: Any, name: str) -> Any:
+    """Rows as they are, where every step samples: with a completion, or a prompt alone."""
+    if not rows.is_prepared(dataset):
+        first = next(iter(load_rows(dataset, columns=preparation.args.columns)), {})
+        if first.get("prompt") is not None and first.get("completion") is None:
+            preparation = replace(preparation, dataset_kind=DatasetKind.PROMPT_ONLY)
+    return rows.tokenized(preparation, dataset, name)
 
 
 def cut(rows: Any, vocabulary: int | None) -> Any:

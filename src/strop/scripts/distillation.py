@@ -6,7 +6,6 @@ from typing import Annotated, Any, ClassVar
 
 from strop.data import DatasetKind
 from strop.methods.gkd import GKDConfig, GKDTrainer
-from strop.records import Example
 from strop.settings.schema import Range, config
 
 
@@ -57,6 +56,3 @@ class DistillationTrainer(GKDTrainer):
                 **(args.teacher_model_init_kwargs or {}),
             }
         super().__init__(model, teacher_model, args, **kwargs)
-
-    def prepare_evaluation(self, examples: list[Example]) -> list[Example]:
-        return self.make_trees(self.rollout(examples, 1, training=False), training=False)
