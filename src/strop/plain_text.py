@@ -27,6 +27,11 @@ def visible(text: str) -> str:
     return _ACTING.sub(lambda found: _written(found.group()), text)
 
 
+def first_line(error: BaseException) -> str:
+    """The first line of a message that says something; the kind of the error where it says nothing."""
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+
+
 def bounded(text: str, most: int = _LONGEST) -> str:
     """The text, without its middle where it is longer than `most` characters."""
     if len(text) <= most:

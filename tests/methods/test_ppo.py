@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 import torch
 from peft import AutoPeftModelForCausalLM, LoraConfig, PeftModel
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, TrainerCallback
 
+from strop.errors import ConfigError
 from strop.testing.cases import letters_reward, make_trainer, rows_for
 from strop.testing.tiny import tiny_model
 from strop.testing.tokenizers import toy_tokenizer
@@ -163,3 +166,15 @@ def test_narrowed_sampling_keeps_the_ratio_at_one(tmp_path):
     sampled = torch.tensor([v for group in groups for values in group.sampler_logps for v in values]).double()
     remembered = torch.tensor([v for e in trees for values in e.sampled.old_logps for v in values]).double()
     assert torch.allclose(scores.logps, sampled, atol=1e-6) and torch.allclose(remembered, sampled, atol=1e-6)
+
+
+def test_completions_are_generated_and_scored_for_people(tmp_path, capsys):
+    trainer = ppo(tmp_path, eval_rows=rows_for("ppo", 3, seed=1), per_device_eval_batch_size=2)
+    trainer.generate_completions()
+    rows = [json.loads(line) for line in (tmp_path / "samples.jsonl").read_text().splitlines()]
+    assert [row["reward"] for row in rows] == letters_reward([row["completion"] for row in rows]) and len(rows) == 3
+    assert "completion" in capsys.readouterr().out and not trainer._metrics["eval"].state()
+    trainer.generate_completions(sampling=True)
+    assert len((tmp_path / "samples.jsonl").read_text().splitlines()) == 3 + 2
+    with pytest.raises(ConfigError, match="eval_dataset="):
+        ppo(tmp_path / "none").generate_completions()

@@ -83,3 +83,21 @@ def test_the_snapshot_of_a_state_is_its_plain_data():
     assert seen.global_step == 3 and seen.log_history == [{"loss": 0.5}]
     assert not hasattr(seen, "lock")
     assert snapshot(None) is None
+
+
+def test_a_function_that_changes_what_it_was_given_changes_nobody_elses():
+    chat = [[{"role": "user", "content": "p"}]]
+    request = ScoringRequest.checked(chat, [[{"role": "assistant", "content": "a"}]], [[1, 2]], {"parts": [["x"]]})
+    offered = request.offered()
+    offered["prompts"][0].clear()
+    offered["completions"][0][0]["content"] = "changed"
+    offered["completion_ids"][0].clear()
+    offered["parts"][0].append("y")
+    assert chat == [[{"role": "user", "content": "p"}]]
+    again = {name: value for name, value in request.offered().items() if name != "trainer_state"}
+    assert again == {
+        "prompts": chat,
+        "completions": [[{"role": "assistant", "content": "a"}]],
+        "completion_ids": [[1, 2]],
+        "parts": [["x"]],
+    }

@@ -55,6 +55,20 @@ def test_other_reasons() -> None:
     assert "several devices" in str(why_not_native(spread))
 
 
+def test_an_architecture_that_fails_without_a_word_is_named_by_its_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tiny_model("llama", dtype=torch.float32)
+    layer = type(model.model.layers[0].self_attn)
+    plain = layer.forward
+
+    def picky(self: nn.Module, *args: object, **kwargs: object) -> object:
+        if self.config._attn_implementation not in ("sdpa", "eager"):
+            raise NotImplementedError
+        return plain(self, *args, **kwargs)
+
+    monkeypatch.setattr(layer, "forward", picky)
+    assert str(why_not_native(model)).endswith("failed with NotImplementedError: NotImplementedError")
+
+
 def test_a_wrong_window_would_be_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
     """The prompts of the check are longer than a short window: an engine that ignored it would be refused."""
     from strop.rollout import attention_hook

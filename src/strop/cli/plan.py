@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from strop.cli.flags import Flag, help_page, parse
 from strop.errors import ConfigError, did_you_mean
 from strop.methods.registry import BY_VERB
+from strop.plain_text import first_line
 
 if TYPE_CHECKING:
     from strop.plan.memory import Load, Plan
@@ -150,9 +151,7 @@ def shape(source: str, rank: int | None) -> Any:
         try:
             config = AutoConfig.from_pretrained(str(place) if place.exists() else source)
         except (OSError, ValueError) as error:
-            raise ConfigError(
-                f"--model {source}: no config can be read there ({str(error).splitlines()[0]})."
-            ) from None
+            raise ConfigError(f"--model {source}: no config can be read there ({first_line(error)}).") from None
         _SHAPES[source, rank] = shape_of(config, torch.bfloat16, lora_rank=rank)
     return _SHAPES[source, rank]
 

@@ -13,6 +13,7 @@ from typing import Any
 from strop.data.padding import cleaner_of_rows, cleaner_of_schema
 from strop.data.rows import ListRows, Rows, RowStream
 from strop.errors import DataError
+from strop.plain_text import first_line
 from strop.records import Row
 
 BATCH_ROWS = 256
@@ -30,7 +31,7 @@ def _plain_rows(part: Any, source: str, first: int) -> list[Row]:
     try:
         return part.to_pylist()
     except (ArithmeticError, ValueError) as problem:  # a date beyond the year 9999, two keys of one name
-        cause = str(problem).splitlines()[0].rstrip(".")
+        cause = first_line(problem).rstrip(".")
         place = f"row {first}" if part.num_rows == 1 else f"rows {first} to {first + part.num_rows - 1}"
         raise DataError(
             f"{source}, {place}: a value has no counterpart in Python: {cause}. Drop that column, or save it as text."
@@ -212,5 +213,5 @@ def read_arrow(path: Path) -> Rows:
 
 
 def _unreadable(path: Path, form: str, problem: Exception) -> DataError:
-    cause = "the file is empty" if path.stat().st_size == 0 else str(problem).splitlines()[0].rstrip(".")
+    cause = "the file is empty" if path.stat().st_size == 0 else first_line(problem).rstrip(".")
     return DataError(f"{path}: not a readable {form} file: {cause}. Write or download it again.")

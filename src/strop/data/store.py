@@ -23,6 +23,7 @@ from strop.data.cache_folder import locked
 from strop.data.truncate import Tokenized
 from strop.disk import written_beside
 from strop.errors import SetupError
+from strop.plain_text import first_line
 
 MEMORY_BYTES = 256 * 2**20
 """Packed trees held in memory; beyond it they go to the cache folder, or the oldest are forgotten."""
@@ -195,7 +196,7 @@ def read_batch(path: Path) -> Any:
         batch = file.get_batch(0)
         batch.validate(full=True)
     except pa.ArrowException as problem:
-        raise ValueError(str(problem).splitlines()[0]) from None
+        raise ValueError(first_line(problem)) from None
     if any(column.null_count for column in batch.columns):
         raise ValueError("a value is missing")
     return batch

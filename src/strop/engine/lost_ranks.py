@@ -19,6 +19,7 @@ from typing import Any, Protocol
 import torch.distributed as dist
 
 from strop.errors import LostRankError, StropError
+from strop.plain_text import first_line
 
 BEAT_SECONDS = 0.5
 SILENT_SECONDS = 3.0
@@ -152,7 +153,7 @@ def what_happened(run: Run, heartbeat: Heartbeat, error: RuntimeError) -> str:
     """The message: who is lost, what is known about why, and from where to go on."""
     args, step = run.args, run.state.global_step
     silent = heartbeat.silent_ranks()
-    cause = str(error).strip().splitlines()[0][-200:]
+    cause = first_line(error)[-200:]
     if silent:
         names = f"rank{'s' if len(silent) > 1 else ''} {', '.join(map(str, silent))} of {args.world_size}"
         who = f"{names} died or stalled. What it printed last, or its machine, says why"

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -14,6 +15,7 @@ from strop.engine.checkpoint import check_whole, without_progress_bars
 from strop.engine.parts import Facts, resolve_model
 from strop.engine.precision import in_one_precision
 from strop.engine.step import completion_field, token_field, token_lists
+from strop.errors import ConfigError
 from strop.losses import (
     gae_flat,
     kl_estimate,
@@ -28,12 +30,14 @@ from strop.losses import (
 from strop.model import base_model, disable_dropout, lm_head_of
 from strop.model.actor_critic import VALUE_FOLDER, ActorCritic, critic_like, score_both
 from strop.online.batches import BatchSizes
+from strop.online.evaluation_samples import EvaluationSamples
 from strop.online.groups import Group
 from strop.online.sampled_distribution import changes_distribution, rescore
 from strop.online.trainer import OnlineTrainer
 from strop.records import Batch, Example, Extreme, LossOutput, Mean, Sampled, Scores, StepContext, Term, Want
 from strop.settings.online import OnlineConfig
 from strop.settings.schema import Range, config
+from strop.watch.samples import show_samples
 
 
 @config
@@ -253,6 +257,22 @@ class PPOTrainer(OnlineTrainer):
         if seconds := metrics.get("step_time"):
             metrics["eps"] = self.sizes.completions / self.args.num_iterations / seconds
         return metrics
+
+    def generate_completions(self, sampling: bool = False) -> None:
+        """A completion of every evaluation prompt with its reward, as a table and into samples.jsonl.
+
+        `sampling`: of the first batch alone.
+        """
+        samples = EvaluationSamples(self)
+        most = self.args.per_device_eval_batch_size if sampling else None
+        groups = self.rollout(list(islice(samples.prompts(), most)), 1, training=False)
+        if not groups:
+            raise ConfigError("There are no prompts to complete: give the trainer eval_dataset=.")
+        self.score_groups(groups, "eval")
+        self._metrics["eval"].drain(world_size=self.args.world_size)
+        if self.is_world_process_zero():
+            shown = samples.write(groups)
+            show_samples(shown, len(shown))
 
     # ---- saving and resuming both -----------------------------------------------------------------------------
 

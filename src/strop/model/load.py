@@ -22,6 +22,7 @@ from transformers.utils import find_adapter_config_file
 from strop.errors import ConfigError, SetupError, did_you_mean
 from strop.model.heads import TASKS, auto_class, class_with_head, head_class, with_head
 from strop.model.wrappers import check_decoder_only, is_peft
+from strop.plain_text import first_line
 
 logger = logging.getLogger(__name__)
 
@@ -182,7 +183,7 @@ def apply_peft(model: nn.Module, peft_config: Any) -> Any:
     try:
         return peft.get_peft_model(model, config).train(model.training)
     except ValueError as error:
-        raise ConfigError(f"PEFT cannot put this adapter on {type(model).__name__}: {_first_line(error)}") from None
+        raise ConfigError(f"PEFT cannot put this adapter on {type(model).__name__}: {first_line(error)}") from None
 
 
 def keep_differentiable(model: nn.Module) -> None:
@@ -279,10 +280,10 @@ class _Place:
             raise kind(self._explain(error)) from None
 
     def _explain(self, error: Exception) -> str:
-        cause = f"{type(error).__name__}: {_first_line(error)}"
+        cause = f"{type(error).__name__}: {first_line(error)}"
         where = str(Path(self.name) / self.gguf) if self.gguf else self.name
         if isinstance(error, ImportError):
-            return f"Loading {where} needs a package that is not installed ({_first_line(error)})."
+            return f"Loading {where} needs a package that is not installed ({first_line(error)})."
         if "trust_remote_code" in str(error):
             return f"{where} comes with its own code. Read it, then pass trust_remote_code=True. ({cause})"
         if self.local:
@@ -375,7 +376,3 @@ def _neighbours(path: Path) -> str:
         return f"The folder {path.parent} does not exist either."
     names = [entry.name for entry in path.parent.iterdir()]
     return did_you_mean(path.name, names).strip()
-
-
-def _first_line(error: BaseException) -> str:
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)

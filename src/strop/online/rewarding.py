@@ -31,8 +31,24 @@ def reward_source(trainer: str, args: Any, *, needed: bool, environments: bool, 
     return sources[0] if sources else None
 
 
-def make_rewards(args: Any, source: Any, processing_classes: Any) -> RewardSet:
-    """The rewards with the weights and the treatment of failures that the config sets."""
+def made_in_code(source: Any, tokenizer: Any) -> list[Any]:
+    """For each reward the policy's tokenizer, if it is a model without a place that a tokenizer could be loaded from,
+    and knows all its tokens; else None."""
+    sources = source if isinstance(source, (list, tuple)) else [source]
+    configs = [getattr(item, "config", None) if isinstance(item, torch.nn.Module) else None for item in sources]
+    return [
+        tokenizer
+        if config is not None and not config.name_or_path and getattr(config, "vocab_size", 0) >= len(tokenizer)
+        else None
+        for config in configs
+    ]
+
+
+def make_rewards(args: Any, source: Any, processing_classes: Any, tokenizer: Any) -> RewardSet:
+    """The rewards with the weights and the treatment of failures that the config sets; a reward model that was made in
+    code, and given without its tokenizer, reads with the policy's."""
+    if processing_classes is None:
+        processing_classes = made_in_code(source, tokenizer)
     return RewardSet(
         source,
         weights=args.reward_weights,

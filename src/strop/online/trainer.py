@@ -99,7 +99,7 @@ class OnlineTrainer(BaseTrainer):
         self._rollout_func = self.given["rollout_func"]
         self.rewards = None
         if (source := self.reward()) is not None:
-            self.rewards = make_rewards(self.args, source, self.given["reward_tokenizers"])
+            self.rewards = make_rewards(self.args, source, self.given["reward_tokenizers"], self.processing_class)
             check_rewards(
                 type(self).__name__,
                 self.rewards,

@@ -52,8 +52,8 @@ def tokenizer_of(path: str, given: Any = None) -> Any:
         return load_tokenizer(path)
     except SetupError:
         raise ConfigError(
-            f"The reward model '{path}' comes without a tokenizer. Pass it as reward_processing_classes, "
-            "one per reward, in their order."
+            f"The reward model {path or 'that was made in code'} comes without a tokenizer. "
+            "Pass it as reward_processing_classes, one per reward, in their order."
         ) from None
 
 

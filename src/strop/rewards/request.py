@@ -88,7 +88,7 @@ class ScoringRequest:
             "completion_ids": self.completion_ids,
             "environments": self.environments,
         }
-        lists = {name: list(value) for name, value in {**fixed, **self.columns}.items() if value is not None}
+        lists = {name: own(value) for name, value in {**fixed, **self.columns}.items() if value is not None}
         return {**lists, "trainer_state": self.trainer_state}
 
     def sent(self, accepts: Accepts) -> dict[str, Any]:
@@ -111,6 +111,13 @@ def snapshot(state: Any) -> Any:
     if fields is None:
         return state if _is_plain(state) else None
     return SimpleNamespace(**{name: value for name, value in fields.items() if _is_plain(value)})
+
+
+def own(value: Any) -> Any:
+    """The value with lists and dictionaries of its own, at every depth."""
+    if type(value) is list:
+        return [own(item) for item in value]
+    return {key: own(item) for key, item in value.items()} if type(value) is dict else value
 
 
 def _plain_ids(ids: Any) -> list[int]:

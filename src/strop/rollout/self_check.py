@@ -19,6 +19,7 @@ from strop.model.rope import LENGTH_DEPENDENT, longest_plain_row, rope_parts
 from strop.model.select import why_not_far
 from strop.model.twin import boundaries
 from strop.model.wrappers import decoder_of, unwrap
+from strop.plain_text import first_line
 from strop.rollout import limits
 from strop.rollout.decoder import Decoder
 from strop.rollout.rollout_mode import rollout_attention, sampling_mode, transformers_model
@@ -73,7 +74,7 @@ def _measured_problem(model: nn.Module, base: PreTrainedModel, autocast: torch.d
                     return problem
     except Exception as error:
         # Whatever a foreign architecture raises here means the same: this engine is not for it.
-        return f"the check of its attention failed with {type(error).__name__}: {str(error).splitlines()[0][:200]}"
+        return f"the check of its attention failed with {type(error).__name__}: {first_line(error)[:200]}"
     return None
 
 
