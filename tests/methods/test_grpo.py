@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from strop.errors import ConfigError
 from strop.testing.cases import make_trainer
 
 
@@ -20,3 +21,8 @@ def test_policy_part_and_entropy_bonus_make_the_loss(loss_type, tmp_path):
     logged = trainer.state.log_history[0]
     expected = logged["policy_loss"] - logged["entropy_coef"] * logged["entropy"]
     assert logged["entropy_coef"] == 0.3 and logged["loss"] == pytest.approx(expected, abs=1e-6)
+
+
+def test_a_loss_that_divides_by_the_limit_needs_one(tmp_path):
+    with pytest.raises(ConfigError, match="'dr_grpo' divides by max_completion_length"):
+        make_trainer("grpo", tmp_path, loss_type="dr_grpo", max_completion_length=None, num_generations=2)

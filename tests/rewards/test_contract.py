@@ -138,6 +138,9 @@ def test_accepts_reads_positional_only_partials_methods_and_instances():
 
     partial = functools.partial(positional, answer=7)
     assert Accepts.of(partial).missing(["completions"]) == []
+    assert Accepts.of(partial).call(partial, {"completions": 2, "answer": 1}) == (2, 7)
+    bound = functools.partial(lambda completions, **kwargs: kwargs, scale=2.0)
+    assert Accepts.of(bound).call(bound, {"completions": 1, "scale": 100.0, "other": 3}) == {"scale": 2.0, "other": 3}
 
     class Callable:
         def __call__(self, completions):

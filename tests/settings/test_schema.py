@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
+import numpy as np
 import pytest
 
 from strop.errors import ConfigError
@@ -62,3 +63,9 @@ def test_values_outside_the_declaration_are_reported(values, expected):
 
 def test_values_inside_the_declaration_pass():
     assert validate(Sample(beta=2, kind=["a", "b"], size=5)) == []
+
+
+def test_numbers_and_lists_of_numpy_are_those_of_python():
+    sample = Sample(beta=np.float32(0.5), size=np.int64(3), kind=np.array(["a", "b"]))
+    assert (sample.beta, sample.size, sample.kind) == (0.5, 3, ["a", "b"]) and validate(sample) == []
+    assert (type(sample.beta), type(sample.size)) == (float, int)

@@ -144,6 +144,8 @@ class GRPOConfig(OnlineConfig):
             )
         if self.num_generations < 2:
             problems.append("num_generations=1 leaves no group to compare with; set 2 or more.")
+        if POLICY_AGGREGATION.get(self.loss_type) == "constant" and self.max_completion_length is None:
+            problems.append(f"loss_type={self.loss_type!r} divides by max_completion_length; give it.")
         try:
             check_policy_options(**loss_options(self))
         except ConfigError as error:

@@ -11,6 +11,7 @@ finite numbers and Nones, one per row. Anything else becomes words about what wa
 
 from __future__ import annotations
 
+import functools
 import inspect
 import math
 import numbers
@@ -58,6 +59,7 @@ class Accepts:
     positional: tuple[str, ...]  # those that can be given by position only
     required: tuple[str, ...]  # those without a default
     everything: bool  # has **kwargs
+    bound: frozenset[str] = frozenset()  # what a partial has fixed, which nothing on offer replaces
 
     @classmethod
     def of(cls, function: Callable[..., Any]) -> Accepts:
@@ -66,17 +68,20 @@ class Accepts:
             parameters = inspect.signature(function).parameters.values()
         except (TypeError, ValueError):
             return cls((), (), (), True)
-        fixed = [p for p in parameters if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
+        bound = frozenset(function.keywords) if isinstance(function, functools.partial) else frozenset()
+        kinds = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+        fixed = [p for p in parameters if p.kind not in kinds and p.name not in bound]
         return cls(
             names=tuple(p.name for p in fixed),
             positional=tuple(p.name for p in fixed if p.kind is p.POSITIONAL_ONLY),
             required=tuple(p.name for p in fixed if p.default is p.empty),
             everything=any(p.kind is p.VAR_KEYWORD for p in parameters),
+            bound=bound,
         )
 
     def wants(self, name: str) -> bool:
         """Whether an argument of this name would be passed on."""
-        return self.everything or name in self.names
+        return name not in self.bound and (self.everything or name in self.names)
 
     def missing(self, offered: Iterable[str]) -> list[str]:
         """Required parameters that nothing on offer can fill."""

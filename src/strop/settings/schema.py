@@ -97,7 +97,7 @@ def resolve_keywords(cls: type, kwargs: dict[str, Any]) -> dict[str, Any]:
         elif target in resolved or (target != name and target in kwargs):
             problems.append(f"{name} is another name of {target}, and both are given; keep one.")
         else:
-            resolved[target] = value
+            resolved[target] = value.tolist() if type(value).__module__ == "numpy" else value
     if problems:
         raise ConfigError.collect(f"{cls.__name__} cannot be made from these arguments:", problems)
     return resolved
