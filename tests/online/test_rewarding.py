@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from strop.errors import ConfigError
-from strop.testing.cases import make_trainer
+from strop.testing.cases import letters_reward, make_trainer
 from strop.testing.tiny import tiny_model
 from strop.testing.tokenizers import toy_tokenizer
 
@@ -27,3 +27,13 @@ def test_one_that_lacks_tokens_needs_its_own(tmp_path: Path) -> None:
     model = tiny_model("llama", dtype=torch.float32, task="score", vocab_size=TOKENS - 1)
     with pytest.raises(ConfigError, match="made in code comes without a tokenizer"):
         make_trainer("ppo", tmp_path, trainer={"reward_funcs": model})
+
+
+def test_a_trainer_names_what_it_asks(tmp_path: Path) -> None:
+    trainer = make_trainer(
+        "grpo", tmp_path, trainer={"reward_funcs": [letters_reward, letters_reward]}, num_generations=2
+    )
+    assert trainer.reward_funcs == [letters_reward, letters_reward]
+    assert trainer.reward_func_names == ["letters_reward", "letters_reward_2"]
+    distilled = make_trainer("gkd", tmp_path / "gkd")
+    assert distilled.reward_funcs == [] and distilled.teacher_model is distilled.teacher

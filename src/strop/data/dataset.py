@@ -68,6 +68,8 @@ class ExampleDataset(Sequence[Example]):
         return len(self.order)
 
     def __getitem__(self, index):  # type: ignore[no-untyped-def]
+        if isinstance(index, str):
+            return [tree[index] for tree in self]
         if isinstance(index, slice):
             return self.__getitems__(range(*index.indices(len(self))))
         if not -len(self) <= index < len(self):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 from strop.data.dataset import ExampleStream
 from strop.data.micro_batches import tree_cost
@@ -81,13 +82,23 @@ class PackedDataset(Sequence[list[Example]]):
     def __len__(self) -> int:
         return len(self.packs)
 
-    def __getitem__(self, index: int) -> list[Example]:  # type: ignore[override]
+    def __getitem__(self, index: int | str) -> list[Any]:  # type: ignore[override]
+        """The pieces of a pack; by the name of a column (`input_ids`, `labels`, `seq_lengths`) that of all packs."""
+        if isinstance(index, str):
+            return [column_of(pack, index) for pack in self]
         return [take_piece(self.examples[tree], start, stop) for tree, start, stop, _ in self.packs[index]]
 
     @property
     def report(self):  # type: ignore[no-untyped-def]
         """The report of the packed data set."""
         return getattr(self.examples, "report", None)
+
+
+def column_of(pack: Sequence[Example], name: str) -> list[int]:
+    """What the pieces of a pack have under a name, one after the other; `seq_lengths`: tokens of each."""
+    if name == "seq_lengths":
+        return [example.num_tokens for example in pack]
+    return [entry for example in pack for entry in example[name]]
 
 
 class PackedStream:

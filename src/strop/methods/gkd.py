@@ -170,6 +170,11 @@ class GKDTrainer(OnlineTrainer):
     def group_size(self) -> int:
         return 1
 
+    @property
+    def teacher_model(self) -> Any:
+        """The teacher, by its name in the constructor."""
+        return self.teacher
+
     def after_init(self) -> None:
         super().after_init()
         options = self.args.teacher_model_init_kwargs or {}

@@ -125,6 +125,16 @@ class OnlineTrainer(BaseTrainer):
         return self.given["reward"]
 
     @property
+    def reward_funcs(self) -> list[Any]:
+        """The rewards that are asked, in their order."""
+        return [] if self.rewards is None else list(self.rewards.functions)
+
+    @property
+    def reward_func_names(self) -> list[str]:
+        """Their names in metrics."""
+        return [] if self.rewards is None else list(self.rewards.names)
+
+    @property
     def turns_wanted(self) -> bool:
         """Whether completions are more than one turn of the model, or come from the user's own function."""
         return any(self.given[name] is not None for name in ("tools", "environment_factory", "rollout_func"))
