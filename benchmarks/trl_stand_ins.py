@@ -267,6 +267,11 @@ def save_remote(checkout: Path, files: Path, tokenizer: PreTrainedTokenizerFast)
     (files / "config.json").write_text(json.dumps(settings))
 
 
+def as_json(row: dict[str, Any]) -> dict[str, str]:
+    """The tools of a row as text, as the hub's copy has them."""
+    return {"tools": json.dumps(row["tools"])}
+
+
 def make_data(script: Path, folder: Path) -> None:
     """What a generator of the checkout would push to the hub, one folder for each configuration."""
 
@@ -274,6 +279,8 @@ def make_data(script: Path, folder: Path) -> None:
         parts = data if isinstance(data, datasets.DatasetDict) else datasets.DatasetDict({"train": data})
         (folder / config_name).mkdir(parents=True, exist_ok=True)
         for split, rows in parts.items():
+            if "tools" in rows.column_names and not isinstance(rows[0]["tools"], str):
+                rows = rows.map(as_json, features=datasets.Features({**rows.features, "tools": datasets.Value("string")}))
             rows.to_parquet(str(folder / config_name / f"{split}.parquet"))
 
     specification = importlib.util.spec_from_file_location(script.stem, script)

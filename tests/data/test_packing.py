@@ -127,6 +127,7 @@ def test_prepared_sets_and_streams() -> None:
 
 def test_packs_can_be_looked_at_by_column() -> None:
     packed = pack(trees(3, 2, 4), 6)
+    assert packed.column_names == ["input_ids", "labels", "seq_lengths"]
     assert packed["seq_lengths"] == [[3], [2, 4]]
     assert packed["input_ids"] == packed["labels"] == [[0, 1, 2], [1000, 1001, 2000, 2001, 2002, 2003]]
     with pytest.raises(KeyError, match="this row has"):

@@ -89,6 +89,11 @@ class PackedDataset(Sequence[list[Example]]):
         return [take_piece(self.examples[tree], start, stop) for tree, start, stop, _ in self.packs[index]]
 
     @property
+    def column_names(self) -> list[str]:
+        """The columns under which all packs can be looked at: `packs["input_ids"]`."""
+        return ["input_ids", "labels", "seq_lengths"]
+
+    @property
     def report(self):  # type: ignore[no-untyped-def]
         """The report of the packed data set."""
         return getattr(self.examples, "report", None)
