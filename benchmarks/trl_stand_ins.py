@@ -280,7 +280,9 @@ def make_data(script: Path, folder: Path) -> None:
         (folder / config_name).mkdir(parents=True, exist_ok=True)
         for split, rows in parts.items():
             if "tools" in rows.column_names and not isinstance(rows[0]["tools"], str):
-                rows = rows.map(as_json, features=datasets.Features({**rows.features, "tools": datasets.Value("string")}))
+                rows = rows.map(
+                    as_json, features=datasets.Features({**rows.features, "tools": datasets.Value("string")})
+                )
             rows.to_parquet(str(folder / config_name / f"{split}.parquet"))
 
     specification = importlib.util.spec_from_file_location(script.stem, script)

@@ -67,7 +67,7 @@ def run_file(file: Path, checkout: Path, folder: Path) -> None:
     }
     command = [sys.executable, "-m", "pytest", "-p", "benchmarks.trl_plugin", "-p", "no:cacheprovider", "-q"]
     command += ["-o", "addopts=", "-W", "ignore", "--tb=short", f"--basetemp={folder / file.stem}"]
-    command += ["-m", "not slow and not low_priority", "-k", f"not ({UNABLE})", str(file.relative_to(checkout))]
+    command += ["-m", "not slow", "-k", f"not ({UNABLE})", str(file.relative_to(checkout))]
     log = (folder / "outcomes" / f"{file.stem}.log").open("w")
     subprocess.run(
         command, cwd=checkout, env=os.environ | environment, stdout=log, stderr=subprocess.STDOUT, check=False
