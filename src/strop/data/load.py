@@ -14,6 +14,7 @@ from strop.data import arrow, textfiles
 from strop.data.rows import JoinedRows, ListRows, Rows, RowStream, choose_columns, map_columns, parse_columns, plain
 from strop.data.signatures import refuse_disguised
 from strop.errors import DataError, SetupError, did_you_mean
+from strop.plain_text import first_line
 
 READERS = (".jsonl", ".ndjson", ".json", ".parquet", ".csv", ".tsv", ".arrow", ".txt")
 HEAD = 100
@@ -221,7 +222,7 @@ def _open_saved(path: Path, split: str) -> Rows:
     try:
         saved = datasets.load_from_disk(str(path))
     except Exception as problem:  # a damaged folder fails in many ways inside pyarrow, json and datasets
-        raise DataError(f"'{path}': the saved dataset is damaged ({_first_line(problem)}). Save it again.") from None
+        raise DataError(f"'{path}': the saved dataset is damaged ({first_line(problem)}). Save it again.") from None
     if isinstance(saved, dict):
         if split not in saved:
             raise DataError(f"'{path}': no split '{split}'; found {', '.join(map(repr, saved))}.")
@@ -239,7 +240,7 @@ def _open_hub(text: str, split: str, name: str | None, streaming: bool) -> Rows 
     except Exception as problem:  # network, cache, builder and data errors of several libraries
         wrong_split = isinstance(problem, ValueError) and "split" in str(problem)
         if wrong_split or type(problem).__name__ == "DatasetGenerationError":
-            raise DataError(f"Dataset '{text}': {_first_line(problem)}") from None
+            raise DataError(f"Dataset '{text}': {first_line(problem)}") from None
         raise SetupError(_hub_message(text, problem)) from None
     return arrow.stream_dataset(found, text) if streaming else arrow.read_dataset(found, text)
 
@@ -253,9 +254,5 @@ def _hub_message(text: str, problem: Exception) -> str:
     )
     return (
         f"Dataset '{text}': no such path here, and the Hugging Face hub gave nothing "
-        f"({type(problem).__name__}: {_first_line(problem)}). {why}"
+        f"({type(problem).__name__}: {first_line(problem)}). {why}"
     )
-
-
-def _first_line(problem: Exception) -> str:
-    return (str(problem).strip().splitlines() or [type(problem).__name__])[0][:300]

@@ -1,10 +1,11 @@
-"""What trainers do otherwise than TRL's, and why: the reason of every test of TRL's that a user could feel and that fails.
+"""What trainers do otherwise than TRL's, and why: a reason for each failure of TRL's tests that a user could feel.
 
 `benchmarks/trl_tests.py` matches failures with `patterns`, and docs/moving-from-trl.md lists the rest.
 """
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 
@@ -53,6 +54,4 @@ BEHAVIOURS: tuple[Behaviour, ...] = (
 
 def behaviour_of(text: str) -> Behaviour | None:
     """The entry that explains a failure, given as "test: error"."""
-    import re
-
     return next((b for b in BEHAVIOURS if any(re.search(pattern, text) for pattern in b.patterns)), None)
