@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.trl_stand_ins import make_stand_ins
+from strop.scripts.behaviours import behaviour_of
 
 STABLE = ("dpo", "sft", "grpo", "rloo", "kto", "reward")
 EXPERIMENTAL = ("bco", "cpo", "gkd", "nash_md", "online_dpo", "orpo", "ppo", "prm", "xpo", "distillation")
@@ -34,7 +35,8 @@ PASSED, SKIPPED, PRIVATE, WORDING, SUPPORTED, SURROUNDINGS, FELT = (
 )  # fmt: skip
 KINDS: tuple[tuple[str, str], ...] = (
     (SURROUNDINGS, r"couldn't connect|nor in the hub cache|LocalEntryNotFound|more than \d+ s|offline mode"),
-    (PRIVATE, r"NoNamesake|has no attribute '_|does not have the attribute|has no namesake in strop"),
+    (PRIVATE, r"NoNamesake|has no attribute '_|does not have the attribute|type object .* has no attribute"),
+    (PRIVATE, r"is Dataset\(|dft_loss\(\)"),
     (SUPPORTED, r"DID NOT RAISE"),
     (WORDING, r"Regex pattern did not match|DID NOT WARN|caplog|Expected regex"),
 )
@@ -102,13 +104,27 @@ def main(argv: list[str] | None = None) -> None:
     if not options.count:
         for file in paths(checkout, options.files):
             run_file(file, checkout, folder)
-    counts: Counter[str] = Counter()
-    for outcome in read(folder):
-        kind = kind_of(outcome)
-        counts[kind] += 1
-        if kind == FELT:
-            print(outcome["test"].replace("tests/", ""), "|", outcome["error"].strip().splitlines()[0][:160])
-    print(dict(counts))
+    print(account(read(folder)))
+
+
+def account(outcomes: list[dict[str, Any]]) -> str:
+    """Counts by kind, the share that passes of what a user could feel, reasons, and what has none."""
+    counts, reasons, lines = Counter(map(kind_of, outcomes)), Counter[str](), []
+    for outcome in outcomes:
+        if kind_of(outcome) == FELT:
+            reason = behaviour_of(f"{outcome['test']}: {outcome['error']}")
+            reasons[reason.what if reason else "(none)"] += 1
+            if reason is None:
+                lines.append(f"  {outcome['test']}: {outcome['error'].strip().splitlines()[0][:160]}")
+    felt = counts[PASSED] + counts[FELT]
+    return "\n".join(
+        [
+            *(f"{count:5} {kind}" for kind, count in counts.most_common()),
+            f"{counts[PASSED]} of {felt} that a user could feel pass: {counts[PASSED] / max(felt, 1):.1%}",
+            *(f"{count:5} {what}" for what, count in reasons.most_common()),
+            *lines,
+        ]
+    )
 
 
 if __name__ == "__main__":

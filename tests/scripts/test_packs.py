@@ -50,3 +50,13 @@ def test_truncation_cuts_lists_alone() -> None:
         "input_ids": [[1, 2], [6, 7], [8, 9], [11]],
         "name": ["a", "b", "c", "d"],
     }
+
+
+@pytest.mark.parametrize("kind", ["numpy", "torch"])
+def test_rows_with_a_format_are_packed_and_cut_as_they_are(kind: str) -> None:
+    rows = ROWS.remove_columns("name").with_format(kind)
+    for strategy in ("bfd", "bfd_split", "wrapped"):
+        packed = pack_dataset(rows, 4, strategy=strategy)
+        assert packed.format["type"] == kind
+        assert packed.to_dict() == pack_dataset(ROWS, 4, strategy=strategy).to_dict()
+    assert truncate_dataset(rows, 2).to_dict() == truncate_dataset(ROWS.remove_columns("name"), 2).to_dict()

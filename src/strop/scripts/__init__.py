@@ -12,6 +12,7 @@ averaging.py     callback that averages the weights
 distillation.py  DistillationTrainer: GKD with the student's own completions
 trl_defaults.py  defaults of TRL's configs, where they differ from ours
 differences.py   what behaves differently from TRL, name by name and setting by setting
+behaviours.py    what trainers do otherwise, with the tests of TRL's that show it
 alias.py         `trl`, served by strop, in one process
 run.py           a script under that alias
 page.py          docs/moving-from-trl.md, from the same tables

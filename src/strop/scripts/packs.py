@@ -45,14 +45,22 @@ def truncate_dataset(dataset: Any, max_length: int, map_kwargs: Mapping[str, Any
 
     def cut(batch: Columns) -> Columns:
         return {
-            name: [row[:max_length] if isinstance(row, list) else row for row in rows] for name, rows in batch.items()
+            name: [row[:max_length] if isinstance(row, list) else row for row in rows]
+            for name, rows in _plain(batch).items()
         }
 
     return dataset.map(cut, batched=True, **(map_kwargs or {}))
 
 
+def _plain(batch: Mapping[str, Any]) -> Columns:
+    """Columns as lists, of data sets with a format (numpy, torch) too."""
+    columns = {name: rows.tolist() if hasattr(rows, "tolist") else rows for name, rows in batch.items()}
+    return {name: [row.tolist() if hasattr(row, "tolist") else row for row in rows] for name, rows in columns.items()}
+
+
 def _lists(batch: Columns) -> Columns:
-    found = {name: rows for name, rows in batch.items() if rows and all(isinstance(row, list) for row in rows)}
+    columns = _plain(batch)
+    found = {name: rows for name, rows in columns.items() if rows and all(isinstance(row, list) for row in rows)}
     if not found:
         raise ConfigError(f"Nothing to pack: none of {', '.join(batch)} holds lists. Tokenise the rows first.")
     return found

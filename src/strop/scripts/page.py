@@ -11,6 +11,7 @@ from typing import Any
 from strop.engine.overrides import HOOKS
 from strop.methods.registry import METHODS
 from strop.scripts.alias import VERSION
+from strop.scripts.behaviours import BEHAVIOURS
 from strop.scripts.differences import DEFAULTS, NAMES
 from strop.scripts.names import ELSEWHERE, SCRIPT_NAMES
 
@@ -43,6 +44,10 @@ def page() -> str:
         + table(
             ("config", "setting", "TRL", "why"), ((d.config, f"`{d.field}`", f"`{d.trl!r}`", d.why) for d in DEFAULTS)
         ),
+        "## What trainers do otherwise\n\n"
+        "Of the tests in TRL's repository that a user could feel, these explain all that do not pass with strop in "
+        "TRL's place (`python -m benchmarks.trl_tests CHECKOUT`).\n\n"
+        + table(("here", "why"), ((b.what, b.why) for b in BEHAVIOURS)),
         "## Names beside trainers and configs\n\n" + ", ".join(f"`{name}`" for name in sorted(SCRIPT_NAMES)) + ".",
         "## Names without a namesake\n\n"
         + table(("name", "instead"), ((f"`{name}`", text) for name, text in sorted(ELSEWHERE.items()))),
