@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import peft
 import pytest
 import torch
+from accelerate import DistributedType
+from tests.support.processes import run_ranks
 from transformers import BitsAndBytesConfig, T5Config, T5ForConditionalGeneration
 
+from strop.engine.refusals import check_launch
 from strop.errors import ConfigError, SetupError
 from strop.testing.cases import make_trainer
 from strop.testing.tiny import tiny_model
@@ -84,3 +88,41 @@ def test_virtual_tokens(verb: str, tmp_path: Path) -> None:
     config = peft.PromptTuningConfig(task_type="SEQ_CLS", num_virtual_tokens=2)
     with pytest.raises(SetupError, match="virtual tokens"):
         make_trainer(verb, tmp_path, trainer={"peft_config": config})
+
+
+def launched(kind: DistributedType, world_size: int, **asked: Any) -> SimpleNamespace:
+    state = SimpleNamespace(distributed_type=kind)
+    given: dict[str, Any] = {"output_dir": "out", "deepspeed": None, "fsdp": "", **asked}
+    return SimpleNamespace(distributed_state=state, world_size=world_size, **given)
+
+
+def refusal_of_a_rank(folder: str) -> str:
+    with pytest.raises(ConfigError) as caught:
+        make_trainer("sft", folder, use_cpu=False)
+    return str(caught.value)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there the processes are joined")
+def test_processes_that_nothing_joins(tmp_path: Path) -> None:
+    for text in run_ranks(refusal_of_a_rank, 2, tmp_path / "ranks", str(tmp_path)):
+        assert "2 processes were started, and each would train by itself" in text and "use_cpu=True" in text
+
+
+@pytest.mark.parametrize("asked", [{"fsdp": "full_shard"}, {"environment": "ACCELERATE_USE_FSDP"}])
+def test_fsdp_on_cpus(asked: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    if name := asked.pop("environment", None):
+        monkeypatch.setenv(name, "true")
+    with pytest.raises(ConfigError, match="plain DDP, with the whole model in every process, would run"):
+        check_launch(launched(DistributedType.MULTI_CPU, 2, **asked))
+    with pytest.raises(ConfigError, match="one process, with the whole model, would run"):
+        check_launch(launched(DistributedType.NO, 1, **asked))
+    check_launch(launched(DistributedType.FSDP, 2, **asked))
+
+
+def test_deepspeed_that_was_turned_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ConfigError, match=r"plain DDP.*DS_ACCELERATOR=cpu"):
+        check_launch(launched(DistributedType.MULTI_CPU, 2, deepspeed="zero3.json"))
+    monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
+    with pytest.raises(ConfigError, match="leave out use_cpu"):
+        check_launch(launched(DistributedType.NO, 1))
+    check_launch(launched(DistributedType.DEEPSPEED, 2))

@@ -14,10 +14,9 @@ from typing import Any
 
 import torch
 from transformers import PreTrainedModel, TrainingArguments, set_seed
-from transformers.training_args import ParallelMode
 
 from strop.data import DatasetKind, TokenizeOptions
-from strop.engine.refusals import check_can_learn, check_optimizer_package
+from strop.engine.refusals import check_can_learn, check_launch, check_optimizer_package
 from strop.engine.rows import RowPreparation, last_tokens, model_facts, prepare_all, tokenized
 from strop.errors import ConfigError, SetupError
 from strop.model import (
@@ -110,8 +109,7 @@ def check_models(args: TrainerConfig, facts: Facts, model: Any, model_init: Any,
     """Refuse arguments that are no models, and a reference that nothing is compared with."""
     if model is None and model_init is None:
         raise ConfigError(f"{facts.name} needs a model: an id, a path, or a module. Pass model=...")
-    if args.fsdp and args.parallel_mode != ParallelMode.DISTRIBUTED:
-        raise ConfigError("fsdp shards a model over processes, and there is one; start with torchrun or remove fsdp.")
+    check_launch(args)
     if isinstance(model, TrainingArguments) or isinstance(ref_model, TrainingArguments):
         raise ConfigError(f"{facts.name} was given settings in the place of a model; pass them as args=...")
     check_optimizer_package(args)

@@ -2,15 +2,55 @@
 
 from __future__ import annotations
 
+import os
 import re
 from typing import Any
 
+from accelerate import DistributedType
 from torch import nn
 from transformers import Trainer
 
 from strop.errors import ConfigError, SetupError
 from strop.model import base_model, is_peft
 from strop.model.wrappers import check_decoder_only
+
+_WHAT_RUNS = {
+    DistributedType.NO: "one process, with the whole model,",
+    DistributedType.MULTI_CPU: "plain DDP, with the whole model in every process,",
+}
+"""What is started where nothing is sharded."""
+
+
+def check_launch(args: Any) -> None:
+    """Refuse a run that would not be spread over processes in the way it was started, or asked, to be.
+
+    On machines without an accelerator transformers joins processes only with use_cpu, accelerate never shards by FSDP,
+    and it hands over to DeepSpeed only without use_cpu.
+    """
+    kind = args.distributed_state.distributed_type if args.distributed_state else DistributedType.NO
+    started = int(os.environ.get("WORLD_SIZE", 1))
+    if started > 1 and args.world_size == 1:
+        raise ConfigError(
+            f"{started} processes were started, and each would train by itself, all of them in {args.output_dir}: "
+            "there is no accelerator here, and on CPUs processes are joined only if asked to. Set use_cpu=True."
+        )
+    if args.deepspeed or _environment_asks("ACCELERATE_USE_DEEPSPEED"):
+        if kind in _WHAT_RUNS:
+            raise ConfigError(
+                f"DeepSpeed was asked for, but {_WHAT_RUNS[kind]} would run. Start with torchrun (one "
+                "process will do), pass deepspeed=FILE; and on CPUs leave out use_cpu, which turns it off, and set the "
+                "environment variable DS_ACCELERATOR=cpu."
+            )
+    elif kind in _WHAT_RUNS and (args.fsdp or _environment_asks("ACCELERATE_USE_FSDP")):
+        raise ConfigError(
+            f"FSDP was asked for, but {_WHAT_RUNS[kind]} would run: it shards over processes, and "
+            "accelerate takes it on accelerators only. Start with torchrun on GPUs; on CPUs take DeepSpeed (ZeRO-3) "
+            "instead, or remove fsdp (and unset ACCELERATE_USE_FSDP)."
+        )
+
+
+def _environment_asks(name: str) -> bool:
+    return os.environ.get(name, "false").lower() in ("true", "1")
 
 
 def check_optimizer_package(args: Any) -> None:
