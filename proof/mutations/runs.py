@@ -438,8 +438,8 @@ MUTATIONS = (
         edits=(
             Edit(
                 "engine/parts.py",
-                "        tokenizer.chat_template = read_chat_template(args.chat_template_path)\n",
-                "        template, saved = read_chat_template(args.chat_template_path), tokenizer.chat_template\n"
+                '        tokenizer.chat_template = Path(path).read_text(encoding="utf-8")\n',
+                '        template, saved = Path(path).read_text(encoding="utf-8"), tokenizer.chat_template\n'
                 "        tokenizer.chat_template = template\n"
                 "        write = tokenizer.save_pretrained\n\n"
                 "        def save(*a, **k):\n"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -65,3 +66,28 @@ def test_the_loss_of_a_resumed_run_is_that_of_the_whole_run(tmp_path: Path) -> N
     resumed = run(tmp_path, max_steps=5, resume=str(tmp_path / "checkpoint-2"), **settings)
     assert resumed.result.training_loss == whole.result.training_loss
     assert lines(resumed) == lines(whole)
+
+
+class Ask(TrainerCallback):
+    """Asks for log lines that nobody foresees."""
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        control.should_log = control.should_log or state.global_step in (2, 4)
+
+
+@pytest.mark.parametrize(
+    ("verb", "name", "when"),
+    [("sft", "mean_token_accuracy", "epoch"), ("dpo", "logits/chosen", "callback"), ("grpo", "entropy", "epoch")],
+)
+def test_costly_metrics_are_in_every_line(verb: str, name: str, when: str, tmp_path: Path) -> None:
+    online = {"num_generations": 2, "per_device_train_batch_size": 10} if verb == "grpo" else {}
+    settings = {"logging_steps": 10, **online}
+    if when == "epoch":
+        trainer = run(tmp_path, verb, logging_strategy="epoch", num_train_epochs=2, **settings)
+    else:
+        trainer = run(tmp_path, verb, callbacks=[Ask()], max_steps=5, **settings)
+    logged = [line for line in trainer.state.log_history if "loss" in line]
+    assert len(logged) == (2 if when == "epoch" else 3) and all(name in line for line in logged)
+    if online:
+        samples = [json.loads(line) for line in (tmp_path / "samples.jsonl").read_text().splitlines()]
+        assert len({sample["step"] for sample in samples}) >= 2

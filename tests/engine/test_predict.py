@@ -47,3 +47,29 @@ def test_an_evaluation_without_metrics_keeps_no_predictions(tmp_path: Path) -> N
     trainer.evaluate(rows_for("dpo", 4))
     loop = trainer.evaluation_loop(trainer.get_eval_dataloader(trainer.train_dataset), "Evaluation")
     assert loop.predictions is None
+
+
+def halves(completions: list[str], **kwargs: Any) -> list[float | None]:
+    """A reward that ties half of the prompts, and gives one no number."""
+    return [None if row == 4 else float(i if row % 2 else 1) for i, row in enumerate(kwargs["number"])]
+
+
+@pytest.mark.parametrize("verb", ["grpo", "rloo", "ppo", "online-dpo", "nash-md", "xpo-online"])
+def test_sampled_completions_are_told_by_their_rewards(verb: str, tmp_path: Path) -> None:
+    rows = [{**row, "number": number} for number, row in enumerate(rows_for(verb, 5))]
+    seen: list[Any] = []
+
+    def compute_metrics(prediction: Any) -> dict[str, float]:
+        seen.append(prediction)
+        return {"best": float(np.nanmax(prediction.predictions))}
+
+    options = {"num_generations_eval": 2} if verb in ("grpo", "rloo", "ppo") else {}
+    trainer = make_trainer(
+        verb, tmp_path, rows=rows, per_device_eval_batch_size=2, max_completion_length=2, **options,
+        trainer={"reward_funcs": halves, "compute_metrics": compute_metrics},
+    )  # fmt: skip
+    assert trainer.evaluate(rows)["eval_best"] >= 1.0
+    rewards = trainer.predict(rows).predictions
+    assert rewards.shape == seen[0].predictions.shape == (5, 2) and seen[0].label_ids is None
+    assert np.isnan(rewards[4]).all() and np.isfinite(rewards[:4]).all()
+    assert (rewards[[0, 2]] == 1.0).all() and (rewards[[1, 3], 0] != rewards[[1, 3], 1]).all()

@@ -183,11 +183,13 @@ REFUSED: dict[str, Any] = {
         (
             "use_liger_kernel", "auto_find_batch_size", "prediction_loss_only", "enable_jit_checkpoint",
             "batch_eval_metrics", "eval_use_gather_object", "bf16_full_eval", "fp16_full_eval",
-            "do_predict",
+            "do_predict", "torch_compile",
         ),
         True,
     ),
     **dict.fromkeys(("eval_do_concat_batches", "average_tokens_across_devices"), False),
+    "torch_compile_backend": "eager",
+    "torch_compile_mode": "reduce-overhead",
     "label_smoothing_factor": 0.1,
     "label_names": ["labels"],
     "length_column_name": "size",
@@ -203,9 +205,6 @@ NOTHING = ("do_train", "remove_unused_columns", "dataloader_pin_memory")
 """Fields that do nothing at either of their values."""
 
 FOLLOWED = {
-    "torch_compile": "test_torch_compile_reaches_the_model",
-    "torch_compile_backend": "test_torch_compile_reaches_the_model",
-    "torch_compile_mode": "test_torch_compile_reaches_the_model",
     "torch_empty_cache_steps": "test_cached_memory_is_handed_back",
     "log_on_each_node": "test_the_first_process_of_a_node_may_log_and_save",
     "save_on_each_node": "test_the_first_process_of_a_node_may_log_and_save",
@@ -255,20 +254,6 @@ def test_settings_without_effect_may_be_named_at_their_default() -> None:
 
 
 # ---- what this machine cannot show --------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("setting", [{"torch_compile": True}, {"torch_compile_mode": "reduce-overhead"}])
-def test_torch_compile_reaches_the_model(setting: dict[str, Any], tmp_path: Path) -> None:
-    calls: list[Any] = []
-
-    def compiled(model: Any, **options: Any) -> Any:
-        calls.append(options)
-        return model
-
-    with mock.patch.object(torch, "compile", compiled):
-        make_trainer("dpo", tmp_path, max_steps=1, torch_compile_backend="eager", **setting).train()
-    assert calls and calls[0]["backend"] == "eager"
-    assert calls[0].get("mode") == setting.get("torch_compile_mode")
 
 
 @pytest.mark.parametrize(("every", "times"), [(None, 0), (1, 2), (2, 1)])

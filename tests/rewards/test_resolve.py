@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import functools
+import sys
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from strop.rewards.judges import RandomJudge
 from strop.rewards.model_reward import ModelReward
 from strop.rewards.process_reward import ProcessReward
 from strop.rewards.resolve import name_of, resolve_rewards
+from strop.rewards.scorer import RewardSet
 from strop.rewards.verifiers import get_length_reward, get_soft_overlong_punishment, think_format_reward
 
 
@@ -58,11 +60,66 @@ def test_strings_name_verifiers_functions_and_tasks():
         ("acuracy_reward", ConfigError, "Did you mean 'accuracy_reward'"),
         ("strop.rewards.verifiers.no_such", SetupError, "cannot be imported"),
         ("no_such_module.reward", SetupError, "cannot be imported"),
-        ("strop.rewards.resolve.VERIFIERS", ConfigError, "not a function"),
+        ("strop.rewards.named_function.VERIFIERS", ConfigError, "not a function"),
         ("./no/such/directory", SetupError, "cannot be loaded"),
     ],
 )
 def test_strings_that_name_nothing(name, error, said):
+    with pytest.raises(error, match=said):
+        resolve_rewards(name)
+
+
+HELPED = """
+from __future__ import annotations
+from dataclasses import dataclass
+from beside_it import POINTS
+
+@dataclass
+class Point:
+    value: float
+
+def scored(completions, **kwargs):
+    return [Point(POINTS).value for _ in completions]
+"""
+
+
+@pytest.fixture
+def in_folder(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "path", [entry for entry in sys.path if entry])
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "beside_it.py").write_text("POINTS = 2.5")
+    (tmp_path / "random.py").write_text(HELPED)  # the name of a module of Python's
+    (tmp_path / "own_rewards.py").write_text(HELPED)
+    yield tmp_path
+    for name in ("beside_it", "own_rewards"):
+        sys.modules.pop(name, None)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["own_rewards.scored", "own_rewards:scored", "random.py:scored", "./random.py:scored", "{}/random.py:scored"],
+)
+def test_functions_are_found_from_the_working_directory(name, in_folder):
+    (reward,) = resolve_rewards(name.format(in_folder))
+    assert reward.name == "scored" and reward.function(["a", "b"]) == [2.5, 2.5]
+
+
+def test_a_function_of_a_file_runs_in_a_process_of_its_own(in_folder):
+    rewards = RewardSet("random.py:scored", isolate=True, timeout_seconds=60.0)
+    assert rewards.score(["p"], ["a"]).values.tolist() == [[2.5]]
+
+
+@pytest.mark.parametrize(
+    ("name", "error", "said"),
+    [
+        ("random.py", ConfigError, "random.py:FUNCTION"),
+        ("no_such.py:scored", SetupError, "there is no file no_such.py"),
+        ("random.py:score", SetupError, "no 'score'. Did you mean 'scored'"),
+        ("broken.py:scored", SetupError, "ZeroDivisionError"),
+    ],
+)
+def test_files_that_hold_no_such_function(name, error, said, in_folder):
+    (in_folder / "broken.py").write_text("1 / 0")
     with pytest.raises(error, match=said):
         resolve_rewards(name)
 

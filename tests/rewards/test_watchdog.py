@@ -54,7 +54,8 @@ async def blocking(completions, **kwargs):
         sum(range(10**13))
     return [1.0] * len(completions)
 
-rewards = RewardSet([trouble, Model(), blocking], timeout_seconds=0.2, on_error="skip", run_directory=sys.argv[1])
+options = {"timeout_seconds": 0.2, "on_error": "skip", "run_directory": lambda: sys.argv[1]}
+rewards = RewardSet([trouble, Model(), blocking], **options)
 work = lambda: rewards.score(["p"], [sys.argv[2]], trainer_state=SimpleNamespace(global_step=7))
 if sys.argv[2] == "thread":
     thread = threading.Thread(target=work)

@@ -129,7 +129,7 @@ def model_flags(method: Method) -> tuple[Flag, ...]:
     texts = {
         "ref_model": "Reference model, if it is not the starting model.",
         "teacher_model": "Teacher to distil from.",
-        "reward_funcs": "Reward: a model id or folder, a dotted path to a function, or a list of them.",
+        "reward_funcs": "Reward: a model id or folder, module.function, file.py:function, or a list of them.",
         "value_model": "Critic to start from, if it is not the policy.",
     }
     hint = list[str] | str

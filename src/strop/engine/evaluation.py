@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import torch
 
 from strop.collectives import sum_over_ranks
-from strop.records import Batch, Counts, LossOutput
+from strop.records import Counts, Example, LossOutput
 
 
 class EvaluationSums:
@@ -32,10 +33,10 @@ class EvaluationSums:
         for key, entry in self._terms.items():
             entry[1] += own.get(key.split(":", 1)[1], 0.0)
 
-    def keep(self, batch: Batch, predictions: torch.Tensor, labels: list[int] | None) -> None:
-        """Predictions of a micro-batch's rows, (B, ...), and what is right for each, where that is known."""
+    def keep(self, examples: Sequence[Example], predictions: torch.Tensor, labels: list[int] | None = None) -> None:
+        """Predictions for some rows, (B, ...), and what is right for each, where that is known."""
         right = None if labels is None else np.asarray(labels, dtype=np.int64)
-        self._predicted.append(([example.row for example in batch.examples], predictions.float().cpu().numpy(), right))
+        self._predicted.append(([example.row for example in examples], predictions.float().cpu().numpy(), right))
 
     def mean_loss(self, world_size: int) -> dict[str, float]:
         """`loss` over all ranks; not a number where there was no tree at all (online: no pair)."""

@@ -39,6 +39,10 @@ class MetricLog:
             key = f"{kind}:{name}"
             self._sums[key] = KINDS[kind](self._sums[key], entry) if key in self._sums else entry
 
+    def __contains__(self, name: str) -> bool:
+        """Whether something was added to this mean since the last call of `drain`."""
+        return f"sum:{name}" in self._sums
+
     def state(self) -> dict[str, list[float]]:
         """The sums so far, for a checkpoint between two log lines."""
         return {key: [float(value) for value in entry] for key, entry in self._sums.items()}

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,7 +32,12 @@ from strop.model import (
     set_scoring_pad,
     with_head,
 )
+from strop.model.chat_tokens import Adopted, adopt_chat_tokens
+from strop.model.forward import vocab_size
+from strop.model.reference import check_adapter_mix
+from strop.model.wrappers import is_compiled
 from strop.settings.config import TrainerConfig
+from strop.watch.say import say
 
 
 @dataclass(frozen=True)
@@ -76,21 +81,24 @@ def prepare(
 ) -> Parts:
     """Tokenizer, then rows, then the model and its reference."""
     check_models(args, facts, model, model_init, ref_model)
+    if peft_config is not None and facts.uses_reference and getattr(args, "sync_ref_model", False):
+        check_adapter_mix(args.ref_model_mixup_alpha)
     set_seed(args.seed)  # fresh heads and adapters are drawn below, before the parent sets the seed
     if model is None and tokenizer is None:
         assert model_init is not None
         model = model_init()  # it names the tokenizer
-    tokenizer = resolve_tokenizer(args, model, tokenizer)
-    options = dataclasses.replace(facts.tokenize, **model_facts(model, tokenizer))
-    rows = RowPreparation(args, tokenizer, facts.dataset_kind, options, facts.convert)
-    train, evaluation = prepare_all(rows, train_dataset, eval_dataset)
-    check_stream(args, train)
+    tokenizer, adopted = resolve_tokenizer(args, model, tokenizer)
+    known = model_facts(model, tokenizer)
+    rows, train, evaluation = prepare_rows(args, tokenizer, train_dataset, eval_dataset, facts, known)
+    check_streams(args, train, evaluation)
     if model is None:
         assert model_init is not None
         model = model_init()
-    model = resolve_model(args, model, facts.task, quantization_config, peft_config)
+        if (late := model_facts(model, tokenizer)) != known:  # it alone says what ends its texts, and how far it reads
+            rows, train, evaluation = prepare_rows(args, tokenizer, train_dataset, eval_dataset, facts, late)
+    model = resolve_model(args, model, facts.task, quantization_config, peft_config, adopted=adopted)
     check_can_learn(model)
-    if len(tokenizer) > (size := model.get_input_embeddings().num_embeddings):
+    if len(tokenizer) > (size := vocab_size(model) or len(tokenizer)):
         raise SetupError(
             f"The tokenizer has {len(tokenizer)} tokens, but the model embeds {size}. Use the model's own tokenizer, "
             "or call model.resize_token_embeddings(len(tokenizer)) first."
@@ -99,10 +107,21 @@ def prepare(
     if facts.uses_reference:
         other = None
         if ref_model is not None:
-            other = resolve_model(args, ref_model, "causal", quantization_config, None, trainable=False)
+            other = resolve_model(
+                args, ref_model, "causal", quantization_config, None, trainable=False, adopted=adopted
+            )
         reference = make_reference(model, other, syncs=getattr(args, "sync_ref_model", False))
     unsaid = facts.task == "score" and set_scoring_pad(model, tokenizer, last_tokens(train))
     return Parts(facts.complete_model(model), tokenizer, reference, rows, train, evaluation, unsaid)
+
+
+def prepare_rows(
+    args: TrainerConfig, tokenizer: Any, train: Any, evaluation: Any, facts: Facts, model_facts: dict[str, Any]
+) -> tuple[RowPreparation, Any, Any]:
+    """How rows become examples, and the sets that were given."""
+    options = dataclasses.replace(facts.tokenize, **model_facts)
+    rows = RowPreparation(args, tokenizer, facts.dataset_kind, options, facts.convert)
+    return rows, *prepare_all(rows, train, evaluation)
 
 
 def check_models(args: TrainerConfig, facts: Facts, model: Any, model_init: Any, ref_model: Any) -> None:
@@ -118,23 +137,26 @@ def check_models(args: TrainerConfig, facts: Facts, model: Any, model_init: Any,
         raise ConfigError(f"{facts.name} compares with no reference{weight}; remove ref_model.")
 
 
-def check_stream(args: Any, dataset: Any) -> None:
+def check_streams(args: Any, train: Any, evaluation: Any) -> None:
     """Refuse what needs the end of the rows where they come from a stream."""
-    if dataset is None or hasattr(dataset, "__len__"):
-        return
     problems = [
         f"{name}='epoch': it has no epochs. Set {name}='steps', and how many."
         for name in ("eval_strategy", "save_strategy", "logging_strategy")
-        if getattr(args, name) == "epoch"
+        if getattr(args, name) == "epoch" and is_stream(train)
     ]
-    if getattr(args, "precompute_ref_log_probs", False):
+    evaluations = evaluation.values() if isinstance(evaluation, Mapping) else [evaluation]
+    if getattr(args, "precompute_ref_log_probs", False) and any(map(is_stream, [train, *evaluations])):
         problems.append("precompute_ref_log_probs=True: it cannot be scored ahead. Remove it; scores are remembered.")
     if problems:
         raise ConfigError.collect("The rows come from a stream, whose end nobody knows:", problems)
 
 
-def resolve_tokenizer(args: Any, model: Any, tokenizer: Any) -> Any:
-    """The tokenizer given, or the model's; with the config's EOS, PAD and chat template."""
+def is_stream(dataset: Any) -> bool:
+    return dataset is not None and not hasattr(dataset, "__len__")
+
+
+def resolve_tokenizer(args: Any, model: Any, tokenizer: Any) -> tuple[Any, Adopted | None]:
+    """The tokenizer given, or the model's; with the config's EOS, PAD and chat template, and what that brought."""
     if tokenizer is None:
         source = (
             model if isinstance(model, (str, Path)) else getattr(getattr(model, "config", None), "name_or_path", "")
@@ -144,30 +166,34 @@ def resolve_tokenizer(args: Any, model: Any, tokenizer: Any) -> Any:
         tokenizer = load_tokenizer(source, trust_remote_code=args.trust_remote_code)
     elif isinstance(tokenizer, (str, Path)):
         tokenizer = load_tokenizer(tokenizer, trust_remote_code=args.trust_remote_code)
+    adopted = None if args.chat_template_path is None else take_chat_template(args, tokenizer)
     for attribute, token in (("eos_token", args.eos_token), ("pad_token", args.pad_token)):
         if token is None:
             continue
         if tokenizer.convert_tokens_to_ids(token) in (None, tokenizer.unk_token_id):
             raise ConfigError(f"{attribute}={token!r} is not in the tokenizer's vocabulary.")
         setattr(tokenizer, attribute, token)
-    if args.chat_template_path is not None:
-        tokenizer.chat_template = read_chat_template(args.chat_template_path)
     if tokenizer.pad_token is None and tokenizer.eos_token is not None:
         tokenizer.pad_token = tokenizer.eos_token
-    return tokenizer
+    return tokenizer, adopted
 
 
-def read_chat_template(path: str) -> str:
-    """A jinja file, or the template of a tokenizer's folder."""
+def take_chat_template(args: Any, tokenizer: Any) -> Adopted | None:
+    """The template of a jinja file; or that of another tokenizer (a folder or hub id), with what it is written in."""
+    path = args.chat_template_path
     if Path(path).is_file():
-        return Path(path).read_text(encoding="utf-8")
-    if Path(path).is_dir():
-        template = load_tokenizer(path).chat_template
-        if template:
-            return template
-    raise ConfigError(
-        f"chat_template_path={path!r} is neither a jinja file nor a folder with a tokenizer that has a template."
-    )
+        tokenizer.chat_template = Path(path).read_text(encoding="utf-8")
+        return None
+    try:
+        source = load_tokenizer(path, trust_remote_code=args.trust_remote_code)
+    except SetupError as error:
+        raise ConfigError(f"chat_template_path={path!r} is neither a jinja file nor a tokenizer: {error}") from None
+    if not source.chat_template:
+        raise ConfigError(f"chat_template_path={path!r}: this tokenizer has no chat template.")
+    tokens = adopt_chat_tokens(tokenizer, source)
+    if tokens:
+        say(args, f"{path} brings {len(tokens)} tokens with its chat template: {' '.join(tokens)}")
+    return Adopted(tokenizer, tokenizer.convert_tokens_to_ids(tokens))
 
 
 def resolve_model(
@@ -179,8 +205,14 @@ def resolve_model(
     *,
     trainable: bool = True,
     init_kwargs: dict[str, Any] | None = None,
+    adopted: Adopted | None = None,
 ) -> Any:
     """The module to train: loaded if named, with the head of its task, adapters added, dropout off if asked for."""
+    if isinstance(model, torch.nn.Module) and any(map(is_compiled, model.modules())):
+        say(
+            args,
+            "The model is compiled. Rows are laid out flat, every step has another size: the module inside is used.",
+        )
     options = args.model_init_kwargs if init_kwargs is None else init_kwargs
     options = json.loads(options) if isinstance(options, str) else dict(options or {})
     module = load_model(
@@ -195,6 +227,8 @@ def resolve_model(
         raise ConfigError(f"model is a {type(model).__name__}; pass an id, a path, or a torch module.")
     if task != "causal":
         module = headed(module, task)
+    if adopted is not None:
+        peft_config = adopted.fit(module, peft_config)
     if peft_config is not None:
         module = apply_peft(module, peft_config)
     keep_differentiable(module)

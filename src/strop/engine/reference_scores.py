@@ -23,15 +23,16 @@ PARTS = "reference_logps"
 logger = logging.getLogger(__name__)
 
 
-def content_key(example: Example) -> str:
-    """Hash of everything that the reference's log-probs of a tree depend on: its ids and its masks."""
-    digest = hashlib.blake2b(digest_size=16)
+def content_keys(example: Example) -> list[str]:
+    """For each completion a hash of what the reference's log-probs of it depend on: prompt, ids and mask."""
+    keys = []
     for index, completion in enumerate(example.completions):
+        digest = hashlib.blake2b(digest_size=16)
         for ids in (example.prompt_ids, completion, example.mask(index)):
             digest.update(len(ids).to_bytes(8, "little"))
             digest.update(array("q", ids).tobytes())
-    digest.update(bytes([example.score_prompt]))
-    return digest.hexdigest()
+        keys.append(digest.hexdigest())
+    return keys
 
 
 def checksum(key: str, logps: torch.Tensor) -> int:
@@ -43,7 +44,8 @@ class ReferenceScores:
     """`scores = reference_scores(batch)`: the reference's `logps` in the flat order of the batch, without gradient.
 
     The reference never changes (unless `sync_ref_model` is on), so a row's log-probs are computed once and kept, per
-    tree, by the hash of its ids. `load` and `save` keep them between runs, under the fingerprint of the weights.
+    completion, by the hash of its ids: a part of a tree finds them too. `load` and `save` keep them between runs, under
+    the fingerprint of the weights.
     """
 
     def __init__(
@@ -68,18 +70,22 @@ class ReferenceScores:
         self._fingerprint: str | None = None
 
     def __call__(self, batch: Batch) -> Scores:
-        keys = [content_key(example) for example in batch.examples]
+        keys = [key for example in batch.examples for key in content_keys(example)]
         if all(key in self._known for key in keys):
             logps = torch.cat([self._known[key] for key in keys]).to(batch.targets.device)
             return Scores(batch.segment, batch.num_completions, logps=logps)
         scores = self.compute(batch)
         if self.remembers and self._tokens < MAX_CACHED_TOKENS and not batch.examples[0].score_prompt:
-            tree = batch.tree_of[batch.segment]
-            for index, key in enumerate(keys):
-                self._known[key] = scores.logps[tree == index].cpu()  # type: ignore[index]
-                self._tokens += self._known[key].numel()
-                self._unsaved.append(key)
+            self.remember(keys, batch, scores)
         return scores
+
+    def remember(self, keys: list[str], batch: Batch, scores: Scores) -> None:
+        """Keep the log-probs of the completions of a batch."""
+        assert scores.logps is not None
+        for index, key in enumerate(keys):
+            self._known[key] = scores.logps[batch.segment == index].cpu()
+            self._tokens += self._known[key].numel()
+            self._unsaved.append(key)
 
     @torch.no_grad()
     def compute(self, batch: Batch) -> Scores:
@@ -101,11 +107,18 @@ class ReferenceScores:
         fresh = 0
         for start in range(0, len(dataset), rows_at_once):
             examples = flatten(dataset[i] for i in range(start, min(start + rows_at_once, len(dataset))))
-            unknown = [example for example in examples if content_key(example) not in self._known]
+            unknown = [example for example in examples if not self._known.keys() >= {*content_keys(example)}]
             if unknown:
-                self(build(unknown))
+                batch = build(unknown)
+                self.remember([key for example in unknown for key in content_keys(example)], batch, self.compute(batch))
             fresh += len(unknown)
         return fresh
+
+    def let_go(self) -> None:
+        """Give back the memory of a reference of its own: all rows are known."""
+        self.fingerprint()  # while there are weights to take it of
+        if hasattr(self.reference, "model"):
+            self.reference.let_go()
 
     def save(self, path: Path, *, new_only: bool = False) -> None:
         """Write what is remembered (`new_only`: since the last such call) to a safetensors file."""

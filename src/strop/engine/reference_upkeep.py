@@ -21,14 +21,18 @@ PRECOMPUTED = "reference_logps.safetensors"
 
 
 class PrecomputeReference(TrainerCallback):
-    """Before the first step: the reference's log-probs of all rows, from a file of an earlier run where it fits."""
+    """Before the first step: the reference's log-probs of all rows, from a file of an earlier run where it fits. The
+    reference is not held any longer then."""
 
-    def __init__(self, scores: ReferenceScores, build: Callable[[list[Example]], Batch], sets: Iterable[Any]) -> None:
+    def __init__(
+        self, scores: ReferenceScores, build: Callable[[list[Example]], Batch], sets: Iterable[Any], folder: str
+    ) -> None:
         self.scores, self.build, self.sets = scores, build, sets
+        self.folder = folder  # that was asked for; a run may move to one beside it
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         scores, path = self.scores, Path(args.output_dir) / PRECOMPUTED
-        reused = scores.load(path)
+        reused = any([scores.load(folder / PRECOMPUTED) for folder in {Path(self.folder), path.parent}])
         rows_at_once = args.precompute_ref_batch_size or args.per_device_train_batch_size
         fresh = sum(scores.precompute(dataset, rows_at_once, self.build) for dataset in self.sets)
         if state.is_world_process_zero and fresh:
@@ -36,6 +40,7 @@ class PrecomputeReference(TrainerCallback):
                 scores.save(path)
             except (OSError, SafetensorError) as error:
                 say(args, f"Reference log-probs: not kept for later runs, {path} cannot be written ({error}).")
+        scores.let_go()
         source = f"{'the others' if reused else 'none'} taken from {path}"
         say(args, f"Reference log-probs: {fresh} rows computed, {source}.")
 
@@ -82,7 +87,9 @@ def upkeep(
     callbacks: list[TrainerCallback] = []
     if getattr(args, "precompute_ref_log_probs", False):
         sets = [train, *(evaluation.values() if isinstance(evaluation, Mapping) else [evaluation])]
-        callbacks.append(PrecomputeReference(scores, build, [dataset for dataset in sets if dataset is not None]))
+        given = [dataset for dataset in sets if dataset is not None]
+        callbacks.append(PrecomputeReference(scores, build, given, args.output_dir))
     if getattr(args, "sync_ref_model", False):
+        scores.reference.check_sync(args.ref_model_mixup_alpha)
         callbacks.append(SyncReference(scores.reference, scores))
     return callbacks

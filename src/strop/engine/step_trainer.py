@@ -16,6 +16,7 @@ import torch
 from accelerate.utils import DistributedType
 from accelerate.utils.memory import clear_device_cache
 from transformers import Trainer
+from transformers.trainer_utils import IntervalStrategy
 
 from strop.collectives import gather_rows, sum_over_ranks
 from strop.data import DatasetKind, plan_micro_batches
@@ -117,8 +118,9 @@ class StepTrainer(Trainer):
         """Metrics that follow from others once those are means; methods extend it."""
         return metrics
 
-    def predictions(self, scores: Scores, batch: Batch) -> torch.Tensor:
-        """What `compute_metrics` gets for a batch's rows, (B, ...): the completions' summed log-probs."""
+    def predictions(self, scores: Scores, batch: Batch) -> torch.Tensor | None:
+        """What `compute_metrics` gets for a batch's rows, (B, ...): the completions' summed log-probs. None where a
+        method keeps something else (online: the rewards of what was sampled)."""
         sums, trees = scores.sum(), len(batch.examples)
         if sums.numel() % trees == 0:
             return sums.view(trees, -1)
@@ -175,7 +177,7 @@ class StepTrainer(Trainer):
         """Count the denominators of a step over all ranks."""
         world = self.args.world_size
         counts = sum_over_ranks({"num_tokens": sum(e.num_tokens for e in examples), **self.counts(examples)}, world)
-        work = StepWork(self.rows_worth_computing(examples), counts, log=self.logs_next_step)
+        work = StepWork(self.rows_worth_computing(examples), counts, log=self.logs_next_step or self.begins_window)
         return work if work.examples else self.with_stand_in(work, self.train_dataset)
 
     def with_stand_in(self, work: StepWork, dataset: Any) -> StepWork:
@@ -185,14 +187,21 @@ class StepTrainer(Trainer):
 
     @property
     def logs_next_step(self) -> bool:
-        """Whether the step in progress ends with a log line (costly metrics are computed on those steps only)."""
+        """Whether the step in progress is known to end with a log line, or begins an epoch that does."""
         every, step = self.state.logging_steps, self.state.global_step + 1
         return (
             not every
             or step % every == 0
             or (step == 1 and self.args.logging_first_step)
             or step == self.state.max_steps
+            or (self.args.logging_strategy == IntervalStrategy.EPOCH and self.begins_window)
         )
+
+    @property
+    def begins_window(self) -> bool:
+        """Whether no step has ended since the last log line. Costly metrics are computed then, and where a line is
+        foreseen: so that every line has them, one too that a callback or an epoch's end asks for."""
+        return "loss" not in self._metrics["train"]
 
     # ---- the step ---------------------------------------------------------------------------------------------
 

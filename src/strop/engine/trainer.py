@@ -224,8 +224,8 @@ class BaseTrainer(ScriptSeams, StepTrainer):
                 continue
             self._metrics["eval"].add(micro.output.metrics)
             sums.add(micro.output)
-            if sums.predicts:
-                sums.keep(micro.batch, self.predictions(micro.scores, micro.batch), self.labels(micro.batch))
+            if sums.predicts and (predicted := self.predictions(micro.scores, micro.batch)) is not None:
+                sums.keep(micro.batch.examples, predicted, self.labels(micro.batch))
         sums.count(counts, rows=len(examples))
 
     # ---- checkpoints ------------------------------------------------------------------------------------------

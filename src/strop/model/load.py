@@ -21,7 +21,7 @@ from transformers.utils import find_adapter_config_file
 
 from strop.errors import ConfigError, SetupError, did_you_mean
 from strop.model.heads import TASKS, auto_class, class_with_head, head_class, with_head
-from strop.model.wrappers import check_decoder_only, is_peft
+from strop.model.wrappers import check_decoder_only, is_peft, uncompiled
 from strop.plain_text import first_line
 
 logger = logging.getLogger(__name__)
@@ -46,7 +46,7 @@ def load_model(
 
     Args:
         source: a hub id, a folder (weights, a GGUF file, or a PEFT adapter), a `.gguf` file, or a module, which is
-            returned as it is.
+            returned as it is, but for what torch.compile made of it.
         task: "causal", "score" (one number per completion) or "step" (two classes per step). A causal checkpoint
             gets a fresh head for the other two.
         dtype: a torch dtype, its name, or "auto" for the checkpoint's. None: the checkpoint's, but float32 if every
@@ -70,7 +70,7 @@ def load_model(
     if task not in TASKS:
         raise ConfigError(f"Unknown task {task!r}. Choose one of {', '.join(TASKS)}.{did_you_mean(task, TASKS)}")
     if isinstance(source, nn.Module):
-        return source
+        return uncompiled(source)
     place = _Place.of(source, "model")
     if task != "causal" and quantization_config is not None:
         quantization_config = _with_whole_head(quantization_config)

@@ -21,7 +21,7 @@ from typing import Any, Protocol
 import torch
 from torch import nn
 
-from strop.errors import ConfigError
+from strop.errors import ConfigError, SetupError
 from strop.model.dropout import disable_dropout, evaluating
 from strop.model.kept_weights import KeptWeights
 from strop.model.wrappers import is_peft, unwrap
@@ -41,6 +41,9 @@ class Reference(Protocol):
 
     def sync(self, alpha: float, policy: nn.Module | None = None) -> None:
         """reference <- alpha * policy + (1 - alpha) * reference, 0 <= alpha <= 1 (TR-DPO, arXiv 2404.09656)."""
+
+    def check_sync(self, alpha: float) -> None:
+        """Raise `ConfigError` where `sync` could not be done."""
 
 
 def make_reference(policy: nn.Module, given: nn.Module | None = None, *, syncs: bool = False) -> Reference:
@@ -72,10 +75,20 @@ class FrozenReference:
 
     @contextmanager
     def active(self, policy: nn.Module | None = None) -> Iterator[nn.Module]:
+        if not hasattr(self, "model"):
+            raise SetupError(
+                "The reference was let go once the log-probs of all rows were known (precompute_ref_log_probs=True): "
+                "other rows cannot be scored. Give them as eval_dataset when the trainer is made, or leave "
+                "precompute_ref_log_probs off."
+            )
         with torch.no_grad():
             yield self.model
 
-    def sync(self, alpha: float, policy: nn.Module | None = None) -> None:
+    def let_go(self) -> None:
+        """Give the model's memory back; nothing can be scored afterwards."""
+        del self.model
+
+    def check_sync(self, alpha: float) -> None:
         _check_alpha(alpha)
         own, new = dict(self.model.named_parameters()), dict(self._policy.named_parameters())
         if own.keys() != new.keys() or any(own[n].shape != new[n].shape for n in own):
@@ -83,6 +96,10 @@ class FrozenReference:
                 "The reference cannot follow the policy: their weights differ in name or shape. "
                 "Synchronise only a reference that is a copy of the policy (leave ref_model unset)."
             )
+
+    def sync(self, alpha: float, policy: nn.Module | None = None) -> None:
+        self.check_sync(alpha)
+        own, new = dict(self.model.named_parameters()), dict(self._policy.named_parameters())
         _mix([(own[name], new[name]) for name in own], alpha)
 
 
@@ -106,11 +123,14 @@ class AdapterOff:
             stack.enter_context(self._policy.disable_adapter())
             yield self._policy if policy is None else policy
 
-    def sync(self, alpha: float, policy: nn.Module | None = None) -> None:
+    def check_sync(self, alpha: float) -> None:
         raise ConfigError(
             "The reference is the policy with its adapter off, which cannot follow the adapter. "
             "Build it with make_reference(policy, syncs=True), or give a ref_model."
         )
+
+    def sync(self, alpha: float, policy: nn.Module | None = None) -> None:
+        self.check_sync(alpha)
 
 
 class AdapterCopy:
@@ -152,13 +172,12 @@ class AdapterCopy:
             finally:
                 self._policy.set_adapter(self._trained)
 
-    def sync(self, alpha: float, policy: nn.Module | None = None) -> None:
+    def check_sync(self, alpha: float) -> None:
         _check_alpha(alpha)
-        if alpha not in (0.0, 1.0):
-            raise ConfigError(
-                f"alpha={alpha} would mix two low-rank adapters, and the mixture of products is not the product of "
-                "mixtures. With an adapter use alpha=1 (the reference becomes the policy), or give a full ref_model."
-            )
+        check_adapter_mix(alpha)
+
+    def sync(self, alpha: float, policy: nn.Module | None = None) -> None:
+        self.check_sync(alpha)
         _mix([*self._pairs(), *self._kept.pairs()], alpha)
 
     def _pairs(self) -> list[tuple[torch.Tensor, torch.Tensor]]:
@@ -174,6 +193,16 @@ class AdapterCopy:
                 if other in tensors:
                     pairs.append((tensors[other], tensor))
         return pairs
+
+
+def check_adapter_mix(alpha: float) -> None:
+    """Raise `ConfigError` where an adapter would be mixed in part into its copy."""
+    if alpha not in (0.0, 1.0):
+        raise ConfigError(
+            f"ref_model_mixup_alpha={alpha} would mix two low-rank adapters, and the mixture of products is not the "
+            "product of mixtures. With an adapter set ref_model_mixup_alpha=1 (the reference becomes the policy), or "
+            "leave sync_ref_model off."
+        )
 
 
 def adds_nothing(policy: Any) -> bool:

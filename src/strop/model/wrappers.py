@@ -25,6 +25,23 @@ def unwrap(model: nn.Module) -> nn.Module:
     return model
 
 
+def is_compiled(module: nn.Module) -> bool:
+    """Whether a call of this very module is compiled, by `torch.compile(module)` or `module.compile()`."""
+    return type(module).__name__ == "OptimizedModule" or getattr(module, "_compiled_call_impl", None) is not None
+
+
+def uncompiled(model: nn.Module) -> nn.Module:
+    """The same weights with no part compiled: what is compiled for one shape of input is not for flat rows."""
+    if not any(map(is_compiled, model.modules())):
+        return model
+    model = unwrap(model)
+    for module in list(model.modules()):
+        module._compiled_call_impl = None
+        for name, child in module.named_children():
+            setattr(module, name, unwrap(child))
+    return model
+
+
 def is_peft(model: nn.Module) -> bool:
     """Whether the (unwrapped) model is a `peft.PeftModel`; does not import peft."""
     peft = sys.modules.get("peft")

@@ -57,7 +57,7 @@ def make_rewards(args: Any, source: Any, processing_classes: Any, tokenizer: Any
         penalty=args.reward_penalty,
         timeout_seconds=args.reward_timeout,
         isolate=args.reward_isolation,
-        run_directory=args.output_dir,
+        run_directory=lambda: str(args.output_dir),
         device=args.device,
     )
 

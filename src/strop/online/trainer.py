@@ -11,6 +11,7 @@ import torch
 
 from strop.data import DatasetKind
 from strop.engine import rows
+from strop.engine.evaluation import EvaluationSums
 from strop.engine.parts import Facts
 from strop.engine.trainer import BaseTrainer
 from strop.errors import RolloutError
@@ -108,6 +109,7 @@ class OnlineTrainer(BaseTrainer):
                 environments=self._environment_factory is not None,
             )
         self._generator: Any = None
+        self.evaluated: list[Group] = []  # of the window that is evaluated
         self.turns = None
         if self._tools is not None or self._environment_factory is not None:
             self.turns = Turns(
@@ -273,8 +275,19 @@ class OnlineTrainer(BaseTrainer):
     def prepare_evaluation(self, examples: list[Example]) -> list[Example]:
         groups = self.rollout(examples, self.args.num_generations_eval or self.group_size, training=False)
         self.score_groups(groups, "eval")
+        self.evaluated = groups if self.rewards is not None else []
         self._metrics["eval"].add(completion_metrics(groups))
         return self.make_trees(groups, training=False)
+
+    def evaluate_window(self, examples: list[Example], sums: EvaluationSums) -> None:
+        super().evaluate_window(examples, sums)
+        groups, self.evaluated = self.evaluated, []
+        if sums.predicts and groups:  # all prompts, those too whose completions make no pair
+            sums.keep([group.example for group in groups], torch.stack([group.rewards for group in groups]))
+
+    def predictions(self, scores: Scores, batch: Batch) -> torch.Tensor | None:
+        """Where completions are rewarded: their rewards, (B, G), not a number where a reward abstained."""
+        return None if self.evaluated else super().predictions(scores, batch)
 
     def prepare_stand_in(self, example: Example) -> Example:
         ids = example.prompt_ids or [0]

@@ -6,7 +6,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 
 from strop.errors import SetupError
@@ -31,7 +31,7 @@ class RewardCall:
         isolate: run it in a worker process. Models and judges share this process's devices and stay.
         timed: False for models and judges, which bring their own limits and are slow for good reasons.
         memory_limit_bytes: bound on the worker's address space.
-        run_directory: where the watchdog writes which reward ended the run.
+        run_directory: gives the folder where the watchdog writes which reward ended the run.
 
     Raises:
         SetupError: it cannot be isolated though it must.
@@ -45,7 +45,7 @@ class RewardCall:
         isolate: bool = False,
         timed: bool = True,
         memory_limit_bytes: int | None = None,
-        run_directory: str | None = None,
+        run_directory: Callable[[], str] | None = None,
     ) -> None:
         self.name = name
         self.function = function
@@ -53,7 +53,7 @@ class RewardCall:
         self.is_async = is_async(function)
         self.timed = timed
         self.row_by_row = not getattr(function, "needs_groups", False)
-        self.run_directory = run_directory
+        self._run_directory = run_directory
         self._worker: Worker | None = None
         self._under_way: tuple[ScoringRequest, float | None] | None = None
         self._starts_reported = 1
@@ -137,6 +137,11 @@ class RewardCall:
         """End the worker."""
         if self._worker is not None:
             self._worker.kill()
+
+    @property
+    def run_directory(self) -> str | None:
+        """The folder of the run as it is now: it may have moved since the trainer was made."""
+        return None if self._run_directory is None else self._run_directory()
 
     def _watched(self, request: ScoringRequest, seconds: float | None) -> AbstractContextManager[None]:
         return watch_over(

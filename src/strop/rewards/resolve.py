@@ -3,31 +3,17 @@
 from __future__ import annotations
 
 import functools
-import importlib
-import os
-import re
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import Any
 
-from strop.errors import ConfigError, SetupError, did_you_mean
+from strop.errors import ConfigError, SetupError
 from strop.rewards.contract import RewardFunction
 from strop.rewards.judge_reward import JudgeReward
 from strop.rewards.judges import as_judge
-
-VERIFIERS = {
-    "accuracy_reward": "strop.rewards.accuracy",
-    "reasoning_accuracy_reward": "strop.rewards.accuracy",
-    "think_format_reward": "strop.rewards.verifiers",
-    "exact_match_reward": "strop.rewards.verifiers",
-    "length_reward": "strop.rewards.verifiers",
-    "code_reward": "strop.rewards.code_tests",
-}
-"""Rewards that can be asked for by name; `reasoning_gym:TASK` is understood too."""
-
-_DOTTED = re.compile(r"^[A-Za-z_]\w*(\.[A-Za-z_]\w*)*[.:][A-Za-z_]\w*$")
+from strop.rewards.named_function import function_by_name
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +36,8 @@ def resolve_rewards(
 
     Args:
         reward_funcs: one reward or a list: a function (sync or async), the name of a verifier,
-            `package.module.function`, a model id or directory, a model, a `Judge`, or anything callable.
+            `package.module.function`, `path/file.py:function`, a model id or directory, a model, a `Judge`, or
+            anything callable.
         processing_classes: tokenizers for reward models, aligned with `reward_funcs` (None: the model's own).
         device: where models given by id are put.
         model_init_kwargs: for `from_pretrained` of models given by id.
@@ -73,7 +60,7 @@ def resolve_rewards(
 
 def _resolve(item: Any, tokenizer: Any, device: Any, model_init_kwargs: dict[str, Any]) -> NamedReward:
     if isinstance(item, str):
-        found = _function_by_name(item)
+        found = function_by_name(item)
         if found is None:
             from strop.rewards.load_reward import load_reward_model
 
@@ -95,31 +82,6 @@ def _resolve(item: Any, tokenizer: Any, device: Any, model_init_kwargs: dict[str
     return NamedReward(name_of(item), item, not getattr(item, "runs_models", False))
 
 
-def _function_by_name(name: str) -> RewardFunction | None:
-    """The function that a string names, or None if it must be a model."""
-    if name in VERIFIERS:
-        return getattr(importlib.import_module(VERIFIERS[name]), name)
-    if name.startswith("reasoning_gym:"):
-        from strop.rewards.gym_scores import reasoning_gym_reward
-
-        return reasoning_gym_reward(name.partition(":")[2])
-    if os.path.exists(name) or not _DOTTED.match(name):
-        if "/" not in name and not os.path.exists(name) and (hint := did_you_mean(name, VERIFIERS)):
-            raise ConfigError(f"There is no reward called '{name}'.{hint}")
-        return None
-    module_name, _, attribute = name.replace(":", ".").rpartition(".")
-    try:
-        function = getattr(importlib.import_module(module_name), attribute)
-    except (ImportError, AttributeError) as error:
-        raise SetupError(
-            f"The reward '{name}' looks like a function in a module, but it cannot be imported: {error}. "
-            "Give package.module.function, the name of a built-in reward, or a model id or directory."
-        ) from None
-    if not callable(function):
-        raise ConfigError(f"The reward '{name}' is not a function; it is a {type(function).__name__}.")
-    return function
-
-
 def name_of(function: Any) -> str:
     """The name that metrics use: `__name__`, of the inner function of a partial, or of the class of an instance."""
     while isinstance(function, functools.partial):
@@ -131,7 +93,7 @@ def name_of(function: Any) -> str:
 def _is_model(item: Any) -> bool:
     torch = sys.modules.get("torch")
     if isinstance(item, str):
-        return _function_by_name(item) is None
+        return function_by_name(item) is None
     return torch is not None and isinstance(item, torch.nn.Module)
 
 

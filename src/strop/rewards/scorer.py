@@ -16,7 +16,7 @@ import logging
 import math
 import threading
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -57,7 +57,7 @@ class RewardSet:
         isolate: run functions in processes of their own, all at the same time; refuses those that cannot be pickled or
             ask for `environments`. Models and judges stay.
         memory_limit_bytes: bound on the address space of each such process.
-        run_directory: where the watchdog writes which reward ended the run (`alarms.jsonl`).
+        run_directory: gives the folder where the watchdog writes which reward ended the run (`alarms.jsonl`).
         device: where models given by id are put.
         model_init_kwargs: for `from_pretrained` of models given by id.
 
@@ -77,7 +77,7 @@ class RewardSet:
         timeout_seconds: float | None = 300.0,
         isolate: bool = False,
         memory_limit_bytes: int | None = None,
-        run_directory: str | None = None,
+        run_directory: Callable[[], str] | None = None,
         device: Any = None,
         model_init_kwargs: dict[str, Any] | None = None,
     ) -> None:

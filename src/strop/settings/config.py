@@ -47,6 +47,10 @@ UNUSED = {
     "do_train": "No trainer reads it: call train(), or do not; remove it.",
     "do_predict": "No trainer reads it: call predict(), or do not; remove it.",
     "debug": "Losses and gradients that are not finite are found at every step, and their rows named; remove it.",
+    **dict.fromkeys(
+        ("torch_compile", "torch_compile_backend", "torch_compile_mode"),
+        "Rows are laid out flat, and every step has another size, for which it would be compiled anew; remove it.",
+    ),
     "local_rank": "torchrun and accelerate launch set it in the environment; remove it.",
 }
 SCORES_ONLY = {
@@ -136,7 +140,8 @@ class TrainerConfig(TrainingArguments):
     disable_dropout: bool = True
     """Set every dropout of the model to 0, so that policy and reference are compared without noise."""
     chat_template_path: str | None = None
-    """File with a jinja chat template, or folder of a tokenizer whose template is taken."""
+    """File with a jinja chat template; or folder or id of a tokenizer, whose template is taken, with the tokens that it
+    is written in (the model's embeddings grow) and the one that ends a turn."""
     eos_token: str | None = None
     """Token that ends a completion. None: the tokenizer's."""
     pad_token: str | None = None
