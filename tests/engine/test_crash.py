@@ -9,13 +9,24 @@ import shutil
 import signal
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
-from tests.support.crash import DONE, Faults, fingerprint, tiny_run, train_on_small_disk, train_tiny
+from tests.support.crash import (
+    DONE,
+    Faults,
+    fingerprint,
+    tiny_run,
+    train_and_never_end,
+    train_on_small_disk,
+    train_tiny,
+)
 from tests.support.processes import start
+from transformers import TrainerCallback
 
 from strop.engine.checkpoint import checkpoints, newest_valid, problems_of
 from strop.errors import SetupError, StropError
+from strop.testing.cases import rows_for
 
 SECONDS = 120
 
@@ -86,6 +97,59 @@ def test_a_signal_ends_the_run_after_the_step_with_a_checkpoint(
     process = start(train_tiny, str(tmp_path), "dpo", settings)
     process.join(SECONDS)
     assert (tmp_path / DONE).read_text() == undisturbed[0]
+
+
+@pytest.mark.parametrize("settings", [{}, {"save_strategy": "no"}], ids=["with a checkpoint", "without one"])
+def test_a_step_that_does_not_end_ends_within_the_grace(settings: dict[str, Any], tmp_path: Path) -> None:
+    process = start(train_and_never_end, str(tmp_path), {"stop_grace": 0.5, **settings})
+    wait_for(tmp_path / "begun")
+    begin = time.monotonic()
+    os.kill(process.pid or 0, signal.SIGTERM)
+    process.join(SECONDS)
+    assert process.exitcode == 128 + signal.SIGTERM and 0.5 <= time.monotonic() - begin < 20
+    printed = (tmp_path / "printed").read_text()
+    assert "SIGTERM" in printed and "stop_grace=0.5" in printed
+    if settings:
+        assert "There is no checkpoint" in printed and not checkpoints(tmp_path)
+    else:
+        assert str(tmp_path / "checkpoint-1") in printed and not problems_of(tmp_path / "checkpoint-1")
+
+
+def test_a_signal_in_the_last_evaluation_keeps_what_was_learned(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = {"save_strategy": "no", "eval_strategy": "epoch", "epochs": 1, "eval_rows": rows_for("dpo", 2)}
+    trainer = tiny_run(str(tmp_path), **options)
+    inner = trainer.evaluate_window
+
+    def signalled(*args: Any) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+        inner(*args)
+
+    trainer.evaluate_window = signalled
+    with pytest.raises(SystemExit) as left:
+        trainer.train()
+    assert left.value.code == 128 + signal.SIGTERM
+    assert f"checkpoint is {tmp_path / 'checkpoint-2'}" in capsys.readouterr().out
+    assert not problems_of(tmp_path / "checkpoint-2")
+    again = tiny_run(str(tmp_path), **options)
+    again.train(resume_from_checkpoint=True)
+    assert fingerprint(again.model) == fingerprint(trainer.model)
+
+
+def test_no_checkpoint_is_claimed_that_is_not_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    trainer = tiny_run(str(tmp_path), save_strategy="no", epochs=1)
+    trainer.add_callback(Ending())
+    with pytest.raises(SystemExit):
+        trainer.train()
+    assert "There is no checkpoint" in capsys.readouterr().out and not checkpoints(tmp_path)
+
+
+class Ending(TrainerCallback):
+    """A signal that comes when all is done but the goodbye."""
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
 
 
 def wait_for(path: Path) -> None:

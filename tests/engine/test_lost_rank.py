@@ -16,12 +16,14 @@ from types import SimpleNamespace
 
 import pytest
 import torch.distributed as dist
-from tests.support.lost_ranks import train_and_fall
+from tests.support.lost_ranks import STEP, train_and_fall
 from tests.support.processes import _free_port, start
 
 from strop.engine import lost_ranks
+from strop.engine.checkpoint import checkpoints, problems_of
 from strop.engine.lost_ranks import is_broken_collective, lost_ranks_named
 from strop.errors import LostRankError, RewardError
+from strop.rewards.sandbox.tree import descendants
 
 SECONDS = 200
 STALL_SECONDS = 12
@@ -68,18 +70,21 @@ KILLED = [
 ]
 STALLED = [Scene("dpo", falls, "backward", signal.SIGSTOP, timeout=STALL_SECONDS) for falls in (0, 1)]
 
+ASKED = [Scene("dpo", 1, "backward", signal.SIGTERM), Scene("grpo", 0, "sampling", signal.SIGINT)]
+"""One rank is asked to end, as a person or a machine that goes does it."""
+
 
 @pytest.fixture(scope="module")
 def over(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """All runs, at the same time; over when every rank that did not fall has ended by itself, or time is up."""
     place = tmp_path_factory.mktemp("lost")
-    scenes = [*KILLED, *STALLED]
+    scenes = [*KILLED, *STALLED, *ASKED]
     try:
         for index, scene in enumerate(scenes):
             scene.begin(place / str(index))
         deadline = time.monotonic() + SECONDS
         for scene in scenes:
-            for rank in scene.others:
+            for rank in range(scene.world) if scene in ASKED else scene.others:
                 scene.ranks[rank].join(max(0.1, deadline - time.monotonic()))
         yield
     finally:
@@ -99,6 +104,40 @@ def test_the_others_end_with_the_name_of_the_lost_rank(scene: Scene, over: None)
             f"checkpoint is {scene.folder / 'checkpoint-1'}: start all ranks again with resume_from_checkpoint=True"
         )
         assert (newest if scene.moment != "evaluation" else "There is no checkpoint in") in said
+
+
+@pytest.mark.parametrize("scene", ASKED, ids=str)
+def test_all_ranks_end_after_the_step_in_which_one_is_asked(scene: Scene, over: None) -> None:
+    assert [process.exitcode for process in scene.ranks] == [128 + scene.number] * scene.world
+    newest = checkpoints(scene.folder)[0]
+    assert newest.name == f"checkpoint-{STEP}" and not problems_of(newest)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=["SIGTERM", "SIGINT"])
+@pytest.mark.parametrize("world", [2, 4])
+def test_a_launcher_that_is_asked_to_end_leaves_a_checkpoint_and_no_rank(
+    world: int, number: signal.Signals, tmp_path: Path
+) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(f"from tests.support.lost_ranks import train_for_long; train_for_long({str(tmp_path)!r})")
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={world}", str(script)]
+    root = Path(__file__).resolve().parents[2]
+    environment = {**os.environ, "PYTHONPATH": f"{root / 'src'}{os.pathsep}{root}"}
+    launcher = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment)
+    try:
+        deadline = time.monotonic() + SECONDS
+        while not checkpoints(tmp_path):
+            assert time.monotonic() < deadline and launcher.poll() is None
+            time.sleep(0.05)
+        ranks = descendants(launcher.pid)
+        launcher.send_signal(number)
+        said, _ = launcher.communicate(timeout=60)
+    finally:
+        launcher.kill()
+    assert f"Stopped by {number.name} after step" in said and len(ranks) >= world
+    assert not [pid for pid in ranks if Path(f"/proc/{pid}").exists()]
+    assert not problems_of(checkpoints(tmp_path)[0])
 
 
 @pytest.mark.slow

@@ -137,3 +137,19 @@ def writes(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
     if isinstance(mode, int):  # os.open
         return bool(mode & (os.O_WRONLY | os.O_RDWR))
     return any(letter in mode for letter in "wax+")
+
+
+def train_and_never_end(folder: str, settings: dict[str, Any]) -> None:
+    """`train_tiny` whose second step is a single operation in C that takes hours and lets no signal handler run."""
+
+    class Endless(TrainerCallback):
+        def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            if state.global_step == 1:
+                (Path(folder) / "begun").write_text("x")
+                hashlib.pbkdf2_hmac("sha256", b"", b"", 2**31 - 1)
+
+    with (Path(folder) / "printed").open("a", buffering=1) as printed:
+        sys.stdout = printed
+        trainer = tiny_run(folder, **settings)
+        trainer.add_callback(Endless())
+        trainer.train()

@@ -20,6 +20,21 @@ MOMENTS = {
 """What a rank is about to do when it falls -> the trainer's method for it; the evaluation is one without training."""
 
 
+def train_for_long(folder: str) -> None:
+    """One rank's part of a run that ends when it is told to."""
+    make_trainer(
+        "sft",
+        folder,
+        rows=rows_for("sft", 16),
+        per_device_train_batch_size=1,
+        num_train_epochs=5000,
+        save_strategy="steps",
+        save_steps=1,
+        save_total_limit=2,
+        ddp_backend="gloo",
+    ).train()
+
+
 def train_and_fall(folder: str, verb: str, falls: int, moment: str, number: int, timeout: int = 1800) -> None:
     """One rank's part of a run; rank `falls` sends itself signal `number` at a moment of step `STEP`.
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import random
+import signal
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -340,6 +341,20 @@ def stub_vllm() -> Iterator[list[Any]]:
         mock.patch(f"{home}.VllmServer", type("Server", (StubVllm,), {"record": record})),
         mock.patch(f"{home}.VllmGenerator._compare"),  # a stub serves no model that could be the policy
     ):
+        yield record
+
+
+@contextlib.contextmanager
+def wakeups() -> Iterator[list[bool]]:
+    """Yields whether a thread is woken by signals, as often as that changes."""
+    record: list[bool] = []
+    inner = signal.set_wakeup_fd
+
+    def noted(descriptor: int, **options: bool) -> int:
+        record.append(descriptor >= 0)
+        return inner(descriptor, **options)
+
+    with mock.patch.object(signal, "set_wakeup_fd", noted):
         yield record
 
 

@@ -71,6 +71,7 @@ TABLE: dict[str, dict[str, Flip]] = {
         "router_aux_loss_coef": Flip(0.1, make=scenes.experts),
         "activation_offloading": Flip(True, "error", within=scenes.without_cuda),
         "overwrite_output_dir": Flip(True, "files", make=scenes.used_folder),
+        "stop_grace": Flip(5.0, "extra", within=scenes.wakeups),
         "on_nonfinite": Flip("skip", "error", before=scenes.poison),
         "generate_during_eval": Flip(True, "files", EVALUATED),
         "num_completions_to_print": Flip(1, "printed", **SAMPLED),

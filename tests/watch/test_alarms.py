@@ -178,3 +178,20 @@ def test_a_healthy_run_raises_no_alarm(tmp_path: Path) -> None:
     trainer.train()
     (alarm,) = [callback for callback in trainer.callback_handler.callbacks if isinstance(callback, Alarms)]
     assert not alarm.raised and not (tmp_path / "alarms.jsonl").exists()
+
+
+def test_a_row_that_a_cpu_works_on_for_minutes_is_said_before(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("strop.watch.alarms.LONG_ROW", 20)
+    rows = [{"text": "the ant"}, {"text": "the bee and the cat " * 3}]
+    trainer = make_trainer("sft", tmp_path, rows=rows, per_device_train_batch_size=2, stop_grace=20.0)
+
+    def scored(*args: Any, **kwargs: Any) -> None:
+        said = capsys.readouterr().out
+        assert "[long_row] step 1: row 1 has " in said and "waits 20 s for it" in said
+        raise KeyboardInterrupt
+
+    trainer.score = scored
+    with pytest.raises(KeyboardInterrupt):
+        trainer.train()

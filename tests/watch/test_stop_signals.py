@@ -2,13 +2,33 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import signal
+import time
 
 import pytest
 from transformers import TrainerControl, TrainerState
 
 from strop.settings.config import TrainerConfig
 from strop.watch.stop_signals import StopSignals
+
+
+def test_a_forked_worker_ends_when_it_is_told_to(tmp_path) -> None:
+    args = TrainerConfig(output_dir=str(tmp_path), use_cpu=True, bf16=False, stop_grace=60.0)
+    signals = StopSignals(args)
+    signals.on_train_begin(args, TrainerState(), TrainerControl())
+    try:
+        context = multiprocessing.get_context("fork")
+        begun = context.Event()
+        worker = context.Process(target=lambda: (begun.set(), time.sleep(60)))
+        worker.start()
+        assert begun.wait(10)
+        worker.terminate()
+        worker.join(10)
+        assert worker.exitcode == -signal.SIGTERM and signals.received is None
+        assert not signals._countdown.first.is_set()
+    finally:
+        signals.restore()
 
 
 @pytest.mark.parametrize(

@@ -215,6 +215,8 @@ class StepTrainer(Trainer):
             return loss
         work = inputs if isinstance(inputs, StepWork) else self.make_work(self.prepare_step(inputs))
         self.step_work = work
+        longest = max(work.examples, key=lambda example: example.num_tokens)
+        self.guard.alarms.before_step(self.state.global_step + 1, longest.row, longest.num_tokens)
         model.train()
         if callable(getattr(self.optimizer, "train", None)):
             self.optimizer.train()

@@ -183,6 +183,9 @@ class TrainerConfig(TrainingArguments):
     on_nonfinite: Literal["stop", "skip"] = "stop"
     """When the loss or its gradient is not finite: stop before the weights change, or leave the step out. The rows are
     named and the batch is kept in `output_dir` either way."""
+    stop_grace: Annotated[float, Range(min=0)] | None = None
+    """Seconds from SIGTERM or SIGINT to the end of the process, at its last checkpoint, where the step in progress and
+    its checkpoint take longer. None: the step is waited for."""
     generate_during_eval: bool = False
     """Sample completions for a few evaluation prompts at every evaluation, and write them to samples.jsonl."""
     num_completions_to_print: Annotated[int, Range(min=0)] | None = None

@@ -15,6 +15,8 @@ from strop.watch.run_directory import append_jsonl
 from strop.watch.say import say
 
 FULL = 1.0 - 1e-9
+LONG_ROW = 32_768
+"""Tokens of a row that a CPU may work on for minutes."""
 MISSING = ("abstained_fraction", "errors_fraction", "timeouts_fraction")
 """Logged shares of a reward's completions that got no number from it."""
 
@@ -32,6 +34,18 @@ class Alarms(TrainerCallback):
             return
         for kind, text in found_in(logs, getattr(args, "num_generations", 1), args):
             self.sound(kind, state.global_step, text)
+
+    def before_step(self, step: int, row: int, tokens: int) -> None:
+        """What is said before a step that may take very long: `tokens` are those of its longest `row`."""
+        if tokens > LONG_ROW and self.args.device.type == "cpu":
+            grace = self.args.stop_grace
+            stop = "waits for its end (set stop_grace to bound that)" if grace is None else f"waits {grace:g} s for it"
+            self.sound(
+                "long_row",
+                step,
+                f"row {row} has {tokens:,} tokens, and a step over so many may take minutes on a CPU. A signal that "
+                f"stops the run {stop}. max_length bounds the rows.",
+            )
 
     def sound(self, kind: str, step: int, text: str) -> None:
         """Say it once, write it every time."""
