@@ -108,7 +108,8 @@ def test_the_others_end_with_the_name_of_the_lost_rank(scene: Scene, over: None)
 
 @pytest.mark.parametrize("scene", ASKED, ids=str)
 def test_all_ranks_end_after_the_step_in_which_one_is_asked(scene: Scene, over: None) -> None:
-    assert [process.exitcode for process in scene.ranks] == [128 + scene.number] * scene.world
+    codes = {rank: 128 + (scene.number if rank == scene.falls else signal.SIGTERM) for rank in range(scene.world)}
+    assert {rank: process.exitcode for rank, process in enumerate(scene.ranks)} == codes
     newest = checkpoints(scene.folder)[0]
     assert newest.name == f"checkpoint-{STEP}" and not problems_of(newest)
 

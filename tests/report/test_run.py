@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 from strop.errors import SetupError
-from strop.report.run import find_runs, read_run
+from strop.report.run import Run, find_runs, read_run
 
 
 def write(folder: Path, lines: list[str], **documents: object) -> Path:
@@ -15,6 +15,10 @@ def write(folder: Path, lines: list[str], **documents: object) -> Path:
     return folder
 
 
+def points(run: Run) -> dict[str, list[tuple[float, float]]]:
+    return {name: list(series) for name, series in run.series().items()}
+
+
 def test_series_are_sorted_finite_and_the_last_of_a_step(tmp_path: Path) -> None:
     lines = [
         '{"step": 20, "loss": 0.5, "rewards/margins": null, "note": "x", "flag": true}',
@@ -23,14 +27,14 @@ def test_series_are_sorted_finite_and_the_last_of_a_step(tmp_path: Path) -> None
         '{"step": 20, "train_runtime": 12.5, "train_loss": 0.6, "total_flos": 1, "eval_runtime": 3, "epoch": 1}',
     ]
     run = read_run(write(tmp_path / "a", lines))
-    assert run.series() == {"loss": [(10, 0.9), (20, 0.4)], "eval_loss": [(20, 0.6)]}
+    assert points(run) == {"loss": [(10, 0.9), (20, 0.4)], "eval_loss": [(20, 0.6)]}
     assert run.totals() == {"train_loss": 0.6, "train_runtime": 12.5}
     assert run.last_step == 20 and run.unread == []
 
 
 def test_a_line_cut_off_by_a_crash_is_told_and_left_out(tmp_path: Path) -> None:
     run = read_run(write(tmp_path, ['{"step": 1, "loss": 1}', '{"step": 2, "lo']))
-    assert run.series() == {"loss": [(1, 1.0)]}
+    assert points(run) == {"loss": [(1, 1.0)]}
     assert run.unread == ["metrics.jsonl: 1 of 2 lines are not JSON objects of a step (first: line 2); left out."]
 
 

@@ -16,11 +16,12 @@ def thin(points: Sequence[Point], limit: int = MAX_POINTS) -> list[Point]:
     """At most `limit` points: the lowest and the highest of each stretch, in order, and the ends."""
     if len(points) <= limit:
         return list(points)
+    values = [y for _, y in points]
     stretches = max(limit // 2 - 1, 1)
     kept = {0, len(points) - 1}
     for i in range(stretches):
         part = range(i * len(points) // stretches, (i + 1) * len(points) // stretches)
-        kept |= {min(part, key=lambda k: points[k][1]), max(part, key=lambda k: points[k][1])}
+        kept |= {min(part, key=values.__getitem__), max(part, key=values.__getitem__)}
     return [points[k] for k in sorted(kept)]
 
 

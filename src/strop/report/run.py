@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Iterator
 from dataclasses import dataclass, field
-from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +14,14 @@ import yaml
 from strop.errors import SetupError
 from strop.metric import FAMILIES, OTHER, Entry
 from strop.report.glossary import lookup
+from strop.report.metrics import MOST_NAMES, Metrics, Series
 from strop.report.plain import clean, is_number, mapping, plain, sequence
 
 FILES = ("metrics.jsonl", "samples.jsonl", "config.yaml", "data.json", "run.json")
 """Files by which a folder is known to be a run."""
 MOST_BYTES = 4 << 30
-NOT_CURVES = ("step", "epoch", "total_flos", "train_*", "*_runtime", "*_per_second")
-"""Keys (patterns) that are no curve: counters of progress, and numbers about the whole run or one evaluation."""
+LONGEST_LINE = 1 << 26
+"""Bytes of a line; one that is longer is of no run, and is left out piece by piece."""
 
 
 @dataclass
@@ -29,7 +30,7 @@ class Run:
 
     name: str
     folder: Path
-    metrics: list[dict[str, Any]] = field(default_factory=list)  # one entry per log line, with "step"
+    metrics: Metrics = field(default_factory=Metrics)  # the numbers of all log lines
     samples: list[dict[str, Any]] = field(default_factory=list)  # one entry per completion, with "step"
     config: dict[str, Any] = field(default_factory=dict)
     data: dict[str, dict[str, Any]] = field(default_factory=dict)  # set name -> what the data checks found
@@ -47,41 +48,32 @@ class Run:
         """What a metric means, by the run's own entries or the glossary."""
         return lookup(key, self.method, self.entries)
 
-    def series(self) -> dict[str, list[tuple[float, float]]]:
+    def series(self) -> dict[str, Series]:
         """Metric key -> (step, value) points in order of steps; a value that is no finite number is left out."""
-        points: dict[str, dict[float, float]] = {}
-        names = {key for line in self.metrics for key in line}
-        curves = {key for key in names if not any(fnmatchcase(key, pattern) for pattern in NOT_CURVES)}
-        for line in self.metrics:
-            for key, value in line.items():
-                if key in curves and is_number(value):
-                    points.setdefault(key, {})[float(line.get("step", 0))] = float(value)
-        return {key: sorted(by_step.items()) for key, by_step in points.items()}
+        return self.metrics.curves
 
     def totals(self) -> dict[str, float]:
         """Numbers about the whole training (`train_runtime`, `train_loss`, ...)."""
-        found = {k: v for line in self.metrics for k, v in line.items() if k.startswith("train_") and is_number(v)}
-        return dict(sorted(found.items()))
+        return dict(sorted(self.metrics.totals.items()))
 
     @property
     def ended(self) -> bool:
         """Whether the training came to its end: nothing was learned after the line about the whole of it."""
-        last: dict[str, Any] = next(
-            (line for line in reversed(self.metrics) if {"loss", "train_runtime"} & line.keys()), {}
-        )
-        return "train_runtime" in last
+        return self.metrics.ended
 
     @property
     def last_step(self) -> int:
-        return int(max((line.get("step", 0) for line in self.metrics), default=0))
+        return self.metrics.last_step
 
 
 def read_run(folder: Path, name: str | None = None) -> Run:
     """The run in `folder`."""
     run = Run(clean(name or folder.name), folder)
-    run.metrics = _lines(folder / "metrics.jsonl", run.unread)
-    run.samples = _lines(folder / "samples.jsonl", run.unread)
-    run.alarms = _lines(folder / "alarms.jsonl", run.unread)
+    run.metrics = Metrics(_lines(folder / "metrics.jsonl", run.unread))
+    if run.metrics.full:
+        run.unread.append(f"metrics.jsonl has more than {MOST_NAMES:,} names; the first ones are shown.")
+    run.samples = [plain(row) for row in _lines(folder / "samples.jsonl", run.unread)]
+    run.alarms = [plain(row) for row in _lines(folder / "alarms.jsonl", run.unread)]
     run.config = _document(folder / "config.yaml", run.unread)
     run.data = {k: v for k, v in _document(folder / "data.json", run.unread).items() if isinstance(v, dict)}
     run.facts = _document(folder / "run.json", run.unread)
@@ -113,22 +105,30 @@ def read_summary(folder: Path) -> dict[str, Any]:
     return _document(folder / "summary.json", [])
 
 
-def _lines(path: Path, unread: list[str]) -> list[dict[str, Any]]:
+def _lines(path: Path, unread: list[str]) -> Iterator[dict[str, Any]]:
     """The objects of a file with one in each line; a step that is no number makes its line unreadable."""
-    rows, broken, number = [], [], 0
-    for number, line in enumerate(_text(path, unread).rstrip("\n").split("\n"), 1):
-        try:
-            row = json.loads(line) if line.strip() else {}
-        except (ValueError, RecursionError):
-            row = None
-        if not isinstance(row, dict) or not is_number(row.get("step", 0)):
-            broken.append(number)
-        elif row:
-            rows.append(plain(row))
+    broken = first = number = 0
+    try:
+        for number, line in enumerate(_pieces(path) if _readable(path, unread) else (), 1):
+            try:
+                row = json.loads(line.decode("utf-8", "replace")) if line.strip() else {}
+            except (ValueError, RecursionError):
+                row = None
+            if not isinstance(row, dict) or not is_number(row.get("step", 0)):
+                broken, first = broken + 1, first or number
+            elif row:
+                yield row
+    except OSError as error:
+        unread.append(f"{path.name} cannot be read: {error.strerror}.")
     if broken:
-        said = f"{len(broken)} of {number} lines are not JSON objects of a step (first: line {broken[0]})"
+        said = f"{broken} of {number} lines are not JSON objects of a step (first: line {first})"
         unread.append(f"{path.name}: {said}; left out.")
-    return rows
+
+
+def _pieces(path: Path) -> Iterator[bytes]:
+    """The lines of a file, however long they are."""
+    with path.open("rb") as file:
+        yield from iter(lambda: file.readline(LONGEST_LINE), b"")
 
 
 def _document(path: Path, unread: list[str]) -> dict[str, Any]:
@@ -144,15 +144,19 @@ def _document(path: Path, unread: list[str]) -> dict[str, Any]:
     return mapping(plain(content))
 
 
-def _text(path: Path, unread: list[str]) -> str:
-    """What a file holds; nothing where there is none, or it cannot be read, or is too much to be one of ours."""
+def _readable(path: Path, unread: list[str]) -> bool:
+    """Whether a file is there, and not too much to be one of ours."""
     if not path.is_file():
-        return ""
+        return False
+    if (size := path.stat().st_size) > MOST_BYTES:
+        unread.append(f"{path.name} has {size:,} bytes; the most that is read is {MOST_BYTES:,}. Left out.")
+    return size <= MOST_BYTES
+
+
+def _text(path: Path, unread: list[str]) -> str:
+    """What a file holds; nothing where there is none, or it cannot be read."""
     try:
-        if (size := path.stat().st_size) > MOST_BYTES:
-            unread.append(f"{path.name} has {size:,} bytes; the most that is read is {MOST_BYTES:,}. Left out.")
-            return ""
-        return path.read_bytes().decode("utf-8", "replace")
+        return path.read_bytes().decode("utf-8", "replace") if _readable(path, unread) else ""
     except OSError as error:
         unread.append(f"{path.name} cannot be read: {error.strerror}.")
         return ""

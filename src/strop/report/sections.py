@@ -102,7 +102,7 @@ def advice(run: Run, series: Series, alarms: Sequence[Mapping[str, Any]]) -> str
     ]  # fmt: skip
     said = f"{len(known) - len(outside)} of {len(known)} metrics with a known range ended in it." if known else ""
     if not rows:
-        return f'<p class="good">{said} No alarm was raised.</p>' if run.metrics else ""
+        return f'<p class="good">{said} No alarm was raised.</p>' if run.metrics.lines else ""
     return f'<p class="warn">{said}</p>' + table(("what", "where", "what to try next"), rows, "advice")
 
 
