@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from strop.report import samples, write_report
+from strop.report.metrics import Metrics
 from strop.report.page import Book, render
 from strop.report.run import Run
 from strop.report.serve import Server
@@ -197,7 +198,8 @@ def test_a_served_page_follows_its_run_and_keeps_the_zoom(opened: Any, tmp_path:
 
 def test_a_hundred_thousand_steps_and_samples_open_in_under_two_seconds(opened: Any, tmp_path: Path) -> None:
     path, steps = tmp_path / "report.html", range(100_000)
-    run = Run("long", tmp_path, [{"step": step, "loss": 1 / (step + 1), "reward": step % 7} for step in steps])
+    lines = ({"step": step, "loss": 1 / (step + 1), "reward": step % 7} for step in steps)
+    run = Run("long", tmp_path, Metrics(lines))
     run.samples = [
         {"step": step, "prompt": f"prompt {step}", "completion": "word " * 20, "reward": 0.5} for step in steps
     ]

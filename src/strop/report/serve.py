@@ -14,7 +14,7 @@ from urllib.parse import parse_qs, urlsplit
 from strop.errors import SetupError, StropError
 from strop.plain_text import visible
 from strop.report.page import Book, payload, read_book, render
-from strop.report.run import changed
+from strop.report.run import FILES, changed
 from strop.report.samples import Query, find
 
 HOST = "127.0.0.1"
@@ -32,9 +32,9 @@ class Shelf:
         self.book = self.read()
 
     def read(self) -> Book:
-        begin = time.monotonic()
+        begin, version = time.monotonic(), self.stamp()
         self.book = read_book(self.folders)
-        self.version = self.stamp()
+        self.version = version  # of before: what is written meanwhile is news
         self.next = time.monotonic() + REST * (time.monotonic() - begin)
         return self.book
 
@@ -42,7 +42,9 @@ class Shelf:
         """Changes when a file of a run does."""
         places = [Path(folder) for folder in self.folders]
         places += [inner for place in places for inner in place.iterdir() if inner.is_dir()]
-        return str(max(map(changed, places)))
+        files = [path for place in places for name in FILES if (path := place / name).is_file()]
+        size = sum(path.stat().st_size for path in files)  # a clock of files ticks in milliseconds
+        return f"{max(map(changed, places))}-{size}"
 
     def current(self) -> tuple[Book, str]:
         """The book and its version, at most some seconds old."""
