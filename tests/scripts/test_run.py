@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from transformers import HfArgumentParser
 
 import strop
 from strop.cli import main
@@ -21,7 +22,7 @@ from strop.methods.registry import METHODS
 from strop.scripts.alias import Asked, serve_trl
 from strop.scripts.differences import DEFAULTS, EVERY, NAMES, acts, differing_settings
 from strop.scripts.page import page
-from strop.scripts.run import closing_note
+from strop.scripts.run import closing_note, spelt_out
 
 
 @pytest.fixture
@@ -110,6 +111,13 @@ def test_processes_and_the_script_are_told_apart() -> None:
     for words in (["--processes", "none", "s.py"], ["--proceses", "2", "s.py"]):
         with pytest.raises(ConfigError, match=r"processes|no flag --proceses"):
             take_processes(words)
+
+
+def test_flags_that_switch_off_what_is_off_already_are_understood_by_every_parser() -> None:
+    words = ["--output_dir", "x", "--use_cpu", "true", "--no_remove_unused_columns", "--no_dataloader_pin_memory"]
+    (args,) = HfArgumentParser(strop.CPOConfig).parse_args_into_dataclasses(spelt_out(words))
+    assert not args.remove_unused_columns and not args.dataloader_pin_memory
+    assert spelt_out(["a.py", "--no_other"]) == ["a.py", "--no_other"]
 
 
 def test_a_script_that_is_not_there_names_those_that_are(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
