@@ -88,3 +88,10 @@ def test_the_rendered_row_of_a_run_is_the_row_that_was_trained_on(tmp_path: Path
     assert (sample["row"], prompt["ids"], answer["ids"]) == (0, example.prompt_ids, example.completions[0])
     assert "Be short." in "".join(prompt["tokens"]) and "".join(answer["tokens"]) == "good ant<|im_end|>"
     assert not any(prompt["mask"]) and all(answer["mask"])
+
+
+def test_a_tokenizer_that_was_loaded_with_a_models_keywords_is_saved(tmp_path: Path) -> None:
+    toy_tokenizer("plain").save_pretrained(tmp_path / "tokenizer")
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "tokenizer", dtype=torch.float32)
+    make_trainer("dpo", tmp_path, tokenizer=tokenizer).save_model(str(tmp_path / "saved"))
+    assert len(AutoTokenizer.from_pretrained(tmp_path / "saved")) == len(tokenizer)

@@ -59,7 +59,7 @@ def test_completions_are_logged_every_few_steps(tmp_path: Path) -> None:
 
 
 def test_completions_follow_the_generation_config_and_eval_steps(tmp_path: Path) -> None:
-    trainer = trainer_for(tmp_path, steps=2, eval_strategy="steps", eval_steps=1)
+    trainer = trainer_for(tmp_path, steps=2, eval_strategy="steps", eval_steps=1, learning_rate=0.0)
     drawn = GenerationConfig(max_new_tokens=30, do_sample=True, temperature=5.0, eos_token_id=None)
     callback = LogCompletionsCallback(trainer, drawn)
     trainer.add_callback(callback)

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from transformers import HfArgumentParser
 
 import strop
 from strop.cli import main
@@ -22,7 +21,7 @@ from strop.methods.registry import METHODS
 from strop.scripts.alias import Asked, serve_trl
 from strop.scripts.differences import DEFAULTS, EVERY, NAMES, acts, differing_settings
 from strop.scripts.page import page
-from strop.scripts.run import closing_note, spelt_out
+from strop.scripts.run import closing_note
 
 
 @pytest.fixture
@@ -113,11 +112,18 @@ def test_processes_and_the_script_are_told_apart() -> None:
             take_processes(words)
 
 
-def test_flags_that_switch_off_what_is_off_already_are_understood_by_every_parser() -> None:
-    words = ["--output_dir", "x", "--use_cpu", "true", "--no_remove_unused_columns", "--no_dataloader_pin_memory"]
-    (args,) = HfArgumentParser(strop.CPOConfig).parse_args_into_dataclasses(spelt_out(words))
-    assert not args.remove_unused_columns and not args.dataloader_pin_memory
-    assert spelt_out(["a.py", "--no_other"]) == ["a.py", "--no_other"]
+def test_a_script_that_parses_with_transformers_knows_trls_names(tmp_path: Path) -> None:
+    """In a process of its own: what was imported before decides which `transformers` a script finds."""
+    (tmp_path / "script.py").write_text(
+        "from transformers import HfArgumentParser\nfrom trl import ModelConfig\n"
+        "from trl.experimental.ppo import PPOConfig\n"
+        "args, _ = HfArgumentParser((PPOConfig, ModelConfig)).parse_args_into_dataclasses()\n"
+        "print('parsed', args.num_iterations, args.max_completion_length, args.remove_unused_columns)\n"
+    )
+    command = [sys.executable, "-m", "strop", "run", "script.py", "--output_dir", "out", "--use_cpu", "true"]
+    command += ["--num_ppo_epochs", "3", "--response_length", "7", "--no_remove_unused_columns", "--stop_token", "eos"]
+    run = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert "parsed 3 7 False" in run.stdout, run.stderr
 
 
 def test_a_script_that_is_not_there_names_those_that_are(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:

@@ -155,6 +155,10 @@ def is_stream(dataset: Any) -> bool:
     return dataset is not None and not hasattr(dataset, "__len__")
 
 
+MODEL_KEYWORDS = ("dtype", "torch_dtype", "quantization_config")
+"""What scripts load a tokenizer with because they load its model so; no tokenizer could be saved with them."""
+
+
 def resolve_tokenizer(args: Any, model: Any, tokenizer: Any) -> tuple[Any, Adopted | None]:
     """The tokenizer given, or the model's; with the config's EOS, PAD and chat template, and what that brought."""
     if tokenizer is None:
@@ -175,6 +179,8 @@ def resolve_tokenizer(args: Any, model: Any, tokenizer: Any) -> tuple[Any, Adopt
         setattr(tokenizer, attribute, token)
     if tokenizer.pad_token is None and tokenizer.eos_token is not None:
         tokenizer.pad_token = tokenizer.eos_token
+    for name in MODEL_KEYWORDS:
+        getattr(tokenizer, "init_kwargs", {}).pop(name, None)
     return tokenizer, adopted
 
 

@@ -25,20 +25,17 @@ TRUE_ELSEWHERE = ("remove_unused_columns", "dataloader_pin_memory", "logging_nan
 """Settings that are on by default in transformers and off here, which scripts switch off by `--no_...`."""
 
 
-class TrlParser(HfArgumentParser):
-    """transformers' parser of dataclasses, and a YAML file of defaults in `--config`; the command line wins.
+class SettingsParser(HfArgumentParser):
+    """transformers' parser of dataclasses, with every name that strop's configs know.
 
-    The file may hold `env:`, a mapping of environment variables that are set first. Beside the fields of strop's
-    configs their other names are taken (`--max_new_tokens`), and the settings that strop does without are answered
-    as the config answers them: with TRL's default they are passed over, else the error says what to do.
+    Beside the fields of a config their other names are taken (`--max_new_tokens`), and the settings that strop does
+    without are answered as the config answers them: with TRL's default they are passed over, else the error says what
+    to do.
     """
 
     def __init__(self, dataclass_types: Any = None, **kwargs: Any) -> None:
         types = [] if dataclass_types is None else dataclass_types
         types = list(types) if isinstance(types, Iterable) else [types]
-        for kind in types:
-            if "config" in {f.name for f in dataclasses.fields(kind)}:
-                raise ConfigError(f"{kind.__name__} has a field named config, which is the flag of the settings file.")
         super().__init__(types, **kwargs)
         for kind in types:
             if issubclass(kind, TrainerConfig):
@@ -58,6 +55,36 @@ class TrlParser(HfArgumentParser):
         """A flag that help does not show and that has no default; one that is there already stays as it is."""
         with contextlib.suppress(argparse.ArgumentError):
             self.add_argument(flag, default=argparse.SUPPRESS, help=argparse.SUPPRESS, **how)
+
+    def parse_args_into_dataclasses(self, *args: Any, **kwargs: Any) -> Any:
+        """The parent's, where settings that strop does without have passed the config's own check."""
+        removed = {name: kind for kind in self.dataclass_types for name in getattr(kind, "removed", {})}
+        outputs = super().parse_args_into_dataclasses(*args, **kwargs)
+        kept = []
+        for output in outputs:
+            if isinstance(output, argparse.Namespace):
+                for name in [name for name in vars(output) if name in removed]:
+                    resolve_keywords(removed[name], {name: getattr(output, name)})
+                    delattr(output, name)
+                if not vars(output):
+                    continue
+            if isinstance(output, ModelConfig):
+                output.trust_remote_code = any(getattr(other, "trust_remote_code", False) for other in outputs)
+            kept.append(output)
+        return tuple(kept)
+
+
+class TrlParser(SettingsParser):
+    """The parser with a YAML file of defaults in `--config`; the command line wins.
+
+    The file may hold `env:`, a mapping of environment variables that are set first.
+    """
+
+    def __init__(self, dataclass_types: Any = None, **kwargs: Any) -> None:
+        super().__init__(dataclass_types, **kwargs)
+        for kind in self.dataclass_types:
+            if "config" in {f.name for f in dataclasses.fields(kind)}:
+                raise ConfigError(f"{kind.__name__} has a field named config, which is the flag of the settings file.")
 
     def parse_args_and_config(
         self,
@@ -95,23 +122,6 @@ class TrlParser(HfArgumentParser):
         as words."""
         used = _set_defaults(self, values)
         return [word for name, value in values.items() if name not in used for word in (f"--{name}", str(value))]
-
-    def parse_args_into_dataclasses(self, *args: Any, **kwargs: Any) -> Any:
-        """The parent's, where settings that strop does without have passed the config's own check."""
-        removed = {name: kind for kind in self.dataclass_types for name in getattr(kind, "removed", {})}
-        outputs = super().parse_args_into_dataclasses(*args, **kwargs)
-        kept = []
-        for output in outputs:
-            if isinstance(output, argparse.Namespace):
-                for name in [name for name in vars(output) if name in removed]:
-                    resolve_keywords(removed[name], {name: getattr(output, name)})
-                    delattr(output, name)
-                if not vars(output):
-                    continue
-            if isinstance(output, ModelConfig):
-                output.trust_remote_code = any(getattr(other, "trust_remote_code", False) for other in outputs)
-            kept.append(output)
-        return tuple(kept)
 
 
 def _take_config(words: list[str]) -> tuple[list[str], str | None]:

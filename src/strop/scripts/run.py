@@ -6,11 +6,12 @@ import runpy
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from unittest.mock import patch
 
 from strop.errors import ConfigError
 from strop.scripts.alias import Asked, serve_trl
 from strop.scripts.differences import differing_names, differing_settings
-from strop.scripts.parser import TRUE_ELSEWHERE
+from strop.scripts.parser import SettingsParser
 
 
 def run_script(script: str, arguments: Sequence[str]) -> None:
@@ -21,20 +22,16 @@ def run_script(script: str, arguments: Sequence[str]) -> None:
         hint = f" There are: {', '.join(near[:8])}." if near else ""
         raise ConfigError(f"{script}: there is no such script.{hint}")
     asked = serve_trl()
-    sys.argv = [script, *spelt_out(arguments)]
+    sys.argv = [script, *arguments]
     sys.path.insert(0, str(path.resolve().parent))
     try:
-        runpy.run_path(script, run_name="__main__")
+        # Scripts that parse by themselves know the names of TRL's settings, and transformers' parser those of fields.
+        with patch("transformers.HfArgumentParser", SettingsParser):
+            runpy.run_path(script, run_name="__main__")
     except SystemExit as end:  # `sys.exit(main())` ends a script well, too
         say(closing_note(asked))
         raise end
     say(closing_note(asked))
-
-
-def spelt_out(words: Sequence[str]) -> list[str]:
-    """`--no_x` as `--x false`: parsers know the former only where x is on by default, as it is in transformers."""
-    known = {f"--no_{name}": name for name in TRUE_ELSEWHERE}
-    return [part for word in words for part in ((f"--{known[word]}", "false") if word in known else (word,))]
 
 
 def say(lines: Sequence[str]) -> None:
