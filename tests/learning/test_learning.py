@@ -105,9 +105,6 @@ def more_skilled(prompt: str, first: str, second: str) -> int | None:
     return None if a == b else int(b > a)
 
 
-for function in (skill_reward, score_reward):
-    function.cannot_hang = True  # type: ignore[attr-defined]  # so that no worker process is started for it
-
 # ---- models and runs ------------------------------------------------------------------------------------------------
 
 

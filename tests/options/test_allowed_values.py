@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from tests.support.flips import Flip, allowed_names, own_fields, owner, run
+from tests.support.flips import Flip, allowed_names, own_fields, owner, plain_run, run
 from tests.support.observation import differences
 from tests.support.option_table import entry
 
@@ -102,7 +102,7 @@ def test_every_name_is_a_run_of_its_own(case: str, name: str, values: list[Any],
     flip = dataclasses.replace(flip, given=given, make=make)
     default = DEFAULTS.get((case, name), next(f.default for f in dataclasses.fields(config_class) if f.name == name))
     wrong: list[str] = []
-    seen: dict[Any, dict[str, Any]] = {"the default": run(flip, case, tmp_path / "default")}
+    seen: dict[Any, dict[str, Any]] = {"the default": plain_run(flip, case, tmp_path / "default")}
     for index, value in enumerate(values):
         if value == default:
             continue

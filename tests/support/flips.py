@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import inspect
+import json
 import types
 import typing
 from collections.abc import Callable, Mapping
@@ -134,7 +135,24 @@ def run(flip: Flip, verb: str, folder: Path, **settings: Any) -> dict[str, Any]:
     return observe(verb, folder, make=make, before=flip.before, within=flip.within, **{**flip.given, **settings})
 
 
+_plain: dict[tuple[str, str], dict[str, Any]] = {}  # what `plain_run` knows
+
+
+def plain_run(flip: Flip, verb: str, folder: Path) -> dict[str, Any]:
+    """What a run with the flip's surroundings alone is seen to do; where those are plain settings, one run serves all
+    fields."""
+    if dataclasses.replace(flip, value=DERIVE, seen="weights") != Flip(given=flip.given):
+        return run(flip, verb, folder)
+    try:
+        key = (verb, json.dumps(flip.given, sort_keys=True))
+    except TypeError:
+        return run(flip, verb, folder)
+    if key not in _plain:
+        _plain[key] = run(flip, verb, folder)
+    return _plain[key]
+
+
 def changed(flip: Flip, verb: str, folder: Path, name: str, value: Any) -> tuple[set[str], dict[str, Any]]:
     """Aspects in which a run with the field at `value` differs from one without it, and what the former did."""
-    plain, moved = run(flip, verb, folder / "plain"), run(flip, verb, folder / "moved", **{name: value})
+    plain, moved = plain_run(flip, verb, folder / "plain"), run(flip, verb, folder / "moved", **{name: value})
     return differences(plain, moved), moved

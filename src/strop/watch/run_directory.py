@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import importlib.metadata
 import json
 import logging
@@ -29,6 +30,7 @@ PACKAGES = ("strop", "torch", "transformers", "accelerate", "datasets", "peft", 
 logger = logging.getLogger(__name__)
 
 
+@functools.cache  # reading what pip left beside nine packages takes as long as a small run's first step
 def versions() -> dict[str, str]:
     """Versions of Python and of the packages a run depends on, where installed."""
     found = {"python": platform.python_version(), "platform": platform.platform()}
