@@ -11,12 +11,12 @@ import pytest
 from tests.support.broken_files import BrokenFile, broken_files, write_jsonl
 
 from strop.cli import main
-from strop.cli.check import KINDS
+from strop.methods.registry import METHODS
 from strop.testing.tokenizers import toy_tokenizer
 
 VERBS: dict[str, list[str]] = {}
-for _verb, _kind in KINDS.items():
-    VERBS.setdefault(_kind, []).append(_verb)
+for _method in METHODS:
+    VERBS.setdefault(_method.kind, []).append(_method.verb)
 
 
 def verb_for(broken: BrokenFile, number: int) -> str:

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 from tests.support.broken_files import broken_files
 
-from strop.cli.check import KINDS
 from strop.errors import StropError
+from strop.methods.registry import METHODS
 from strop.testing.cases import letters_reward, method_of, rows_for, settings
 from strop.testing.tokenizers import toy_tokenizer
 
@@ -20,7 +20,7 @@ class Loaded(Exception):
 
 def construct(verb: str, rows: Any, folder: Path, tokenizer: Any) -> None:
     extra: dict[str, Any] = {"teacher_model": "teacher"} if verb == "gkd" else {}
-    if KINDS[verb] == "prompt_only":
+    if method_of(verb).kind == "prompt_only":
         extra["reward_funcs"] = letters_reward
     method_of(verb).trainer()(
         model="model", args=settings(verb, folder), train_dataset=rows, processing_class=tokenizer, **extra
@@ -38,11 +38,11 @@ def no_model(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("transformers.PreTrainedModel.from_pretrained", load)
 
 
-@pytest.mark.parametrize("verb", KINDS)
+@pytest.mark.parametrize("verb", [method.verb for method in METHODS])
 def test_broken_files(verb: str, tmp_path: Path, no_model: None) -> None:
     tokenizer = toy_tokenizer("chatml")
-    kind = KINDS[verb]
-    sharing = [other for other in KINDS if KINDS[other] == kind]
+    kind = method_of(verb).kind
+    sharing = [method.verb for method in METHODS if method.kind == kind]
     files = [broken for broken in broken_files(tmp_path) if broken.kind == kind]
     wrong = []
     for broken in files[sharing.index(verb) :: len(sharing)]:
@@ -57,7 +57,7 @@ def test_broken_files(verb: str, tmp_path: Path, no_model: None) -> None:
     assert len(files) >= len(sharing) and not wrong, "\n".join(wrong)
 
 
-@pytest.mark.parametrize("verb", KINDS)
+@pytest.mark.parametrize("verb", [method.verb for method in METHODS])
 def test_the_model_comes_next(verb: str, tmp_path: Path, no_model: None) -> None:
     with pytest.raises(Loaded):
         construct(verb, rows_for("xpo-online" if verb == "xpo" else verb, 4), tmp_path, toy_tokenizer("chatml"))

@@ -16,8 +16,9 @@ from strop.errors import ConfigError
 from strop.methods.registry import BY_VERB
 from strop.model import score
 from strop.plan.activations import Shape, shape_of
-from strop.plan.memory import ONLINE, Load, Others, plan
+from strop.plan.memory import Load, Others, plan
 from strop.records import Example
+from strop.testing.cases import ONLINE
 from strop.testing.live_tensors import LiveTensors
 
 VOCABULARY = 1000
@@ -94,7 +95,7 @@ def test_every_method_has_a_plan_and_its_other_models(verb: str, shape: Shape) -
     found = plan(verb, shape, Load(), others=Others(reward=shape))
     assert found.peak <= sum(found.parts.values()) and all(size >= 0 for size in found.parts.values())
     assert ("teacher" in found.parts) == (verb == "gkd") and ("critic" in found.parts) == (verb == "ppo")
-    assert bool(found.parts.get("sampling")) == (verb in ONLINE)
+    assert bool(found.parts.get("sampling")) == (verb in ONLINE or verb == "xpo")
 
 
 def test_what_saves_memory_does(shape: Shape) -> None:

@@ -66,6 +66,9 @@ def test_it_has_a_verb_and_a_report(package: Path, tmp_path: Path, capsys: pytes
     assert main(["rank", *(str(word) for name, value in flags.items() for word in (f"--{name}", value))]) == 0
     page = (tmp_path / "run" / "report.html").read_text()
     assert "Mean log-probability of chosen minus rejected." in page and "rises to the margin" in page
+    assert main(["check", "--method", "rank", str(data)]) == 0 and main(["check", str(data)]) == 0
+    assert "rank" in capsys.readouterr().out.rpartition("These rows fit:")[2]
+    assert main(["plan", "rank", "--model", str(tmp_path / "model")]) == 0 and "It fits." in capsys.readouterr().out
     assert main(["rank", "--model", "m", "--dataset", str(data), "--margin", "-1"]) == 2
     assert "margin" in capsys.readouterr().err
 

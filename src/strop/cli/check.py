@@ -10,14 +10,6 @@ from strop.cli.flags import Flag, help_page, parse, separate
 from strop.errors import ConfigError, DataError, StropError, did_you_mean
 from strop.methods.registry import BY_VERB
 
-KINDS = {
-    "sft": "language_modeling",
-    "gkd": "prompt_completion",
-    **dict.fromkeys(("dpo", "orpo", "cpo", "reward"), "preference"),
-    **dict.fromkeys(("kto", "bco"), "unpaired_preference"),
-    **dict.fromkeys(("ppo", "grpo", "rloo", "online-dpo", "nash-md", "xpo"), "prompt_only"),
-    "prm": "stepwise",
-}
 FLAGS = (
     Flag("method", str, help="Method that the rows are for; left out, they are checked for what they look like."),
     Flag("columns", str, help="Which columns hold what: prompt=instruction+input,chosen=better."),
@@ -55,7 +47,7 @@ def check_file(
     """What is in a file, as text for a terminal; raises `DataError` where rows cannot be used."""
     from strop.data import check_rows, load_rows, note_leaks
 
-    kind = KINDS[method] if method else None
+    kind = BY_VERB[method].kind if method else None
     try:
         rows = load_rows(file, split=split, columns=columns)
     except DataError as error:
@@ -122,8 +114,8 @@ def fitting(row: dict[str, Any]) -> str:
 
     row, _ = adapt(row, None, TokenizeOptions())
     form = form_of(row, FORMS, TokenizeOptions()) or "text"
-    taking = [verb for verb, kind in KINDS.items() if form in ACCEPTED[DatasetKind(kind)]]
-    as_they_are = [verb for verb in taking if KINDS[verb] == str(DETECTED[form])]
+    taking = [verb for verb, method in BY_VERB.items() if form in ACCEPTED[DatasetKind(method.kind)]]
+    as_they_are = [verb for verb in taking if BY_VERB[verb].kind == str(DETECTED[form])]
     converted = [verb for verb in taking if verb not in as_they_are]
     if not taking:
         return "No method takes these rows as they are."

@@ -45,6 +45,7 @@ class StepTrainer(Trainer):
     dataset_kind: ClassVar[DatasetKind] = DatasetKind.LANGUAGE_MODELING
     task: ClassVar[str] = "causal"
     uses_reference: ClassVar[bool] = False  # where that depends on the settings: `facts`
+    tree_completions: ClassVar[int] = 1  # that a step computes of a tree; 0: a group of num_generations
     coupled: ClassVar[bool] = False
     remembers_reference: ClassVar[bool] = True  # rows come again, so their reference scores are worth keeping
     reference_want: ClassVar[Want] = Want.LOGPS

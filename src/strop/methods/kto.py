@@ -47,6 +47,7 @@ class KTOTrainer(UnpairedTrainer):
     config_class = KTOConfig
     dataset_kind = DatasetKind.UNPAIRED_PREFERENCE
     uses_reference = True
+    tree_completions = 2  # its own, and another row's
 
     def __init__(self, model: Any = None, ref_model: Any = None, args: KTOConfig | None = None, **kwargs: Any) -> None:
         super().__init__(model, args, ref_model=ref_model, **kwargs)

@@ -50,6 +50,7 @@ class NashMDTrainer(OnlinePairTrainer):
 
     config_class = NashMDConfig
     has_opponent = True
+    tree_completions = 1  # the opponent's is compared with, and not learned from
     # fmt: off
     glossary: ClassVar[tuple[Entry, ...]] = (
         Entry(

@@ -58,6 +58,7 @@ class OnlinePairTrainer(OnlineTrainer):
     """
 
     batch_counts = "prompts"
+    tree_completions = 2
     has_opponent: ClassVar[bool] = False  # the second completion comes from a mixture with the reference
     verdict_metric: ClassVar[str] = "loss"  # what the best checkpoint goes by where a judge gives verdicts
 

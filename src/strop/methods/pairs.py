@@ -15,6 +15,7 @@ class PairTrainer(BaseTrainer):
     """A trainer whose trees have two completions, the chosen one first."""
 
     dataset_kind = DatasetKind.PREFERENCE
+    tree_completions = 2
     evaluation_samples = EvaluationSamples
 
 

@@ -16,6 +16,7 @@ from strop.records import Batch, Example, LossOutput, Mean, Sampled, Scores
 class PolicyGradientTrainer(OnlineTrainer):
     """Trees are prompts with their G completions; `sampled.advantages` has a number for each completion."""
 
+    tree_completions = 0
     advantages_need_all_ranks = False
 
     @property

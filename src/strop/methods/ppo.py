@@ -140,7 +140,7 @@ class PPOTrainer(OnlineTrainer):
 
     @classmethod
     def facts(cls, args: Any, given: Mapping[str, Any]) -> Facts:
-        return replace(super().facts(args, given), complete_model=partial(with_critic, args, given["critic"]))
+        return replace(super().facts(args, given), complete_model=partial(with_critic, args, given.get("critic")))
 
     @property
     def policy(self) -> Any:

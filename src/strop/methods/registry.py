@@ -23,10 +23,16 @@ class Method:
     prefix: str
     summary: str
     home: str = ""  # the module, where it is not this package's
+    rows: str = ""  # the kind of rows it learns from, `DatasetKind`; "": the trainer says it
 
     @property
     def module(self) -> str:
         return self.home or f"strop.methods.{self.verb.replace('-', '_')}"
+
+    @property
+    def kind(self) -> str:
+        """The kind of rows it learns from (a method of another package imports torch for it)."""
+        return self.rows or str(self.trainer().dataset_kind)
 
     @property
     def trainer_name(self) -> str:
@@ -46,21 +52,23 @@ class Method:
 
 
 METHODS = (
-    Method("sft", "SFT", "learn from demonstrations"),
-    Method("reward", "Reward", "train a reward model on preference pairs"),
-    Method("dpo", "DPO", "learn from preference pairs against a reference model"),
-    Method("kto", "KTO", "learn from completions labelled good or bad"),
-    Method("orpo", "ORPO", "likelihood and preference in one stage, without a reference"),
-    Method("cpo", "CPO", "preference pairs without a reference (CPO, SimPO, AlphaPO)"),
-    Method("bco", "BCO", "a classifier between good and bad completions"),
-    Method("ppo", "PPO", "policy gradient with a critic"),
-    Method("grpo", "GRPO", "policy gradient with a group of completions as baseline"),
-    Method("rloo", "RLOO", "REINFORCE with the other completions as baseline"),
-    Method("online-dpo", "OnlineDPO", "sample pairs, let a reward or judge choose, learn from them"),
-    Method("nash-md", "NashMD", "play against a mixture of policy and reference"),
-    Method("xpo", "XPO", "explore away from the reference; offline: exponential loss on pairs"),
-    Method("gkd", "GKD", "distil a teacher, also on the student's own completions"),
-    Method("prm", "PRM", "train a model that judges every step of a solution"),
+    Method("sft", "SFT", "learn from demonstrations", rows="language_modeling"),
+    Method("reward", "Reward", "train a reward model on preference pairs", rows="preference"),
+    Method("dpo", "DPO", "learn from preference pairs against a reference model", rows="preference"),
+    Method("kto", "KTO", "learn from completions labelled good or bad", rows="unpaired_preference"),
+    Method("orpo", "ORPO", "likelihood and preference in one stage, without a reference", rows="preference"),
+    Method("cpo", "CPO", "preference pairs without a reference (CPO, SimPO, AlphaPO)", rows="preference"),
+    Method("bco", "BCO", "a classifier between good and bad completions", rows="unpaired_preference"),
+    Method("ppo", "PPO", "policy gradient with a critic", rows="prompt_only"),
+    Method("grpo", "GRPO", "policy gradient with a group of completions as baseline", rows="prompt_only"),
+    Method("rloo", "RLOO", "REINFORCE with the other completions as baseline", rows="prompt_only"),
+    Method(
+        "online-dpo", "OnlineDPO", "sample pairs, let a reward or judge choose, learn from them", rows="prompt_only"
+    ),
+    Method("nash-md", "NashMD", "play against a mixture of policy and reference", rows="prompt_only"),
+    Method("xpo", "XPO", "explore away from the reference; offline: exponential loss on pairs", rows="prompt_only"),
+    Method("gkd", "GKD", "distil a teacher, also on the student's own completions", rows="prompt_completion"),
+    Method("prm", "PRM", "train a model that judges every step of a solution", rows="stepwise"),
 )
 
 BY_VERB = {method.verb: method for method in METHODS}

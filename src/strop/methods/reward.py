@@ -47,6 +47,7 @@ class RewardTrainer(BaseTrainer):
 
     config_class = RewardConfig
     dataset_kind = DatasetKind.PREFERENCE
+    tree_completions = 2
     task = "score"
 
     @classmethod

@@ -87,7 +87,7 @@ class OnlineTrainer(BaseTrainer):
             args,
             filter_overlong=args.max_prompt_length is None,
             chat_template_kwargs=args.chat_template_kwargs,
-            tools=tuple(given["tools"].schemas) if given["tools"] is not None else None,
+            tools=tuple(tools.schemas) if (tools := given.get("tools")) is not None else None,
         )
         betas = args.beta if isinstance(args.beta, (list, tuple)) else [args.beta]  # one for each epoch
         return replace(super().facts(args, given), uses_reference=max(betas) > 0, tokenize=options)

@@ -11,11 +11,15 @@ with several micro-batches the gradients of the earlier ones stay. `docs/memory.
 
 from __future__ import annotations
 
+import functools
+import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
 from strop.errors import ConfigError
+from strop.methods.registry import BY_VERB
+from strop.online.trainer import OnlineTrainer
 from strop.plan.activations import Shape
 
 Engine = Literal["single", "ddp", "fsdp", "zero1", "zero2", "zero3"]
@@ -25,12 +29,39 @@ ADAM_BYTES = 8
 """Two float32 moments of every trained weight."""
 FOUR_BIT_BYTES = 0.516
 """A 4-bit weight with its doubly quantised scales: 4.127 bits."""
-LOSSES = {"sft": 1, "prm": 1, "kto": 2, "bco": 1, "gkd": 1}
-PAIRS = ("reward", "dpo", "orpo", "cpo", "online-dpo", "xpo")
-REFERENCE = ("dpo", "kto", "bco", "ppo", "rloo", "online-dpo", "nash-md", "xpo")
-ONLINE = ("ppo", "grpo", "rloo", "online-dpo", "nash-md", "xpo", "gkd")
-REWARDED = ("ppo", "grpo", "rloo", "online-dpo", "nash-md", "xpo")
-HEADLESS = ("reward", "prm")
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What a method computes and keeps, from what its trainer declares.
+
+    Attributes:
+        completions: those of a tree in one forward pass; 0: a group of generations.
+        logits: whether it has a language-model head to learn through.
+        samples: whether completions are sampled.
+        compares: whether it has a reference, by its default settings.
+        models: arguments of its constructor, further models among them.
+    """
+
+    completions: int
+    logits: bool
+    samples: bool
+    compares: bool
+    models: frozenset[str]
+
+
+@functools.cache
+def parts_of(verb: str) -> Parts:
+    """What the method of a verb computes and keeps."""
+    method = BY_VERB[verb]
+    trainer, defaults = method.trainer(), method.config()(use_cpu=True, report_to="none")
+    return Parts(
+        completions=trainer.tree_completions,
+        logits=trainer.task == "causal",
+        samples=issubclass(trainer, OnlineTrainer),
+        compares=trainer.facts(defaults, {}).uses_reference,
+        models=frozenset(inspect.signature(trainer.__init__).parameters),
+    )
 
 
 @dataclass(frozen=True)
@@ -107,19 +138,19 @@ def plan(
     """
     if devices > 1 and engine == "single":
         raise ConfigError(f"devices={devices} need an engine: ddp, fsdp, zero1, zero2 or zero3.")
-    others = others or Others()
+    others, own = others or Others(), parts_of(method)
     share = sharded(engine, devices)
     trained = shape.parameters if training == "full" else lora_rank * shape.per_rank
     parts = {
         "weights": int(weight_bytes(shape, load, training, trained) / share["weights"]),
         "optimizer": int(trained * ADAM_BYTES / share["optimizer"]),
-        **other_models(method, shape, load, training, trained, others, share["weights"]),
+        **other_models(own, shape, load, training, trained, others, share["weights"]),
     }
     resident = sum(parts.values())
     gradients = int(trained * 4 / share["gradients"])
-    tokens, scored = tokens_of(method, load)
-    activations, again = activation_bytes(method, shape, load, tokens)
-    logits = 0 if method in HEADLESS else min(scored * shape.vocabulary * 4, load.head_bytes)
+    tokens, scored = tokens_of(own, load)
+    activations, again = activation_bytes(own, shape, load, tokens)
+    logits = min(scored * shape.vocabulary * 4, load.head_bytes) if own.logits else 0
     first = int(min(4 * shape.embedding, gradients)) if training == "full" else 0
     if engine == "ddp":
         gradients *= 2  # the buckets that are exchanged
@@ -129,7 +160,7 @@ def plan(
         last = max(gradients, gradients - first + activations // max(1, shape.layers))  # the embedding's come last
         step = max(activations + logits + first, last) + again
     gathered = gathered_bytes(shape, load, engine, devices)
-    sampling = sampling_bytes(method, shape, load)
+    sampling = sampling_bytes(shape, load) if own.samples else 0
     parts |= {"gradients": gradients, "activations": activations + again, "logits": logits}
     parts |= {name: value for name, value in (("gathered layers", gathered), ("sampling", sampling)) if value}
     return Plan(parts, resident + gathered + max(step, sampling))
@@ -163,39 +194,34 @@ def frozen_bytes(shape: Shape, load: Load) -> int:
 
 
 def other_models(
-    method: str, shape: Shape, load: Load, training: Training, trained: int, others: Others, share: int
+    own: Parts, shape: Shape, load: Load, training: Training, trained: int, others: Others, share: int
 ) -> dict[str, int]:
     """Models beside the policy: a reference is a copy in full training, and the adapter switched off else."""
     parts: dict[str, int] = {}
-    compares = method in REFERENCE if load.reference is None else load.reference
+    compares = own.compares if load.reference is None else load.reference
     if compares and training == "full":
         parts["reference"] = shape.parameters * 4 // share  # a copy of the masters
-    if method == "gkd":
+    if "teacher_model" in own.models:
         parts["teacher"] = frozen_bytes(others.teacher or shape, load) // share
-    if method in REWARDED and others.reward is not None:
+    if "reward_funcs" in own.models and others.reward is not None:
         parts["reward model"] = frozen_bytes(others.reward, load)
-    if method == "ppo":
+    if "value_model" in own.models:
         parts["critic"] = int((weight_bytes(shape, load, training, trained) + trained * (ADAM_BYTES + 4)) / share)
     return parts
 
 
-def tokens_of(method: str, load: Load) -> tuple[int, int]:
+def tokens_of(own: Parts, load: Load) -> tuple[int, int]:
     """Tokens computed in a micro-batch, each prompt once, and how many of them are scored."""
-    if method in PAIRS or method == "nash-md":
-        completions = 2 if method in PAIRS else 1
-        return load.rows * (load.prompt + completions * load.completion), load.rows * completions * load.completion
-    if method in ("grpo", "rloo", "ppo"):
-        each = max(1, min(load.generations if method != "ppo" else 1, load.rows))
-        trees = -(-load.rows // each)
-        return trees * load.prompt + load.rows * load.completion, load.rows * load.completion
-    completions = LOSSES[method]
-    return load.rows * (load.prompt + completions * load.completion), load.rows * completions * load.completion
+    each = own.completions or max(1, min(load.generations, load.rows))
+    trees = load.rows if own.completions else -(-load.rows // each)  # rows of group methods count completions
+    scored = (trees * each if own.completions else load.rows) * load.completion
+    return trees * load.prompt + scored, scored
 
 
-def activation_bytes(method: str, shape: Shape, load: Load, tokens: int) -> tuple[int, int]:
+def activation_bytes(own: Parts, shape: Shape, load: Load, tokens: int) -> tuple[int, int]:
     """What is kept from forward to backward, and what a layer that is computed again needs on top."""
     whole = shape.saved_token * tokens + shape.saved_square * tokens * (load.prompt + load.completion)
-    critics = 2 if method == "ppo" else 1
+    critics = 2 if "value_model" in own.models else 1
     if load.checkpointing:
         return int(critics * shape.input_token * tokens), int(whole / shape.layers)
     return int(critics * whole), 0
@@ -209,9 +235,7 @@ def gathered_bytes(shape: Shape, load: Load, engine: Engine, devices: int) -> in
     return int((2 * layer + shape.embedding) * (2 if load.half else 4))
 
 
-def sampling_bytes(method: str, shape: Shape, load: Load) -> int:
+def sampling_bytes(shape: Shape, load: Load) -> int:
     """Keys and values of all slots at full length, and the logits of one token of each."""
-    if method not in ONLINE:
-        return 0
     width = 2 if load.half else 4
     return load.slots * ((load.prompt + load.completion) * shape.cache_token * width + 4 * shape.vocabulary)

@@ -6,6 +6,7 @@ no dropout) and any overrides; `rows_for("dpo", 12)` are its rows, uneven in len
 
 from __future__ import annotations
 
+import inspect
 import random
 from collections.abc import Callable
 from pathlib import Path
@@ -23,7 +24,8 @@ if TYPE_CHECKING:
     from strop.engine.trainer import BaseTrainer
 
 WORDS = ("ant", "bee", "cat", "dog", "elk", "fox", "gnu", "hen", "ibis", "jay", "koi", "lynx", "mole", "newt", "owl")
-TASKS = {"reward": "score", "prm": "step"}
+TASKS = {verb: task for verb, method in BY_VERB.items() if (task := method.trainer().task) != "causal"}
+"""Verb -> the head it needs, where that is not the language model's."""
 
 
 def words(rng: random.Random, low: int, high: int) -> str:
@@ -62,29 +64,14 @@ def letters_reward(completions: list[str], **kwargs: Any) -> list[float]:
     return [sum(c.isalpha() for c in text) / max(len(text), 1) for text in completions]
 
 
-ROWS: dict[str, Callable[[random.Random], dict[str, Any]]] = {
-    "sft": _demonstration,
-    "reward": _pair,
-    "dpo": _pair,
-    "kto": _labelled,
-    "orpo": _pair,
-    "cpo": _pair,
-    "bco": _labelled,
-    "xpo": _pair,
-    "prm": _steps,
-    "gkd": _demonstration,
-    **dict.fromkeys(("ppo", "grpo", "rloo", "online-dpo", "nash-md", "xpo-online"), _prompt),
+ROWS: dict[DatasetKind, Callable[[random.Random], dict[str, Any]]] = {
+    DatasetKind.LANGUAGE_MODELING: _demonstration,
+    DatasetKind.PROMPT_COMPLETION: _demonstration,
+    DatasetKind.PREFERENCE: _pair,
+    DatasetKind.UNPAIRED_PREFERENCE: _labelled,
+    DatasetKind.STEPWISE: _steps,
+    DatasetKind.PROMPT_ONLY: _prompt,
 }
-LIKE = {
-    DatasetKind.LANGUAGE_MODELING: "sft",
-    DatasetKind.PROMPT_COMPLETION: "sft",
-    DatasetKind.PREFERENCE: "dpo",
-    DatasetKind.UNPAIRED_PREFERENCE: "kto",
-    DatasetKind.STEPWISE: "prm",
-    DatasetKind.PROMPT_ONLY: "grpo",
-}
-"""Kind of rows -> a method whose rows suit a method of another package."""
-ONLINE = ("ppo", "grpo", "rloo", "online-dpo", "nash-md", "gkd", "xpo-online")
 CASES = (*(method.verb for method in METHODS), "xpo-online")
 """The fifteen verbs, and XPO with a reward: without one it learns from pairs."""
 
@@ -92,8 +79,8 @@ CASES = (*(method.verb for method in METHODS), "xpo-online")
 def rows_for(verb: str, count: int = 12, seed: int = 0) -> list[dict[str, Any]]:
     """`count` rows that the method of `verb` (one of `CASES`) accepts."""
     rng = random.Random(f"{verb} {seed}")
-    row = ROWS.get(verb) or ROWS[LIKE[method_of(verb).trainer().dataset_kind]]
-    return [row(rng) for _ in range(count)]
+    kind = DatasetKind.PREFERENCE if verb == "xpo" else DatasetKind(method_of(verb).kind)
+    return [ROWS[kind](rng) for _ in range(count)]
 
 
 def settings(verb: str, folder: Path | str, **overrides: Any) -> Any:
@@ -121,12 +108,15 @@ def settings(verb: str, folder: Path | str, **overrides: Any) -> Any:
 
 def samples(verb: str) -> bool:
     """Whether the method of a case samples completions."""
-    return verb in ONLINE or (verb not in CASES and issubclass(method_of(verb).trainer(), OnlineTrainer))
+    return verb != "xpo" and issubclass(method_of(verb).trainer(), OnlineTrainer)
 
 
 def method_of(verb: str) -> Method:
     """The registry's row of a case."""
     return BY_VERB[verb.removesuffix("-online")]
+
+
+ONLINE = tuple(case for case in CASES if samples(case))
 
 
 def make_trainer(
@@ -153,7 +143,7 @@ def make_trainer(
         model = tiny_model(arch, dtype=dtype, seed=0, task=known.task, vocab_size=len(tokenizer))
     extra = dict(trainer or {})
     if samples(verb):
-        rewarded = verb != "gkd"
+        rewarded = "teacher_model" not in inspect.signature(method_of(verb).trainer().__init__).parameters
         extra.setdefault(*(("reward_funcs", letters_reward) if rewarded else ("teacher_model", None)))
         if not rewarded and extra["teacher_model"] is None:
             extra["teacher_model"] = tiny_model(arch, dtype=dtype, seed=1, vocab_size=len(tokenizer))
