@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from tests.support.heap import count_faults
+from tests.support.processes import start
 
 from strop.engine.heap import DEFAULT, KEEP, KeptHeap
 from strop.testing.cases import make_trainer, rows_for
@@ -41,31 +42,14 @@ def test_settings_of_the_environment_win(monkeypatch: pytest.MonkeyPatch) -> Non
     assert KeptHeap().libc is None
 
 
-FAULTS = """
-import resource, torch
-from strop.engine.heap import KeptHeap
-
-def faults():
-    for _ in range(8):  # until the heap is large enough
-        torch.ones(12 << 20)
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-    for _ in range(8):
-        torch.ones(12 << 20)
-    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
-
-heap = KeptHeap()
-given_back = faults()
-heap.on_train_begin(None, None, None)
-print(heap.libc is not None, given_back, faults())
-"""
-
-
 @pytest.mark.skipif(sys.platform != "linux", reason="glibc only")
-def test_pages_are_not_asked_for_again() -> None:
+def test_pages_are_not_asked_for_again(tmp_path: Path) -> None:
     """In a process of its own: only the main thread's heap can grow without end."""
-    environment = {k: v for k, v in os.environ.items() if not k.startswith("MALLOC_") and k != "GLIBC_TUNABLES"}
-    ran = subprocess.run([sys.executable, "-c", FAULTS], env=environment, capture_output=True, text=True, check=True)
-    served, given_back, kept = ran.stdout.split()
+    if any(name.startswith("MALLOC_") or name == "GLIBC_TUNABLES" for name in os.environ):
+        pytest.skip("the heap is set up from outside")
+    process = start(count_faults, str(tmp_path / "counts"))
+    process.join(60)
+    served, given_back, kept = (tmp_path / "counts").read_text().split()
     if served == "False":
         pytest.skip("no glibc")
     assert int(kept) < int(given_back) / 4
