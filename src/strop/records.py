@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import enum
 from dataclasses import asdict, dataclass, field, fields, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypedDict
 
 if TYPE_CHECKING:
     import torch
@@ -34,6 +34,20 @@ class Want(enum.Flag):
     STEP = enum.auto()  # token-classification head on every token with loss_mask 1, unshifted (PRM)
     VALUE = enum.auto()  # scalar head on the state that each scored token was drawn from (PPO critic)
     HIDDEN = enum.auto()  # final hidden state that each scored token was drawn from (GKD, contrastive losses)
+
+
+class Extras(TypedDict, total=False):
+    """What a row brings beside its tokens: only what it has, as plain values, so that it can be stored."""
+
+    columns: dict[str, Any]  # those that no tree is made of; rewards and judges ask for them by name
+    prompt: Any  # text or messages, as the row had them
+    tools: list[Any]  # schemas that the prompt offers
+    label: bool  # whether an unpaired completion is desirable
+    labels: list[float]  # how good each step is, in [0, 1]
+    margin: float  # how much better the chosen completion is
+    truncated: bool  # tokens were cut
+    partner: int | None  # KTO: the row whose completion is the mismatched one; None: no row differs in both
+    mismatched_only: bool  # KTO: the first completion is the mismatched one
 
 
 EACH_COMPLETION, EACH_TOKEN = {"each": "completion"}, {"each": "token"}
@@ -83,7 +97,7 @@ class Example:
     completions: list[list[int]]  # S_i lists of (C_i,), C_i >= 1
     loss_mask: list[list[int]] | None = None  # like completions, 0 or 1
     score_prompt: bool = False
-    extras: dict[str, Any] = field(default_factory=dict)  # what the row brings beside its tokens (label, margin, ...)
+    extras: Extras = field(default_factory=Extras)
     row: int = -1  # number of the source row, -1 if there is none
     sampled: Sampled | None = None  # where the completions were sampled
 

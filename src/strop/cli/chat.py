@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from typing import Any
 
-from strop.cli.flags import Flag, help_page, parse
+from strop.cli.flags import Flag, all_values, helped
 from strop.cli.generate import MODEL_FLAGS, SAMPLING_FLAGS, encode, load, shown
 from strop.errors import ConfigError
 
@@ -14,10 +14,9 @@ COMMANDS = "/clear starts over, /exit (or Ctrl-D) leaves"
 
 
 def run(argv: list[str]) -> int:
-    if not argv or "--help" in argv or "-h" in argv:
-        print(help_page(f"strop chat: talk to a model in the terminal; {COMMANDS}", {"flags": FLAGS}))
+    if helped(argv, f"strop chat: talk to a model in the terminal; {COMMANDS}", FLAGS):
         return 0
-    values = {**{f.name: f.default for f in FLAGS}, **parse(argv, {f.name: f for f in FLAGS})}
+    values = all_values(argv, FLAGS)
     if not values["model"]:
         raise ConfigError("--model must be given. See strop chat --help.")
     model, tokenizer = load(values)

@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from strop.cli.flags import Flag, help_page, parse, separate
+from strop.cli.flags import Flag, all_values, helped, separate
 from strop.errors import ConfigError, DataError, StropError, did_you_mean
 from strop.methods.registry import BY_VERB
 
@@ -21,11 +21,10 @@ SHOWN_CHARACTERS = 80
 
 
 def run(argv: list[str]) -> int:
-    if not argv or "--help" in argv or "-h" in argv:
-        print(help_page(TITLE, {"flags": FLAGS}))
+    if helped(argv, TITLE, FLAGS):
         return 0
     files, flags = separate(argv, FLAGS)
-    values = {**{f.name: f.default for f in FLAGS}, **parse(flags, {f.name: f for f in FLAGS})}
+    values = all_values(flags, FLAGS)
     method = values["method"]
     if method is not None and method not in BY_VERB:
         raise ConfigError(f"--method {method}: choose one of {', '.join(BY_VERB)}.{did_you_mean(method, BY_VERB)}")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from strop.cli.flags import Flag, help_page, parse, separate
+from strop.cli.flags import Flag, all_values, helped, separate
 from strop.errors import ConfigError
 
 FLAGS = (
@@ -18,11 +18,10 @@ TITLE = "strop export MODEL --to FOLDER [--gguf q8_0]: merge an adapter, write f
 
 
 def run(argv: list[str]) -> int:
-    if not argv or "--help" in argv or "-h" in argv:
-        print(help_page(TITLE, {"flags": FLAGS}))
+    if helped(argv, TITLE, FLAGS):
         return 0
     sources, flags = separate(argv, FLAGS)
-    values = {**{f.name: f.default for f in FLAGS}, **parse(flags, {f.name: f for f in FLAGS})}
+    values = all_values(flags, FLAGS)
     if len(sources) != 1 or not values["to"]:
         raise ConfigError("Write: strop export MODEL --to FOLDER, one model and a folder for it.")
     target = Path(values["to"])

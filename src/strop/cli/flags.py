@@ -104,6 +104,11 @@ def separate(argv: Sequence[str], flags: Sequence[Flag]) -> tuple[list[str], lis
     return free, taken
 
 
+def all_values(argv: Sequence[str], flags: Sequence[Flag]) -> dict[str, Any]:
+    """The value of every flag: as given, else its default."""
+    return {**{flag.name: flag.default for flag in flags}, **parse(argv, {flag.name: flag for flag in flags})}
+
+
 def read_config(path: str) -> dict[str, Any]:
     """Settings of a YAML file: one mapping."""
     file = Path(path)
@@ -195,3 +200,11 @@ def help_page(title: str, groups: Mapping[str, Sequence[Flag]], width: int = 100
             lines += textwrap.wrap(text, width, initial_indent="      ", subsequent_indent="      ")
         lines.append("")
     return "\n".join(lines)
+
+
+def helped(argv: Sequence[str], title: str, flags: Sequence[Flag]) -> bool:
+    """Whether nothing was given, or help was asked for; the help page is printed then."""
+    if argv and not {"--help", "-h"} & set(argv):
+        return False
+    print(help_page(title, {"flags": flags}))
+    return True

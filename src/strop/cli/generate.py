@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from strop.cli.flags import Flag, help_page, parse
+from strop.cli.flags import Flag, all_values, helped
 from strop.errors import ConfigError
 from strop.plain_text import visible
 
@@ -35,10 +35,9 @@ FLAGS = (
 
 
 def run(argv: list[str]) -> int:
-    if not argv or "--help" in argv or "-h" in argv:
-        print(help_page("strop generate: complete prompts with a model", {"flags": FLAGS}))
+    if helped(argv, "strop generate: complete prompts with a model", FLAGS):
         return 0
-    values = {**{f.name: f.default for f in FLAGS}, **parse(argv, {f.name: f for f in FLAGS})}
+    values = all_values(argv, FLAGS)
     if not values["model"]:
         raise ConfigError("--model must be given. See strop generate --help.")
     prompts = read_prompts(values)

@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from strop.cli.flags import Flag, help_page, parse
+from strop.cli.flags import Flag, all_values, helped
 from strop.errors import ConfigError, did_you_mean
 from strop.methods.registry import BY_VERB
 from strop.plain_text import first_line
@@ -39,15 +39,14 @@ RESERVED = 0.06
 
 
 def run(argv: list[str]) -> int:
-    if not argv or "--help" in argv or "-h" in argv:
-        print(help_page(TITLE, {"flags": FLAGS}))
+    if helped(argv, TITLE, FLAGS):
         return 0
-    verb, flags = argv[0], {f.name: f for f in FLAGS}
+    verb = argv[0]
     if verb not in BY_VERB:
         raise ConfigError(
             f"strop plan {verb}: choose a method, one of {', '.join(BY_VERB)}.{did_you_mean(verb, BY_VERB)}"
         )
-    values = {**{f.name: f.default for f in FLAGS}, **parse(argv[1:], flags)}
+    values = all_values(argv[1:], FLAGS)
     if not values["model"]:
         raise ConfigError("--model must be given: a hub id, a folder, or a config.json.")
     print(answer(verb, values))

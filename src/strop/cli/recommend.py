@@ -6,7 +6,7 @@ import textwrap
 from pathlib import Path
 from typing import Any
 
-from strop.cli.flags import Flag, help_page, parse, separate
+from strop.cli.flags import Flag, all_values, helped, separate
 from strop.errors import ConfigError
 
 FLAGS = (
@@ -21,11 +21,10 @@ WIDTH = 80
 
 
 def run(argv: list[str]) -> int:
-    if not argv or "--help" in argv or "-h" in argv:
-        print(help_page(TITLE, {"flags": FLAGS}))
+    if helped(argv, TITLE, FLAGS):
         return 0
     files, flags = separate(argv, FLAGS)
-    values = {**{f.name: f.default for f in FLAGS}, **parse(flags, {f.name: f for f in FLAGS})}
+    values = all_values(flags, FLAGS)
     if len(files) != 1:
         raise ConfigError(f"strop recommend looks at one file; {len(files)} were named. Write: strop recommend FILE")
     print(recommendation(files[0], values))

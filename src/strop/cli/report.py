@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from strop.cli.flags import Flag, help_page, parse, separate
+from strop.cli.flags import Flag, all_values, helped, separate
 from strop.errors import ConfigError
 
 TITLE = """strop report RUN [RUN ...]: the page of a run, or of several beside each other.
@@ -19,11 +19,10 @@ FLAGS = (
 
 
 def run(argv: list[str]) -> int:
-    if not argv or "--help" in argv or "-h" in argv:
-        print(help_page(TITLE, {"flags": FLAGS}))
+    if helped(argv, TITLE, FLAGS):
         return 0
     folders, flags = separate(argv, FLAGS)
-    values = {**{f.name: f.default for f in FLAGS}, **parse(flags, {f.name: f for f in FLAGS})}
+    values = all_values(flags, FLAGS)
     if not folders or (missing := [folder for folder in folders if not Path(folder).is_dir()]):
         said = f"{', '.join(missing)}: there is no such folder." if folders else "No folder is named."
         raise ConfigError(f"{said} Give the output_dir of a finished or running training: strop report RUN")

@@ -12,7 +12,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from strop.cli.flags import Flag, fit, help_page
+from strop.cli.flags import Flag, fit, helped
 from strop.errors import ConfigError, SetupError
 
 FLAGS = (
@@ -29,8 +29,7 @@ SET_HERE = {
 
 
 def run(argv: list[str]) -> int:
-    if not argv or "--help" in argv or "-h" in argv:
-        print(help_page("strop vllm-serve: a vLLM server for online trainers", {"flags": FLAGS}))
+    if helped(argv, "strop vllm-serve: a vLLM server for online trainers", FLAGS):
         print("Further flags (--dtype, --max-model-len, --tensor-parallel-size, ...) go to vLLM as they are.")
         return 0
     command, settings = server_command(argv)

@@ -20,7 +20,7 @@ from strop.data.messages import Message, is_empty, is_learned, read_messages, re
 from strop.data.options import TokenizeOptions
 from strop.data.rows import plain
 from strop.data.token_columns import read_ids, read_mask
-from strop.records import Row
+from strop.records import Extras, Row
 
 MARK = re.compile(r"\[([+-])\]")
 SHARED_COLUMNS = ("tools", "chat_template_kwargs")
@@ -36,7 +36,7 @@ class Case:
     chat: bool = False
     ids: bool = False  # prompt and completions are token ids
     masks: list[list[int]] | None = None  # with ids: 0/1 per completion token
-    extras: dict[str, Any] = field(default_factory=dict)
+    extras: Extras = field(default_factory=Extras)
     tools: list[Any] | None = None
     template_kwargs: dict[str, Any] = field(default_factory=dict)
     left_out: tuple[str, str] | None = None  # reason (a key of REASONS), detail
@@ -152,7 +152,7 @@ def _read_language(row: Row, kind: DatasetKind, options: TokenizeOptions, form: 
         case.left_out = None if text else ("empty_completion", f"{options.dataset_text_field} is empty")
         return [case]
     messages = read_messages(plain(row[form]), form, options.extra_roles)
-    extras = {"columns": _columns(row, form)}
+    extras: Extras = {"columns": _columns(row, form)}
     if kind is DatasetKind.PROMPT_COMPLETION:
         return [_split_answer(messages, form, extras)]
     case = Case(form, None, [messages], chat=True, extras=extras)
@@ -163,7 +163,7 @@ def _read_language(row: Row, kind: DatasetKind, options: TokenizeOptions, form: 
     return [case]
 
 
-def _split_answer(messages: list[Message], column: str, extras: dict[str, Any]) -> Case:
+def _split_answer(messages: list[Message], column: str, extras: Extras) -> Case:
     """A conversation as a prompt and its last answer."""
     answers = [i for i, message in enumerate(messages) if message["role"] == "assistant"]
     if not answers:
@@ -214,7 +214,7 @@ def _read_pair(row: Row, kind: DatasetKind, options: TokenizeOptions, form: str)
         refuse_hidden_prompt(row, prompt)  # type: ignore[arg-type]
     _need_answer(chosen, "chosen")
     _need_answer(rejected, "rejected")
-    extras: dict[str, Any] = {"columns": _columns(row, "prompt", "chosen", "rejected")}
+    extras: Extras = {"columns": _columns(row, "prompt", "chosen", "rejected")}
     if kind is DatasetKind.PREFERENCE and row.get("margin") is not None:
         extras["margin"] = read_margin(extras["columns"].pop("margin"))
     if kind is DatasetKind.PROMPT_ONLY:
@@ -299,7 +299,7 @@ def _stepwise(
     if kind is DatasetKind.STEPWISE:
         return Case(form, prompt, steps, chat, extras={"columns": columns, "labels": labels}, left_out=left_out)
     # The rule of convert.join_steps.
-    extras = {"columns": columns, "label": all(label >= 0.5 for label in labels)}
+    extras: Extras = {"columns": columns, "label": all(label >= 0.5 for label in labels)}
     prompt, completions, chat = _align(prompt, [options.step_separator.join(steps)])
     return Case(form, prompt, completions, chat, extras=extras, left_out=left_out)
 
@@ -334,7 +334,7 @@ def _read_tokens(row: Row, kind: DatasetKind, options: TokenizeOptions, form: st
     """Rows with `input_ids`, and maybe `labels` (-100: not scored), `completion_mask`, `assistant_masks`."""
     ids = read_ids(row, "input_ids")
     used = ("input_ids", "labels", "completion_mask", "assistant_masks", "attention_mask", "seq_lengths")
-    extras = {"columns": _columns(row, *used)}
+    extras: Extras = {"columns": _columns(row, *used)}
     lengths = plain(row.get("seq_lengths"))
     if isinstance(lengths, list | tuple) and len(lengths) > 1:
         raise RowProblem("seq_lengths", "says that rows are packed already", "Give one document per row, and pack=True")
@@ -359,7 +359,7 @@ def _read_token_parts(row: Row, kind: DatasetKind, options: TokenizeOptions, for
     """`prompt_ids` with `completion_ids` or with `chosen_ids` and `rejected_ids`; pairs may lack a prompt."""
     names = [name for name in FORMS[form] if name != "prompt_ids"]
     parts = [read_ids(row, name) for name in names]
-    extras: dict[str, Any] = {"columns": _columns(row, "prompt_ids", "label", *names)}
+    extras: Extras = {"columns": _columns(row, "prompt_ids", "label", *names)}
     same = len(parts) == 2 and parts[0] == parts[1]
     if row.get("prompt_ids") is not None or len(parts) == 1:
         prompt = read_ids(row, "prompt_ids")

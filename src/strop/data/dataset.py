@@ -236,7 +236,7 @@ def refuse_broken_tree(tree: Tokenized, row: int, rows: Rows | RowStream, skip_b
 
 def to_example(tree: Tokenized, case: Case, row: int, score_prompt: bool) -> Example:
     """The record that the model side takes, with what the row brings beside its tokens in `extras`."""
-    extras = dict(case.extras)
+    extras = case.extras.copy()
     if tree.labels is not None:
         extras["labels"] = tree.labels
     if "truncated" in tree.flags:

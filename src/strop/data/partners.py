@@ -22,7 +22,7 @@ from strop.data.dataset import ExampleDataset, ExampleStream
 from strop.data.kinds import DatasetKind
 from strop.data.options import TokenizeOptions
 from strop.errors import ConfigError
-from strop.records import Example
+from strop.records import Example, Extras
 
 AHEAD = 64
 """Trees of a stream among which a mismatched completion is looked for; the last tree of a stream has none."""
@@ -120,7 +120,7 @@ def mismatched(dataset: ExampleDataset | ExampleStream) -> MismatchedDataset | M
 
 def join_partner(own: Example, other: Example | None, partner: int | None, max_length: int | None) -> Example:
     """A tree with the completion of another one beside its own, cut to the room that its prompt leaves."""
-    extras = {**own.extras, "partner": partner}
+    extras: Extras = {**own.extras, "partner": partner}
     if other is None:
         return replace(own, extras=extras)
     size = len(other.completions[0]) if max_length is None else max(max_length - len(own.prompt_ids), 1)

@@ -71,7 +71,7 @@ def scored_tokens(example: Example, index: int) -> int:
 
 def tree_field(batch: Batch, name: str, *, dtype: torch.dtype | None = None) -> torch.Tensor:
     """What every tree of a batch carries under a name, by its row or since it was sampled, as a tensor (B, ...)."""
-    values = [e.extras[name] if e.sampled is None else getattr(e.sampled, name) for e in batch.examples]
+    values = [dict(e.extras)[name] if e.sampled is None else getattr(e.sampled, name) for e in batch.examples]
     return torch.tensor(values, dtype=dtype, device=batch.targets.device)
 
 
