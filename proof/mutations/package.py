@@ -12,7 +12,7 @@ MUTATIONS = (
         edits=(
             Edit(
                 "methods/registry.py",
-                '    Method("prm", "PRM", "train a model that judges every step of a solution"),\n',
+                '    Method("prm", "PRM", "train a model that judges every step of a solution", rows="stepwise"),\n',
                 "",
             ),
         ),
