@@ -6,7 +6,6 @@ from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 
-from strop.data import DatasetKind
 from strop.engine.step import scored_tokens
 from strop.errors import ConfigError
 from strop.losses import (
@@ -111,7 +110,6 @@ class DPOTrainer(PairTrainer):
     """
 
     config_class = DPOConfig
-    dataset_kind = DatasetKind.PREFERENCE
     uses_reference = True
 
     def __init__(self, model: Any = None, ref_model: Any = None, args: DPOConfig | None = None, **kwargs: Any) -> None:

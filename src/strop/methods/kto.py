@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 
 import torch
 
-from strop.data import DatasetKind, mismatched
+from strop.data import mismatched
 from strop.engine.parts import Facts
 from strop.engine.rows import RowPreparation, tokenized
 from strop.losses import class_terms, kto_loss, kto_reference_point
@@ -45,7 +45,6 @@ class KTOTrainer(UnpairedTrainer):
     """
 
     config_class = KTOConfig
-    dataset_kind = DatasetKind.UNPAIRED_PREFERENCE
     uses_reference = True
     tree_completions = 2  # its own, and another row's
 
