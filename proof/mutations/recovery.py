@@ -145,4 +145,17 @@ MUTATIONS = (
         ),
         tests=(f"{MEMORY}[gkd, an adapter on the head]",),
     ),
+    Mutation(
+        name="one-rank-runs-the-model-alone",
+        promises=(8,),
+        history="The first rank tried the layout for its record while the others went on: ZeRO-3 hung at the start.",
+        edits=(
+            Edit(
+                "watch/run_directory.py",
+                "        layout = self.layout()  #",
+                '        layout = self.layout() if state.is_world_process_zero else ""  #',
+            ),
+        ),
+        tests=("tests/engine/test_ranks_together.py::test_no_rank_runs_the_model_alone",),
+    ),
 )

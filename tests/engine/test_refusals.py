@@ -105,7 +105,7 @@ def refusal_of_a_rank(folder: str) -> str:
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there the processes are joined")
 def test_processes_that_nothing_joins(tmp_path: Path) -> None:
     for text in run_ranks(refusal_of_a_rank, 2, tmp_path / "ranks", str(tmp_path)):
-        assert "2 processes were started, and each would train by itself" in text and "use_cpu=True" in text
+        assert "2 processes, each of them by itself, would train in" in text and "use_cpu=True" in text
 
 
 @pytest.mark.parametrize("asked", [{"fsdp": "full_shard"}, {"environment": "ACCELERATE_USE_FSDP"}])
@@ -123,6 +123,9 @@ def test_deepspeed_that_was_turned_off(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ConfigError, match=r"plain DDP.*DS_ACCELERATOR=cpu"):
         check_launch(launched(DistributedType.MULTI_CPU, 2, deepspeed="zero3.json"))
     monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
-    with pytest.raises(ConfigError, match="leave out use_cpu"):
+    with pytest.raises(ConfigError, match="no use_cpu, which turns it off"):
         check_launch(launched(DistributedType.NO, 1))
     check_launch(launched(DistributedType.DEEPSPEED, 2))
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(ConfigError, match="2 processes, each of them by itself, would run"):
+        check_launch(launched(DistributedType.DEEPSPEED, 1, deepspeed="zero3.json"))

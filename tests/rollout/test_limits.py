@@ -14,6 +14,15 @@ def test_vocabulary_is_that_of_the_embedding() -> None:
     assert limits.vocab_size(model) == 70
 
 
+def test_a_vocabulary_whose_weights_are_elsewhere() -> None:
+    """ZeRO-3 leaves an empty tensor in place of a weight, and its shape beside it."""
+    model = tiny_model("llama")
+    weight = model.get_input_embeddings().weight
+    weight.ds_shape = weight.shape  # type: ignore[attr-defined]
+    weight.data = torch.empty(0)
+    assert limits.vocab_size(model) == 64
+
+
 @pytest.mark.parametrize(("arch", "limit"), [("gpt2", 40), ("opt", 40), ("llama", None), ("mistral", None)])
 def test_only_position_tables_end(arch: str, limit: int | None) -> None:
     model = (

@@ -29,18 +29,20 @@ def check_launch(args: Any) -> None:
     """
     kind = args.distributed_state.distributed_type if args.distributed_state else DistributedType.NO
     started = int(os.environ.get("WORLD_SIZE", 1))
-    if started > 1 and args.world_size == 1:
-        raise ConfigError(
-            f"{started} processes were started, and each would train by itself, all of them in {args.output_dir}: "
-            "there is no accelerator here, and on CPUs processes are joined only if asked to. Set use_cpu=True."
-        )
+    alone = f"{started} processes, each of them by itself," if started > 1 and args.world_size == 1 else None
     if args.deepspeed or _environment_asks("ACCELERATE_USE_DEEPSPEED"):
-        if kind in _WHAT_RUNS:
+        if alone or kind in _WHAT_RUNS:
             raise ConfigError(
-                f"DeepSpeed was asked for, but {_WHAT_RUNS[kind]} would run. Start with torchrun (one "
-                "process will do), pass deepspeed=FILE; and on CPUs leave out use_cpu, which turns it off, and set the "
-                "environment variable DS_ACCELERATOR=cpu."
+                f"DeepSpeed was asked for, but {alone or _WHAT_RUNS[kind]} would run. Start with torchrun (one process "
+                "will do). On CPUs: no use_cpu, which turns it off; ddp_backend='gloo'; the environment variables "
+                "DS_ACCELERATOR=cpu and ACCELERATE_USE_DEEPSPEED=true; and its settings in the file that "
+                "ACCELERATE_DEEPSPEED_CONFIG_FILE names, in place of deepspeed=..., which joins no processes there."
             )
+    elif alone:
+        raise ConfigError(
+            f"{alone} would train in {args.output_dir}: there is no accelerator here, and on CPUs processes are joined "
+            "only if asked to. Set use_cpu=True."
+        )
     elif kind in _WHAT_RUNS and (args.fsdp or _environment_asks("ACCELERATE_USE_FSDP")):
         raise ConfigError(
             f"FSDP was asked for, but {_WHAT_RUNS[kind]} would run: it shards over processes, and "

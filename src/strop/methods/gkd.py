@@ -43,11 +43,13 @@ def divergence(
     With `vocabulary` both distributions are those over the first so many tokens: rows behind them are padding.
 
     Plain linear layers take the fused form, their logit scale moved into the hidden state. Others (adapters on the
-    head, quantised weights, soft-capped logits) are called chunk by chunk, and again in the backward pass.
+    head, quantised weights, soft-capped logits, weights spread over ranks) are called chunk by chunk, and again in the
+    backward pass.
     """
-    if student.is_plain and teacher.is_plain and student.softcap is None and teacher.softcap is None:
+    heads = (student, teacher)
+    if all(head.is_plain and head.softcap is None and not head.is_spread for head in heads):
         layers: Any = (student.module, teacher.module)
-        if all(layer.bias is None or head.scale == 1.0 for layer, head in zip(layers, (student, teacher), strict=True)):
+        if all(layer.bias is None or head.scale == 1.0 for layer, head in zip(layers, heads, strict=True)):
             (weight, bias), (other_weight, other_bias) = ((layer.weight, layer.bias) for layer in layers)
             return fused_jsd(
                 student_hidden * student.scale, cut(weight, vocabulary), cut(bias, vocabulary),

@@ -44,6 +44,12 @@ class LMHead:
             and type(layer.weight) in (nn.Parameter, torch.Tensor)
         )
 
+    @property
+    def is_spread(self) -> bool:
+        """Whether the weight is spread over ranks (ZeRO-3, FSDP), and whole only while the layer is called."""
+        weight: Any = getattr(self.module, "weight", None)
+        return hasattr(weight, "ds_id") or type(weight).__name__ == "DTensor"
+
     def transform_(self, raw: torch.Tensor) -> torch.Tensor:
         """Raw logits to the model's logits, in place, (n, V)."""
         if self.scale != 1.0:

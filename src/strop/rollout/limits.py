@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import nn
 from transformers import PreTrainedModel
@@ -26,8 +28,8 @@ def is_sharded(model: nn.Module) -> bool:
 
 def vocab_size(model: PreTrainedModel) -> int:
     """Ids that the input embedding can look up."""
-    embedding = model.get_input_embeddings()
-    return int(embedding.weight.shape[0])  # type: ignore[arg-type, union-attr]
+    weight: Any = model.get_input_embeddings().weight
+    return int(getattr(weight, "ds_shape", weight.shape)[0])  # ZeRO-3 leaves nothing of a weight where it is not used
 
 
 def position_limit(model: PreTrainedModel) -> int | None:

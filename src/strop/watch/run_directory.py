@@ -113,6 +113,7 @@ class RunDirectory(TrainerCallback):
         return Path(str(self.args.output_dir))
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        layout = self.layout()  # on every rank: a model that is spread over them is run by all together
         if not state.is_world_process_zero:
             return
         for leftover in self.folder.glob(".*.tmp"):  # of a run that was killed
@@ -125,7 +126,7 @@ class RunDirectory(TrainerCallback):
         write_text(self.folder / "data.json", json.dumps(masked(_plain(reports)), ensure_ascii=False, indent=1))
         facts = {
             "versions": versions(),
-            "layout": self.layout(),
+            "layout": layout,
             "started": time.strftime("%Y-%m-%d %H:%M:%S"),
             "metrics": [dataclasses.asdict(entry) for entry in self.glossary],
         }
