@@ -22,7 +22,7 @@ help:
 	@echo "make test         lint, types, and every test"
 	@echo "make demo-smollm  DPO with LoRA on a real 135M model (downloads about 100 MB)"
 	@echo "make proof        put historical bugs back, one at a time: the tests must fail (writes docs/proof.md)"
-	@echo "make faults       attack the sandbox of sampled programs (writes the table of docs/reliability.md)"
+	@echo "make faults       kill runs, fill disks, send in hostile files, programs, servers (writes docs/reliability.md)"
 	@echo "make site         build the documentation into build/site"
 	@echo "make bench        side by side measurements (see docs/benchmarks.md)"
 	@echo "make install      .venv with strop and the development tools"
