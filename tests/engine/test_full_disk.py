@@ -27,6 +27,12 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def test_a_folder_that_cannot_be_made_is_named_at_once(tmp_path: Path) -> None:
+    (tmp_path / "a-file").write_text("x")
+    with pytest.raises(SetupError, match=r"a-file/run cannot be written: Not a directory"):
+        tiny_run(str(tmp_path / "a-file" / "run"))
+
+
 def test_some_writes_that_fail(tmp_path: Path) -> None:
     found = list(failing_writes(tmp_path, slice(3, None, 60)))
     assert len(found) > 1 and not [entry for entry in found if entry[1]]

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import shutil
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 from tests.support.crash import tiny_run
@@ -53,6 +55,26 @@ def test_overwriting_removes_the_other_run(used: Path) -> None:
     assert trainer.args.output_dir == str(used) and steps(used) == [1, 2]
     lines = [json.loads(line) for line in (used / "metrics.jsonl").read_text().splitlines()]
     assert max(line["step"] for line in lines) == 2
+
+
+def test_a_checkpoint_elsewhere_is_not_removed_with_the_link_to_it(used: Path, tmp_path: Path) -> None:
+    shutil.move(used / "checkpoint-1", tmp_path / "kept")
+    (used / "checkpoint-1").symlink_to(tmp_path / "kept")
+    (tmp_path / "mine").mkdir()
+    (used / ".partial-checkpoints").symlink_to(tmp_path / "mine")
+    before = weights(tmp_path / "kept")
+    tiny_run(str(used), epochs=1, overwrite_output_dir=True, save_total_limit=1, seed=7).train()
+    assert weights(tmp_path / "kept") == before and not list((tmp_path / "mine").iterdir())
+    assert steps(used) == [2] and not (used / "checkpoint-2").is_symlink()
+
+
+@pytest.mark.parametrize("error", [OSError(errno.ENOLCK, "No locks available"), NotImplementedError("flock")])
+def test_a_file_system_without_locks_is_said_and_trained_on(
+    error: Exception, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("strop.engine.run_identity.FileLock.acquire", mock.Mock(side_effect=error))
+    RunLock(tmp_path).acquire()
+    assert f"{tmp_path / '.run.lock'} cannot be locked" in caplog.text
 
 
 def test_the_command_line_asks(used: Path) -> None:

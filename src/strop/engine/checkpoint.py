@@ -176,7 +176,7 @@ def draft(run_dir: Path, step: int, *, first: bool, wait: Callable[[], None]) ->
     """
     beside = run_dir / f"{PARTIAL}-checkpoints"
     if first:
-        shutil.rmtree(beside, ignore_errors=True)
+        remove(beside)
     wait()
     try:
         yield beside / f"{PREFIX_CHECKPOINT_DIR}-{step}"
@@ -201,7 +201,7 @@ def files_beside(place: Path, what: str) -> Iterator[Path]:
     """
     beside = place / f"{PARTIAL}-files"
     try:
-        shutil.rmtree(beside, ignore_errors=True)
+        remove(beside)
         beside.mkdir(parents=True)
         if (card := place / "README.md").is_file():
             shutil.copyfile(card, beside / card.name)  # which libraries add to
@@ -247,14 +247,22 @@ def publish(draft: Path, run_dir: Path, state: TrainerState, *, run: dict[str, A
         keep = {Path(state.best_model_checkpoint or "").name}
         rest = [path for path in checkpoints(run_dir) if path.name not in keep]
         for old in rest[max(1, limit - len(keep & {p.name for p in checkpoints(run_dir)})) :]:
-            shutil.rmtree(old, ignore_errors=True)
+            remove(old)
+
+
+def remove(path: Path) -> None:
+    """Remove a folder, as far as that goes; of a link to one, the link."""
+    if path.is_symlink():
+        path.unlink()
+    else:
+        shutil.rmtree(path, ignore_errors=True)
 
 
 def rename(draft: Path, target: Path) -> None:
     """Put a finished checkpoint into its place; one that was there before stays until then."""
     previous = target.parent / f"{PARTIAL}-previous-{target.name}"
     if target.exists():
-        shutil.rmtree(previous, ignore_errors=True)
+        remove(previous)
         target.replace(previous)
     try:
         draft.replace(target)
@@ -263,4 +271,4 @@ def rename(draft: Path, target: Path) -> None:
             previous.replace(target)
         raise
     sync_to_disk(target.parent)
-    shutil.rmtree(previous, ignore_errors=True)
+    remove(previous)

@@ -7,7 +7,9 @@ run is listed here; everything else is refused by name.
 
 from __future__ import annotations
 
+import errno
 import json
+import logging
 import os
 import re
 import shutil
@@ -20,7 +22,11 @@ from filelock import FileLock, Timeout
 from strop.disk import refusals_named
 from strop.errors import CheckpointError, SetupError
 
+logger = logging.getLogger(__name__)
+
 LOCK = ".run.lock"
+NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
+"""What a file system without locks answers, as some that are shared over a network do."""
 RECORDS = ("metrics.jsonl", "samples.jsonl", "alarms.jsonl", "report.html", "data.json", "run.json", "config.yaml")
 _FREE = """
 output_dir run_name project report_to trackio_space_id hub_model_id hub_strategy hub_token hub_private_repo
@@ -105,8 +111,8 @@ def folder_for(output_dir: str | Path, *, overwrite: bool) -> Path:
         return folder
     if not overwrite:
         return fresh_folder(folder)
-    for path in others:
-        shutil.rmtree(path)
+    for path in others:  # a link to a checkpoint elsewhere is the run's, the checkpoint is not
+        path.unlink() if path.is_symlink() else shutil.rmtree(path)
     for name in RECORDS:
         (folder / name).unlink(missing_ok=True)
     return folder
@@ -133,7 +139,7 @@ class RunLock:
         with refusals_named(self.path.parent):
             self.path.parent.mkdir(parents=True, exist_ok=True)
             try:
-                self.lock.acquire(timeout=0)
+                self._lock()
             except Timeout:
                 holder = self._holder()
                 raise SetupError(
@@ -141,6 +147,16 @@ class RunLock:
                     "checkpoints. Wait for it, or choose another output_dir."
                 ) from None
             self.path.with_suffix(".pid").write_text(str(os.getpid()))
+
+    def _lock(self) -> None:
+        try:
+            self.lock.acquire(timeout=0)
+        except (OSError, NotImplementedError) as error:
+            if isinstance(error, OSError) and error.errno not in NO_LOCKS:
+                raise
+            logger.warning(
+                "%s cannot be locked (%s): that no other run works there is for you to see to", self.path, error
+            )
 
     def release(self) -> None:
         if self.lock.is_locked:

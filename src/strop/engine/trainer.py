@@ -17,6 +17,7 @@ from transformers.trainer_utils import EvalLoopOutput, EvalPrediction, TrainOutp
 
 from strop.collectives import sum_over_ranks
 from strop.data import DataReport
+from strop.disk import refusals_named
 from strop.engine import rows
 from strop.engine.arguments import resolve_arguments, resolve_config
 from strop.engine.checkpoint import (
@@ -92,6 +93,9 @@ class BaseTrainer(ScriptSeams, StepTrainer):
             type(self).__name__, aliases, processing_class=processing_class, data_collator=data_collator
         )
         args, given = resolve_config(self.config_class, args), given or {}
+        if args.should_save:
+            with refusals_named(Path(str(args.output_dir))):
+                Path(str(args.output_dir)).mkdir(parents=True, exist_ok=True)
         parts = prepare(
             args, model, named["processing_class"], train_dataset, eval_dataset, self.facts(args, given),
             model_init=model_init, quantization_config=quantization_config, peft_config=peft_config,

@@ -14,6 +14,7 @@ from rich.text import Text
 from transformers import TrainerCallback
 
 from strop.plain_text import visible
+from strop.watch.say import unheard
 
 SHOWN_FIRST = (
     "loss",
@@ -102,7 +103,8 @@ class ProgressDisplay(TrainerCallback):
         if self.console.is_terminal and (self.console.file is not sys.stdout or sys.stdout.isatty()):
             self.view = LiveView(args.method, state.max_steps, state.global_step, self.console)
             self.view.tokens = self.view.tokens_before = state.num_input_tokens_seen
-            self.view.live.start()
+            with unheard():
+                self.view.live.start()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if self.view is not None:
@@ -116,14 +118,12 @@ class ProgressDisplay(TrainerCallback):
             self.view.metrics = text
             return
         width = len(str(state.max_steps))
-        self.console.print(
-            f"{args.method} {state.global_step:>{width}}/{state.max_steps}  {text}",
-            highlight=False,
-            markup=False,
-            soft_wrap=True,
-        )
+        line = f"{args.method} {state.global_step:>{width}}/{state.max_steps}  {text}"
+        with unheard():
+            self.console.print(line, highlight=False, markup=False, soft_wrap=True)
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if self.view is not None:
-            self.view.live.stop()
+            with unheard():
+                self.view.live.stop()
             self.view = None

@@ -10,6 +10,7 @@ from rich.table import Column, Table
 from rich.text import Text
 
 from strop.plain_text import visible
+from strop.watch.say import unheard
 
 MAX_CHARACTERS = 240
 
@@ -30,7 +31,8 @@ def show_samples(
         numbers = [f"{row[name]:.3f}" if isinstance(row.get(name), float) else "" for name in ("reward", "advantage")]
         noted = [_cell(str(row.get("notes", {}).get(name, ""))) for name in notes]
         table.add_row(_cell(plain_prompt(row["prompt"])), _cell(row["completion"]), *numbers, *noted)
-    (console or Console()).print(table)
+    with unheard():
+        (console or Console()).print(table)
 
 
 def _cell(text: str) -> Text:

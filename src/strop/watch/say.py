@@ -1,6 +1,11 @@
-"""A line for the user."""
+"""A line for the user. Nobody who listens, or stops listening, decides how a run ends."""
 
 from __future__ import annotations
+
+import contextlib
+import os
+import sys
+from collections.abc import Iterator
 
 from strop.settings.config import TrainerConfig
 
@@ -8,4 +13,21 @@ from strop.settings.config import TrainerConfig
 def say(args: TrainerConfig, line: str) -> None:
     """Print a line once, from the first process."""
     if args.process_index == 0:
-        print(line, flush=True)
+        with unheard():
+            print(line, flush=True)
+
+
+@contextlib.contextmanager
+def unheard() -> Iterator[None]:
+    """Within it, an output that is closed, full, or has no such letters costs what would have been printed.
+
+    Rich ends the program where its reader is gone.
+    """
+    try:
+        yield
+    except (BrokenPipeError, SystemExit):
+        with contextlib.suppress(OSError, ValueError):  # what is in the buffer would be tried again at the end
+            out = sys.stdout.fileno()
+            os.dup2(os.open(os.devnull, os.O_WRONLY), out)
+    except (OSError, ValueError):
+        pass

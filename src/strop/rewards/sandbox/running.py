@@ -242,7 +242,11 @@ class Session:
                 return
             to, frame = bytes(self._events[:1]), bytes(self._events[5 : 5 + length])
             if to == TO_PROGRAM:
-                self._members["serve"].queue += self._events[1 : 5 + length]
+                queue = self._members["serve"].queue
+                queue += self._events[1 : 5 + length]
+                if len(queue) > _QUEUE_BYTES:  # it asks and does not read
+                    self.stopped_for = "output"
+                    return
             elif to == TO_PARENT and length <= _EVENT_BYTES and len(self.events) < _EVENTS:
                 with contextlib.suppress(ValueError, RecursionError):
                     event = json.loads(frame)

@@ -1,0 +1,45 @@
+"""Whoever reads what a run prints may leave, or have no room or no letters for it: the run goes on."""
+
+from __future__ import annotations
+
+import errno
+import io
+import sys
+from pathlib import Path
+
+import pytest
+
+from strop.testing.cases import make_trainer
+
+
+class Refusing(io.StringIO):
+    """An output that takes nothing."""
+
+    def __init__(self, error: Exception) -> None:
+        super().__init__()
+        self.error = error
+
+    def write(self, text: str) -> int:
+        raise self.error
+
+    flush = write  # type: ignore[assignment]
+
+
+REFUSALS = {
+    "full": OSError(errno.ENOSPC, "No space left on device"),
+    "gone": BrokenPipeError(errno.EPIPE, "Broken pipe"),
+    "hung up": OSError(errno.EIO, "Input/output error"),
+    "closed": ValueError("I/O operation on closed file"),
+    "ascii": UnicodeEncodeError("ascii", "ö", 0, 1, "ordinal not in range(128)"),
+}
+
+
+@pytest.mark.parametrize("kind", REFUSALS)
+def test_an_output_that_takes_nothing_costs_what_is_printed(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainer = make_trainer("grpo", tmp_path, max_steps=1, num_generations=4, log_completions=True, disable_tqdm=False)
+    monkeypatch.setattr(sys, "stdout", Refusing(REFUSALS[kind]))
+    trainer.say("a line")
+    trainer.train()
+    assert trainer.state.global_step == 1
