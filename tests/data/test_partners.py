@@ -60,6 +60,8 @@ def test_ids_are_joined(calls: Counter[str]) -> None:
     data = prepare(rows(("goo", "d ant"), ("the", " bee"), ("cat", " dog")), "unpaired_preference", tokenizer)
     before = dict(calls)
     joined = mismatched(data)
+    assert joined["completion_ids"] == [tree.completions[0] for tree in data]
+    assert "completion_ids" in joined.column_names
     found = list(joined)
     assert dict(calls) == before
     for i, example in enumerate(found):

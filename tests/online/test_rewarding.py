@@ -34,6 +34,7 @@ def test_a_trainer_names_what_it_asks(tmp_path: Path) -> None:
         "grpo", tmp_path, trainer={"reward_funcs": [letters_reward, letters_reward]}, num_generations=2
     )
     assert trainer.reward_funcs == [letters_reward, letters_reward]
+    assert list(trainer.reward_weights) == [1.0, 1.0]
     assert trainer.reward_func_names == ["letters_reward", "letters_reward_2"]
     distilled = make_trainer("gkd", tmp_path / "gkd")
     assert distilled.reward_funcs == [] and distilled.teacher_model is distilled.teacher

@@ -33,6 +33,11 @@ def test_one_instance_of_each() -> None:
     assert model.lora_target_modules == "all-linear"
 
 
+def test_trust_is_a_setting_of_the_config_that_the_model_shows() -> None:
+    assert TrlParser(ALL).parse_args_and_config([*QUIET, "--trust_remote_code"])[2].trust_remote_code
+    assert not TrlParser(ALL).parse_args_and_config(QUIET)[2].trust_remote_code
+
+
 def test_other_names_of_settings_are_flags() -> None:
     _, args, _, _ = TrlParser(ALL).parse_args_and_config([*QUIET, "--max_new_tokens", "9", "--kl_coef", "0.3"])
     assert (args.max_completion_length, args.beta) == (9, 0.3)

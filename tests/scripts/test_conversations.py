@@ -112,3 +112,16 @@ def test_rows_without_conversations_stay_and_unknown_forms_are_refused() -> None
         apply_chat_template({"chosen": []}, None)
     with pytest.raises(DataError, match="system"):
         apply_chat_template({"prompt": [{"role": "system", "content": "s"}]}, toy_tokenizer("chatml"))
+
+
+def test_tools_and_the_rows_own_settings_reach_the_template() -> None:
+    asked: list[dict[str, Any]] = []
+
+    class Template:
+        def apply_chat_template(self, messages: Any, **options: Any) -> str:
+            asked.append(options)
+            return "text"
+
+    row = {"messages": [user("q")], "chat_template_kwargs": {"thinking": False, "depth": 1}}
+    assert apply_chat_template(row, Template(), tools=["f"], depth=2) == {"text": "text"}
+    assert asked == [{"tools": ["f"], "tokenize": False, "thinking": False, "depth": 2}]

@@ -112,6 +112,7 @@ def test_processes_and_the_script_are_told_apart() -> None:
             take_processes(words)
 
 
+@pytest.mark.slow
 def test_a_script_that_parses_with_transformers_knows_trls_names(tmp_path: Path) -> None:
     """In a process of its own: what was imported before decides which `transformers` a script finds."""
     (tmp_path / "script.py").write_text(

@@ -17,6 +17,7 @@ from array import array
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
+from typing import Any
 
 from strop.data.dataset import ExampleDataset, ExampleStream
 from strop.data.kinds import DatasetKind
@@ -51,8 +52,13 @@ class MismatchedDataset(Sequence[Example]):
     def __len__(self) -> int:
         return len(self.dataset)
 
-    def __getitem__(self, index: int) -> Example:  # type: ignore[override]
-        return self.__getitems__([index])[0]
+    def __getitem__(self, index: int | str) -> Any:  # type: ignore[override]
+        return self.__getitems__([index])[0] if isinstance(index, int) else [tree[index] for tree in self]
+
+    @property
+    def column_names(self) -> list[str]:
+        """The columns under which a prepared row can be looked at."""
+        return self.dataset.column_names
 
     def __getitems__(self, indices: Sequence[int]) -> list[Example]:
         """Several trees at once."""

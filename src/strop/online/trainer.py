@@ -137,6 +137,11 @@ class OnlineTrainer(BaseTrainer):
         return [] if self.rewards is None else list(self.rewards.names)
 
     @property
+    def reward_weights(self) -> Any:
+        """Their weights, in the same order, (rewards,)."""
+        return None if self.rewards is None else self.rewards.weights
+
+    @property
     def turns_wanted(self) -> bool:
         """Whether completions are more than one turn of the model, or come from the user's own function."""
         return any(self.given[name] is not None for name in ("tools", "environment_factory", "rollout_func"))

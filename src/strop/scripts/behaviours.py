@@ -22,7 +22,10 @@ BEHAVIOURS: tuple[Behaviour, ...] = (
     Behaviour(
         "The metrics of the last steps are a log line of their own, before the end's summary, and not part of it",
         "every line that has a loss has the metrics of the same steps",
-        (r"KeyError: '(aux_loss|mean_token_accuracy|policy_loss|entropy_coef)'",),
+        (
+            r"KeyError: '(aux_loss|mean_token_accuracy|policy_loss|entropy_coef|reward|tools/[a-z_]+)'",
+            r"assert 'rewards/\w+/mean' in \{'train_runtime'",
+        ),
     ),
     Behaviour(
         "A loss that is not finite stops the run; TRL goes on to NaN weights",
@@ -45,9 +48,39 @@ BEHAVIOURS: tuple[Behaviour, ...] = (
         (r"test_tag_added",),
     ),
     Behaviour(
-        "A prepared pair is looked at under `prompt_ids`, `chosen_ids` and `rejected_ids`, in ORPO and CPO too",
+        "A prepared row is looked at under `prompt_ids`, `completion_ids`, `chosen_ids` and `rejected_ids`, in ORPO, "
+        "CPO and BCO too",
         "all methods have one form of row",
-        (r"'chosen_input_ids' in ",),
+        (r"'(chosen|prompt)_input_ids' in ",),
+    ),
+    Behaviour(
+        "Rows of ids are for SFT, preferences and prompts; PRM takes texts",
+        "step ends are found in the text",
+        (r"stepwise data need the columns",),
+    ),
+    Behaviour(
+        "RLOO evaluates with two completions of a prompt or more",
+        "one has no other to be compared with",
+        (r"test_train_with_num_generations_eval",),
+    ),
+    Behaviour(
+        "Settings whose effect the engine has without them are refused where they ask for something",
+        "no option is ignored; the error says what to do (next to last table of this page)",
+        (
+            r"test_generation_config_setup",
+            r"test_train_with_pad_to_multiple_of",
+            r"test_skip_prepare_dataset_with_masks",
+        ),
+    ),
+    Behaviour(
+        "Streams are read by the training process; settings of loaders that would read ahead are refused",
+        "what a window holds is decided for all ranks together",
+        (r"test_iterable_dataset_(requires|forces)", r"assert None is False"),
+    ),
+    Behaviour(
+        "A bias of a 4-bit model takes the compute dtype when it is first used; its value stays",
+        "bitsandbytes converts it",
+        (r"test_peft_with_quantization",),
     ),
 )
 
