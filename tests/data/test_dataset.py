@@ -255,7 +255,7 @@ def test_a_report_is_json(tokenizer: Any) -> None:
 def test_a_prepared_row_can_be_looked_at_by_column() -> None:
     (tree,) = data = prepare([{"prompt": "the ant", "completion": " ran"}], "prompt_completion", toy_tokenizer())
     assert data.column_names == list(dict(tree)) == ["prompt_ids", "completion_ids", "input_ids", "labels"]
-    assert data["labels"] == [tree["labels"]]
+    assert data["labels"] == data[:]["labels"] == [tree["labels"]]
     assert data[0]["input_ids"] == tree.prompt_ids + tree.completions[0]
     assert data[0]["labels"] == [-100] * len(tree.prompt_ids) + tree.completions[0]
     (pair,) = prepare([{"prompt": "p", "chosen": "a", "rejected": "b"}], "preference", toy_tokenizer())

@@ -130,5 +130,6 @@ def test_packs_can_be_looked_at_by_column() -> None:
     assert packed.column_names == ["input_ids", "labels", "seq_lengths"]
     assert packed["seq_lengths"] == [[3], [2, 4]]
     assert packed["input_ids"] == packed["labels"] == [[0, 1, 2], [1000, 1001, 2000, 2001, 2002, 2003]]
+    assert packed[1]["seq_lengths"] == [2, 4] and packed[0]["labels"] == [0, 1, 2]
     with pytest.raises(KeyError, match="this row has"):
         packed["chosen_ids"]

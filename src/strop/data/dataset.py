@@ -38,6 +38,13 @@ REFUSED = ("boundary", "positions")
 """Reasons that make a row an error whenever it is found."""
 
 
+class Trees(list[Example]):
+    """Trees cut out of a set; a column of theirs by its name."""
+
+    def __getitem__(self, index: Any) -> Any:
+        return [tree[index] for tree in self] if isinstance(index, str) else super().__getitem__(index)
+
+
 class ExampleDataset(Sequence[Example]):
     """A map-style set of `Example` trees; rows are read and tokenised as needed and remembered.
 
@@ -71,7 +78,7 @@ class ExampleDataset(Sequence[Example]):
         if isinstance(index, str):
             return [tree[index] for tree in self]
         if isinstance(index, slice):
-            return self.__getitems__(range(*index.indices(len(self))))
+            return Trees(self.__getitems__(range(*index.indices(len(self)))))
         if not -len(self) <= index < len(self):
             raise IndexError(f"tree {index} of {len(self)}")
         return self.__getitems__([index % len(self)])[0]

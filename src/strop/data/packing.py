@@ -57,7 +57,18 @@ def pack(
     return PackedDataset(examples, max_length, strategy)
 
 
-class PackedDataset(Sequence[list[Example]]):
+class Pack(list[Example]):
+    """The pieces of a pack; a column of theirs by its name, one after the other; `seq_lengths`: tokens of each."""
+
+    def __getitem__(self, index: Any) -> Any:
+        if index == "seq_lengths":
+            return [example.num_tokens for example in self]
+        if isinstance(index, str):
+            return [entry for example in self for entry in example[index]]
+        return super().__getitem__(index)
+
+
+class PackedDataset(Sequence[Pack]):
     """Packs of trees. `lengths` are tokens per pack; `pieces` says which part of which tree is where."""
 
     def __init__(self, examples: Sequence[Example], max_length: int, strategy: str) -> None:
@@ -82,11 +93,11 @@ class PackedDataset(Sequence[list[Example]]):
     def __len__(self) -> int:
         return len(self.packs)
 
-    def __getitem__(self, index: int | str) -> list[Any]:  # type: ignore[override]
+    def __getitem__(self, index: int | str) -> Any:  # type: ignore[override]
         """The pieces of a pack; by the name of a column (`input_ids`, `labels`, `seq_lengths`) that of all packs."""
         if isinstance(index, str):
-            return [column_of(pack, index) for pack in self]
-        return [take_piece(self.examples[tree], start, stop) for tree, start, stop, _ in self.packs[index]]
+            return [pack[index] for pack in self]
+        return Pack(take_piece(self.examples[tree], start, stop) for tree, start, stop, _ in self.packs[index])
 
     @property
     def column_names(self) -> list[str]:
@@ -97,13 +108,6 @@ class PackedDataset(Sequence[list[Example]]):
     def report(self):  # type: ignore[no-untyped-def]
         """The report of the packed data set."""
         return getattr(self.examples, "report", None)
-
-
-def column_of(pack: Sequence[Example], name: str) -> list[int]:
-    """What the pieces of a pack have under a name, one after the other; `seq_lengths`: tokens of each."""
-    if name == "seq_lengths":
-        return [example.num_tokens for example in pack]
-    return [entry for example in pack for entry in example[name]]
 
 
 class PackedStream:

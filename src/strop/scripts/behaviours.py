@@ -59,6 +59,11 @@ BEHAVIOURS: tuple[Behaviour, ...] = (
         (r"stepwise data need the columns",),
     ),
     Behaviour(
+        "`pack_dataset` of rows with a format shows `seq_lengths` under it too",
+        "a column that is there can be read",
+        (r"TestPackDatasetBfd::test_with_dataset",),
+    ),
+    Behaviour(
         "RLOO evaluates with two completions of a prompt or more",
         "one has no other to be compared with",
         (r"test_train_with_num_generations_eval",),
