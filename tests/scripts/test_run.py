@@ -57,6 +57,7 @@ def test_modules_and_constants_that_scripts_use(asked: Asked) -> None:
     )
     assert scope["rewards"].accuracy_reward is strop.rewards.accuracy_reward
     assert scope["version"].startswith("1.") and scope["is_peft_available"]()
+    assert scope["is_peft_available"](min_version="0.1") and not scope["is_peft_available"](min_version="99")
     assert scope["is_vllm_available"]() == (find_spec("vllm") is not None)
     assert "{% for" in scope["SIMPLE_CHAT_TEMPLATE"]
 

@@ -9,11 +9,14 @@ from __future__ import annotations
 import importlib
 import sys
 from collections.abc import Sequence
+from functools import partial
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
 from importlib.util import find_spec
 from types import ModuleType
 from typing import Any
+
+from accelerate.utils import compare_versions
 
 import strop
 import strop.losses
@@ -92,13 +95,19 @@ def look_up(name: str) -> Any:
         module, attribute = RENAMED[name]
         return getattr(importlib.import_module(module), attribute)
     if name.startswith("is_") and name.endswith("_available"):
-        package = name.removeprefix("is_").removesuffix("_available")
-        return lambda *versions: find_spec(package) is not None
+        return partial(is_installed, name.removeprefix("is_").removesuffix("_available"))
     for place in (strop, strop.rewards, strop.losses):
         if name in place.__all__:
             return getattr(place, name)
     known = [*strop.__all__, *strop.rewards.__all__]
     raise ImportError(instead_of(name) or f"strop has no '{name}', which TRL may have had.{did_you_mean(name, known)}")
+
+
+def is_installed(package: str, min_version: str | None = None) -> bool:
+    """Whether a package is there, and no older than `min_version`."""
+    if find_spec(package) is None:
+        return False
+    return min_version is None or compare_versions(package, ">=", min_version)
 
 
 class Finder(MetaPathFinder, Loader):
