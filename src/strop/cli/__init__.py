@@ -14,6 +14,7 @@ TOOLS = {
     "check": "look at a data file: what is in it, what is wrong with it, which methods it fits",
     "plan": "will it fit: bytes by part and card, from a config alone",
     "recommend": "which method fits a file and what else you have, with a config to start from",
+    "doctor": "what this machine has for a training, and what is amiss; with a method's flags: a dry run",
     "demo": "train a small model from nothing to skill in minutes, and see it improve",
     "generate": "complete prompts with a model",
     "chat": "talk to a model in the terminal",

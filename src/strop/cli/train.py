@@ -7,6 +7,7 @@ import inspect
 import itertools
 import os
 import sys
+import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,6 +33,7 @@ RUN_FLAGS = (
         default=False,
         help="Continue from the newest complete checkpoint of output_dir, or from a folder.",
     ),
+    Flag("dry_run", bool, default=False, help="Do everything up to the first step, rehearse it, and write nothing."),
 )
 LORA_FLAGS = (
     Flag("lora", bool, default=False, help="Train a low-rank adapter instead of all weights."),
@@ -43,7 +45,8 @@ LORA_FLAGS = (
     Flag("load_in_8bit", bool, default=False, help="Load the base model in 8-bit (needs strop[quant])."),
 )
 USED_FIRST = (
-    "model", "dataset", "eval_dataset", "ref_model", "teacher_model", "reward_funcs", "output_dir", "resume", "lora",
+    "model", "dataset", "eval_dataset", "ref_model", "teacher_model", "reward_funcs", "output_dir", "resume", "dry_run",
+    "lora",
     "load_in_4bit", "learning_rate", "num_train_epochs", "max_steps", "per_device_train_batch_size",
     "gradient_accumulation_steps", "max_length", "beta", "loss_type", "packing", "num_generations",
     "max_completion_length", "temperature", "logging_steps", "eval_steps", "save_steps", "report_to", "seed",
@@ -78,13 +81,34 @@ def run(verb: str, argv: list[str]) -> int:
     if own["eval_dataset"] and "eval_strategy" not in values:
         values["eval_strategy"] = "steps" if "eval_steps" in values else "epoch"
     args = config_class.from_recipe(own["recipe"], **values) if own["recipe"] else config_class(**values)
-    if not own["resume"]:
+    if not own["resume"] and not own["dry_run"]:
         refuse_used_folder(args)
     if own["dtype"]:
         args.model_init_kwargs = {**(args.model_init_kwargs or {}), "dtype": own["dtype"]}
+    if own["dry_run"]:
+        return dry_run(method, args, own)
     trainer = make_trainer(method, args, own)
     trainer.run_directory.command = given_flags(method, own)
     return train_and_save(trainer, own)
+
+
+def dry_run(method: Method, args: Any, own: dict[str, Any]) -> int:
+    """Everything up to the first step, in a folder that is thrown away."""
+    from strop.engine.preflight import DryRunEnds
+
+    folder, args.report_to = args.output_dir, []
+    args.rehearsal = True if args.rehearsal is None else args.rehearsal
+    with tempfile.TemporaryDirectory() as scratch:
+        args.output_dir = scratch
+        trainer = make_trainer(method, args, own)
+        trainer.preflight.only, trainer.preflight.folder = True, folder
+        for report in trainer.reports.values():
+            trainer.say(report.render())
+        try:
+            trainer.train(resume_from_checkpoint=own["resume"] if isinstance(own["resume"], str) else None)
+        except DryRunEnds as end:
+            trainer.say(str(end))
+    return 0
 
 
 def early_checks(verb: str, argv: list[str]) -> None:
@@ -174,7 +198,7 @@ def given_flags(method: Method, own: dict[str, Any]) -> dict[str, Any]:
     return {
         flag.name: own[flag.name]
         for flag in flags
-        if own[flag.name] != flag.default and flag.name not in ("resume", "recipe")
+        if own[flag.name] != flag.default and flag.name not in ("resume", "recipe", "dry_run")
     }
 
 

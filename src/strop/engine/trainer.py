@@ -35,6 +35,7 @@ from strop.engine.heap import KeptHeap
 from strop.engine.lost_ranks import Heartbeat, lost_ranks_named
 from strop.engine.metrics import LastWindow, MetricLog
 from strop.engine.parts import prepare
+from strop.engine.preflight import Preflight
 from strop.engine.reference_scores import ReferenceScores, part_path, parts_until
 from strop.engine.reference_upkeep import load_reference, reference_weights, save_reference, upkeep
 from strop.engine.refusals import check_learns
@@ -51,6 +52,7 @@ from strop.model.router import router_coefficient
 from strop.plain_text import masked
 from strop.records import StepWork
 from strop.settings.config import TrainerConfig
+from strop.watch.about import about
 from strop.watch.alarms import Alarms
 from strop.watch.progress import ProgressDisplay
 from strop.watch.run_directory import RunDirectory
@@ -102,7 +104,7 @@ class BaseTrainer(ScriptSeams, StepTrainer):
             ref_model=ref_model,
         )  # fmt: skip
         alarms, signals = Alarms(args), StopSignals(args)
-        directory = RunDirectory(args, parts.rows.reports, self.layout_text, self.glossary)
+        directory = RunDirectory(args, parts.rows.reports, self.run_facts, self.glossary)
         watching: list[TrainerCallback] = [
             directory, alarms, StillWeights(alarms), LastWindow(), signals,
             *([KeptHeap()] if args.device.type == "cpu" else []),
@@ -152,7 +154,13 @@ class BaseTrainer(ScriptSeams, StepTrainer):
         self.router_coef = router_coefficient(base_model(self.policy), args.router_aux_loss_coef)
         if self.unsaid_pad:
             self.say(ADAPTER_NOTE)
+        self.preflight = Preflight(self)
+        self.add_callback(self.preflight)
         self.after_init()
+
+    def run_facts(self) -> dict[str, str]:
+        """What the run's page and model card say at their top."""
+        return {**about(self.policy, self.reports), "layout": self.layout_text()}
 
     def evaluation_callbacks(self) -> list[TrainerCallback]:
         """What `generate_during_eval` asks for."""

@@ -186,6 +186,9 @@ class TrainerConfig(TrainingArguments):
     stop_grace: Annotated[float, Range(min=0)] | None = None
     """Seconds from SIGTERM or SIGINT to the end of the process, at its last checkpoint, where the step in progress and
     its checkpoint take longer. None: the step is waited for."""
+    rehearsal: bool | None = None
+    """Before the first step, compute the longest rows known, forward and backward, and keep nothing of it: what does
+    not fit fails in the first minute. None: where 50 steps or more are to be made."""
     generate_during_eval: bool = False
     """Sample completions for a few evaluation prompts at every evaluation, and write them to samples.jsonl."""
     num_completions_to_print: Annotated[int, Range(min=0)] | None = None

@@ -96,16 +96,16 @@ def _at(step: int, row: Mapping[str, Any]) -> dict[str, Any]:
 
 
 class RunDirectory(TrainerCallback):
-    """Writes a run's files from the first process; `layout` says which layout is used, and why."""
+    """Writes a run's files from the first process; `facts` are asked for when training begins."""
 
     def __init__(
         self,
         args: TrainerConfig,
         reports: Mapping[str, DataReport],
-        layout: Callable[[], str],
+        facts: Callable[[], Mapping[str, Any]],
         glossary: Sequence[Entry] = (),
     ) -> None:
-        self.args, self.reports, self.layout, self.glossary = args, reports, layout, glossary
+        self.args, self.reports, self.facts, self.glossary = args, reports, facts, glossary
         self.command: dict[str, Any] = {}  # model, data and adapter, where a command line named them
 
     @property
@@ -113,7 +113,7 @@ class RunDirectory(TrainerCallback):
         return Path(str(self.args.output_dir))
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        layout = self.layout()  # on every rank: a model that is spread over them is run by all together
+        known = self.facts()  # on every rank: a model that is spread over them is run by all together
         if not state.is_world_process_zero:
             return
         for leftover in self.folder.glob(".*.tmp"):  # of a run that was killed
@@ -126,11 +126,12 @@ class RunDirectory(TrainerCallback):
         write_text(self.folder / "data.json", json.dumps(masked(_plain(reports)), ensure_ascii=False, indent=1))
         facts = {
             "versions": versions(),
-            "layout": layout,
+            **known,
+            "steps": state.max_steps,
             "started": time.strftime("%Y-%m-%d %H:%M:%S"),
             "metrics": [dataclasses.asdict(entry) for entry in self.glossary],
         }
-        write_text(self.folder / "run.json", json.dumps(facts, indent=1))
+        write_text(self.folder / "run.json", json.dumps(masked(facts), indent=1))
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
         if state.is_world_process_zero and logs:

@@ -1,0 +1,150 @@
+"""What a run says before its first step: versions, devices, layout and rollout path and why, disk, memory."""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+from collections.abc import Iterator
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from transformers import TrainerCallback
+from transformers.trainer_utils import SaveStrategy
+
+from strop.engine.rehearsal import Rehearsed, rehearse, untouched, why_not
+from strop.errors import StropError
+from strop.model import base_model
+from strop.plan.activations import shape_of
+from strop.plan.memory import Load, plan
+
+if TYPE_CHECKING:
+    from strop.engine.trainer import BaseTrainer
+
+GB = 10**9
+VERBS = {"onlinedpo": "online-dpo", "nashmd": "nash-md"}
+"""Names of methods in the memory plan, where they are not the config's."""
+
+
+class DryRunEnds(StropError):
+    """Everything before the first step is done, and no more was asked for."""
+
+
+class Preflight(TrainerCallback):
+    """Says what the run will do, and rehearses it; with `only` the run ends there."""
+
+    def __init__(self, trainer: BaseTrainer) -> None:
+        self.trainer, self.only = trainer, False
+        self.folder: str | None = None  # where checkpoints will lie, if not in output_dir
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        reason = why_not(self.trainer)
+        if not reason or self.only:
+            with untouched(self.trainer):
+                self.say_all(Path(self.folder or args.output_dir), reason)
+        if self.only:
+            raise DryRunEnds("The dry run ends before the first step; nothing was trained or written.")
+
+    def say_all(self, folder: Path, reason: str) -> None:
+        """Line by line, the rehearsal last; `reason` says why there is none."""
+        for line in lines(self.trainer, folder):
+            self.trainer.say(line)
+        self.trainer.say(f"  rehearsal  none: {reason}" if reason else told(self.trainer, rehearse(self.trainer)))
+
+
+def lines(trainer: BaseTrainer, folder: Path) -> Iterator[str]:
+    """What is known before anything is computed, one subject a line."""
+    yield f"Before step {trainer.state.global_step + 1} of {trainer.state.max_steps}:"
+    named = ", ".join(f"{name} {version(name)}" for name in ("strop", "torch", "transformers", "accelerate"))
+    yield f"  versions   {named}, Python {platform.python_version()}"
+    yield f"  devices    {devices(trainer)}"
+    yield f"  model      {computing(trainer)}"
+    yield f"  layout     {trainer.layout_text()}"
+    if hasattr(trainer, "generator"):
+        yield f"  rollout    {trainer.generator.name}: {trainer.generator.reason}"
+    yield f"  disk       {disk(trainer, folder)}"
+
+
+def devices(trainer: BaseTrainer) -> str:
+    """The device of this process, and whether all processes that were asked for, and all cards, are at work."""
+    device, world = trainer.args.device, trainer.args.world_size
+    asked = int(os.environ.get("WORLD_SIZE", 1))
+    said = f"{device}, {torch.get_num_threads()} threads"
+    if device.type == "cuda":
+        properties = torch.cuda.get_device_properties(device)
+        said = f"{device}, {properties.name}, {properties.total_memory / GB:.0f} GB"
+        idle = torch.cuda.device_count() - int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+        if idle > 0:
+            said += f"; {idle} more of this machine are idle: start with torchrun --nproc_per_node"
+    return f"{said}; {world} of {asked} process{'es' if asked > 1 else ''}"
+
+
+def computing(trainer: BaseTrainer) -> str:
+    """Class, trained weights, dtype, attention."""
+    model, args = base_model(trainer.policy), trainer.args
+    weights = list(trainer.policy.parameters())
+    trained = sum(each.numel() for each in weights if each.requires_grad)
+    mixed = " under bfloat16" if args.bf16 else " under float16" if args.fp16 else ""
+    attention = getattr(getattr(model, "config", None), "_attn_implementation", None)
+    return (
+        f"{type(model).__name__}, {trained:,} of {sum(each.numel() for each in weights):,} weights trained, "
+        f"{str(weights[0].dtype).removeprefix('torch.')}{mixed}, attention {attention}"
+    )
+
+
+def disk(trainer: BaseTrainer, folder: Path) -> str:
+    """What the checkpoints will take, and what is free; a warning where that is less."""
+    args, place = trainer.args, folder.absolute()
+    while not place.exists():
+        place = place.parent
+    free = shutil.disk_usage(place).free
+    if args.save_strategy == SaveStrategy.NO:
+        return f"no checkpoints; {free / GB:.1f} GB free"
+    weights = list(trainer.policy.parameters())
+    trained = [each for each in weights if each.requires_grad]
+    saved = trained if hasattr(trainer.policy, "peft_config") else weights
+    size = sum(each.numel() * each.element_size() for each in saved) + sum(8 * each.numel() for each in trained)
+    steps = trainer.state.max_steps - trainer.state.global_step
+    every = args.save_steps if args.save_strategy == SaveStrategy.STEPS else steps / max(args.num_train_epochs, 1)
+    count = max(1, round(steps / max(every, 1)))
+    count = min(count, args.save_total_limit + 1) if args.save_total_limit else count
+    said = f"{count} checkpoint{'s' if count > 1 else ''} of {size / GB:.2f} GB; {free / GB:.1f} GB free in {place}"
+    return f"Warning: too little: {said}. Set save_total_limit, or another output_dir." if count * size > free else said
+
+
+def told(trainer: BaseTrainer, found: Rehearsed) -> str:
+    """The rehearsal in a line: rows, tokens, seconds, memory beside what the plan says."""
+    planned = planned_bytes(trainer, found)
+    beside = f" (plan: {planned / GB:.2f} GB)" if planned else ""
+    what = "" if trainer.args.device.type == "cuda" else " of the whole process"
+    return (
+        f"  rehearsal  two micro-batches of the longest rows known, up to {found.longest:,} tokens: "
+        f"{found.seconds:.1f} s, memory {found.peak / GB:.2f} GB{what}{beside}"
+    )
+
+
+def planned_bytes(trainer: BaseTrainer, found: Rehearsed) -> int:
+    """What the memory plan says of these rows; 0 where it knows nothing of the model or the method."""
+    args, model = trainer.args, base_model(trainer.policy)
+    peft = getattr(trainer.policy, "peft_config", None)
+    rank = getattr(next(iter(peft.values())), "r", None) if peft else None
+    half = args.bf16 or args.fp16
+    load = Load(
+        rows=args.train_batch_size,
+        prompt=max(len(tree.prompt_ids) for tree in found.trees),
+        completion=max(len(each) for tree in found.trees for each in tree.completions),
+        micro_batches=2,
+        generations=getattr(args, "num_generations", 1),
+        head_bytes=trainer.head_bytes,
+        half=half,
+        checkpointing=args.gradient_checkpointing,
+        reference=trainer.reference is not None,
+    )
+    try:
+        shape = shape_of(model.config, torch.bfloat16 if half else torch.float32, lora_rank=rank)
+        kind: Literal["lora", "full"] = "lora" if peft else "full"
+        return plan(VERBS.get(args.method, args.method), shape, load, training=kind, lora_rank=rank or 16).peak
+    except (AttributeError, KeyError, TypeError, ValueError):  # a model of the user's own, a method of a package
+        return 0
