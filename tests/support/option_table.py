@@ -73,6 +73,7 @@ TABLE: dict[str, dict[str, Flip]] = {
         "overwrite_output_dir": Flip(True, "files", make=scenes.used_folder),
         "stop_grace": Flip(5.0, "extra", within=scenes.wakeups),
         "on_nonfinite": Flip("skip", "error", before=scenes.poison),
+        "rehearsal": Flip(True, "printed"),
         "generate_during_eval": Flip(True, "files", EVALUATED),
         "num_completions_to_print": Flip(1, "printed", **SAMPLED),
     },

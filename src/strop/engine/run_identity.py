@@ -45,7 +45,7 @@ reward_on_error reward_isolation trust_remote_code full_determinism deepspeed fs
 vllm_server_base_url vllm_server_host vllm_server_port vllm_server_timeout vllm_sync_dir vllm_gpu_memory_utilization
 model_init_kwargs overwrite_output_dir stop_grace max_slots
 lr_scheduler_kwargs precompute_ref_batch_size chunk_tokens seed data_seed shuffle_dataset train_sampling_strategy
-steps_per_generation generation_batch_size num_iterations num_mini_batches
+steps_per_generation generation_batch_size num_iterations num_mini_batches rehearsal
 """
 FREE_TO_CHANGE = frozenset(_FREE.split())
 """Settings that change what is said, kept or how fast it goes, or the length of a run, and no step's numbers; and those
