@@ -12,6 +12,7 @@ from strop.cli import main
 from strop.cli.check import FLAGS
 from strop.cli.flags import separate
 from strop.methods.registry import METHODS, Method
+from strop.testing.tokenizers import toy_tokenizer
 
 
 @pytest.mark.parametrize("method", METHODS, ids=lambda method: method.verb)
@@ -27,7 +28,8 @@ def test_what_is_said_of_rows_in_order(tmp_path: Path, capsys: pytest.CaptureFix
     said = capsys.readouterr().out
     assert f"{tmp_path / 'a.jsonl'}: 4 rows of preference data, plain text\n  3 can be learned from, 1 left out" in said
     assert "warning: 1 row is an exact copy of another (row 1 repeats row 0)" in said
-    assert "the first row:\n    prompt: 'the'\n    chosen: ' ant'" in said
+    assert "  row 0, what is learned in [[ ]]:\n    prompt: the\n    chosen: [[ ant]]\n    rejected: [[" in said
+    assert said.count("what is learned") == 3 and "  row 3, what" in said, "rows that are left out are not shown"
     assert main(["check", "--method", "dpo", str(tmp_path / "a.jsonl")]) == 0
     assert f"Ready: strop dpo --model MODEL --dataset {tmp_path / 'a.jsonl'}" in capsys.readouterr().out
 
@@ -99,3 +101,75 @@ def test_a_mapping_and_evaluation_rows(tmp_path: Path, capsys: pytest.CaptureFix
     said = capsys.readouterr().out
     assert "1 of 1 prompts of the evaluation rows stand in the training rows too" in said
     assert f"--dataset {train} --columns {mapping}" in said
+
+
+@pytest.fixture(scope="module")
+def chat_model(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A folder with a tokenizer that has a chat template, and no weights."""
+    folder = tmp_path_factory.mktemp("model")
+    toy_tokenizer("chatml").save_pretrained(folder)
+    return str(folder)
+
+
+def test_with_a_model_rows_are_shown_by_their_tokens(
+    chat_model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    turns = [{"role": "user", "content": "owl"}, {"role": "assistant", "content": "ibis"}]
+    write_jsonl(tmp_path / "a.jsonl", [{"prompt": turns[:1], "completion": turns[1:]}] * 4)
+    assert main(["check", str(tmp_path / "a.jsonl"), "--method", "sft", "--model", chat_model, "--json"]) == 0
+    rows = json.loads(capsys.readouterr().out)[0]["rows"]
+    assert [row["row"] for row in rows] == [0, 1, 2]
+    parts = rows[0]["parts"]
+    assert "owl" in parts["prompt"][0][0] and not any(learned for _, learned in parts["prompt"])
+    assert parts["completion"][0][0].startswith("ibis<|im_end|>") and parts["completion"][0][1] is True
+
+
+def test_plain_text_for_a_chat_model_is_said(
+    chat_model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_jsonl(tmp_path / "a.jsonl", [{"prompt": "owl", "completion": " ibis"}])
+    assert main(["check", str(tmp_path / "a.jsonl"), "--method", "sft", "--model", chat_model]) == 0
+    said = capsys.readouterr().out
+    assert "the tokenizer's chat template is not applied" in said and "completion: [[ ibis" in said
+
+
+def test_json_and_strictness_are_for_machines(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pair = GOOD["pair"][1]
+    swapped = {**pair, "chosen": pair["rejected"], "rejected": pair["chosen"]}
+    write_jsonl(tmp_path / "good.jsonl", [pair])
+    write_jsonl(tmp_path / "swapped.jsonl", [pair, swapped])
+    write_jsonl(tmp_path / "bad.jsonl", [{"prompt": 3}])
+    files = [str(tmp_path / name) for name in ("good.jsonl", "swapped.jsonl", "bad.jsonl")]
+    assert main(["check", *files, "--json"]) == 2
+    out, err = capsys.readouterr()
+    found = json.loads(out)
+    assert [each["status"] for each in found] == ["fit", "warnings", "unusable"] and not err
+    assert found[0]["rows"][0]["parts"]["chosen"] == [[pair["chosen"], True]]
+    assert "1 of 1 rows cannot be used" in found[2]["error"]
+    assert [main(["check", file, "--strict"]) for file in files] == [0, 1, 2]
+    assert main(["check", files[0], "--eval", files[0], "--strict"]) == 1
+    assert "the evaluation rows are the training rows" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("row", "prompt"),
+    [
+        ({"instruction": "Name it", "input": "a bird", "chosen": "owl", "rejected": "ox"}, "Name it\n\na bird"),
+        ({"system": "Be brief", "question": "A bird?", "chosen": "owl", "rejected": "ox"}, "system: Be brief"),
+        (
+            {
+                "conversations": [{"from": "human", "value": "A bird?"}],
+                "chosen": {"from": "gpt", "value": "owl"},
+                "rejected": {"from": "gpt", "value": "ox"},
+            },
+            "user: A bird?",
+        ),
+    ],
+)
+def test_public_preference_layouts_keep_their_prompts(
+    row: dict[str, object], prompt: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_jsonl(tmp_path / "a.jsonl", [row])
+    assert main(["check", str(tmp_path / "a.jsonl"), "--method", "dpo", "--json"]) == 0
+    parts = json.loads(capsys.readouterr().out)[0]["rows"][0]["parts"]
+    assert prompt in parts["prompt"][0][0] and "owl" in parts["chosen"][0][0]

@@ -1,23 +1,58 @@
-"""`strop check FILE ...`: are these rows what a method needs? Nothing is loaded, torch is not imported."""
+"""`strop check FILE ...`: are these rows what a method needs? No weights are loaded, and torch with --model only."""
 
 from __future__ import annotations
 
+import dataclasses
+import json
 import sys
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from strop.cli.flags import Flag, all_values, helped, separate
+from strop.cli.row_view import Shown, as_text, as_the_model_sees, show
 from strop.errors import ConfigError, DataError, StropError, did_you_mean
 from strop.methods.registry import BY_VERB
+
+if TYPE_CHECKING:
+    from strop.data import DataReport
 
 FLAGS = (
     Flag("method", str, help="Method that the rows are for; left out, they are checked for what they look like."),
     Flag("columns", str, help="Which columns hold what: prompt=instruction+input,chosen=better."),
     Flag("eval", str, help="A file of evaluation rows: checked too, and compared with each FILE."),
+    Flag("model", str, help="Model whose tokenizer and chat template the rows are shown and checked with."),
+    Flag("json", bool, default=False, help="Print what was found as JSON: a list with an entry for each FILE."),
+    Flag("strict", bool, default=False, help="Exit with status 1 where there are warnings."),
     Flag("split", str, "train", "Split, where the file or folder has several."),
 )
-TITLE = "strop check FILE [FILE ...]: are these rows what a method needs?"
-SHOWN_CHARACTERS = 80
+TITLE = """strop check FILE [FILE ...]: are these rows what a method needs?
+
+Exit status: 0 they are, 2 some cannot be used; with --strict, 1 where there are warnings."""
+
+
+@dataclass
+class Looked:
+    """What was found in a file: a report of each set, how the rows are meant, some of them as they will be learned."""
+
+    file: str
+    reports: dict[str, DataReport] = field(default_factory=dict)
+    rows: list[Shown] = field(default_factory=list)
+    closing: str = ""  # the command to run, or the methods that the rows fit
+    error: str = ""  # why they cannot be used
+
+    @property
+    def status(self) -> str:
+        """ "unusable", "warnings" or "fit"."""
+        findings = [finding for report in self.reports.values() for finding in report.findings]
+        return "unusable" if self.error else "warnings" if any(f.severity != "info" for f in findings) else "fit"
+
+    def to_dict(self) -> dict[str, Any]:
+        """As `--json` prints it."""
+        reports = {name: report.to_dict() for name, report in self.reports.items()}
+        rows = [dataclasses.asdict(row) for row in self.rows]
+        return {"file": self.file, "status": self.status, "error": self.error, "sets": reports, "rows": rows,
+                "closing": self.closing}  # fmt: skip
 
 
 def run(argv: list[str]) -> int:
@@ -30,48 +65,63 @@ def run(argv: list[str]) -> int:
         raise ConfigError(f"--method {method}: choose one of {', '.join(BY_VERB)}.{did_you_mean(method, BY_VERB)}")
     if not files:
         raise ConfigError("No file is named. Write: strop check FILE")
-    broken = 0
+    looked = []
     for file in files:
         try:
-            print(check_file(file, method, values["split"], values["columns"], values["eval"]))
+            looked.append(look(file, values))
         except StropError as error:
-            print(f"strop check: {error}", file=sys.stderr)
-            broken = 2
-    return broken
+            looked.append(Looked(file, error=str(error)))
+        if not values["json"]:
+            tell(looked[-1], values["eval"])
+    if values["json"]:
+        print(json.dumps([each.to_dict() for each in looked], ensure_ascii=False, indent=1))
+    if any(each.error for each in looked):
+        return 2
+    return int(bool(values["strict"]) and any(each.status == "warnings" for each in looked))
 
 
-def check_file(
-    file: str, method: str | None, split: str, columns: str | None = None, evaluation: str | None = None
-) -> str:
-    """What is in a file, as text for a terminal; raises `DataError` where rows cannot be used."""
-    from strop.data import check_rows, load_rows, note_leaks
+def look(file: str, values: dict[str, Any]) -> Looked:
+    """Check a file, and the evaluation rows beside it; raises `DataError` where rows cannot be used."""
+    from strop.data import check_rows, detect, load_rows, note_leaks
 
+    method, split, columns, evaluation = (values[name] for name in ("method", "split", "columns", "eval"))
     kind = BY_VERB[method].kind if method else None
     try:
         rows = load_rows(file, split=split, columns=columns)
     except DataError as error:
         raise with_columns(error, file, kind) from None
-    report = check_rows(rows, kind, name=file)
+    if values["model"] is not None:
+        report, shown = as_the_model_sees(rows, kind or str(detect(rows).kind), values["model"], method, file)
+    else:
+        report = check_rows(rows, kind, name=file)
+        shown = as_text(rows, report.kind)
     reports = {"train": report}
     if evaluation is not None:
         held_back = load_rows(evaluation, split="train" if Path(evaluation).is_file() else "test", columns=columns)
         reports["eval"] = check_rows(held_back, kind or report.kind, name=evaluation)
         note_leaks(reports)
-    first = next(iter(rows))
-    left_out = sum(found.count for found in report.left_out.values())
-    lines = [f"{file}: {counted(report.rows_read, 'row')} of {report.kind} data, {manner(report)}"]
+    more = f" --columns {columns}" if columns else ""
+    ready = f"Ready: strop {method} --model {values['model'] or 'MODEL'} --dataset {file}{more}"
+    return Looked(file, reports, shown, ready if method else fitting(next(iter(rows))))
+
+
+def tell(found: Looked, evaluation: str | None) -> None:
+    """What was found, for a terminal; what cannot be used goes to the error stream."""
+    if found.error:
+        print(f"strop check: {found.error}", file=sys.stderr)
+        return
+    report = found.reports["train"]
+    left_out = sum(out.count for out in report.left_out.values())
+    lines = [f"{found.file}: {counted(report.rows_read, 'row')} of {report.kind} data, {manner(report)}"]
     lines.append(f"  {report.trees} can be learned from" + (f", {left_out} left out" if left_out else ""))
     lines += [f"  {finding.severity}: {finding}" for finding in report.findings]
     if evaluation is not None:
-        lines.append(f"{evaluation}: {counted(reports['eval'].rows_read, 'row')} to evaluate on")
-        lines += [f"  {finding.severity}: {finding}" for finding in reports["eval"].findings]
-    lines += ["  the first row:", *(f"    {name}: {shortened(value)}" for name, value in first.items())]
-    if method:
-        more = f" --columns {columns}" if columns else ""
-        lines.append(f"Ready: strop {method} --model MODEL --dataset {file}{more}")
-    else:
-        lines.append(fitting(first))
-    return "\n".join(lines)
+        held_back = found.reports["eval"]
+        lines.append(f"{evaluation}: {counted(held_back.rows_read, 'row')} to evaluate on")
+        lines += [f"  {finding.severity}: {finding}" for finding in held_back.findings]
+    print("\n".join(lines))
+    show(found.rows)
+    print(found.closing)
 
 
 def with_columns(error: DataError, file: str, kind: str | None) -> DataError:
@@ -98,11 +148,6 @@ def manner(report: Any) -> str:
     if not report.conversational:
         return "plain text"
     return f"{counted(report.conversational, 'conversation')}, {plain} in plain text" if plain else "conversations"
-
-
-def shortened(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= SHOWN_CHARACTERS else text[: SHOWN_CHARACTERS - 3] + "..."
 
 
 def fitting(row: dict[str, Any]) -> str:

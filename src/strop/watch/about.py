@@ -17,7 +17,7 @@ from strop.plain_text import masked
 def about(policy: Any, reports: Mapping[str, DataReport]) -> dict[str, str]:
     """Model, data, adapter and command of a run, each as a reader names it; what there is none of is left out."""
     model = base_model(policy)
-    name = getattr(getattr(model, "config", None), "_name_or_path", "") or type(model).__name__
+    name = getattr(getattr(model, "config", None), "name_or_path", "") or type(model).__name__
     facts = {"model": str(name), "data": "; ".join(map(rows_of, reports.values())), "adapter": adapter_of(policy)}
     return {key: value for key, value in {**facts, "command": command_of(sys.argv)}.items() if value}
 
