@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 from peft import LoraConfig
-from transformers import Trainer
 
 import strop
 from strop.errors import ConfigError
@@ -55,13 +55,12 @@ def test_an_optimizer_over_a_part_is_said(tmp_path: Path, capsys: pytest.Capture
     assert "holds 1 of" in capsys.readouterr().out
 
 
-def test_the_model_card_names_the_data_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    seen: list[dict[str, Any]] = []
-    monkeypatch.setattr(Trainer, "create_model_card", lambda self, **kwargs: seen.append(kwargs))
+def test_the_model_card_names_the_data_set(tmp_path: Path) -> None:
     trainer = trainer_of("DPO", net(), tmp_path)
-    trainer.create_model_card(model_name="m", dataset_name="some/data", tags=["x"])
-    trainer.create_model_card()
-    assert seen == [{"model_name": "m", "dataset": "some/data", "tags": ["x"]}, {}]
+    trainer.create_model_card("m", "some/data", tags=["x"])
+    card = (tmp_path / "README.md").read_text()
+    front = yaml.safe_load(card.split("---")[1])
+    assert front["datasets"] == ["some/data"] and front["tags"] == ["strop", "dpo", "x"] and "# m\n" in card
 
 
 def test_the_reference_is_read_by_its_name_in_trl(tmp_path: Path) -> None:

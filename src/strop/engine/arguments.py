@@ -8,6 +8,7 @@ from typing import Any
 from transformers import TrainingArguments
 
 from strop.errors import ConfigError, did_you_mean
+from strop.model import is_peft
 from strop.settings.config import TrainerConfig
 from strop.settings.prerequisites import default_of
 
@@ -58,6 +59,26 @@ def resolve_config(config_class: type[TrainerConfig], args: Any) -> Any:
     if isinstance(args, TrainingArguments) and not isinstance(args, TrainerConfig):
         return config_from_plain(config_class, args)
     raise ConfigError(f"args is a {type(args).__name__}; this trainer needs a {config_class.__name__}.")
+
+
+ADAPTER_FACTOR, ADAPTER_MOST = 10, 2e-4
+
+
+def adapter_learning_rate(args: TrainerConfig, model: Any) -> str:
+    """Where a model has an adapter and nobody named a learning rate: set that of adapters; returns what to say.
+
+    An adapter wants about ten times the rate of full training (Schulman et al. 2025, LoRA Without Regret), and the
+    2e-4 of QLoRA (arXiv 2305.14314) is the most that is taken without being asked for.
+    """
+    default = args.learning_rate
+    rate = min(ADAPTER_FACTOR * default, max(default, ADAPTER_MOST))
+    if "learning_rate" in args.given or rate == default or not is_peft(getattr(model, "policy", model)):
+        return ""
+    args.learning_rate = rate
+    return (
+        f"learning_rate {rate:g}, for an adapter: ten times the {default:g} of full training, at most {ADAPTER_MOST:g} "
+        "(LoRA Without Regret, 2025; QLoRA, arXiv 2305.14314). Set learning_rate to choose another."
+    )
 
 
 def config_from_plain(config_class: type[TrainerConfig], args: TrainingArguments) -> Any:

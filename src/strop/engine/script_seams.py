@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from strop.engine.checkpoint import files_beside
 from strop.engine.overrides import NoDeadOverrides
 from strop.errors import ConfigError
 from strop.model.headed import note_loading
+from strop.watch.model_card import model_card, write_card
 
 
 class ScriptSeams(NoDeadOverrides):
@@ -21,6 +20,8 @@ class ScriptSeams(NoDeadOverrides):
     args: Any
     policy: Any
     reference: Any
+    state: Any
+    run_facts: Callable[[], dict[str, str]]
     router_coef: float
 
     @property
@@ -33,22 +34,27 @@ class ScriptSeams(NoDeadOverrides):
         """The reference as a module; None where it is the policy with its adapter off, or where there is none."""
         return getattr(self.reference, "model", None)
 
-    def create_model_card(self, *args: Any, dataset_name: str | list[str] | None = None, **kwargs: Any) -> None:
-        """The parent's model card, whole or as it was; `dataset_name` (in `push_to_hub` too) is what was trained on."""
-        if dataset_name is not None:
-            kwargs["dataset"] = dataset_name
-        settings = self.args
-        if len(args) < 4:  # the parent takes it from the folder's name
-            kwargs.setdefault("model_name", Path(settings.output_dir).name)
-        with files_beside(Path(settings.output_dir), "The model card") as beside:
-            self.args = copy.copy(settings)
-            self.args.output_dir = str(beside)
-            try:
-                super().create_model_card(*args, **kwargs)  # type: ignore[misc]
-                if settings.should_save:
-                    note_loading(self.policy, beside)
-            finally:
-                self.args = settings
+    def card(self, model_name: str | None = None, dataset_name: str | list[str] | None = None, **front: Any) -> str:
+        """The model card of the run as it is now, with further fields of its front matter."""
+        datasets = [dataset_name] if isinstance(dataset_name, str) else dataset_name or ()
+        history = self.state.log_history
+        facts = self.run_facts()
+        return model_card(facts, type(self), self.args, history, name=model_name or "", datasets=datasets, **front)
+
+    def create_model_card(
+        self,
+        model_name: str | None = None,
+        dataset_name: str | list[str] | None = None,
+        tags: str | list[str] | None = None,
+        *,
+        dataset: str | list[str] | None = None,
+        **front: Any,
+    ) -> None:
+        """Write the model card anew; `dataset_name` (in `push_to_hub` too) is what was trained on."""
+        if self.args.should_save:
+            folder = Path(str(self.args.output_dir))
+            write_card(folder, self.card(model_name, dataset_name or dataset, tags=tags, **front))
+            note_loading(self.policy, folder)
 
 
 def check_optimizer(optimizer: Any, model: torch.nn.Module, trainer: str, say: Callable[[str], None]) -> None:

@@ -19,7 +19,7 @@ from strop.collectives import sum_over_ranks
 from strop.data import DataReport
 from strop.disk import refusals_named
 from strop.engine import rows
-from strop.engine.arguments import resolve_arguments, resolve_config
+from strop.engine.arguments import adapter_learning_rate, resolve_arguments, resolve_config
 from strop.engine.checkpoint import (
     check_whole,
     draft,
@@ -54,6 +54,7 @@ from strop.records import StepWork
 from strop.settings.config import TrainerConfig
 from strop.watch.about import about
 from strop.watch.alarms import Alarms
+from strop.watch.model_card import write_card
 from strop.watch.progress import ProgressDisplay
 from strop.watch.run_directory import RunDirectory
 from strop.watch.say import say
@@ -103,6 +104,8 @@ class BaseTrainer(ScriptSeams, StepTrainer):
             model_init=model_init, quantization_config=quantization_config, peft_config=peft_config,
             ref_model=ref_model,
         )  # fmt: skip
+        if line := adapter_learning_rate(args, parts.model):
+            say(args, line)
         alarms, signals = Alarms(args), StopSignals(args)
         directory = RunDirectory(args, parts.rows.reports, self.run_facts, self.glossary)
         watching: list[TrainerCallback] = [
@@ -388,6 +391,8 @@ class BaseTrainer(ScriptSeams, StepTrainer):
                     folder = output_dir or args.output_dir
                     self.policy.save_pretrained(folder, selected_adapters=names, state_dict=state_dict)
                     self.processing_class.save_pretrained(folder)
+            if args.should_save:
+                write_card(Path(output_dir or str(args.output_dir)), self.card())
             if self.unsaid_pad and args.should_save:
                 note_in_card(Path(output_dir or args.output_dir))
         finally:

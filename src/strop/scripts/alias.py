@@ -57,6 +57,7 @@ class Asked:
             config_class.__post_init__(self)
             if type(self) is recorder:
                 self.__class__ = config_class  # a checkpoint holds the config under the name of its class
+            self.given = frozenset(vars(self))  # TRL's defaults count as the script's choice
             configs.append(self)
 
         recorder = type(config_class.__name__, (config_class,), {"__post_init__": __post_init__})

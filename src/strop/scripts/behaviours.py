@@ -28,6 +28,12 @@ BEHAVIOURS: tuple[Behaviour, ...] = (
         ),
     ),
     Behaviour(
+        "With an adapter, a learning rate that was not given is ten times the default, at most 2e-4; `strop run` keeps "
+        "TRL's",
+        "at the rate of full training an adapter hardly learns (LoRA Without Regret, 2025; arXiv 2305.14314)",
+        (),
+    ),
+    Behaviour(
         "A loss that is not finite stops the run; TRL goes on to NaN weights",
         "the rows are named, the batch is kept, and the weights are those of the step before",
         (r"NonFiniteError",),

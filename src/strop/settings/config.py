@@ -86,6 +86,7 @@ def unknown_trackers(report_to: Any) -> list[str]:
 class TrainerConfig(TrainingArguments):
     """Settings shared by every trainer. Everything of `transformers.TrainingArguments` is accepted as well."""
 
+    given: ClassVar[frozenset[str]] = frozenset()  # of an instance: the settings that whoever made it named
     aliases: ClassVar[dict[str, str]] = {
         "max_seq_length": "max_length",
         "evaluation_strategy": "eval_strategy",

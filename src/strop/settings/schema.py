@@ -73,7 +73,9 @@ def _friendly_init(cls: type) -> Callable[..., None]:
 
     @functools.wraps(generated)
     def __init__(self: object, *args: Any, **kwargs: Any) -> None:
-        generated(self, *args, **resolve_keywords(cls, kwargs))
+        keywords = resolve_keywords(cls, kwargs)
+        self.given = frozenset(keywords)  # type: ignore[attr-defined]
+        generated(self, *args, **keywords)
 
     return __init__
 

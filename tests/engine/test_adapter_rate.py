@@ -1,0 +1,36 @@
+"""The learning rate of adapters where nobody named one."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from peft import LoraConfig
+
+from strop.scripts.alias import Asked
+from strop.testing.cases import make_trainer, settings
+
+
+def config_of(verb: str, folder: Path) -> Any:
+    return type(settings(verb, folder))
+
+
+@pytest.mark.parametrize(
+    ("verb", "given", "rate"),
+    [("dpo", {}, 1e-5), ("sft", {}, 2e-4), ("reward", {}, 2e-4), ("dpo", {"learning_rate": 1e-6}, 1e-6)],
+)
+def test_an_adapter_has_a_rate_of_its_own_where_none_was_given(
+    verb: str, given: dict[str, Any], rate: float, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    args = config_of(verb, tmp_path)(output_dir=str(tmp_path), use_cpu=True, report_to=[], **given)
+    adapter = LoraConfig(r=4, target_modules=["q_proj"])
+    made = make_trainer(verb, tmp_path, trainer={"peft_config": adapter})
+    trainer = type(made)(
+        model=made.model, args=args, train_dataset=made.train_dataset, processing_class=made.processing_class
+    )
+    assert trainer.args.learning_rate == pytest.approx(rate)
+    assert ("for an adapter" in capsys.readouterr().out) == (not given)
+
+
+def test_a_script_for_trl_keeps_its_defaults(tmp_path: Path) -> None:
+    config = Asked().recording(config_of("dpo", tmp_path))
+    assert "learning_rate" in config(output_dir=str(tmp_path), use_cpu=True, report_to=[]).given
