@@ -53,7 +53,7 @@ MUTATIONS = (
         name="check-imports-torch",
         promises=(10, 24),
         history="Looking at a file took as long as importing the training framework.",
-        edits=(Edit("cli/check.py", "import sys\nfrom pathlib", "import sys\nimport torch\nfrom pathlib"),),
+        edits=(Edit("cli/check.py", "import sys\nfrom dataclasses", "import sys\nimport torch\nfrom dataclasses"),),
         tests=("tests/cli/test_broken_files.py::test_check_in_a_process_of_its_own",),
     ),
     Mutation(
