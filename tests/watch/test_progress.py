@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import io
+import sys
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from rich.console import Console
 
-from strop.watch.progress import LiveView, ProgressDisplay, clock
+from strop.watch.progress import LiveView, NotebookView, ProgressDisplay, clock
 
 ARGS: Any = SimpleNamespace(method="online_dpo", disable_tqdm=False)
 LOGS = {"loss": 0.6931, "rewards/margins": 0.1234, "rewards/accuracies": 0.75, "grad_norm": 12.3456, "kl": 0.01}
@@ -60,3 +61,20 @@ def test_a_run_in_a_terminal_and_elsewhere() -> None:
 @pytest.mark.parametrize(("seconds", "said"), [(None, "-"), (0.2, "0:00"), (65, "1:05"), (7800, "2:10:00")])
 def test_times(seconds: float | None, said: str) -> None:
     assert clock(seconds) == said
+
+
+def test_a_notebook_has_one_output_that_is_written_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    shown: list[str] = []
+    output = SimpleNamespace(update=shown.append)
+    fake = SimpleNamespace(HTML=str, display=lambda text, display_id: (shown.append(text), output)[1])
+    monkeypatch.setitem(sys.modules, "IPython", SimpleNamespace(display=fake))
+    monkeypatch.setitem(sys.modules, "IPython.display", fake)
+    monkeypatch.setattr(NotebookView, "LEAST_SECONDS", 0.0)
+    console = Console(file=io.StringIO(), force_jupyter=True)
+    display = ProgressDisplay(console)
+    display.on_train_begin(ARGS, state(0), None)
+    display.on_log(ARGS, state(1), None, logs={"loss": 0.5, "<b>": 1.0})
+    display.on_step_end(ARGS, state(1), None)
+    display.on_train_end(ARGS, state(1), None)
+    assert len(shown) == 3 and "0/12000" in shown[0] and "1/12000" in shown[1]
+    assert "loss 0.5" in shown[2] and "&lt;b&gt; 1" in shown[2] and "<progress" in shown[2]

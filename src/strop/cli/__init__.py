@@ -20,7 +20,8 @@ TOOLS = {
     "chat": "talk to a model in the terminal",
     "export": "merge an adapter, write safetensors, GGUF and a Modelfile for other tools",
     "run": "run a script that was written for TRL, as it is",
-    "report": "make the HTML page of a run",
+    "report": "make the HTML page of a run, or of several; serve it, and follow them",
+    "completion": "make the shell complete verbs and flags",
     "vllm-serve": "start a vLLM server for online trainers",
 }
 

@@ -33,6 +33,7 @@ RUN_FLAGS = (
         default=False,
         help="Continue from the newest complete checkpoint of output_dir, or from a folder.",
     ),
+    Flag("quiet", bool, default=False, help="Say nothing but warnings, and at the end where the model is."),
     Flag("dry_run", bool, default=False, help="Do everything up to the first step, rehearse it, and write nothing."),
 )
 LORA_FLAGS = (
@@ -45,11 +46,11 @@ LORA_FLAGS = (
     Flag("load_in_8bit", bool, default=False, help="Load the base model in 8-bit (needs strop[quant])."),
 )
 USED_FIRST = (
-    "model", "dataset", "eval_dataset", "ref_model", "teacher_model", "reward_funcs", "output_dir", "resume", "dry_run",
-    "lora",
-    "load_in_4bit", "learning_rate", "num_train_epochs", "max_steps", "per_device_train_batch_size",
-    "gradient_accumulation_steps", "max_length", "beta", "loss_type", "packing", "num_generations",
-    "max_completion_length", "temperature", "logging_steps", "eval_steps", "save_steps", "report_to", "seed",
+    "model", "dataset", "eval_dataset", "ref_model", "teacher_model", "reward_funcs", "output_dir", "resume",
+    "dry_run", "quiet", "lora", "load_in_4bit", "learning_rate", "num_train_epochs", "max_steps",
+    "per_device_train_batch_size", "gradient_accumulation_steps", "max_length", "beta", "loss_type", "packing",
+    "num_generations", "max_completion_length", "temperature", "logging_steps", "eval_steps", "save_steps",
+    "report_to", "seed",
 )  # fmt: skip
 """Flags that the help shows when it is not asked for more."""
 NAME_ALIASES = {
@@ -81,6 +82,8 @@ def run(verb: str, argv: list[str]) -> int:
     if own["eval_dataset"] and "eval_strategy" not in values:
         values["eval_strategy"] = "steps" if "eval_steps" in values else "epoch"
     args = config_class.from_recipe(own["recipe"], **values) if own["recipe"] else config_class(**values)
+    if own["quiet"]:
+        args.quiet = args.disable_tqdm = True
     if not own["resume"] and not own["dry_run"]:
         refuse_used_folder(args)
     if own["dtype"]:
@@ -198,7 +201,7 @@ def given_flags(method: Method, own: dict[str, Any]) -> dict[str, Any]:
     return {
         flag.name: own[flag.name]
         for flag in flags
-        if own[flag.name] != flag.default and flag.name not in ("resume", "recipe", "dry_run")
+        if own[flag.name] != flag.default and flag.name not in ("resume", "recipe", "dry_run", "quiet")
     }
 
 
@@ -280,16 +283,27 @@ def train_and_save(trainer: BaseTrainer, own: dict[str, Any]) -> int:
         trainer.say(report.render())
     before = trainer.evaluate() if own["eval_dataset"] and not own["resume"] else None
     trainer.train(resume_from_checkpoint=own["resume"] or None)
-    after = trainer.evaluate() if own["eval_dataset"] else None
+    after = (last_evaluation(trainer) or trainer.evaluate()) if own["eval_dataset"] else None
     trainer.save_model()
     if not first:
         return 0
     page = write_report(trainer.args.output_dir)
+    if own["quiet"]:
+        print(trainer.args.output_dir)
+        return 0
     if before and after:
         print_comparison(before, after)
     print(f"model   {trainer.args.output_dir}\nreport  {page}")
     print(f"try it  strop chat --model {trainer.args.output_dir}" if own["model"] else "", file=sys.stdout)
     return 0
+
+
+def last_evaluation(trainer: BaseTrainer) -> dict[str, float]:
+    """What training evaluated at its last step; empty if it did not, or loaded other weights since."""
+    if trainer.args.load_best_model_at_end:
+        return {}
+    end = [line for line in trainer.state.log_history if line.get("step") == trainer.state.global_step]
+    return {name: value for line in end for name, value in line.items() if name.startswith("eval_")}
 
 
 def print_comparison(before: dict[str, float], after: dict[str, float]) -> None:

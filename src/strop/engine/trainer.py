@@ -61,6 +61,9 @@ from strop.watch.say import say
 from strop.watch.still_weights import StillWeights
 from strop.watch.stop_signals import StopSignals
 
+NOTEBOOK = "NotebookProgressCallback"
+"""The parent's display in a notebook, whose module needs one to be imported."""
+
 
 class BaseTrainer(ScriptSeams, StepTrainer):
     """What all fifteen trainers share. A method overrides a handful of hooks, which `StepTrainer` lists.
@@ -124,8 +127,9 @@ class BaseTrainer(ScriptSeams, StepTrainer):
             optimizers=optimizers,
             optimizer_cls_and_kwargs=optimizer_cls_and_kwargs,
         )
-        for parents in (ProgressCallback, PrinterCallback):
-            self.remove_callback(parents)
+        for callback in list(self.callback_handler.callbacks):
+            if type(callback) in (ProgressCallback, PrinterCallback) or type(callback).__name__ == NOTEBOOK:
+                self.remove_callback(callback)
         if not any(isinstance(callback, ProgressDisplay) for callback in self.callback_handler.callbacks):
             self.add_callback(ProgressDisplay())
         self.neftune_noise_alpha = None  # the parent's noise is scaled by the length of the flat row

@@ -9,7 +9,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 
 import torch
 from transformers import TrainingArguments
-from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
+from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK, get_available_reporting_integrations
 from transformers.trainer_pt_utils import AcceleratorConfig
 
 from strop.collectives import meet
@@ -73,12 +73,21 @@ def rows_dealt_by(accelerator_config: Any) -> list[str]:
     return [name for name, value in given.items() if name != untouched and value != default.get(name)]
 
 
+PACKAGES = {"azure_ml": "azureml-mlflow", "comet_ml": "comet-ml", "flyte": "flytekit"}
+"""Trackers whose package has another name."""
+
+
 def unknown_trackers(report_to: Any) -> list[str]:
-    """A problem for each name in `report_to` that is no tracker."""
+    """A problem for each name in `report_to` that is no tracker, or whose package is not there."""
     names = [report_to] if isinstance(report_to, str) else list(report_to or [])
     known = [*INTEGRATION_TO_CALLBACK, "all", "none"]
+    missing = {*INTEGRATION_TO_CALLBACK} - {*get_available_reporting_integrations()} if names else set()
     return [
-        f"report_to={name!r} is not a tracker.{did_you_mean(str(name), known)}" for name in names if name not in known
+        f"report_to={name!r} is not a tracker.{did_you_mean(str(name), known)}"
+        if name not in known
+        else f"report_to={name!r} needs a package that is not installed: pip install {PACKAGES.get(name, name)}."
+        for name in names
+        if name not in known or name in missing
     ]
 
 
@@ -86,6 +95,7 @@ def unknown_trackers(report_to: Any) -> list[str]:
 class TrainerConfig(TrainingArguments):
     """Settings shared by every trainer. Everything of `transformers.TrainingArguments` is accepted as well."""
 
+    quiet: ClassVar[bool] = False  # of an instance: nothing is said but warnings
     given: ClassVar[frozenset[str]] = frozenset()  # of an instance: the settings that whoever made it named
     aliases: ClassVar[dict[str, str]] = {
         "max_seq_length": "max_length",

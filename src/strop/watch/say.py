@@ -11,8 +11,8 @@ from strop.settings.config import TrainerConfig
 
 
 def say(args: TrainerConfig, line: str) -> None:
-    """Print a line once, from the first process."""
-    if args.process_index == 0:
+    """Print a line once, from the first process; where the run is to be quiet, warnings only."""
+    if args.process_index == 0 and (not args.quiet or line.startswith("Warning")):
         with unheard():
             print(line, flush=True)
 
