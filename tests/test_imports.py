@@ -17,7 +17,7 @@ SOURCE = ROOT / "src" / "strop"
 BASE = {"plain_text", "errors", "disk", "records", "collectives", "http_client", "metric"}
 WAIST = BASE | {"data", "model"}
 TOOLS = WAIST | {"rollout", "rewards", "losses"}
-ENGINE = TOOLS | {"plan", "settings", "watch", "engine", "online", "methods"}
+ENGINE = TOOLS | {"settings", "watch", "engine", "online", "methods"}
 MAY_IMPORT: dict[str, set[str]] = {
     "plain_text": set(),
     "errors": {"plain_text"},
@@ -34,10 +34,10 @@ MAY_IMPORT: dict[str, set[str]] = {
     "losses": BASE,
     "settings": TOOLS | {"recipes"},
     "watch": TOOLS | {"settings"},
-    "engine": TOOLS | {"plan", "settings", "watch"},
-    "online": ENGINE - {"online", "methods"},
-    "methods": ENGINE - {"methods"},
-    "plan": BASE | {"data"},
+    "engine": TOOLS | {"settings", "watch"},
+    "online": TOOLS | {"settings", "watch", "engine"},
+    "methods": TOOLS | {"settings", "watch", "engine", "online"},
+    "plan": ENGINE,
     "report": ENGINE,
     "export": ENGINE,
     "demo": ENGINE | {"plan", "report", "export"},

@@ -39,5 +39,10 @@ def test_a_dry_run_ends_before_the_first_step_and_writes_nothing(
     out = tmp_path / "runs" / "x"
     assert main(["doctor", "sft", *words, "--output_dir", str(out)]) == 0
     said = capsys.readouterr().out
-    assert "rehearsal  two micro-batches" in said and f"free in {tmp_path}" in said and "nothing was trained" in said
+    assert (
+        "rehearsal  two micro-batches" in said
+        and "(plan: " in said
+        and f"free in {tmp_path}" in said
+        and "nothing was trained" in said
+    )
     assert not out.parent.exists()

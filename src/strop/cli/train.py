@@ -8,6 +8,7 @@ import itertools
 import os
 import sys
 import tempfile
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -234,6 +235,8 @@ def help_for(method: Method, topic: str = "") -> str:
 
 def make_trainer(method: Method, args: Any, own: dict[str, Any]) -> Any:
     """The trainer, with adapter and quantisation made from flags."""
+    from strop.plan.rehearsed import planned_bytes
+
     extra: dict[str, Any] = {flag.name: own[flag.name] for flag in model_flags(method) if own[flag.name] is not None}
     if own["lora"] or own["load_in_4bit"] or own["load_in_8bit"]:
         from peft import LoraConfig
@@ -247,7 +250,7 @@ def make_trainer(method: Method, args: Any, own: dict[str, Any]) -> Any:
         )
     if own["load_in_4bit"] or own["load_in_8bit"]:
         extra["quantization_config"] = quantization(own["load_in_4bit"])
-    return method.trainer()(
+    trainer = method.trainer()(
         model=own["model"],
         args=args,
         train_dataset=own["dataset"],
@@ -255,6 +258,8 @@ def make_trainer(method: Method, args: Any, own: dict[str, Any]) -> Any:
         processing_class=own["tokenizer"],
         **extra,
     )
+    trainer.preflight.planned = partial(planned_bytes, method.verb)
+    return trainer
 
 
 def quantization(four_bit: bool) -> Any:

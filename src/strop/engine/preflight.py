@@ -5,10 +5,10 @@ from __future__ import annotations
 import os
 import platform
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import torch
 from transformers import TrainerCallback
@@ -17,15 +17,11 @@ from transformers.trainer_utils import SaveStrategy
 from strop.engine.rehearsal import Rehearsed, rehearse, untouched, why_not
 from strop.errors import StropError
 from strop.model import base_model
-from strop.plan.activations import shape_of
-from strop.plan.memory import Load, plan
 
 if TYPE_CHECKING:
     from strop.engine.trainer import BaseTrainer
 
 GB = 10**9
-VERBS = {"onlinedpo": "online-dpo", "nashmd": "nash-md"}
-"""Names of methods in the memory plan, where they are not the config's."""
 
 
 class DryRunEnds(StropError):
@@ -38,6 +34,7 @@ class Preflight(TrainerCallback):
     def __init__(self, trainer: BaseTrainer) -> None:
         self.trainer, self.only = trainer, False
         self.folder: str | None = None  # where checkpoints will lie, if not in output_dir
+        self.planned: Callable[[BaseTrainer, Rehearsed], int] = lambda trainer, found: 0  # bytes; the plan's, if known
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         reason = why_not(self.trainer)
@@ -116,35 +113,10 @@ def disk(trainer: BaseTrainer, folder: Path) -> str:
 
 def told(trainer: BaseTrainer, found: Rehearsed) -> str:
     """The rehearsal in a line: rows, tokens, seconds, memory beside what the plan says."""
-    planned = planned_bytes(trainer, found)
+    planned = trainer.preflight.planned(trainer, found)
     beside = f" (plan: {planned / GB:.2f} GB)" if planned else ""
     what = "" if trainer.args.device.type == "cuda" else " of the whole process"
     return (
         f"  rehearsal  two micro-batches of the longest rows known, up to {found.longest:,} tokens: "
         f"{found.seconds:.1f} s, memory {found.peak / GB:.2f} GB{what}{beside}"
     )
-
-
-def planned_bytes(trainer: BaseTrainer, found: Rehearsed) -> int:
-    """What the memory plan says of these rows; 0 where it knows nothing of the model or the method."""
-    args, model = trainer.args, base_model(trainer.policy)
-    peft = getattr(trainer.policy, "peft_config", None)
-    rank = getattr(next(iter(peft.values())), "r", None) if peft else None
-    half = args.bf16 or args.fp16
-    load = Load(
-        rows=args.train_batch_size,
-        prompt=max(len(tree.prompt_ids) for tree in found.trees),
-        completion=max(len(each) for tree in found.trees for each in tree.completions),
-        micro_batches=2,
-        generations=getattr(args, "num_generations", 1),
-        head_bytes=trainer.head_bytes,
-        half=half,
-        checkpointing=args.gradient_checkpointing,
-        reference=trainer.reference is not None,
-    )
-    try:
-        shape = shape_of(model.config, torch.bfloat16 if half else torch.float32, lora_rank=rank)
-        kind: Literal["lora", "full"] = "lora" if peft else "full"
-        return plan(VERBS.get(args.method, args.method), shape, load, training=kind, lora_rank=rank or 16).peak
-    except (AttributeError, KeyError, TypeError, ValueError):  # a model of the user's own, a method of a package
-        return 0
