@@ -11,6 +11,7 @@ import torch
 from strop.engine.overrides import NoDeadOverrides
 from strop.errors import ConfigError
 from strop.model.headed import note_loading
+from strop.watch.about import about
 from strop.watch.model_card import model_card, write_card
 
 
@@ -21,7 +22,7 @@ class ScriptSeams(NoDeadOverrides):
     policy: Any
     reference: Any
     state: Any
-    run_facts: Callable[[], dict[str, str]]
+    reports: Any
     router_coef: float
 
     @property
@@ -38,7 +39,7 @@ class ScriptSeams(NoDeadOverrides):
         """The model card of the run as it is now, with further fields of its front matter."""
         datasets = [dataset_name] if isinstance(dataset_name, str) else dataset_name or ()
         history = self.state.log_history
-        facts = self.run_facts()
+        facts = about(self.policy, self.reports)
         return model_card(facts, type(self), self.args, history, name=model_name or "", datasets=datasets, **front)
 
     def create_model_card(
