@@ -158,4 +158,27 @@ MUTATIONS = (
         ),
         tests=("tests/engine/test_ranks_together.py::test_no_rank_runs_the_model_alone",),
     ),
+    Mutation(
+        name="rehearsal-keeps-running-means",
+        promises=(7,),
+        history="A rehearsal moved BCO's running mean, and the run after it was another one.",
+        edits=(Edit("engine/rehearsal.py", "        trainer.load_extra_state(extra)\n", ""),),
+        tests=("tests/engine/test_rehearsal.py::test_a_rehearsed_run_is_the_same_run[bco]",),
+    ),
+    Mutation(
+        name="rehearsal-draws-from-the-runs-generator",
+        promises=(7,),
+        history="Dropout of the rehearsal used up random numbers, so that every later step dropped other weights.",
+        edits=(Edit("engine/rehearsal.py", "with torch.random.fork_rng():", "with contextlib.nullcontext():"),),
+        tests=("tests/engine/test_rehearsal.py::test_a_rehearsed_run_is_the_same_run[sft]",),
+    ),
+    Mutation(
+        name="an-adapter-rate-over-a-given-one",
+        promises=(10,),
+        history="The learning rate for adapters replaced the one that was given.",
+        edits=(
+            Edit("engine/arguments.py", 'if "learning_rate" in args.given or rate == default', "if rate == default"),
+        ),
+        tests=("tests/engine/test_adapter_rate.py::test_an_adapter_has_a_rate_of_its_own_where_none_was_given",),
+    ),
 )
