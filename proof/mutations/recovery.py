@@ -152,8 +152,8 @@ MUTATIONS = (
         edits=(
             Edit(
                 "watch/run_directory.py",
-                "        layout = self.layout()  #",
-                '        layout = self.layout() if state.is_world_process_zero else ""  #',
+                "        known = self.facts()  #",
+                "        known = self.facts() if state.is_world_process_zero else {}  #",
             ),
         ),
         tests=("tests/engine/test_ranks_together.py::test_no_rank_runs_the_model_alone",),
