@@ -25,6 +25,7 @@ help:
 	@echo "make faults       kill runs, fill disks, send in hostile files, programs, servers (writes docs/reliability.md)"
 	@echo "make site         build the documentation into build/site"
 	@echo "make bench        side by side measurements (see docs/benchmarks.md)"
+	@echo "make support      every architecture and combination on tiny models (writes docs/support.md; goes on where it was)"
 	@echo "make install      .venv with strop and the development tools"
 	@echo "make clean        remove .venv and caches"
 
@@ -79,6 +80,9 @@ bench: $(VENV)/.dev
 	$(BIN)/python -m benchmarks.offline --model $(MODEL) --methods dpo kto orpo cpo reward --prompt 512 --completion 128 128
 	$(BIN)/python -m benchmarks.online --model $(MODEL) --methods grpo rloo online-dpo gkd
 	$(BIN)/python -m benchmarks.rollout
+
+support: $(VENV)/.dev
+	@$(TEST_ENV) $(BIN)/python -m benchmarks.support
 
 clean:
 	rm -rf $(VENV) .pytest_cache .ruff_cache .mypy_cache .hypothesis build src/*.egg-info

@@ -8,6 +8,8 @@ construction, never by looking for a pad id.
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -18,6 +20,7 @@ from transformers import (
     AutoModelForSequenceClassification,
     AutoModelForTokenClassification,
 )
+from transformers.integrations import deepspeed as zero
 
 from strop.errors import SetupError
 from strop.model.headed import headed_class
@@ -78,7 +81,7 @@ def with_head(model: nn.Module, task: str) -> nn.Module:
     config.num_labels = _NUM_LABELS[task]
     decoder = decoder_of(source)
     weight = next(decoder.parameters())
-    with torch.device("meta"):
+    with torch.device("meta"), _weights_of_one_process():
         headed = cls(config)
     for name, child in headed.named_children():
         own = getattr(source, name, None)
@@ -93,6 +96,16 @@ def with_head(model: nn.Module, task: str) -> nn.Module:
         if hasattr(source, flag):
             setattr(headed, flag, getattr(source, flag))
     return headed.train(model.training)
+
+
+@contextmanager
+def _weights_of_one_process() -> Iterator[None]:
+    """Under ZeRO-3 transformers spreads and fills the weights of every model that is made; not in here."""
+    kept, zero._hf_deepspeed_config_weak_ref = zero._hf_deepspeed_config_weak_ref, None
+    try:
+        yield
+    finally:
+        zero._hf_deepspeed_config_weak_ref = kept
 
 
 def _initialise(module: nn.Module, std: float) -> None:
