@@ -313,4 +313,22 @@ MUTATIONS = (
             "tests/model/test_headed.py::test_a_head_is_the_linear_map_of_the_last_states_and_survives_saving[falcon_h1-score]",
         ),
     ),
+    Mutation(
+        name="weights-beside-an-adapter-left-behind",
+        promises=(11, 23),
+        history="Norms unfrozen beside LoRA were trained and in no checkpoint: PEFT saves what adapters own.",
+        edits=(
+            Edit(
+                "model/beside_adapter.py",
+                "    if weights := beside_adapter(model):\n",
+                "    if not (weights := beside_adapter(model)):\n",
+            ),
+            Edit(
+                "model/beside_adapter.py",
+                "    odd += [name for name in beside_adapter(model) if name not in saved]\n",
+                "",
+            ),
+        ),
+        tests=("tests/engine/test_beside_adapter.py::test_they_come_again",),
+    ),
 )

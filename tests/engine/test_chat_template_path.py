@@ -15,7 +15,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenize
 
 from strop.engine import parts
 from strop.errors import ConfigError
-from strop.model import apply_peft
+from strop.export.merge import merged
+from strop.model import apply_peft, load_model
 from strop.testing.cases import make_trainer
 from strop.testing.tiny import tiny_model
 from strop.testing.tokenizers import toy_tokenizer
@@ -84,8 +85,9 @@ def test_tokens_and_end_of_turn_come_with_the_template(
 def test_an_adapter_trains_the_rows_of_new_tokens(tied: bool, chatml: str, tmp_path: Path) -> None:
     tokenizer = base_tokenizer()
     lora = LoraConfig(r=2, target_modules=["q_proj"], task_type="CAUSAL_LM")
+    base_model(tokenizer, tie_word_embeddings=tied).save_pretrained(tmp_path / "base")
     trainer = make_trainer(
-        "dpo", tmp_path, rows=PAIRS, tokenizer=tokenizer, model=base_model(tokenizer, tie_word_embeddings=tied),
+        "dpo", tmp_path, rows=PAIRS, tokenizer=tokenizer, model=str(tmp_path / "base"),
         trainer={"peft_config": lora}, chat_template_path=chatml, learning_rate=0.1, num_train_epochs=2,
     )  # fmt: skip
     beside = {n: p for n, p in trainer.policy.named_parameters() if p.requires_grad and "lora" not in n}
@@ -95,6 +97,12 @@ def test_an_adapter_trains_the_rows_of_new_tokens(tied: bool, chatml: str, tmp_p
     assert trainer.state.log_history[0]["loss"] == pytest.approx(math.log(2), abs=1e-5)
     assert all(not torch.equal(weight, before[name]) for name, weight in beside.items())
     assert lora.trainable_token_indices is None  # the script's own config is left as it was
+    trainer.save_model(str(tmp_path / "out"))
+    ids = torch.tensor([[5, len(tokenizer) - 1, 30, len(tokenizer) - 2]])
+    with torch.no_grad():
+        expected = trainer.policy.eval()(ids).logits
+        assert torch.equal(load_model(tmp_path / "out", dtype=torch.float32)(ids).logits, expected)
+        assert torch.allclose(merged(tmp_path / "out")(ids).logits, expected, atol=1e-4)
 
 
 def test_what_config_and_model_say_is_kept(chatml: str, tmp_path: Path) -> None:

@@ -73,3 +73,11 @@ def test_sampled_completions_are_told_by_their_rewards(verb: str, tmp_path: Path
     assert rewards.shape == seen[0].predictions.shape == (5, 2) and seen[0].label_ids is None
     assert np.isnan(rewards[4]).all() and np.isfinite(rewards[:4]).all()
     assert (rewards[[0, 2]] == 1.0).all() and (rewards[[1, 3], 0] != rewards[[1, 3], 1]).all()
+
+
+def test_metrics_that_expect_logits_are_told_what_they_were_given(tmp_path: Path) -> None:
+    metric = {"compute_metrics": lambda given: {"right": given.predictions.argmax(-1)[:, 1:].mean()}}
+    trainer = make_trainer("sft", tmp_path, rows=rows_for("sft", 4), trainer=metric)
+    with pytest.raises(IndexError) as error:
+        trainer.evaluate(rows_for("sft", 4))
+    assert "predictions of shape (4, 1)" in error.value.__notes__[0] and "label_ids: None" in error.value.__notes__[0]

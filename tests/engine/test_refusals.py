@@ -15,7 +15,8 @@ from transformers import BitsAndBytesConfig, T5Config, T5ForConditionalGeneratio
 
 from strop.engine.refusals import check_launch
 from strop.errors import ConfigError, SetupError
-from strop.testing.cases import make_trainer
+from strop.methods.dpo import DPOConfig
+from strop.testing.cases import make_trainer, rows_for
 from strop.testing.tiny import tiny_model
 from strop.testing.tokenizers import toy_tokenizer
 
@@ -129,3 +130,22 @@ def test_deepspeed_that_was_turned_off(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(ConfigError, match="2 processes, each of them by itself, would run"):
         check_launch(launched(DistributedType.DEEPSPEED, 1, deepspeed="zero3.json"))
+
+
+@pytest.mark.parametrize(("verb", "task", "labels"), [("reward", "score", 2), ("prm", "step", 3)])
+def test_a_head_of_another_size_is_refused(verb: str, task: str, labels: int, tmp_path: Path) -> None:
+    model = tiny_model("llama", task=task, vocab_size=288, num_labels=labels)
+    with pytest.raises(SetupError, match=rf"{labels} labels.*num_labels="):
+        make_trainer(verb, tmp_path, model=model)
+
+
+def test_the_best_of_several_sets_is_chosen_by_the_metric_of_one(tmp_path: Path) -> None:
+    options = {"eval_strategy": "epoch", "save_strategy": "epoch", "load_best_model_at_end": True}
+    sets = {"a": rows_for("dpo", 2), "b": rows_for("dpo", 2)}
+    with pytest.raises(ConfigError, match="Set 'eval_a_loss' or 'eval_b_loss'"):
+        make_trainer("dpo", tmp_path, eval_rows=sets, **options)
+    make_trainer("dpo", tmp_path, eval_rows=sets, metric_for_best_model="b_loss", **options)
+
+
+def test_what_asks_for_nothing_is_taken(tmp_path: Path) -> None:
+    DPOConfig(output_dir=str(tmp_path), use_cpu=True, ref_model_init_kwargs=None, tools=None, use_logits_to_keep=False)

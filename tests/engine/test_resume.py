@@ -60,3 +60,18 @@ def test_nothing_half_written_is_left_beside(tmp_path):
 def test_resume_without_a_checkpoint_says_so(tmp_path):
     with pytest.raises(CheckpointError, match="no complete checkpoint"):
         run("sft", tmp_path, steps=1, resume=True)
+
+
+@pytest.mark.parametrize("lacking", ["row_order", "metrics", "extra", "kinds"])
+def test_a_checkpoint_of_another_version_is_refused_by_name(tmp_path, lacking):
+    trainer = make_trainer("sft", tmp_path)
+    state = {
+        "world_size": 1, "only_model": False, "row_order": trainer.row_order(), "metrics": {"train": {}}, "extra": {},
+    }  # fmt: skip
+    if lacking == "kinds":
+        state["metrics"] = {"train": {"loss": [1.0, 1.0]}}
+    else:
+        del state[lacking]
+    torch.save(state, tmp_path / "strop_state.pt")
+    with pytest.raises(CheckpointError, match=r"another version of strop.*has no"):
+        trainer.load_strop_state(tmp_path)

@@ -9,7 +9,7 @@ import torch
 from peft import AutoPeftModelForCausalLM, LoraConfig, PeftModel
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, TrainerCallback
 
-from strop.errors import ConfigError
+from strop.errors import ConfigError, SetupError
 from strop.testing.cases import letters_reward, make_trainer, rows_for
 from strop.testing.tiny import tiny_model
 from strop.testing.tokenizers import toy_tokenizer
@@ -178,3 +178,9 @@ def test_completions_are_generated_and_scored_for_people(tmp_path, capsys):
     assert len((tmp_path / "samples.jsonl").read_text().splitlines()) == 3 + 2
     with pytest.raises(ConfigError, match="eval_dataset="):
         ppo(tmp_path / "none").generate_completions()
+
+
+def test_a_value_model_that_lacks_tokens_is_refused(tmp_path):
+    small = tiny_model("llama", task="score", vocab_size=100)
+    with pytest.raises(SetupError, match="value_model embeds 100 tokens and the tokenizer has 288"):
+        make_trainer("ppo", tmp_path, trainer={"value_model": small})

@@ -6,12 +6,14 @@ import itertools
 
 import pytest
 import torch
+from transformers import DataCollatorForLanguageModeling
 
 from strop.data import RowStream
 from strop.engine.rows import flatten
 from strop.engine.step import scored_tokens
 from strop.errors import ConfigError, DataError
 from strop.testing.cases import make_trainer, rows_for
+from strop.testing.tokenizers import toy_tokenizer
 
 
 def test_formatting_func_makes_the_text(tmp_path):
@@ -116,6 +118,12 @@ def test_what_a_collator_returns_and_is_not_honoured_is_refused(tmp_path, return
     with pytest.raises(DataError, match=said):
         own = {"data_collator": lambda rows: {"input_ids": [[5, 6, 7, 8]], **returned}}
         make_trainer("sft", tmp_path, rows=[{"ids": 1}], trainer=own)
+
+
+def test_a_collator_for_tokenised_rows_names_the_raw_row(tmp_path):
+    collator = DataCollatorForLanguageModeling(toy_tokenizer("plain"), mlm=False)
+    with pytest.raises(DataError, match=r"data_collator raised ValueError for row 0.*here with \['text'\]"):
+        make_trainer("sft", tmp_path, rows=[{"text": "the ant"}], trainer={"data_collator": collator})
 
 
 def test_a_collator_and_another_mask_contradict(tmp_path):

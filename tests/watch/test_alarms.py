@@ -11,11 +11,13 @@ import pytest
 import torch
 from transformers import TrainerCallback
 
+from strop.engine.guard import Guard
 from strop.errors import NonFiniteError
 from strop.methods.dpo import DPOTrainer
-from strop.methods.sft import SFTTrainer
-from strop.records import LossOutput, Term
+from strop.methods.sft import SFTConfig, SFTTrainer
+from strop.records import LossOutput, StepWork, Term
 from strop.testing.cases import make_trainer, rows_for
+from strop.testing.tokenizers import toy_tokenizer
 from strop.watch.alarms import Alarms, found_in
 
 BAD_ROW = 5
@@ -195,3 +197,21 @@ def test_a_row_that_a_cpu_works_on_for_minutes_is_said_before(
     trainer.score = scored
     with pytest.raises(KeyboardInterrupt):
         trainer.train()
+
+
+@pytest.mark.parametrize("gradient", [1.0, float("nan")])
+def test_a_scaler_leaves_a_step_out_that_the_guard_found(gradient: float, tmp_path: Path) -> None:
+    model = torch.nn.Linear(2, 1)
+    before = [weight.detach().clone() for weight in model.parameters()]
+    optimizer, scaler = torch.optim.SGD(model.parameters(), lr=0.1), torch.amp.GradScaler("cpu")
+    scaler.scale(model(torch.ones(1, 2)).sum()).backward()
+    for weight in model.parameters():
+        weight.grad.mul_(gradient)
+    args = SFTConfig(output_dir=str(tmp_path), on_nonfinite="skip", use_cpu=True)
+    work = StepWork([], {"tokens": 3.0})
+    work.parts, work.losses = [[]], [torch.tensor(float("nan"))]
+    Guard(args, Alarms(args), toy_tokenizer("plain"))(work, model, 1, gradients="scaled")
+    scaler.unscale_(optimizer)
+    scaler.step(optimizer)
+    scaler.update()
+    assert all(torch.equal(*pair) for pair in zip(before, model.parameters(), strict=True))

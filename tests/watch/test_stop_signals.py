@@ -50,3 +50,13 @@ def test_an_epoch_that_ended_is_evaluated_saved_and_logged(tmp_path, epoch: floa
     control.should_evaluate = control.should_save = control.should_log = True
     signals.on_epoch_end(args, state, control)
     assert [control.should_evaluate, control.should_save, control.should_log] == [due] * 3
+
+
+@pytest.mark.parametrize(("strategy", "at_once"), [("epoch", False), ("steps", True), ("no", True)])
+def test_what_the_end_of_an_epoch_saves_is_saved_once(tmp_path, strategy: str, at_once: bool) -> None:
+    args = TrainerConfig(output_dir=str(tmp_path), use_cpu=True, bf16=False, save_strategy=strategy)
+    for epoch, saves in ((1.0, at_once), (0.5, True)):
+        signals, control = StopSignals(args), TrainerControl()
+        signals.receive(signal.SIGTERM, None)
+        signals.on_step_end(args, TrainerState(epoch=epoch, global_step=4), control)
+        assert control.should_training_stop and control.should_save == saves

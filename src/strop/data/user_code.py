@@ -12,6 +12,7 @@ from typing import Any
 from strop.data.load import load_rows
 from strop.data.rows import ListRows, Rows, RowStream, plain
 from strop.errors import DataError, did_you_mean
+from strop.plain_text import first_line
 from strop.records import Row
 
 COLLATED = ("input_ids", "labels", "attention_mask", "completion_mask", "assistant_masks", "position_ids")
@@ -34,7 +35,19 @@ def formatted(source: Any, function: Callable[[Row], Any], field: str) -> Rows |
 
 def collated(source: Any, collator: Callable[[list[Any]], Mapping[str, Any]]) -> Rows | RowStream:
     """Tokenised rows from a collator that is given one row at a time; labels of -100 are not learned."""
-    return _made(source, lambda number, row: _features_of(number, collator([row])))
+
+    def features_of(number: int, row: Row) -> Row:
+        try:
+            features = collator([row])
+        except Exception as error:  # of the user's code, or of a collator for tokenised rows
+            raise DataError(
+                f"data_collator raised {type(error).__name__} for row {number}: {first_line(error)} It is given rows "
+                f"as they are, here with {sorted(row)}. One that wants input_ids needs rows that have them; without a "
+                "data_collator, rows are tokenised here."
+            ) from error
+        return _features_of(number, features)
+
+    return _made(source, features_of)
 
 
 def _made(source: Any, function: Callable[[int, Row], Row]) -> Rows | RowStream:

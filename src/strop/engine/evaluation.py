@@ -3,14 +3,28 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 import torch
+from transformers.trainer_utils import EvalPrediction
 
 from strop.collectives import sum_over_ranks
 from strop.records import Counts, Example, LossOutput
+
+
+def own_metrics(compute: Callable[..., Any], predictions: np.ndarray | None, labels: np.ndarray | None) -> Any:
+    """What the user's `compute_metrics` gives; an error in it is told what it was given, which are no logits."""
+    try:
+        return compute(EvalPrediction(predictions=predictions, label_ids=labels))
+    except Exception as error:
+        shape, right = None if predictions is None else predictions.shape, "None" if labels is None else "one per row"
+        error.add_note(
+            f"compute_metrics was given predictions of shape {shape}, each row what its `predictions` says "
+            f"(logits are never kept), and label_ids: {right}."
+        )
+        raise
 
 
 class EvaluationSums:

@@ -44,7 +44,8 @@ class Guard:
         norm = torch.ones(()) if gradients == "elsewhere" else local_norm(model.parameters())
         loss_is_finite, norm_is_finite, norm_is_zero = self.facts(work, norm)
         if not loss_is_finite or (not norm_is_finite and gradients == "plain"):
-            self.nonfinite(work, model, step, "loss" if not loss_is_finite else "gradient")
+            what = "loss" if not loss_is_finite else "gradient"
+            self.nonfinite(work, model, step, what, scaled=gradients == "scaled")
         elif not any(work.counts.get(name) for name in ("tokens", "prompt_tokens")):
             self.nothing_supervised(step, work)
         elif norm_is_zero and norm_is_finite:
@@ -67,7 +68,7 @@ class Guard:
         bad_loss, bad_norm, moves = flags.tolist()
         return not bad_loss, not bad_norm, not moves
 
-    def nonfinite(self, work: StepWork, model: torch.nn.Module, step: int, what: str) -> None:
+    def nonfinite(self, work: StepWork, model: torch.nn.Module, step: int, what: str, *, scaled: bool) -> None:
         """Name the rows, keep the batch, and stop or leave the step out."""
         args = self.args
         suspects = [part for part, loss in zip(work.parts, work.losses, strict=True) if not bool(loss.isfinite())]
@@ -89,7 +90,11 @@ class Guard:
                 "instead of fp16 often help. Then resume with resume_from_checkpoint=True, or set "
                 "on_nonfinite='skip' to leave such steps out."
             )
-        model.zero_grad(set_to_none=True)
+        if scaled:  # the scaler leaves a step out by what it finds, and asks for something to look at
+            for gradient in (p.grad for p in model.parameters() if p.grad is not None):
+                gradient.fill_(float("nan"))
+        else:
+            model.zero_grad(set_to_none=True)
         self.alarms.sound(
             "nonfinite",
             step,

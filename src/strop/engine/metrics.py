@@ -48,6 +48,8 @@ class MetricLog:
         return {key: [float(value) for value in entry] for key, entry in self._sums.items()}
 
     def load(self, state: Mapping[str, list[float]]) -> None:
+        if unknown := [key for key in state if key.split(":", 1)[0] not in KINDS]:
+            raise KeyError(f"kind of metric for {unknown[0]}")
         self._sums = {key: list(entry) for key, entry in state.items()}
 
     def drain(self, *, world_size: int = 1) -> dict[str, float]:

@@ -16,7 +16,13 @@ import torch
 from transformers import PreTrainedModel, TrainingArguments, set_seed
 
 from strop.data import DatasetKind, TokenizeOptions
-from strop.engine.refusals import check_can_learn, check_launch, check_optimizer_package
+from strop.engine.refusals import (
+    check_best_metric,
+    check_can_learn,
+    check_head,
+    check_launch,
+    check_optimizer_package,
+)
 from strop.engine.rows import RowPreparation, last_tokens, model_facts, prepare_all, tokenized
 from strop.errors import ConfigError, SetupError
 from strop.model import (
@@ -91,6 +97,7 @@ def prepare(
     known = model_facts(model, tokenizer)
     rows, train, evaluation = prepare_rows(args, tokenizer, train_dataset, eval_dataset, facts, known)
     check_streams(args, train, evaluation)
+    check_best_metric(args, evaluation)
     if model is None:
         assert model_init is not None
         model = model_init()
@@ -233,6 +240,7 @@ def resolve_model(
         raise ConfigError(f"model is a {type(model).__name__}; pass an id, a path, or a torch module.")
     if task != "causal":
         module = headed(module, task)
+        check_head(module, task)
     if adopted is not None:
         peft_config = adopted.fit(module, peft_config)
     if peft_config is not None:

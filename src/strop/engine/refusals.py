@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Mapping
 from typing import Any
 
 from accelerate import DistributedType
@@ -12,6 +13,7 @@ from transformers import Trainer
 
 from strop.errors import ConfigError, SetupError
 from strop.model import base_model, is_peft
+from strop.model.heads import scalar_head
 from strop.model.wrappers import check_decoder_only
 
 _WHAT_RUNS = {
@@ -83,6 +85,30 @@ def check_can_learn(model: nn.Module) -> None:
         raise ConfigError(
             f"The weights of this {type(inner).__name__} are quantised and cannot move. Train an adapter beside them: "
             "peft_config=LoraConfig(r=16, target_modules='all-linear'); or load the model without quantisation."
+        )
+
+
+def check_head(model: nn.Module, task: str) -> None:
+    """Refuse a head with another number of outputs than its task has: a score is one, a step has two."""
+    inner = base_model(model)
+    if task == "score":
+        scalar_head(inner)
+    elif task == "step" and (labels := getattr(inner.config, "num_labels", None)) != 2:
+        raise SetupError(
+            f"{type(inner).__name__} has {labels} labels; a step is right or wrong. Load it with num_labels=2."
+        )
+
+
+def check_best_metric(args: Any, evaluation: Any) -> None:
+    """Refuse a metric for the best model that no evaluation would have: those of several sets carry their names."""
+    metric = args.metric_for_best_model
+    if not isinstance(evaluation, Mapping) or metric is None:
+        return
+    name = metric.removeprefix("eval_")
+    if not any(name.startswith(f"{key}_") for key in evaluation):
+        choices = " or ".join(repr(f"eval_{key}_{name}") for key in evaluation)
+        raise ConfigError(
+            f"metric_for_best_model={metric!r}: metrics of several evaluation sets carry their names. Set {choices}."
         )
 
 

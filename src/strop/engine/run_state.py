@@ -50,8 +50,19 @@ def load_rank_state(folder: Path, args: TrainerConfig, logs: Mapping[str, Metric
 
     Raises:
         CheckpointError: the checkpoint holds a model only, or the rows that come next would not be those that came
-            next when it was written.
+            next when it was written, or another version of strop kept other things.
     """
+    try:
+        return take_back(folder, args, logs, method)
+    except KeyError as error:
+        raise CheckpointError(
+            f"{folder} was written by another version of strop: what a rank keeps ({STATE_FILE}) has no {error}. Go on "
+            "with that version, or start a new run from its weights (model=that folder)."
+        ) from None
+
+
+def take_back(folder: Path, args: TrainerConfig, logs: Mapping[str, MetricLog], method: Method) -> bool:
+    """As `load_rank_state`; a `KeyError` where something is missing."""
     first = read(state_path(folder, 0))
     if first["only_model"]:
         raise CheckpointError(

@@ -305,9 +305,11 @@ class StepTrainer(Trainer):
             return
         synced = self.accelerator.sync_gradients
         self.accelerator.sync_gradients = False
-        with self.accelerator.no_sync(model):
-            yield
-        self.accelerator.sync_gradients = synced
+        try:
+            with self.accelerator.no_sync(model):
+                yield
+        finally:
+            self.accelerator.sync_gradients = synced
 
     def compute_loss_context_manager(self) -> contextlib.ExitStack:
         """The parent's mixed precision, and activations kept in host memory where that is asked for."""

@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 
 import torch
 from transformers import PrinterCallback, ProgressCallback, TrainerCallback, TrainerState
-from transformers.trainer_utils import EvalLoopOutput, EvalPrediction, TrainOutput
+from transformers.trainer_utils import EvalLoopOutput, TrainOutput
 
 from strop.collectives import sum_over_ranks
 from strop.data import DataReport
@@ -29,7 +29,7 @@ from strop.engine.checkpoint import (
     publish,
     without_progress_bars,
 )
-from strop.engine.evaluation import EvaluationSums
+from strop.engine.evaluation import EvaluationSums, own_metrics
 from strop.engine.guard import Guard
 from strop.engine.heap import KeptHeap
 from strop.engine.lost_ranks import Heartbeat, lost_ranks_named
@@ -47,6 +47,7 @@ from strop.engine.step_trainer import StepTrainer
 from strop.engine.windows import eval_loader
 from strop.errors import ConfigError, SetupError
 from strop.model import ADAPTER_NOTE, base_model, note_in_card
+from strop.model.beside_adapter import FILE, beside_adapter, load_beside, save_beside
 from strop.model.headed import note_loading
 from strop.model.router import router_coefficient
 from strop.plain_text import masked
@@ -163,6 +164,11 @@ class BaseTrainer(ScriptSeams, StepTrainer):
             self.say(ADAPTER_NOTE)
         self.preflight = Preflight(self)
         self.add_callback(self.preflight)
+        if beside := list(beside_adapter(self.policy)):
+            self.say(
+                f"{len(beside)} weights beside the adapter are trained ({beside[0]} ...). They are saved in {FILE}, "
+                "which strop reads and PEFT does not: for other tools merge them with the adapter (strop export)."
+            )
         self.after_init()
 
     def run_facts(self) -> dict[str, str]:
@@ -225,7 +231,7 @@ class BaseTrainer(ScriptSeams, StepTrainer):
         metrics = {f"{metric_key_prefix}_{name}": value for name, value in means.items()}
         predictions, labels = sums.all_predictions(world)
         if self.compute_metrics is not None:
-            for name, value in self.compute_metrics(EvalPrediction(predictions=predictions, label_ids=labels)).items():
+            for name, value in own_metrics(self.compute_metrics, predictions, labels).items():
                 metrics[name if name.startswith(metric_key_prefix) else f"{metric_key_prefix}_{name}"] = value
         count = int(sum_over_ranks({"rows": float(sums.rows)}, world)["rows"])
         return EvalLoopOutput(predictions=predictions, label_ids=labels, metrics=metrics, num_samples=count)
@@ -329,10 +335,15 @@ class BaseTrainer(ScriptSeams, StepTrainer):
         """The newest complete checkpoint of this run."""
         return newest_valid(self.args.output_dir)[0]
 
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        super()._load_from_checkpoint(resume_from_checkpoint, model)
+        load_beside(self.policy if model is None else model, Path(resume_from_checkpoint))
+
     def _load_best_model(self) -> None:
         """As the parent, if the best checkpoint still is what was written."""
         check_whole(Path(str(self.state.best_model_checkpoint)))
         super()._load_best_model()
+        load_beside(self.policy, Path(str(self.state.best_model_checkpoint)))
 
     def load_strop_state(self, folder: Path) -> None:
         same_ranks = load_rank_state(folder, self.args, self._metrics, self)
@@ -392,13 +403,15 @@ class BaseTrainer(ScriptSeams, StepTrainer):
                 if names is None:
                     super()._save(output_dir, state_dict)
                 elif args.should_save:
-                    folder = output_dir or args.output_dir
+                    folder = Path(output_dir or args.output_dir)
                     self.policy.save_pretrained(folder, selected_adapters=names, state_dict=state_dict)
                     self.processing_class.save_pretrained(folder)
             if args.should_save:
-                write_card(Path(output_dir or str(args.output_dir)), self.card())
-            if self.unsaid_pad and args.should_save:
-                note_in_card(Path(output_dir or args.output_dir))
+                folder = Path(output_dir or str(args.output_dir))
+                write_card(folder, self.card())
+                save_beside(self.policy, folder, state_dict)
+                if self.unsaid_pad:
+                    note_in_card(folder)
         finally:
             self.args = args
         if args.should_save:

@@ -37,6 +37,7 @@ class DPOConfig(ReferenceConfig):
     removed = {  # noqa: RUF012
         **ReferenceConfig.removed,
         "rpo_alpha": "Use loss_type=['sigmoid', 'sft'] with loss_weights=[1.0, rpo_alpha].",
+        "tools": "Give the rows a column `tools`.",
         "reference_free": "Use CPOTrainer, whose losses need no reference.",
     }
     needs: ClassVar[dict[str, Needs]] = {

@@ -15,7 +15,7 @@ from strop.engine.checkpoint import check_whole, without_progress_bars
 from strop.engine.parts import Facts, resolve_model
 from strop.engine.precision import in_one_precision
 from strop.engine.step import completion_field, token_field, token_lists
-from strop.errors import ConfigError
+from strop.errors import ConfigError, SetupError
 from strop.losses import (
     gae_flat,
     kl_estimate,
@@ -29,6 +29,7 @@ from strop.losses import (
 )
 from strop.model import base_model, disable_dropout, lm_head_of
 from strop.model.actor_critic import VALUE_FOLDER, ActorCritic, critic_like, score_both
+from strop.model.forward import vocab_size
 from strop.online.batches import BatchSizes
 from strop.online.evaluation_samples import EvaluationSamples
 from strop.online.groups import Group
@@ -141,6 +142,15 @@ class PPOTrainer(OnlineTrainer):
     @classmethod
     def facts(cls, args: Any, given: Mapping[str, Any]) -> Facts:
         return replace(super().facts(args, given), complete_model=partial(with_critic, args, given.get("critic")))
+
+    def after_init(self) -> None:
+        super().after_init()
+        known, needed = vocab_size(self.model.critic), len(self.processing_class)
+        if known is not None and known < needed:
+            raise SetupError(
+                f"value_model embeds {known} tokens and the tokenizer has {needed}. Give one with the policy's tokens, "
+                "or none: the critic then starts from the policy's layers."
+            )
 
     @property
     def policy(self) -> Any:

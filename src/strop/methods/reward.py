@@ -41,7 +41,8 @@ class RewardTrainer(BaseTrainer):
     """Bradley-Terry reward model: L = mean of softplus(-(r_w - r_l - m)) + c (r_w + r_l)^2 over pairs.
 
     r is a scalar head on the last token of prompt + completion, found by length and never by comparing ids with the
-    padding id. m is the row's `margin` column, 0 where there is none. Rows: `chosen`, `rejected`, optional `prompt`.
+    padding id. Rows end with EOS, and the score is read there: give other tools the text with it. m is the row's
+    `margin` column, 0 where there is none. Rows: `chosen`, `rejected`, optional `prompt`.
     Sources: arXiv 2203.02155 Eq. 1; margin arXiv 2307.09288 Eq. 2; centring arXiv 2312.09244 Eq. 2.
     """
 

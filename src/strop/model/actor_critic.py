@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from strop.model import Scoring, apply_peft, install, is_peft, note_in_card, set_scoring_pad, with_head
+from strop.model.beside_adapter import save_beside
 from strop.model.headed import note_loading
 from strop.records import Batch, Scores, Want
 
@@ -82,6 +83,8 @@ class ActorCritic(nn.Module):
         own.save_pretrained(within)
         if unsaid:
             note_in_card(within)
+        for model, place in ((self.policy, folder), (self.critic, within)):
+            save_beside(model, place)
         note_loading(self.critic, within)
 
 

@@ -24,7 +24,7 @@ class KeptWeights:
 
     def __init__(self, policy: Any) -> None:
         self._policy = policy
-        own = _held_by_adapters(policy)
+        own = held_by_adapters(policy)
         self._start = {
             name: parameter.detach().clone()
             for name, parameter in policy.named_parameters()
@@ -68,7 +68,7 @@ class KeptWeights:
         return [(start, now[name]) for name, start in self._start.items()]
 
 
-def _held_by_adapters(policy: Any) -> set[int]:
+def held_by_adapters(policy: Any) -> set[int]:
     """Identities of the parameters that PEFT's layers declare as their adapters' own."""
     parts = (
         getattr(module, name, None)

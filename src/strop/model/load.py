@@ -20,6 +20,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 from transformers.utils import find_adapter_config_file
 
 from strop.errors import ConfigError, SetupError, did_you_mean
+from strop.model.beside_adapter import load_beside
 from strop.model.heads import TASKS, auto_class, class_with_head, head_class, with_head
 from strop.model.wrappers import check_decoder_only, is_peft, uncompiled
 from strop.plain_text import first_line
@@ -306,7 +307,12 @@ def _load_adapter(place: _Place, task: str, options: dict[str, Any], trainable: 
         base = load_model(place.adapter_base(), task=task, trainable=False, model_init_kwargs=options)
     except SetupError as error:
         raise SetupError(f"The adapter in {place.name} needs its base model. {error}") from None
+    if any(next(Path(place.name).glob(pattern), None) for pattern in _TOKENIZER):
+        tokens = len(load_tokenizer(place.name, trust_remote_code=options.get("trust_remote_code", False)))
+        if tokens > base.get_input_embeddings().num_embeddings:  # it was trained with tokens that its base lacks
+            base.resize_token_embeddings(tokens)
     model = place.read(lambda name, **_: peft.PeftModel.from_pretrained(base, name, is_trainable=trainable), {})
+    load_beside(model, Path(place.name))
     return model.train(base.training)
 
 

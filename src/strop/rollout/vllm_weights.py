@@ -11,6 +11,7 @@ from torch import nn
 from transformers.core_model_loading import revert_weight_conversion
 
 from strop.errors import SetupError
+from strop.model.beside_adapter import beside_adapter
 from strop.model.wrappers import unwrap
 from strop.rollout import limits
 from strop.rollout.rollout_mode import transformers_model
@@ -104,6 +105,10 @@ def lora_adapter(model: nn.Module) -> str | None:
     config = configs[active[0]]
     extras = {"modules_to_save": config.modules_to_save, "use_dora": config.use_dora}
     extras["bias"] = config.bias if config.bias != "none" else None
+    extras |= {
+        "trainable_token_indices": getattr(config, "trainable_token_indices", None),
+        "trained beside it": [*beside_adapter(model)],
+    }
     unserved = [f"{name}={value!r}" for name, value in extras.items() if value]
     if unserved:
         raise SetupError(

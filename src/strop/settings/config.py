@@ -109,6 +109,8 @@ class TrainerConfig(TrainingArguments):
         "padding_value": "No padding token is ever compared or computed; remove it.",
         "label_pad_token_id": "Masks come from lengths, never from ids; remove it.",
         "is_encoder_decoder": "strop trains decoder-only models; remove it.",
+        "ref_model_init_kwargs": "The reference is the starting model; load another one yourself and pass ref_model=.",
+        "use_logits_to_keep": "The head sees scored positions only; remove it.",
         "force_use_ref_model": "The reference is the starting model, by construction; remove it.",
         "model_adapter_name": "The reference is the adapter as it was at the start; nothing needs a name.",
         "ref_adapter_name": "The reference is the adapter as it was at the start; nothing needs a name.",
@@ -173,7 +175,7 @@ class TrainerConfig(TrainingArguments):
     dataset_num_proc: Annotated[int, Range(min=1)] | None = None
     """Threads that the tokenizer may use. None: one."""
     dataset_cache_dir: str | None = None
-    """Folder that keeps tokenised rows between runs, keyed by content. None: `strop` in the datasets cache."""
+    """Folder that keeps tokenised rows between runs, keyed by content. None: they are kept for the run."""
     layout: Layout = "auto"
     """How trees are laid out: shared prompts (tree), one sequence per completion without padding (packed), or rows
     with padding (padded). auto: tree where the architecture can, checked against padded on a small example."""

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from transformers import TrainerCallback
-from transformers.trainer_utils import get_last_checkpoint
+from transformers.trainer_utils import SaveStrategy, get_last_checkpoint
 
 from strop.collectives import sum_over_ranks
 from strop.settings.config import TrainerConfig
@@ -71,17 +71,19 @@ class StopSignals(TrainerCallback):
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.step = state.global_step
-        self._stop_if_asked(control)
+        saved_later = args.save_strategy == SaveStrategy.EPOCH and not state.epoch % 1
+        self._stop_if_asked(control, saves=not saved_later)
 
     def on_evaluate(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if self.training:  # it may have been the last one, so that no step comes any more
             self._stop_if_asked(control)
 
-    def _stop_if_asked(self, control: Any) -> None:
+    def _stop_if_asked(self, control: Any, *, saves: bool = True) -> None:
         asked = sum_over_ranks({"stop": float(self.received or 0)}, self.args.world_size)["stop"]
         if asked:
             self.received = self.received or signal.SIGTERM
-            control.should_save = control.should_training_stop = True
+            control.should_training_stop = True
+            control.should_save = control.should_save or saves
 
     def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if self.received and control.should_training_stop and state.epoch % 1:
