@@ -82,7 +82,7 @@ PROMISES: tuple[Promise, ...] = (
             "tests/engine/test_rows.py",
             "tests/rewards/test_model_reward.py",
             "tests/rewards/test_reward_tokens.py",
-            "tests/rollout/test_turns.py",
+            "tests/agents/test_turns.py",
             "tests/engine/test_missing_eos.py",
             "tests/engine/test_oracle.py",
         ),
@@ -122,7 +122,7 @@ PROMISES: tuple[Promise, ...] = (
         7,
         "Token in, token out",
         "The sampled ids are the ids trained on; no text becomes ids between sampling and loss.",
-        ("tests/online/test_token_in_token_out.py", "tests/rollout/test_turns.py", "tests/rollout/test_native.py"),
+        ("tests/online/test_token_in_token_out.py", "tests/agents/test_turns.py", "tests/rollout/test_native.py"),
     ),
     Promise(
         8,

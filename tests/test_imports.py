@@ -16,7 +16,7 @@ SOURCE = ROOT / "src" / "strop"
 
 BASE = {"plain_text", "errors", "disk", "records", "collectives", "http_client", "metric"}
 WAIST = BASE | {"data", "model"}
-TOOLS = WAIST | {"rollout", "rewards", "losses"}
+TOOLS = WAIST | {"rollout", "rewards", "losses", "agents"}
 ENGINE = TOOLS | {"settings", "watch", "engine", "online", "methods"}
 MAY_IMPORT: dict[str, set[str]] = {
     "plain_text": set(),
@@ -31,6 +31,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "model": BASE | {"data"},
     "rollout": WAIST,
     "rewards": WAIST,
+    "agents": WAIST | {"rollout", "rewards"},
     "losses": BASE,
     "settings": TOOLS | {"recipes"},
     "watch": TOOLS | {"settings"},

@@ -81,14 +81,12 @@ MUTATIONS = (
         history="After a tool's answer the whole conversation was rendered and tokenised anew (trl#5224, agent loops).",
         edits=(
             Edit(
-                "rollout/turns.py",
-                "            trajectory.write(ids, logps)\n",
-                "            text = self.tokenizer.decode(ids)\n"
-                "            ids = self.tokenizer(text, add_special_tokens=False)['input_ids']\n"
-                "            trajectory.write(ids, (list(logps) + [0.0] * len(ids))[: len(ids)])\n",
+                "agents/conversation.py",
+                "        new = self.template.prompt_ids(found.text) if tail is None else self.template.ids_of(tail)\n",
+                "        new = self.template.prompt_ids(found.text)\n        forks = True\n",
             ),
         ),
-        tests=("tests/rollout/test_turns.py::test_a_turn_keeps_the_spelling_that_was_sampled",),
+        tests=("tests/agents/test_turns.py::test_a_turn_keeps_the_spelling_that_was_sampled",),
     ),
     Mutation(
         name="tool-answers-are-learned",
@@ -96,12 +94,45 @@ MUTATIONS = (
         history="Tokens that a tool wrote were trained on as if the model had written them (agent loops without a mask).",
         edits=(
             Edit(
-                "rollout/turns.py",
+                "records.py",
                 "        self.mask += [int(logps is not None)] * len(ids)\n",
                 "        self.mask += [1] * len(ids)\n",
             ),
         ),
-        tests=("tests/rollout/test_turns.py::test_a_tool_turn_is_masked_and_the_sampled_ids_are_kept",),
+        tests=("tests/agents/test_turns.py::test_the_finished_conversation_is_the_templates_and_answers_are_masked",),
+    ),
+    Mutation(
+        name="every-stretch-counts-as-a-completion",
+        promises=(1,),
+        history="A conversation that forked into k rows weighed k times in the mean over completions (agent loops).",
+        edits=(
+            Edit(
+                "online/trainer.py",
+                'return {**counts, "completions": counts["completions"] - later}',
+                "return counts",
+            ),
+        ),
+        tests=("tests/online/test_forks.py::test_a_forked_trajectory_counts_once",),
+    ),
+    Mutation(
+        name="a-ratio-for-every-stretch",
+        promises=(1,),
+        history="GSPO's ratio and the mean over tokens were those of a row, not of the trajectory that it is a part of.",
+        edits=(Edit("online/pieces.py", "if own is None else own, len(known)", ", len(known)"),),
+        tests=("tests/online/test_forks.py::test_a_forked_trajectory_counts_once",),
+    ),
+    Mutation(
+        name="an-end-token-doubled",
+        promises=(4, 7),
+        history="Between turns the end of the model's turn was written again, or a header doubled (Gemma 3, GLM).",
+        edits=(
+            Edit(
+                "agents/template.py",
+                'return Following(messages, text, text[len(opened + said.text + said.end) :], "exact")',
+                'return Following(messages, text, text[len(opened + said.text) :], "exact")',
+            ),
+        ),
+        tests=("tests/agents/test_turns.py::test_an_end_token_is_never_doubled",),
     ),
     Mutation(
         name="adapters-merged-for-every-sync",

@@ -12,6 +12,7 @@ C completion tokens, H hidden size, V vocabulary.
 from __future__ import annotations
 
 import enum
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any, TypedDict
 
@@ -74,13 +75,21 @@ class Sampled:
     ended: list[float] | None = None  # whether each side ended by itself, 1 or 0
     policy_wins: bool | None = None  # over the other side
     probability: float | None = None  # that it is preferred
+    of: list[int] | None = field(default=None, metadata=EACH_COMPLETION)  # its place in the group
+    trajectory: int | None = None  # number, in the round, of the one trajectory that the tree is a stretch of
+    follows: bool = False  # a later stretch of its trajectory, which is counted with the first
     baseline: float | None = None  # mean reward of the other prompts
 
     def part(self, some: slice) -> Sampled:
+        """What is known about some of the completions, in a further piece of their tree."""
+        size = some.stop if some.stop is not None else 0
+        return replace(self.pick(range(*some.indices(size))), continues=bool(some.start))
+
+    def pick(self, some: Sequence[int]) -> Sampled:
         """What is known about some of the completions."""
         own = {f.name: getattr(self, f.name) for f in fields(self) if "each" in f.metadata}
-        cut = {name: values[some] for name, values in own.items() if values is not None}
-        return replace(self, continues=bool(some.start), **cut)
+        picked: dict[str, Any] = {n: [values[i] for i in some] for n, values in own.items() if values is not None}
+        return replace(self, **picked)
 
 
 @dataclass(slots=True)
@@ -207,6 +216,22 @@ class Scores:
         like = next(v for v in (self.logps, self.values, self.hidden, self.step_logits) if v is not None)
         ones = like.new_ones(self.segment.shape[0])
         return like.new_zeros(self.num_completions).index_add(0, self.segment, ones)
+
+
+@dataclass(slots=True)
+class Stretch:
+    """A part of a trajectory that lies on one context: turns of the model, and answers between them."""
+
+    prompt_ids: list[int]  # the context that it begins with
+    ids: list[int]
+    mask: list[int]  # 1 where the model wrote the token
+    logps: list[float]  # nats, 0 where it did not
+
+    def write(self, ids: Sequence[int], logps: Sequence[float] | None = None) -> None:
+        """Append tokens of the model (with log-probs) or of an answer (without)."""
+        self.ids += ids
+        self.mask += [int(logps is not None)] * len(ids)
+        self.logps += [0.0] * len(ids) if logps is None else list(logps)
 
 
 @dataclass(slots=True)

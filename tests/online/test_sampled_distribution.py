@@ -28,7 +28,7 @@ def test_equal_weights_give_ratio_one(verb, sampling, tmp_path):
     groups = trainer.rollout(prompts, 3, training=True)
     for group in groups:
         group.advantages = torch.ones(3)
-    trees = [trainer.tree(group) for group in groups]
+    trees = [tree for group in groups for tree in trainer.trees(group)]
     batch = trainer.build(trees)
     scores = trainer.score(trainer.model, batch, log=False)
     expected = torch.tensor([value for group in groups for values in group.sampler_logps for value in values])

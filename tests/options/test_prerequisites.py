@@ -28,7 +28,10 @@ ALONE = {
         ("generate_during_eval", "num_generations_eval", "eval_packing"), "evaluate() may be called by hand"
     ),
     **dict.fromkeys(("missing_eos_penalty", "mask_truncated_completions"), "acts where completions are cut"),
-    "max_tool_calling_iterations": "needs tools, which the trainer is given",
+    **dict.fromkeys(
+        ("max_tool_calling_iterations", "tool_timeout", "environment_isolation", "past_turns"),
+        "needs tools or environments, which the trainer is given",
+    ),
     "max_density_ratio": "needs embedding_func, which the trainer is given",
     "use_adaptive_entropy": "starts from any coefficient",
     "shuffle_dataset": "shuffles before packing too",

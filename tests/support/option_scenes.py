@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import multiprocessing
 import random
 import signal
 import time
@@ -19,6 +20,7 @@ from strop.model.head import _Options
 from strop.testing.cases import ONLINE, TASKS, letters_reward, method_of, rows_for, words
 from strop.testing.tiny import tiny_model
 from strop.testing.tokenizers import CHATML, toy_tokenizer
+from tests.support.templates import KINDS, tokenizer_with
 
 REMOTE_CODE = """
 from transformers import LlamaConfig, LlamaForCausalLM
@@ -284,6 +286,36 @@ class Endless:
 def endless(verb: str, folder: Path) -> dict[str, Any]:
     made = {**conversations(verb, folder), "tokenizer": toy_tokenizer("chatml")}
     return {**made, "trainer": {"reward_funcs": length_reward, "environment_factory": Endless}}
+
+
+class Slow(Endless):
+    """Thinks for a moment."""
+
+    def step(self, text: str) -> tuple[str, bool]:
+        time.sleep(0.2)
+        return "go on", True
+
+
+class Homesick(Endless):
+    """Says whether it lives in the run's own process."""
+
+    def reset(self, **row: Any) -> str:
+        return "home" if multiprocessing.parent_process() is None else "away"
+
+
+def slow(verb: str, folder: Path) -> dict[str, Any]:
+    made = endless(verb, folder)
+    return {**made, "trainer": {**made["trainer"], "environment_factory": Slow}}
+
+
+def homesick(verb: str, folder: Path) -> dict[str, Any]:
+    made = endless(verb, folder)
+    return {**made, "trainer": {**made["trainer"], "environment_factory": Homesick}}
+
+
+def rewritten(verb: str, folder: Path) -> dict[str, Any]:
+    """A chat template that leaves out thoughts that are not the last, and opens them."""
+    return {**endless(verb, folder), "tokenizer": tokenizer_with(KINDS["opened"])[0]}
 
 
 # ---- what happens to a run ----------------------------------------------------------------------------------------

@@ -124,6 +124,11 @@ TABLE: dict[str, dict[str, Flip]] = {
         "max_tool_calling_iterations": Flip(
             1, "rows", {"max_completion_length": 200, "temperature": 3.0}, make=scenes.endless
         ),
+        "tool_timeout": Flip(0.02, "rows", {"max_completion_length": 200, "temperature": 3.0}, make=scenes.slow),
+        "environment_isolation": Flip(True, "rows", {"max_completion_length": 200}, make=scenes.homesick),
+        "past_turns": Flip(
+            "sampled", "rows", {"max_completion_length": 200, "temperature": 3.0}, make=scenes.rewritten
+        ),
         "log_completions": Flip(True, "printed"),
         "log_unique_prompts": Flip(True, "printed", TABLE_SHOWN),
     },

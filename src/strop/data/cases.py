@@ -63,6 +63,8 @@ def read_cases(row: Row, kind: DatasetKind, options: TokenizeOptions) -> list[Ca
         case.extras.setdefault("columns", {})
         if case.tools is not None:
             case.extras["tools"] = case.tools
+        if row.get("chat_template_kwargs"):
+            case.extras["chat_template_kwargs"] = template_kwargs
         if case.prompt is not None and not case.ids:
             case.extras["prompt"] = case.prompt
     return cases
@@ -101,7 +103,18 @@ def _refuse_masks(case: Case, kind: DatasetKind, options: TokenizeOptions) -> No
 
 
 def _tools(row: Row, options: TokenizeOptions) -> list[Any] | None:
-    tools = read_tools(plain(row.get("tools")))
+    """A row's own tools, as schemas or as names of the run's; else the run's."""
+    given, known = (
+        plain(row.get("tools")),
+        {
+            tool["function"]["name"]: tool
+            for tool in options.tools or ()
+            if isinstance(tool, dict) and "function" in tool
+        },
+    )
+    if known and isinstance(given, list):
+        given = [known.get(tool, tool) if isinstance(tool, str) else tool for tool in given]
+    tools = read_tools(given)
     return list(options.tools) if tools is None and options.tools else tools
 
 

@@ -27,6 +27,7 @@ from strop.losses import (
 from strop.losses.names import POLICY_AGGREGATION
 from strop.methods.policy_gradient import PolicyGradientTrainer
 from strop.online.groups import Group
+from strop.online.pieces import trajectory_of
 from strop.records import Batch, LossOutput, Mean, Scores, StepContext, Term, Want
 from strop.settings.online import VLLM, OnlineConfig
 from strop.settings.prerequisites import ABOVE_ZERO, Needs
@@ -259,7 +260,7 @@ class GRPOTrainer(PolicyGradientTrainer):
         if self.args.off_policy_mask_threshold is not None:
             assert scores.logps is not None
             fresh = off_policy_mask(
-                scores.logps, token_field(batch, "sampler_logps"), advantages, scores.segment, scores.num_completions,
+                scores.logps, token_field(batch, "sampler_logps"), advantages, *trajectory_of(batch),
                 threshold=self.args.off_policy_mask_threshold,
             )  # fmt: skip
             keep = fresh if keep is None else keep & fresh
@@ -271,17 +272,18 @@ class GRPOTrainer(PolicyGradientTrainer):
         advantages = completion_field(batch, "advantages", dtype=dtype)[scores.segment]  # (N,)
         sampler_logps = token_field(batch, "sampler_logps").to(dtype)  # (N,)
         old_logps = self.old_logps(scores, batch)
-        given = (scores.logps, old_logps, advantages, scores.segment, scores.num_completions)
+        completions = trajectory_of(batch)
+        given = (scores.logps, old_logps, advantages, *completions)
         options = {**loss_options(args), "ref_logps": step.ref.logps if step.ref is not None else None}
         corrects = args.engine == "vllm" and args.vllm_importance_sampling_correction
         keep = self.keep(scores, batch, advantages, step)
         values = policy_loss_flat(*given, sampler_logps=sampler_logps if corrects else None, keep=keep, **options)
         sums = {"aggregation": POLICY_AGGREGATION[args.loss_type], "max_completion_length": args.max_completion_length}
-        terms = [policy_term(values, scores.segment, scores.num_completions, **sums)]
+        terms = [policy_term(values, *completions, **sums)]
         metrics = policy_metrics(*given, **options)
         start = scores.logps.detach() if old_logps is None else old_logps
         bounds = PolicyOptions(**loss_options(args)).correction if corrects else {}
-        metrics |= sampler_metrics(start, sampler_logps, scores.segment, scores.num_completions, **bounds)
+        metrics |= sampler_metrics(start, sampler_logps, *completions, **bounds)
         if scores.entropy is not None:
             metrics["entropy"] = mean_of(scores.entropy)
             if self.bonus:

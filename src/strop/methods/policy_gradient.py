@@ -18,6 +18,7 @@ class PolicyGradientTrainer(OnlineTrainer):
 
     tree_completions = 0
     advantages_need_all_ranks = False
+    can_fork = True
 
     @property
     def silent_groups_cost_nothing(self) -> bool:
@@ -31,7 +32,7 @@ class PolicyGradientTrainer(OnlineTrainer):
     def make_trees(self, groups: list[Group], training: bool) -> list[Example]:
         groups = self.select_groups(groups) if training else groups
         self.assign_advantages(groups)
-        trees = [self.tree(group, index) for index, group in enumerate(groups)]
+        trees = [tree for index, group in enumerate(groups) for tree in self.trees(group, index)]
         if not training:
             return trees
         return [piece for tree in trees for piece in self.pieces(tree)]
@@ -78,11 +79,12 @@ class PolicyGradientTrainer(OnlineTrainer):
             group.advantages = flat[start : start + len(group.completions)]
             start += len(group.completions)
 
-    def tree(self, group: Group, place: int = 0) -> Example:
-        """A group as a tree to train on."""
+    def trees(self, group: Group, place: int = 0) -> list[Example]:
+        """A group as trees to train on: one, and one more for each stretch of a trajectory with contexts of its own."""
         advantages = None if group.advantages is None else group.advantages.tolist()
         known = Sampled(place, advantages=advantages, sampler_logps=group.sampler_logps)
-        return group.tree(drop_truncated=self.args.mask_truncated_completions, sampled=known)
+        first = (place * self.args.world_size + self.args.process_index) * len(group.completions)
+        return group.trees(known, drop_truncated=self.args.mask_truncated_completions, first=first)
 
     def rows_worth_computing(self, examples: list[Example]) -> list[Example]:
         if not self.silent_groups_cost_nothing:

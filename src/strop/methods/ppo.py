@@ -194,7 +194,9 @@ class PPOTrainer(OnlineTrainer):
         if not keep:
             return []
         known = Sampled(index, totals=group.rewards[keep].tolist())
-        return self.pieces(group.tree(keep, drop_truncated=self.args.mask_truncated_completions, sampled=known))
+        first = (index * self.args.world_size + self.args.process_index) * len(group.completions)
+        trees = group.trees(known, keep, drop_truncated=self.args.mask_truncated_completions, first=first)
+        return [piece for tree in trees for piece in self.pieces(tree)]
 
     @torch.no_grad()
     def add_token_rewards(self, part: list[Example], training: bool) -> None:

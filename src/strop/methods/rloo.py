@@ -15,9 +15,11 @@ from strop.losses import (
     rloo_loss,
     rloo_rewards,
     sampler_metrics,
+    segment_sum,
 )  # fmt: skip
-from strop.methods.policy_gradient import PolicyGradientTrainer
+from strop.methods.policy_gradient import PolicyGradientTrainer, learned_from
 from strop.online.groups import Group
+from strop.online.pieces import one_each, trajectory_of
 from strop.records import Batch, LossOutput, Scores, StepContext, Term, Want
 from strop.settings.online import OnlineConfig
 from strop.settings.schema import Range, config
@@ -85,19 +87,19 @@ class RLOOTrainer(PolicyGradientTrainer):
         if self.reference_scores is None:
             zeros = [torch.zeros(len(group.completions), dtype=torch.float64) for group in groups]
             return zeros, zeros
-        trees = [self.pieces(self.tree(group)) for group in groups]
-        sums: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
+        trees = [[p for tree in self.trees(group, i) for p in self.pieces(tree)] for i, group in enumerate(groups)]
+        sums = [torch.zeros(2, len(group.completions), dtype=torch.float64) for group in groups]
         for part in self.plan([piece for tree in trees for piece in tree], self.args.train_batch_size):
             batch = self.build(part)
             with self.compute_loss_context_manager():
                 policy, ref = self.score_with(self.policy, batch, Want.LOGPS), self.reference_scores(batch)
             assert policy.logps is not None and ref.logps is not None
             self._metrics[mode].add({"kl": mean_of(policy.logps - ref.logps)})
-            sizes = [len(piece.completions) for piece in part]
-            both = (policy.sum().double().cpu().split(sizes), ref.sum().double().cpu().split(sizes))
-            sums.update(zip(map(id, part), zip(*both, strict=True), strict=True))
-        logps, ref_logps = ([torch.cat([sums[id(piece)][i] for piece in tree]) for tree in trees] for i in (0, 1))
-        return logps, ref_logps
+            whole = torch.stack((policy.sum(), ref.sum())).double().cpu()  # (2, completions)
+            known = [learned_from(piece) for piece in part]
+            for own, values in zip(known, whole.split([len(k.of or ()) for k in known], 1), strict=True):
+                sums[own.place].index_add_(1, torch.tensor(own.of), values)
+        return [both[0] for both in sums], [both[1] for both in sums]
 
     def advantages(self, groups: list[Group]) -> torch.Tensor:
         shaped = torch.cat([group.shaped for group in groups if group.shaped is not None])
@@ -110,10 +112,11 @@ class RLOOTrainer(PolicyGradientTrainer):
         old_logps = self.old_logps(scores, batch)
         start = scores.logps.detach() if old_logps is None else old_logps  # (N,)
         clip = {"epsilon": self.args.epsilon, "epsilon_high": self.args.epsilon_high}
-        sums, old_sums = scores.sum(), None if old_logps is None else scores.sum(old_logps)  # (S,)
-        values = rloo_loss(sums, old_sums, advantages, **clip)
-        ratio = (sums.detach() - scores.sum(start)).exp()[scores.segment]  # (N,)
-        completions = (scores.segment, scores.num_completions)
+        completions = trajectory_of(batch)
+        sums = segment_sum(scores.logps, *completions)  # (trajectories,)
+        old_sums = None if old_logps is None else segment_sum(old_logps, *completions)
+        values = rloo_loss(sums, old_sums, one_each(advantages, batch), **clip)
+        ratio = (sums.detach() - segment_sum(start, *completions)).exp()[completions[0]]  # (N,)
         sampler_logps = token_field(batch, "sampler_logps").to(start)
         metrics = clip_metrics(ratio, advantages[scores.segment], *completions, by_completion=True, **clip)
         metrics |= sampler_metrics(start, sampler_logps, *completions)

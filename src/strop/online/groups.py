@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 
-from strop.records import Example, Extreme, Mean, Sampled
+from strop.errors import RolloutError
+from strop.records import Example, Extreme, Mean, Sampled, Stretch
 
 
 @dataclass
@@ -28,6 +29,11 @@ class Group:
     advantages: torch.Tensor | None = None  # (G,) where the method has one per completion
     notes: dict[str, list[Any]] = field(default_factory=dict)  # what rewards noted (log_extra), G values by name
     environments: list[Any] | None = None  # G live environment objects, where the rollout had them
+    prompts: list[Any] | None = None  # G prompts, where each completion has its own (an observation is part of it)
+    replies: list[list[dict[str, Any]]] | None = None  # G conversations, as messages, where there were several turns
+    turn_tokens: list[list[int]] | None = None  # G lists, tokens of each of those messages
+    stretches: list[list[Stretch] | None] | None = None  # G; of a completion that does not lie on the group's prompt
+    extra: dict[str, list[Any]] = field(default_factory=dict)  # what a rollout function said of each, G values by name
 
     @property
     def columns(self) -> dict[str, Any]:
@@ -37,13 +43,19 @@ class Group:
     @property
     def question(self) -> Any:
         """The prompt as rewards read it: without the begun answer that the completions go on with."""
-        return self.prompt if begun_answer(self.prompt) is None else self.prompt[:-1]
+        return without_begun_answer(self.prompt)
 
     def tree(
         self, keep: Sequence[int] | None = None, *, drop_truncated: bool = False, sampled: Sampled | None = None
     ) -> Example:
         """The prompt with the completions of the indices `keep` (all by default), and their masks."""
         keep = range(len(self.completions)) if keep is None else keep
+        if self.stretches is not None and any(self.stretches[i] is not None for i in keep):
+            raise RolloutError(
+                "This method compares completions of one prompt, and an environment gave two completions different "
+                "ones (reset() returned different observations), or the chat template rewrites past turns. Make "
+                "reset() depend on the row alone, or use GRPO, RLOO or PPO."
+            )
         masks = self.masks(drop_truncated)
         return Example(
             self.example.prompt_ids,
@@ -53,6 +65,36 @@ class Group:
             sampled=sampled,
         )
 
+    def trees(
+        self, known: Sampled, keep: Sequence[int] | None = None, *, drop_truncated: bool = False, first: int = 0
+    ) -> list[Example]:
+        """The prompt with the completions of the indices `keep`; those that lie on contexts of their own come as trees
+        of their own, one per stretch.
+
+        `known` is about the completions of `keep`; `first` is the number of the group's first trajectory.
+        """
+        keep = list(range(len(self.completions)) if keep is None else keep)
+        known = replace(known, of=keep)
+        apart = [] if self.stretches is None else [place for place, i in enumerate(keep) if self.stretches[i]]
+        together = [place for place in range(len(keep)) if place not in apart]
+        trees = []
+        if together:
+            part = known.pick(together) if apart else known
+            trees.append(self.tree([keep[p] for p in together], drop_truncated=drop_truncated, sampled=part))
+        for place in apart:
+            index = keep[place]
+            lost = drop_truncated and self.finish_reasons[index] != "stop"
+            for number, stretch in enumerate(self.stretches[index] or []):  # type: ignore[index]
+                own = replace(known.pick([place]), trajectory=first + index, follows=number > 0)
+                own = own if own.sampler_logps is None else replace(own, sampler_logps=[stretch.logps])
+                mask = [0] * len(stretch.mask) if lost else list(stretch.mask)
+                trees.append(Example(stretch.prompt_ids, [stretch.ids], [mask], row=self.example.row, sampled=own))
+        return trees
+
+    def prompt_at(self, index: int) -> Any:
+        """The prompt of a completion as rewards read it, with the observation that an environment began with."""
+        return self.question if self.prompts is None else without_begun_answer(self.prompts[index])
+
     def masks(self, drop_truncated: bool = False) -> list[list[int]] | None:
         """Loss masks of the completions; None where every token counts."""
         cut = [drop_truncated and reason != "stop" for reason in self.finish_reasons]
@@ -60,6 +102,10 @@ class Group:
             return None
         masks = self.loss_mask or [[1] * len(ids) for ids in self.completions]
         return [[0] * len(mask) if drop else mask for mask, drop in zip(masks, cut, strict=True)]
+
+
+def without_begun_answer(prompt: Any) -> Any:
+    return prompt if begun_answer(prompt) is None else prompt[:-1]
 
 
 def prompt_of(tokenizer: Any, example: Example) -> Any:
@@ -71,14 +117,11 @@ def prompt_of(tokenizer: Any, example: Example) -> Any:
     return tokenizer.decode(ids[1:] if ids[:1] == [tokenizer.bos_token_id] else ids)
 
 
-def environment_reward(environments: list[Any]) -> list[float]:
-    """The reward that each environment holds in its attribute `reward` when its trajectory has ended."""
-    return [float(environment.reward) for environment in environments]
-
-
 def replies(tokenizer: Any, group: Group) -> list[Any]:
     """Completions in the form of their prompt, message lists or texts; for rewards and people, the ids are trained
     on."""
+    if group.replies is not None and not isinstance(group.prompt, str):
+        return group.replies
     texts = tokenizer.batch_decode(group.completions, skip_special_tokens=True)
     if isinstance(group.prompt, str):
         return texts
@@ -96,16 +139,15 @@ def begun_answer(prompt: Any) -> dict[str, Any] | None:
 def completion_metrics(groups: Sequence[Group]) -> dict[str, Mean | Extreme]:
     """Lengths (tokens), the share cut off at the limit, mean and spread of rewards, groups without any spread."""
     metrics: dict[str, Mean | Extreme] = {}
-    lengths = [len(ids) for group in groups for ids in group.completions]
-    ended = [
-        len(ids) for g in groups for ids, why in zip(g.completions, g.finish_reasons, strict=True) if why == "stop"
-    ]
+    written = [(n, why) for g in groups for n, why in zip(written_tokens(g), g.finish_reasons, strict=True)]
+    lengths = [count for count, _ in written]
+    ended = [count for count, why in written if why == "stop"]
     for name, values in (("length", lengths), ("terminated_length", ended)):
         if values:
             metrics[f"completions/mean_{name}"] = Mean(float(sum(values)), float(len(values)))
             metrics[f"completions/min_{name}"] = Extreme(float(min(values)), largest=False)
             metrics[f"completions/max_{name}"] = Extreme(float(max(values)))
-    metrics["completions/clipped_ratio"] = Mean(float(len(lengths) - len(ended)), float(len(lengths)))
+    metrics["completions/clipped_ratio"] = Mean(float(sum(why == "length" for _, why in written)), float(len(written)))
     rewarded = [group for group in groups if group.rewards is not None]
     for group in rewarded:
         assert group.rewards is not None and group.values is not None
@@ -122,6 +164,11 @@ def completion_metrics(groups: Sequence[Group]) -> dict[str, Mean | Extreme]:
     return metrics
 
 
+def written_tokens(group: Group) -> list[int]:
+    """Tokens of each completion that the model wrote, those of tools and environments left out."""
+    return [len(ids) for ids in group.completions] if group.loss_mask is None else [sum(m) for m in group.loss_mask]
+
+
 def add(metrics: dict[str, Mean | Extreme], name: str, total: float, count: float) -> None:
     """Add to a mean of a dictionary of metrics."""
     mean = metrics.setdefault(name, Mean(0.0, 0.0))
@@ -136,7 +183,11 @@ def sample_rows(tokenizer: Any, groups: Sequence[Group]) -> list[dict[str, Any]]
     for group in groups:
         decoded = tokenizer.batch_decode(group.completions, skip_special_tokens=True)
         for i, text in enumerate(decoded):
-            row: dict[str, Any] = {"prompt": group.prompt, "completion": text, "finish_reason": group.finish_reasons[i]}
+            row: dict[str, Any] = {"prompt": group.prompt if group.prompts is None else group.prompts[i]}
+            row["completion"] = text
+            row["finish_reason"] = group.finish_reasons[i]
+            if group.replies is not None and group.turn_tokens is not None:
+                row["turns"] = [{**m, "tokens": n} for m, n in zip(group.replies[i], group.turn_tokens[i], strict=True)]
             if group.values is not None and group.rewards is not None:
                 row["rewards"] = dict(zip(group.reward_names, group.values[i].tolist(), strict=True))
                 row["reward"] = float(group.rewards[i])

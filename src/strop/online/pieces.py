@@ -6,9 +6,12 @@ prompt is computed once more for every further piece.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
-from strop.records import Example
+import torch
+
+from strop.records import Batch, Example
 
 
 def pieces(tree: Example, *, max_completions: int | None = None, max_tokens: int | None = None) -> list[Example]:
@@ -36,3 +39,40 @@ def _part(tree: Example, some: slice) -> Example:
     masks = None if tree.loss_mask is None else tree.loss_mask[some]
     known = None if tree.sampled is None else tree.sampled.part(some)
     return replace(tree, completions=tree.completions[some], loss_mask=masks, sampled=known)
+
+
+def in_trajectories(trees: Sequence[Example]) -> list[list[Example]]:
+    """Trees by what must stay in one micro-batch: the stretches of one trajectory, every other tree by itself."""
+    units: dict[object, list[Example]] = {}
+    for tree in trees:
+        number = None if tree.sampled is None else tree.sampled.trajectory
+        units.setdefault(("tree", id(tree)) if number is None else number, []).append(tree)
+    return list(units.values())
+
+
+def trajectory_of(batch: Batch) -> tuple[torch.Tensor, int]:
+    """Number of the trajectory of each scored token (N,), and how many trajectories there are.
+
+    A completion is a trajectory; so are all stretches of a conversation that a chat template rewrote on the way.
+    """
+    numbers, count = _numbers(batch)
+    if count == batch.num_completions:
+        return batch.segment, count
+    return torch.tensor(numbers, device=batch.segment.device)[batch.segment], count
+
+
+def one_each(values: torch.Tensor, batch: Batch) -> torch.Tensor:
+    """Of values that all completions of a trajectory share, (S,): one for each trajectory, (trajectories,)."""
+    numbers, count = _numbers(batch)
+    return values if count == batch.num_completions else values[[numbers.index(number) for number in range(count)]]
+
+
+def _numbers(batch: Batch) -> tuple[list[int], int]:
+    """The number of each completion's trajectory, and how many there are."""
+    known: dict[object, int] = {}
+    found = []
+    for tree in batch.examples:
+        own = None if tree.sampled is None else tree.sampled.trajectory
+        for index in range(len(tree.completions)):
+            found.append(known.setdefault((id(tree), index) if own is None else own, len(known)))
+    return found, len(known)

@@ -7,23 +7,31 @@ from typing import Any
 
 import torch
 
+from strop.agents.environments import EnvironmentReward, Environments
 from strop.errors import ConfigError
-from strop.online.groups import Group, environment_reward, replies
+from strop.online.groups import Group, replies
 from strop.records import Extreme, Mean
 from strop.rewards import JudgeReward, RewardSet
 
+SHARED = ("tools", "chat_template_kwargs")
+"""Columns that shape a row's prompt, which rewards may ask for too."""
 
-def reward_source(trainer: str, args: Any, *, needed: bool, environments: bool, **given: Any) -> Any:
-    """The one reward source among the names that it goes by, else the config's `reward_model_path`, else what the
-    environments hold; None where a method needs none.
+
+def reward_source(trainer: str, args: Any, *, needed: bool, environments: Environments | None, **given: Any) -> Any:
+    """The one reward source among the names that it goes by, else the config's `reward_model_path`; and what the
+    environments say themselves: of those with `get_reward()` beside it, of others in its place. None where a method
+    needs none.
     """
     sources = [value for value in given.values() if value is not None]
     if not sources and getattr(args, "reward_model_path", None) is not None:
         sources = [args.reward_model_path]
     if len(sources) > 1:
         raise ConfigError(f"{', '.join(given)} are names for one thing; give one of them (a list is fine).")
-    if not sources and environments:
-        sources = [environment_reward]
+    kinds = list(environments.kinds.values()) if environments is not None else []
+    own = [EnvironmentReward(environments, kind) for kind in kinds if kind.has_reward or not sources]  # type: ignore[arg-type]
+    if own:
+        told = sources[0] if sources else []
+        sources = [[*(told if isinstance(told, (list, tuple)) else [told]), *own]]
     if needed and not sources:
         raise ConfigError(
             f"{trainer} needs a reward: pass reward_funcs=, a function, a model, an id, a judge, or a list of them."
@@ -49,9 +57,13 @@ def make_rewards(args: Any, source: Any, processing_classes: Any, tokenizer: Any
     code, and given without its tokenizer, reads with the policy's."""
     if processing_classes is None:
         processing_classes = made_in_code(source, tokenizer)
+    own = sum(isinstance(reward, EnvironmentReward) for reward in source) if isinstance(source, list) else 0
+    weights = args.reward_weights
+    if weights is not None and own and len(weights) == len(source) - own:
+        weights = [*weights, *[1.0] * own]  # what environments say of themselves weighs 1
     return RewardSet(
         source,
-        weights=args.reward_weights,
+        weights=weights,
         processing_classes=processing_classes,
         on_error=args.reward_on_error,
         penalty=args.reward_penalty,
@@ -62,18 +74,23 @@ def make_rewards(args: Any, source: Any, processing_classes: Any, tokenizer: Any
     )
 
 
-def check_rewards(trainer: str, rewards: RewardSet, dataset: Any, *, alone: bool, environments: bool) -> None:
+def check_rewards(
+    trainer: str, rewards: RewardSet, dataset: Any, *, alone: bool, environments: bool, own_rollouts: bool
+) -> None:
     """Whether the rewards find what they ask for, before anything is sampled.
 
-    `alone`: each prompt has one completion, and a judge would have nothing to compare it with.
+    `alone`: each prompt has one completion, and a judge would have nothing to compare it with. `own_rollouts`: a
+    rollout function may bring further columns, so that it is known at the first batch only.
     """
     if alone and any(isinstance(reward, JudgeReward) for reward in rewards.functions):
         raise ConfigError(
             f"A judge compares completions of one prompt, and {trainer} samples one; "
             "set num_generations to 2 or more, or give a reward that scores a single completion."
         )
-    if hasattr(dataset, "__len__") and len(dataset):
-        rewards.check_columns(list(dataset[0].extras.get("columns", {})), has_environments=environments)
+    if hasattr(dataset, "__len__") and len(dataset) and not own_rollouts:
+        extras = dataset[0].extras
+        shared = [name for name in SHARED if name in extras]
+        rewards.check_columns([*extras.get("columns", {}), *shared], has_environments=environments)
 
 
 def reward_groups(
@@ -84,8 +101,13 @@ def reward_groups(
     columns: dict[str, list[Any]] = {}
     for name in dict.fromkeys(name for group in groups for name in group.columns):
         columns[name] = [group.columns.get(name) for group, _ in flat]
+    for name in SHARED:
+        if name not in columns and any(name in group.example.extras for group in groups):
+            columns[name] = [group.example.extras.get(name) for group, _ in flat]
+    for name in dict.fromkeys(name for group in groups for name in group.extra):
+        columns[name] = [group.extra[name][i] for group, i in flat]
     table = rewards.score(
-        [group.question for group, _ in flat],
+        [group.prompt_at(i) for group, i in flat],
         [text for group in groups for text in replies(tokenizer, group)],
         [group.completions[i] for group, i in flat],
         columns,
@@ -97,6 +119,8 @@ def reward_groups(
     if missing_eos_penalty:
         ended = torch.tensor([group.finish_reasons[i] == "stop" for group, i in flat])
         totals = totals - missing_eos_penalty * (~ended).double()
+    failed = torch.tensor([group.finish_reasons[i] == "failed" for group, i in flat])
+    values[failed], totals[failed] = float("nan"), float("nan")  # no fault of the model: it is not learned from
     start = 0
     for group in groups:
         stop = start + len(group.completions)

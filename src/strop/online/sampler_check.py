@@ -28,7 +28,11 @@ def compare_sampler(trainer: Any, groups: list[Group]) -> None:
     """
     if trainer.accelerator.distributed_type in (DistributedType.DEEPSPEED, DistributedType.FSDP):
         return
-    trees = [group.tree(sampled=Sampled(i, sampler_logps=group.sampler_logps)) for i, group in enumerate(groups)]
+    trees = [
+        tree
+        for place, group in enumerate(groups)
+        for tree in group.trees(Sampled(place, sampler_logps=group.sampler_logps))
+    ]
     part = trainer.plan(trees, trainer.args.train_batch_size)[0]
     batch = trainer.build(part)
     policy = trainer.policy

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 
-from strop.online.groups import Group, prompt_of
-from strop.records import Example, Mean, Rollout
+from strop.agents.rollout_function import OwnRollout
+from strop.agents.turns import Trajectory, Turns
+from strop.online.groups import Group, add, prompt_of
+from strop.records import Example, Mean, Stretch
 from strop.rollout import SamplingParams, make_generator
-from strop.rollout.turns import Trajectory, Turns, check_rollout
 
-RolloutFunction = Callable[[list[list[int]], int, SamplingParams], Any]
+OwnFunction = Callable[[list[Any], list[list[int]], int, SamplingParams], OwnRollout]
+"""(prompts, their ids, n, how to sample) -> what a user's rollout function made of them."""
 
 
 def sampling_params(args: Any, *, moment: int, player: int = 0) -> SamplingParams:
@@ -51,42 +54,102 @@ def sample_groups(
     params: SamplingParams,
     *,
     turns: Turns | None = None,
-    rollout_func: RolloutFunction | None = None,
+    rollout_func: OwnFunction | None = None,
 ) -> tuple[list[Group], dict[str, Mean]]:
     """`n` completions of each prompt, and what was counted on the way.
 
-    They come from the engine, from the user's `rollout_func`, or from several `turns` with tools or an environment.
+    They come from the engine, from the user's `rollout_func`, or from several `turns` with tools or environments.
     """
-    ids = [prompt.prompt_ids for prompt in prompts]
-    trajectories: list[list[Trajectory]] | None = None
     if rollout_func is not None:
-        sampled: Rollout = check_rollout(rollout_func(ids, n, params), ids, n)
-    elif turns is not None:
-        columns = [{"prompt": p.extras.get("prompt"), **p.extras.get("columns", {})} for p in prompts]
-        sampled, trajectories = turns.run(engine, ids, columns, n, params)
+        return own_groups(tokenizer, prompts, n, params, rollout_func), {}
+    if turns is not None:
+        trajectories = turns.run(engine, prompts, n, params)
+        groups = [conversation_group(tokenizer, *pair) for pair in zip(prompts, trajectories, strict=True)]
+        return groups, turn_metrics([t for group in trajectories for t in group], offered=bool(turns.schemas))
+    sampled = engine.generate([prompt.prompt_ids for prompt in prompts], n, params)
+    lists = zip(prompts, sampled.completions, sampled.sampler_logps, sampled.finish_reasons, strict=True)
+    return [Group(prompt, *parts, prompt=prompt_of(tokenizer, prompt)) for prompt, *parts in lists], {}
+
+
+def own_groups(
+    tokenizer: Any, prompts: Sequence[Example], n: int, params: SamplingParams, function: OwnFunction
+) -> list[Group]:
+    """Groups of what a user's rollout function made."""
+    given = [prompt_of(tokenizer, prompt) for prompt in prompts]
+    own = function(given, [prompt.prompt_ids for prompt in prompts], n, params)
+    groups = []
+    for i, prompt in enumerate(prompts):
+        sampled, mask = own.rollout, own.rollout.loss_mask
+        group = Group(
+            prompt, sampled.completions[i], sampled.sampler_logps[i], sampled.finish_reasons[i],
+            None if mask is None else mask[i], given[i],
+            replies=None if own.messages is None else own.messages[i],
+            extra={name: values[i] for name, values in own.extra.items()},
+        )  # fmt: skip
+        contexts = [prompt.prompt_ids] * n if own.prompt_ids is None else own.prompt_ids[i]
+        masks = group.loss_mask or [[1] * len(ids) for ids in group.completions]
+        whole = zip(contexts, group.completions, masks, group.sampler_logps, strict=True)
+        stretches = [[Stretch(*parts)] for parts in whole] if own.stretches is None else own.stretches[i]
+        groups.append(on_contexts(group, stretches))
+    return groups
+
+
+def conversation_group(tokenizer: Any, prompt: Example, trajectories: list[Trajectory]) -> Group:
+    """A group of trajectories of several turns."""
+    talks = [trajectory.conversation for trajectory in trajectories]
+    group = Group(
+        prompt,
+        [[i for stretch in talk.stretches for i in stretch.ids] for talk in talks],
+        [[logp for stretch in talk.stretches for logp in stretch.logps] for talk in talks],
+        [trajectory.reason for trajectory in trajectories],
+        [[on for stretch in talk.stretches for on in stretch.mask] for talk in talks],
+        prompt_of(tokenizer, prompt),
+        environments=[t.environment for t in trajectories] if trajectories[0].slot is not None else None,
+        prompts=[talk.messages for talk in talks] if talks[0].messages else None,
+        replies=[[turn.message for turn in talk.turns] for talk in talks],
+        turn_tokens=[[turn.tokens for turn in talk.turns] for talk in talks],
+    )
+    for index, trajectory in enumerate(trajectories):
+        if trajectory.reason == "failed":
+            for stretch in trajectory.conversation.stretches:
+                stretch.mask = [0] * len(stretch.mask)
+            group.loss_mask[index] = [0] * len(group.loss_mask[index])  # type: ignore[index]
+    return on_contexts(group, [talk.stretches for talk in talks])
+
+
+def on_contexts(group: Group, stretches: list[list[Stretch]]) -> Group:
+    """A group whose completions know where they lie: all on one prompt, or each on contexts of its own."""
+    first = stretches[0][0].prompt_ids
+    if all(parts[0].prompt_ids == first for parts in stretches):
+        group.example = replace(group.example, prompt_ids=list(first))
+        apart = [len(parts) > 1 for parts in stretches]
     else:
-        sampled = engine.generate(ids, n, params)
-    groups = [
-        Group(
-            prompt,
-            sampled.completions[i],
-            sampled.sampler_logps[i],
-            sampled.finish_reasons[i],
-            sampled.loss_mask[i] if sampled.loss_mask is not None else None,
-            prompt_of(tokenizer, prompt),
-            environments=[t.environment for t in trajectories[i]] if trajectories else None,
-        )
-        for i, prompt in enumerate(prompts)
-    ]
-    calls_tools = turns is not None and turns.tools is not None
-    return groups, tool_metrics(trajectories or []) if calls_tools else {}
+        apart = [True] * len(stretches)
+    if any(apart):
+        group.stretches = [parts if alone else None for parts, alone in zip(stretches, apart, strict=True)]
+    return group
 
 
-def tool_metrics(trajectories: Sequence[Sequence[Trajectory]]) -> dict[str, Mean]:
-    """Tool calls per completion, and the share of calls that failed."""
-    everyone = [trajectory for group in trajectories for trajectory in group]
-    calls, failures = sum(t.calls for t in everyone), sum(t.failures for t in everyone)
-    return {
-        "tools/call_frequency": Mean(float(calls), float(len(everyone))),
-        "tools/failure_frequency": Mean(float(failures), float(calls)),
+def turn_metrics(everyone: Sequence[Trajectory], *, offered: bool) -> dict[str, Mean]:
+    """Calls and failures of tools; turns, tokens of tools and environments, forks and failures per completion."""
+    count = float(len(everyone))
+    metrics: dict[str, Mean] = {}
+    if offered:
+        calls, failures = sum(t.calls for t in everyone), sum(t.failures for t in everyone)
+        add(metrics, "tools/call_frequency", float(calls), count)  # type: ignore[arg-type]
+        add(metrics, "tools/failure_frequency", float(failures), float(calls))  # type: ignore[arg-type]
+    spoken = [[turn for turn in t.conversation.turns if turn.message["role"] == "assistant"] for t in everyone]
+    turns = sum(map(len, spoken))
+    answers = sum(mask.count(0) for t in everyone for mask in (s.mask for s in t.conversation.stretches))
+    per_completion = {
+        "turns/mean_count": turns,
+        "turns/answer_tokens": answers,
+        "turns/rolled_back": sum(t.rolled_back for t in everyone),
+        "turns/forked": sum(len(t.conversation.stretches) > 1 for t in everyone),
+        "turns/failed": sum(t.reason == "failed" for t in everyone),
     }
+    for name, total in per_completion.items():
+        add(metrics, name, float(total), count)  # type: ignore[arg-type]
+    respelled = sum(t.conversation.respelled for t in everyone)
+    add(metrics, "turns/respelled", float(respelled), float(turns))  # type: ignore[arg-type]
+    return metrics

@@ -9,7 +9,12 @@ from typing import Any, ClassVar, Literal
 
 import torch
 
-from strop.data import DatasetKind
+from strop.agents.environments import Environments
+from strop.agents.rollout_function import RolloutFunction
+from strop.agents.set_up import check_prompts_are_conversations, environment_rows, make_turns, tool_schemas
+from strop.agents.tools import Tools
+from strop.agents.turns import Turns
+from strop.data import DatasetKind, plan_micro_batches
 from strop.engine import rows
 from strop.engine.evaluation import EvaluationSums
 from strop.engine.parts import Facts
@@ -17,17 +22,17 @@ from strop.engine.trainer import BaseTrainer
 from strop.errors import RolloutError
 from strop.model import base_model, lm_head_of
 from strop.online.batches import BatchSizes, batch_sizes, rounding_notices, share_steps, split_steps
+from strop.online.closing import CloseEnvironments
 from strop.online.evaluation_samples import EvaluationSamples
 from strop.online.groups import Group, completion_metrics, sample_rows
-from strop.online.pieces import pieces
+from strop.online.pieces import in_trajectories, pieces
 from strop.online.rewarding import check_rewards, make_rewards, reward_groups, reward_source
 from strop.online.sampled_distribution import changes_distribution, rescore
 from strop.online.sampler_check import compare_sampler
 from strop.online.sampling import make_engine, sample_groups, sampling_params
 from strop.records import Batch, Counts, Example, Scores, Want
-from strop.rollout import SamplingParams
-from strop.rollout.tools import Tools
-from strop.rollout.turns import Turns
+from strop.rollout import SamplingParams, default_stop_ids
+from strop.rollout.limits import position_limit, vocab_size
 from strop.settings.online import OnlineConfig
 from strop.watch.samples import show_samples
 
@@ -40,6 +45,8 @@ class OnlineTrainer(BaseTrainer):
     evaluation_samples = EvaluationSamples
     remembers_reference = False
     needs_reward: ClassVar[bool] = True
+    can_fork: ClassVar[bool] = False
+    """Whether a trajectory may have several contexts, as where a chat template rewrites past turns."""
     batch_counts: ClassVar[Literal["completions", "prompts"]] = "completions"
     """What per_device_train_batch_size counts; prompts where methods make pairs."""
 
@@ -60,16 +67,22 @@ class OnlineTrainer(BaseTrainer):
         given: Mapping[str, Any] | None = None,
         **kwargs: Any,
     ) -> None:
+        environments = None
+        if environment_factory is not None:
+            isolated = getattr(args, "environment_isolation", False)
+            environments = Environments(environment_factory, isolated=isolated)
+            steps = max(getattr(args, "max_steps", 0), 0)
+            train_dataset = environment_rows(train_dataset, steps, several=environments.several)
         source = reward_source(
-            type(self).__name__, args, needed=self.needs_reward, environments=environment_factory is not None,
+            type(self).__name__, args, needed=self.needs_reward, environments=environments,
             reward_funcs=reward_funcs, reward_model=reward_model, judge=judge,
         )  # fmt: skip
         own = {
             "reward": source,
             "reward_tokenizers": reward_processing_classes,
             "tools": Tools(tools) if tools else None,
-            "environment_factory": environment_factory,
-            "rollout_func": rollout_func,
+            "environments": environments,
+            "rollout_func": None if rollout_func is None else RolloutFunction(rollout_func),
         }
         super().__init__(
             model,
@@ -87,7 +100,7 @@ class OnlineTrainer(BaseTrainer):
             args,
             filter_overlong=args.max_prompt_length is None,
             chat_template_kwargs=args.chat_template_kwargs,
-            tools=tuple(tools.schemas) if (tools := given.get("tools")) is not None else None,
+            tools=tuple(tool_schemas(given.get("tools"), given.get("environments"))) or None,
         )
         betas = args.beta if isinstance(args.beta, (list, tuple)) else [args.beta]  # one for each epoch
         return replace(super().facts(args, given), uses_reference=max(betas) > 0, tokenize=options)
@@ -96,8 +109,10 @@ class OnlineTrainer(BaseTrainer):
         self.buffer: deque[list[Example]] = deque()
         self.rounds = 0
         self._sampler_compared = False  # with the policy, at the first round
-        self._tools, self._environment_factory = self.given["tools"], self.given["environment_factory"]
-        self._rollout_func = self.given["rollout_func"]
+        self._environments, self._rollout_func = self.given["environments"], self.given["rollout_func"]
+        if self._environments is not None:
+            self._environments.seconds = self.args.tool_timeout
+            self.add_callback(CloseEnvironments(self._environments))
         self.rewards = None
         if (source := self.reward()) is not None:
             self.rewards = make_rewards(self.args, source, self.given["reward_tokenizers"], self.processing_class)
@@ -106,21 +121,33 @@ class OnlineTrainer(BaseTrainer):
                 self.rewards,
                 self.train_dataset,
                 alone=self.batch_counts == "completions" and self.group_size < 2,
-                environments=self._environment_factory is not None,
+                environments=self._environments is not None,
+                own_rollouts=self._rollout_func is not None,
             )
         self._generator: Any = None
         self.evaluated: list[Group] = []  # of the window that is evaluated
         self.turns = None
-        if self._tools is not None or self._environment_factory is not None:
-            self.turns = Turns(
-                self.processing_class,
-                tools=self._tools,
-                environment_factory=self._environment_factory,
-                max_turns=self.args.max_tool_calling_iterations or 8,
-                template_kwargs=self.args.chat_template_kwargs,
-            )
+        if self.given["tools"] is not None or self._environments is not None:
+            self.turns = self.make_turns()
         for line in rounding_notices(self.args, self.sizes):
             self.say(line)
+
+    def make_turns(self) -> Turns:
+        """Rollouts of several turns, with the tools and environments that were given."""
+        check_prompts_are_conversations(self.train_dataset, self.given["tools"], self._environments)
+        return make_turns(
+            self.processing_class,
+            self.rows.options,
+            tools=self.given["tools"],
+            environments=self._environments,
+            rounds=self.args.max_tool_calling_iterations,
+            seconds=self.args.tool_timeout,
+            past=self.args.past_turns,
+            can_fork=self.can_fork,
+            stop_ids=default_stop_ids(self.policy, self.processing_class),
+            positions=position_limit(self.policy),
+            say=self.say,
+        )
 
     def reward(self) -> Any:
         """What completions are rewarded by: as it was given."""
@@ -144,7 +171,7 @@ class OnlineTrainer(BaseTrainer):
     @property
     def turns_wanted(self) -> bool:
         """Whether completions are more than one turn of the model, or come from the user's own function."""
-        return any(self.given[name] is not None for name in ("tools", "environment_factory", "rollout_func"))
+        return any(self.given[name] is not None for name in ("tools", "environments", "rollout_func"))
 
     def want(self, log: bool) -> Want:
         return Want.LOGPS | Want.ENTROPY if log else Want.LOGPS
@@ -204,7 +231,7 @@ class OnlineTrainer(BaseTrainer):
                 n,
                 self.sampling(training),
                 turns=self.turns,
-                rollout_func=None if own is None else lambda ids, n, params: own(ids, n, params, self),
+                rollout_func=None if own is None else lambda *asked: own(*asked, self, vocab_size(self.policy)),
             )
         self._metrics["train" if training else "eval"].add(metrics)
         if training and not self._sampler_compared:
@@ -225,15 +252,23 @@ class OnlineTrainer(BaseTrainer):
 
     def plan(self, examples: Sequence[Example], rows_at_once: int) -> list[list[Example]]:
         """A micro-batch has as many completions as `rows_at_once` says, however many of them a tree has."""
+        units = in_trajectories(examples)
         each = 1 if self.batch_counts == "prompts" else max((len(e.completions) for e in examples), default=1)
-        return super().plan(examples, max(1, rows_at_once // each))
+        each = max([each, *map(len, units)])
+        if len(units) == len(examples):
+            return super().plan(examples, max(1, rows_at_once // each))
+        budget = self.args.max_tokens_per_micro_batch
+        parts = plan_micro_batches(units, max_tokens=budget, max_trees=None if budget else max(1, rows_at_once // each))
+        return [[example for i in part for example in units[i]] for part in parts]
 
     def counts(self, examples: Sequence[Example]) -> Counts:
         """As for other rows; a prompt that several pieces of a tree share counts once."""
         tokens = sum(
             e.num_tokens - len(e.prompt_ids) * (e.sampled is not None and e.sampled.continues) for e in examples
         )
-        return {**super().counts(examples), "num_tokens": float(tokens)}
+        counts = {**super().counts(examples), "num_tokens": float(tokens)}
+        later = sum(len(e.completions) for e in examples if e.sampled is not None and e.sampled.follows)
+        return {**counts, "completions": counts["completions"] - later}
 
     def pieces(self, tree: Example) -> list[Example]:
         """A tree with more completions than a micro-batch may hold, cut to fit."""

@@ -168,7 +168,15 @@ class OnlineConfig(ReferenceConfig):
     mask_truncated_completions: bool = False
     """Do not learn from completions that were cut off; their rewards still count in the group."""
     max_tool_calling_iterations: Annotated[int, Range(min=1)] | None = None
-    """Most turns of the model when it has tools or an environment. None: 8."""
+    """Most rounds of answers by tools or an environment, after the last of which the model may still speak. None: no
+    bound but max_completion_length."""
+    tool_timeout: Annotated[float, Range(min=0, open_min=True)] | None = 60.0
+    """Seconds that a tool, or a call of an environment, may take. None: no limit."""
+    environment_isolation: bool = False
+    """A process for each environment, which can be killed when it hangs; a thread can only be left behind."""
+    past_turns: Literal["template", "sampled"] = "template"
+    """Where the chat template prints past turns of the model otherwise than they were sampled (it leaves thoughts out).
+    template: the next turn is learned on the context as the template has it. sampled: the ids stay in the context."""
     log_completions: bool = False
     """Show a table of sampled completions in the terminal at every log."""
     log_unique_prompts: bool = False

@@ -84,6 +84,14 @@ def found_in(logs: Mapping[str, Any], num_generations: int, args: Any) -> Iterat
                 "temperature or num_generations, or reward parts of an answer."
             ),
         )
+    if logs.get("tools/call_frequency") == 0:
+        yield (
+            "no_tool_calls",
+            (
+                "tools were offered and no completion called one. Read samples.jsonl: the model may not know how to, "
+                "write calls in another form than its chat template, or run out of tokens before them."
+            ),
+        )
     if value("completions/clipped_ratio") >= FULL:
         yield (
             "all_truncated",

@@ -1,0 +1,309 @@
+"""How models write a call of a tool: one reader per format, and the one that a chat template itself writes.
+
+A reader takes a turn as it was sampled, special tokens included, and gives the spans of text that are calls.
+"""
+
+from __future__ import annotations
+
+import ast
+import json
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+MOST_CHARACTERS = 100_000
+"""Longer calls are not read: a parser of nested brackets may need more stack than there is."""
+
+
+@dataclass(frozen=True, slots=True)
+class ToolCall:
+    """One call that a model wrote; `problem` says what is wrong with one that cannot be made."""
+
+    name: str
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+    problem: str | None = None
+
+
+Found = tuple[int, int, list[ToolCall]]
+"""Start and end of a span of characters, and the calls that stand in it."""
+Reader = Callable[[str, Mapping[str, Any]], Iterator[Found]]
+"""(turn, tool schemas by name) -> calls; the schemas type arguments that are written without quotes."""
+
+
+def spans(pattern: str, read: Callable[[re.Match[str], Mapping[str, Any]], list[ToolCall]]) -> Reader:
+    """A reader of calls that begin and end in fixed words; a call that the turn breaks off ends with the turn."""
+    compiled = re.compile(pattern, re.DOTALL)
+
+    def reader(text: str, schemas: Mapping[str, Any]) -> Iterator[Found]:
+        for match in compiled.finditer(text):
+            yield match.start(), match.end(), read(match, schemas)
+
+    return reader
+
+
+def json_calls(match: re.Match[str], schemas: Mapping[str, Any]) -> list[ToolCall]:
+    return calls_of_json(match["body"])
+
+
+def calls_of_json(text: str) -> list[ToolCall]:
+    """Calls in JSON: an object with a name and arguments, or a list of them."""
+    try:
+        value = load_json(text)
+    except ValueError as error:
+        return [ToolCall("", {}, f"the call is not valid JSON ({error}).")]
+    return [call_of_object(item) for item in (value if isinstance(value, list) else [value])]
+
+
+def load_json(text: str) -> Any:
+    """The value of a JSON text. Raises `ValueError`, also where brackets are nested too deeply."""
+    if len(text) > MOST_CHARACTERS:
+        raise ValueError(f"it is longer than {MOST_CHARACTERS} characters")
+    try:
+        return json.loads(text)
+    except RecursionError:
+        raise ValueError("its brackets are nested too deeply") from None
+
+
+def call_of_object(value: Any) -> ToolCall:
+    """A call from an object of any family's keys."""
+    inner = value.get("function", value) if isinstance(value, dict) else None
+    inner = value if isinstance(inner, str) else inner  # {"type": "function", "function": "name", ...}
+    if not isinstance(inner, dict):
+        return ToolCall("", {}, "a call must be a JSON object.")
+    arguments: Any
+    name = next((inner[key] for key in ("name", "tool_name", "function") if key in inner), None)
+    arguments = next((inner[key] for key in ("arguments", "parameters", "args") if key in inner), {})
+    if isinstance(arguments, str):
+        try:
+            arguments = load_json(arguments)
+        except ValueError:
+            return ToolCall(str(name), {}, "the arguments are not valid JSON.")
+    if not isinstance(name, str) or not isinstance(arguments, dict):
+        return ToolCall(str(name), {}, "a call needs a name and an object of arguments.")
+    return ToolCall(name, arguments)
+
+
+def named_json(match: re.Match[str], schemas: Mapping[str, Any]) -> list[ToolCall]:
+    """A name outside of the JSON object of its arguments."""
+    try:
+        arguments = load_json(match["body"].strip() or "{}")
+    except ValueError as error:
+        return [ToolCall(match["name"], {}, f"the arguments are not valid JSON ({error}).")]
+    if not isinstance(arguments, dict):
+        return [ToolCall(match["name"], {}, "the arguments must be a JSON object.")]
+    return [ToolCall(match["name"], arguments)]
+
+
+def tagged_arguments(pattern: str) -> Callable[[re.Match[str], Mapping[str, Any]], list[ToolCall]]:
+    """Calls whose arguments stand in tags of their own."""
+    compiled = re.compile(pattern, re.DOTALL)
+
+    def read(match: re.Match[str], schemas: Mapping[str, Any]) -> list[ToolCall]:
+        name = match["name"].strip()
+        return [
+            ToolCall(
+                name, {m["key"]: typed(name, m["key"], m["value"], schemas) for m in compiled.finditer(match["body"])}
+            )
+        ]
+
+    return read
+
+
+def typed(name: str, key: str, text: str, schemas: Mapping[str, Any]) -> Any:
+    """An argument that was written bare: text where the tool's schema says so, else what JSON or Python reads."""
+    schema = schemas.get(name, {}).get("parameters", {}).get("properties", {}).get(key, {})
+    text = text.strip("\n")
+    if schema.get("type") == "string":
+        return text
+    for parse in (load_json, ast.literal_eval):
+        try:
+            return parse(text.strip())
+        except (ValueError, SyntaxError, MemoryError, RecursionError):
+            continue
+    return text
+
+
+def python_calls(match: re.Match[str], schemas: Mapping[str, Any]) -> list[ToolCall]:
+    """Calls written as a Python list: [f(x=1), g(y='a')]."""
+    body = match["body"].strip()
+    body = body if body.startswith("[") else f"[{body}]"
+    try:
+        if len(body) > MOST_CHARACTERS:
+            raise ValueError
+        items = ast.parse(body, mode="eval").body
+        if not isinstance(items, ast.List):
+            raise ValueError
+        return [_python_call(item) for item in items.elts]
+    except (ValueError, SyntaxError, MemoryError, RecursionError):
+        return [ToolCall("", {}, "the calls are not a list such as [name(key=value)].")]
+
+
+def _python_call(node: ast.expr) -> ToolCall:
+    if not isinstance(node, ast.Call) or node.args:
+        raise ValueError
+    return ToolCall(ast.unparse(node.func), {word.arg or "": _python_value(word.value) for word in node.keywords})
+
+
+def _python_value(node: ast.expr) -> Any:
+    words = {"true": True, "false": False, "null": None}
+    if isinstance(node, ast.Name) and node.id in words:
+        return words[node.id]
+    return ast.literal_eval(node)
+
+
+def gemma_calls(match: re.Match[str], schemas: Mapping[str, Any]) -> list[ToolCall]:
+    """Arguments as JSON whose keys have no quotes and whose strings stand between <|"|> marks."""
+    parts = match["body"].split('<|"|>')
+    pieces = [
+        json.dumps(p) if i % 2 else re.sub(r"([{,]\s*)([A-Za-z_]\w*)\s*:", r'\1"\2":', p) for i, p in enumerate(parts)
+    ]
+    try:
+        return [ToolCall(match["name"], load_json("".join(pieces)))]
+    except ValueError as error:
+        return [ToolCall(match["name"], {}, f"the arguments cannot be read ({error}).")]
+
+
+def bare_json(text: str, schemas: Mapping[str, Any]) -> Iterator[Found]:
+    """A turn that is JSON with a tool's name in it and nothing else, several divided by ';'; fences may stand around.
+
+    JSON that names no tool is an answer like any other.
+    """
+    match = re.fullmatch(
+        r"\s*(?:<\|python_tag\|>)?\s*(?:```(?:json)?\s*)?(?P<body>[\[{].*[\]}])\s*(?:```)?\s*", text, re.DOTALL
+    )
+    if match is None:
+        return
+    calls = []
+    decoder = json.JSONDecoder()
+    rest = match["body"] if len(match["body"]) <= MOST_CHARACTERS else ""
+    while rest:
+        try:
+            value, end = decoder.raw_decode(rest)
+        except (ValueError, RecursionError):
+            return
+        calls += [call_of_object(item) for item in (value if isinstance(value, list) else [value])]
+        rest = rest[end:].lstrip(" ;\n")
+    if calls and all(call.problem is None and (not schemas or call.name in schemas) for call in calls):
+        yield match.start(), match.end(), calls
+
+
+def embedded_json(text: str, schemas: Mapping[str, Any]) -> Iterator[Found]:
+    """`bare_json`, and such an object at the end of other words."""
+    if found := list(bare_json(text, schemas)):
+        yield from found
+        return
+    for match in re.finditer(r'(?:```(?:json)?\s*)?(?=[\[{]\s*[\[{]?\s*")', text):
+        for start, end, calls in bare_json(text[match.start() :], schemas):
+            yield match.start() + start, match.start() + end, calls
+            return
+
+
+@dataclass(frozen=True, slots=True)
+class CallFormat:
+    """One way to write calls.
+
+    `closing` is what the last call of a turn ends in: words of the format, which end no turn. `needs_end`: the token
+    that ends the turn is part of the call.
+    """
+
+    name: str
+    read: Reader
+    closing: tuple[str, ...] = ()
+    needs_end: bool = False
+
+
+TOOL_CALL = r"<tool_call>\s*"
+END_CALL = r"\s*(?:</tool_call>|\Z)"
+FORMATS: tuple[CallFormat, ...] = (
+    CallFormat(
+        "tagged parameters",
+        spans(
+            TOOL_CALL + r"<function=(?P<name>[^>\n]+)>(?P<body>.*?)(?:</function>)?" + END_CALL,
+            tagged_arguments(r"<parameter=(?P<key>[^>\n]+)>(?P<value>.*?)</parameter>"),
+        ),
+        ("</tool_call>",),
+    ),
+    CallFormat(
+        "argument keys and values",
+        spans(
+            TOOL_CALL + r"(?P<name>[\w.-]+)\s*(?P<body>(?:<arg_key>.*?)?)" + END_CALL,
+            tagged_arguments(r"<arg_key>(?P<key>.*?)</arg_key>\s*<arg_value>(?P<value>.*?)</arg_value>"),
+        ),
+        ("</tool_call>",),
+    ),
+    CallFormat("tagged JSON", spans(TOOL_CALL + r"(?P<body>[\[{].*?)" + END_CALL, json_calls), ("</tool_call>",)),
+    CallFormat(
+        "TOOLCALL list", spans(r"<TOOLCALL>\s*(?P<body>.*?)\s*(?:</TOOLCALL>|\Z)", json_calls), ("</TOOLCALL>",)
+    ),
+    CallFormat(
+        "Mistral names", spans(
+            r"\[TOOL_CALLS\](?P<name>[\w.-]+)(?:\[CALL_ID\]\w+)?(?:\[ARGS\])?(?P<body>\{.*?)(?=\[TOOL_CALLS\]|\Z)",
+            named_json,
+        ),
+    ),
+    CallFormat("Mistral list", spans(r"\[TOOL_CALLS\]\s*(?P<body>[\[{].*)\Z", json_calls)),
+    CallFormat(
+        "DeepSeek", spans(
+            r"(?:<｜tool▁calls▁begin｜>)?\s*<｜tool▁call▁begin｜>(?:function<｜tool▁sep｜>)?(?P<name>[^<\n]+?)(?:<｜tool▁sep｜>|\n)"
+            r"\s*(?:```json\n)?(?P<body>.*?)(?:\n```)?\s*(?:<｜tool▁call▁end｜>|\Z)\s*(?:<｜tool▁calls▁end｜>)?",
+            named_json,
+        ),
+        ("<｜tool▁calls▁end｜>", "<｜tool▁call▁end｜>"),
+    ),
+    CallFormat(
+        "harmony", spans(
+            r"(?:<\|start\|>assistant)?(?:<\|channel\|>commentary)?\s*to=(?:functions\.)?(?P<name>[\w.-]+?)"
+            r"(?:\s*<\|channel\|>commentary)?\s*(?:<\|constrain\|>)?(?:json)?\s*<\|message\|>(?P<body>.*?)(?:<\|call\|>|\Z)",
+            named_json,
+        ),
+        needs_end=True,
+    ),
+    CallFormat(
+        "Python list",
+        spans(r"<\|tool_call_start\|>(?P<body>.*?)(?:<\|tool_call_end\|>|\Z)", python_calls),
+        ("<|tool_call_end|>",),
+    ),
+    CallFormat(
+        "call and braces",
+        spans(r"<\|tool_call>call:(?P<name>[\w.-]+)(?P<body>\{.*?)(?:<tool_call\|>|\Z)", gemma_calls),
+        ("<tool_call|>",),
+    ),
+    CallFormat(
+        "tool_call list",
+        spans(r"<\|tool_call\|>\s*(?P<body>.*?)\s*(?:<\|/tool_call\|>|\Z)", json_calls),
+        ("<|/tool_call|>",),
+    ),
+    CallFormat(
+        "actions",
+        spans(r"<\|START_ACTION\|>\s*(?P<body>.*?)\s*(?:<\|END_ACTION\|>|\Z)", json_calls),
+        ("<|END_ACTION|>",),
+    ),
+    CallFormat(
+        "action list", spans(r"Action:\s*```json\n(?P<body>.*?)\n?```", json_calls), ("```",)
+    ),
+    CallFormat("bare JSON", bare_json),
+    CallFormat("JSON among words", embedded_json, ("```",)),
+)  # fmt: skip
+"""Tried in this order on what a template prints of a call; each is strict enough to read no other's."""
+
+ANY = CallFormat("any", lambda text, schemas: any_format(text, schemas))
+"""For templates that print no calls: the first format that finds one."""
+
+
+def any_format(text: str, schemas: Mapping[str, Any]) -> Iterator[Found]:
+    for form in FORMATS:
+        if found := list(form.read(text, schemas)):
+            yield from found
+            return
+
+
+def format_of(printed: str, wanted: Sequence[ToolCall]) -> CallFormat | None:
+    """The format that reads the calls `wanted`, and nothing else, out of what a template printed for them."""
+    for form in FORMATS:
+        calls = [call for _, _, found in form.read(printed, {}) for call in found]
+        if [(call.name, dict(call.arguments)) for call in calls if call.problem is None] == [
+            (call.name, dict(call.arguments)) for call in wanted
+        ] and len(calls) == len(wanted):
+            return form
+    return None

@@ -1,0 +1,164 @@
+"""Tools that a model may call: their description for the prompt, and their answers as text."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from strop.agents.call_formats import ToolCall
+from strop.errors import ConfigError, did_you_mean
+from strop.rewards.event_loop import run_in_loop
+from strop.rewards.time_limit import TimeLimit, call_with_limit
+
+MOST_CHARACTERS = 4000
+"""Longer answers of tools are cut, and say so."""
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What a tool or an environment said."""
+
+    text: str
+    worked: bool = True
+    hung: bool = False  # it did not answer in time
+
+
+class Tools:
+    """Python functions with type hints and docstrings, by name; sync or async.
+
+    Sync ones are called in this thread one after the other, with the state that the script has; async ones of all
+    completions are awaited together.
+
+    Raises:
+        ConfigError: two of one name, or a function that cannot be described (no docstring or type hints).
+    """
+
+    def __init__(self, functions: Sequence[Callable[..., Any]] = ()) -> None:
+        self.functions = {function.__name__: function for function in functions}
+        problems = ["two tools have the same name; rename one."] if len(self.functions) < len(functions) else []
+        self.schemas: list[dict[str, Any]] = []
+        for name, function in self.functions.items():
+            try:
+                self.schemas.append(describe_tool(function))
+            except ConfigError as error:
+                problems.append(f"{name}: {error}")
+        if problems:
+            raise ConfigError.collect("These tools cannot be offered to the model:", problems)
+
+    def answer(self, calls: Sequence[ToolCall], seconds: float | None = None) -> list[Answer]:
+        """Answers to calls, in their order. Exceptions, and the end of the time, become words for the model."""
+        answers: dict[int, Answer] = {}
+        waiting: dict[int, Any] = {}
+        for index, call in enumerate(calls):
+            problem = problem_of(call, self.functions)
+            if problem is not None:
+                answers[index] = problem
+            elif is_async(self.functions[call.name]):
+                waiting[index] = self.functions[call.name]
+            else:
+                answers[index] = call_tool(self.functions[call.name], call.arguments, seconds)
+        if waiting:
+            work = [_awaited(function, calls[index].arguments, seconds) for index, function in waiting.items()]
+            limit = None if seconds is None else seconds + 1.0
+            try:
+                said = run_in_loop(_together(work), limit)
+            except TimeLimit:  # one blocked the loop that all of them share
+                said = [no_answer(seconds)] * len(work)
+            answers.update(zip(waiting, said, strict=True))
+        return [answers[index] for index in range(len(calls))]
+
+
+def describe_tool(function: Callable[..., Any]) -> dict[str, Any]:
+    """The JSON schema of a function; raises `ConfigError` where hints or docstring do not suffice."""
+    from transformers.utils import get_json_schema
+
+    try:
+        return get_json_schema(function)
+    except Exception as error:  # its many kinds all mean that the description is incomplete
+        raise ConfigError(f"{error} Give it type hints and a docstring with an Args section.") from None
+
+
+def is_async(function: Callable[..., Any]) -> bool:
+    return inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(type(function).__call__)
+
+
+def problem_of(call: ToolCall, known: Iterable[str]) -> Answer | None:
+    """Why a call cannot be made, in words for the model."""
+    if call.problem is not None:
+        return Answer(f"Error: {call.problem}", False)
+    if call.name not in known:
+        return Answer(f"Error: there is no tool '{call.name}'.{did_you_mean(call.name, list(known))}", False)
+    return None
+
+
+def call_tool(function: Callable[..., Any], arguments: Mapping[str, Any], seconds: float | None) -> Answer:
+    """What a sync function says."""
+    try:
+        return Answer(as_text(call_with_limit(lambda: function(**arguments), seconds)))
+    except TimeLimit:
+        return no_answer(seconds)
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # SystemExit too: a tool does not end the run
+        return Answer(error_text(error), False)
+
+
+async def _awaited(function: Callable[..., Any], arguments: Mapping[str, Any], seconds: float | None) -> Answer:
+    try:
+        return Answer(as_text(await asyncio.wait_for(function(**arguments), seconds)))
+    except TimeoutError:
+        return no_answer(seconds)
+    except Exception as error:
+        return Answer(error_text(error), False)
+
+
+async def _together(work: Sequence[Any]) -> list[Answer]:
+    return list(await asyncio.gather(*work))
+
+
+def no_answer(seconds: float | None) -> Answer:
+    return Answer(f"Error: no answer within {seconds:g} seconds.", False, hung=True)
+
+
+def error_text(error: BaseException) -> str:
+    """An exception in words for the model."""
+    try:
+        return shorten(f"Error: {type(error).__name__}: {error}")
+    except Exception:
+        return f"Error: {type(error).__name__}"
+
+
+def as_text(result: Any) -> str:
+    """A tool's result as text: a string as it is, else JSON, else as it prints."""
+    try:
+        if isinstance(result, str):
+            text = result
+        elif isinstance(result, bytes | bytearray):
+            text = bytes(result).decode("utf-8", "replace")
+        else:
+            text = json.dumps(result, ensure_ascii=False, default=_plain)
+    except (TypeError, ValueError, RecursionError):  # keys that are no text, circles
+        try:
+            text = repr(result)
+        except Exception:
+            text = f"(a {type(result).__name__} that cannot be shown)"
+    return shorten(text.encode("utf-8", "replace").decode())
+
+
+def _plain(value: Any) -> Any:
+    if hasattr(value, "tolist"):
+        return value.tolist()
+    try:
+        return str(value)
+    except Exception:
+        return f"(a {type(value).__name__} that cannot be shown)"
+
+
+def shorten(text: str) -> str:
+    if len(text) <= MOST_CHARACTERS:
+        return text
+    return f"{text[:MOST_CHARACTERS]} (cut after {MOST_CHARACTERS} characters)"

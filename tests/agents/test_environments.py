@@ -1,0 +1,166 @@
+"""Environments are told apart when made, live in threads or processes of their own, and answer side by side."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+
+from strop.agents.environments import EnvironmentReward, Environments
+from strop.agents.slots import Hung
+from strop.errors import ConfigError, SetupError
+
+
+class Counter:
+    """A tool environment, as TRL has them."""
+
+    def reset(self, start: int = 0, **row):
+        self.count = start
+
+    def increment(self, by: int) -> int:
+        """Add to the count.
+
+        Args:
+            by: How much.
+        """
+        self.count += by
+        return self.count
+
+    def get_reward(self) -> float:
+        return float(self.count)
+
+
+class Steps:
+    """An environment of turns."""
+
+    reward = 0.5
+
+    def step(self, text):
+        return None, True
+
+
+class StepTool:
+    """A tool environment whose tool is called step."""
+
+    def reset(self):
+        """Begin."""
+
+    def step(self, direction: str) -> str:
+        """Go.
+
+        Args:
+            direction: Where to.
+        """
+        return direction
+
+
+class Sleeper(Counter):
+    def reset(self, seconds: float = 0.1, **row):
+        time.sleep(seconds)
+        return "awake"
+
+
+def test_the_two_protocols_are_told_apart():
+    (counter,) = Environments(Counter).kinds.values()
+    assert not counter.takes_turns and counter.tool_names == {"increment"} and counter.has_reward
+    (steps,) = Environments(Steps).kinds.values()
+    assert steps.takes_turns and not steps.schemas and not steps.has_reward
+    (tool,) = Environments(StepTool).kinds.values()
+    assert not tool.takes_turns and tool.tool_names == {"step"}
+
+
+def test_what_is_no_environment_is_refused():
+    class Undescribed(Counter):
+        def other(self, x):
+            return x
+
+    with pytest.raises(ConfigError, match=r"other: .*Or begin its name with '_'"):
+        Environments(Undescribed)
+    with pytest.raises(ConfigError, match="can do nothing in it"):
+        Environments(object)
+    with pytest.raises(ConfigError, match="cannot be called"):
+        Environments({"a": 3})
+
+
+def test_rows_choose_among_several_and_slots_are_used_again():
+    environments = Environments({"count": Counter, "steps": Steps})
+    rows = [{"environment": name} for name in ("count", "steps", "count")]
+    first = environments.take(rows)
+    assert [type(slot.environment) for slot in first] == [Counter, Steps, Counter] and first[0] is not first[2]
+    assert environments.take(rows) == first
+    with pytest.raises(ConfigError, match="Did you mean 'steps'"):
+        environments.take([{"environment": "step"}])
+
+
+def test_they_answer_side_by_side_and_one_that_hangs_is_left_behind():
+    environments = Environments(Sleeper, seconds=2.0)
+    slots = environments.take([{}] * 8)
+    began = time.monotonic()
+    assert environments.ask([(slot, "reset", (), {"other": 1}) for slot in slots]) == ["awake"] * 8
+    assert time.monotonic() - began < 0.6
+    environments.seconds = 0.05
+    (result,) = environments.ask([(slots[0], "reset", (), {"seconds": 3.0})])
+    assert isinstance(result, Hung) and slots[0].lost and environments.hung == 1
+    assert environments.take([{}])[0] is not slots[0]
+
+
+def test_async_methods_share_a_loop():
+    import asyncio
+
+    class Later(Counter):
+        async def reset(self, **row):
+            self.lock = asyncio.Lock()
+            async with self.lock:
+                self.loop = asyncio.get_running_loop()
+
+        async def increment(self, by: int) -> bool:
+            """Add.
+
+            Args:
+                by: How much.
+            """
+            async with self.lock:
+                return asyncio.get_running_loop() is self.loop
+
+    environments = Environments(Later)
+    (slot,) = environments.take([{}])
+    assert environments.ask([(slot, "reset", (), {}), (slot, "increment", (), {"by": 1})])[1] is True
+
+
+def test_rewards_are_what_environments_say():
+    environments = Environments({"count": Counter, "steps": Steps})
+    slots = environments.take([{"environment": "count"}, {"environment": "steps"}])
+    environments.ask([(slots[0], "reset", (), {"start": 3})])
+    given = [slot.environment for slot in slots]
+    count, steps = (EnvironmentReward(environments, kind) for kind in environments.kinds.values())
+    assert count.reward_name == "Counter" and count(environments=given) == [3.0, None]
+    assert steps(environments=given) == [None, 0.5]
+
+
+def test_environments_are_closed_and_made_anew():
+    closed = []
+
+    class Closing(Counter):
+        def close(self):
+            closed.append(self)
+
+    environments = Environments(Closing)
+    (slot,) = environments.take([{}])
+    environments.close()
+    assert closed == [slot.environment] and environments.take([{}])[0] is not slot
+
+
+def test_a_process_of_its_own_is_killed_when_it_hangs():
+    environments = Environments(Sleeper, seconds=60.0, isolated=True)
+    (slot,) = environments.take([{}])
+    assert environments.ask([(slot, "reset", (), {"seconds": 0})]) == ["awake"]
+    environments.seconds = 0.2
+    (result,) = environments.ask([(slot, "reset", (), {"seconds": 30.0})])
+    slot._process.join(5)
+    assert isinstance(result, Hung) and slot._process.exitcode == -9
+
+    class Local(Counter):
+        pass
+
+    with pytest.raises(SetupError, match="environment_isolation"):
+        Environments(Local, isolated=True).take([{}])

@@ -1,0 +1,76 @@
+"""A conversation's context is, turn for turn, what the chat template prints: of templates of every habit."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+
+import pytest
+from tests.support.templates import KINDS, tokenizer_with
+
+from strop.agents.set_up import make_turns
+from strop.agents.tools import Tools
+from strop.errors import ConfigError
+from strop.testing.templates import double, play, template_row
+
+ONE, FORKS, REFUSED = "one", "forks", "refused"
+WANTED = {
+    "gathered": (ONE, ONE, ONE, ONE, ONE),
+    "forgetful": (ONE, ONE, ONE, ONE, FORKS),
+    "opened": (FORKS, FORKS, ONE, FORKS, FORKS),
+    "endless": (ONE, ONE, ONE, ONE, ONE),
+    "single": (ONE, REFUSED, ONE, ONE, ONE),
+    "other_end": (REFUSED, REFUSED, REFUSED, ONE, ONE),
+    "blind": (ONE, ONE, ONE, ONE, ONE),
+    "deaf": (REFUSED, REFUSED, REFUSED, ONE, ONE),
+}
+"""By template: one call, two calls, thoughts and a call, an environment, an environment and thoughts."""
+
+
+@pytest.mark.parametrize("kind", WANTED)
+def test_every_turn_follows_what_the_template_prints(kind):
+    tokenizer, stop_ids = tokenizer_with(KINDS[kind])
+    row = template_row(tokenizer, stop_ids=stop_ids)
+    row.pop("calls", None)
+    assert tuple(row.values()) == WANTED[kind]
+
+
+def test_sampled_ids_stay_where_they_are_to_stay():
+    tokenizer, stop_ids = tokenizer_with(KINDS["forgetful"])
+    talk = play(tokenizer, by="step", thought=True, past="sampled", stop_ids=stop_ids)
+    (stretch,) = talk.stretches
+    text = tokenizer.decode([*stretch.prompt_ids, *stretch.ids])
+    assert all(f"<think>\nthink {turn}\n</think>" in text for turn in range(3)) and talk.rewritten == 2
+    assert text.count("<|im_end|>") == text.count("<|im_start|>")
+    assert "</think>\n\nsay 0<|im_end|>\n<|im_start|>user\ngo on<|im_end|>\n<|im_start|>assistant\n" in text
+
+
+def test_a_method_that_learns_from_one_context_refuses_a_template_that_makes_several():
+    tokenizer, _ = tokenizer_with(KINDS["opened"])
+    with pytest.raises(ConfigError, match="past_turns='sampled'"):
+        make_turns(tokenizer, tools=Tools([double]), can_fork=False)
+    make_turns(tokenizer, tools=Tools([double]), can_fork=False, past="sampled")
+
+
+def test_what_the_template_lacks_is_said():
+    said: list[str] = []
+    make_turns(tokenizer_with(KINDS["blind"])[0], tools=Tools([double]), say=said.append)
+    assert "does not show tools" in said[0]
+    with pytest.raises(ConfigError, match="prints no answers"):
+        make_turns(tokenizer_with(KINDS["deaf"])[0], tools=Tools([double]))
+    strange = KINDS["gathered"].replace("<tool_call>", "<<").replace("</tool_call>", ">>")
+    with pytest.raises(ConfigError, match="no reader"):
+        make_turns(tokenizer_with(strange)[0], tools=Tools([double]))
+
+
+def installed_templates() -> list[Path]:
+    """Real templates of an installed package; none are part of this project."""
+    found = importlib.util.find_spec("trl")
+    folder = Path(found.origin).parent / "chat_templates" if found is not None and found.origin else None
+    return [] if folder is None else sorted(p for p in folder.glob("*.jinja") if "training" not in p.name)
+
+
+@pytest.mark.parametrize("path", installed_templates(), ids=lambda path: path.stem)
+def test_real_templates(path):
+    tokenizer, stop_ids = tokenizer_with(path.read_text())
+    template_row(tokenizer, stop_ids=stop_ids)

@@ -1,0 +1,96 @@
+"""Tools answer, or say in words why they do not."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import time
+
+import numpy as np
+import pytest
+
+from strop.agents.call_formats import ToolCall
+from strop.agents.tools import Tools, as_text
+from strop.errors import ConfigError
+
+
+def made(function):
+    function.__name__, function.__doc__, function.__annotations__ = "f", "Do.\n\nArgs:\n    x: a number\n", {"x": int}
+    return Tools([function])
+
+
+def answer(function, seconds=None):
+    (said,) = made(function).answer([ToolCall("f", {"x": 1})], seconds)
+    return said.text, said.worked
+
+
+class NoText:
+    def __str__(self):
+        raise RuntimeError("no text")
+
+    __repr__ = __str__
+
+
+CIRCLE: list = []
+CIRCLE.append(CIRCLE)
+
+
+@pytest.mark.parametrize(
+    ("result", "text"),
+    [
+        (42, "42"), ("as it is", "as it is"), (np.float32(0.5), "0.5"), (np.arange(3), "[0, 1, 2]"), (None, "null"),
+        ({(1, 2): 3}, "{(1, 2): 3}"), (CIRCLE, "[[...]]"), (b"abc", "abc"), ("\ud800", "?"), ({"a": NoText()},
+        '{"a": "(a NoText that cannot be shown)"}'), (NoText(), '"(a NoText that cannot be shown)"'),
+    ],
+)  # fmt: skip
+def test_any_result_becomes_text(result, text):
+    assert as_text(result) == text
+
+
+def test_what_goes_wrong_becomes_words():
+    def raises(x):
+        raise ValueError("bad x")
+
+    def leaves(x):
+        raise SystemExit(3)
+
+    assert answer(raises) == ("Error: ValueError: bad x", False)
+    assert answer(leaves) == ("Error: SystemExit: 3", False)
+    assert answer(lambda x: time.sleep(5), 0.1) == ("Error: no answer within 0.1 seconds.", False)
+    tools = made(lambda x: x)
+    said = tools.answer([ToolCall("g", {}), ToolCall("f", {}), ToolCall("f", {}, "the call is not valid JSON.")])
+    assert [a.worked for a in said] == [False] * 3
+    assert "there is no tool 'g'" in said[0].text and "TypeError" in said[1].text and "valid JSON" in said[2].text
+
+
+def test_async_tools_are_awaited_together():
+    async def f(x):
+        await asyncio.sleep(0.2)
+        return x
+
+    began = time.monotonic()
+    said = made(f).answer([ToolCall("f", {"x": n}) for n in range(5)])
+    assert [a.text for a in said] == ["0", "1", "2", "3", "4"] and time.monotonic() - began < 0.8
+
+    async def slow(x):
+        await asyncio.sleep(9)
+
+    assert answer(slow, 0.1) == ("Error: no answer within 0.1 seconds.", False)
+
+
+def test_a_tool_may_set_an_alarm_of_its_own():
+    def f(x):
+        signal.signal(signal.SIGALRM, signal.SIG_DFL)
+        signal.alarm(5)
+        signal.alarm(0)
+        return "timed"
+
+    assert answer(f) == ("timed", True)
+
+
+def test_tools_that_cannot_be_described_are_refused():
+    def undescribed(x):
+        return x
+
+    with pytest.raises(ConfigError, match="undescribed"):
+        Tools([undescribed])
