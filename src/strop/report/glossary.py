@@ -374,19 +374,10 @@ _TOKEN_ENTRIES = (
     Entry("tools/failure_frequency", TOOLS, "Share of tool calls that failed.", "share", "call", high=0.2),
     Entry("turns/mean_count", TOOLS, "Turns of the model.", "turns", "completion"),
     Entry("turns/answer_tokens", TOOLS, "Tokens of tools and environments.", "tokens", "completion"),
-    Entry(
-        "turns/rolled_back", TOOLS, "Share of completions whose last answers did not fit into max_completion_length.",
-        "share", "completion", high=0.1, advice="High: raise max_completion_length, or let tools answer shortly.",
-    ),
-    Entry(
-        "turns/forked", TOOLS, "Share of completions with past turns that the chat template rewrote.", "share",
-        "completion",
-    ),
-    Entry(
-        "turns/failed", TOOLS, "Share of completions that an environment failed on; nothing is learned from them.",
-        "share", "completion", high=0.1, advice="High: read the failures in samples.jsonl.",
-    ),
-    Entry("turns/respelled", TOOLS, "Turns whose calls the template would spell otherwise; ids stay.", "share", "turn"),
+    Entry("turns/rolled_back", TOOLS, "Completions whose last answers did not fit.", "share", "completion", high=0.1),
+    Entry("turns/forked", TOOLS, "Completions whose past turns the template rewrote.", "share", "completion"),
+    Entry("turns/failed", TOOLS, "Completions that an environment failed on.", "share", "completion", high=0.1),
+    Entry("turns/respelled", TOOLS, "Turns that the template would spell otherwise.", "share", "turn"),
     Entry(
         "loss/value_avg", CRITIC, "Half the squared error of the critic.", "reward^2", "token", healthy="falls",
         advice="Rises: lower the learning rate, raise vf_coef, or whiten rewards.",
