@@ -13,6 +13,9 @@ from strop.agents.tools import Tools
 from strop.errors import ConfigError
 from strop.testing.templates import double, play, template_row
 
+PAGE = Path(__file__).parents[2] / "docs" / "agents.md"
+BEGIN, END = "<!-- templates -->", "<!-- end -->"
+COLUMNS = ("one call", "two calls", "thoughts and a call", "environment", "environment, thoughts", "calls")
 ONE, FORKS, REFUSED = "one", "forks", "refused"
 WANTED = {
     "gathered": (ONE, ONE, ONE, ONE, ONE),
@@ -24,15 +27,14 @@ WANTED = {
     "blind": (ONE, ONE, ONE, ONE, ONE),
     "deaf": (REFUSED, REFUSED, REFUSED, ONE, ONE),
 }
-"""By template: one call, two calls, thoughts and a call, an environment, an environment and thoughts."""
+"""By template, for the `COLUMNS`."""
 
 
 @pytest.mark.parametrize("kind", WANTED)
 def test_every_turn_follows_what_the_template_prints(kind):
     tokenizer, stop_ids = tokenizer_with(KINDS[kind])
     row = template_row(tokenizer, stop_ids=stop_ids)
-    row.pop("calls", None)
-    assert tuple(row.values()) == WANTED[kind]
+    assert tuple(row[name] for name in COLUMNS[:-1]) == WANTED[kind]
 
 
 def test_sampled_ids_stay_where_they_are_to_stay():
@@ -70,7 +72,25 @@ def installed_templates() -> list[Path]:
     return [] if folder is None else sorted(p for p in folder.glob("*.jinja") if "training" not in p.name)
 
 
+def table_row(path: Path) -> str:
+    """A template's row of the table in the docs."""
+    tokenizer, stop_ids = tokenizer_with(path.read_text(encoding="utf-8"))
+    row = template_row(tokenizer, stop_ids=stop_ids)
+    return f"| {path.stem} | {' | '.join(row[name] for name in COLUMNS)} |"
+
+
 @pytest.mark.parametrize("path", installed_templates(), ids=lambda path: path.stem)
 def test_real_templates(path):
-    tokenizer, stop_ids = tokenizer_with(path.read_text())
-    template_row(tokenizer, stop_ids=stop_ids)
+    written = [line for line in PAGE.read_text(encoding="utf-8").splitlines() if line.startswith(f"| {path.stem} |")]
+    assert [table_row(path)] == (written or [table_row(path)])
+
+
+def write_table() -> None:
+    before, _, rest = PAGE.read_text(encoding="utf-8").partition(BEGIN)
+    head = f"| template | {' | '.join(COLUMNS)} |\n|{'---|' * (len(COLUMNS) + 1)}"
+    rows = "\n".join(map(table_row, installed_templates()))
+    PAGE.write_text(f"{before}{BEGIN}\n{head}\n{rows}\n{END}{rest.partition(END)[2]}", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    write_table()

@@ -151,7 +151,7 @@ def template_row(tokenizer: Any, *, stop_ids: Iterable[int] = ()) -> dict[str, s
         "one call": {}, "two calls": {"calls": 2}, "thoughts and a call": {"thought": True},
         "environment": {"by": "step"}, "environment, thoughts": {"by": "step", "thought": True},
     }  # fmt: skip
-    row = {}
+    row = {"calls": "-"}
     for name, settings in kinds.items():
         try:
             talk = play(tokenizer, stop_ids=stop_ids, **settings)
@@ -160,5 +160,5 @@ def template_row(tokenizer: Any, *, stop_ids: Iterable[int] = ()) -> dict[str, s
         else:
             row[name] = "one" if len(talk.stretches) == 1 else "forks"
             form = talk.template.form
-            row["calls"] = row.get("calls", "") or (form.name if form is not None else "")
+            row["calls"] = row["calls"] if form is None else form.name
     return row
