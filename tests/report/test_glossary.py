@@ -74,7 +74,11 @@ ONLY_TRAINING = (
     "eps",
     "dynamic_sampling/kept_ratio",
 )
-ELSEWHERE = ("tools/call_frequency", "tools/failure_frequency", "held_out_accuracy", "rewards/*/*_fraction")
+CONVERSATIONS = ("mean_count", "answer_tokens", "rolled_back", "forked", "failed", "respelled")
+ELSEWHERE = (
+    "tools/call_frequency", "tools/failure_frequency", *(f"turns/{name}" for name in CONVERSATIONS),
+    "held_out_accuracy", "rewards/*/*_fraction",
+)  # fmt: skip
 """Logged by runs with tools, by `strop demo`, and where a reward failed."""
 
 
