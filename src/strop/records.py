@@ -43,6 +43,7 @@ class Extras(TypedDict, total=False):
     columns: dict[str, Any]  # those that no tree is made of; rewards and judges ask for them by name
     prompt: Any  # text or messages, as the row had them
     tools: list[Any]  # schemas that the prompt offers
+    chat_template_kwargs: dict[str, Any]  # variables of the chat template, where the row has its own
     label: bool  # whether an unpaired completion is desirable
     labels: list[float]  # how good each step is, in [0, 1]
     margin: float  # how much better the chosen completion is
