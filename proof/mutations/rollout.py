@@ -66,11 +66,10 @@ MUTATIONS = (
         edits=(
             Edit(
                 "online/sampling.py",
-                "            sampled.completions[i],\n",
-                "            [\n"
-                "                tokenizer(text, add_special_tokens=False)['input_ids']\n"
-                "                for text in tokenizer.batch_decode(sampled.completions[i])\n"
-                "            ],\n",
+                "    lists = zip(prompts, sampled.completions, sampled.sampler_logps",
+                "    read = lambda text: tokenizer(text, add_special_tokens=False)['input_ids']\n"
+                "    again = [list(map(read, tokenizer.batch_decode(group))) for group in sampled.completions]\n"
+                "    lists = zip(prompts, again, sampled.sampler_logps",
             ),
         ),
         tests=("tests/online/test_token_in_token_out.py",),
