@@ -29,9 +29,10 @@ def compare_sampler(trainer: Any, groups: list[Group]) -> None:
     if trainer.accelerator.distributed_type in (DistributedType.DEEPSPEED, DistributedType.FSDP):
         return
     trees = [
-        tree
+        piece
         for place, group in enumerate(groups)
         for tree in group.trees(Sampled(place, sampler_logps=group.sampler_logps))
+        for piece in trainer.pieces(tree)
     ]
     part = trainer.plan(trees, trainer.args.train_batch_size)[0]
     batch = trainer.build(part)
