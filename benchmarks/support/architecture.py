@@ -172,8 +172,7 @@ def train(arch: str, method: str, folder: Path, row: Row) -> str:
     if not math.isfinite(logged["loss"]):
         return f"loss {logged['loss']}"
     if method in ("dpo", "grpo"):
-        off = abs(logged["loss"] - math.log(2)) if method == "dpo" else abs(logged["kl"])
-        row[f"{method}_start"] = off
+        row[f"{method}_start"] = abs(logged["rewards/margins" if method == "dpo" else "kl"])
     if method in ("sft", "reward"):
         saved(trainer, method, folder / "saved", row)
     return "ok"

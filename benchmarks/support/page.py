@@ -33,7 +33,7 @@ Every architecture is built as its smallest random model: two layers, one of eac
 
 **Log-probs** and **gradients** are the largest difference (nats; relative norm) between `layout="auto"` and every row
 by itself through the model's own forward, in float64 where the architecture can. **Own padding** is the same for the
-model's own padded forward, without strop. **Start** is how far DPO begins from ln 2 and GRPO from a KL of 0.
+model's own padded forward, without strop. **Start** is how far DPO begins from margins and GRPO from a KL of 0.
 **Sampler** is the difference between the log-probs that the rollout engine reports and rows by themselves. **Saved** is
 the difference of a model loaded from disk to the one in memory. SFT, DPO, Reward and GRPO take a step each.
 """

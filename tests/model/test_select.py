@@ -202,3 +202,12 @@ def causal(arch: str, **fields: Any) -> Any:
         if parameter.dim() > 1 and "rg_lru" not in name:
             torch.nn.init.normal_(parameter, std=0.2)
     return model
+
+
+def test_positions_that_are_counted_from_the_padding_id_are_refused() -> None:
+    from transformers import RobertaConfig, RobertaForCausalLM
+
+    size = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
+    model = RobertaForCausalLM(RobertaConfig(vocab_size=64, is_decoder=True, **size)).eval()
+    with pytest.raises(SetupError, match="numbers positions by its padding token"):
+        layout_of(model)

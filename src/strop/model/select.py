@@ -29,6 +29,9 @@ from strop.records import Batch, Example, Scores, Want
 
 logger = logging.getLogger(__name__)
 
+_NUMBERS_POSITIONS = "create_position_ids_from_input_ids"
+"""The method of embeddings (RoBERTa's and its kin's) that count from the padding id on."""
+
 _TOLERANCE = {8: 1e-6, 4: 1e-3, 2: 5e-2}  # relative, by bytes of precision
 FLAT_LAYOUTS = ("tree", "packed")
 
@@ -141,6 +144,11 @@ def _choose(model: nn.Module, inner: Any) -> LayoutChoice:
     check_decoder_only(inner.config, type(inner).__name__)
     if pools_itself(inner):
         return LayoutChoice("padded", "it pools the sequence in its own way")
+    if any(hasattr(module, _NUMBERS_POSITIONS) for module in inner.modules()):
+        raise SetupError(
+            f"{type(inner).__name__} numbers positions by its padding token, so rows cannot be laid out beside one "
+            "another as it would see them. Choose an architecture whose first position is 0."
+        )
     # A sharded model must be entered through the wrapper that gathers its weights.
     runner = model if type(model).__name__ in ("FullyShardedDataParallel", "DeepSpeedEngine") else inner
     device = input_device(inner)
