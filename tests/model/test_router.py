@@ -10,9 +10,9 @@ from transformers.models.qwen3_moe.modeling_qwen3_moe import load_balancing_loss
 
 from strop.errors import ConfigError
 from strop.model import score
-from strop.model.router import has_router, router_loss
+from strop.model.router import has_router, router_coefficient, router_loss
 from strop.records import Example
-from strop.testing.tiny import random_examples
+from strop.testing.tiny import random_examples, tiny_model
 
 
 def test_equals_transformers(model_of: Any) -> None:
@@ -47,3 +47,14 @@ def test_models_without_a_router(model_of: Any) -> None:
     assert has_router(model_of("qwen3_moe").config) and not has_router(model_of("llama").config)
     with pytest.raises(ConfigError, match="no router logits"):
         router_loss((), torch.ones(1), model_of("llama").config)
+
+
+def test_a_config_that_names_a_weight_for_layers_that_are_not_there() -> None:
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    size = {"vocab_size": 64, "hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1}
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 2}
+    dense = AutoModelForCausalLM.from_config(AutoConfig.for_model("doge", **size, **heads, is_moe=False))
+    assert dense.config.router_aux_loss_coef > 0 and router_coefficient(dense, None) == 0.0
+    mixture = tiny_model("qwen3_moe")
+    assert router_coefficient(mixture, None) == mixture.config.router_aux_loss_coef

@@ -22,6 +22,8 @@ def router_coefficient(model: Any, given: float | None) -> float:
         ConfigError: a weight for a model that has no router.
     """
     if has_router(model.config):
+        if given is None and not _routes(model):
+            return 0.0
         own = getattr(model.config.get_text_config(), "router_aux_loss_coef", None)
         return float((own or 0.0) if given is None else given)
     if given:
@@ -30,6 +32,14 @@ def router_coefficient(model: Any, given: float | None) -> float:
             "remove it."
         )
     return 0.0
+
+
+def _routes(model: Any) -> bool:
+    """Whether a layer of the model is one whose router logits transformers records; True where it does not say."""
+    recorded = (getattr(model, "_can_record_outputs", None) or {}).get("router_logits")
+    kinds = recorded if isinstance(recorded, list) else [recorded]
+    layers = tuple(kind for kind in (getattr(entry, "target_class", entry) for entry in kinds) if kind is not None)
+    return not layers or any(isinstance(module, layers) for module in model.modules())
 
 
 def router_loss(router_logits: Sequence[torch.Tensor], weights: torch.Tensor, config: Any) -> torch.Tensor:
