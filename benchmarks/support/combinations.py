@@ -14,7 +14,7 @@ from transformers import BitsAndBytesConfig
 from transformers.training_args import OptimizerNames
 
 from benchmarks.support.architecture import Row, cell
-from strop.model import load_model, score
+from strop.model import load_model, score, with_head
 from strop.records import Example, Want
 from strop.testing.cases import make_trainer, rows_for, samples
 from strop.testing.tiny import tiny_model
@@ -116,7 +116,7 @@ def _trained(method: str, folder: Path, trainer: dict[str, Any], **settings: Any
         still = sum(torch.equal(p, learning[n]) for n, p in made.model.named_parameters() if n in learning)
         row |= {"result": "ok", "learning": len(learning), "still": still}
         row["start"] = _off_at_the_start(method, lines[0])
-    if row.get("result") == "ok" and method in ("sft", "reward", "prm"):
+    if row.get("result") == "ok" and "quantization_config" not in trainer and method in ("sft", "reward", "prm"):
         with cell(row, "saved"):
             row["saved"] = _saved(made, method, folder / "saved")
     return row
@@ -131,19 +131,16 @@ def _off_at_the_start(method: str, line: dict[str, Any]) -> float | None:
 
 
 def _saved(trainer: Any, method: str, folder: Path) -> float:
-    """Largest difference of the numbers of the saved model, read again on the base in memory, to those trained."""
+    """Largest difference of the numbers of the saved model, put on its base again, to those trained."""
     trainer.save_model(str(folder))
     task, want = {"sft": ("causal", Want.LOGPS), "reward": ("score", Want.SCORE), "prm": ("step", Want.STEP)}[method]
     policy = trainer.policy.eval()
     if isinstance(policy, peft.PeftModel):
-        name = policy.active_adapter
-        again = policy
-        before = _numbers(policy, want)
-        again.load_adapter(str(folder), "again", is_trainable=False)
-        again.set_adapter("again")
-        assert name != "again"
+        base = _language_model(policy.dtype)
+        again = peft.PeftModel.from_pretrained(base if task == "causal" else with_head(base, task), str(folder))
     else:
-        before, again = _numbers(policy, want), load_model(folder, task=task, fresh_head=False, dtype=policy.dtype)
+        again = load_model(folder, task=task, fresh_head=False, dtype=policy.dtype)
+    before = _numbers(policy, want)
     return float((before - _numbers(again.eval(), want)).abs().max())
 
 
