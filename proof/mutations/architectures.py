@@ -64,4 +64,18 @@ MUTATIONS = (
         ),
         tests=("tests/online/test_sampler_check.py::test_every_method_tells_a_true_engine_from_another[grpo]",),
     ),
+    Mutation(
+        name="dropout-is-saved-as-zero",
+        promises=(7,),
+        history="disable_dropout left zeros in the saved config: whoever trained on had no dropout, unasked.",
+        edits=(Edit("model/dropout.py", "            cleared.append((config, name, getattr(config, name)))\n", ""),),
+        tests=("tests/model/test_dropout.py::test_what_was_switched_off_is_saved_as_it_was",),
+    ),
+    Mutation(
+        name="rescaled-weights-are-saved",
+        promises=(7,),
+        history="RWKV halves weights in evaluation; a checkpoint after an evaluation kept them and was another model.",
+        edits=(Edit("model/saving.py", "            _unscale(module)\n", "            pass\n"),),
+        tests=("tests/model/test_dropout.py::test_weights_that_evaluation_divides_are_saved_whole",),
+    ),
 )

@@ -145,6 +145,12 @@ FILES: dict[str, tuple[str, Any, str | None, list[str]]] = {
         ["an object of columns (prompt, completion)", "array of rows"],
     ),
     "images": ("a.jsonl", [{**GOOD_PAIR, "images": ["x"]}], "preference", ["column 'images'", "trains on text"]),
+    "pixels": (
+        "a.jsonl",
+        [{**GOOD_PAIR, "pixel_values": [[0.5]]}],
+        "preference",
+        ["column 'pixel_values'", "trains on text"],
+    ),
     # --- messages
     "no message": ("a.jsonl", [chat()], "language_modeling", ["column 'messages': is an empty list of messages"]),
     "unknown role": (

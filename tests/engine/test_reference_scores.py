@@ -69,11 +69,19 @@ def base(arch: str = "llama") -> Any:
     return tiny_model(arch, dtype=torch.float32, vocab_size=288)
 
 
+EMBEDDINGS: dict[str, dict[str, Any]] = {
+    "lora on embeddings": {"target_modules": ["embed_tokens"]},
+    "token rows": {"target_modules": ["q_proj"], "trainable_token_indices": list(range(3, 280))},
+}
+
+
 def beside_an_adapter(kind: str) -> Any:
     """LoRA, and weights of the base model that are trained beside it."""
     if kind == "biases":
         config = peft.LoraConfig(r=2, target_modules=["c_attn"], bias="all", task_type="CAUSAL_LM")
         return apply_peft(base("gpt2"), config)
+    if kind in EMBEDDINGS:  # what belongs to the adapter itself, on tied embeddings
+        return apply_peft(base("qwen2"), {"r": 2} | EMBEDDINGS[kind])
     policy = apply_peft(base(), {"r": 2, "target_modules": ["q_proj"]})
     for name, parameter in policy.named_parameters():
         if kind in name:
@@ -81,11 +89,12 @@ def beside_an_adapter(kind: str) -> Any:
     return policy
 
 
-@pytest.mark.parametrize("kind", ["biases", "norm", "embed_tokens"])
+@pytest.mark.parametrize("kind", ["biases", "norm", "embed_tokens", *EMBEDDINGS])
 def test_what_is_trained_beside_an_adapter_does_not_move_the_reference(kind: str, tmp_path: Path) -> None:
     trainer = dpo(tmp_path, model=beside_an_adapter(kind), logging_steps=1)
     before = scored(trainer)[1]
-    moving = next(p for n, p in trainer.policy.named_parameters() if p.requires_grad and "lora" not in n)
+    trained = [(n, p) for n, p in trainer.policy.named_parameters() if p.requires_grad]
+    moving = next((p for n, p in trained if "lora" not in n), trained[-1][1])
     start = moving.detach().clone()
     trainer.train()
     assert not torch.equal(moving, start)

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
+from peft import PeftConfig
 from torch import nn
+from transformers import AutoConfig, AutoModelForCausalLM
 
+from strop.model import apply_peft, base_model
 from strop.model.dropout import disable_dropout, evaluating
+from strop.model.saving import as_to_save
 from strop.testing.tiny import tiny_model
 
 SETTINGS = {
@@ -46,3 +52,36 @@ def test_a_routers_jitter_is_not_dropout() -> None:
     disable_dropout(model)
     assert (model.config.router_jitter_noise, model.model.jitter_noise) == (0.01, 0.01)
     assert model.config.attention_dropout == 0.0
+
+
+def test_what_was_switched_off_is_saved_as_it_was(tmp_path: Path) -> None:
+    model = disable_dropout(apply_peft(tiny_model("opt", **SETTINGS["opt"]), {"lora_dropout": 0.5}))
+    disable_dropout(model)  # a reference that is made of it is asked to again
+    with as_to_save(model):
+        base_model(model).save_pretrained(tmp_path)
+        model.save_pretrained(tmp_path / "adapter")
+    saved = AutoConfig.from_pretrained(tmp_path)
+    assert (saved.dropout, saved.attention_dropout, saved.layerdrop) == (0.5, 0.5, 0.5)
+    assert PeftConfig.from_pretrained(tmp_path / "adapter").lora_dropout == 0.5
+    config = base_model(model).config
+    assert (config.dropout, config.attention_dropout, config.layerdrop) == (0.0, 0.0, 0.0)
+
+
+def test_only_dropout_is_switched_off() -> None:
+    model = tiny_model("qwen3_moe", attention_dropout=0.5, router_aux_loss_coef=0.25)
+    before = model.config.to_dict()
+    changed = {name for name, value in disable_dropout(model).config.to_dict().items() if value != before[name]}
+    assert changed == {"attention_dropout"}
+
+
+def test_weights_that_evaluation_divides_are_saved_whole(tmp_path: Path) -> None:
+    sizes = {"hidden_size": 16, "attention_hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 4}
+    config = AutoConfig.for_model("rwkv", **sizes, vocab_size=64, rescale_every=2)
+    model = AutoModelForCausalLM.from_config(config).float().train()
+    before = {name: weight.clone() for name, weight in model.state_dict().items()}
+    model.eval()(input_ids=torch.arange(4)[None])
+    assert not all(torch.equal(weight, before[name]) for name, weight in model.state_dict().items())
+    with as_to_save(model):
+        model.save_pretrained(tmp_path)
+    again = AutoModelForCausalLM.from_pretrained(tmp_path).state_dict()
+    assert all(torch.equal(weight, again[name]) for name, weight in before.items())

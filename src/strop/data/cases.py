@@ -82,7 +82,7 @@ def _missing(row: Row, kind: DatasetKind) -> MissingColumn:
 
 
 def _refuse_images(row: Row) -> None:
-    for column in ("images", "image", "audio", "video"):
+    for column in ("images", "image", "audio", "video", "pixel_values", "input_features"):
         value = row.get(column)
         if value is not None and not (isinstance(value, list) and not value):
             raise RowProblem(column, f"holds {kind_of_value(value)}", "strop trains on text: drop this column")

@@ -46,7 +46,7 @@ from strop.engine.step_clock import StepClock
 from strop.engine.step_trainer import StepTrainer
 from strop.engine.windows import eval_loader
 from strop.errors import ConfigError, SetupError
-from strop.model import ADAPTER_NOTE, base_model, note_in_card
+from strop.model import ADAPTER_NOTE, as_to_save, base_model, note_in_card
 from strop.model.beside_adapter import FILE, beside_adapter, load_beside, save_beside
 from strop.model.headed import note_loading
 from strop.model.router import router_coefficient
@@ -399,7 +399,7 @@ class BaseTrainer(ScriptSeams, StepTrainer):
         self.args = copy.copy(args)
         vars(self.args).update(masked(vars(args)))
         try:
-            with without_progress_bars():
+            with without_progress_bars(), as_to_save(self.model):
                 if names is None:
                     super()._save(output_dir, state_dict)
                 elif args.should_save:

@@ -27,7 +27,7 @@ from strop.losses import (
     value_loss,
     whiten,
 )
-from strop.model import base_model, disable_dropout, lm_head_of
+from strop.model import as_to_save, base_model, disable_dropout, lm_head_of
 from strop.model.actor_critic import VALUE_FOLDER, ActorCritic, critic_like, score_both
 from strop.model.forward import vocab_size
 from strop.online.batches import BatchSizes
@@ -291,8 +291,8 @@ class PPOTrainer(OnlineTrainer):
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
         if self.args.should_save:
             folder = Path(output_dir or self.args.output_dir)
-            with without_progress_bars():
-                both = self.accelerator.unwrap_model(self.model)
+            both = self.accelerator.unwrap_model(self.model)
+            with without_progress_bars(), as_to_save(both):
                 both.save(folder, self.processing_class, getattr(self.reference, "adapter_names", None))
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:

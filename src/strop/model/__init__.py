@@ -14,6 +14,7 @@ from strop.model.lm_head import LMHead, lm_head_of
 from strop.model.load import apply_peft, keep_differentiable, load_model, load_tokenizer
 from strop.model.padding_token import ADAPTER_NOTE, note_in_card, set_scoring_pad
 from strop.model.reference import AdapterCopy, AdapterOff, FrozenReference, Reference, make_reference
+from strop.model.saving import as_to_save
 from strop.model.scoring import score
 from strop.model.select import LayoutChoice, accepted_layout, confirm_layout, layout_of
 from strop.model.wrappers import base_model, decoder_of, is_peft, unwrap
@@ -31,6 +32,7 @@ __all__ = [
     "Want",
     "accepted_layout",
     "apply_peft",
+    "as_to_save",
     "base_model",
     "build_batch",
     "confirm_layout",

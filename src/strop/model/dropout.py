@@ -9,7 +9,6 @@ from typing import Any
 from torch import nn
 
 _MODULES = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout)
-_NAMES = ("dropout", "_drop", "pdrop", "layerdrop", "dropout_prob")
 
 
 def disable_dropout(model: nn.Module) -> nn.Module:
@@ -18,27 +17,43 @@ def disable_dropout(model: nn.Module) -> nn.Module:
     A router's jitter (`router_jitter_noise`) is not dropout and stays: some architectures route by it in evaluation
     too.
 
-    Also in its config, because some architectures read it there at every step. A policy that samples with dropout off
-    and trains with it on is another policy: importance ratios start away from 1, the reference's KL away from 0.
+    Also in its config, because some architectures read it there at every step; `dropout_in_config` brings it back for
+    saving. A policy that samples with dropout off and trains with it on is another policy: importance ratios start
+    away from 1, the reference's KL away from 0.
 
     Returns:
         The same model.
     """
+    cleared: list[tuple[Any, str, float]] = []
     for module in model.modules():
         if isinstance(module, _MODULES):
             module.p = 0.0
-        for name, value in vars(module).items():
-            if isinstance(value, float) and name.endswith(_NAMES):
-                setattr(module, name, 0.0)
+        for name in _probabilities(module):
+            setattr(module, name, 0.0)
         config = vars(module).get("config")
-        if config is not None:
-            _clear(config)
+        for name in _probabilities(config):
+            cleared.append((config, name, getattr(config, name)))
+            setattr(config, name, 0.0)
+    model._strop_dropout = [*vars(model).get("_strop_dropout", ()), *cleared]  # type: ignore[assignment]
     return model
 
 
-def _clear(config: Any) -> None:
-    for name, value in list(vars(config).items()):
-        if isinstance(value, float) and name.endswith(_NAMES):
+def _probabilities(owner: Any) -> list[str]:
+    """Names of the dropout probabilities above 0 that a module or config holds itself."""
+    fields = vars(owner) if hasattr(owner, "__dict__") else {}
+    return [name for name, value in fields.items() if "drop" in name and isinstance(value, float) and value > 0]
+
+
+@contextmanager
+def dropout_in_config(model: nn.Module) -> Iterator[None]:
+    """The configs of the model as they were before `disable_dropout`, inside the block: what is saved."""
+    cleared = [entry for module in model.modules() for entry in vars(module).get("_strop_dropout", ())]
+    for config, name, value in cleared:
+        setattr(config, name, value)
+    try:
+        yield
+    finally:
+        for config, name, _ in cleared:
             setattr(config, name, 0.0)
 
 

@@ -251,10 +251,10 @@ def _pooled_scores(model: Any, batch: Batch) -> torch.Tensor:
 
 
 def vocab_size(model: Any) -> int | None:
-    """How many token ids the model's embeddings know."""
-    embeddings = model.get_input_embeddings()
-    size = getattr(embeddings, "num_embeddings", None)
-    return size if size is not None else getattr(model.config.get_text_config(), "vocab_size", None)
+    """How many token ids the model's embeddings know; an adapter's wrapper has them inside."""
+    layers = model.get_input_embeddings().modules()
+    sizes = (layer.num_embeddings for layer in layers if hasattr(layer, "num_embeddings"))
+    return next(sizes, getattr(model.config.get_text_config(), "vocab_size", None))
 
 
 def input_device(model: Any) -> torch.device:
