@@ -29,6 +29,7 @@ from strop.model import (
     apply_peft,
     base_model,
     disable_dropout,
+    freeze_unread_towers,
     install,
     is_peft,
     keep_differentiable,
@@ -245,6 +246,8 @@ def resolve_model(
         peft_config = adopted.fit(module, peft_config)
     if peft_config is not None:
         module = apply_peft(module, peft_config)
+    if trainable and (towers := freeze_unread_towers(module)):
+        say(args, f"Rows are text, so {', '.join(towers)} of {type(base_model(module)).__name__} are not trained.")
     keep_differentiable(module)
     install(module)  # before anything wraps the model's forward, so that autocast surrounds scoring too
     if args.disable_dropout:

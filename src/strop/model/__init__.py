@@ -17,6 +17,7 @@ from strop.model.reference import AdapterCopy, AdapterOff, FrozenReference, Refe
 from strop.model.saving import as_to_save
 from strop.model.scoring import score
 from strop.model.select import LayoutChoice, accepted_layout, confirm_layout, layout_of
+from strop.model.towers import freeze_unread_towers
 from strop.model.wrappers import base_model, decoder_of, is_peft, unwrap
 from strop.records import Want
 
@@ -39,6 +40,7 @@ __all__ = [
     "decoder_of",
     "disable_dropout",
     "evaluating",
+    "freeze_unread_towers",
     "install",
     "is_peft",
     "keep_differentiable",
