@@ -25,8 +25,24 @@ def patched(module: nn.Module) -> list[int]:
 
 
 def test_this_torch_has_the_packed_operators() -> None:
-    packed_linear._packing_state.clear()
-    assert packed_linear._packing_works()
+    packed_linear._packing_works.cache_clear()
+    assert packed_linear._packing_works(torch.float32)
+
+
+def test_a_processor_without_bfloat16_kernels_packs_float32_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    reorder = torch.ops.mkldnn._reorder_linear_weight
+
+    def reordered(weight: torch.Tensor) -> torch.Tensor:
+        if weight.dtype == torch.bfloat16:
+            raise RuntimeError("mkldnn_reorder_linear_weight: bf16 path needs the cpu support avx512bw")
+        return reorder(weight)
+
+    monkeypatch.setattr(torch.ops.mkldnn, "_reorder_linear_weight", reordered)
+    packed_linear._packing_works.cache_clear()
+    for dtype, layers in ((torch.bfloat16, []), (torch.float32, [0, 3])):
+        with packed_linears([net := model(dtype)], steps=100):
+            assert patched(net) == layers
+    packed_linear._packing_works.cache_clear()
 
 
 @pytest.mark.parametrize("rows", [1, 7, 64])
@@ -87,7 +103,7 @@ def test_shared_weights_are_packed_once() -> None:
 
 
 def test_without_the_operators_nothing_changes(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(packed_linear, "_packing_state", [False])
+    monkeypatch.setattr(packed_linear, "_packing_works", lambda dtype: False)
     net = model()
     with packed_linears([net], steps=100):
         assert patched(net) == []

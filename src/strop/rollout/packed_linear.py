@@ -10,6 +10,7 @@ A contiguous transposed head weight with `mm(out=)` was tried too: on this kind 
 
 from __future__ import annotations
 
+import functools
 import logging
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -39,7 +40,7 @@ def packed_linears(models: Iterable[nn.Module], steps: int) -> Iterator[int]:
     Yields:
         Bytes of the packed copies.
     """
-    layers = _candidates(models) if steps >= _MIN_STEPS and _packing_works() else []
+    layers = _candidates(models) if steps >= _MIN_STEPS else []
     patched: list[nn.Linear] = []
     packs: dict[tuple, torch.Tensor] = {}
     try:
@@ -82,7 +83,8 @@ def _candidates(models: Iterable[nn.Module]) -> list[nn.Linear]:
                 continue
             if module.weight.device.type != "cpu" or module.weight.dtype not in _DTYPES:
                 continue
-            if type(module.weight) in (nn.Parameter, torch.Tensor) and module.weight.is_contiguous():
+            plain = type(module.weight) in (nn.Parameter, torch.Tensor) and module.weight.is_contiguous()
+            if plain and _packing_works(module.weight.dtype):
                 found[id(module)] = module
     return sorted(found.values(), key=lambda layer: -layer.weight.numel())
 
@@ -109,21 +111,17 @@ def available_memory_bytes() -> int:
     return 1 << 30
 
 
-_packing_state: list[bool] = []  # the answer of the self-test, once it is known
-
-
-def _packing_works() -> bool:
-    """Whether torch's private packed operators exist here and agree with `F.linear`; tested once per process."""
-    if not _packing_state:
-        try:
-            layer = nn.Linear(32, 48, device="meta").to_empty(device="cpu")  # made without random numbers
-            with torch.no_grad():
-                layer.weight.copy_(torch.sin(torch.arange(48 * 32, dtype=torch.float32)).view(48, 32))
-                layer.bias.copy_(torch.arange(48))
-                hidden = torch.cos(torch.arange(3 * 32, dtype=torch.float32)).view(3, 1, 32)
-                packed = _PackedForward(torch.ops.mkldnn._reorder_linear_weight(layer.weight.detach()), layer)
-                good = torch.allclose(packed(hidden), layer(hidden), atol=1e-4)
-        except (RuntimeError, AttributeError, TypeError):
-            good = False
-        _packing_state.append(good)
-    return _packing_state[0]
+@functools.cache
+def _packing_works(dtype: torch.dtype) -> bool:
+    """Whether torch's private packed operators exist here for a dtype and agree with `F.linear`; tested once per
+    process. For bfloat16 they need AVX-512."""
+    try:
+        layer = nn.Linear(32, 48, device="meta", dtype=dtype).to_empty(device="cpu")  # made without random numbers
+        with torch.no_grad():
+            layer.weight.copy_(torch.sin(torch.arange(48 * 32, dtype=torch.float32)).view(48, 32))
+            layer.bias.copy_(torch.cos(torch.arange(48)))
+            hidden = torch.cos(torch.arange(3 * 32, dtype=torch.float32)).view(3, 1, 32).to(dtype)
+            packed = _PackedForward(torch.ops.mkldnn._reorder_linear_weight(layer.weight.detach()), layer)
+            return torch.allclose(packed(hidden), layer(hidden), atol=1e-4 if dtype == torch.float32 else 0.1)
+    except (RuntimeError, AttributeError, TypeError):
+        return False
