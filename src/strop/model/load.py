@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import functools
 import logging
 import os
 from collections.abc import Callable
@@ -188,16 +189,25 @@ def apply_peft(model: nn.Module, peft_config: Any) -> Any:
 
 
 def keep_differentiable(model: nn.Module) -> None:
-    """Keep 4-bit layers in the form that gradients flow through.
+    """Keep quantised layers in the form that gradients flow through, and that training and evaluation share.
 
-    On CPUs with bfloat16 instructions bitsandbytes repacks such a layer at its first pass in evaluation mode, for good.
-    From then on its product is made outside of autograd: an evaluation or a rollout would cut the gradient of every
-    later step, without a word.
+    On CPUs with bfloat16 instructions bitsandbytes repacks a 4-bit layer at its first pass in evaluation mode, for
+    good. From then on its product is made outside of autograd: an evaluation or a rollout would cut the gradient of
+    every later step, without a word. 8-bit layers round their inputs too, in evaluation mode on a CPU, and do not in
+    training mode: samples, references and evaluations would come from another model than the one that is trained.
     """
     for module in model.modules():
         if getattr(module, "support_avx512bf16_for_cpu", False):
             module.state_dict()  # unpacks a layer that has been packed already
             module.support_avx512bf16_for_cpu = False  # type: ignore[assignment]
+        if type(module).__name__ == "Linear8bitLt":
+            module.training = True
+            module.train = functools.partial(_stays, module)  # type: ignore[method-assign]
+
+
+def _stays(module: nn.Module, mode: bool = True) -> nn.Module:
+    """In training mode, whatever is asked for."""
+    return module
 
 
 def _require_head(place: _Place, fresh: bool, missing: list[str]) -> None:
