@@ -78,4 +78,43 @@ MUTATIONS = (
         edits=(Edit("model/saving.py", "            _unscale(module)\n", "            pass\n"),),
         tests=("tests/model/test_dropout.py::test_weights_that_evaluation_divides_are_saved_whole",),
     ),
+    Mutation(
+        name="eight-bit-evaluation-is-another-model",
+        promises=(8,),
+        history="8-bit layers round their inputs in evaluation and not in training: DPO began at 0.6446, not at ln 2.",
+        edits=(
+            Edit(
+                "model/load.py",
+                "            module.train = functools.partial(_stays, module)  # type: ignore[method-assign]\n",
+                "",
+            ),
+        ),
+        tests=("tests/engine/test_eight_bit.py::test_training_and_evaluation_share_their_numbers",),
+    ),
+    Mutation(
+        name="adalora-keeps-every-rank",
+        promises=(4,),
+        history="Nobody called update_and_allocate: AdaLoRA trained with all its ranks, whatever its budget.",
+        edits=(
+            Edit(
+                "engine/adalora.py",
+                "        self.policy.base_model.update_and_allocate(state.global_step)\n",
+                "        pass\n",
+            ),
+        ),
+        tests=("tests/engine/test_adalora.py::test_the_budget_is_allocated_and_the_reference_is_the_base",),
+    ),
+    Mutation(
+        name="adalora-without-its-orthogonal-term",
+        promises=(4,),
+        history="PEFT adds the term to a loss that the model returns itself; trainers with losses of their own left it out.",
+        edits=(
+            Edit(
+                "engine/step_trainer.py",
+                "                share = share + orthogonality(self.policy) / len(work.parts)\n",
+                "                share = share + 0 * orthogonality(self.policy) / len(work.parts)\n",
+            ),
+        ),
+        tests=("tests/engine/test_adalora.py::test_the_orthogonal_term_is_in_the_loss_once",),
+    ),
 )

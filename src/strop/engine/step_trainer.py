@@ -21,6 +21,7 @@ from transformers.trainer_utils import IntervalStrategy
 from strop.collectives import gather_rows, sum_over_ranks
 from strop.data import DatasetKind, plan_micro_batches
 from strop.engine import rows
+from strop.engine.adalora import adalora_config, orthogonality
 from strop.engine.guard import Guard
 from strop.engine.metrics import MetricLog
 from strop.engine.offloading import offloaded_activations
@@ -223,6 +224,8 @@ class StepTrainer(Trainer):
             self.optimizer.train()
         for micro in self.micro_batches(model, work, training=True):
             share = zero_loss(micro.scores) if micro.output is None else self.reduce(micro.output, micro)
+            if self.ranks_are_allocated:  # a term of the whole step, by parts so that ranks exchange gradients once
+                share = share + orthogonality(self.policy) / len(work.parts)
             self.backward(share)
             work.losses.append(share.detach())
             loss += work.losses[-1]
@@ -363,6 +366,11 @@ class StepTrainer(Trainer):
     def policy(self) -> Any:
         """The model that is trained, without distribution wrappers."""
         return self.accelerator.unwrap_model(self.model)
+
+    @property
+    def ranks_are_allocated(self) -> bool:
+        """Whether an AdaLoRA adapter is trained."""
+        return adalora_config(self.policy) is not None
 
     def context(self, batch: Batch, work: StepWork, training: bool) -> StepContext:
         """What the method's loss sees beside the policy's scores.

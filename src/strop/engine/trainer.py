@@ -19,6 +19,7 @@ from strop.collectives import sum_over_ranks
 from strop.data import DataReport
 from strop.disk import refusals_named
 from strop.engine import rows
+from strop.engine.adalora import AllocateRanks, allocation, take_back_allocation
 from strop.engine.arguments import adapter_learning_rate, resolve_arguments, resolve_config
 from strop.engine.checkpoint import (
     check_whole,
@@ -50,6 +51,7 @@ from strop.model import ADAPTER_NOTE, as_to_save, base_model, note_in_card
 from strop.model.beside_adapter import FILE, beside_adapter, load_beside, save_beside
 from strop.model.headed import note_loading
 from strop.model.router import router_coefficient
+from strop.model.saving import whole_ranks
 from strop.plain_text import masked
 from strop.records import StepWork
 from strop.settings.config import TrainerConfig
@@ -155,6 +157,8 @@ class BaseTrainer(ScriptSeams, StepTrainer):
                 remembers=self.remembers_reference,
             )
             keeping = upkeep(args, self.reference_scores, self.build, self.train_dataset, self.eval_dataset)
+        if self.ranks_are_allocated:
+            keeping.append(AllocateRanks(self.policy))
         for callback in [*keeping, *self.evaluation_callbacks()]:
             self.add_callback(callback)
         if args.padding_free and args.layout == "auto" and self.layout.name == "padded":
@@ -257,10 +261,11 @@ class BaseTrainer(ScriptSeams, StepTrainer):
 
     def extra_state(self) -> dict[str, Any]:
         """What a method must find again after a resume (running means, coefficients): plain values and tensors."""
-        return {}
+        return allocation(self.policy)
 
     def load_extra_state(self, state: dict[str, Any]) -> None:
         """Take back what `extra_state` gave."""
+        take_back_allocation(self.policy, state)
 
     def share_extra_state(self, states: list[dict[str, Any]]) -> dict[str, Any]:
         """This rank's part of what all ranks of a run on another number of processes gave."""
@@ -342,8 +347,13 @@ class BaseTrainer(ScriptSeams, StepTrainer):
     def _load_best_model(self) -> None:
         """As the parent, if the best checkpoint still is what was written."""
         check_whole(Path(str(self.state.best_model_checkpoint)))
-        super()._load_best_model()
+        with whole_ranks(self.policy):
+            super()._load_best_model()
         load_beside(self.policy, Path(str(self.state.best_model_checkpoint)))
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        with whole_ranks(self.policy):
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
 
     def load_strop_state(self, folder: Path) -> None:
         same_ranks = load_rank_state(folder, self.args, self._metrics, self)

@@ -206,15 +206,18 @@ def check_adapter_mix(alpha: float) -> None:
 
 
 def adds_nothing(policy: Any) -> bool:
-    """Whether a PEFT model's active adapter changes no output: LoRA where one matrix of every product is zero.
+    """Whether a PEFT model's active adapter changes no output: LoRA where one matrix of every product is zero, and
+    AdaLoRA where the singular values are.
 
     A fresh adapter of the usual kind. Not one that was trained, nor one whose initialisation moves weight from the
     base into the adapter (PiSSA, OLoRA), nor DoRA, whose norm rounds.
     """
     config = policy.active_peft_config
-    if str(getattr(config.peft_type, "value", config.peft_type)) != "LORA" or getattr(config, "use_dora", False):
+    kind, weights = str(getattr(config.peft_type, "value", config.peft_type)), dict(policy.named_parameters())
+    if kind == "ADALORA":
+        return not any(bool(values.detach().any()) for name, values in weights.items() if ".lora_E." in name)
+    if kind != "LORA" or getattr(config, "use_dora", False):
         return False
-    weights = dict(policy.named_parameters())
     products = [
         (weights[name.replace("lora_A.", "lora_B.").replace("lora_embedding_A.", "lora_embedding_B.")], matrix)
         for name, matrix in weights.items()
