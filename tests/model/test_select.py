@@ -168,6 +168,18 @@ def test_encoder_decoders_are_refused() -> None:
         layout_of(T5ForConditionalGeneration(config))
 
 
+def test_models_that_look_ahead_are_refused() -> None:
+    with pytest.raises(SetupError, match=r"BertLMHeadModel looks at tokens that come later.*is_decoder=True"):
+        layout_of(causal("bert"))
+    assert layout_of(causal("bert", is_decoder=True)).name == "tree"
+
+
+def test_layers_between_the_stack_and_the_output_layer_are_run(row_logps: Any) -> None:
+    model, examples = causal("electra", is_decoder=True, embedding_size=16), random_examples(2)
+    assert layout_of(model).own_head
+    assert torch.allclose(score(model, examples).logps, row_logps(model, examples), atol=1e-5)
+
+
 def test_foreign_modules_are_refused() -> None:
     with pytest.raises(SetupError, match="not a transformers model"):
         score(torch.nn.Linear(2, 2), random_examples(1))

@@ -63,7 +63,10 @@ def router_loss(router_logits: Sequence[torch.Tensor], weights: torch.Tensor, co
         (getattr(config, n) for n in ("num_experts_per_tok", "moe_topk", "top_k") if hasattr(config, n)), None
     )
     if not router_logits or chosen is None:
-        raise ConfigError(f"{type(config).__name__} gives no router logits, so it has no load-balancing loss.")
+        raise ConfigError(
+            f"{type(config).__name__} gives no router logits, so it has no load-balancing loss. "
+            "Set router_aux_loss_coef=0."
+        )
     share = probability = total = torch.zeros((), device=weights.device)
     for logits in router_logits:
         flat = logits.reshape(-1, logits.shape[-1])

@@ -155,6 +155,7 @@ def _choose(model: nn.Module, inner: Any) -> LayoutChoice:
     with _leaving_no_trace(inner, device):
         padded = _hidden(runner, "padded")
         precision = _precision(inner, device)
+        _check_causal(inner, padded, precision)
         own_head = _has_own_head(runner, inner, precision)
         reason = _why_not_tree(runner, inner, padded, precision)
     if reason is not None:
@@ -240,12 +241,27 @@ def _hidden(model: Any, layout: str) -> torch.Tensor:
     return model(scoring=Scoring(batch, Want.HIDDEN))["hidden"]  # (N, H)
 
 
+def _check_causal(model: Any, padded: torch.Tensor, precision: int) -> None:
+    """Refuse a language model that looks ahead: its states before a token know the token."""
+    if getattr(model, "get_output_embeddings", lambda: None)() is None:
+        return
+    ends = padded[0:1], padded[2:3]  # of one prompt, before two completions
+    if not float(_errors(*ends)) <= _TOLERANCE[precision]:
+        raise SetupError(
+            f"{type(model).__name__} looks at tokens that come later, so it predicts nothing. Choose a causal language "
+            "model; if it is one that can be both, set is_decoder=True in its config."
+        )
+
+
 def _has_own_head(runner: nn.Module, model: Any, precision: int) -> bool:
     """Whether the head we compute differs from the model's own logits; False where there is no such head."""
     if getattr(model, "get_output_embeddings", lambda: None)() is None:
         return False
     batch = _small_batch(model, "padded")
-    ours = runner(scoring=Scoring(batch, Want.LOGPS))["logps"]
+    try:
+        ours = runner(scoring=Scoring(batch, Want.LOGPS))["logps"]
+    except RuntimeError:  # the output layer does not take what the layers give
+        return True
     logits = call_on(runner, decoder_of(model), batch).logits
     own = logits.reshape(-1, logits.shape[-1])[batch.source].to(ours.dtype).log_softmax(-1)
     own = own.gather(1, batch.targets.to(own.device).unsqueeze(1)).squeeze(1)
