@@ -19,6 +19,7 @@ from strop.model.dropout import disable_dropout
 from strop.model.rope import LENGTH_DEPENDENT, rope_parts
 
 SHRUNK = 8  # tokens
+_MOST_WEIGHTS = 100_000_000  # a twin is made in about a second, or not at all
 _DISTANCE = re.compile(r"window(_size|_len)?$|chunk_size$|block_size$|index_topk$|index_kpool$|local_attention$")
 _SCALING = ("original_max_position_embeddings", "floor_scale")
 _BLOCKS = re.compile(r"(topk|local)_blocks$")
@@ -32,11 +33,15 @@ def boundaries(config: Any) -> dict[str, int]:
 
 
 def twin_of(decoder: Any) -> nn.Module | None:
-    """The twin, float32 on the CPU and in evaluation mode; None where the layers cannot be made from a config."""
+    """The twin, float32 on the CPU and in evaluation mode; None where the config makes no small one."""
     try:
+        config = _shrunk(decoder.config)
+        with torch.device("meta"):
+            if sum(weight.numel() for weight in type(decoder)(config).parameters()) > _MOST_WEIGHTS:
+                return None
         with torch.device("cpu"), torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
-            twin = type(decoder)(_shrunk(decoder.config)).float().eval()
+            twin = type(decoder)(config).float().eval()
             with torch.no_grad():
                 for parameter in twin.parameters():
                     if parameter.dim() > 1:  # wide, so that a token more or less is seen
@@ -83,7 +88,8 @@ def _enough_layers(config: Any) -> tuple[int, list[str]]:
     Layers are of one kind if all those fields say the same of them.
     """
     layers = vars(config)[config.attribute_map.get("num_hidden_layers", "num_hidden_layers")]
-    names = [name for name, value in vars(config).items() if isinstance(value, list) and len(value) == layers]
+    lists = {name: value for name, value in vars(config).items() if isinstance(value, list) and len(value) == layers}
+    names = [name for name, value in lists.items() if layers < 3 or len(set(map(str, value))) < layers]  # no numbering
     kinds = [str(kind) for kind in zip(*(vars(config)[name] for name in names), strict=True)]
     return min(layers, max(2, *(1 + kinds.index(kind) for kind in kinds)) if kinds else 4), names
 
