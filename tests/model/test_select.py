@@ -192,9 +192,10 @@ def test_a_layout_that_leaks_between_rows_is_refused(layout: str) -> None:
         score(model, random_examples(0, trees=2, completions=(1, 2)), layout=layout)
 
 
-def test_the_padded_layout_keeps_a_models_own_head() -> None:
-    """RecurrentGemma bounds its logits in its own forward, where no config says so."""
-    sizes = {"num_key_value_heads": 1, "lru_width": 32, "num_hidden_layers": 3, "logits_soft_cap": 0.5}
+@pytest.mark.parametrize("cap", [0.5, 100.0])
+def test_the_padded_layout_keeps_a_models_own_head(cap: float) -> None:
+    """RecurrentGemma bounds its logits in its own forward, where no config says so; by a little, too."""
+    sizes = {"num_key_value_heads": 1, "lru_width": 32, "num_hidden_layers": 3, "logits_soft_cap": cap}
     model = causal("recurrent_gemma", **sizes)
     (example,) = random_examples(0, trees=1, completions=(1, 1))
     found = score(model, [example], layout="padded").logps
