@@ -39,7 +39,7 @@ KINDS: tuple[tuple[str, str], ...] = (
     (SURROUNDINGS, r"Unable to create tensor|_all_masked|test_(eval|only_train)_packingassert \d+ == \d+"),
     (PRIVATE, r"NoNamesake|has no attribute '_|does not have the attribute|type object .* has no attribute"),
     (PRIVATE, r"is (Iterable)?Dataset\(|dft_loss\(\)|with_mask_truncated_completions"),
-    (PRIVATE, r"test_prepare_input_called|test_tokenize_and_process"),
+    (PRIVATE, r"test_prepare_input_called|test_tokenize_and_process|KeyError: 'inputs'|exactly one of input_ids"),
     (SUPPORTED, r"DID NOT RAISE"),
     (WORDING, r"Regex pattern did not match|DID NOT WARN|caplog|Expected regex"),
 )

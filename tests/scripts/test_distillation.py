@@ -37,6 +37,11 @@ def test_it_is_gkd_with_lmbda_1(tmp_path: Path) -> None:
     assert own.evaluate()["eval_jsd"] > 0  # sampled, as the rows have no completion
 
 
+def test_completions_of_rows_are_not_looked_at(tmp_path: Path) -> None:
+    trainer = distil(tmp_path)
+    assert trainer.rows(rows_for("gkd", 2), "eval")[0].completions == []
+
+
 def test_every_step_is_on_policy() -> None:
     with pytest.raises(ConfigError, match=r"lmbda=0\.5"):
         DistillationConfig(output_dir="x", use_cpu=True, lmbda=0.5)

@@ -70,6 +70,21 @@ BEHAVIOURS: tuple[Behaviour, ...] = (
         (r"TestPackDatasetBfd::test_with_dataset",),
     ),
     Behaviour(
+        "A tokenizer with more tokens than the model embeds is refused, also where a script only adds `[PAD]`",
+        "the saved model would fail on that token elsewhere; call `resize_token_embeddings` first",
+        (r"SetupError: The tokenizer has",),
+    ),
+    Behaviour(
+        "A teacher that lacks tokens of the student is a SetupError (a RuntimeError), no ValueError",
+        "it lies outside the settings",
+        (r"SetupError: The student has",),
+    ),
+    Behaviour(
+        "Trainers that sample have no `generation_config`",
+        "what is sampled is said by the config: `trainer.args`",
+        (r"no attribute 'generation_config'",),
+    ),
+    Behaviour(
         "RLOO evaluates with two completions of a prompt or more",
         "one has no other to be compared with",
         (r"test_train_with_num_generations_eval",),
