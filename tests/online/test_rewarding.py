@@ -19,7 +19,7 @@ TOKENS = len(toy_tokenizer("plain"))
 def test_a_reward_model_made_in_code_reads_with_the_policys_tokenizer(verb: str, tmp_path: Path) -> None:
     model = tiny_model("llama", dtype=torch.float32, task="score", vocab_size=TOKENS)
     trainer = make_trainer(verb, tmp_path, trainer={"reward_funcs": model}, max_steps=1)
-    assert trainer.rewards.functions[0].tokenizer is trainer.processing_class
+    assert trainer.reward_processing_classes == [trainer.processing_class]
     trainer.train()
 
 

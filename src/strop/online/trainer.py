@@ -169,6 +169,11 @@ class OnlineTrainer(BaseTrainer):
         return None if self.rewards is None else self.rewards.weights
 
     @property
+    def reward_processing_classes(self) -> list[Any]:
+        """The tokenizers of those that are models, None for the others."""
+        return [getattr(reward, "tokenizer", None) for reward in self.reward_funcs]
+
+    @property
     def turns_wanted(self) -> bool:
         """Whether completions are more than one turn of the model, or come from the user's own function."""
         return any(self.given[name] is not None for name in ("tools", "environments", "rollout_func"))

@@ -94,7 +94,7 @@ BEHAVIOURS: tuple[Behaviour, ...] = (
         "no option is ignored; the error says what to do (next to last table of this page)",
         (
             r"test_generation_config_setup",
-            r"test_train_with_pad_to_multiple_of",
+            r"test_train_with_(generation_kwargs|pad_to_multiple_of)",
             r"test_skip_prepare_dataset_with_masks",
         ),
     ),
