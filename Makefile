@@ -14,14 +14,15 @@ BUBBLEWRAP := command -v bwrap >/dev/null || [ "$$(id -u)" != 0 ] || ! command -
 # One thread per test process: the models are tiny, and two processes share the cores.
 TEST_ENV := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false
 
-.PHONY: help install demo test lint pytest proof faults site demo-smollm bench clean
+.PHONY: help install demo test lint pytest slow proof faults site demo-smollm bench clean
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make demo         train three models in a few minutes: SFT, a reward model, DPO"
 	@echo "make test         lint, types, and every test"
 	@echo "make demo-smollm  DPO with LoRA on a real 135M model (downloads about 100 MB)"
-	@echo "make proof        put historical bugs back, one at a time: the tests must fail (writes docs/proof.md)"
+	@echo "make proof        put historical bugs back, one at a time: the tests must fail (writes docs/proof.md);"
+	@echo "                  then make slow, the long products of settings and methods that make test leaves out"
 	@echo "make faults       kill runs, fill disks, send in hostile files, programs, servers (writes docs/reliability.md)"
 	@echo "make site         build the documentation into build/site"
 	@echo "make bench        side by side measurements (see docs/benchmarks.md)"
@@ -61,10 +62,14 @@ lint: $(VENV)/.dev
 	$(BIN)/mypy
 
 pytest: $(VENV)/.dev
-	$(TEST_ENV) $(BIN)/python -m pytest -q -n $(WORKERS) --dist loadgroup
+	$(TEST_ENV) $(BIN)/python -m pytest -q -n $(WORKERS)
+
+slow: $(VENV)/.dev
+	$(TEST_ENV) $(BIN)/python -m pytest -q -n $(WORKERS) -m slow
 
 proof: $(VENV)/.dev
 	@$(BIN)/python -m proof
+	@$(MAKE) slow
 
 faults: $(VENV)/.dev
 	@$(TEST_ENV) $(BIN)/python -m proof.faults
