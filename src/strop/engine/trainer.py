@@ -341,7 +341,8 @@ class BaseTrainer(ScriptSeams, StepTrainer):
         return newest_valid(self.args.output_dir)[0]
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        super()._load_from_checkpoint(resume_from_checkpoint, model)
+        with whole_ranks(self.policy):
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
         load_beside(self.policy if model is None else model, Path(resume_from_checkpoint))
 
     def _load_best_model(self) -> None:
@@ -350,10 +351,6 @@ class BaseTrainer(ScriptSeams, StepTrainer):
         with whole_ranks(self.policy):
             super()._load_best_model()
         load_beside(self.policy, Path(str(self.state.best_model_checkpoint)))
-
-    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        with whole_ranks(self.policy):
-            super()._load_from_checkpoint(resume_from_checkpoint, model)
 
     def load_strop_state(self, folder: Path) -> None:
         same_ranks = load_rank_state(folder, self.args, self._metrics, self)
