@@ -108,12 +108,22 @@ def test_a_wrong_kernel_costs_speed_not_truth(
     assert caplog.text.count("using the slower dense one") == 1
 
 
+def skip_where_torch_fails(dtype: torch.dtype) -> None:
+    """torch's own attention in half precision raises where ATEN_CPU_CAPABILITY hides what the processor has."""
+    ones = torch.ones(1, 1, 64, 16, dtype=dtype, requires_grad=True)
+    try:
+        torch.nn.functional.scaled_dot_product_attention(ones, ones, ones, is_causal=True).sum().backward()
+    except RuntimeError as error:
+        pytest.skip(f"torch's attention in {dtype}: {error}")
+
+
 HALF_AND_WIDE = [torch.float64, torch.float32, torch.float16, torch.bfloat16]
 
 
 @pytest.mark.parametrize("dtype", HALF_AND_WIDE)
 @pytest.mark.parametrize(("head_size", "shared"), [(16, 1), (64, 2), (128, 4), (256, 8)])
 def test_the_self_test_passes_here(dtype: torch.dtype, head_size: int, shared: int) -> None:
+    skip_where_torch_fails(dtype)
     attention._kernel_is_right.cache_clear()
     with torch.no_grad(), torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
         assert attention._kernel_is_right(cpu_flash_attention, torch.device("cpu"), dtype, head_size, shared)
@@ -149,6 +159,7 @@ FAULTS = {
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("fault", FAULTS)
 def test_the_self_test_finds_faults_in_any_precision(fault: str, dtype: torch.dtype) -> None:
+    skip_where_torch_fails(dtype)
     assert "relative error" in attention.difference_to_dense(FAULTS[fault], torch.device("cpu"), dtype)
 
 
