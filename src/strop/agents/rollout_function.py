@@ -55,7 +55,13 @@ class RolloutFunction:
             )
 
     def __call__(
-        self, prompts: Sequence[Any], prompt_ids: list[list[int]], n: int, sampling: Any, trainer: Any, vocabulary: int
+        self,
+        prompts: Sequence[Any],
+        prompt_ids: list[list[int]],
+        n: int,
+        sampling: Any,
+        trainer: object,
+        vocabulary: int,
     ) -> OwnRollout:
         if self.is_flat:
             given = self.function([prompt for prompt in prompts for _ in range(n)], trainer)

@@ -8,6 +8,7 @@ from dataclasses import replace
 from typing import Any, ClassVar, Literal
 
 import torch
+from accelerate.utils import DistributedType
 
 from strop.agents.environments import Environments
 from strop.agents.rollout_function import RolloutFunction
@@ -18,9 +19,10 @@ from strop.data import DatasetKind, plan_micro_batches
 from strop.engine import rows
 from strop.engine.evaluation import EvaluationSums
 from strop.engine.parts import Facts
+from strop.engine.step import token_field
 from strop.engine.trainer import BaseTrainer
 from strop.errors import RolloutError
-from strop.model import base_model, lm_head_of
+from strop.model import base_model, evaluating, lm_head_of
 from strop.online.batches import BatchSizes, batch_sizes, rounding_notices, share_steps, split_steps
 from strop.online.closing import CloseEnvironments
 from strop.online.evaluation_samples import EvaluationSamples
@@ -28,9 +30,9 @@ from strop.online.groups import Group, completion_metrics, sample_rows
 from strop.online.pieces import in_trajectories, pieces
 from strop.online.rewarding import check_rewards, make_rewards, reward_groups, reward_source
 from strop.online.sampled_distribution import changes_distribution, rescore
-from strop.online.sampler_check import compare_sampler
+from strop.online.sampler_check import sampler_mismatch
 from strop.online.sampling import make_engine, sample_groups, sampling_params
-from strop.records import Batch, Counts, Example, Scores, Want
+from strop.records import Batch, Counts, Example, Sampled, Scores, Want
 from strop.rollout import SamplingParams, default_stop_ids
 from strop.rollout.limits import position_limit, vocab_size
 from strop.settings.online import OnlineConfig
@@ -241,8 +243,31 @@ class OnlineTrainer(BaseTrainer):
         self._metrics["train" if training else "eval"].add(metrics)
         if training and not self._sampler_compared:
             self._sampler_compared = True
-            compare_sampler(self, groups)
+            self.compare_sampler(groups)
         return groups
+
+    def compare_sampler(self, groups: list[Group]) -> None:
+        """An alarm if the engine's log-probs of the first groups are not the policy's own.
+
+        Not for a sharded model, which all ranks must run together.
+        """
+        if self.accelerator.distributed_type in (DistributedType.DEEPSPEED, DistributedType.FSDP):
+            return
+        trees = [
+            piece
+            for place, group in enumerate(groups)
+            for tree in group.trees(Sampled(place, sampler_logps=group.sampler_logps))
+            for piece in self.pieces(tree)
+        ]
+        batch = self.build(self.plan(trees, self.args.train_batch_size)[0])
+        with torch.no_grad(), evaluating(self.policy), torch.random.fork_rng(devices=[]):
+            own = self.score_with(self.policy, batch, Want.LOGPS, temperature=self.args.temperature).logps
+        assert own is not None
+        weight = next(base_model(self.policy).parameters())
+        half = self.accelerator.mixed_precision != "no" or weight.dtype.itemsize < 4
+        said = token_field(batch, "sampler_logps")
+        if text := sampler_mismatch(own, said, half=half, engine=self.generator.name):
+            self.guard.alarms.sound("sampler_mismatch", self.state.global_step + 1, text)
 
     def score_groups(self, groups: list[Group], mode: str) -> None:
         """Rewards of every completion, written into its group; metrics of rewards are recorded."""

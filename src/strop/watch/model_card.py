@@ -63,7 +63,7 @@ def model_card(
         f"---\n{yaml.safe_dump({k: v for k, v in matter.items() if v}, sort_keys=False)}---\n",
         f"# {name}\n",
         f"{facts.get('model', 'A model')}, {OURS} {trainer.__name__}: {summary[:1].lower()}{summary[1:]}.\n",
-        f"## How to load it\n\n```python\n{_loading(trainer, 'adapter' in facts)}\n```\n",
+        f"## How to load it\n\n```python\n{_loading(getattr(trainer, 'task', 'causal'), 'adapter' in facts)}\n```\n",
         _training(facts, args),
         _metrics(history),
         "## Versions\n\n" + ", ".join(f"{package} {number}" for package, number in versions().items()) + "\n",
@@ -84,9 +84,9 @@ def _several(value: Any) -> list[str]:
     return [value] if isinstance(value, str) else list(value or ())
 
 
-def _loading(trainer: Any, adapter: bool) -> str:
+def _loading(task: str, adapter: bool) -> str:
     kind, module = ("AutoPeftModelFor", "peft") if adapter else ("AutoModelFor", "transformers")
-    loader = kind + CLASSES[trainer.task]
+    loader = kind + CLASSES[task]
     return (
         f"from {module} import {loader}\nfrom transformers import AutoTokenizer\n\n"
         f'model = {loader}.from_pretrained("THIS_FOLDER_OR_ID")\n'
