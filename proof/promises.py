@@ -301,7 +301,7 @@ PROMISES: tuple[Promise, ...] = (
         23,
         "What the model saw is saved",
         "With the saved tokenizer, template and weights, rows are the same ids and answers are the same.",
-        ("tests/engine/test_saved_model.py", "tests/methods/test_ppo.py"),
+        ("tests/engine/test_saved_model.py", "tests/engine/test_beside_adapter.py", "tests/methods/test_ppo.py"),
     ),
     Promise(
         24,
@@ -324,6 +324,78 @@ PROMISES: tuple[Promise, ...] = (
         (
             "the oldest and newest supported torch and transformers, which need environments of their own",
             "configs of earlier releases, of which there is none yet",
+        ),
+    ),
+    Promise(
+        26,
+        "One precision for policy and reference",
+        "At the first step policy and reference are equal: full training or an adapter, float32, bfloat16 or float16, "
+        "scored at once, remembered or computed before.",
+        ("tests/engine/test_step_zero.py", "tests/engine/test_reference_scores.py"),
+        ("the whole product of precisions and adapters runs with `make slow` only",),
+    ),
+    Promise(
+        27,
+        "A layout is checked past everything that the config bounds",
+        "Windows, chunks, scaling of positions: a layout is used where rows have shown that it changes nothing, an "
+        "asked-for one like a chosen one, and each row is as if alone.",
+        ("tests/model/test_select.py", "tests/model/test_rope.py", "tests/engine/test_layout_confirmed.py"),
+    ),
+    Promise(
+        28,
+        "A conversation is what its template writes",
+        "With tools and environments the ids that are trained on are the ids that were sampled, in the context that "
+        "the chat template writes; a template that rewrites the past forks the trajectory, which counts once.",
+        ("tests/agents", "tests/online/test_forks.py"),
+        ("turns on a vLLM server",),
+    ),
+    Promise(
+        29,
+        "What leaves scores the same elsewhere",
+        "Saved reward models, heads, merged adapters and GGUF files give the same scores in transformers, PEFT and a "
+        "reader of GGUF.",
+        (
+            "tests/engine/test_saved_scores.py",
+            "tests/model/test_headed.py",
+            "tests/model/test_dropout.py",
+            "tests/export",
+        ),
+        ("vLLM and Ollama as readers",),
+    ),
+    Promise(
+        30,
+        "Sampled code is hostile",
+        "A program that a policy wrote changes nothing outside, ends in time, and cannot forge its verdict.",
+        ("tests/rewards/sandbox",),
+    ),
+    Promise(
+        31,
+        "A folder knows its run",
+        "A new run in a used folder, two at once, a finished run that is resumed, another run's checkpoint, a renamed "
+        "or damaged one: each is refused or harmless.",
+        (
+            "tests/engine/test_run_identity.py",
+            "tests/engine/test_reference_scores.py",
+            "tests/online/test_best_checkpoint.py",
+        ),
+    ),
+    Promise(
+        32,
+        "An accelerator's path is proved before it is trusted",
+        "The attention of a GPU equals the dense one on emulated operators, and a start-up test with a bound of a few "
+        "eps finds a fault in it.",
+        ("tests/model/test_attention_cuda.py", "tests/model/test_attention.py"),
+        ("everything on a GPU itself",),
+    ),
+    Promise(
+        33,
+        "What a script sets is what happens",
+        "A hook of transformers or TRL is honoured or refused; optimizers hold the trained weights; rewards see the "
+        "script's own state.",
+        (
+            "tests/engine/test_overrides.py",
+            "tests/engine/test_script_seams.py",
+            "tests/rewards/test_script_state.py",
         ),
     ),
 )

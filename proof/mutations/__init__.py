@@ -3,12 +3,25 @@
 from __future__ import annotations
 
 from proof.mutation import Mutation
-from proof.mutations import architectures, data, files, losses, model, package, recovery, rewards, rollout, runs
+from proof.mutations import (
+    architectures,
+    data,
+    files,
+    folders,
+    losses,
+    model,
+    package,
+    recovery,
+    rewards,
+    rollout,
+    runs,
+)
 
 MUTATIONS: tuple[Mutation, ...] = (
     *losses.MUTATIONS,
     *data.MUTATIONS,
     *files.MUTATIONS,
+    *folders.MUTATIONS,
     *model.MUTATIONS,
     *architectures.MUTATIONS,
     *rollout.MUTATIONS,

@@ -7,14 +7,14 @@ from proof.mutation import Edit, Mutation
 MUTATIONS = (
     Mutation(
         name="nothing-is-tried-beyond-the-windows",
-        promises=(9,),
+        promises=(9, 27),
         history="PhiMoE's window stands in a mask that a flat row does not get: six tokens did not show it, 3 nats off.",
         edits=(Edit("model/select.py", "    return why_not_far(decoder_of(inner))\n", "    return None\n"),),
         tests=("tests/model/test_select.py::test_what_shows_far_apart_only_is_seen_on_a_twin",),
     ),
     Mutation(
         name="real-rows-are-not-looked-at",
-        promises=(9,),
+        promises=(9, 27),
         history="A layout was settled by a small example alone; what no config names was believed.",
         edits=(
             Edit("model/select.py", "    if difference <= _TOLERANCE[_precision(inner, device)]:\n", "    if True:\n"),
@@ -23,7 +23,7 @@ MUTATIONS = (
     ),
     Mutation(
         name="longest-row-chooses-the-factors",
-        promises=(9,),
+        promises=(9, 27),
         history="longrope and dynamic rope took their factors from the longest row of the batch (1.9 nats).",
         edits=(
             Edit(
@@ -58,22 +58,22 @@ MUTATIONS = (
         edits=(
             Edit(
                 "online/sampler_check.py",
-                '    if gap.numel() and not float(gap.mean()) <= ROUNDING["half" if half else "wide"]:\n',
-                "    if False:\n",
+                '    if not gap.numel() or float(gap.mean()) <= ROUNDING["half" if half else "wide"]:\n',
+                "    if True:\n",
             ),
         ),
         tests=("tests/online/test_sampler_check.py::test_every_method_tells_a_true_engine_from_another[grpo]",),
     ),
     Mutation(
         name="dropout-is-saved-as-zero",
-        promises=(7,),
+        promises=(7, 29),
         history="disable_dropout left zeros in the saved config: whoever trained on had no dropout, unasked.",
         edits=(Edit("model/dropout.py", "            cleared.append((config, name, getattr(config, name)))\n", ""),),
         tests=("tests/model/test_dropout.py::test_what_was_switched_off_is_saved_as_it_was",),
     ),
     Mutation(
         name="rescaled-weights-are-saved",
-        promises=(7,),
+        promises=(7, 29),
         history="RWKV halves weights in evaluation; a checkpoint after an evaluation kept them and was another model.",
         edits=(Edit("model/saving.py", "            _unscale(module)\n", "            pass\n"),),
         tests=("tests/model/test_dropout.py::test_weights_that_evaluation_divides_are_saved_whole",),

@@ -85,7 +85,7 @@ MUTATIONS = (
     ),
     Mutation(
         name="reference-keeps-trained-biases",
-        promises=(8,),
+        promises=(8, 26),
         history="Adapter off kept biases, norms and embeddings that were trained beside it, so the reference moved (trl#6975).",
         edits=(
             Edit(
@@ -101,7 +101,7 @@ MUTATIONS = (
     ),
     Mutation(
         name="asked-for-layout-unchecked",
-        promises=(9,),
+        promises=(9, 27),
         history="layout='packed' was taken at its word: rows of BLOOM, GPT-J or Jamba saw one another, nats apart.",
         edits=(
             Edit(
@@ -114,7 +114,7 @@ MUTATIONS = (
     ),
     Mutation(
         name="padded-rows-forget-the-own-head",
-        promises=(9,),
+        promises=(9, 27),
         history="layout='padded' read log-probs without the model's own cap on its logits (RecurrentGemma, 0.07 nats).",
         edits=(
             Edit(
@@ -127,7 +127,7 @@ MUTATIONS = (
     ),
     Mutation(
         name="reference-in-another-precision",
-        promises=(8,),
+        promises=(8, 26),
         history="Mixed precision surrounded the policy's forward only: DPO began at 0.69234 and PPO's first KL was 0.23.",
         edits=(
             Edit(
@@ -261,7 +261,7 @@ MUTATIONS = (
     ),
     Mutation(
         name="gradient-of-a-part-of-the-merge",
-        promises=(9,),
+        promises=(9, 32),
         history="Two attention results were merged, but the backward of one got its own log-sum-exp and not the merged one.",
         edits=(
             Edit(
@@ -274,7 +274,7 @@ MUTATIONS = (
     ),
     Mutation(
         name="a-self-test-that-accepts-half-of-the-scale",
-        promises=(9,),
+        promises=(9, 32),
         history="A start-up check of a kernel allowed 100 units of precision, 0.78 in bfloat16, and saw no fault at all.",
         edits=(
             Edit(
@@ -287,7 +287,7 @@ MUTATIONS = (
     ),
     Mutation(
         name="a-saved-reward-model-pads-with-eos",
-        promises=(9,),
+        promises=(9, 29),
         history="A saved reward model named EOS its pad token, and transformers scored the token before it (trl#368).",
         edits=(
             Edit(
@@ -300,7 +300,7 @@ MUTATIONS = (
     ),
     Mutation(
         name="a-made-class-reloads-with-empty-buffers",
-        promises=(9,),
+        promises=(9, 29),
         history="A reward model of Falcon-H1 scored every text 0 after loading: its multipliers are a buffer not saved.",
         edits=(
             Edit(

@@ -41,10 +41,12 @@ MUTATIONS = (
     Mutation(
         name="completions-sampled-before-the-stop-forgotten",
         promises=(6,),
-        history="Completions sampled before the stop were forgotten, and the resumed run sampled others (TRL's GRPO).",
+        history="Completions sampled before the stop were forgotten, and the resumed run learned from others (TRL's GRPO).",
         edits=(
             Edit(
-                "online/trainer.py", '"rounds": self.rounds, "buffer": buffer}', '"rounds": self.rounds, "buffer": []}'
+                "online/trainer.py",
+                '[Example.from_plain(tree) for tree in step] for step in state["buffer"])',
+                '[Example.from_plain(step[0]) for tree in step] for step in state["buffer"])',
             ),
         ),
         tests=(f"{RESUMED}[nash-md generation_batch_size rows max_steps cut at 3]",),
@@ -84,7 +86,7 @@ MUTATIONS = (
     ),
     Mutation(
         name="remembered-log-probs-are-believed",
-        promises=(8, 11),
+        promises=(8, 11, 31),
         history="A flipped bit in precomputed log-probs of the reference gave losses of 2.8 where 0.15 belongs.",
         edits=(Edit("engine/reference_scores.py", ' if name == f"{key}-{checksum(key, t):08x}"}', "}"),),
         tests=("tests/engine/test_reference_scores.py::test_damaged_log_probs_are_found_when_they_are_read[a value]",),

@@ -56,7 +56,7 @@ MUTATIONS = (
     ),
     Mutation(
         name="rewards-see-a-copy-of-the-script",
-        promises=(12,),
+        promises=(12, 33),
         history="A reward that a callback makes harder stayed as it was, because it ran on a copy of the script's state.",
         edits=(Edit("settings/online.py", "reward_isolation: bool = False\n", "reward_isolation: bool = True\n"),),
         tests=("tests/rewards/test_script_state.py::test_what_a_callback_changes_is_seen_by_the_next_call",),
@@ -118,7 +118,7 @@ MUTATIONS = (
     ),
     Mutation(
         name="program-asked-whether-it-is-right",
-        promises=(12,),
+        promises=(12, 30),
         history="A result was compared by its own class, so an object that equals everything passed every test.",
         edits=(
             Edit(
@@ -131,14 +131,14 @@ MUTATIONS = (
     ),
     Mutation(
         name="program-defines-what-is-near",
-        promises=(12,),
+        promises=(12, 30),
         history="Tests saw every name of the program, so one that defines abs() decided which difference is small.",
         edits=(Edit("rewards/sandbox/judging.py", "    if not own:\n", "    if True:\n"),),
         tests=("tests/rewards/sandbox/test_judging.py::test_a_function_named_like_a_builtin_is_the_one_under_test",),
     ),
     Mutation(
         name="sampled-code-runs-without-a-wall",
-        promises=(12,),
+        promises=(12, 30),
         history="Where no wall could be built, a sampled program ran all the same, with the rights of the user.",
         edits=(Edit("rewards/sandbox/places.py", "    if not allow_unsafe_code:\n", "    if False:\n"),),
         tests=("tests/rewards/sandbox/test_places.py::test_without_a_wall_nothing_runs_and_the_error_says_what_to_do",),

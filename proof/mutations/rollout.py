@@ -76,7 +76,7 @@ MUTATIONS = (
     ),
     Mutation(
         name="tool-turns-are-retokenised",
-        promises=(7,),
+        promises=(7, 28),
         history="After a tool's answer the whole conversation was rendered and tokenised anew (trl#5224, agent loops).",
         edits=(
             Edit(
@@ -89,7 +89,7 @@ MUTATIONS = (
     ),
     Mutation(
         name="tool-answers-are-learned",
-        promises=(4, 7),
+        promises=(4, 7, 28),
         history="Tokens that a tool wrote were trained on as if the model had written them (agent loops without a mask).",
         edits=(
             Edit(
@@ -102,7 +102,7 @@ MUTATIONS = (
     ),
     Mutation(
         name="every-stretch-counts-as-a-completion",
-        promises=(1,),
+        promises=(1, 28),
         history="A conversation that forked into k rows weighed k times in the mean over completions (agent loops).",
         edits=(
             Edit(
@@ -122,7 +122,7 @@ MUTATIONS = (
     ),
     Mutation(
         name="an-end-token-doubled",
-        promises=(4, 7),
+        promises=(4, 7, 28),
         history="Between turns the end of the model's turn was written again, or a header doubled (Gemma 3, GLM).",
         edits=(
             Edit(

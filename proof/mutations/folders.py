@@ -1,0 +1,58 @@
+"""Bugs of folders that do not know their run, and of scripts whose words nobody hears."""
+
+from __future__ import annotations
+
+from proof.mutation import Edit, Mutation
+
+MUTATIONS = (
+    Mutation(
+        name="a-new-run-among-yesterdays-checkpoints",
+        promises=(31,),
+        history="save_total_limit counted an older run's checkpoints: the new ones were deleted, yesterday's kept.",
+        edits=(
+            Edit(
+                "engine/run_identity.py",
+                "    if not overwrite:\n        return fresh_folder(folder)\n",
+                "    if not overwrite:\n        return folder\n",
+            ),
+        ),
+        tests=("tests/engine/test_run_identity.py::test_a_new_run_in_a_used_folder_keeps_both",),
+    ),
+    Mutation(
+        name="another-runs-checkpoint-goes-on",
+        promises=(31,),
+        history="A DPO run went on as ORPO, or with another learning rate, of which the old one was used.",
+        edits=(
+            Edit("engine/run_identity.py", "    if changed := differences(saved, now):\n", "    if changed := []:\n"),
+        ),
+        tests=("tests/engine/test_run_identity.py::test_another_run_is_refused_by_what_differs",),
+    ),
+    Mutation(
+        name="a-finished-run-trains-one-more-step",
+        promises=(31, 7),
+        history="Going on from the last checkpoint of a finished run took one further step, to other weights.",
+        edits=(
+            Edit(
+                "engine/trainer.py",
+                "        if step is None:\n            return None\n        self._load_from_checkpoint",
+                "        if step is None or step:\n            return None\n        self._load_from_checkpoint",
+            ),
+        ),
+        tests=("tests/engine/test_run_identity.py::test_a_finished_run_is_finished",),
+    ),
+    Mutation(
+        name="an-override-that-nothing-calls",
+        promises=(33,),
+        history="compute_loss and other hooks of a subclass were never called, and nothing said so.",
+        edits=(
+            Edit(
+                "engine/overrides.py",
+                "            problems += [f",
+                "            problems += [] and [f",
+            ),
+        ),
+        tests=(
+            "tests/engine/test_overrides.py::test_an_override_that_nothing_calls_is_refused_when_the_class_is_made",
+        ),
+    ),
+)
