@@ -60,6 +60,8 @@ PROMISES: tuple[Promise, ...] = (
         "No ignored option",
         "Every setting changes something or is refused; unknown names are errors with the nearest one.",
         (
+            "tests/engine/test_adalora.py",
+            "tests/engine/test_adapter_rate.py",
             "tests/settings/test_schema.py",
             "tests/engine/test_oracle.py",
             f"{L}test_vectors_offline.py",
@@ -93,6 +95,7 @@ PROMISES: tuple[Promise, ...] = (
         "What cannot be learned from is left out, counted and named; a step without learning raises a named warning, "
         "and no NaN reaches the weights.",
         (
+            "tests/online/test_sampler_check.py",
             "tests/watch/test_alarms.py",
             f"{L}test_advantages.py",
             f"{L}test_cpo.py",
@@ -110,6 +113,7 @@ PROMISES: tuple[Promise, ...] = (
         "Exact resume",
         "A run that was stopped and resumed is the run that was not: weights, optimizer, next rows, samples, metrics.",
         (
+            "tests/engine/test_rehearsal.py",
             "tests/engine/test_resume.py",
             "tests/engine/test_resume_processes.py",
             "tests/engine/test_resume_ranks.py",
@@ -128,7 +132,12 @@ PROMISES: tuple[Promise, ...] = (
         8,
         "The reference is right",
         "It is the starting model, whichever way it is held, does not move, and has no dropout.",
-        ("tests/model/test_reference.py", "tests/engine/test_reference_scores.py", "tests/testing/test_check.py"),
+        (
+            "tests/engine/test_eight_bit.py",
+            "tests/model/test_reference.py",
+            "tests/engine/test_reference_scores.py",
+            "tests/testing/test_check.py",
+        ),
     ),
     Promise(
         9,
@@ -145,6 +154,7 @@ PROMISES: tuple[Promise, ...] = (
             "tests/rewards/test_model_reward.py",
             "tests/rewards/test_language_model_judge.py",
             "tests/rollout/test_native.py",
+            "tests/rollout/test_transformers_engine.py",
             "tests/engine/test_oracle.py",
         ),
     ),
@@ -258,6 +268,7 @@ PROMISES: tuple[Promise, ...] = (
         "Never a silent hang",
         "A server that stalls, fails or dies, and a reward that never returns, end in a named error in bounded time.",
         (
+            "tests/engine/test_ranks_together.py",
             "tests/test_http_client.py",
             "tests/rollout/test_vllm_server.py",
             "tests/rollout/test_vllm_engine.py",

@@ -93,7 +93,7 @@ MUTATIONS = (
     ),
     Mutation(
         name="adalora-keeps-every-rank",
-        promises=(4,),
+        promises=(3,),
         history="Nobody called update_and_allocate: AdaLoRA trained with all its ranks, whatever its budget.",
         edits=(
             Edit(
@@ -106,7 +106,7 @@ MUTATIONS = (
     ),
     Mutation(
         name="adalora-without-its-orthogonal-term",
-        promises=(4,),
+        promises=(3,),
         history="PEFT adds the term to a loss that the model returns itself; trainers with losses of their own left it out.",
         edits=(
             Edit(

@@ -49,7 +49,9 @@ MUTATIONS = (
                 '[Example.from_plain(step[0]) for tree in step] for step in state["buffer"])',
             ),
         ),
-        tests=(f"{RESUMED}[nash-md generation_batch_size rows max_steps cut at 3]",),
+        tests=(
+            f"{RESUMED}[grpo use_adaptive_entropy entropy_target beta sync_ref_model ref_model_sync_steps generation_batch_size num_iterations rows max_steps arch disable_dropout cut at 3]",
+        ),
     ),
     Mutation(
         name="half-a-logging-window-lost",
@@ -93,7 +95,7 @@ MUTATIONS = (
     ),
     Mutation(
         name="best-checkpoint-is-believed",
-        promises=(11,),
+        promises=(11, 31),
         history="The best checkpoint was loaded at the end of a run without a look at what had become of it.",
         edits=(
             Edit(
@@ -149,7 +151,7 @@ MUTATIONS = (
     ),
     Mutation(
         name="one-rank-runs-the-model-alone",
-        promises=(8,),
+        promises=(19,),
         history="The first rank tried the layout for its record while the others went on: ZeRO-3 hung at the start.",
         edits=(
             Edit(
@@ -162,21 +164,21 @@ MUTATIONS = (
     ),
     Mutation(
         name="rehearsal-keeps-running-means",
-        promises=(7,),
+        promises=(6,),
         history="A rehearsal moved BCO's running mean, and the run after it was another one.",
         edits=(Edit("engine/rehearsal.py", "        trainer.load_extra_state(extra)\n", ""),),
         tests=("tests/engine/test_rehearsal.py::test_a_rehearsed_run_is_the_same_run[bco]",),
     ),
     Mutation(
         name="rehearsal-draws-from-the-runs-generator",
-        promises=(7,),
+        promises=(6,),
         history="Dropout of the rehearsal used up random numbers, so that every later step dropped other weights.",
         edits=(Edit("engine/rehearsal.py", "with torch.random.fork_rng():", "with contextlib.nullcontext():"),),
         tests=("tests/engine/test_rehearsal.py::test_a_rehearsed_run_is_the_same_run[sft]",),
     ),
     Mutation(
         name="an-adapter-rate-over-a-given-one",
-        promises=(10,),
+        promises=(3,),
         history="The learning rate for adapters replaced the one that was given.",
         edits=(
             Edit("engine/arguments.py", 'if "learning_rate" in args.given or rate == default', "if rate == default"),

@@ -115,7 +115,7 @@ MUTATIONS = (
     ),
     Mutation(
         name="a-ratio-for-every-stretch",
-        promises=(1,),
+        promises=(1, 28),
         history="GSPO's ratio and the mean over tokens were those of a row, not of the trajectory that it is a part of.",
         edits=(Edit("online/pieces.py", "if own is None else own, len(known)", ", len(known)"),),
         tests=("tests/online/test_forks.py::test_a_forked_trajectory_counts_once",),
