@@ -21,7 +21,7 @@ ROOT = Path(__file__).parents[2]
 PAGES = ("README.md", "docs/start.md", "docs/data.md", "docs/rewards.md", "docs/exporting.md")
 """In the order in which they are run: later ones use the folders of earlier ones."""
 BLOCK = re.compile(r"^```(python|console)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
-NOT_HERE = ("strop chat", "strop run", "strop vllm-serve", "...")
+NOT_HERE = ("strop chat", "strop run", "strop vllm-serve", "--serve", "...")
 """Commands that wait for a person, start a server, or have a place to fill in."""
 BATCHES = {"per_device_train_batch_size=16": "per_device_train_batch_size=8, max_steps=1, max_completion_length=4"}
 """A run of a real size, made a short one."""
