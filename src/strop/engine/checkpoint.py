@@ -119,6 +119,8 @@ def sync_to_disk(path: Path) -> None:
 
 def write_failure(error: Exception) -> str | None:
     """Why a file could not be written, in words; None if the error is about something else."""
+    if isinstance(error, SetupError) and isinstance(error.__cause__, OSError):
+        return write_failure(error.__cause__)  # a part that names its own files
     if isinstance(error, OSError):
         return error.strerror or str(error)
     if isinstance(error, SafetensorError):
@@ -180,7 +182,7 @@ def draft(run_dir: Path, step: int, *, first: bool, wait: Callable[[], None]) ->
     wait()
     try:
         yield beside / f"{PREFIX_CHECKPOINT_DIR}-{step}"
-    except (OSError, SafetensorError, RuntimeError) as error:
+    except (OSError, SafetensorError, RuntimeError, SetupError) as error:
         reason = write_failure(error)
         if reason is None:
             raise
@@ -216,7 +218,7 @@ def files_beside(place: Path, what: str) -> Iterator[Path]:
         for old in place.glob(WEIGHTS) if shards else ():  # of a model in other pieces
             if old.name not in shards:
                 old.unlink()
-    except (OSError, SafetensorError, RuntimeError) as error:
+    except (OSError, SafetensorError, RuntimeError, SetupError) as error:
         if (reason := write_failure(error)) is None:
             raise
         raise SetupError(
