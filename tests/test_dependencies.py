@@ -19,6 +19,7 @@ BROUGHT = {
     "pandas": "datasets",
     "wandb": "who names it in report_to",
     "comet_ml": "who names it in report_to",
+    "IPython": "the notebook that strop is running in",
 }
 """Import name -> who brings the package; imported inside functions only."""
 
