@@ -25,12 +25,9 @@ PAGE = Path(__file__).resolve().parents[2] / "docs" / "adding-a-method.md"
 
 @pytest.fixture(scope="module")
 def package(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """The package of the page, as an installer would lay it down, and strop as it was afterwards."""
+    """What `strop new` writes, as an installer would lay it down, and strop as it was afterwards."""
     folder = tmp_path_factory.mktemp("site")
-    blocks = re.findall(r"^## .*?`([\w.]+)`\n.*?^```\w+\n(.*?)^```$", PAGE.read_text(), re.S | re.M)
-    for name, text in blocks:
-        (folder / name).write_text(text)
-    assert {name for name, _ in blocks} == {"strop_rank.py", "pyproject.toml", "test_rank.py"}
+    assert main(["new", "method", "rank", "--folder", str(folder)]) == 0
     project = tomllib.loads((folder / "pyproject.toml").read_text())["project"]
     info = folder / f"strop_rank-{project['version']}.dist-info"
     info.mkdir()
@@ -46,6 +43,13 @@ def package(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         table.update(before)  # type: ignore[arg-type]
     for name in ("strop_rank", "test_rank"):
         sys.modules.pop(name, None)
+
+
+def test_the_page_shows_what_is_written(package: Path) -> None:
+    blocks = dict(re.findall(r"^## .*?`([\w.]+)`\n.*?^```\w+\n(.*?)^```$", PAGE.read_text(), re.S | re.M))
+    assert blocks == {
+        name: (package / name).read_text() for name in ("strop_rank.py", "pyproject.toml", "test_rank.py")
+    }
 
 
 def test_it_has_a_verb_and_a_report(package: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

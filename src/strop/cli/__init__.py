@@ -21,6 +21,7 @@ TOOLS = {
     "export": "merge an adapter, write safetensors, GGUF and a Modelfile for other tools",
     "run": "run a script that was written for TRL, as it is",
     "report": "make the HTML page of a run, or of several; serve it, and follow them",
+    "new": "write a method, a reward or an environment that works, with its test",
     "completion": "make the shell complete verbs and flags",
     "vllm-serve": "start a vLLM server for online trainers",
 }
