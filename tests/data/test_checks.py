@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from strop.data import DataReport, TokenizeOptions, check_rows, load_rows, note_leaks
+from strop.data import DataReport, TokenizeOptions, check_rows, load_rows
 from strop.data.checks import ENOUGH_WITHOUT_COLUMNS
 from strop.errors import DataError
 
@@ -420,19 +420,3 @@ def test_rows_that_say_the_opposite_of_one_another(kind: str) -> None:
         "1 of the rows prefer what another one rejects (row 2 against row 0)"
     ]
     assert not any("rejects" in finding.message for finding in check_rows(rows[:2] * 2, kind).findings)
-
-
-def test_evaluation_rows_that_are_trained_on() -> None:
-    train = [{"prompt": f"p{i}", "completion": f"c{i}"} for i in range(4)]
-
-    def said(evaluation: list[Any]) -> list[str]:
-        reports = {"train": check_rows(train), "eval_a": check_rows(evaluation)}
-        note_leaks(reports)
-        note_leaks(reports)
-        return [finding.message for finding in reports["eval_a"].findings]
-
-    assert said(train) == ["the evaluation rows are the training rows: their metrics say nothing about other rows"]
-    other = {"prompt": "p1", "completion": "another"}
-    shared = ["1 of 2 prompts of the evaluation rows stand in the training rows too"]
-    assert said([other, {**other, "prompt": "p9"}]) == shared
-    assert said([{**other, "prompt": "p9"}]) == []

@@ -64,6 +64,8 @@ class DataReport:
     stand_ins: bool = False  # a tree found unusable while in use is replaced by the next usable one
     fingerprint: str = ""  # of the checked rows
     prompts: array[int] = field(default_factory=lambda: array("Q"))  # 8 bytes that stand for the prompt of each case
+    digests: array[int] = field(default_factory=lambda: array("Q"))  # the same for all of a case
+    alike: array[int] = field(default_factory=lambda: array("Q"))  # and for a case whichever of its answers is better
     left_out: dict[str, Counted] = field(default_factory=dict)
     flags: dict[str, Counted] = field(default_factory=dict)
     noted: list[Finding] = field(default_factory=list)
@@ -86,6 +88,8 @@ class DataReport:
             to_tokenize=to_tokenize,
             fingerprint=checked.fingerprint,
             prompts=checked.prompts,
+            digests=checked.digests,
+            alike=checked.alike,
             left_out=checked.left_out,
             noted=list(checked.findings),
         )
