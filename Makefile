@@ -82,8 +82,8 @@ demo-smollm: $(VENV)/.smollm
 	@$(BIN)/python -m examples.smollm
 
 bench: $(VENV)/.dev
-	$(BIN)/python -m benchmarks.offline --model $(MODEL) --methods dpo kto orpo cpo reward --prompt 512 --completion 128 128
-	$(BIN)/python -m benchmarks.online --model $(MODEL) --methods grpo rloo online-dpo gkd
+	$(BIN)/python -m benchmarks.offline --model $(MODEL) --methods sft dpo kto orpo cpo reward --prompt 512 --completion 128 512 --turns 2
+	$(BIN)/python -m benchmarks.online --model $(MODEL) --methods grpo rloo online-dpo gkd --turns 2
 	$(BIN)/python -m benchmarks.rollout
 
 support: $(VENV)/.dev

@@ -1,20 +1,25 @@
 """One optimizer step of an offline method, in strop and in TRL: seconds, useful tokens a second, loss, peak memory.
 
-    python -m benchmarks.offline --model DIR --methods dpo kto --prompt 512 --completion 128 128 --rows 4
+    python -m benchmarks.offline --model DIR --methods dpo kto --prompt 512 --completion 128 512 --rows 4
 
 Each configuration trains on the same rows from the same weights, in turns. Every step sees rows of its own, so nothing
 that is remembered from an earlier epoch helps. *Useful* tokens are those of the rows themselves, a prompt counted once
 for each row. "TRL tuned" is float32 without checkpointing, the settings strop has on a CPU; "TRL defaults" are bfloat16
-autocast and checkpointing, "strop bf16" is strop with bfloat16 autocast. Needs TRL for the comparison.
+autocast and checkpointing, "strop bf16" is strop with bfloat16 autocast. Completions have log-normal lengths, as
+answers have. *Share of peak* is the time that the needed matrix products take at the peak that this process measures, over the
+time of a step. Needs TRL for the comparison; BCO and PRM need the last one that had them, 1.13.
 """
 
 from __future__ import annotations
 
 import argparse
 import importlib
+import math
 import os
 import random
+import statistics
 import tempfile
+import time
 import warnings
 from typing import Any
 
@@ -25,8 +30,15 @@ os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
 warnings.filterwarnings("ignore")
 
 LIBRARIES = ("strop", "strop bf16", "trl tuned", "trl defaults")
-CLASSES = {"dpo": "DPO", "kto": "KTO", "orpo": "ORPO", "cpo": "CPO", "reward": "Reward", "sft": "SFT"}
-EXPERIMENTAL = {"orpo": "trl.experimental.orpo", "cpo": "trl.experimental.cpo"}
+CLASSES = {
+    "sft": "SFT", "reward": "Reward", "dpo": "DPO", "kto": "KTO",
+    "bco": "BCO", "orpo": "ORPO", "cpo": "CPO", "prm": "PRM",
+}  # fmt: skip
+EXPERIMENTAL = {name: f"trl.experimental.{name}" for name in ("orpo", "cpo", "bco", "prm")}
+SPREAD = 0.5
+"""Standard deviation of the logarithm of a completion's length."""
+STEPS = 4
+"""Steps of a solution that a process reward model judges."""
 
 
 def single_token_words(tokenizer: Any) -> list[str]:
@@ -37,7 +49,8 @@ def single_token_words(tokenizer: Any) -> list[str]:
 def make_rows(
     method: str, tokenizer: Any, count: int, prompt: int, completion: tuple[int, int], seed: int = 0
 ) -> tuple[list[dict[str, Any]], int]:
-    """Rows of `prompt` tokens and completions of `completion[0]` to `completion[1]` tokens; and their tokens in all."""
+    """Rows with prompts of `prompt` tokens and completions of `completion[0]` (median) to `completion[1]` (the most)
+    tokens; and all their tokens."""
     rng = random.Random(seed)
     words = single_token_words(tokenizer)
     tokens = count * prompt
@@ -47,13 +60,21 @@ def make_rows(
 
     def answer() -> str:
         nonlocal tokens
-        length = rng.randint(*completion)
+        length = min(max(round(rng.lognormvariate(math.log(completion[0]), SPREAD)), 2 * STEPS), completion[1])
         tokens += length
         return text(length - 1)  # and an end of text
 
+    def steps() -> list[str]:
+        words = answer().split()
+        return [" ".join(words[part::STEPS]) for part in range(STEPS)]
+
     rows: list[dict[str, Any]] = []
     for index in range(count):
-        if method == "kto":
+        if method == "prm":
+            rows.append(
+                {"prompt": text(prompt), "completions": steps(), "labels": [True] * (STEPS - 1) + [index % 2 == 0]}
+            )
+        elif method in ("kto", "bco"):
             rows.append({"prompt": text(prompt), "completion": answer(), "label": index % 2 == 0})
         elif method == "sft":
             rows.append({"prompt": text(prompt), "completion": answer()})
@@ -80,7 +101,7 @@ def make_trainer(
         module = importlib.import_module(EXPERIMENTAL.get(method, "trl"))
         if library == "trl tuned":
             settings |= {"bf16": False, "gradient_checkpointing": False}
-        if method in ("orpo", "cpo"):
+        if method in ("orpo", "cpo", "bco", "prm"):
             settings["max_completion_length"] = 1024
     if method == "cpo":
         settings["cpo_alpha"] = 1.0
@@ -90,14 +111,46 @@ def make_trainer(
     )
 
 
-def load(path: str, *, scores: bool = False) -> Any:
-    """The float32 model, with a score head for reward models."""
+def load(path: str, method: str = "") -> Any:
+    """The float32 model, with the head that a reward model (one score) or a process reward model (two labels) has."""
     import torch
-    from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
+    import transformers
 
     torch.manual_seed(0)
-    kind = AutoModelForSequenceClassification if scores else AutoModelForCausalLM
-    return kind.from_pretrained(path, dtype=torch.float32, **({"num_labels": 1} if scores else {}))
+    heads = {"reward": ("SequenceClassification", 1), "prm": ("TokenClassification", 2)}
+    kind, labels = heads.get(method, ("CausalLM", 0))
+    model = getattr(transformers, f"AutoModelFor{kind}").from_pretrained(
+        path, dtype=torch.float32, **({"num_labels": labels} if labels else {})
+    )
+    if labels:
+        model.config.pad_token_id = model.config.eos_token_id  # TRL asks for one
+    return model
+
+
+def peak_rate() -> float:
+    """Floating-point operations a second in a large float32 matrix product, here and now."""
+    import torch
+
+    side = 2048
+    matrix = torch.randn(side, side)
+    times = []
+    for _ in range(4):
+        start = time.perf_counter()
+        matrix @ matrix
+        times.append(time.perf_counter() - start)
+    return 2 * side**3 / min(times)
+
+
+def needed_operations(method: str, model: Any, tokens: float, completions: float) -> float:
+    """Of a step's matrix products outside attention: forward and backward for every token, forward for the reference
+    (and for KTO's mismatched completions under both models), and the output layer over the scored tokens.
+    """
+    body = sum(p.numel() for n, p in model.named_parameters() if p.dim() == 2 and "embed" not in n and "head" not in n)
+    head = 0 if method in ("reward", "prm") else model.get_output_embeddings().weight.numel()
+    forwards = {"dpo": (tokens, completions), "bco": (tokens, completions)}
+    forwards["kto"] = (tokens + 2 * completions, 3 * completions)
+    more, more_scored = forwards.get(method, (0, 0))
+    return 2 * (body * (3 * tokens + more) + head * (3 * completions + more_scored))
 
 
 def one_turn(library: str, method: str, options: argparse.Namespace) -> dict[str, Any]:
@@ -107,14 +160,17 @@ def one_turn(library: str, method: str, options: argparse.Namespace) -> dict[str
     tokenizer = AutoTokenizer.from_pretrained(options.model)
     tokenizer.chat_template = None
     rows, tokens = make_rows(method, tokenizer, options.rows * options.steps, options.prompt, tuple(options.completion))
-    model = load(options.model, scores=method == "reward")
+    model = load(options.model, method)
     touch(model)
+    completions = tokens / options.steps - options.rows * options.prompt
+    needed = needed_operations(method, model, tokens / options.steps, completions) / peak_rate()
     weights, clock = peak_bytes(), Clock()
     with tempfile.TemporaryDirectory() as folder:
         clock.time(make_trainer(library, method, model, tokenizer, rows, options.steps, folder))
     return {
         "seconds": clock.seconds,
         "useful_tokens_per_step": tokens / options.steps,
+        "share_of_peak": needed / statistics.median(clock.seconds[1:]),
         "loss": clock.logs["train_loss"],
         "peak_bytes": peak_bytes(),
         "above_weights_bytes": peak_bytes() - weights,
@@ -126,7 +182,7 @@ def main() -> None:
     parser.add_argument("--model", required=True)
     parser.add_argument("--methods", nargs="+", default=["dpo"], choices=sorted(CLASSES))
     parser.add_argument("--prompt", type=int, default=512)
-    parser.add_argument("--completion", type=int, nargs=2, default=(128, 128))
+    parser.add_argument("--completion", type=int, nargs=2, default=(128, 512), metavar=("MEDIAN", "LONGEST"))
     parser.add_argument("--rows", type=int, default=4)
     parser.add_argument("--steps", type=int, default=3)
     run("benchmarks.offline", parser, one_turn, LIBRARIES)

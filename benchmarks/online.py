@@ -19,10 +19,22 @@ from typing import Any
 from benchmarks.offline import load, single_token_words
 from benchmarks.turns import Clock, peak_bytes, run, touch
 
-CLASSES = {"grpo": "GRPO", "rloo": "RLOO", "online-dpo": "OnlineDPO", "gkd": "GKD"}
-EXPERIMENTAL = {"online-dpo": "trl.experimental.online_dpo", "gkd": "trl.experimental.gkd"}
+CLASSES = {
+    "grpo": "GRPO", "rloo": "RLOO", "ppo": "PPO", "online-dpo": "OnlineDPO",
+    "xpo": "XPO", "nash-md": "NashMD", "gkd": "GKD",
+}  # fmt: skip
+EXPERIMENTAL = {
+    name: f"trl.experimental.{name.replace('-', '_')}" for name in ("online-dpo", "gkd", "ppo", "xpo", "nash-md")
+}
 LIBRARIES = ("strop", "trl tuned", "trl defaults")
-GROUPS = {"online-dpo": 2, "gkd": 1}  # completions of a prompt; `--generations` elsewhere
+JUDGED = ("ppo", "xpo", "nash-md")  # by a reward model
+GROUPS = {
+    "online-dpo": 2,
+    "xpo": 2,
+    "nash-md": 2,
+    "gkd": 1,
+    "ppo": 1,
+}  # completions of a prompt; `--generations` elsewhere
 
 
 def letters(completions: list[Any], **kwargs: Any) -> list[float]:
@@ -49,7 +61,7 @@ def make_rows(method: str, tokenizer: Any, options: argparse.Namespace) -> list[
 def settings_for(library: str, method: str, options: argparse.Namespace, folder: str) -> dict[str, Any]:
     """Arguments of the config; both libraries sample the same number of completions for the same prompts."""
     group = GROUPS.get(method, options.generations)
-    in_completions = method in ("grpo", "rloo") or (method == "online-dpo" and library == "strop")
+    in_completions = method in ("grpo", "rloo") or library == "strop"
     settings: dict[str, Any] = {
         "output_dir": folder, "max_steps": options.steps, "save_strategy": "no", "report_to": "none",
         "learning_rate": 1e-6, "use_cpu": True, "seed": 0, "temperature": 1.0, "disable_tqdm": True,
@@ -57,8 +69,12 @@ def settings_for(library: str, method: str, options: argparse.Namespace, folder:
     }  # fmt: skip
     if method in ("grpo", "rloo"):
         settings |= {"num_generations": group, "max_completion_length": options.completion}
+    elif method == "ppo" and library != "strop":
+        settings |= {"response_length": options.completion, "total_episodes": options.prompts * options.steps}
     else:
         settings |= {"max_new_tokens": options.completion}
+    if method == "ppo":
+        settings |= {"num_ppo_epochs": 1, "num_mini_batches": 1}
     if method == "gkd":
         settings |= {"lmbda": 1.0, "max_length": 1024}
     if library == "trl tuned":
@@ -72,22 +88,38 @@ def make_trainer(library: str, method: str, models: dict[str, Any], options: arg
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(options.model)
+    rows = make_rows(method, tokenizer, options)
+    if method == "ppo" and library != "strop":
+        rows = [{"input_ids": tokenizer(row["prompt"])["input_ids"]} for row in rows]
+        models = {**models, "reward_model": models["reward_funcs"]}
+        del models["reward_funcs"]
     module: Any = importlib.import_module("strop" if library == "strop" else EXPERIMENTAL.get(method, "trl"))
     return getattr(module, f"{CLASSES[method]}Trainer")(
         args=getattr(module, f"{CLASSES[method]}Config")(**settings_for(library, method, options, folder)),
-        train_dataset=Dataset.from_list(make_rows(method, tokenizer, options)),
+        train_dataset=Dataset.from_list(rows),
         processing_class=tokenizer,
         **models,
-        **({} if method == "gkd" else {"reward_funcs": letters}),
     )
+
+
+def load_models(method: str, options: argparse.Namespace) -> dict[str, Any]:
+    """What the trainer is given beside the rows: the policy, and a teacher, a reward function or models."""
+    models: dict[str, Any] = {"model": load(options.model)}
+    if method == "gkd":
+        models["teacher_model"] = load(options.model)
+    elif method in JUDGED:
+        models |= {"ref_model": load(options.model), "reward_funcs": load(options.model, "reward")}
+    else:
+        models["reward_funcs"] = letters
+    if method == "ppo":
+        models["value_model"] = load(options.model, "reward")
+    return models
 
 
 def one_turn(library: str, method: str, options: argparse.Namespace) -> dict[str, Any]:
     """Load, train a few steps, and report."""
-    models = {"model": load(options.model)}
-    if method == "gkd":
-        models["teacher_model"] = load(options.model)
-    touch(*models.values())
+    models = load_models(method, options)
+    touch(*(model for model in models.values() if model is not letters))
     weights, clock = peak_bytes(), Clock()
     with tempfile.TemporaryDirectory() as folder:
         clock.time(make_trainer(library, method, models, options, folder))

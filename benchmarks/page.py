@@ -22,25 +22,30 @@ depend on the machine and its load; the ratios of one run are what counts. This 
 * **TRL defaults**: what its configs give, bfloat16 autocast and checkpointing.
 * **strop bf16**: strop with bfloat16 autocast.
 * **Useful tokens**: those of the rows; a prompt counts once for each row (for online methods once for its group).
-* **Speed**: strop's useful tokens per second over the other's. **Memory**: the peak above the weights, the other's
-  over strop's, optimizer and reference included.
+* **Speed**: strop's useful tokens per second over the other's. **Memory**: the peak above the weights, and
+  the other's over strop's, optimizer and reference included. **Of peak**: the time that a step's needed matrix products would take
+  at the peak of this machine (float32, measured in the same process), over the time it took.
 """
 SCRIPTS = """
 ## What is measured by which script
 
 | script | compares |
 |---|---|
-| `benchmarks/offline.py` | one optimizer step of SFT, Reward, DPO, KTO, ORPO, CPO: seconds, tokens, peak memory, loss |
-| `benchmarks/online.py` | whole steps of GRPO, RLOO, OnlineDPO, GKD, sampling included |
+| `benchmarks/offline.py` | one optimizer step of the offline methods: seconds, tokens, peak memory, loss |
+| `benchmarks/online.py` | whole steps of GRPO, RLOO, PPO, OnlineDPO, XPO, Nash-MD, GKD, sampling included |
 | `benchmarks/rollout.py` | sampling alone: the native engine against `generate`, the path that TRL takes without vLLM |
 
-Needed beside `make install`: `pip install --constraint constraints.txt trl==1.16.0`. The model folder is made by
-`python -m examples.smollm --fetch_only`. On a GPU: `python -m benchmarks.rollout --device cuda --dtype bfloat16`.
+Needed beside `make install`: `pip install --constraint constraints.txt trl==1.16.0`. For the
+methods that TRL has given up, `trl==1.13.0` (BCO, PRM, XPO, Nash-MD) and `trl==1.12.0` (PPO). The model folder is made
+by `python -m examples.smollm --fetch_only`. On a GPU: `python -m benchmarks.rollout --device cuda --dtype bfloat16`.
 """
 TITLES = {
     "offline": "Offline methods",
     "offline-defaults": "DPO against TRL's defaults (bfloat16 autocast, checkpointing)",
+    "offline-removed": "Offline methods that TRL has given up, against the last TRL that had them",
     "online": "Online methods, sampling included",
+    "online-xpo": "XPO and Nash-MD, against the last TRL that had them",
+    "online-ppo": "PPO, against the last TRL that had it",
     "rollout": "Sampling alone",
 }
 
@@ -48,8 +53,8 @@ TITLES = {
 def training_section(record: dict[str, Any]) -> list[str]:
     """A table of methods and libraries."""
     lines = [
-        "| method | library | seconds a step | useful tokens/s | speed | above the weights | memory | mean loss |",
-        "|---|---|---|---|---|---|---|---|",
+        "| method | library | seconds a step | useful tokens/s | speed | peak memory | memory | of peak | mean loss |",
+        "|---|---|---|---|---|---|---|---|---|",
     ]
     for method, libraries in record["results"].items():
         first = next(iter(libraries))
@@ -57,10 +62,11 @@ def training_section(record: dict[str, Any]) -> list[str]:
             speed, memory = (
                 ("", "") if library == first else (f"**{n['speed_ratio']:.1f}x**", f"{n['memory_ratio']:.1f}x")
             )
+            peak = f"{n['share_of_peak']:.0%}" if "share_of_peak" in n else ""
             loss = f"{n['loss']:.4f}" if "loss" in n else ""
             lines.append(
                 f"| {method} | {library} | {n['seconds_per_step']:.1f} | {n['useful_tokens_per_second']:.0f} | {speed} "
-                f"| {n['above_weights_gb']:.1f} GB | {memory} | {loss} |"
+                f"| {n['above_weights_gb']:.1f} GB | {memory} | {peak} | {loss} |"
             )
     return lines
 

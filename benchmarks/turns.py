@@ -36,11 +36,13 @@ class Clock:
         clock = self
 
         class Times(TrainerCallback):
-            def on_step_begin(self, *args: Any, **kwargs: Any) -> None:
+            def on_train_begin(self, *args: Any, **kwargs: Any) -> None:
                 self.start = time.perf_counter()
 
-            def on_step_end(self, *args: Any, **kwargs: Any) -> None:
-                clock.seconds.append(time.perf_counter() - self.start)
+            def on_step_end(self, *args: Any, **kwargs: Any) -> None:  # TRL's PPO never says that a step begins
+                now = time.perf_counter()
+                clock.seconds.append(now - self.start)
+                self.start = now
 
             def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
                 clock.logs |= {name: value for name, value in (logs or {}).items() if isinstance(value, float | int)}
@@ -104,6 +106,7 @@ def summary_of(turns: list[dict[str, Any]]) -> dict[str, float]:
     }
     if all("loss" in turn for turn in turns):
         numbers["loss"] = turns[0]["loss"]
+        numbers["share_of_peak"] = statistics.median(turn["share_of_peak"] for turn in turns)
     return numbers
 
 
