@@ -6,8 +6,8 @@ Each configuration trains on the same rows from the same weights, in turns. Ever
 that is remembered from an earlier epoch helps. *Useful* tokens are those of the rows themselves, a prompt counted once
 for each row. "TRL tuned" is float32 without checkpointing, the settings strop has on a CPU; "TRL defaults" are bfloat16
 autocast and checkpointing, "strop bf16" is strop with bfloat16 autocast. Completions have log-normal lengths, as
-answers have. *Share of peak* is the time that the needed matrix products take at the peak that this process measures, over the
-time of a step. Needs TRL for the comparison; BCO and PRM need the last one that had them, 1.13.
+answers have. *Share of peak* is the time that the needed matrix products take at the peak that this process measures,
+over the time of a step. Needs TRL for the comparison; BCO and PRM need the last one that had them, 1.13.
 """
 
 from __future__ import annotations

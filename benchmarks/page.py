@@ -22,9 +22,9 @@ depend on the machine and its load; the ratios of one run are what counts. This 
 * **TRL defaults**: what its configs give, bfloat16 autocast and checkpointing.
 * **strop bf16**: strop with bfloat16 autocast.
 * **Useful tokens**: those of the rows; a prompt counts once for each row (for online methods once for its group).
-* **Speed**: strop's useful tokens per second over the other's. **Memory**: the peak above the weights, and
-  the other's over strop's, optimizer and reference included. **Of peak**: the time that a step's needed matrix products would take
-  at the peak of this machine (float32, measured in the same process), over the time it took.
+* **Speed**: strop's useful tokens per second over the other's. **Memory**: the peak above the weights, and the
+  other's over strop's, optimizer and reference included. **Of peak**: the time that a step's needed matrix products
+  would take at the peak of this machine (float32, measured in the same process), over the time it took.
 """
 SCRIPTS = """
 ## What is measured by which script
