@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import re
 import time
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,7 @@ import pytest
 
 from strop.cli import main
 from strop.data import arrow, chat, check_rows, load_rows, prepare
+from strop.data.arrow_sizes import unpacked_bytes
 from strop.errors import ConfigError, DataError
 from strop.testing.tokenizers import toy_tokenizer
 
@@ -49,6 +52,41 @@ def test_a_parquet_file_that_unpacks_without_end(tmp_path: Path, monkeypatch: py
     pq.write_table(pa.table({"text": pa.array(["ant" * 50_000] * 2000)}), path, compression="zstd")
     said = message_in_seconds(lambda: load_rows(path))
     assert "times as many): the same values again and again" in said
+
+
+@pytest.mark.parametrize("form", [pa.ipc.new_stream, pa.ipc.new_file], ids=["stream", "file"])
+@pytest.mark.parametrize("codec", ["zstd", "lz4"])
+def test_an_arrow_file_that_unpacks_without_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, form: Any, codec: str
+) -> None:
+    """It is refused by what its messages say: nothing is unpacked."""
+    kinds = pa.DictionaryArray.from_arrays(pa.array([0] * 200), pa.array(["b" * 90_000]))
+    table = pa.table({"text": pa.array(["ant" * 50_000] * 200), "kind": kinds})
+    path = tmp_path / "a.arrow"
+    options = pa.ipc.IpcWriteOptions(compression=codec)
+    with pa.OSFile(str(path), "wb") as sink, form(sink, table.schema, options=options) as writer:
+        writer.write_table(table, max_chunksize=100)
+    assert unpacked_bytes(path) == pytest.approx(200 * 150_000 + 90_000, rel=1e-3)
+    assert len(load_rows(path)) == 200, "30 MB are no flood"
+    monkeypatch.setattr(arrow, "UNPACKED_BYTES", 2**22)
+    monkeypatch.setattr(pa.ipc, "open_stream", None)
+    assert "times as many): the same values again and again" in message_in_seconds(lambda: load_rows(path))
+
+
+def test_an_arrow_file_that_says_too_little(tmp_path: Path) -> None:
+    table = pa.table({"text": pa.array(["ant " * 100] * 20)})
+    path = tmp_path / "a.arrow"
+    options = pa.ipc.IpcWriteOptions(compression="zstd")
+    with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_stream(sink, table.schema, options=options) as writer:
+        writer.write_table(table)
+    whole = path.read_bytes()
+    for size in range(8, len(whole) - 8, 8):
+        path.write_bytes(whole[:size])
+        assert re.search("not a readable Arrow file|holds no rows", message_in_seconds(lambda: load_rows(path)))
+    for place in range(8, len(whole), 3):
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ 0x55]) + whole[place + 1 :])
+        with contextlib.suppress(DataError):
+            list(load_rows(path))
 
 
 def test_a_template_that_loops(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,16 +10,17 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
+from strop.data.arrow_sizes import unpacked_bytes
 from strop.data.padding import cleaner_of_rows, cleaner_of_schema
 from strop.data.rows import ListRows, Rows, RowStream
 from strop.errors import DataError
 from strop.plain_text import first_line
 from strop.records import Row
 
-BATCH_ROWS = 256
-"""Rows of a Parquet file that are unpacked at a time."""
+BATCH_ROWS = 64
+"""Rows of a Parquet file that are unpacked at a time: one value may be as large as the file's dictionary."""
 UNPACKED_BYTES, UNPACKED_RATIO = 2**30, 200
-"""A Parquet file that unpacks to more than this many bytes, and this many times its size, is no data set."""
+"""A file that unpacks to more than this many bytes, and this many times its size, is no data set."""
 HEAD = 100
 """Rows of a stream that are looked at to see what Arrow has padded."""
 LARGE_FILE_BYTES = 256 * 2**20
@@ -136,15 +137,20 @@ def read_parquet(path: Path) -> Rows:
 def _unpacked(file: Any, path: Path) -> Iterator[Any]:
     """The batches of a Parquet file; raises `DataError` where a small file unpacks without end."""
     size = 0
-    packed = path.stat().st_size
     for batch in file.iter_batches(BATCH_ROWS):
         size += batch.nbytes
-        if size > max(UNPACKED_BYTES, UNPACKED_RATIO * packed):
-            raise DataError(
-                f"{path}: {packed:,} bytes unpack to more than {size:,} ({size // packed:,} times as many): the same "
-                "values again and again. It is not read; write the file again, or use a text file."
-            )
+        _refuse_flood(path, size)
         yield batch
+
+
+def _refuse_flood(path: Path, size: int) -> None:
+    """Raise `DataError` where a small file unpacks to so many bytes."""
+    packed = path.stat().st_size
+    if size > max(UNPACKED_BYTES, UNPACKED_RATIO * packed):
+        raise DataError(
+            f"{path}: {packed:,} bytes unpack to {size:,} or more ({size // packed:,} times as many): the same "
+            "values again and again. It is not read; write the file again, or use a text file."
+        )
 
 
 def _sound(table: Any) -> Any:
@@ -200,6 +206,7 @@ def read_arrow(path: Path) -> Rows:
     import pyarrow as pa
 
     try:
+        _refuse_flood(path, unpacked_bytes(path))
         source = pa.memory_map(str(path))
         try:
             table = pa.ipc.open_stream(source).read_all()
