@@ -62,3 +62,16 @@ def test_a_folder_without_a_run_is_refused(tmp_path: Path, name: str, said: str)
     (tmp_path / "empty").mkdir()
     with pytest.raises(SetupError, match=said):
         find_runs(tmp_path / name)
+
+
+def test_damaged_lines_of_the_record_are_counted(tmp_path: Path) -> None:
+    """They carry no checksum: a line that can be read is believed, one that cannot costs itself alone."""
+    good = b'{"step": 1, "prompt": "p", "completion": "c"}\n'
+    for name in ("samples.jsonl", "alarms.jsonl"):
+        (tmp_path / name).write_bytes(good + good[:20] + b"\xff\x00" + good[20:-3] + b"\n" + good)
+    run = read_run(tmp_path)
+    assert len(run.samples) == len(run.alarms) == 2
+    assert run.unread == [
+        f"{name}: 1 of 3 lines are not JSON objects of a step (first: line 2); left out."
+        for name in ("samples.jsonl", "alarms.jsonl")
+    ]

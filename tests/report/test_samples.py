@@ -1,9 +1,13 @@
 import json
 import random
+import tracemalloc
 from itertools import pairwise
 from typing import Any
 
-from strop.report.samples import BINS, MOST_BYTES, MOST_SAMPLES, PAGE, Query, chosen, find, shown
+import pytest
+
+from strop.report import samples
+from strop.report.samples import A_SAMPLE, BINS, MOST_BYTES, MOST_SAMPLES, PAGE, Query, chosen, find, held, shown
 
 
 def rows(steps: int, per_step: int, run: int = 0, size: int = 10) -> list[dict[str, Any]]:
@@ -68,3 +72,21 @@ def test_of_several_runs_a_group_is_what_one_prompt_got_in_all() -> None:
     both = find([*rows(3, 4), *rows(3, 4, run=1)], Query())
     assert len(both["groups"]) == 2
     assert {row["run"] for row in both["groups"][0]} == {0, 1}
+
+
+def test_a_run_without_end_is_held_by_whole_steps_in_bounded_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(samples, "MOST_HELD", 1_000_000)
+    lines = ((600, {"step": step, "completion": "x" * 500}) for step in range(10_000) for _ in range(4))
+    tracemalloc.start()
+    kept, said = held(lines)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 2_500_000, "40,000 of them take 28 MB"
+    steps = sorted({row["step"] for row in kept})
+    assert steps[0] == 0 and len({b - a for a, b in pairwise(steps)}) == 1 and len(kept) == 4 * len(steps)
+    assert steps[-1] > 9_900 and 250_000 < len(kept) * (600 + A_SAMPLE) <= 1_000_000
+    assert said == f"samples.jsonl holds 40,000 samples; {len(kept)} of them, of steps spread over the run, are shown."
+    of_one_step, said = held((600, {"step": 7, "completion": str(i)}) for i in range(9_000))
+    assert len(of_one_step) * (600 + A_SAMPLE) < 1_002_000 and "9,000 samples" in said
+    few = [{"step": step} for step in (1, 1, 2)]
+    assert held((600, row) for row in few) == (few, "")

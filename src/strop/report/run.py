@@ -6,6 +6,7 @@ import dataclasses
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +17,12 @@ from strop.metric import FAMILIES, OTHER, Entry
 from strop.report.glossary import lookup
 from strop.report.metrics import MOST_NAMES, Metrics, Series
 from strop.report.plain import clean, is_number, mapping, plain, sequence
+from strop.report.samples import held
 
 FILES = ("metrics.jsonl", "samples.jsonl", "config.yaml", "data.json", "run.json")
 """Files by which a folder is known to be a run."""
 MOST_BYTES = 4 << 30
+MOST_ALARMS = 10_000
 LONGEST_LINE = 1 << 26
 """Bytes of a line; one that is longer is of no run, and is left out piece by piece."""
 
@@ -72,8 +75,11 @@ def read_run(folder: Path, name: str | None = None) -> Run:
     run.metrics = Metrics(_lines(folder / "metrics.jsonl", run.unread))
     if run.metrics.full:
         run.unread.append(f"metrics.jsonl has more than {MOST_NAMES:,} names; the first ones are shown.")
-    run.samples = [plain(row) for row in _lines(folder / "samples.jsonl", run.unread)]
-    run.alarms = [plain(row) for row in _lines(folder / "alarms.jsonl", run.unread)]
+    sampled = _sized_lines(folder / "samples.jsonl", run.unread)
+    run.samples, more = held((size, plain(row)) for size, row in sampled)
+    run.unread += [more] if more else []
+    alarms = islice(_lines(folder / "alarms.jsonl", run.unread), MOST_ALARMS)
+    run.alarms = [plain(row) for row in alarms]
     run.config = _document(folder / "config.yaml", run.unread)
     run.data = {k: v for k, v in _document(folder / "data.json", run.unread).items() if isinstance(v, dict)}
     run.facts = _document(folder / "run.json", run.unread)
@@ -106,7 +112,12 @@ def read_summary(folder: Path) -> dict[str, Any]:
 
 
 def _lines(path: Path, unread: list[str]) -> Iterator[dict[str, Any]]:
-    """The objects of a file with one in each line; a step that is no number makes its line unreadable."""
+    """The objects of a file with one in each line."""
+    return (row for _, row in _sized_lines(path, unread))
+
+
+def _sized_lines(path: Path, unread: list[str]) -> Iterator[tuple[int, dict[str, Any]]]:
+    """The same with the bytes of each; a step that is no number makes its line unreadable."""
     broken = first = number = 0
     try:
         for number, line in enumerate(_pieces(path) if _readable(path, unread) else (), 1):
@@ -117,7 +128,7 @@ def _lines(path: Path, unread: list[str]) -> Iterator[dict[str, Any]]:
             if not isinstance(row, dict) or not is_number(row.get("step", 0)):
                 broken, first = broken + 1, first or number
             elif row:
-                yield row
+                yield len(line), row
     except OSError as error:
         unread.append(f"{path.name} cannot be read: {error.strerror}.")
     if broken:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,9 +14,35 @@ MOST_SAMPLES = 600
 MOST_BYTES = 1_500_000
 LONGEST = 8_000
 """Most samples of a run in one page, their bytes as JSON, and the characters of one text."""
+MOST_HELD, A_SAMPLE = 1 << 27, 512
+"""Bytes of samples that are held of a run, and what one of them takes beside its text."""
 BINS = 20
 PAGE = 12
 """Bars of the histogram; groups shown at a time."""
+
+
+def held(lines: Iterable[tuple[int, dict[str, Any]]]) -> tuple[list[dict[str, Any]], str]:
+    """The samples of as many steps as there is room for, spread evenly, and what is to be said of the others.
+
+    `lines` are samples with their sizes in bytes, and are not held together: of a run without end every second, fourth,
+    eighth ... step is kept.
+    """
+    kept: list[tuple[int, int, dict[str, Any]]] = []  # number of the step among those that were sampled, bytes
+    number, every, step, size, total = -1, 1, object(), 0, 0
+    for length, row in lines:
+        total += 1
+        if row.get("step") != step:
+            step, number = row.get("step"), number + 1
+        if number % every or (size > MOST_HELD and every > number):  # one step alone is too much
+            continue
+        kept.append((number, length + A_SAMPLE, row))
+        size += length + A_SAMPLE
+        while size > MOST_HELD and every <= number:
+            every *= 2
+            kept = [entry for entry in kept if entry[0] % every == 0]
+            size = sum(entry[1] for entry in kept)
+    more = f"samples.jsonl holds {total:,} samples; {len(kept):,} of them, of steps spread over the run, are shown."
+    return [row for _, _, row in kept], more if len(kept) < total else ""
 
 
 def readable(text: Any) -> str:
