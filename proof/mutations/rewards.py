@@ -44,8 +44,6 @@ MUTATIONS = (
         promises=(12, 19),
         history="A verifier that never returned kept its process, and the next batch with it (math-verify#65, verl#6673).",
         edits=(
-            Edit("rewards/isolation.py", "n_rows, seconds), timeout=seconds)", "n_rows, seconds))"),
-            Edit("rewards/isolation.py", "_SLACK_SECONDS = 30.0", "_SLACK_SECONDS = 0.0"),
             Edit(
                 "rewards/isolation.py",
                 "        self.kill()\n        return Outcome(failure=failure)\n",

@@ -164,6 +164,25 @@ def test_a_worker_killed_while_idle_is_replaced_without_a_word(worker):
     assert ask(worker, ["ab"]).values == [2.0]
 
 
+def test_a_worker_killed_from_outside_in_the_middle_of_a_call_is_replaced(worker):
+    worker.wait_ready()
+    threading.Timer(0.2, os.kill, (worker.pid, signal.SIGKILL)).start()
+    outcome = ask(worker, ["native"])
+    assert outcome.failure.kind == "death" and "SIGKILL" in outcome.failure.text
+    assert ask(worker, ["abc"]).values == [3.0]
+
+
+@pytest.mark.parametrize("hours", [-3, 3])
+def test_a_clock_that_is_set_during_a_call_ends_nothing_and_prolongs_nothing(worker, hours, monkeypatch):
+    worker.wait_ready()
+    jumps, wall = iter(range(10**9)), time.time
+    monkeypatch.setattr(time, "time", lambda: wall() + 3600 * hours * next(jumps))
+    assert ask(worker, ["abc"]).values == [3.0]
+    began = time.monotonic()
+    assert ask(worker, ["native"], 0.3).failure.kind == "timeout"
+    assert time.monotonic() - began < 10
+
+
 def test_memory_is_bounded(make):
     def greedy(completions):
         return [float(len(bytes(4 << 30))) for _ in completions]

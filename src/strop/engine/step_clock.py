@@ -1,4 +1,4 @@
-"""Where the time of an optimizer step goes, and the most memory that the process has held."""
+"""Where the time of an optimizer step goes, how long a run takes, and the most memory that the process has held."""
 
 from __future__ import annotations
 
@@ -40,6 +40,34 @@ class StepClock:
         parts = {f"{name}_time": Mean(seconds, 1.0) for name, seconds in self.seconds.items()}
         whole = Mean(time.perf_counter() - self.begin, 1.0)
         return {"step_time": whole, **parts, "memory_peak": Extreme(peak_bytes() / GIBIBYTE)}
+
+
+class RunClock:
+    """Seconds of the training and of the last evaluation, by a clock that nobody sets."""
+
+    ROUNDED_S = 1.0
+    """Two clocks that differ by more, and by more than a hundredth, have run apart."""
+
+    def __init__(self) -> None:
+        self.began: dict[str, float] = {}
+
+    def start(self, name: str) -> None:
+        """`train` or `eval` begins."""
+        self.began[name] = time.perf_counter()
+
+    def correct(self, logs: dict[str, float]) -> None:
+        """Put right the seconds that the parent measured by the clock on the wall, if that was set meanwhile.
+
+        `logs` is changed in place. What the parent then says of a second is wrong too, and is taken out.
+        """
+        for key in [key for key in logs if key.endswith("_runtime")]:
+            name = key.removesuffix("_runtime")
+            begin = self.began.get("train" if name == "train" else "eval")
+            seconds = None if begin is None else time.perf_counter() - begin
+            if seconds is not None and abs(logs[key] - seconds) > max(self.ROUNDED_S, 0.01 * seconds):
+                logs[key] = round(seconds, 4)
+                for rate in [other for other in logs if other.startswith(name) and other.endswith("_per_second")]:
+                    del logs[rate]
 
 
 def peak_bytes() -> int:

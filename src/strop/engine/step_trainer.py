@@ -29,7 +29,7 @@ from strop.engine.parts import Facts
 from strop.engine.precision import in_one_precision
 from strop.engine.reference_scores import ReferenceScores
 from strop.engine.step import MicroBatch, StepStatistics, add_router_loss, default_counts, zero_loss
-from strop.engine.step_clock import StepClock
+from strop.engine.step_clock import RunClock, StepClock
 from strop.engine.windows import train_loader
 from strop.losses.reduce import step_loss
 from strop.metric import Entry
@@ -60,6 +60,7 @@ class StepTrainer(Trainer):
     step_work: StepWork | None  # the latest optimizer step
     _metrics: dict[str, MetricLog]  # "train" and "eval" since the last line, "run" since the run began
     clock: StepClock
+    run_clock: RunClock
     _layout_confirmed: bool = False  # whether the layout was held against real rows
 
     # ---- what a method declares -------------------------------------------------------------------------------
@@ -422,6 +423,7 @@ class StepTrainer(Trainer):
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Add the means since the last log to a training line, then hand it to the callbacks; at the end of a run
         the mean loss of all its steps, those before a resume too."""
+        self.run_clock.correct(logs)
         if "loss" in logs:
             logs = {**logs, **self.derived_metrics(self._metrics["train"].drain(world_size=self.args.world_size))}
             logs["num_tokens"] = self.state.num_input_tokens_seen

@@ -43,7 +43,7 @@ from strop.engine.refusals import check_learns
 from strop.engine.run_identity import RunLock, finished_at, folder_for, identity
 from strop.engine.run_state import load_rank_state, save_rank_state
 from strop.engine.script_seams import ScriptSeams, check_optimizer
-from strop.engine.step_clock import StepClock
+from strop.engine.step_clock import RunClock, StepClock
 from strop.engine.step_trainer import StepTrainer
 from strop.engine.windows import eval_loader
 from strop.errors import ConfigError, SetupError
@@ -141,7 +141,7 @@ class BaseTrainer(ScriptSeams, StepTrainer):
         self.guard = Guard(args, alarms, parts.tokenizer)
         self._metrics = {"train": MetricLog(), "eval": MetricLog(), "run": MetricLog()}
         self.step_work = None
-        self.clock = StepClock()
+        self.clock, self.run_clock = StepClock(), RunClock()
         self._redirected: str | None = None  # where the parent writes a checkpoint, while it does
         self.run_lock: RunLock | None = None  # of the folder, once training began
         self.heartbeat: Heartbeat | None = None  # while a run of several ranks is on
@@ -211,6 +211,7 @@ class BaseTrainer(ScriptSeams, StepTrainer):
 
     def evaluate(self, *args: Any, **kwargs: Any) -> Any:
         """The parent's evaluation; a rank that is lost meanwhile is named."""
+        self.run_clock.start("eval")
         with lost_ranks_named(self):
             return super().evaluate(*args, **kwargs)
 
@@ -291,6 +292,7 @@ class BaseTrainer(ScriptSeams, StepTrainer):
             self._metrics["run"] = MetricLog()
         else:
             self.load_strop_state(folder)
+        self.run_clock.start("train")
         try:
             with lost_ranks_named(self):
                 result = super().train(resume_from_checkpoint=str(folder) if folder else None, **kwargs)

@@ -1,6 +1,7 @@
 """A killable process for one reward function: `reward_isolation=True`.
 
-The pool, its time limit and the restarts are pebble's; the function travels by cloudpickle. What a call does to its
+The pool and the restarts are pebble's. The time limit is not: pebble reads the clock on the wall, which may be set
+during a call. The function travels by cloudpickle. What a call does to its
 process (an endless loop in native code, `os._exit`, a crash, too much memory) ends there, with every process that it
 started and left in its group, and the next call gets a new one. The price: the function is a copy. What the script
 changes afterwards (globals, environment variables) it does not see, and what it changes the script does not see.
@@ -38,7 +39,6 @@ STARTUP_SECONDS = 120.0
 """How long a worker may take to import what its function needs. It does not count towards the reward's timeout."""
 
 _LOOK_SECONDS = 0.5
-_SLACK_SECONDS = 30.0  # in which pebble notices a timeout and kills the worker
 _main_lock = threading.Lock()
 
 
@@ -70,6 +70,7 @@ class Worker:
         self._pools: list[ProcessPool] = []  # at most one
         self._loading: Future[Any] | None = None
         self._asked: tuple[Future[Any], float | None, int] | None = None  # the answer, its limit in seconds, rows
+        self._deadline = math.inf
         self.pid: int | None = None
         self.starts = 0
         weakref.finalize(self, _stop, self._pools, os.getpid())
@@ -106,21 +107,22 @@ class Worker:
         self._loading = None
 
     def ask(self, arguments: dict[str, Any], n_rows: int, seconds: float | None) -> None:
-        """Send a request; the answer is due `seconds` (wall-clock) after the worker takes it (None: no limit).
+        """Send a request; the answer is due `seconds` after it (None: no limit).
 
         Raises:
             NotMovable: an argument cannot be pickled; its name is in the text.
         """
         self.wait_ready()
         blobs = {name: _pickled(name, value) for name, value in arguments.items()}
-        self._asked = self._pools[0].schedule(answer, args=(blobs, n_rows, seconds), timeout=seconds), seconds, n_rows
+        self._asked = self._pools[0].schedule(answer, args=(blobs, n_rows, seconds)), seconds, n_rows
+        self._deadline = time.monotonic() + (math.inf if seconds is None else seconds)
 
     def answer(self) -> Outcome:
         """Wait for the answer to the last request; a worker that is late or dead is replaced at the next one."""
         assert self._asked is not None
         future, seconds, n_rows = self._asked
         try:
-            self._wait(future, None if seconds is None else seconds + _SLACK_SECONDS)
+            self._wait(future)
             return pickle.loads(future.result(0))
         except TimeoutError:
             failure = timeout_failure(seconds, n_rows)
@@ -131,10 +133,11 @@ class Worker:
         self.kill()
         return Outcome(failure=failure)
 
-    def _wait(self, future: Future[Any], seconds: float | None) -> None:
+    def _wait(self, future: Future[Any]) -> None:
         """Until an answer is there, or its time is over; pebble passes over a worker that leaves with exit code 0."""
-        deadline = math.inf if seconds is None else time.monotonic() + seconds
-        while not wait([future], _LOOK_SECONDS).done and time.monotonic() < deadline:
+        while not wait([future], max(0.0, min(_LOOK_SECONDS, self._deadline - time.monotonic()))).done:
+            if time.monotonic() >= self._deadline:
+                return
             if not _is_alive(self.pid) and not wait([future], _LOOK_SECONDS).done:
                 raise ProcessExpired("left", code=0)
 
