@@ -65,7 +65,7 @@ KILLED = [
     Scene("grpo", 0, "sampling"),
     Scene("sft", 0, "checkpoint"),
     Scene("sft", 1, "checkpoint"),
-    Scene("sft", 1, "backward", world=3),
+    Scene("sft", 1, "backward", world=4),
     Scene("sft", 0, "evaluation"),
 ]
 STALLED = [Scene("dpo", falls, "backward", signal.SIGSTOP, timeout=STALL_SECONDS) for falls in (0, 1)]
@@ -143,12 +143,12 @@ def test_a_launcher_that_is_asked_to_end_leaves_a_checkpoint_and_no_rank(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP], ids=["killed", "stalled"])
-@pytest.mark.parametrize("falls", [0, 1])
-def test_scripts_end_too(falls: int, number: signal.Signals, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("world", "falls"), [(2, 0), (2, 1), (4, 1)])
+def test_scripts_end_too(world: int, falls: int, number: signal.Signals, tmp_path: Path) -> None:
     """An interpreter that ends takes down threads and process group as well: it must not hang there."""
     arguments = (str(tmp_path), "dpo", falls, "backward", int(number), STALL_SECONDS)
     code = f"from tests.support.lost_ranks import train_and_fall; train_and_fall(*{arguments!r})"
-    shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port())}
+    shared = {"WORLD_SIZE": str(world), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port())}
     ranks = [
         subprocess.Popen(
             [sys.executable, "-c", code],
@@ -156,15 +156,17 @@ def test_scripts_end_too(falls: int, number: signal.Signals, tmp_path: Path) -> 
             stderr=subprocess.PIPE,
             text=True,
         )
-        for rank in range(2)
+        for rank in range(world)
     ]
+    others = [rank for rank in range(world) if rank != falls]
     try:
-        _, said = ranks[1 - falls].communicate(timeout=SECONDS)
+        said = {rank: ranks[rank].communicate(timeout=SECONDS)[1] for rank in others}
     finally:
         for process in ranks:
             process.kill()
-    assert ranks[1 - falls].returncode == 1
-    assert f"LostRankError: Rank {1 - falls} ends after step 1: rank {falls} of 2 died or stalled" in said
+    for rank in others:
+        assert ranks[rank].returncode == 1
+        assert f"LostRankError: Rank {rank} ends after step 1: rank {falls} of {world} died or stalled" in said[rank]
 
 
 @pytest.mark.parametrize(
