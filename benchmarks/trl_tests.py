@@ -3,6 +3,7 @@
     git clone --depth 1 https://github.com/huggingface/trl
     python -m benchmarks.trl_tests trl                     # all methods
     python -m benchmarks.trl_tests trl --files dpo sft     # some; outcomes of others are kept
+    python -m benchmarks.trl_tests trl --failed            # those that failed last time; the others' outcomes are kept
 
 Nothing is downloaded: models, tokenizers and data of the names that the tests load are made in `--folder`. Tests that
 need images, an accelerator, vLLM or other packages are skipped. Failures are sorted by `kind_of`; what a user could
@@ -54,11 +55,18 @@ def paths(checkout: Path, names: list[str]) -> list[Path]:
     return [checkout / places[name] for name in names or places]
 
 
-def run_file(file: Path, checkout: Path, folder: Path) -> None:
-    """Run one test file in a process of its own; its outcomes are added to the folder."""
+def run_file(file: Path, checkout: Path, folder: Path, failed: bool = False) -> None:
+    """Run one test file, or what failed of it, in a process of its own; its outcomes replace those in the folder."""
     outcomes = folder / "outcomes" / f"{file.stem}.jsonl"
     outcomes.parent.mkdir(exist_ok=True)
-    outcomes.unlink(missing_ok=True)
+    tests, kept = [str(file.relative_to(checkout))], ""
+    if failed:
+        lines = outcomes.read_text().splitlines(keepends=True) if outcomes.exists() else []
+        tests = [line["test"] for line in map(json.loads, lines) if line["outcome"] == "failed"]
+        kept = "".join(line for line in lines if json.loads(line)["outcome"] != "failed")
+    if not tests:
+        return
+    outcomes.write_text(kept)
     here = Path(__file__).parents[1]
     environment = {
         "PYTHONPATH": os.pathsep.join([str(here / "src"), str(here)]),
@@ -72,7 +80,7 @@ def run_file(file: Path, checkout: Path, folder: Path) -> None:
     }
     command = [sys.executable, "-m", "pytest", "-p", "benchmarks.trl_plugin", "-p", "no:cacheprovider", "-q"]
     command += ["-o", "addopts=", "-W", "ignore", "--tb=short", f"--basetemp={folder / file.stem}"]
-    command += ["-m", "not slow", "-k", f"not ({UNABLE})", str(file.relative_to(checkout))]
+    command += ["-m", "not slow", "-k", f"not ({UNABLE})", *tests]
     log = (folder / "outcomes" / f"{file.stem}.log").open("w")
     subprocess.run(
         command, cwd=checkout, env=os.environ | environment, stdout=log, stderr=subprocess.STDOUT, check=False
@@ -98,6 +106,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("checkout", type=Path, help="a checkout of TRL's repository")
     parser.add_argument("--files", nargs="*", default=[], help="names of test files, as in tests/test_NAME_trainer.py")
     parser.add_argument("--folder", type=Path, default=Path("runs/trl-tests"), help="where models and outcomes go")
+    parser.add_argument("--failed", action="store_true", help="run only the tests that failed last time")
     parser.add_argument("--count", action="store_true", help="run nothing; sort the outcomes that are there")
     options = parser.parse_args(argv)
     checkout, folder = options.checkout.resolve(), options.folder.resolve()
@@ -106,7 +115,7 @@ def main(argv: list[str] | None = None) -> None:
             print(f"not made: {name}: {why}")
     if not options.count:
         for file in paths(checkout, options.files):
-            run_file(file, checkout, folder)
+            run_file(file, checkout, folder, options.failed)
     print(account(read(folder)))
 
 

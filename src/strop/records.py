@@ -122,18 +122,21 @@ class Example:
         return ["prompt_ids", *named.get(own, ["completions"])]
 
     def __contains__(self, name: object) -> bool:
-        return name in self.keys()
+        return str(name).replace("_input_ids", "_ids") in self.keys()
 
     def __getitem__(self, name: str) -> Any:
-        """A column of `keys`: ids, or `labels` (-100 where nothing is learned); these are copies."""
+        """A column of `keys`: ids, or `labels` (-100 where nothing is learned); these are copies.
+
+        `chosen_input_ids`, `rejected_input_ids` and `completion_input_ids` are those ids after the prompt's.
+        """
         if name not in self:
             raise KeyError(f"{name!r}; this row has {', '.join(self.keys())}")
         if name == "completions":
             return [list(ids) for ids in self.completions]
-        if name == "prompt_ids":
+        if name in ("prompt_ids", "prompt_input_ids"):
             return list(self.prompt_ids)
-        own = self.completions[name == "rejected_ids"]
-        if name == "input_ids":
+        own = self.completions[name.startswith("rejected_")]
+        if name.endswith("input_ids"):
             return self.prompt_ids + own
         if name == "labels":
             learned = zip(own, self.mask(0), strict=True)

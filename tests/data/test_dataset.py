@@ -260,5 +260,8 @@ def test_a_prepared_row_can_be_looked_at_by_column() -> None:
     assert data[0]["labels"] == [-100] * len(tree.prompt_ids) + tree.completions[0]
     (pair,) = prepare([{"prompt": "p", "chosen": "a", "rejected": "b"}], "preference", toy_tokenizer())
     assert [pair["chosen_ids"], pair["rejected_ids"]] == pair.completions
+    assert "chosen_input_ids" in pair and "completion_input_ids" not in pair
+    assert pair["rejected_input_ids"] == pair["prompt_input_ids"] + pair["rejected_ids"]
+    assert tree["completion_input_ids"] == tree["input_ids"] and pair["prompt_input_ids"] == pair.prompt_ids
     with pytest.raises(KeyError, match="this row has prompt_ids, chosen_ids, rejected_ids"):
         pair["input_ids"]

@@ -40,6 +40,8 @@ def test_a_run_shorter_than_a_window_is_logged(verb: str, name: str, tmp_path: P
     trainer = run(tmp_path, verb, logging_steps=10, max_steps=3, **steps)
     (line,) = [line for line in trainer.state.log_history if "loss" in line]
     assert line["step"] == 3 and name in line
+    summary = trainer.state.log_history[-1]
+    assert "train_loss" in summary and summary[name] == line[name] and "loss" not in summary
 
 
 def test_windows_add_up_to_the_run(tmp_path: Path) -> None:

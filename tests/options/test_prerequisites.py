@@ -25,7 +25,8 @@ ALONE = {
         "acts as soon as completions are used twice, by steps_per_generation, num_iterations or vLLM",
     ),
     **dict.fromkeys(
-        ("generate_during_eval", "num_generations_eval", "eval_packing"), "evaluate() may be called by hand"
+        ("generate_during_eval", "num_generations_eval", "eval_packing", "max_eval_rows"),
+        "evaluate() may be called by hand",
     ),
     **dict.fromkeys(("missing_eos_penalty", "mask_truncated_completions"), "acts where completions are cut"),
     **dict.fromkeys(

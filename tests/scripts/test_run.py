@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import transformers
 
 import strop
 from strop.cli import main
@@ -21,7 +22,7 @@ from strop.methods.registry import METHODS
 from strop.scripts.alias import Asked, serve_trl
 from strop.scripts.differences import DEFAULTS, EVERY, NAMES, acts, differing_settings
 from strop.scripts.page import page
-from strop.scripts.run import closing_note
+from strop.scripts.run import closing_note, run_script
 
 
 @pytest.fixture
@@ -111,6 +112,46 @@ def test_processes_and_the_script_are_told_apart() -> None:
     for words in (["--processes", "none", "s.py"], ["--proceses", "2", "s.py"]):
         with pytest.raises(ConfigError, match=r"processes|no flag --proceses"):
             take_processes(words)
+
+
+PARSES = """
+import threading
+from {module} import HfArgumentParser
+from trl import ModelConfig
+from trl.experimental.ppo import PPOConfig
+
+def main():
+    args, _ = HfArgumentParser((PPOConfig, ModelConfig)).parse_args_into_dataclasses()
+    open("parsed", "a").write(f"{{args.num_iterations}} {{args.max_completion_length}}")
+
+if "{module}" == "transformers":
+    main()
+else:  # nobody waits for the thread but the end of the program
+    threading.Thread(target=lambda: threading.Event().wait(0.2) or main()).start()
+"""
+
+
+@pytest.mark.parametrize("module", ["transformers", "transformers.hf_argparser"])
+def test_the_parser_is_another_while_a_script_and_its_threads_run(
+    module: str, asked: Asked, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    before = transformers.HfArgumentParser, transformers.hf_argparser.HfArgumentParser, sys.argv, [*sys.path]
+    (tmp_path / "script.py").write_text(PARSES.format(module=module))
+    nested = "from strop.scripts.run import run_script\nimport sys\nrun_script('script.py', sys.argv[1:])\n"
+    (tmp_path / "outer.py").write_text(nested + "from transformers import HfArgumentParser as parser\n")
+    words = ["--output_dir", "out", "--use_cpu", "true", "--num_ppo_epochs", "3", "--response_length", "7"]
+    run_script("outer.py", words)
+    assert (tmp_path / "parsed").read_text() == "3 7"
+    after = transformers.HfArgumentParser, transformers.hf_argparser.HfArgumentParser, sys.argv, sys.path
+    assert after == before
+
+
+def test_one_process_alone_says_what_differed(asked: Asked, monkeypatch: pytest.MonkeyPatch) -> None:
+    took("from trl import BEMACallback")  # and no config, which would know its process
+    assert closing_note(asked)
+    monkeypatch.setenv("RANK", "1")
+    assert not closing_note(asked)
 
 
 @pytest.mark.slow

@@ -63,6 +63,7 @@ TABLE: dict[str, dict[str, Flip]] = {
         "columns": Flip("prompt=nowhere", "error"),
         "skip_bad_rows": Flip(True, "error", make=scenes.one_broken_row),
         "dataset_num_proc": Flip(2, "process"),
+        "max_eval_rows": Flip(1, "passes", EVALUATED),
         "dataset_cache_dir": Flip("cache", "files"),
         "layout": Flip("padded", "passes"),
         "padding_free": Flip(True, "error", {"layout": "padded"}),

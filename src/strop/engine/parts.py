@@ -152,6 +152,8 @@ def check_streams(args: Any, train: Any, evaluation: Any) -> None:
         for name in ("eval_strategy", "save_strategy", "logging_strategy")
         if getattr(args, name) == "epoch" and is_stream(train)
     ]
+    if args.dataloader_num_workers and is_stream(train):
+        problems.append(f"dataloader_num_workers={args.dataloader_num_workers}: this process reads it. Remove it.")
     evaluations = evaluation.values() if isinstance(evaluation, Mapping) else [evaluation]
     if getattr(args, "precompute_ref_log_probs", False) and any(map(is_stream, [train, *evaluations])):
         problems.append("precompute_ref_log_probs=True: it cannot be scored ahead. Remove it; scores are remembered.")

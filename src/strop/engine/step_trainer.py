@@ -61,6 +61,7 @@ class StepTrainer(Trainer):
     _metrics: dict[str, MetricLog]  # "train" and "eval" since the last line, "run" since the run began
     clock: StepClock
     run_clock: RunClock
+    _last_means: Mapping[str, float]  # of the last log line
     _layout_confirmed: bool = False  # whether the layout was held against real rows
 
     # ---- what a method declares -------------------------------------------------------------------------------
@@ -422,13 +423,15 @@ class StepTrainer(Trainer):
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Add the means since the last log to a training line, then hand it to the callbacks; at the end of a run
-        the mean loss of all its steps, those before a resume too."""
+        those of its last line, and the mean loss of all its steps, those before a resume too."""
         self.run_clock.correct(logs)
         if "loss" in logs:
-            logs = {**logs, **self.derived_metrics(self._metrics["train"].drain(world_size=self.args.world_size))}
-            logs["num_tokens"] = self.state.num_input_tokens_seen
+            means = self.derived_metrics(self._metrics["train"].drain(world_size=self.args.world_size))
+            logs = {**logs, **means, "num_tokens": self.state.num_input_tokens_seen}
+            self._last_means = {name: mean for name, mean in means.items() if name != "loss"}
         if "train_loss" in logs:
             logs.update(self._metrics["run"].drain(world_size=self.args.world_size))
+            logs = {**self._last_means, **logs}
         super().log(logs, start_time)
 
     def floating_point_ops(self, inputs: Any) -> int:

@@ -140,6 +140,7 @@ class BaseTrainer(ScriptSeams, StepTrainer):
         self.unsaid_pad, self.run_directory, self.stop_signals = parts.unsaid_pad, directory, signals
         self.guard = Guard(args, alarms, parts.tokenizer)
         self._metrics = {"train": MetricLog(), "eval": MetricLog(), "run": MetricLog()}
+        self._last_means = {}
         self.step_work = None
         self.clock, self.run_clock = StepClock(), RunClock()
         self._redirected: str | None = None  # where the parent writes a checkpoint, while it does
@@ -197,6 +198,9 @@ class BaseTrainer(ScriptSeams, StepTrainer):
     # ---- evaluation -------------------------------------------------------------------------------------------
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> Any:
+        return self.get_test_dataloader(eval_dataset, self.args.max_eval_rows)
+
+    def get_test_dataloader(self, eval_dataset: Any = None, most: int | None = None) -> Any:
         if isinstance(eval_dataset, str):
             dataset = self.eval_dataset[eval_dataset]
         elif eval_dataset is not None:
@@ -205,9 +209,7 @@ class BaseTrainer(ScriptSeams, StepTrainer):
             dataset = self.eval_dataset
         if dataset is None:
             raise rows.missing_dataset(type(self).__name__, evaluation=True)
-        return eval_loader(dataset, self.args)
-
-    get_test_dataloader = get_eval_dataloader
+        return eval_loader(dataset, self.args, most)
 
     def evaluate(self, *args: Any, **kwargs: Any) -> Any:
         """The parent's evaluation; a rank that is lost meanwhile is named."""
@@ -290,6 +292,7 @@ class BaseTrainer(ScriptSeams, StepTrainer):
         """The parent's training from a checkpoint or the beginning, and an end by name where a rank is lost."""
         if folder is None:
             self._metrics["run"] = MetricLog()
+            self._last_means = {}
         else:
             self.load_strop_state(folder)
         self.run_clock.start("train")

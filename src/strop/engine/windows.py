@@ -15,8 +15,11 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader, IterableDataset
 
-from strop.errors import ConfigError
 from strop.records import Example
+from strop.watch.say import say
+
+LONG_EVALUATION = 100_000
+"""Rows of a stream after which an evaluation without a bound is told of."""
 
 
 def epoch_order(num_rows: int, *, seed: int, epoch: int, shuffle: bool) -> list[int]:
@@ -91,9 +94,10 @@ class StreamWindows(IterableDataset):
         rank: int,
         world_size: int,
         repeat: bool = False,
+        most: int | None = None,
     ) -> None:
         self.stream, self.rows_per_step, self.batches_per_step = stream, rows_per_step, batches_per_step
-        self.rank, self.world_size, self.repeat = rank, world_size, repeat
+        self.rank, self.world_size, self.repeat, self.most = rank, world_size, repeat, most
 
     def set_epoch(self, epoch: int) -> None:
         """Passes over the stream are counted here, not by the parent, which never sees its end."""
@@ -111,8 +115,8 @@ class StreamWindows(IterableDataset):
                 return
 
     def _windows(self) -> Iterator[list[Example]]:
-        """Windows of one pass over the stream; the last may be short."""
-        examples = iter(self.stream)
+        """Windows of one pass over the stream, or its first `most` examples; the last may be short."""
+        examples = itertools.islice(self.stream, self.most)
         while window := list(itertools.islice(examples, self.rows_per_step)):
             yield window
 
@@ -136,7 +140,7 @@ def train_loader(dataset: Any, args: Any, size: int, *, steps: int, shuffle: boo
     where = {"rank": args.process_index, "world_size": args.world_size}
     if not hasattr(dataset, "__len__"):
         stream = StreamWindows(dataset, size, batches_per_step=batches, repeat=True, **where)
-        return window_loader(stream, None, num_workers=args.dataloader_num_workers)
+        return window_loader(stream, None)
     seed = args.data_seed if args.data_seed is not None else args.seed
     options = {"seed": seed, "shuffle": shuffle, "drop_last": args.dataloader_drop_last}
     return window_loader(
@@ -150,28 +154,30 @@ def train_loader(dataset: Any, args: Any, size: int, *, steps: int, shuffle: boo
     )
 
 
-def eval_loader(dataset: Any, args: Any) -> WindowLoader:
-    """Windows of `eval_batch_size` rows for each rank, in the order of the rows."""
+def eval_loader(dataset: Any, args: Any, most: int | None = None) -> WindowLoader:
+    """Windows of `eval_batch_size` rows for each rank, in the order of the rows; of the first `most` of them."""
     size, where = args.eval_batch_size * args.world_size, {"rank": args.process_index, "world_size": args.world_size}
     if not hasattr(dataset, "__len__"):
-        return window_loader(StreamWindows(dataset, size, batches_per_step=1, **where), None)
-    return window_loader(dataset, StepSampler(len(dataset), size, shuffle=False, **where))
+        stream = dataset if most else told_when_long(dataset, args)
+        return window_loader(StreamWindows(stream, size, batches_per_step=1, most=most, **where), None)
+    return window_loader(dataset, StepSampler(min(len(dataset), most or len(dataset)), size, shuffle=False, **where))
+
+
+def told_when_long(stream: Iterable[Example], args: Any) -> Iterator[Example]:
+    """The stream; one that goes on and on says which setting ends it."""
+    for number, example in enumerate(stream, start=1):
+        if number == LONG_EVALUATION:
+            say(args, f"Warning: an evaluation has read {number:,} rows of a stream; max_eval_rows would end it there.")
+        yield example
 
 
 def window_loader(dataset: Any, sampler: StepSampler | None, *, num_workers: int = 0, **kwargs: Any) -> WindowLoader:
-    """Loader over a map-style dataset with `sampler`, or over `StreamWindows` with None.
+    """Loader over a map-style dataset with `sampler`, or over `StreamWindows`, which this process reads, with None.
 
     Its own generator keeps it from drawing on the global random state, which an evaluation would then move.
-
-    Raises:
-        ConfigError: workers are asked for a stream, which each of them would read from its start.
     """
     own = torch.Generator()
     if sampler is None:
-        if num_workers:
-            raise ConfigError(
-                f"dataloader_num_workers={num_workers}, but the rows are a stream, which this process reads; remove it."
-            )
         return WindowLoader(dataset, batch_size=None, num_workers=0, generator=own)
     collate: Callable[[Any], list[Example]] = as_list
     return WindowLoader(

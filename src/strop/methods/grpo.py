@@ -49,6 +49,7 @@ class GRPOConfig(OnlineConfig):
         **OnlineConfig.removed,
         "cast_lm_head_to_fp32": "Logits are added up and normalised in float32 always; remove it.",
     }
+    neutral: ClassVar[dict[str, tuple[Any, ...]]] = {**OnlineConfig.neutral, "cast_lm_head_to_fp32": (True,)}
 
     needs: ClassVar[dict[str, Needs]] = {
         **OnlineConfig.needs,

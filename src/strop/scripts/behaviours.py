@@ -20,14 +20,6 @@ class Behaviour:
 
 BEHAVIOURS: tuple[Behaviour, ...] = (
     Behaviour(
-        "The metrics of the last steps are a log line of their own, before the end's summary, and not part of it",
-        "every line that has a loss has the metrics of the same steps",
-        (
-            r"KeyError: '(aux_loss|mean_token_accuracy|policy_loss|entropy_coef|reward|tools/[a-z_]+)'",
-            r"assert 'rewards/\w+/mean' in \{'train_runtime'",
-        ),
-    ),
-    Behaviour(
         "With an adapter, a learning rate that was not given is ten times the default, at most 2e-4; `strop run` keeps "
         "TRL's",
         "at the rate of full training an adapter hardly learns (LoRA Without Regret, 2025; arXiv 2305.14314)",
@@ -54,10 +46,25 @@ BEHAVIOURS: tuple[Behaviour, ...] = (
         (r"test_tag_added",),
     ),
     Behaviour(
-        "A prepared row is looked at under `prompt_ids`, `completion_ids`, `chosen_ids` and `rejected_ids`, in ORPO, "
-        "CPO and BCO too",
+        "`chosen_ids` and `rejected_ids` of a prepared row have no prompt in Reward either; `chosen_input_ids` has",
         "all methods have one form of row",
-        (r"'(chosen|prompt)_input_ids' in ",),
+        (r"TestRewardTrainer::test_train_with_chat_template_kwargs: assert \[",),
+    ),
+    Behaviour(
+        "What follows the last token that is learned is no part of a prepared row",
+        "a causal model does not see it",
+        (r"test_dataset_preparation_(respects|builds)_\w+: assert \[\[",),
+    ),
+    Behaviour(
+        "The head of a reward model is trained beside an adapter, also where `modules_to_save` does not name it; PEFT "
+        "keeps its start as `original_module`",
+        "made anew, it would stay random",
+        (r"score\.original_module\.weight has not changed",),
+    ),
+    Behaviour(
+        "`loss_type='cispo'` with `importance_sampling_level='sequence'` is refused, where TRL warns",
+        "its cap is on the ratio of each token",
+        (r"token_summed_loss\[cispo\]",),
     ),
     Behaviour(
         "Rows of ids are for SFT, preferences and prompts; PRM takes texts",

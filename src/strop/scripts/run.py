@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import runpy
 import sys
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from unittest.mock import patch
 
@@ -22,16 +25,31 @@ def run_script(script: str, arguments: Sequence[str]) -> None:
         hint = f" There are: {', '.join(near[:8])}." if near else ""
         raise ConfigError(f"{script}: there is no such script.{hint}")
     asked = serve_trl()
-    sys.argv = [script, *arguments]
-    sys.path.insert(0, str(path.resolve().parent))
     try:
-        # Scripts that parse by themselves know the names of TRL's settings, and transformers' parser those of fields.
-        with patch("transformers.HfArgumentParser", SettingsParser):
+        with in_its_place(path, arguments):
             runpy.run_path(script, run_name="__main__")
     except SystemExit as end:  # `sys.exit(main())` ends a script well, too
         say(closing_note(asked))
         raise end
     say(closing_note(asked))
+
+
+@contextlib.contextmanager
+def in_its_place(path: Path, arguments: Sequence[str]) -> Iterator[None]:
+    """The words and the folder of a script, and a parser that knows all names of settings: scripts that parse by
+    themselves know TRL's, and transformers' parser those of fields. All is as before when its threads have ended."""
+    others = set(threading.enumerate())
+    with contextlib.ExitStack() as stack:
+        for module in ("transformers", "transformers.hf_argparser"):
+            stack.enter_context(patch(f"{module}.HfArgumentParser", SettingsParser))
+        stack.enter_context(patch.object(sys, "argv", [str(path), *arguments]))
+        stack.enter_context(patch.object(sys, "path", [str(path.resolve().parent), *sys.path]))
+        try:
+            yield
+        finally:
+            for thread in set(threading.enumerate()) - others:
+                if not thread.daemon:
+                    thread.join()
 
 
 def say(lines: Sequence[str]) -> None:
@@ -41,7 +59,7 @@ def say(lines: Sequence[str]) -> None:
 
 def closing_note(asked: Asked) -> list[str]:
     """What a script met that behaves differently from TRL; nothing where nothing did, and from one process only."""
-    if any(settings.process_index for settings in asked.configs):
+    if int(os.environ.get("RANK") or 0) or any(settings.process_index for settings in asked.configs):
         return []
     found = [*differing_names(asked.names), *differing_settings(asked.configs)]
     return (

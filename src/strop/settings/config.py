@@ -174,6 +174,8 @@ class TrainerConfig(TrainingArguments):
     """Leave out rows that cannot be used, counted and named in the data report, instead of stopping with an error."""
     dataset_num_proc: Annotated[int, Range(min=1)] | None = None
     """Threads that the tokenizer may use. None: one."""
+    max_eval_rows: Annotated[int, Range(min=1)] | None = None
+    """Most rows (or packs) of an evaluation: the first of each set. None: all. A stream without end needs a bound."""
     dataset_cache_dir: str | None = None
     """Folder that keeps tokenised rows between runs, keyed by content. None: they are kept for the run."""
     layout: Layout = "auto"
