@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,7 @@ from strop.recipes import RECIPES, Recipe
 from strop.recipes.offline import OFFLINE
 from strop.recipes.online import ONLINE
 from strop.recipes.page import page, section
+from strop.testing.cases import make_trainer, rows_for
 from strop.testing.tiny import tiny_model
 from strop.testing.tokenizers import toy_tokenizer
 
@@ -69,3 +71,23 @@ def test_the_page_is_of_these_tables() -> None:
     assert all(section(recipe) in page() for recipe in RECIPES.values())
     written = (ROOT / "docs" / "papers.md").read_text(encoding="utf-8")
     assert written == page(), "run: python -m strop.recipes.page > docs/papers.md"
+
+
+SMALL = {"num_generations": 4, "max_completion_length": 4, "max_length": 64, "steps_per_generation": 2,
+         "num_iterations": 1}  # fmt: skip
+FIRST = {recipe.method: name for name, recipe in reversed(RECIPES.items())}
+"""Method -> the name of its first recipe."""
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[] if name in FIRST.values() else [pytest.mark.slow]) for name in RECIPES]
+)
+def test_a_recipe_starts_a_run(name: str, tmp_path: Path) -> None:
+    """Two steps of a tiny model, with sizes that are the machine's made small."""
+    recipe = RECIPES[name]
+    settings = {key: SMALL.get(key, value) for key, value in recipe.settings.items() if key != "num_train_epochs"}
+    size = {"per_device_train_batch_size": 4, "max_steps": 2, "logging_steps": 1}
+    trainer = make_trainer(recipe.method, tmp_path, rows=rows_for(recipe.method, 8), **{**settings, **size})
+    trainer.train()
+    losses = [line["loss"] for line in trainer.state.log_history if "loss" in line]
+    assert len(losses) == 2 and all(map(math.isfinite, losses))

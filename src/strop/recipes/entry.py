@@ -25,3 +25,5 @@ class Recipe:
     """Rows (pairs, prompts) an optimizer step, over all processes; None: not printed, or of no weight."""
     note: str = ""
     """What the settings do not say: models they were tuned on, parts of the paper that are the user's."""
+    where: str = ""
+    """Table or section that prints the settings, or the authors' code; empty: a place has not been looked up."""

@@ -7,8 +7,10 @@ from strop.recipes.entry import Recipe
 SFT = (
     Recipe(
         "dft", "sft", "Dynamic fine-tuning", "2508.05629",
-        {"loss_type": "dft", "learning_rate": 5e-5, "lr_scheduler_type": "cosine", "warmup_steps": 0.1}, 256,
+        {"loss_type": "dft", "learning_rate": 5e-5, "lr_scheduler_type": "cosine", "warmup_steps": 0.1,
+         "max_length": 2048}, 256,
         "A token's loss is weighted by its own probability.",
+        where="section 4.1",
     ),
     Recipe(
         "neftune", "sft", "NEFTune", "2310.05914", {"neftune_noise_alpha": 5.0},
@@ -31,6 +33,7 @@ DPO = (
             "lr_scheduler_type": "constant_with_warmup",
         },
         64, "0.5 is the paper's beta for summaries (TL;DR).",
+        where="appendix B",
     ),
     Recipe(
         "zephyr", "dpo", "Zephyr: direct distillation of LM alignment", "2310.16944",
@@ -44,6 +47,7 @@ DPO = (
             "warmup_steps": 0.1, "num_train_epochs": 1, "max_length": 2048,
         },
         128, "The 8B model; the 70B one takes a learning rate of 2e-7.",
+        where="and the authors' tulu3_dpo_8b.yaml",
     ),
     Recipe(
         "cdpo", "dpo", "Conservative DPO", "2305.18290", {"beta": 0.1, "label_smoothing": 0.1},
@@ -51,8 +55,9 @@ DPO = (
     ),
     Recipe(
         "robust-dpo", "dpo", "Provably robust DPO", "2403.00409",
-        {"loss_type": "robust", "beta": 0.1, "label_smoothing": 0.1},
-        note="The loss has no lower bound: watch the margins.",
+        {"loss_type": "robust", "beta": 0.01, "label_smoothing": 0.1, "learning_rate": 1e-3, "max_length": 512}, 16,
+        "A small model; the loss has no lower bound: watch the margins.",
+        where="appendix B and section 6",
     ),
     Recipe(
         "ipo", "dpo", "A general theoretical paradigm (IPO)", "2310.12036",
@@ -78,27 +83,34 @@ DPO = (
         256, "The paper's quality term has a running shift; `bco_pair` has none.",
     ),
     Recipe("exo", "dpo", "Exact optimisation (EXO)", "2402.00856",
-           {"loss_type": "exo_pair", "label_smoothing": 1e-3, "beta": 0.1}),
-    Recipe("nca", "dpo", "Noise contrastive alignment", "2402.05369", {"loss_type": "nca_pair", "beta": 0.01}),
+           {"loss_type": "exo_pair", "label_smoothing": 1e-3, "beta": 0.1, "learning_rate": 1e-6}, 64,
+           where="appendix B"),
+    Recipe("nca", "dpo", "Noise contrastive alignment", "2402.05369",
+           {"loss_type": "nca_pair", "beta": 0.01, "learning_rate": 5e-6}, 32,
+           where="appendix C"),
     Recipe(
         "sppo", "dpo", "Self-play preference optimisation", "2405.00675",
-        {"loss_type": "sppo_hard", "beta": 1e-3, "learning_rate": 5e-7, "optim": "rmsprop"},
-        note="The reference is the last iterate; the authors' code halves the loss.",
+        {"loss_type": "sppo_hard", "beta": 1e-3, "learning_rate": 5e-7, "optim": "rmsprop"}, 64,
+        "The reference is the last iterate; the authors' code halves the loss.",
+        where="appendix C",
     ),
     Recipe(
         "apo-zero", "dpo", "Anchored preference optimisation, zero", "2408.06266",
         {"loss_type": "apo_zero", "beta": 0.1, "learning_rate": 2e-7}, 16,
         "Where the chosen answers are better than what the model says itself.",
+        where="section 5.2",
     ),
     Recipe(
         "apo-down", "dpo", "Anchored preference optimisation, down", "2408.06266",
         {"loss_type": "apo_down", "beta": 0.1, "learning_rate": 2e-7}, 16,
         "Where the model is better than the chosen answers.",
+        where="section 5.2",
     ),
     Recipe("aot", "dpo", "Distributional preference alignment (AOT)", "2406.05882", {"loss_type": "aot"},
            note="Sorts over the step: give it many pairs a step."),
     Recipe("discopop", "dpo", "Discovered preference optimisation", "2406.08414",
-           {"loss_type": "discopop", "beta": 0.05, "discopop_tau": 0.05, "learning_rate": 5e-7}),
+           {"loss_type": "discopop", "beta": 0.05, "discopop_tau": 0.05, "learning_rate": 5e-7}, 64,
+           where="appendices B.1 and E"),
     Recipe("wpo", "dpo", "Weighted preference optimisation", "2406.11827", {"use_weighting": True, "beta": 0.01}, 128,
            "For pairs that other models wrote."),
     Recipe("ld-dpo", "dpo", "Length desensitisation", "2409.06411", {"ld_alpha": 0.5, "beta": 0.1},
@@ -122,12 +134,17 @@ OTHER_PAIRS = (
             "loss_type": "simpo", "cpo_alpha": 0.0, "beta": 2.0, "simpo_gamma": 1.0, "learning_rate": 6e-7,
             "lr_scheduler_type": "cosine", "warmup_steps": 0.1, "num_train_epochs": 1, "max_length": 2048,
         },
-        128, "Llama 3 8B base. Instruct: beta 2.5, simpo_gamma 1.4, 1e-6; Mistral 7B base: 2.0, 1.6, 3e-7.",
+        128,
+        "Llama 3 8B base; instruct: beta 2.5, simpo_gamma 1.375, learning rate 1e-6. Mistral 7B base: 2.0, 1.6, 3e-7; "
+        "instruct: 2.5, 0.25, 5e-7.",
+        where="and the table of settings in the authors' repository",
     ),
     Recipe("cpo-simpo", "cpo", "CPO with SimPO's score", "2405.14734",
            {"loss_type": "simpo", "cpo_alpha": 1.0, "beta": 2.0, "simpo_gamma": 1.0}),
-    Recipe("alphapo", "cpo", "AlphaPO", "2501.03884", {"loss_type": "alphapo", "alpha": 0.25, "beta": 2.5},
-           note="Tune simpo_gamma as for SimPO."),
+    Recipe("alphapo", "cpo", "AlphaPO", "2501.03884",
+           {"loss_type": "alphapo", "alpha": 0.25, "beta": 2.5, "learning_rate": 7e-7},
+           note="Mistral 7B instruct. Tune simpo_gamma as for SimPO; the table has 0.1.",
+           where="table 3"),
     Recipe("cpo", "cpo", "Contrastive preference optimisation", "2401.08417",
            {"loss_type": "sigmoid", "beta": 0.1, "cpo_alpha": 1.0}, 128, "With a LoRA of rank 16 in the paper."),
     Recipe("orpo", "orpo", "Odds-ratio preference optimisation", "2403.07691",
@@ -137,7 +154,8 @@ OTHER_PAIRS = (
 UNPAIRED = (
     Recipe("kto", "kto", "Kahneman-Tversky optimisation", "2402.01306", {"beta": 0.1, "learning_rate": 5e-7}, 32,
            "Set desirable_weight so that weight times count of the two classes is within 1 to 4/3."),
-    Recipe("bco", "bco", "Binary classifier optimisation", "2404.04656", {"beta": 0.01, "learning_rate": 5e-7}),
+    Recipe("bco", "bco", "Binary classifier optimisation", "2404.04656", {"beta": 0.01, "learning_rate": 5e-7}, 128,
+           where="appendix C"),
 )  # fmt: skip
 
 OFFLINE = (*SFT, *REWARD, *DPO, *OTHER_PAIRS, *UNPAIRED)

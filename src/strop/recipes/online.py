@@ -20,6 +20,7 @@ GRPO = (
             "num_generations": 64, "max_completion_length": 1024, "learning_rate": 1e-6,
         },
         note="1,024 completions a step.",
+        where="section 4.2",
     ),
     Recipe(
         "deepseek-r1", "grpo", "DeepSeek-R1", "2501.12948",
@@ -37,6 +38,7 @@ GRPO = (
             "max_completion_length": 20480, "steps_per_generation": 16, "learning_rate": 1e-6,
         },
         32, "Add the soft overlong punishment as a reward: `get_soft_overlong_punishment(20480, 4096)`.",
+        where="section 4.1",
     ),
     Recipe(
         "dr-grpo", "grpo", "Understanding R1-Zero-like training (Dr. GRPO)", "2503.20783",
@@ -45,9 +47,11 @@ GRPO = (
             "max_completion_length": 3000, "learning_rate": 1e-6,
         },
         16,
+        where="and the training settings of the authors' repository",
     ),
     Recipe("gspo", "grpo", "Group sequence policy optimisation", "2507.18071", GSPO,
-           note="Four minibatches a rollout, so that there is something to clip."),
+           note="Four minibatches a rollout, so that there is something to clip.",
+           where="section 5.1"),
     Recipe(
         "cispo", "grpo", "MiniMax-M1 (CISPO)", "2506.13585",
         {"loss_type": "cispo", "cispo_cap": "relative", "epsilon_high": 4.0, "beta": 0.0},
@@ -76,16 +80,19 @@ GRPO = (
            {"multi_objective_aggregation": "normalize_then_sum"},
            note="For two rewards or more; reward_weights weigh them after the normalisation."),
     Recipe("lite-ppo", "grpo", "Tricks or traps? (Lite PPO)", "2508.08221",
-           {"loss_type": "dapo", "scale_rewards": "batch", "beta": 0.0}),
+           {"loss_type": "dapo", "scale_rewards": "batch", "beta": 0.0, "num_generations": 8, "temperature": 0.99,
+            "top_p": 0.99, "top_k": 100}),
     Recipe("intellect-2", "grpo", "INTELLECT-2, two-sided clipping", "2505.07291",
            {"loss_type": "dapo", "epsilon": 0.2, "delta": 4.0}),
     Recipe("top-entropy", "grpo", "Beyond the 80/20 rule", "2506.01939",
-           {"loss_type": "dapo", **CLIP_HIGHER, "top_entropy_quantile": 0.2, "dynamic_sampling": True}),
+           {"loss_type": "dapo", **CLIP_HIGHER, "top_entropy_quantile": 0.2, "dynamic_sampling": True},
+           where="section 5.2"),
 )  # fmt: skip
 
 OTHER_REWARDED = (
     Recipe("rloo", "rloo", "Back to basics: REINFORCE leave-one-out", "2402.14740",
-           {"num_generations": 4, "beta": 0.03, "learning_rate": 1e-6}, note="512 completions a step in the paper."),
+           {"num_generations": 4, "beta": 0.03, "learning_rate": 1e-6}, note="512 completions a step in the paper.",
+           where="appendix C"),
     Recipe(
         "ppo-tldr", "ppo", "The N+ implementation details of RLHF with PPO", "2403.17031",
         {

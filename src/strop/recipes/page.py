@@ -20,7 +20,9 @@ A recipe is a paper's published settings by name. Whatever is given besides wins
     args = CPOConfig.from_recipe("simpo", output_dir="run", per_device_train_batch_size=4)
 
 What depends on the machine is not in it: reach the rows of a step by `per_device_train_batch_size`,
-`gradient_accumulation_steps` and processes. The formulas, with what differs from the papers, are in the docstrings of
+`gradient_accumulation_steps` and processes. Behind a paper stands the table or section that prints the values, or the
+authors' own code, as far as that was looked up; where none stands, take them as the method's usual ones. The formulas,
+with what differs from the papers, are in the docstrings of
 `strop.losses` and of the trainers."""
 
 
@@ -39,7 +41,8 @@ def section(recipe: Recipe) -> str:
     note = f" {recipe.note}" if recipe.note else ""
     settings = "\n".join(f"    {name}: {value}" for name, value in recipe.settings.items())
     source = f"[arXiv {recipe.source}](https://arxiv.org/abs/{recipe.source})"
-    return f"### `{recipe.name}`\n\n{recipe.title}, {source}.{rows}{note}\n\n{settings}"
+    where = f", {recipe.where}" if recipe.where else ""
+    return f"### `{recipe.name}`\n\n{recipe.title}, {source}{where}.{rows}{note}\n\n{settings}"
 
 
 if __name__ == "__main__":
