@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 
 import strop.losses
-from pages.markdown import table
+from pages.markdown import docstring, table
 
 VECTORS = Path(__file__).resolve().parents[1] / "tests" / "vectors.json"
 LOSSES = {
@@ -57,4 +57,4 @@ def section(name: str) -> str:
     """A function: its signature, and what it says of itself."""
     function = getattr(strop.losses, name)
     signature = str(inspect.signature(function)).replace("'", "")
-    return f"### `{name}`\n\n```python\n{name}{signature}\n```\n\n{inspect.cleandoc(function.__doc__ or '')}"
+    return f"### `{name}`\n\n```python\n{name}{signature}\n```\n\n{docstring(function.__doc__)}"

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from pages.markdown import table
+from pages.markdown import docstring, table
 from strop.methods.registry import Method
 from strop.recipes import RECIPES
 from strop.report.glossary import GLOSSARY
@@ -24,7 +24,7 @@ def page(method: Method) -> str:
     recipes = [recipe for recipe in RECIPES.values() if recipe.method == method.verb]
     sections = [
         f"# {method.verb}: {method.summary}",
-        inspect.cleandoc(trainer.__doc__ or ""),
+        docstring(trainer.__doc__),
         f"```console\n$ strop {method.verb} --model MODEL --dataset ROWS.jsonl --output_dir runs/{method.verb}\n```",
         "## Its settings\n\nBeside [those of every method](../settings.md).\n\n" + own_settings(config),
         "## What it logs\n\nBeside [what every run logs](../metrics.md).\n\n" + own_metrics(method.verb),
@@ -85,7 +85,7 @@ def piece(node: ast.FunctionDef, source: str, name: str) -> Iterator[str]:
     if said:
         first, last = node.body[0].lineno, node.body[0].end_lineno or 0
         code = lines[start - 1 : first - 1] + lines[last : node.end_lineno]
-    yield f"#### `{name}`" + (f"\n\n{said}" if said else "")
+    yield f"#### `{name}`" + (f"\n\n{docstring(said)}" if said else "")
     yield fenced(textwrap.dedent("\n".join(code)))
 
 

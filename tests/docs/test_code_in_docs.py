@@ -18,13 +18,24 @@ from strop.testing.tiny import tiny_model
 from strop.testing.tokenizers import toy_tokenizer
 
 ROOT = Path(__file__).parents[2]
-PAGES = ("README.md", "docs/start.md", "docs/data.md", "docs/rewards.md", "docs/exporting.md")
+PAGES = (
+    "README.md",
+    "docs/start.md",
+    "docs/data.md",
+    "docs/rewards.md",
+    "docs/exporting.md",
+    "docs/lora.md",
+    "docs/trackers.md",
+)
 """In the order in which they are run: later ones use the folders of earlier ones."""
 BLOCK = re.compile(r"^```(python|console)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 NOT_HERE = ("strop chat", "strop run", "strop vllm-serve", "--serve", "...")
 """Commands that wait for a person, start a server, or have a place to fill in."""
-BATCHES = {"per_device_train_batch_size=16": "per_device_train_batch_size=8, max_steps=1, max_completion_length=4"}
-"""A run of a real size, made a short one."""
+CHANGED = {
+    "per_device_train_batch_size=16": "per_device_train_batch_size=8, max_steps=1, max_completion_length=4",
+    "--report_to tensorboard ": "--report_to none ",
+}
+"""A run of a real size is made a short one; trackers are packages of their own."""
 
 
 def blocks_of(page: str) -> list[tuple[str, str]]:
@@ -65,9 +76,9 @@ def run_page(page: str) -> int:
     names: dict[str, Any] = {"__name__": "__main__"}
     ran = 0
     for kind, text in blocks_of(page):
+        for shown, here in CHANGED.items():
+            text = text.replace(shown, here)
         if kind == "python":
-            for long, short in BATCHES.items():
-                text = text.replace(long, short)
             exec(compile(text, page, "exec"), names)
             ran += 1
         else:
