@@ -84,6 +84,19 @@ MUTATIONS = (
         ),
     ),
     Mutation(
+        name="reward-that-is-trained",
+        promises=(6,),
+        history="One object was given as PPO's reward and as its value model, so the reward was trained as a critic.",
+        edits=(
+            Edit(
+                "engine/refusals.py",
+                "    if any(id(parameter) in trained for parameter in other.parameters()):\n",
+                "    if not any(True for parameter in other.parameters()):\n",
+            ),
+        ),
+        tests=("tests/engine/test_shared_weights.py::test_a_reward_that_is_the_critic_is_refused",),
+    ),
+    Mutation(
         name="reference-keeps-trained-biases",
         promises=(8, 26),
         history="Adapter off kept biases, norms and embeddings that were trained beside it, so the reference moved (trl#6975).",

@@ -28,3 +28,11 @@ def test_the_nearest_name_is_looked_for_where_a_setting_was_meant(monkeypatch: p
     monkeypatch.setattr("strop.settings.config.did_you_mean", lambda name, known: searches.append(name) or "")
     assert not hasattr(config, "__name__") and not hasattr(config, "_setup")
     assert searches == [] and not hasattr(config, "learning_rat") and searches == ["learning_rat"]
+
+
+@pytest.mark.parametrize(
+    "name", ["per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps"]
+)
+def test_a_batch_has_rows(name: str, tmp_path) -> None:
+    with pytest.raises(ConfigError, match=f"{name}=0: must be >= 1"):
+        DPOConfig(output_dir=str(tmp_path), use_cpu=True, **{name: 0})

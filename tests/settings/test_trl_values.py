@@ -71,6 +71,11 @@ def test_generation_kwargs_set_what_they_name() -> None:
     args = made("GRPOConfig", top_p=0.5, generation_kwargs=inside)
     assert (args.top_p, args.stop, args.max_completion_length, args.stop_token_ids) == (0.9, ["x"], 5, [3])
     assert made("GRPOConfig", generation_kwargs={}).top_p == 1.0
+    anyway = {"do_sample": True, "num_beams": 1, "use_cache": True}
+    assert made("GRPOConfig", generation_kwargs={**anyway, "top_p": 0.4}).top_p == 0.4
+    assert made("GRPOConfig", generation_kwargs=anyway).top_p == 1.0
+    with pytest.raises(ConfigError, match="do_sample"):
+        made("GRPOConfig", generation_kwargs={"do_sample": False})
     with pytest.raises(ConfigError, match="It may hold temperature"):
         made("GRPOConfig", generation_kwargs={"num_beams": 4})
 

@@ -17,6 +17,7 @@ from transformers import PreTrainedModel, TrainingArguments, set_seed
 
 from strop.data import DatasetKind, TokenizeOptions
 from strop.engine.refusals import (
+    check_apart,
     check_best_metric,
     check_can_learn,
     check_head,
@@ -37,6 +38,7 @@ from strop.model import (
     load_tokenizer,
     make_reference,
     set_scoring_pad,
+    unwrap,
     with_head,
 )
 from strop.model.chat_tokens import Adopted, adopt_chat_tokens
@@ -118,6 +120,8 @@ def prepare(
             other = resolve_model(
                 args, ref_model, "causal", quantization_config, None, trainable=False, adopted=adopted
             )
+            if unwrap(other) is not unwrap(model):  # then it is copied
+                check_apart("ref_model", other, model)
         reference = make_reference(model, other, syncs=getattr(args, "sync_ref_model", False))
     unsaid = facts.task == "score" and set_scoring_pad(model, tokenizer, last_tokens(train))
     return Parts(facts.complete_model(model), tokenizer, reference, rows, train, evaluation, unsaid)

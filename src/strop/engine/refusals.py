@@ -135,3 +135,13 @@ def check_learns(model: nn.Module) -> None:
             "Every weight of the model is frozen, so nothing would learn. Load an adapter with "
             "PeftModel.from_pretrained(base, folder, is_trainable=True), pass a peft_config, or set requires_grad."
         )
+
+
+def check_apart(name: str, other: nn.Module, model: nn.Module) -> None:
+    """Refuse a model that is to stay as it is and shares weights with the one that is trained."""
+    trained = {id(parameter) for parameter in model.parameters() if parameter.requires_grad}
+    if any(id(parameter) in trained for parameter in other.parameters()):
+        raise ConfigError(
+            f"{name} shares weights with the model that is trained, so training would change it too. Pass a model of "
+            "its own: copy.deepcopy(...), before an adapter is put into either."
+        )

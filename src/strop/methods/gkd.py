@@ -15,6 +15,7 @@ from strop.data import DatasetKind, load_rows
 from strop.engine import rows
 from strop.engine.parts import Facts, resolve_model
 from strop.engine.precision import in_one_precision
+from strop.engine.refusals import check_apart
 from strop.errors import ConfigError, RolloutError, SetupError
 from strop.losses import fused_jsd, jsd_loss, mean_of
 from strop.model import LMHead, base_model, lm_head_of, score_batch
@@ -183,6 +184,7 @@ class GKDTrainer(OnlineTrainer):
         self.teacher = resolve_model(
             self.args, self.given["teacher"], "causal", None, None, trainable=False, init_kwargs=options
         )
+        check_apart("teacher_model", self.teacher, self.model)
         self.teacher.to(self.args.device).eval().requires_grad_(False)
         self.vocabulary = shared_vocabulary(
             base_model(self.model), base_model(self.teacher), len(self.processing_class)

@@ -19,6 +19,7 @@ from strop.data import DatasetKind, plan_micro_batches
 from strop.engine import rows
 from strop.engine.evaluation import EvaluationSums
 from strop.engine.parts import Facts
+from strop.engine.refusals import check_apart
 from strop.engine.step import token_field
 from strop.engine.trainer import BaseTrainer
 from strop.errors import RolloutError
@@ -33,6 +34,7 @@ from strop.online.sampled_distribution import changes_distribution, rescore
 from strop.online.sampler_check import sampler_mismatch
 from strop.online.sampling import make_engine, sample_groups, sampling_params
 from strop.records import Batch, Counts, Example, Sampled, Scores, Want
+from strop.rewards.model_reward import ModelReward
 from strop.rollout import SamplingParams, default_stop_ids
 from strop.rollout.limits import position_limit, vocab_size
 from strop.settings.online import OnlineConfig
@@ -118,6 +120,9 @@ class OnlineTrainer(BaseTrainer):
         self.rewards = None
         if (source := self.reward()) is not None:
             self.rewards = make_rewards(self.args, source, self.given["reward_tokenizers"], self.processing_class)
+            for name, reward in zip(self.rewards.names, self.rewards.functions, strict=True):
+                if isinstance(reward, ModelReward):
+                    check_apart(f"The reward {name!r}", reward.model, self.model)
             check_rewards(
                 type(self).__name__,
                 self.rewards,

@@ -270,6 +270,8 @@ class TrainerConfig(TrainingArguments):
     def contradictions(self) -> list[str]:
         """Problems that involve more than one field. Methods extend the list."""
         problems = unknown_trackers(self.report_to)
+        sizes = ("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps")
+        problems += [f"{name}={getattr(self, name)}: must be >= 1" for name in sizes if getattr(self, name) < 1]
         if self.activation_offloading and not torch.cuda.is_available():
             problems.append(
                 "activation_offloading=True needs a CUDA device; on CPU the activations are in host memory already."

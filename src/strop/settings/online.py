@@ -15,6 +15,8 @@ IN_GENERATION_KWARGS = (
     "temperature", "top_p", "top_k", "min_p", "repetition_penalty", "max_new_tokens", "stop_strings", "eos_token_id",
 )  # fmt: skip
 """What `generation_kwargs` may hold: the settings that the samplers here have, under the names of `generate`."""
+AS_IT_IS = {"do_sample": True, "num_beams": 1, "use_cache": True}
+"""What it may hold besides: what happens anyway."""
 
 
 @config
@@ -68,6 +70,7 @@ class OnlineConfig(ReferenceConfig):
         "vllm_group_port": (51216,),
     }
     holders: ClassVar[dict[str, tuple[str, ...]]] = {"generation_kwargs": IN_GENERATION_KWARGS}
+    held_anyway: ClassVar[dict[str, Any]] = AS_IT_IS
 
     unused: ClassVar[dict[str, str]] = {
         **ReferenceConfig.unused,

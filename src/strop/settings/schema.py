@@ -109,8 +109,12 @@ def spread(cls: type, kwargs: dict[str, Any]) -> dict[str, Any]:
     """Keywords with those that hold others (`generation_kwargs`) replaced by what they hold, which wins."""
     holders: dict[str, tuple[str, ...]] = getattr(cls, "holders", {})
     aliases: dict[str, str] = getattr(cls, "aliases", {})
+    anyway: dict[str, Any] = getattr(cls, "held_anyway", {})
     for holder, names in holders.items():
-        if isinstance(inside := kwargs.get(holder), dict) and set(inside) <= {*names}:
+        if not isinstance(inside := kwargs.get(holder), dict):
+            continue
+        inside = {name: value for name, value in inside.items() if name not in anyway or value != anyway[name]}
+        if set(inside) <= {*names}:
             held: dict[str, Any] = {aliases.get(str(name), str(name)): value for name, value in inside.items()}
             others = {name: v for name, v in kwargs.items() if name != holder and aliases.get(name, name) not in held}
             kwargs = {**others, **held}
