@@ -14,7 +14,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 SOURCE = ROOT / "src" / "strop"
 
-BASE = {"plain_text", "errors", "disk", "records", "collectives", "http_client", "metric"}
+BASE = {"plain_text", "errors", "disk", "records", "collectives", "http_client", "metric", "fresh_process"}
 WAIST = BASE | {"data", "model"}
 TOOLS = WAIST | {"rollout", "rewards", "losses", "agents"}
 ENGINE = TOOLS | {"settings", "watch", "engine", "online", "methods"}
@@ -25,6 +25,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "collectives": {"errors", "records"},
     "http_client": {"errors", "plain_text"},
     "metric": set(),
+    "fresh_process": set(),
     "recipes": {"errors"},
     "disk": {"errors"},
     "data": BASE,

@@ -134,6 +134,60 @@ MUTATIONS = (
         tests=("tests/agents/test_turns.py::test_an_end_token_is_never_doubled",),
     ),
     Mutation(
+        name="version-recorded-when-learned-from",
+        promises=(15,),
+        history="A completion sampled ahead carries the weights that it is learned under, not those that wrote it.",
+        edits=(
+            Edit(
+                "methods/policy_gradient.py",
+                "version=group.version)",
+                "version=group.version and self.state.global_step)",
+            ),
+        ),
+        tests=("tests/online/test_ahead.py::test_every_tree_carries_the_weights_that_wrote_it",),
+    ),
+    Mutation(
+        name="older-weights-not-corrected",
+        promises=(15,),
+        history="Completions of older weights are learned from as if the policy had just written them.",
+        edits=(
+            Edit(
+                "methods/grpo.py",
+                'away = args.engine == "vllm" or args.max_staleness > 0',
+                'away = args.engine == "vllm"',
+            ),
+        ),
+        tests=("tests/online/test_ahead.py::test_completions_of_older_weights_are_weighted",),
+    ),
+    Mutation(
+        name="weights-read-when-they-are-sent",
+        promises=(15,),
+        history="Weights for a sampler are taken when its turn comes, in the middle of the optimizer's next step.",
+        edits=(
+            Edit(
+                "rollout/own_process.py",
+                '        return partial(self._ask, "load", weights)\n',
+                "        live = dict(self.model.named_parameters())\n"
+                "        late = lambda: safetensors.torch.save({name: live[name].detach() for name in trained})\n"
+                '        return lambda: self._ask("load", late())\n',
+            ),
+        ),
+        tests=("tests/rollout/test_own_process.py",),
+    ),
+    Mutation(
+        name="rounds-ahead-left-out-of-a-checkpoint",
+        promises=(6,),
+        history="What was sampled ahead is in no checkpoint, and the resumed run samples it from newer weights.",
+        edits=(
+            Edit(
+                "online/trainer.py",
+                "ahead = [] if self.ahead is None else self.ahead.state()",
+                "ahead: list[Any] = []",
+            ),
+        ),
+        tests=("tests/online/test_ahead.py::test_a_run_that_is_gone_on_with_learns_from_what_was_sampled_ahead",),
+    ),
+    Mutation(
         name="adapters-merged-for-every-sync",
         promises=(13,),
         history=(

@@ -57,10 +57,10 @@ MUTATIONS = (
         edits=(
             Edit(
                 "engine/windows.py",
-                "            window = order[step * self.rows_per_step : (step + 1) * self.rows_per_step]\n"
-                "            yield window[self.rank :: self.world_size]\n",
-                "            share, size = order[self.rank :: self.world_size], self.batch_size\n"
-                "            yield share[step * size : (step + 1) * size]\n",
+                "        window = order[step * self.rows_per_step : (step + 1) * self.rows_per_step]\n"
+                "        return window[self.rank :: self.world_size]\n",
+                "        share, size = order[self.rank :: self.world_size], self.batch_size\n"
+                "        return share[step * size : (step + 1) * size]\n",
             ),
         ),
         tests=("tests/engine/test_windows.py::test_the_rows_of_a_step_do_not_depend_on_the_number_of_processes",),

@@ -80,6 +80,7 @@ class Sampled:
     trajectory: int | None = None  # number, in the round, of the one trajectory that the tree is a stretch of
     follows: bool = False  # a later stretch of its trajectory, which is counted with the first
     baseline: float | None = None  # mean reward of the other prompts
+    version: int | None = None  # optimizer steps that the weights had seen which wrote it, where it was made ahead
 
     def part(self, some: slice) -> Sampled:
         """What is known about some of the completions, in a further piece of their tree."""

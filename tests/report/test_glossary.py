@@ -77,9 +77,9 @@ ONLY_TRAINING = (
 CONVERSATIONS = ("mean_count", "answer_tokens", "rolled_back", "forked", "failed", "respelled")
 ELSEWHERE = (
     "tools/call_frequency", "tools/failure_frequency", *(f"turns/{name}" for name in CONVERSATIONS),
-    "held_out_accuracy", "rewards/*/*_fraction",
+    "held_out_accuracy", "rewards/*/*_fraction", "staleness/*",
 )  # fmt: skip
-"""Logged by runs with tools, by `strop demo`, and where a reward failed."""
+"""Logged by runs with tools, by `strop demo`, where a reward failed, and where rounds are sampled ahead."""
 
 
 OWN: dict[str, tuple[Entry, ...]] = {

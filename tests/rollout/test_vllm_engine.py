@@ -206,6 +206,28 @@ def test_a_refused_sync_keeps_the_version(stub: Any, engine: VllmGenerator) -> N
     assert not engine.sync_dir.exists()
 
 
+def test_staged_weights_are_those_of_then_and_read_when_it_is_their_turn(stub: Any, tmp_path: Path) -> None:
+    policy = lora_policy()
+    engine = VllmGenerator(policy, base_url=stub.url, sync_dir=tmp_path)
+    loads = []
+    for _ in range(2):
+        change(policy)
+        loads.append((engine.stage(policy), fingerprint(policy)))
+    change(policy)
+    assert not stub.adapters and len(list(tmp_path.iterdir())) == 2
+    for load, mark in loads:
+        load()
+        (folder,) = stub.adapters.values()
+        read = load_file(folder / "adapter_model.safetensors")
+        assert float(sum(tensor.double().sum() for tensor in read.values())) == pytest.approx(mark)
+    assert len(list(tmp_path.iterdir())) == 1
+    engine.close()
+
+
+def fingerprint(policy: Any) -> float:
+    return float(sum(p.detach().double().sum() for name, p in policy.named_parameters() if "lora_" in name))
+
+
 def test_sync_takes_another_policy(stub: Any, engine: VllmGenerator) -> None:
     engine.sync(lora_policy())
     assert len(stub.adapters) == 1

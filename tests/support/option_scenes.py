@@ -8,7 +8,7 @@ import multiprocessing
 import random
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -18,6 +18,7 @@ import torch
 from strop.methods import gkd as distillation
 from strop.model.head import _Options
 from strop.testing.cases import ONLINE, TASKS, letters_reward, method_of, rows_for, words
+from strop.testing.rollouts import FixedGenerator
 from strop.testing.tiny import tiny_model
 from strop.testing.tokenizers import CHATML, toy_tokenizer
 from tests.support.templates import KINDS, tokenizer_with
@@ -374,6 +375,23 @@ def stub_vllm() -> Iterator[list[Any]]:
         mock.patch(f"{home}.VllmGenerator._compare"),  # a stub serves no model that could be the policy
     ):
         yield record
+
+
+class EngineBeside(FixedGenerator):
+    """An engine that could sample while the policy learns, in this process."""
+
+    def __init__(self, model: Any, *, tokenizer: Any, **settings: Any) -> None:
+        super().__init__(len(tokenizer), tokenizer.eos_token_id)
+
+    def stage(self, model: Any) -> Callable[[], None]:
+        return lambda: None
+
+
+@contextlib.contextmanager
+def engine_beside() -> Iterator[None]:
+    """The process that samples ahead replaced by a stub."""
+    with mock.patch("strop.online.sampling.ProcessGenerator", EngineBeside):
+        yield
 
 
 @contextlib.contextmanager

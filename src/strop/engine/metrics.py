@@ -52,6 +52,10 @@ class MetricLog:
             raise KeyError(f"kind of metric for {unknown[0]}")
         self._sums = {key: list(entry) for key, entry in state.items()}
 
+    def join(self, state: Mapping[str, list[float]]) -> None:
+        """Add what another log has."""
+        self._sums = merge([self._sums, state])
+
     def drain(self, *, world_size: int = 1) -> dict[str, float]:
         """Values over everything added since the last call, on all ranks; a metric without a single item is left
         out."""

@@ -71,11 +71,23 @@ class StepSampler:
         self.epoch = epoch
 
     def __iter__(self) -> Iterator[list[int]]:
-        order = epoch_order(self.num_rows, seed=self.seed, epoch=self.epoch, shuffle=self.shuffle)
+        order = self.order(self.epoch)
         for step in range(self.num_steps):
-            window = order[step * self.rows_per_step : (step + 1) * self.rows_per_step]
-            yield window[self.rank :: self.world_size]
+            yield self.share(order, step)
             yield from ([] for _ in range(self.batches_per_step - 1))
+
+    def order(self, epoch: int) -> list[int]:
+        return epoch_order(self.num_rows, seed=self.seed, epoch=epoch, shuffle=self.shuffle)
+
+    def share(self, order: list[int], step: int) -> list[int]:
+        """This rank's rows of a window of an epoch's order."""
+        window = order[step * self.rows_per_step : (step + 1) * self.rows_per_step]
+        return window[self.rank :: self.world_size]
+
+    def rows_of(self, number: int) -> list[int]:
+        """This rank's rows of a window that is counted from the start of the run, over all epochs."""
+        epoch, step = divmod(number, self.num_steps)
+        return self.share(self.order(epoch), step)
 
 
 class StreamWindows(IterableDataset):
@@ -136,21 +148,33 @@ def as_list(rows: Any) -> list[Example]:
 
 def train_loader(dataset: Any, args: Any, size: int, *, steps: int, shuffle: bool) -> WindowLoader:
     """Windows of `size` rows over all ranks, each of which serves `steps` optimizer steps."""
-    batches = args.gradient_accumulation_steps * steps
-    where = {"rank": args.process_index, "world_size": args.world_size}
     if not hasattr(dataset, "__len__"):
+        where = {"rank": args.process_index, "world_size": args.world_size}
+        batches = args.gradient_accumulation_steps * steps
         stream = StreamWindows(dataset, size, batches_per_step=batches, repeat=True, **where)
         return window_loader(stream, None)
-    seed = args.data_seed if args.data_seed is not None else args.seed
-    options = {"seed": seed, "shuffle": shuffle, "drop_last": args.dataloader_drop_last}
     return window_loader(
         dataset,
-        StepSampler(len(dataset), size, batches_per_step=batches, **options, **where),
+        window_sampler(dataset, args, size, steps=steps, shuffle=shuffle),
         num_workers=args.dataloader_num_workers,
         persistent_workers=args.dataloader_persistent_workers,
         prefetch_factor=args.dataloader_prefetch_factor,
         multiprocessing_context=args.dataloader_multiprocessing_context,
         in_order=args.dataloader_in_order,
+    )
+
+
+def window_sampler(dataset: Any, args: Any, size: int, *, steps: int, shuffle: bool) -> StepSampler:
+    """Which rows of a set with a length make the windows of `train_loader`."""
+    return StepSampler(
+        len(dataset),
+        size,
+        batches_per_step=args.gradient_accumulation_steps * steps,
+        rank=args.process_index,
+        world_size=args.world_size,
+        seed=args.data_seed if args.data_seed is not None else args.seed,
+        shuffle=shuffle,
+        drop_last=args.dataloader_drop_last,
     )
 
 

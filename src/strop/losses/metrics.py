@@ -142,6 +142,7 @@ def sampler_metrics(
 ) -> Metrics:
     """How far the rollout engine is from the policy at the start of the update.
 
+    `sampling/kl` (k3 estimate of KL(sampler || policy), nats per token),
     `sampling/sampling_logp_difference/mean|max` (|difference|, nats per token) and
     `sampling/importance_sampling_ratio/mean|min|max`: the weights of the correction `mode` (see `sampler_weights`), or
     without one the ratio of each token. Tokens that the engine gave no log-prob (NaN) count in neither; nothing is
@@ -160,6 +161,7 @@ def sampler_metrics(
         weights = corrected[known]
     away = gap[known].abs()
     return {
+        "sampling/kl": mean_of(torch.expm1(gap[known]) - gap[known]),
         "sampling/sampling_logp_difference/mean": mean_of(away),
         "sampling/sampling_logp_difference/max": Extreme(away.max()),
         "sampling/importance_sampling_ratio/mean": mean_of(weights),

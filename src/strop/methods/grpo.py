@@ -26,15 +26,17 @@ from strop.losses import (
 )
 from strop.losses.names import POLICY_AGGREGATION
 from strop.methods.policy_gradient import PolicyGradientTrainer
+from strop.metric import SAMPLING, Entry
 from strop.online.groups import Group
 from strop.online.pieces import trajectory_of
 from strop.records import Batch, LossOutput, Mean, Scores, StepContext, Term, Want
-from strop.settings.online import VLLM, OnlineConfig
+from strop.settings.online import OnlineConfig
 from strop.settings.prerequisites import ABOVE_ZERO, Needs
 from strop.settings.schema import Range, config
 
 Positive = Annotated[float, Range(min=0, open_min=True)]
 CORRECTED = {"vllm_importance_sampling_correction": (True,)}
+OFF_POLICY = Needs({"engine": ("vllm",), "max_staleness": Range(min=1)})
 
 
 @config
@@ -46,7 +48,7 @@ class GRPOConfig(OnlineConfig):
         "vllm_importance_sampling_cap": "vllm_importance_sampling_clip_max",
     }
     removed: ClassVar[dict[str, str]] = {
-        **OnlineConfig.removed,
+        **{name: text for name, text in OnlineConfig.removed.items() if name != "max_staleness"},
         "cast_lm_head_to_fp32": "Logits are added up and normalised in float32 always; remove it.",
     }
     neutral: ClassVar[dict[str, tuple[Any, ...]]] = {**OnlineConfig.neutral, "cast_lm_head_to_fp32": (True,)}
@@ -59,7 +61,7 @@ class GRPOConfig(OnlineConfig):
             ("entropy_coef_min", "entropy_coef_max", "entropy_coef_delta", "entropy_target"),
             Needs({"use_adaptive_entropy": (True,)}),
         ),
-        "vllm_importance_sampling_correction": VLLM,
+        "vllm_importance_sampling_correction": OFF_POLICY,
         "vllm_importance_sampling_mode": Needs(CORRECTED, elsewhere=("sequence_mask",)),
         "vllm_importance_sampling_clip_max": Needs(CORRECTED, elsewhere=(2.0, None)),
         "vllm_importance_sampling_clip_min": Needs(CORRECTED),
@@ -90,6 +92,9 @@ class GRPOConfig(OnlineConfig):
     none."""
     multi_objective_aggregation: Literal["sum_then_normalize", "normalize_then_sum"] = "sum_then_normalize"
     """Several rewards: sum, then normalise; or normalise each, then sum (GDPO)."""
+    max_staleness: Annotated[int, Range(min=0)] = 0  # type: ignore[misc]
+    """Windows that sampling and rewards may be ahead of learning: completions of the next windows are made by another
+    process, or a vLLM server, while this one is learned from, and weighted for it. 0: in strict order."""
     dynamic_sampling: bool = False
     """Replace groups whose rewards are all equal by groups of further prompts (DAPO)."""
     max_resampling_rounds: Annotated[int, Range(min=1)] = 4
@@ -111,7 +116,7 @@ class GRPOConfig(OnlineConfig):
     off_policy_mask_threshold: float | None = None
     """Drop failed completions that drifted by more than this many nats per token. None: keep all."""
     vllm_importance_sampling_correction: bool = True
-    """Correct for a rollout engine whose probabilities differ from the policy's (vllm engine)."""
+    """Correct for completions whose sampler had other probabilities than the policy (vllm engine, max_staleness)."""
     vllm_importance_sampling_mode: (
         Literal["token_truncate", "token_mask", "sequence_truncate", "sequence_mask"] | None
     ) = None
@@ -146,6 +151,8 @@ class GRPOConfig(OnlineConfig):
             )
         if self.num_generations < 2:
             problems.append("num_generations=1 leaves no group to compare with; set 2 or more.")
+        if self.max_staleness:
+            problems += [f"max_staleness={self.max_staleness}: {why}" for why in self.why_in_order()]
         if POLICY_AGGREGATION.get(self.loss_type) == "constant" and self.max_completion_length is None:
             problems.append(f"loss_type={self.loss_type!r} divides by max_completion_length; give it.")
         try:
@@ -153,6 +160,17 @@ class GRPOConfig(OnlineConfig):
         except ConfigError as error:
             problems.append(str(error))
         return problems
+
+    def why_in_order(self) -> list[str]:
+        """What the settings have that must sample in strict order."""
+        reasons = {
+            "dynamic_sampling=True samples again when it has seen the rewards; remove it.": self.dynamic_sampling,
+            "ignore_data_skip=True moves the rows of the next windows; remove it.": self.ignore_data_skip,
+            "a vLLM in the training process shares its device and weights; set vllm_mode='server'.": (
+                self.engine == "vllm" and self.vllm_mode == "colocate"
+            ),
+        }
+        return [text for text, found in reasons.items() if found]
 
 
 LOSS_OPTIONS = {
@@ -179,6 +197,12 @@ class GRPOTrainer(PolicyGradientTrainer):
     """
 
     config_class = GRPOConfig
+    glossary = (
+        Entry(
+            "staleness/*", SAMPLING, "Optimizer steps made since the weights that wrote a completion.", "steps",
+            "completion", healthy="the steps of max_staleness windows",
+        ),
+    )  # fmt: skip
 
     def after_init(self) -> None:
         super().after_init()
@@ -276,7 +300,8 @@ class GRPOTrainer(PolicyGradientTrainer):
         completions = trajectory_of(batch)
         given = (scores.logps, old_logps, advantages, *completions)
         options = {**loss_options(args), "ref_logps": step.ref.logps if step.ref is not None else None}
-        corrects = args.engine == "vllm" and args.vllm_importance_sampling_correction
+        away = args.engine == "vllm" or args.max_staleness > 0
+        corrects = away and args.vllm_importance_sampling_correction
         keep = self.keep(scores, batch, advantages, step)
         values = policy_loss_flat(*given, sampler_logps=sampler_logps if corrects else None, keep=keep, **options)
         sums = {"aggregation": POLICY_AGGREGATION[args.loss_type], "max_completion_length": args.max_completion_length}

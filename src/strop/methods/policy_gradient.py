@@ -82,7 +82,7 @@ class PolicyGradientTrainer(OnlineTrainer):
     def trees(self, group: Group, place: int = 0) -> list[Example]:
         """A group as trees to train on: one, and one more for each stretch of a trajectory with contexts of its own."""
         advantages = None if group.advantages is None else group.advantages.tolist()
-        known = Sampled(place, advantages=advantages, sampler_logps=group.sampler_logps)
+        known = Sampled(place, advantages=advantages, sampler_logps=group.sampler_logps, version=group.version)
         first = (place * self.args.world_size + self.args.process_index) * len(group.completions)
         return group.trees(known, drop_truncated=self.args.mask_truncated_completions, first=first)
 

@@ -34,6 +34,7 @@ class Group:
     turn_tokens: list[list[int]] | None = None  # G lists, tokens of each of those messages
     stretches: list[list[Stretch] | None] | None = None  # G; of a completion that does not lie on the group's prompt
     extra: dict[str, list[Any]] = field(default_factory=dict)  # what a rollout function said of each, G values by name
+    version: int | None = None  # optimizer steps that the weights had seen which wrote it, where it was made ahead
 
     @property
     def columns(self) -> dict[str, Any]:
@@ -186,6 +187,8 @@ def sample_rows(tokenizer: Any, groups: Sequence[Group]) -> list[dict[str, Any]]
             row: dict[str, Any] = {"prompt": group.prompt if group.prompts is None else group.prompts[i]}
             row["completion"] = text
             row["finish_reason"] = group.finish_reasons[i]
+            if group.version is not None:
+                row["weights_of_step"] = group.version
             if group.replies is not None and group.turn_tokens is not None:
                 row["turns"] = [{**m, "tokens": n} for m, n in zip(group.replies[i], group.turn_tokens[i], strict=True)]
             if group.values is not None and group.rewards is not None:

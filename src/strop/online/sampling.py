@@ -13,9 +13,12 @@ from strop.agents.turns import Trajectory, Turns
 from strop.online.groups import Group, add, prompt_of
 from strop.records import Example, Mean, Stretch
 from strop.rollout import SamplingParams, make_generator
+from strop.rollout.own_process import ProcessGenerator
 
 OwnFunction = Callable[[list[Any], list[list[int]], int, SamplingParams], OwnRollout]
 """(prompts, their ids, n, how to sample) -> what a user's rollout function made of them."""
+Drawn = tuple[list[Group], dict[str, Mean]]
+"""Groups, and what was counted on the way."""
 
 
 def sampling_params(args: Any, *, moment: int, player: int = 0) -> SamplingParams:
@@ -35,15 +38,17 @@ def sampling_params(args: Any, *, moment: int, player: int = 0) -> SamplingParam
 
 
 def make_engine(args: Any, model: Any, tokenizer: Any) -> Any:
-    """The rollout engine that the config names."""
-    return make_generator(
-        args.engine,
-        model=model,
-        tokenizer=tokenizer,
-        max_slots=args.max_slots,
-        autocast=torch.bfloat16 if args.bf16 else torch.float16 if args.fp16 else None,
+    """The rollout engine that the config names; one that samples ahead has a process of its own."""
+    settings = {
+        "engine": args.engine,
+        "tokenizer": tokenizer,
+        "max_slots": args.max_slots,
+        "autocast": torch.bfloat16 if args.bf16 else torch.float16 if args.fp16 else None,
         **args.vllm_settings(),
-    )
+    }
+    if args.max_staleness and args.engine != "vllm":
+        return ProcessGenerator(model, **settings)
+    return make_generator(model=model, **settings)
 
 
 def sample_groups(
@@ -55,7 +60,7 @@ def sample_groups(
     *,
     turns: Turns | None = None,
     rollout_func: OwnFunction | None = None,
-) -> tuple[list[Group], dict[str, Mean]]:
+) -> Drawn:
     """`n` completions of each prompt, and what was counted on the way.
 
     They come from the engine, from the user's `rollout_func`, or from several `turns` with tools or environments.

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
+from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import torch
 from accelerate.utils import DistributedType
+from transformers.trainer_utils import TrainOutput
 
 from strop.agents.environments import Environments
 from strop.agents.rollout_function import RolloutFunction
@@ -24,6 +27,7 @@ from strop.engine.step import token_field
 from strop.engine.trainer import BaseTrainer
 from strop.errors import RolloutError
 from strop.model import base_model, evaluating, lm_head_of
+from strop.online.ahead import RoundsAhead, check_can_sample_ahead, staleness
 from strop.online.batches import BatchSizes, batch_sizes, rounding_notices, share_steps, split_steps
 from strop.online.closing import CloseEnvironments
 from strop.online.evaluation_samples import EvaluationSamples
@@ -32,7 +36,7 @@ from strop.online.pieces import in_trajectories, pieces
 from strop.online.rewarding import check_rewards, make_rewards, reward_groups, reward_source
 from strop.online.sampled_distribution import changes_distribution, rescore
 from strop.online.sampler_check import sampler_mismatch
-from strop.online.sampling import make_engine, sample_groups, sampling_params
+from strop.online.sampling import Drawn, make_engine, sample_groups, sampling_params
 from strop.records import Batch, Counts, Example, Sampled, Scores, Want
 from strop.rewards.model_reward import ModelReward
 from strop.rollout import SamplingParams, default_stop_ids
@@ -132,6 +136,10 @@ class OnlineTrainer(BaseTrainer):
                 own_rollouts=self._rollout_func is not None,
             )
         self._generator: Any = None
+        self.ahead: RoundsAhead | None = None
+        if windows := self.args.max_staleness:
+            check_can_sample_ahead(self)
+            self.ahead = RoundsAhead(self, windows)
         self.evaluated: list[Group] = []  # of the window that is evaluated
         self.turns = None
         if self.given["tools"] is not None or self._environments is not None:
@@ -221,33 +229,39 @@ class OnlineTrainer(BaseTrainer):
         """The model that completions are sampled from."""
         return self.policy
 
-    def sampling(self, training: bool, player: int = 0) -> SamplingParams:
+    def sampling(self, training: bool, player: int = 0, moment: int | None = None) -> SamplingParams:
         """Sampling settings of the next round; a resumed run draws what the stopped one would have drawn."""
-        moment = self.rounds if training else 2**31 + self.state.global_step
+        if moment is None:
+            moment = self.rounds if training else 2**31 + self.state.global_step
         return sampling_params(self.args, moment=moment, player=player)
 
-    def rollout(self, prompts: Sequence[Example], n: int, training: bool) -> list[Group]:
-        """Sample `n` completions for each prompt.
+    def drawing(self, prompts: Sequence[Example], n: int, params: SamplingParams) -> Callable[[], Drawn]:
+        """What samples `n` completions of each prompt with the weights as they are now: at once, or, where rounds are
+        sampled ahead, later and in another thread.
 
         Ranks without prompts take part too: bringing a shared server up to date is a meeting of all of them.
         """
-        self.generator.sync(self.sampled_model)
-        if not prompts:
-            return []
-        own = self._rollout_func
-        with self.clock.part("sampling"):
-            groups, metrics = sample_groups(
-                self.generator,
-                self.processing_class,
-                prompts,
-                n,
-                self.sampling(training),
-                turns=self.turns,
-                rollout_func=None if own is None else lambda *asked: own(*asked, self, vocab_size(self.policy)),
+        engine, own = self.generator, self._rollout_func
+        load = partial(engine.sync, self.sampled_model) if self.ahead is None else engine.stage(self.sampled_model)
+        function = None if own is None else lambda *asked: own(*asked, self, vocab_size(self.policy))
+
+        def draw() -> Drawn:
+            load()
+            if not prompts:
+                return [], {}
+            return sample_groups(
+                engine, self.processing_class, prompts, n, params, turns=self.turns, rollout_func=function
             )
+
+        return draw
+
+    def rollout(self, prompts: Sequence[Example], n: int, training: bool) -> list[Group]:
+        """Sample `n` completions for each prompt."""
+        draw = self.drawing(prompts, n, self.sampling(training))
+        with self.clock.part("sampling"):
+            groups, metrics = draw() if self.ahead is None else self.ahead.sampling(draw).result()
         self._metrics["train" if training else "eval"].add(metrics)
-        if training and not self._sampler_compared:
-            self._sampler_compared = True
+        if training and groups:
             self.compare_sampler(groups)
         return groups
 
@@ -256,6 +270,9 @@ class OnlineTrainer(BaseTrainer):
 
         Not for a sharded model, which all ranks must run together.
         """
+        if self._sampler_compared:
+            return
+        self._sampler_compared = True
         if self.accelerator.distributed_type in (DistributedType.DEEPSPEED, DistributedType.FSDP):
             return
         trees = [
@@ -276,13 +293,12 @@ class OnlineTrainer(BaseTrainer):
 
     def score_groups(self, groups: list[Group], mode: str) -> None:
         """Rewards of every completion, written into its group; metrics of rewards are recorded."""
-        if self.rewards is None or not groups:
+        if self.rewards is None or not groups or groups[0].values is not None:  # asked ahead, where they are there
             return
-        penalty = self.args.missing_eos_penalty
+        options = {"state": self.state, "missing_eos_penalty": self.args.missing_eos_penalty}
+        ask = partial(reward_groups, groups, self.rewards, self.processing_class, **options)
         with self.clock.part("rewards"):
-            metrics = reward_groups(
-                groups, self.rewards, self.processing_class, state=self.state, missing_eos_penalty=penalty
-            )
+            metrics = ask() if self.ahead is None else self.ahead.rewarding(ask).result()
         self._metrics[mode].add(metrics)
 
     def plan(self, examples: Sequence[Example], rows_at_once: int) -> list[list[Example]]:
@@ -324,11 +340,13 @@ class OnlineTrainer(BaseTrainer):
                 f"{len(examples)} prompts came while completions for {steps} wait to be learned from. Give prompts "
                 "when the buffer is empty, and no rows ([]) in between."
             )
-        return self.buffer.popleft()
+        trees = self.buffer.popleft()
+        self._metrics["train"].add(staleness(trees, self.state.global_step))
+        return trees
 
     def fill_buffer(self, prompts: list[Example]) -> None:
         """Sample, score and shape one round, and cut it into the steps that it serves."""
-        groups = self.rollout(prompts, self.group_size, training=True)
+        groups = self.rollout(prompts, self.group_size, True) if self.ahead is None else self.ahead.take(prompts)
         self.score_groups(groups, "train")
         self._metrics["train"].add(completion_metrics(groups))
         trees = self.make_trees(groups, training=True)
@@ -393,7 +411,8 @@ class OnlineTrainer(BaseTrainer):
 
     def extra_state(self) -> dict[str, Any]:
         buffer = [[tree.to_plain() for tree in step] for step in self.buffer]
-        return {**super().extra_state(), "rounds": self.rounds, "buffer": buffer}
+        ahead = [] if self.ahead is None else self.ahead.state()
+        return {**super().extra_state(), "rounds": self.rounds, "buffer": buffer, "ahead": ahead}
 
     def load_extra_state(self, state: dict[str, Any]) -> None:
         super().load_extra_state(state)
@@ -401,6 +420,15 @@ class OnlineTrainer(BaseTrainer):
         self.buffer = deque([Example.from_plain(tree) for tree in step] for step in state["buffer"])
         if self.args.ignore_data_skip:  # the epoch begins again, and its first prompts with it
             self.buffer.clear()
+        if self.ahead is not None:
+            self.ahead.load(state["ahead"])
+
+    def train_from(self, folder: Path | None, **kwargs: Any) -> TrainOutput:
+        try:
+            return super().train_from(folder, **kwargs)
+        finally:
+            if self.ahead is not None:
+                self.ahead.clear()
 
     def share_extra_state(self, states: list[dict[str, Any]]) -> dict[str, Any]:
         rank, world = self.args.process_index, self.args.world_size
@@ -409,6 +437,7 @@ class OnlineTrainer(BaseTrainer):
             **super().share_extra_state(states),
             "rounds": max(state["rounds"] for state in states),
             "buffer": buffer,
+            "ahead": [],  # ranks sample with seeds of their own: what was sampled ahead is sampled again
         }
 
     def row_order(self) -> dict[str, Any]:

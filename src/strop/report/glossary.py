@@ -365,6 +365,7 @@ _TOKEN_ENTRIES = (
         "|log-probability at sampling - in training| of the same token.", "nats", "token", high=0.1,
         advice="Large: precision or sampling settings of the two engines differ.",
     ),
+    Entry("sampling/kl", SAMPLING, "KL from the sampler to the policy.", "nats", "token", high=0.1),
     Entry(
         "sampling/importance_sampling_ratio/*", SAMPLING,
         "Correction weight between the sampling engine and the trainer.", "ratio", "token or completion", low=0.5,
@@ -397,7 +398,7 @@ _PROGRESS_ENTRIES = (
         "rows_time", PROGRESS, "Time that a step waits for its rows.", "seconds", "step",
         healthy="a small share of step_time", advice="Large: more dataloader_num_workers, or tokenised rows kept.",
     ),
-    Entry("sampling_time", PROGRESS, "Time of a step in which completions are sampled.", "seconds", "step"),
+    Entry("sampling_time", PROGRESS, "Time of a step in which it waits for completions.", "seconds", "step"),
     Entry(
         "rewards_time", PROGRESS, "Time of a step in which it waits for rewards.", "seconds", "step",
         healthy="a small share of step_time",

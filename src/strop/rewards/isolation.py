@@ -18,19 +18,16 @@ import multiprocessing
 import os
 import pickle
 import signal
-import sys
-import threading
 import time
 import weakref
-from collections.abc import Iterator
 from concurrent.futures import Future, wait
 from concurrent.futures.process import BrokenProcessPool
-from multiprocessing.context import SpawnContext, SpawnProcess
 from typing import Any
 
 import cloudpickle
 from pebble import ProcessExpired, ProcessPool
 
+from strop.fresh_process import FreshContext
 from strop.rewards.contract import Failure, Outcome, describe_exception
 from strop.rewards.invoke import timeout_failure
 from strop.rewards.worker import answer, load, prepare
@@ -39,7 +36,6 @@ STARTUP_SECONDS = 120.0
 """How long a worker may take to import what its function needs. It does not count towards the reward's timeout."""
 
 _LOOK_SECONDS = 0.5
-_main_lock = threading.Lock()
 
 
 class NotMovable(Exception):
@@ -81,7 +77,7 @@ class Worker:
             self.kill()
         if not self._pools:
             settings = os.getpid(), self._memory_limit_bytes, multiprocessing.get_start_method()
-            pool = ProcessPool(1, initializer=prepare, initargs=settings, context=_Context())
+            pool = ProcessPool(1, initializer=prepare, initargs=settings, context=FreshContext())
             self._pools.append(pool)
             self._loading = pool.schedule(load, args=(self._payload,))
             self.starts += 1
@@ -184,29 +180,3 @@ def _stop(pools: list[ProcessPool], owner_pid: int) -> None:
         pool = pools.pop()
         pool.stop()
         pool.join()
-
-
-class _Process(SpawnProcess):
-    """A fresh interpreter that does not import the user's script: one without a `__main__` guard would train again."""
-
-    def start(self) -> None:
-        with _script_hidden():
-            super().start()
-
-
-class _Context(SpawnContext):
-    Process = _Process
-
-
-@contextlib.contextmanager
-def _script_hidden() -> Iterator[None]:
-    """`multiprocessing` looks at the file and the spec of `__main__` to tell a child what to import first."""
-    script: dict[str, Any] = vars(sys.modules["__main__"])
-    with _main_lock:
-        kept: dict[str, Any] = {name: script[name] for name in ("__file__", "__spec__") if name in script}
-        script.pop("__file__", None)
-        script["__spec__"] = None
-        try:
-            yield
-        finally:
-            script.update(kept)

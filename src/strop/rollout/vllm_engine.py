@@ -14,6 +14,7 @@ import secrets
 import shutil
 import tempfile
 import weakref
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -167,17 +168,27 @@ class VllmGenerator:
         Raises:
             RolloutError: vLLM did not take them.
         """
+        self.stage(model)()
+
+    def stage(self, model: nn.Module | None = None) -> Callable[[], None]:
+        """`sync` in two parts: the weights as they are now are written, and the call that is returned lets the server
+        read them, from any thread. Where nothing is written (in this process) or ranks meet, the call does it all."""
         if model is not None:
             self.weights = VllmWeights(model)
         mark = self.weights.fingerprint()
         if mark == self._sent:
-            return
-        self._sent = None  # a transfer that fails may have been half done
-        if self._shared:
-            self._send_from_first_rank()
-        else:
-            self._send()
-        self._sent = mark
+            return lambda: None
+        written = self._write() if self._by_files and not self._shared else None
+
+        def send() -> None:
+            self._sent = None  # a transfer that fails may have been half done
+            if self._shared:
+                self._send_from_first_rank()
+            else:
+                self._send(written)
+            self._sent = mark
+
+        return send
 
     def close(self) -> None:
         """End requests in progress, and remove the adapter from the server and the files of weights."""
@@ -198,27 +209,32 @@ class VllmGenerator:
             part.save_pretrained(folder)
         return str(folder)
 
-    def _send(self) -> None:
-        if not self._by_files:
-            assert isinstance(self.backend, VllmInProcess)
-            self.backend.load_tensors(list(self.weights.tensors().items()))
-            return
+    def _write(self) -> tuple[int, Path]:
+        """Write the weights as they are now; their number, and the folder that the server reads."""
         self._attempts += 1
         folder = self.sync_dir / f"weights-{self._run}-{self._attempts}"
         try:
-            files = self.weights.save(folder)
+            return self._attempts, self.weights.save(folder)
         except OSError as error:
             raise RolloutError(
                 f"The weights for vLLM could not be written to {folder}: {error}. Free space there, or name another "
                 "folder that vLLM can read (vllm_sync_dir)."
             ) from error
+
+    def _send(self, written: tuple[int, Path] | None) -> None:
+        """Let vLLM take the weights, from files that were written or from memory; older files go."""
+        if written is None:
+            assert isinstance(self.backend, VllmInProcess)
+            self.backend.load_tensors(list(self.weights.tensors().items()))
+            return
+        number, files = written
         if self.weights.adapter is None:
             assert isinstance(self.backend, VllmServer)
             self.backend.reload_weights(files)
         else:  # a name per version: cached prefixes are kept per adapter and must not survive its weights
-            self.backend.load_adapter(f"strop-{self._run}-{self._attempts}", files)
+            self.backend.load_adapter(f"strop-{self._run}-{number}", files)
         for old in self.sync_dir.glob(f"weights-{self._run}-*"):
-            if old != folder:
+            if int(old.name.rsplit("-", 1)[1]) < number:  # a later one may wait to be read
                 shutil.rmtree(old, ignore_errors=True)
 
     def _send_from_first_rank(self) -> None:
@@ -226,7 +242,7 @@ class VllmGenerator:
         told: list[Any] = [None]
         if dist.get_rank() == 0:
             try:
-                self._send()
+                self._send(self._write())
                 told = [self.backend.serves]
             except StropError as error:
                 told = [error]

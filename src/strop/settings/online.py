@@ -61,6 +61,7 @@ class OnlineConfig(ReferenceConfig):
         "vllm_tensor_parallel_size": "A vLLM in the training process has its one device; start a server with "
         "--tensor-parallel-size.",
         "vllm_group_port": "No process group is opened: a server gets new weights over HTTP; remove it.",
+        "max_staleness": "Its loss has no weight for completions that older weights wrote; GRPO's has.",
     }
     neutral: ClassVar[dict[str, tuple[Any, ...]]] = {
         **ReferenceConfig.neutral,
@@ -68,9 +69,11 @@ class OnlineConfig(ReferenceConfig):
         "log_multimodal": (True,),
         "vllm_tensor_parallel_size": (1,),
         "vllm_group_port": (51216,),
+        "max_staleness": (0,),
     }
     holders: ClassVar[dict[str, tuple[str, ...]]] = {"generation_kwargs": IN_GENERATION_KWARGS}
     held_anyway: ClassVar[dict[str, Any]] = AS_IT_IS
+    max_staleness: ClassVar[int] = 0  # a setting where a method's loss corrects for it
 
     unused: ClassVar[dict[str, str]] = {
         **ReferenceConfig.unused,

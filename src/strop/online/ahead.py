@@ -1,0 +1,204 @@
+"""Rounds of sampling that are made while the policy learns: `max_staleness` windows ahead.
+
+    window w arrives:   begin round w + max_staleness, with the weights as they are now
+                        wait for round w, which was begun max_staleness windows ago, and learn from it
+
+One thread samples and one asks the rewards, each in the order of the rounds. All completions of a round come from one
+version of the weights, the number of optimizer steps that had been made, which every tree carries. Everything that
+looks at the policy (advantages, old log-probs, the loss) is done when the round is taken, in the training thread.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections import deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from accelerate.utils import DistributedType
+
+from strop.engine.metrics import MetricLog
+from strop.engine.rows import flatten
+from strop.engine.windows import window_sampler
+from strop.errors import ConfigError, RolloutError
+from strop.online.groups import Group, prompt_of
+from strop.online.lane import Lane
+from strop.online.rewarding import reward_groups
+from strop.records import Example, Extreme, Mean
+
+KEPT = ("completions", "sampler_logps", "finish_reasons", "reward_names", "values", "rewards")
+"""Fields of a group that a checkpoint holds as they are."""
+
+
+@dataclass
+class Round:
+    """One window's prompts on their way to rewarded groups."""
+
+    number: int  # of the window, counted over all epochs
+    version: int  # optimizer steps that the weights have seen which write it
+    prompts: list[Example]
+    sampled: Future[list[Group]]
+    rewarded: Future[dict[str, list[float]]]  # the metrics of the rewards, as a `MetricLog` keeps them
+
+
+class RoundsAhead:
+    """The rounds that are begun and not yet learned from, in their order.
+
+    Args:
+        trainer: an online trainer whose engine has `stage`.
+        windows: how many windows the weights that sample may be behind.
+    """
+
+    def __init__(self, trainer: Any, windows: int) -> None:
+        self.trainer, self.windows = trainer, windows
+        self.rounds: deque[Round] = deque()
+        self.sampling, self.rewarding = Lane("strop-sampling"), Lane("strop-rewards")
+        self._sampled_once = False
+
+    def take(self, prompts: Sequence[Example]) -> list[Group]:
+        """The rewarded groups of the window that is learned from now; those of the windows after it are begun.
+
+        Raises:
+            RolloutError: the window has other prompts than the ones that were sampled for it; an engine that failed.
+            RewardError: a reward that failed.
+        """
+        now = self.window
+        last = math.ceil(self.trainer.state.max_steps / self.trainer.sizes.steps) - 1
+        following = self.rounds[-1].number + 1 if self.rounds else now
+        for number in range(following, max(now, min(now + self.windows, last)) + 1):
+            self.rounds.append(self.begin(number, now))
+        first = self.rounds.popleft()
+        if [e.row for e in prompts] != [e.row for e in first.prompts]:
+            raise RolloutError(
+                f"Window {now} has the rows {[e.row for e in prompts]}, and completions were sampled ahead for "
+                f"{[e.row for e in first.prompts]}. Rows in an order of one's own need max_staleness=0."
+            )
+        with self.trainer.clock.part("sampling"):
+            groups = first.sampled.result()
+        if first.version == self.trainer.state.global_step:
+            self.trainer.compare_sampler(groups)
+        with self.trainer.clock.part("rewards"):
+            self.trainer._metrics["train"].join(first.rewarded.result())
+        return groups
+
+    @property
+    def window(self) -> int:
+        """The window that is learned from, counted over all epochs."""
+        return int(self.trainer.state.global_step // self.trainer.sizes.steps)
+
+    def prompts_of(self, number: int) -> list[Example]:
+        """This rank's prompts of a window, counted over all epochs."""
+        trainer = self.trainer
+        size, steps = trainer.window_size()
+        sampler = window_sampler(trainer.train_dataset, trainer.args, size, steps=steps, shuffle=trainer.shuffles)
+        return flatten([[trainer.train_dataset[i] for i in sampler.rows_of(number)]])
+
+    def begin(self, number: int, now: int) -> Round:
+        """Sample a window's prompts with the weights as they are now, then ask the rewards."""
+        trainer = self.trainer
+        prompts, version = self.prompts_of(number), int(trainer.state.global_step)
+        moment = trainer.rounds + number - now
+        draw = trainer.drawing(prompts, trainer.group_size, trainer.sampling(True, moment=moment))
+
+        def sample() -> list[Group]:
+            groups: list[Group] = draw()[0]
+            for group in groups:
+                group.version = version
+            return groups
+
+        sampled = self.sampling(sample)
+        if not self._sampled_once:  # an engine may hold its first answer against the policy, which must stand still
+            sampled.result()
+            self._sampled_once = True
+        state = copy.copy(trainer.state)
+        state.log_history = list(state.log_history)
+        options = {"state": state, "missing_eos_penalty": trainer.args.missing_eos_penalty}
+
+        def reward() -> dict[str, list[float]]:
+            log = MetricLog()
+            if groups := sampled.result():
+                log.add(reward_groups(groups, trainer.rewards, trainer.processing_class, **options))
+            return log.state()
+
+        return Round(number, version, prompts, sampled, self.rewarding(reward))
+
+    def clear(self) -> None:
+        """Forget what was begun."""
+        for lane in (self.sampling, self.rewarding):
+            lane.clear()
+        self.rounds.clear()
+
+    # ---- what a checkpoint holds ------------------------------------------------------------------------------
+
+    def state(self) -> list[dict[str, Any]]:
+        """The rounds that wait, as plain values, once they are finished; from one that fails on they are made anew."""
+        return list(self._plain_rounds())
+
+    def _plain_rounds(self) -> Iterator[dict[str, Any]]:
+        for waiting in self.rounds:
+            if waiting.rewarded.exception() is not None:  # it is raised when the run comes to it
+                return
+            groups = [
+                {**{name: getattr(group, name) for name in KEPT}, "notes": plain_notes(group)}
+                for group in waiting.sampled.result()
+            ]
+            places = {name: getattr(waiting, name) for name in ("number", "version")}
+            yield {**places, "groups": groups, "metrics": waiting.rewarded.result()}
+
+    def load(self, state: Sequence[dict[str, Any]]) -> None:
+        """Take back what `state` gave."""
+        self.clear()
+        for kept in state:
+            prompts = self.prompts_of(kept["number"])
+            text, version = partial(prompt_of, self.trainer.processing_class), kept["version"]
+            groups = [
+                Group(prompt, **values, prompt=text(prompt), version=version)
+                for prompt, values in zip(prompts, kept["groups"], strict=True)
+            ]
+            done: tuple[Future[Any], Future[Any]] = Future(), Future()
+            done[0].set_result(groups)
+            done[1].set_result(kept["metrics"])
+            self.rounds.append(Round(kept["number"], version, prompts, *done))
+
+
+def plain_notes(group: Group) -> dict[str, list[Any]]:
+    """What rewards noted, of which a checkpoint holds numbers as they are and the rest as text."""
+    known = (str, int, float, bool, type(None))
+    return {name: [v if type(v) in known else str(v) for v in column] for name, column in group.notes.items()}
+
+
+def staleness(trees: Sequence[Example], step: int) -> dict[str, Mean | Extreme]:
+    """`staleness/mean|max`: optimizer steps made since the weights that wrote each completion."""
+    known = [(t.sampled, len(t.completions)) for t in trees if t.sampled is not None]
+    ages = [step - own.version for own, count in known if own.version is not None for _ in range(count)]
+    if not ages:
+        return {}
+    return {"staleness/mean": Mean(float(sum(ages)), float(len(ages))), "staleness/max": Extreme(float(max(ages)))}
+
+
+def check_can_sample_ahead(trainer: Any) -> None:
+    """Refuse what `max_staleness` cannot work with, by name.
+
+    Raises:
+        ConfigError: all of it.
+    """
+    kind, args = trainer.accelerator.distributed_type, trainer.args
+    problems = []
+    if not hasattr(trainer.train_dataset or [], "__len__"):
+        problems.append("the rows are a stream, and those of the next windows must be looked up by number.")
+    if trainer.turns_wanted:
+        problems.append(
+            "tools, environments and a rollout_func run in the script's main thread, where their time limits hold."
+        )
+    if kind in (DistributedType.DEEPSPEED, DistributedType.FSDP):
+        problems.append("the policy is spread over processes (DeepSpeed, FSDP), and another process samples from it.")
+    if args.engine == "vllm" and args.world_size > 1:
+        problems.append(
+            "several training processes share the server, and one would change its weights while it writes for another."
+        )
+    if problems:
+        raise ConfigError.collect(f"max_staleness={args.max_staleness} cannot be used here:", problems)

@@ -1,0 +1,171 @@
+"""A rollout engine in a process of its own, with a copy of the policy: it samples while the policy learns.
+
+The process is started with the policy as it is; from then on `stage` takes the weights that are trained as they are,
+and the call that it returns hands them over. It hears neither SIGINT nor SIGTERM, so that a run that is told to stop
+can end its step, and it goes when the training process does.
+"""
+
+from __future__ import annotations
+
+import os
+import pickle
+import signal
+from collections.abc import Callable
+from functools import partial
+from multiprocessing import util
+from multiprocessing.connection import Connection, wait
+from typing import Any
+
+import cloudpickle
+import safetensors.torch
+import torch
+from torch import nn
+
+from strop.errors import RolloutError, SetupError, StropError
+from strop.fresh_process import FreshContext, FreshProcess
+from strop.model.wrappers import unwrap
+from strop.records import Rollout
+from strop.rollout.engines import make_generator
+from strop.rollout.generator import Mixture
+from strop.rollout.limits import is_sharded
+from strop.rollout.sampling import SamplingParams
+
+
+class ProcessGenerator:
+    """Samples from a copy of the policy in another process, with the engine that `make_generator` makes there.
+
+    Args:
+        model: the policy, whole; on an accelerator the copy is on the same device.
+        tokenizer: for stop strings and default stop ids only.
+        settings: for `make_generator`.
+
+    Raises:
+        SetupError: the policy is spread over processes; when it is started, a policy that cannot be pickled.
+    """
+
+    def __init__(self, model: nn.Module, tokenizer: Any = None, **settings: Any) -> None:
+        if is_sharded(model):
+            raise SetupError(
+                "A sampling process has a whole copy of the policy, whose weights are spread over processes here "
+                "(FSDP, ZeRO-3 or tensor parallel). Train with max_staleness=0."
+            )
+        self.model, self.tokenizer, self.settings = unwrap(model), tokenizer, settings
+        self.name, self.reason = str(settings.get("engine", "auto")), "it samples in a process of its own"
+        self.process: FreshProcess | None = None
+        self._pipe: Connection | None = None
+        self._farewell: Callable[[], Any] = lambda: None
+
+    def generate(
+        self, prompts: list[list[int]], n: int, sampling: SamplingParams, *, mixture: Mixture | None = None
+    ) -> Rollout:
+        """Sample `n` completions of every prompt; see `Generator.generate`."""
+        if mixture is not None:
+            raise SetupError("A sampling process has the policy alone, and no second model to mix it with.")
+        rollout: Rollout = self._ask("generate", prompts, n, sampling)
+        return rollout
+
+    def sync(self, model: nn.Module | None = None) -> None:
+        """Hand the current weights over."""
+        self.stage(model)()
+
+    def stage(self, model: nn.Module | None = None) -> Callable[[], None]:
+        """Take the weights as they are now; the call that is returned hands them over, from any thread."""
+        if model is not None:
+            self.model = unwrap(model)
+        if self.process is None:
+            self._start()
+            return lambda: None
+        trained = {name: weight.detach() for name, weight in self.model.named_parameters() if weight.requires_grad}
+        weights = safetensors.torch.save({name: weight.contiguous() for name, weight in trained.items()})
+        return partial(self._ask, "load", weights)
+
+    def close(self) -> None:
+        """End the process; the next `stage` starts another."""
+        self._farewell()
+        self.process = None
+
+    def _start(self) -> None:
+        try:
+            policy = cloudpickle.dumps((self.model, self.tokenizer, self.settings))
+        except Exception as error:
+            raise SetupError(
+                f"This policy cannot be sent to a sampling process: {type(error).__name__}: {error}. Train with "
+                "max_staleness=0, or sample with a vLLM server."
+            ) from error
+        context = FreshContext()
+        self._pipe, theirs = context.Pipe()
+        self.process = context.Process(
+            target=serve, args=(theirs, torch.get_num_threads()), name="strop-sampling", daemon=True
+        )
+        self.process.start()
+        theirs.close()
+        self._farewell = util.Finalize(self, _end, (self.process, self._pipe, os.getpid()), exitpriority=10)
+        self.name, self.reason = self._ask("start", policy)
+
+    def _ask(self, what: str, *content: Any) -> Any:
+        """The answer of the process; whether it lives is seen while it is waited for.
+
+        Raises:
+            RolloutError: it died, or failed; other named errors as they are.
+        """
+        assert self._pipe is not None and self.process is not None
+        try:
+            self._pipe.send_bytes(pickle.dumps((what, content)))
+            wait([self._pipe, self.process.sentinel])
+            answer = pickle.loads(self._pipe.recv_bytes())
+        except (EOFError, OSError):
+            self.process.join(1.0)
+            raise RolloutError(
+                f"The process that samples died (exit code {self.process.exitcode}; -9 is often the kernel, for lack "
+                "of memory). Go on from the last checkpoint; with max_staleness=0 no second copy of the policy is held."
+            ) from None
+        if isinstance(answer, BaseException):
+            raise answer
+        return answer
+
+
+def _end(process: FreshProcess, pipe: Connection, owner: int) -> None:
+    if os.getpid() == owner:  # not a forked copy of the training process
+        process.kill()
+        pipe.close()
+
+
+def serve(pipe: Connection, threads: int) -> None:
+    """The inside of the process: take a policy, its weights, and prompts, until nobody asks any more."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+    torch.set_num_threads(threads)
+    sampler = Sampler()
+    while True:
+        try:
+            what, content = pickle.loads(pipe.recv_bytes())
+        except EOFError:
+            return
+        try:
+            answer = getattr(sampler, what)(*content)
+        except StropError as error:
+            answer = error
+        except Exception as error:  # whatever the model raises; the process goes on, and the other side ends the run
+            answer = RolloutError(f"Sampling failed in its process: {type(error).__name__}: {error}")
+        pipe.send_bytes(pickle.dumps(answer))
+
+
+class Sampler:
+    """What the process holds: a copy of the policy, and the engine on it."""
+
+    def start(self, policy: bytes) -> tuple[str, str]:
+        """Take the policy; the engine's name, and why it was chosen."""
+        self.model, tokenizer, settings = pickle.loads(policy)
+        self.generator = make_generator(model=self.model, tokenizer=tokenizer, **settings)
+        return self.generator.name, self.generator.reason
+
+    def load(self, weights: bytes) -> None:
+        """Take the weights of the parameters that are trained."""
+        own = dict(self.model.named_parameters())
+        with torch.no_grad():
+            for name, tensor in safetensors.torch.load(weights).items():
+                own[name].copy_(tensor)
+
+    def generate(self, prompts: list[list[int]], n: int, sampling: SamplingParams) -> Rollout:
+        """Sample with the weights as they are."""
+        return self.generator.generate(prompts, n, sampling)

@@ -1,0 +1,83 @@
+"""An engine in a process of its own: the same samples, the weights that were staged, and a death that is named."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from collections.abc import Iterator
+
+import pytest
+import torch
+from torch import nn
+
+from strop.errors import DataError, RolloutError, SetupError
+from strop.rollout import SamplingParams
+from strop.rollout.generator import Mixture
+from strop.rollout.native import NativeGenerator
+from strop.rollout.own_process import ProcessGenerator
+from strop.testing.tiny import tiny_model
+
+SAMPLING = SamplingParams(max_new_tokens=6, seed=3, stop_token_ids=())
+PROMPTS = [[5, 6, 7], [8]]
+
+
+@pytest.fixture(scope="module")
+def policy() -> nn.Module:
+    model = tiny_model("llama", dtype=torch.float32)
+    model.get_input_embeddings().weight.requires_grad = False
+    return model
+
+
+@pytest.fixture(scope="module")
+def engine(policy: nn.Module) -> Iterator[ProcessGenerator]:
+    made = ProcessGenerator(policy, engine="native")
+    yield made
+    made.close()
+
+
+def move(policy: nn.Module) -> None:
+    with torch.no_grad():
+        for weight in policy.parameters():
+            if weight.requires_grad:
+                weight.add_(0.1 * torch.randn_like(weight))
+
+
+def test_it_samples_what_the_engine_here_samples_from_the_weights_that_were_staged(
+    policy: nn.Module, engine: ProcessGenerator
+) -> None:
+    here = NativeGenerator(policy)
+    engine.sync(policy)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        os.kill(engine.process.pid, number)  # a run that is told to stop still ends its step
+    assert engine.generate(PROMPTS, 2, SAMPLING) == here.generate(PROMPTS, 2, SAMPLING)
+    assert (engine.name, engine.reason) == ("native", "its logits agree with the model's own forward pass")
+    move(policy)
+    staged, load = here.generate(PROMPTS, 2, SAMPLING), engine.stage(policy)
+    move(policy)
+    load()
+    assert engine.generate(PROMPTS, 2, SAMPLING) == staged != here.generate(PROMPTS, 2, SAMPLING)
+
+
+def test_errors_cross_the_border_with_their_names(policy: nn.Module, engine: ProcessGenerator) -> None:
+    engine.sync(policy)
+    with pytest.raises(DataError, match="prompt 0 has no tokens"):
+        engine.generate([[]], 1, SAMPLING)
+    with pytest.raises(RolloutError, match="Sampling failed in its process: AttributeError"):
+        engine.generate(PROMPTS, 1, None)  # type: ignore[arg-type]
+    with pytest.raises(SetupError, match="no second model"):
+        engine.generate(PROMPTS, 1, SAMPLING, mixture=Mixture(policy, 0.5))
+
+
+def test_a_policy_that_cannot_be_sent_is_named() -> None:
+    policy = tiny_model("llama")
+    policy.lock = threading.Lock()  # type: ignore[assignment]
+    with pytest.raises(SetupError, match="This policy cannot be sent to a sampling process: TypeError"):
+        ProcessGenerator(policy).sync()
+
+
+def test_its_death_is_seen_while_it_is_waited_for(policy: nn.Module, engine: ProcessGenerator) -> None:
+    engine.sync(policy)
+    os.kill(engine.process.pid, signal.SIGKILL)
+    with pytest.raises(RolloutError, match=r"The process that samples died \(exit code -9"):
+        engine.generate(PROMPTS, 1, SAMPLING)
