@@ -12,8 +12,8 @@ MUTATIONS = (
         edits=(
             Edit(
                 "model/layout.py",
-                "        position_ids.extend(range(first_position, first_position + len(ids)))\n",
-                "        position_ids.extend(range(span.start, span.start + len(ids)))\n",
+                "    position_ids = [position for node in nodes for position in range(node.start, node.stop)]\n",
+                "    position_ids = list(range(len(input_ids)))\n",
             ),
         ),
         tests=(
@@ -27,10 +27,9 @@ MUTATIONS = (
         history="Attention crossed from one packed document into the next (packing without a block mask, many trainers).",
         edits=(
             Edit(
-                "model/segments.py",
-                "return [*prompts, *self.roots, *(branch for group in self.groups for branch in group.branches)]",
-                "roots = [Span(self.roots[0].start, self.roots[-1].end - self.roots[0].start)] if self.roots else []\n"
-                "        return [*prompts, *roots, *(branch for group in self.groups for branch in group.branches)]",
+                "model/layout.py",
+                "        segments=segments,\n",
+                "        segments=Segments([Span(0, len(input_ids))], [-1]),\n",
             ),
         ),
         tests=("tests/model/test_forward.py::test_float64_equals_plain_rows[llama]",),
@@ -158,8 +157,8 @@ MUTATIONS = (
         edits=(
             Edit(
                 "model/layout.py",
-                "        last.append(item.at(item.prompt_length + len(item.ids) - 1) if item.fed == len(item.ids) else -1)\n",
-                "        last.append(item.at(item.prompt_length + len(item.ids) - 2) if item.fed == len(item.ids) else -1)\n",
+                "        last.append(item.places[item.prompt_length + len(item.ids) - 1] if item.fed == len(item.ids) else -1)\n",
+                "        last.append(item.places[item.prompt_length + len(item.ids) - 2] if item.fed == len(item.ids) else -1)\n",
             ),
         ),
         tests=("tests/engine/test_oracle.py::test_reward_scores_the_last_token_of_each_side",),
@@ -279,11 +278,57 @@ MUTATIONS = (
         edits=(
             Edit(
                 "model/attention_cuda.py",
-                "            lse[:, start:] = merged\n",
+                "            lse[:, call.queries] = merged\n",
                 "            pass\n",
             ),
         ),
         tests=("tests/model/test_attention_cuda.py::test_calls_and_merge_are_the_dense_attention",),
+    ),
+    Mutation(
+        name="gradient-without-the-last-ancestor",
+        promises=(9,),
+        history="A token with two ancestors kept the log-sum-exp of the first merge for its backward.",
+        edits=(
+            Edit(
+                "model/attention_cpu.py",
+                "            lse[:, :, queries.slice] = merged\n",
+                "            lse[:, :, queries.slice] = merged if keys.start == 0 else before\n",
+            ),
+        ),
+        tests=("tests/model/test_attention.py::test_cpu_kernel_equals_dense",),
+    ),
+    Mutation(
+        name="a-shared-scored-token-learned-once",
+        promises=(1, 9),
+        history="A scored token that several rows share got the gradient of one of them (prefix-merged training).",
+        edits=(
+            Edit(
+                "model/forward.py",
+                "    return out | spread\n",
+                "    once = torch.zeros(len(batch.alike), 1, device=batch.alike.device).index_fill(0, batch.distinct, 1.0)\n"
+                "    for name in {'logps', 'hidden'} & spread.keys():\n"
+                "        part = once.to(spread[name]).reshape(-1, *[1] * (spread[name].dim() - 1))\n"
+                "        spread[name] = spread[name] * part + spread[name].detach() * (1 - part)\n"
+                "    return out | spread\n",
+            ),
+        ),
+        tests=(
+            "tests/model/test_forest.py::test_a_scored_token_of_several_rows_is_computed_once_and_weighs_as_all",
+            "tests/model/test_forest.py::test_float64_equals_plain_rows[llama]",
+        ),
+    ),
+    Mutation(
+        name="noise-of-a-neighbours-length",
+        promises=(2,),
+        history="NEFTune's noise on a common beginning had the length of whichever row of the batch was longest.",
+        edits=(
+            Edit(
+                "engine/step_trainer.py",
+                "        shares = None if self.args.neftune_noise_alpha else pays\n",
+                "        shares = pays\n",
+            ),
+        ),
+        tests=("tests/engine/test_shared_tokens.py::test_noise_is_drawn_for_each_row",),
     ),
     Mutation(
         name="a-self-test-that-accepts-half-of-the-scale",

@@ -1,9 +1,9 @@
 """The records that flow down the river: rows, examples, batches, scores, rollouts, losses.
 
 One unit of training is a **tree of height one**: one prompt and the completions that hang on it. `data/` makes
-an `Example` per tree, `model/` lays examples out as a `Batch` and turns it into `Scores`, a method turns scores
-into a `LossOutput`. Everything per token is flat and in one order, whatever the layout: tree by tree, completion
-by completion, position by position, masked-out tokens left out.
+an `Example` per tree, `model/` lays examples out as a `Batch`, a forest of any depth, and turns it into `Scores`, a
+method turns scores into a `LossOutput`. Everything per token is flat and in one order, whatever the layout: tree by
+tree, completion by completion, position by position, masked-out tokens left out.
 
 Shape letters: B trees, S completions (of all trees), N scored tokens, T input tokens laid out, P prompt tokens,
 C completion tokens, H hidden size, V vocabulary.
@@ -165,8 +165,8 @@ class Example:
 class Batch:
     """The trees of one micro-batch laid out for one forward pass.
 
-    `tree` and `packed` layouts are one row (1, T): all prompts, then all completions; position ids restart where a
-    completion leaves its prompt. The `padded` layout is (S, T) with an attention mask. `source` points into the
+    `tree` and `packed` layouts are one row (1, T), a forest of segments; position ids go on from a segment to those
+    that hang on it. The `padded` layout is (S, T) with an attention mask. `source` points into the
     flattened (rows * T) hidden states.
     """
 
@@ -184,6 +184,9 @@ class Batch:
     prompt_source: torch.Tensor | None = None  # (M,) as source, for trees with score_prompt
     prompt_targets: torch.Tensor | None = None  # (M,)
     prompt_segment: torch.Tensor | None = None  # (M,) tree of every scored prompt token
+    given_tokens: int = 0  # of the completions' rows, each with a prompt of its own and without padding
+    distinct: torch.Tensor | None = None  # (K,) scored tokens that differ in source or target; None: all of them do
+    alike: torch.Tensor | None = None  # (N,) which of these each scored token is
 
     @property
     def num_completions(self) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from itertools import accumulate
 from typing import Any
 
 import pytest
@@ -12,18 +13,17 @@ from strop.errors import SetupError
 from strop.model import attention, layout_of, score
 from strop.model.attention_cpu import cpu_flash_attention
 from strop.model.attention_dense import dense_attention
-from strop.model.segments import Group, Segments, Span
+from strop.model.segments import Segments, Span
 from strop.records import Example
 from strop.testing.tiny import random_examples, tiny_model
 
+LENGTHS = (6, 1, 10, 1, 2, 3, 1, 1, 2, 1, 4, 3, 5)
+PARENTS = (-1, -1, -1, -1, 0, 4, 5, 5, 4, 0, 0, 1, 1)
+
 
 def row() -> Segments:
-    """Two prompts with three and two branches, two stretches of their own; some of one token."""
-    groups = [
-        Group(Span(0, 6), (Span(18, 4), Span(22, 1), Span(23, 9))),
-        Group(Span(6, 1), (Span(32, 3), Span(35, 5))),
-    ]
-    return Segments(groups, [Span(7, 10), Span(17, 1)], 40)
+    """Two roots that fork, one of them three deep, and two stretches of their own; some of one token."""
+    return Segments(list(map(Span, accumulate((0, *LENGTHS)), LENGTHS)), list(PARENTS))
 
 
 def tensors(dtype: torch.dtype, heads: int, keys: int, width: int = 8) -> list[torch.Tensor]:
@@ -39,19 +39,16 @@ def run(function: Any, inputs: list[torch.Tensor], **options: Any) -> list[torch
 
 
 def by_hand(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, window: int | None = None) -> torch.Tensor:
-    """One softmax over one full mask, told from positions and trees."""
-    tree = torch.full((40,), -1)
-    position, own = torch.zeros(40, dtype=torch.long), torch.arange(40)
-    for number, group in enumerate(row().groups):
-        for span in (group.prompt, *group.branches):
-            start = 0 if span is group.prompt else group.prompt.length
-            tree[span.slice] = number
-            position[span.slice] = torch.arange(start, start + span.length)
-            own[span.slice] = -1 if span is group.prompt else span.start
-    for number, span in enumerate(row().roots):
-        tree[span.slice], own[span.slice] = 100 + number, -1
-        position[span.slice] = torch.arange(span.length)
-    seen = (tree[:, None] == tree) & ((own[:, None] == own) | (own == -1)) & (position[:, None] >= position)
+    """One softmax over one full mask, told from positions and ancestors."""
+    segment, position = torch.zeros(40, dtype=torch.long), torch.zeros(40, dtype=torch.long)
+    above = torch.eye(13, dtype=torch.bool)
+    for number, (span, parent) in enumerate(zip(row().spans, PARENTS, strict=True)):
+        before = 0 if parent < 0 else int(position[row().spans[parent].end - 1]) + 1
+        segment[span.slice] = number
+        position[span.slice] = torch.arange(before, before + span.length)
+        if parent >= 0:
+            above[number] |= above[parent]
+    seen = above[segment[:, None], segment] & (position[:, None] >= position)
     if window is not None:
         seen &= position[:, None] - position < window
     repeats = query.shape[1] // key.shape[1]
@@ -71,7 +68,7 @@ def test_dense_softcap_and_sinks_change_the_scores() -> None:
     query, key, value = tensors(torch.float64, 2, 2)
     sinks = torch.tensor([0.5, -1.0], dtype=torch.float64)
     out = dense_attention(query, key, value, row(), scale=0.4, softcap=1.5, sinks=sinks)
-    # The stretch 7..16 by hand.
+    # The segment 7..16 by hand.
     part = slice(7, 17)
     scores = torch.tanh(0.4 * query[:, :, part] @ key[:, :, part].transpose(2, 3) / 1.5) * 1.5
     scores = scores.masked_fill(~torch.ones(10, 10).tril().bool(), -1e9)
@@ -129,19 +126,19 @@ def test_the_self_test_passes_here(dtype: torch.dtype, head_size: int, shared: i
         assert attention._kernel_is_right(cpu_flash_attention, torch.device("cpu"), dtype, head_size, shared)
 
 
-def without_prompts(query: Any, key: Any, value: Any, segments: Segments, *, scale: float) -> torch.Tensor:
-    return dense_attention(query, key, value, Segments([], segments.causal_spans, segments.total), scale=scale)
+def severed(*numbers: int) -> Any:
+    """Attention to which some segments are roots."""
 
+    def attention(query: Any, key: Any, value: Any, segments: Segments, *, scale: float) -> torch.Tensor:
+        parents = [-1 if number in numbers else parent for number, parent in enumerate(segments.parents)]
+        return dense_attention(query, key, value, Segments(segments.spans, parents), scale=scale)
 
-def without_last_group(query: Any, key: Any, value: Any, segments: Segments, *, scale: float) -> torch.Tensor:
-    last = segments.groups[-1]
-    roots = [*segments.roots, last.prompt, *last.branches]
-    return dense_attention(query, key, value, Segments(segments.groups[:-1], roots, segments.total), scale=scale)
+    return attention
 
 
 def longer_branch(query: Any, key: Any, value: Any, segments: Segments, *, scale: float) -> torch.Tensor:
     out = dense_attention(query, key, value, segments, scale=scale).clone()
-    span = segments.groups[-1].branches[1]
+    span = segments.spans[-2]
     out[:, span.slice] = out[:, span.slice] * 1.1
     return out
 
@@ -149,8 +146,9 @@ def longer_branch(query: Any, key: Any, value: Any, segments: Segments, *, scale
 FAULTS = {
     "half the scale": lambda q, k, v, s, *, scale: dense_attention(q, k, v, s, scale=scale / 2),
     "a scale that is a twentieth off": lambda q, k, v, s, *, scale: dense_attention(q, k, v, s, scale=scale * 1.05),
-    "no prompts": without_prompts,
-    "the last group without its prompt": without_last_group,
+    "nothing shared": severed(*range(12)),
+    "the last group without its prompt": severed(9, 10, 11),
+    "the deepest fork without the prompt": severed(5),
     "no gradient of keys": lambda q, k, v, s, *, scale: dense_attention(q, k.detach(), v, s, scale=scale) + 0 * k.sum(),
     "one token off": longer_branch,
 }
@@ -189,6 +187,11 @@ def test_windows_are_reported_to_observers() -> None:
     assert windows == again == [8, None]
 
 
-def test_longest_context_counts_the_prompt() -> None:
-    assert row().longest_context == 15
-    assert [span.start for span in row().causal_spans] == [0, 6, 7, 17, 18, 22, 23, 32, 35]
+def test_longest_context_is_the_longest_way_down() -> None:
+    assert row().longest_context == 12
+    assert [span.start for span in row().spans] == [0, 6, 7, 17, 18, 20, 23, 24, 25, 27, 28, 32, 35]
+
+
+def test_the_descendants_of_a_segment_are_one_call() -> None:
+    calls = [(below.start, below.length, span.start) for below, span in row().crossings]
+    assert calls == [(18, 14, 0), (32, 8, 6), (20, 7, 18), (23, 2, 20)]

@@ -6,6 +6,7 @@ Stretches are told apart by cumulative lengths; a causal call aligns the last qu
 
 from __future__ import annotations
 
+import itertools
 import random
 from collections.abc import Iterator
 from typing import Any
@@ -15,7 +16,7 @@ import torch
 
 from strop.model import attention_cuda
 from strop.model.attention_dense import dense_attention
-from strop.model.segments import Group, Segments, Span
+from strop.model.segments import Segments, Span
 
 
 def stretches(cum_q: torch.Tensor, cum_k: torch.Tensor) -> Iterator[tuple[slice, slice]]:
@@ -74,21 +75,18 @@ def emulation(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(attention_cuda, "_backward", emulated_backward)
 
 
-def laid_out(prompts: list[int], roots: list[int], branches: list[list[int]]) -> Segments:
-    position, spans = 0, []
-    for length in (*prompts, *roots, *(n for group in branches for n in group)):
-        spans.append(Span(position, length))
-        position += length
-    rest = iter(spans[len(prompts) + len(roots) :])
-    groups = [Group(spans[i], tuple(next(rest) for _ in group)) for i, group in enumerate(branches)]
-    return Segments(groups, spans[len(prompts) : len(prompts) + len(roots)], position)
+def laid_out(parents: list[int], lengths: list[int]) -> Segments:
+    return Segments(list(map(Span, itertools.accumulate((0, *lengths)), lengths)), parents)
 
 
 ROWS = {
-    "one group": ([7], [], [[3, 5]]),
-    "prompts of one token": ([1, 1], [], [[1, 4], [2, 1, 1]]),
-    "many groups and roots": ([5, 12, 3, 1], [9, 1, 4], [[2, 2], [6, 1, 3], [1, 1], [8, 5]]),
-    "nothing shared": ([], [6, 1, 11], []),
+    "one group": ([-1, 0, 0], [7, 3, 5]),
+    "prompts of one token": ([-1, -1, 0, 0, 1, 1, 1], [1, 1, 1, 4, 2, 1, 1]),
+    "groups, one of them deep, and roots": (
+        [-1, -1, -1, -1, 0, 0, 1, 6, 7, 7, 6, 1],
+        [5, 12, 9, 1, 2, 2, 3, 1, 4, 1, 5, 3],
+    ),
+    "nothing shared": ([-1, -1, -1], [6, 1, 11]),
 }
 HEADS = [(2, 2, 64), (4, 2, 64), (8, 1, 128), (4, 4, 256)]
 
@@ -115,13 +113,27 @@ def test_calls_and_merge_are_the_dense_attention(name: str, query_heads: int, ke
         torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-10)
 
 
+def grown(rng: random.Random) -> list[int]:
+    """Parents of a random forest: roots with children, roots without, and all others depth first."""
+
+    def below(parent: int, depth: int) -> None:
+        for _ in range(rng.randint(2, 3)):
+            parents.append(parent)
+            if depth and rng.random() < 0.5:
+                below(len(parents) - 1, depth - 1)
+
+    deep = rng.randint(0, 3)
+    parents = [-1] * (deep + rng.randint(0 if deep else 1, 3))
+    for root in range(deep):
+        below(root, 3)
+    return parents
+
+
 def test_random_forests() -> None:
     for seed in range(25):
         rng = random.Random(seed)
-        prompts = [rng.randint(1, 9) for _ in range(rng.randint(0, 4))]
-        branches = [[rng.randint(1, 7) for _ in range(rng.randint(2, 4))] for _ in prompts]
-        roots = [rng.randint(1, 9) for _ in range(rng.randint(0 if prompts else 1, 3))]
-        found, right = both(laid_out(prompts, roots, branches), 4, 2, 8, seed)
+        parents = grown(rng)
+        found, right = both(laid_out(parents, [rng.randint(1, 9) for _ in parents]), 4, 2, 8, seed)
         for a, b in zip(found, right, strict=True):
             torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-10, msg=lambda text, seed=seed: f"seed {seed}: {text}")
 

@@ -47,7 +47,7 @@ def largest_noise(model: Any, run: Callable[[], Any]) -> dict[int, float]:
 def test_the_bound_is_that_of_each_sequence(layout: str) -> None:
     torch.manual_seed(0)
     model = tiny_model("llama").train()
-    batch = build_batch(ROWS, layout)
+    batch = build_batch(ROWS, layout, shares=None)
     noise = largest_noise(model, lambda: score_batch(model, batch, noise_alpha=ALPHA)).abs().amax(-1)  # (rows, T)
     bound = ALPHA / (sequence_lengths(batch) * HIDDEN).sqrt()
     known = torch.ones_like(noise) if batch.attention_mask is None else batch.attention_mask

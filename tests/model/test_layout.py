@@ -25,10 +25,8 @@ def test_tree_shares_the_prompt_and_leaves_last_tokens_out() -> None:
     assert spelled(batch) == [(0, 3, 4), (0, 4, 5), (1, 3, 6), (1, 6, 7), (1, 7, 8), (2, 9, 10), (2, 10, 11)]
     assert batch.tree_of.tolist() == [0, 0, 1]
     assert batch.attention_mask is None
-    (group,) = batch.segments.groups
-    assert (group.prompt.start, group.prompt.length) == (0, 3)
-    assert [(b.start, b.length) for b in group.branches] == [(5, 1), (6, 2)]
-    assert [(r.start, r.length) for r in batch.segments.roots] == [(3, 2)]
+    assert [(s.start, s.length) for s in batch.segments.spans] == [(0, 3), (3, 2), (5, 1), (6, 2)]
+    assert batch.segments.parents == [-1, -1, 0, 0]
 
 
 def test_packed_copies_the_prompt() -> None:
@@ -149,4 +147,5 @@ def test_copies_count_what_each_token_stands_for() -> None:
     tree = build_batch(examples, "tree")
     by_id = dict(zip(tree.input_ids[0].tolist(), token_copies(tree).tolist(), strict=True))
     assert by_id[8] == 1.0 and by_id[3] == 1.0
-    assert torch.equal(token_copies(tree)[:2], torch.tensor([3.0, 3.0]))
+    # The rows of the third tree are all prompt, with which the first begins.
+    assert torch.equal(token_copies(tree)[:2], torch.tensor([5.0, 3.0]))

@@ -125,10 +125,11 @@ def as_sampled(trainer: BaseTrainer, example: Example) -> Example:
     if tree is example:
         return example
     length = trainer.args.max_completion_length or len(tree.completions[0])
-    completion = list(islice(cycle(tree.prompt_ids), length))
+    drawn = random.Random(0)  # completions that begin alike would be computed once
     pairs = getattr(trainer, "batch_counts", "") == "prompts"
     count = 2 if pairs else min(getattr(trainer, "group_size", 1), trainer.args.train_batch_size)
-    return dataclasses.replace(tree, completions=[completion] * count)
+    completions = [drawn.choices(tree.prompt_ids, k=length) for _ in range(count)]
+    return dataclasses.replace(tree, completions=completions)
 
 
 def moments(trainer: BaseTrainer) -> list[torch.Tensor]:

@@ -33,7 +33,7 @@ from strop.engine.step_clock import RunClock, StepClock
 from strop.engine.windows import train_loader
 from strop.losses.reduce import step_loss
 from strop.metric import Entry
-from strop.model import LayoutChoice, accepted_layout, build_batch, confirm_layout, layout_of, score_batch
+from strop.model import LayoutChoice, accepted_layout, build_batch, confirm_layout, layout_of, pays, score_batch
 from strop.records import Batch, Counts, Example, LossOutput, Mean, Scores, StepContext, StepWork, Want
 from strop.settings.config import TrainerConfig
 from strop.watch.say import say
@@ -263,7 +263,8 @@ class StepTrainer(Trainer):
     def reduce(self, output: LossOutput, micro: MicroBatch) -> torch.Tensor:
         """A part's share of the step's loss, times the number of ranks."""
         add_router_loss(output, micro.scores, micro.batch, self.router_coef)
-        self._metrics["train"].add(output.metrics)
+        computed = Mean(float(micro.batch.input_ids.numel()), float(micro.batch.given_tokens))
+        self._metrics["train"].add({"shared_tokens": computed} | output.metrics)
         return step_loss(output.terms, micro.step.counts, world_size=self.args.world_size)
 
     def backward(self, loss: torch.Tensor) -> None:
@@ -337,7 +338,9 @@ class StepTrainer(Trainer):
             self._layout_confirmed = True
             self.confirm_layout(examples)
         layout = accepted_layout(self.policy, self.args.layout, examples)
-        return build_batch(examples, layout, want=self.build_want(), device=self.args.device)
+        # NEFTune's noise is of a row's own length, so it is not drawn for what rows have in common.
+        shares = None if self.args.neftune_noise_alpha else pays
+        return build_batch(examples, layout, want=self.build_want(), shares=shares, device=self.args.device)
 
     def build_want(self) -> Want:
         """Everything that any pass over a batch may ask for, so that one layout serves all of them."""

@@ -7,6 +7,7 @@ scores.sum()        # (2,) log-probability of each completion
 from __future__ import annotations
 
 from strop.model.dropout import disable_dropout, evaluating
+from strop.model.forest import pays
 from strop.model.forward import Scoring, install, score_batch
 from strop.model.heads import with_head
 from strop.model.layout import build_batch
@@ -50,6 +51,7 @@ __all__ = [
     "load_tokenizer",
     "make_reference",
     "note_in_card",
+    "pays",
     "score",
     "score_batch",
     "set_scoring_pad",

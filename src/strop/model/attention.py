@@ -11,6 +11,7 @@ therefore carries two hooks that set the name whenever the module is called with
 from __future__ import annotations
 
 import functools
+import itertools
 import logging
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -25,7 +26,7 @@ from strop.errors import SetupError
 from strop.model.attention_cpu import cpu_flash_attention
 from strop.model.attention_cuda import cuda_flash_attention, cuda_flash_serves
 from strop.model.attention_dense import dense_attention
-from strop.model.segments import Group, Segments, Span
+from strop.model.segments import Segments, Span
 
 logger = logging.getLogger(__name__)
 
@@ -145,21 +146,20 @@ def _kernel_is_right(kernel: Any, device: torch.device, dtype: torch.dtype, head
     return not problem
 
 
-_PROMPTS, _ROOT, _BRANCHES = (33, 1), 65, ((40, 17), (70, 1, 24))
 BOUND_HALF, BOUND_WIDE = 4, 16
 """Error that a kernel may have against the dense path on the same inputs, in units of its dtype's precision: where sums
 are wider than the dtype, as in half precision, and where they are not."""
 
 
+_TESTED = ((33, -1), (1, -1), (65, -1), (40, 0), (17, 0), (9, 4), (3, 5), (21, 5), (13, 4), (70, 1), (1, 1), (24, 1))
+"""(length, parent) of each segment: a long prompt and one of one token, a sequence of its own, branches of one and of
+many tokens, and one that forks twice."""
+
+
 def tested_row() -> Segments:
-    """A row with a short and a long prompt, branches of one and of many tokens, and a sequence of its own."""
-    position, spans = 0, []
-    for length in (*_PROMPTS, _ROOT, *(length for group in _BRANCHES for length in group)):
-        spans.append(Span(position, length))
-        position += length
-    branches = iter(spans[3:])
-    groups = [Group(spans[i], tuple(next(branches) for _ in group)) for i, group in enumerate(_BRANCHES)]
-    return Segments(groups, [spans[2]], position)
+    """The row that kernels are held against the dense path on."""
+    lengths, parents = zip(*_TESTED, strict=True)
+    return Segments(list(map(Span, itertools.accumulate((0, *lengths)), lengths)), list(parents))
 
 
 def difference_to_dense(
@@ -167,7 +167,7 @@ def difference_to_dense(
 ) -> str:
     """What is wrong with a kernel, or the empty string.
 
-    Output and gradients are held to a few units of precision in relative Frobenius norm, stretch by stretch of the row:
+    Output and gradients are held to a few units of precision in relative Frobenius norm, segment by segment of the row:
     an error in one short branch would drown in the norm of the whole. Both paths see the same rounded inputs; the dense
     one computes in float64, or in float32 on a device that has none.
     """
@@ -191,7 +191,7 @@ def difference_to_dense(
     bound = (BOUND_HALF if half else BOUND_WIDE) * torch.finfo(dtype).eps
     worst, place = 0.0, ""
     for name, a, b in zip(("output", "d query", "d key", "d value"), found, right, strict=True):
-        for span in row.causal_spans:
+        for span in row.spans:
             usual = float(b.norm()) * (span.length / row.total) ** 0.5
             least = usual if span.length == 1 else 0.1 * usual  # the query of a token alone has no gradient
             size = max(float(b[:, :, span.slice].norm()), least)

@@ -1,12 +1,14 @@
-"""Attention over a flat row with PyTorch's flash kernel for the CPU, prompts shared.
+"""Attention over a flat row with PyTorch's flash kernel for the CPU, common beginnings shared.
 
-A branch sees its prompt (all of it) and itself (causally): two kernel calls, merged by their log-sum-exp,
+A segment sees itself (causally) and each of its ancestors (all of it): a kernel call for each, merged one after the
+other by their log-sum-exp,
 
-    lse = logaddexp(lse_self, lse_cross),    o = o_self exp(lse_self - lse) + o_cross exp(lse_cross - lse).
+    lse = logaddexp(lse_before, lse_cross),    o = o_before exp(lse_before - lse) + o_cross exp(lse_cross - lse).
 
-The kernel's backward recomputes exp(s - lse) and rowsum(do * o) from what it is given. With the merged o and lse each
-call therefore yields its exact part of the gradient: dq adds up, dk and dv of a prompt are those of its own causal
-call plus those of the cross call. (This is the identity that ring attention rests on, arXiv 2310.01889.)
+All descendants of a segment are one call on it. The kernel's backward recomputes exp(s - lse) and rowsum(do * o) from
+what it is given. With the finally merged o and lse each call therefore yields its exact part of the gradient, at any
+depth: dq adds up over a token's calls, dk and dv of a segment are those of its own causal call plus those of the call
+of all below it. (This is the identity that ring attention rests on, arXiv 2310.01889.)
 
 The same merge serves long causal stretches: the kernel computes scores in blocks of up to 512 keys, those above the
 diagonal too, so a stretch is cut into blocks of `CAUSAL_BLOCK` tokens that see what stands before them in full.
@@ -28,14 +30,14 @@ CAUSAL_BLOCK = 256
 
 def _calls(segments: Segments) -> Iterator[tuple[Span, Span, bool]]:
     """(queries, keys, causal) of every kernel call; each token's causal call comes before all others on it."""
-    for span in segments.causal_spans:
+    for span in segments.spans:
         for start in range(span.start, span.end, CAUSAL_BLOCK):
             block = Span(start, min(CAUSAL_BLOCK, span.end - start))
             yield block, block, True
             if start > span.start:
                 yield block, Span(span.start, start - span.start), False
-    for group in segments.groups:
-        yield group.all_branches, group.prompt, False
+    for below, span in segments.crossings:
+        yield below, span, False
 
 
 def cpu_flash_attention(
@@ -49,9 +51,11 @@ class _CpuFlash(torch.autograd.Function):
     @staticmethod
     def forward(ctx, query, key, value, segments: Segments, scale: float):  # type: ignore[override]
         heads, total, width = query.shape[1:]
-        out = query.new_empty(1, total, heads, width)  # (1, T, Hq, D)
+        wide = torch.promote_types(query.dtype, torch.float32)
+        # Merged more than once, outputs are rounded once, at the end.
+        out = query.new_empty(1, total, heads, width, dtype=wide if segments.deep else query.dtype)  # (1, T, Hq, D)
         by_head = out.transpose(1, 2)  # (1, Hq, T, D), the same memory
-        lse = query.new_empty(1, heads, total, dtype=torch.promote_types(query.dtype, torch.float32))  # (1, Hq, T)
+        lse = query.new_empty(1, heads, total, dtype=wide)  # (1, Hq, T)
 
         for queries, keys, causal in _calls(segments):
             part, part_lse = _forward(
@@ -72,6 +76,7 @@ class _CpuFlash(torch.autograd.Function):
             by_head[:, :, queries.slice] = own.addcmul_(part, (part_lse - merged).exp().unsqueeze(-1))
             lse[:, :, queries.slice] = merged
 
+        out = out.to(query.dtype)
         ctx.save_for_backward(query, key, value, out, lse)
         ctx.segments, ctx.scale = segments, scale
         return out

@@ -1,18 +1,20 @@
-"""Attention over a flat row with PyTorch's variable-length flash kernel for CUDA, prompts shared.
+"""Attention over a flat row with PyTorch's variable-length flash kernel for CUDA, common beginnings shared.
 
-The same two calls and the same merge as on the CPU (see `attention_cpu`), but each call takes all stretches at once,
-told apart by cumulative lengths: one causal call over the whole row, one call from all branches to all prompts.
+The same calls and the same merge as on the CPU (see `attention_cpu`), but a call takes many stretches at once, told
+apart by cumulative lengths: one causal call over the whole row, one from all that hangs on roots to all of these roots,
+and one for each deeper segment with descendants.
 bfloat16 and float16, head size a multiple of 8 up to 256. The operators are private to PyTorch, so `attention` tests
 them against the dense path before it uses them.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from itertools import accumulate
 
 import torch
 
-from strop.model.segments import Segments
+from strop.model.segments import Segments, Span
 
 _forward = torch.ops.aten._flash_attention_forward
 _backward = torch.ops.aten._flash_attention_backward
@@ -31,26 +33,52 @@ def cuda_flash_attention(
     """As `dense_attention` without options: (1, Hq, T, D), (1, Hk, T, D), (1, Hk, T, D) -> (1, T, Hq, D)."""
     rows = (x.squeeze(0).transpose(0, 1) for x in (query, key, value))  # (T, H, D) each
     rows = (x if x.stride(-1) == 1 else x.contiguous() for x in rows)
-    return _CudaFlash.apply(*rows, _Lengths.of(segments, query.device), scale).unsqueeze(0)
+    return _CudaFlash.apply(*rows, _Calls.of(segments, query.device), scale).unsqueeze(0)
 
 
-class _Lengths:
-    """Cumulative lengths of the stretches, as the kernel wants them; made once per batch and device."""
+@dataclass(frozen=True, slots=True)
+class _Call:
+    """Stretches of queries and keys, each of them neighbours in the row; queries of one see all keys of its partner."""
 
-    def __init__(self, segments: Segments, device: torch.device) -> None:
-        own = [span.length for span in segments.causal_spans]
-        prompts = [group.prompt.length for group in segments.groups]
-        branches = [group.all_branches.length for group in segments.groups]
-        self.own, self.longest_own = _cumulative(own, device), max(own)
-        self.shares = bool(prompts)
-        if self.shares:
-            self.prompts, self.longest_prompt = _cumulative(prompts, device), max(prompts)
-            self.branches, self.longest_branches = _cumulative(branches, device), max(branches)
-            self.prompts_end = segments.groups[-1].prompt.end  # prompts are the first tokens of the row
-            self.branches_start = segments.groups[0].branches[0].start  # branches are the last
+    queries: slice
+    keys: slice
+    cumulative_queries: torch.Tensor
+    cumulative_keys: torch.Tensor
+    longest_queries: int
+    longest_keys: int
 
     @classmethod
-    def of(cls, segments: Segments, device: torch.device) -> _Lengths:
+    def of(cls, pairs: list[tuple[Span, Span]], device: torch.device) -> _Call:
+        queries, keys = ([pair[side] for pair in pairs] for side in (0, 1))
+        own, seen = ([span.length for span in spans] for spans in (queries, keys))
+        return cls(
+            slice(queries[0].start, queries[-1].end),
+            slice(keys[0].start, keys[-1].end),
+            _cumulative(own, device),
+            _cumulative(seen, device),
+            max(own),
+            max(seen),
+        )
+
+    @property
+    def lengths(self) -> tuple[torch.Tensor, torch.Tensor, int, int]:
+        return self.cumulative_queries, self.cumulative_keys, self.longest_queries, self.longest_keys
+
+
+class _Calls:
+    """The causal call and those between segments; made once per batch and device."""
+
+    def __init__(self, segments: Segments, device: torch.device) -> None:
+        self.own = _Call.of([(span, span) for span in segments.spans], device)
+        roots = {span for span, parent in zip(segments.spans, segments.parents, strict=True) if parent < 0}
+        on_roots = [pair for pair in segments.crossings if pair[1] in roots]
+        groups = [on_roots] if on_roots else []
+        groups += [[pair] for pair in segments.crossings if pair[1] not in roots]
+        self.crossings = [_Call.of(pairs, device) for pairs in groups]
+        self.deep = segments.deep
+
+    @classmethod
+    def of(cls, segments: Segments, device: torch.device) -> _Calls:
         name = ("cumulative lengths", device)
         if name not in segments.derived:
             segments.derived[name] = cls(segments, device)
@@ -63,83 +91,65 @@ def _cumulative(lengths: list[int], device: torch.device) -> torch.Tensor:
 
 class _CudaFlash(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, query, key, value, lengths: _Lengths, scale: float):  # type: ignore[override]
-        n = lengths
+    def forward(ctx, query, key, value, calls: _Calls, scale: float):  # type: ignore[override]
         out, lse, seed, unused, _ = _forward(
-            query, key, value, n.own, n.own, n.longest_own, n.longest_own, 0.0, True, False, scale=scale
+            query, key, value, *calls.own.lengths, 0.0, True, False, scale=scale
         )  # (T, Hq, D), (Hq, T)
         if lse.dim() != 2:
             raise RuntimeError(
                 f"the flash kernel returned log-sum-exps of shape {tuple(lse.shape)}, not (heads, tokens)"
             )
-        if n.shares:
-            start = n.branches_start
+        if calls.deep:  # merged more than once: rounded once, at the end
+            out = out.to(lse.dtype)
+        for call in calls.crossings:
             cross, cross_lse, *_ = _forward(
-                query[start:],
-                key[: n.prompts_end],
-                value[: n.prompts_end],
-                n.branches,
-                n.prompts,
-                n.longest_branches,
-                n.longest_prompt,
+                query[call.queries],
+                key[call.keys],
+                value[call.keys],
+                *call.lengths,
                 0.0,
                 False,
                 False,
                 scale=scale,
             )
-            own_lse = lse[:, start:]
-            merged = torch.logaddexp(own_lse, cross_lse)  # (Hq, L)
-            own_share = (own_lse - merged).exp().t().unsqueeze(-1)  # (L, Hq, 1)
+            before = lse[:, call.queries]
+            merged = torch.logaddexp(before, cross_lse)  # (Hq, L)
+            own_share = (before - merged).exp().t().unsqueeze(-1)  # (L, Hq, 1)
             cross_share = (cross_lse - merged).exp().t().unsqueeze(-1)
-            out[start:] = (out[start:] * own_share).addcmul_(cross, cross_share)
-            lse[:, start:] = merged
+            out[call.queries] = (out[call.queries] * own_share).addcmul_(cross, cross_share)
+            lse[:, call.queries] = merged
+        out = out.to(query.dtype)
         ctx.save_for_backward(query, key, value, out, lse, seed, unused)
-        ctx.lengths, ctx.scale = lengths, scale
+        ctx.calls, ctx.scale = calls, scale
         return out
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx, grad):  # type: ignore[override]
         query, key, value, out, lse, seed, unused = ctx.saved_tensors
-        n, grad = ctx.lengths, grad.contiguous()
-        grads = _backward(
-            grad,
-            query,
-            key,
-            value,
-            out,
-            lse,
-            n.own,
-            n.own,
-            n.longest_own,
-            n.longest_own,
-            0.0,
-            True,
-            seed,
-            unused,
-            scale=ctx.scale,
-        )
-        d_query, d_key, d_value = grads
-        if n.shares:
-            start, end = n.branches_start, n.prompts_end
-            cross = _backward(
-                grad[start:],
-                query[start:],
-                key[:end],
-                value[:end],
-                out[start:],
-                lse[:, start:].contiguous(),
-                n.branches,
-                n.prompts,
-                n.longest_branches,
-                n.longest_prompt,
+        calls, grad = ctx.calls, grad.contiguous()
+
+        def parts(call: _Call, causal: bool) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+            queries, keys = call.queries, call.keys
+            return _backward(
+                grad[queries],
+                query[queries],
+                key[keys],
+                value[keys],
+                out[queries],
+                lse[:, queries].contiguous(),
+                *call.lengths,
                 0.0,
-                False,
+                causal,
                 seed,
                 unused,
                 scale=ctx.scale,
             )
-            d_query[start:] += cross[0]
-            d_key[:end] += cross[1]
-            d_value[:end] += cross[2]
+
+        d_query, d_key, d_value = parts(calls.own, True)
+        for call in calls.crossings:
+            cross = parts(call, False)
+            d_query[call.queries] += cross[0]
+            d_key[call.keys] += cross[1]
+            d_value[call.keys] += cross[2]
         return d_query, d_key, d_value, None, None

@@ -1,6 +1,6 @@
 """Attention over a flat row with explicit masks: slow, for every option, and what fast kernels are tested against.
 
-Each stretch is attended to on its own; a branch gets keys = prompt + itself. Nothing is merged, so window, softcap,
+Each segment is attended to on its own, with keys = its ancestors + itself. Nothing is merged, so window, softcap,
 sinks and dropout mean what they mean in an ordinary row.
 """
 
@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
-from strop.model.segments import Segments, Span
+from strop.model.segments import Segments
 
 
 def dense_attention(
@@ -24,12 +24,12 @@ def dense_attention(
     sinks: torch.Tensor | None = None,
     dropout: float = 0.0,
 ) -> torch.Tensor:
-    """softmax(mask(cap(scale * q k^T))) v, stretch by stretch.
+    """softmax(mask(cap(scale * q k^T))) v, segment by segment.
 
     Args:
         query: (1, Hq, T, D).
         key, value: (1, Hk, T, D) and (1, Hk, T, Dv); Hq is a multiple of Hk.
-        segments: the stretches of the row.
+        segments: of the row.
         scale: factor of the scores.
         window: a token sees at most this many tokens, itself included; None = all.
         softcap: scores become softcap * tanh(scores / softcap).
@@ -43,13 +43,11 @@ def dense_attention(
     key = key.repeat_interleave(repeats, 1)  # (1, Hq, T, D)
     value = value.repeat_interleave(repeats, 1)  # (1, Hq, T, Dv)
     outputs = []
-    for span, prompt in _stretches(segments):
-        keys, values = key[:, :, span.slice], value[:, :, span.slice]
-        offset = 0
-        if prompt is not None:
-            keys = torch.cat([key[:, :, prompt.slice], keys], 2)
-            values = torch.cat([value[:, :, prompt.slice], values], 2)
-            offset = prompt.length
+    for number, span in enumerate(segments.spans):
+        seen = [*segments.ancestors(number), span]
+        keys = torch.cat([key[:, :, part.slice] for part in seen], 2)
+        values = torch.cat([value[:, :, part.slice] for part in seen], 2)
+        offset = keys.shape[2] - span.length
         mask = _mask(segments, span.length, offset, window, query.device)
         queries = query[:, :, span.slice]
         if softcap is None and sinks is None:
@@ -60,14 +58,6 @@ def dense_attention(
             out = _weighted(queries, keys, values, mask, scale, softcap, sinks, dropout)
         outputs.append(out)
     return torch.cat(outputs, 2).transpose(1, 2)
-
-
-def _stretches(segments: Segments) -> list[tuple[Span, Span | None]]:
-    """(stretch, prompt it also looks at), in flat order."""
-    found: list[tuple[Span, Span | None]] = [(group.prompt, None) for group in segments.groups]
-    found += [(root, None) for root in segments.roots]
-    found += [(branch, group.prompt) for group in segments.groups for branch in group.branches]
-    return found
 
 
 def _mask(segments: Segments, length: int, offset: int, window: int | None, device: torch.device) -> torch.Tensor:

@@ -23,12 +23,10 @@ def sequence_lengths(batch: Batch) -> torch.Tensor:
     if batch.attention_mask is not None:
         return batch.attention_mask.sum(1, keepdim=True).clamp(min=1).expand_as(batch.input_ids)
     lengths = torch.ones_like(batch.input_ids)  # (1, T)
-    for root in batch.segments.roots:
-        lengths[0, root.slice] = root.length
-    for group in batch.segments.groups:
-        lengths[0, group.prompt.slice] = group.prompt.length + max(branch.length for branch in group.branches)
-        for branch in group.branches:
-            lengths[0, branch.slice] = group.prompt.length + branch.length
+    for row in batch.segments.rows:
+        whole = sum(span.length for span in row)
+        for span in row:
+            lengths[0, span.slice].clamp_(min=whole)
     return lengths
 
 

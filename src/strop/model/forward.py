@@ -131,13 +131,13 @@ def _scored(model: Any, scoring: Scoring) -> dict[str, Any]:
         out |= _own_head_scores(model, scoring)
         want = want & ~HEAD_KINDS
         if not want:
-            return out
+            return _of_each(out, batch)
     output = _run_decoder(model, batch, scoring.aux_loss)
     hidden = output.last_hidden_state  # (1, T, H) or (S, T, H)
     hidden = hidden.reshape(-1, hidden.shape[-1])
     rows = hidden[:0]
     if want & ~Want.SCORE:
-        rows = hidden.index_select(0, batch.source.to(hidden.device))  # (N, H)
+        rows = hidden.index_select(0, _distinct(batch)[0].to(hidden.device))  # (K, H)
     if want & HEAD_KINDS:
         out |= _head_scores(model, hidden, rows, scoring)
     if want & Want.HIDDEN:
@@ -150,7 +150,28 @@ def _scored(model: Any, scoring: Scoring) -> dict[str, Any]:
         out["scores"] = score_rows(model, hidden.index_select(0, batch.last.to(hidden.device)))
     if scoring.aux_loss:
         out["aux_loss"] = router_loss(output.router_logits, token_copies(batch), model.config)
-    return out
+    return _of_each(out, batch)
+
+
+_PER_TOKEN = ("logps", "entropy", "top1", "mean_logit", "log_square", "values", "step_logits", "hidden")
+
+
+def _distinct(batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+    """Sources and targets of the scored tokens, (K,) each: once for a token that several rows share."""
+    if batch.distinct is None:
+        return batch.source, batch.targets
+    return batch.source[batch.distinct], batch.targets[batch.distinct]
+
+
+def _of_each(out: dict[str, Any], batch: Batch) -> dict[str, Any]:
+    """What was computed once for a token that several rows share, given to each of them: (K, ...) -> (N, ...).
+
+    So whatever a loss makes of a row, the token gets the sum of it over its rows as its gradient.
+    """
+    if batch.alike is None:
+        return out
+    spread = {name: out[name].index_select(0, batch.alike.to(out[name].device)) for name in _PER_TOKEN if name in out}
+    return out | spread
 
 
 def _run_decoder(model: Any, batch: Batch, router: bool) -> Any:
@@ -184,10 +205,11 @@ def call_on(function: Callable[..., Any], decoder: nn.Module, batch: Batch, **ex
 
 def _head_scores(model: Any, hidden: torch.Tensor, rows: torch.Tensor, scoring: Scoring) -> dict[str, torch.Tensor]:
     """The language-model head on the scored rows, and on the scored prompt tokens behind them in the same call."""
-    batch, count = scoring.batch, scoring.batch.targets.numel()
-    targets = batch.targets
+    batch = scoring.batch
+    targets = _distinct(batch)[1]
+    count = len(rows)
     if batch.prompt_source is not None and batch.prompt_targets is not None:
-        rows = torch.cat([rows, hidden.index_select(0, batch.prompt_source.to(hidden.device))])  # (N + M, H)
+        rows = torch.cat([rows, hidden.index_select(0, batch.prompt_source.to(hidden.device))])  # (K + M, H)
         targets = torch.cat([targets, batch.prompt_targets])
     columns = score_tokens(
         lm_head_of(model),
@@ -204,13 +226,15 @@ def _head_scores(model: Any, hidden: torch.Tensor, rows: torch.Tensor, scoring: 
 def _own_head_scores(model: Any, scoring: Scoring) -> dict[str, torch.Tensor]:
     """Log-probabilities from the logits of the model's own forward, for heads that `lm_head` cannot describe."""
     batch = scoring.batch
-    wanted = batch.source if batch.prompt_source is None else torch.cat([batch.source, batch.prompt_source])
-    targets = batch.targets if batch.prompt_targets is None else torch.cat([batch.targets, batch.prompt_targets])
+    wanted, targets = _distinct(batch)
+    count = len(wanted)
+    if batch.prompt_source is not None and batch.prompt_targets is not None:
+        wanted, targets = torch.cat([wanted, batch.prompt_source]), torch.cat([targets, batch.prompt_targets])
     forward = own_forward(model)
     flat = batch.layout != "padded" and "logits_to_keep" in inspect.signature(forward).parameters
     logits = call_on(forward, decoder_of(model), batch, **({"logits_to_keep": wanted} if flat else {})).logits
     logits = logits.reshape(-1, logits.shape[-1])
-    rows = logits if flat else logits.index_select(0, wanted.to(logits.device))  # (N + M, V)
+    rows = logits if flat else logits.index_select(0, wanted.to(logits.device))  # (K + M, V)
     columns = score_logits(
         rows,
         targets.to(rows.device),
@@ -218,7 +242,7 @@ def _own_head_scores(model: Any, scoring: Scoring) -> dict[str, torch.Tensor]:
         temperature=scoring.temperature,
         grad_entropy=scoring.grad_entropy,
     )
-    return _split(columns, batch.targets.numel(), batch)
+    return _split(columns, count, batch)
 
 
 def own_forward(model: Any) -> Callable[..., Any]:

@@ -2,7 +2,8 @@
 
 Three layouts hold the same trees and score the same tokens in the same order:
 
-    tree     one row (1, T); the prompt of a tree is there once, its completions follow (see `segments`)
+    tree     one row (1, T); what completions begin with alike is there once (see `segments`): the prompt of a tree,
+             and where it pays (see `forest`) whatever the rows of different trees have in common
     packed   one row (1, T); every completion has its own copy of the prompt
     padded   (S, T); one row per completion, padded on the right, with an attention mask
 
@@ -15,11 +16,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 
 import torch
 
 from strop.errors import ConfigError, DataError, did_you_mean
-from strop.model.segments import Group, Segments, Span
+from strop.model.forest import Rule, forest, in_order, pays
+from strop.model.segments import Segments, Span
 from strop.records import Batch, Example, Want
 
 LAYOUTS = ("tree", "packed", "padded")
@@ -28,19 +31,14 @@ _SHIFTED = Want.LOGPS | Want.ENTROPY | Want.TOP1 | Want.MEAN_LOGIT | Want.LOG_SQ
 
 @dataclass(slots=True)
 class _Completion:
-    """One completion and where it lies: position p of prompt + completion is at `at(p)` in the flattened input."""
+    """One completion and where it lies: position p of prompt + completion is at `places[p]` in the flattened input."""
 
     tree: int
     prompt_length: int
     ids: list[int]
     scored: list[int]  # indices into ids of the scored tokens
     fed: int  # how many of its tokens are input
-    prompt_start: int = 0
-    start: int = 0
-
-    def at(self, position: int) -> int:
-        inside = position - self.prompt_length
-        return self.start + inside if inside >= 0 else self.prompt_start + position
+    places: Sequence[int] = ()
 
 
 def build_batch(
@@ -49,6 +47,7 @@ def build_batch(
     *,
     want: Want = Want.LOGPS,
     vocab_size: int | None = None,
+    shares: Rule | None = pays,
     device: torch.device | str | None = None,
 ) -> Batch:
     """Lay examples out for one forward pass.
@@ -59,6 +58,8 @@ def build_batch(
         want: what will be read; `STEP` reads the scored tokens' own states, everything else the states before them,
             so `STEP` cannot be combined with the others. `SCORE` needs every completion's last token as input.
         vocab_size: if given, ids outside 0..vocab_size-1 are refused.
+        shares: which common beginnings the "tree" layout computes once, beside the prompts of its trees; None for
+            these prompts alone.
         device: where the tensors go.
 
     Returns:
@@ -83,7 +84,7 @@ def build_batch(
     completions = [item for tree, example in enumerate(examples) for item in _completions(tree, example, want)]
     if layout == "padded":
         return _padded(examples, completions, want, device)
-    return _flat(examples, completions, want, layout, device)
+    return _flat(examples, completions, want, layout, shares, device)
 
 
 def _check(examples: Sequence[Example], vocab_size: int | None) -> None:
@@ -141,63 +142,35 @@ def _completions(tree: int, example: Example, want: Want) -> list[_Completion]:
     return items
 
 
-def _kinds(
-    examples: Sequence[Example], completions: list[_Completion], layout: str
-) -> tuple[list[tuple[int, list[_Completion]]], list[tuple[int, list[_Completion]]]]:
-    """(tree, completions) that share a prompt laid out once, and (tree, completions) that are one stretch."""
-    of_tree: list[list[_Completion]] = [[] for _ in examples]
-    for item in completions:
-        of_tree[item.tree].append(item)
-    shared: list[tuple[int, list[_Completion]]] = []
-    alone: list[tuple[int, list[_Completion]]] = []
-    for tree, items in enumerate(of_tree):
-        if layout == "packed" or not examples[tree].prompt_ids:
-            alone += [(tree, [item]) for item in items]
-        elif sum(1 for item in items if item.fed) <= 1:
-            alone.append((tree, items))
-        else:
-            shared.append((tree, items))
-    return shared, alone
-
-
 def _flat(
     examples: Sequence[Example],
     completions: list[_Completion],
     want: Want,
     layout: str,
+    shares: Rule | None,
     device: torch.device | str | None,
 ) -> Batch:
-    shared, alone = _kinds(examples, completions, layout)
-    input_ids: list[int] = []
-    position_ids: list[int] = []
+    ids = [examples[item.tree].prompt_ids + item.ids[: item.fed] for item in completions]
+    together: dict[int, list[int]] = {}
+    for number, item in enumerate(completions):
+        if item.prompt_length and item.fed and layout != "packed":
+            together.setdefault(item.tree, []).append(number)
+    if shares is None or layout == "packed":
+        names = [_own_names(item, number, layout) for number, item in enumerate(completions)]
+        roots, lies_on = forest(names, list(together.values()), _never)
+    else:
+        roots, lies_on = forest(ids, list(together.values()), shares)
 
-    def put(ids: list[int], first_position: int) -> Span:
-        span = Span(len(input_ids), len(ids))
-        input_ids.extend(ids)
-        position_ids.extend(range(first_position, first_position + len(ids)))
-        return span
-
-    prompts = {tree: put(examples[tree].prompt_ids, 0) for tree, _ in shared}
-    copies = [(prompts[tree], len(items)) for tree, items in shared]
-    roots = []
-    for tree, items in alone:
-        tail = next((item for item in items if item.fed), items[0])
-        span = put(examples[tree].prompt_ids + tail.ids[: tail.fed], 0)
-        roots.append(span)
-        copies.append((Span(span.start, tail.prompt_length), len(items)))
-        for item in items:
-            item.prompt_start, item.start = span.start, span.start + item.prompt_length
-    groups = []
-    for tree, items in shared:
-        branches = []
-        for item in items:
-            item.prompt_start = prompts[tree].start
-            branch = put(item.ids[: item.fed], item.prompt_length)
-            item.start = branch.start
-            if item.fed:
-                branches.append(branch)
-        groups.append(Group(prompts[tree], tuple(branches)))
-
+    nodes, parents = in_order(roots)
+    lengths = [node.stop - node.start for node in nodes]
+    segments = Segments(list(map(Span, accumulate((0, *lengths)), lengths)), parents)
+    leaves = {node.row: number for number, node in enumerate(nodes) if not node.children}
+    for item, row, carrier in zip(completions, ids, lies_on, strict=True):
+        leaf = leaves[carrier]
+        segments.rows.append(_cut([*segments.ancestors(leaf), segments.spans[leaf]], len(row)))
+        item.places = [place for span in segments.rows[-1] for place in range(span.start, span.end)]
+    input_ids = [token for node in nodes for token in ids[node.row][node.start : node.stop]]
+    position_ids = [position for node in nodes for position in range(node.start, node.stop)]
     return _finish(
         examples,
         completions,
@@ -206,9 +179,29 @@ def _flat(
         input_ids=torch.tensor([input_ids], device=device),  # (1, T)
         position_ids=torch.tensor([position_ids], device=device),  # (1, T)
         attention_mask=None,
-        segments=Segments(groups, roots, len(input_ids), copies),
+        segments=segments,
         device=device,
     )
+
+
+def _never(saved: int, below: int) -> bool:
+    return False
+
+
+def _own_names(item: _Completion, number: int, layout: str) -> list[int]:
+    """Stand-ins for the ids of a row that are equal only where its layout shares the token without looking at it."""
+    prompt = number if layout == "packed" else item.tree
+    return [2 * prompt] * item.prompt_length + [2 * number + 1] * item.fed
+
+
+def _cut(way: list[Span], length: int) -> list[Span]:
+    """The first tokens of a way from a root."""
+    found: list[Span] = []
+    for span in way:
+        if length > 0:
+            found.append(Span(span.start, min(span.length, length)))
+        length -= span.length
+    return found
 
 
 def _padded(
@@ -221,7 +214,7 @@ def _padded(
         padding = width - len(ids)
         input_ids.append(ids + [0] * padding)
         attention_mask.append([1] * len(ids) + [0] * padding)
-        item.prompt_start, item.start = row * width, row * width + item.prompt_length
+        item.places = range(row * width, row * width + len(ids))
     return _finish(
         examples,
         completions,
@@ -253,14 +246,19 @@ def _finish(
     segment: list[int] = []
     last: list[int] = []
     for number, item in enumerate(completions):
-        source += [item.at(item.prompt_length + t - shift) for t in item.scored]
+        source += [item.places[item.prompt_length + t - shift] for t in item.scored]
         targets += [item.ids[t] for t in item.scored]
         segment += [number] * len(item.scored)
         # -1: the last token is not part of the input, and nothing is read from it.
-        last.append(item.at(item.prompt_length + len(item.ids) - 1) if item.fed == len(item.ids) else -1)
+        last.append(item.places[item.prompt_length + len(item.ids) - 1] if item.fed == len(item.ids) else -1)
 
     prompt_source, prompt_targets, prompt_segment = _prompt_scores(examples, completions)
     tensor = lambda values: torch.tensor(values, dtype=torch.long, device=device)  # noqa: E731
+    first: dict[tuple[int, int], int] = {}  # of scored tokens with one source and target
+    for number, pair in enumerate(zip(source, targets, strict=True)):
+        first.setdefault(pair, number)
+    shared = len(first) < len(source)
+    numbers = {pair: number for number, pair in enumerate(first)} if shared else {}
     return Batch(
         examples=list(examples),
         layout=layout,
@@ -270,6 +268,9 @@ def _finish(
         segments=segments,
         source=tensor(source),  # (N,)
         targets=tensor(targets),  # (N,)
+        given_tokens=sum(len(item.places) for item in completions),
+        distinct=tensor(list(first.values())) if shared else None,  # (K,)
+        alike=tensor([numbers[pair] for pair in zip(source, targets, strict=True)]) if shared else None,  # (N,)
         segment=tensor(segment),  # (N,)
         last=tensor(last),  # (S,)
         tree_of=tensor([item.tree for item in completions]),  # (S,)
@@ -291,9 +292,8 @@ def _prompt_scores(
         first.setdefault(item.tree, item)
     for tree, example in enumerate(examples):
         if example.score_prompt:
-            start = first[tree].prompt_start
             scored = example.prompt_ids[1:]
-            source += range(start, start + len(scored))
+            source += first[tree].places[: len(scored)]
             targets += scored
             trees += [tree] * len(scored)
     return source, targets, trees
@@ -302,12 +302,13 @@ def _prompt_scores(
 def token_copies(batch: Batch) -> torch.Tensor:
     """How many rows of the padded layout every input token stands for, like `input_ids` flattened, (rows * T,).
 
-    1 everywhere except: padding counts 0, and a prompt shared by k completions counts k. Averages over input tokens
-    (a router's load) weighted by it do not depend on the layout.
+    1 everywhere except: padding counts 0, and a token that k rows share counts k. Averages over input tokens (a
+    router's load) weighted by it do not depend on the layout.
     """
     if batch.attention_mask is not None:
         return batch.attention_mask.reshape(-1).to(torch.float32)
-    copies = [1.0] * batch.input_ids.numel()
-    for prompt, count in batch.segments.copies:
-        copies[prompt.slice] = [float(count)] * prompt.length
-    return torch.tensor(copies, dtype=torch.float32, device=batch.input_ids.device)  # (T,)
+    copies = torch.zeros(batch.input_ids.numel())
+    for row in batch.segments.rows:
+        for span in row:
+            copies[span.slice] += 1
+    return copies.to(batch.input_ids.device)  # (T,)

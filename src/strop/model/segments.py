@@ -1,17 +1,19 @@
 """The geometry of a flat row: which stretch of tokens may look at which.
 
-A flat row holds, one after the other,
+A flat row is a forest laid out. Every token is in one segment; a segment sees itself causally, and all of its
+ancestors in full. The order of the segments is
 
-    prompts    the prompts of trees with two or more completions; causal, on their own
-    roots      whole sequences (prompt and completion together) of trees with one completion; causal, on their own
-    branches   the completions of the first kind of trees, tree by tree; each sees its prompt, and itself causally
+    roots with children    one after the other
+    roots without          whole rows that share nothing: one attention call, no merge
+    all others             depth first, below their roots in the roots' order
 
-Trees with one completion have nothing to share, so they are stored as one stretch: one attention call, no merge.
+so that the descendants of a segment are neighbours: one call takes them all to their ancestor.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 
@@ -31,43 +33,50 @@ class Span:
         return slice(self.start, self.start + self.length)
 
 
-@dataclass(frozen=True, slots=True)
-class Group:
-    """One prompt and the branches that hang on it; the branches are neighbours in the flat row."""
-
-    prompt: Span
-    branches: tuple[Span, ...]
-
-    @property
-    def all_branches(self) -> Span:
-        start = self.branches[0].start
-        return Span(start, self.branches[-1].end - start)
-
-
 class Segments:
-    """Attention segments of one flat row, and a place for what kernels derive from them (masks, cumulative lengths).
+    """The segments of one flat row, and a place for what kernels derive from them (masks, cumulative lengths).
 
     A plain class on purpose: wrappers such as FSDP rebuild the dataclasses they find among a module's arguments.
     """
 
-    def __init__(
-        self, groups: list[Group], roots: list[Span], total: int, copies: list[tuple[Span, int]] | None = None
-    ) -> None:
-        self.groups = groups
-        self.roots = roots
-        self.total = total  # tokens of the flat row
-        self.copies = copies or []  # prompts, and how many completions each of them serves
+    def __init__(self, spans: list[Span], parents: list[int]) -> None:
+        self.spans = spans  # in the order above; together they cover the row
+        self.parents = parents  # number of each segment's parent, -1 for roots
+        self.rows: list[list[Span]] = []  # the tokens of each completion's own row, prompt first, in order
         self.derived: dict[Any, Any] = {}
 
     @property
-    def causal_spans(self) -> list[Span]:
-        """Every stretch that is causal on its own, in flat order; together they cover the row."""
-        prompts = [group.prompt for group in self.groups]
-        return [*prompts, *self.roots, *(branch for group in self.groups for branch in group.branches)]
+    def total(self) -> int:
+        """Tokens of the flat row."""
+        return self.spans[-1].end
 
-    @property
+    @cached_property
+    def crossings(self) -> list[tuple[Span, Span]]:
+        """(all descendants, segment) for every segment that has some, in flat order."""
+        below: dict[int, Span] = {}
+        for number in range(len(self.spans) - 1, -1, -1):
+            parent, span = self.parents[number], self.spans[number]
+            if parent >= 0:  # walked from the end, so the first one met ends the stretch
+                end = max(below.get(number, span).end, below.get(parent, span).end)
+                below[parent] = Span(span.start, end - span.start)
+        return [(below[number], self.spans[number]) for number in sorted(below)]
+
+    def ancestors(self, number: int) -> list[Span]:
+        """The segments above one, its root first."""
+        found: list[Span] = []
+        while (number := self.parents[number]) >= 0:
+            found.append(self.spans[number])
+        return found[::-1]
+
+    @cached_property
+    def deep(self) -> bool:
+        """Whether a segment has more than one ancestor."""
+        return any(parent >= 0 and self.parents[parent] >= 0 for parent in self.parents)
+
+    @cached_property
     def longest_context(self) -> int:
-        """Tokens of the longest sequence, prompt included: what a sliding window has to cover."""
-        lengths = [root.length for root in self.roots]
-        lengths += [group.prompt.length + branch.length for group in self.groups for branch in group.branches]
+        """Tokens of the longest way from a root to a leaf: what a sliding window has to cover."""
+        lengths: list[int] = []
+        for span, parent in zip(self.spans, self.parents, strict=True):  # a parent stands before its children
+            lengths.append(span.length + (lengths[parent] if parent >= 0 else 0))
         return max(lengths, default=0)

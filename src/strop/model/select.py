@@ -2,7 +2,7 @@
 
 A model can share prompts if every layer's attention comes from transformers' attention interface, gets our segments,
 and brings no mask or position scheme of its own. Reading that off an architecture's name would go stale, so it is
-observed: a tree with two completions is scored in the tree layout and in the padded one, and both must agree. What
+observed: trees that fork twice are scored in the tree layout and in the padded one, and both must agree. What
 shows on long rows only is tried on a twin of the model (see `twin`), and on the first rows of a run.
 """
 
@@ -20,6 +20,7 @@ from torch import nn
 from strop.errors import ConfigError, SetupError
 from strop.model import attention
 from strop.model.dropout import evaluating
+from strop.model.forest import always
 from strop.model.forward import Scoring, call_on, input_device, install, pools_itself, vocab_size
 from strop.model.layout import build_batch
 from strop.model.rope import longest_plain_row
@@ -219,7 +220,8 @@ def _twin_states(twin: Any, layout: str) -> torch.Tensor:
     ids = [(37 * i + 11) % 128 for i in range(6 * SHRUNK)]
     branches = [ids[1 : SHRUNK // 2], ids[2 : 3 * SHRUNK]]
     examples = [Example(ids[: 3 * SHRUNK + 3], branches), Example(ids[5:9], [ids[7 : 3 * SHRUNK]])]
-    batch = build_batch(examples, layout, want=Want.HIDDEN)
+    examples.append(Example(ids[: SHRUNK + 2], [ids[: SHRUNK + 1]]))
+    batch = build_batch(examples, layout, want=Want.HIDDEN, shares=always)
     hidden = call_on(twin, twin, batch).last_hidden_state
     return hidden.reshape(-1, hidden.shape[-1])[batch.source]
 
@@ -233,8 +235,8 @@ def _errors(found: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
 def _small_batch(model: Any, layout: str) -> Batch:
     vocab = vocab_size(model) or 16
     ids = [(7 * i + 3) % vocab for i in range(9)]
-    examples = [Example(ids[:3], [ids[3:5], ids[5:8]]), Example(ids[2:4], [ids[6:9]])]
-    return build_batch(examples, layout, want=Want.HIDDEN, device=input_device(model))
+    examples = [Example(ids[:3], [ids[3:5], ids[5:8]]), Example(ids[2:4], [ids[6:9]]), Example(ids[:2], [ids[7:9]])]
+    return build_batch(examples, layout, want=Want.HIDDEN, shares=always, device=input_device(model))
 
 
 def _hidden(model: Any, layout: str) -> torch.Tensor:

@@ -308,6 +308,11 @@ _TOKEN_ENTRIES = (
     ),
     Entry("num_tokens", PROGRESS, "Tokens seen so far.", "tokens", "sum over the run"),
     Entry(
+        "shared_tokens", PROGRESS,
+        "Tokens computed for a token given: below 1 where rows share what they begin with, above 1 if padded.",
+        "share", "token of a completion's row",
+    ),
+    Entry(
         "completions/mean_length", COMPLETIONS, "Length of the sampled completions.", "tokens", "completion",
         advice="Grows to the limit: reward length less, or punish it softly.",
     ),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 
 import torch
 
@@ -15,14 +16,23 @@ TOLERANCE = 1e-9
 
 
 def layouts_agree(subject: Subject) -> None:
-    """Shared prompts, packed rows and padded rows give the same gradient."""
-    rows = len(subject.rows)
-    whole = step_gradients(subject.trainer(layout="padded", per_device_train_batch_size=rows))
+    """Shared prompts and beginnings, packed rows and padded rows give the same gradient."""
+    gradients = {}
+    for layout in ("padded", "packed", "tree"):
+        trainer = subject.trainer(layout=layout, per_device_train_batch_size=len(subject.rows))
+        gradients[layout] = step_gradients(trainer, [*map(begun_alike, examples_of(trainer))])
     for layout in ("packed", "tree"):
-        gap = largest_difference(
-            whole, step_gradients(subject.trainer(layout=layout, per_device_train_batch_size=rows))
-        )
+        gap = largest_difference(gradients["padded"], gradients[layout])
         assert gap < TOLERANCE, f"the gradient with layout={layout!r} differs from layout='padded' by {gap:.3g}"
+
+
+def begun_alike(example: Example) -> Example:
+    """The same row below a beginning that pays to be shared; its tokens are scored where there is no prompt."""
+    head = [1 + i % 2 for i in range(24)]
+    if example.prompt_ids:
+        return replace(example, prompt_ids=head + example.prompt_ids)
+    masks = [[1] * len(head) + example.mask(index) for index in range(len(example.completions))]
+    return replace(example, completions=[head + ids for ids in example.completions], loss_mask=masks)
 
 
 def padding_changes_nothing(subject: Subject) -> None:
