@@ -28,8 +28,8 @@ MUTATIONS = (
         edits=(
             Edit(
                 "model/layout.py",
-                "        segments=segments,\n",
-                "        segments=Segments([Span(0, len(input_ids))], [-1]),\n",
+                "        segments=segments,\n        device=device,\n    )\n\n\ndef _never",
+                "        segments=Segments([Span(0, len(input_ids))], [-1]),\n        device=device,\n    )\n\n\ndef _never",
             ),
         ),
         tests=("tests/model/test_forward.py::test_float64_equals_plain_rows[llama]",),
