@@ -307,11 +307,7 @@ _TOKEN_ENTRIES = (
         healthy="rises",
     ),
     Entry("num_tokens", PROGRESS, "Tokens seen so far.", "tokens", "sum over the run"),
-    Entry(
-        "shared_tokens", PROGRESS,
-        "Tokens computed for a token given: below 1 where rows share what they begin with, above 1 if padded.",
-        "share", "token of a completion's row",
-    ),
+    Entry("shared_tokens", PROGRESS, "Tokens computed for each one given; above 1 if padded.", "tokens", "given token"),
     Entry(
         "completions/mean_length", COMPLETIONS, "Length of the sampled completions.", "tokens", "completion",
         advice="Grows to the limit: reward length less, or punish it softly.",
