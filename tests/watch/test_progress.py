@@ -50,12 +50,16 @@ def test_a_run_in_a_terminal_and_elsewhere() -> None:
     display.on_log(ARGS, state(1), None, logs=LOGS)
     assert display.view.step == 1 and display.view.metrics.startswith("loss 0.6931")
     display.on_train_end(ARGS, state(1), None)
+    last = console.file.getvalue().splitlines()[-1]  # type: ignore[attr-defined]
+    assert "online_dpo 1/12000  loss 0.6931" in last and "kl 0.01" in last, "the view is wiped away, its numbers stay"
     plain = Console(file=io.StringIO(), width=80)
     display = ProgressDisplay(plain)
     display.on_train_begin(ARGS, state(0), None)
     display.on_log(ARGS, state(1), None, logs=LOGS)
     text = plain.file.getvalue()  # type: ignore[attr-defined]
     assert display.view is None and text.startswith("online_dpo     1/12000  loss 0.6931  rewards/margins 0.1234")
+    display.on_log(ARGS, state(0, total=0), None, logs={"eval_loss": 0.7})
+    assert plain.file.getvalue().endswith("online_dpo before training  eval_loss 0.7\n")  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize(("seconds", "said"), [(None, "-"), (0.2, "0:00"), (65, "1:05"), (7800, "2:10:00")])

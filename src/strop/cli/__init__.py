@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import logging
 import os
 import sys
 import warnings
@@ -11,17 +12,17 @@ from strop.errors import StropError, did_you_mean
 from strop.methods.registry import BY_VERB, register_installed
 
 TOOLS = {
-    "check": "look at a data file: what is in it, what is wrong with it, which methods it fits",
+    "check": "look at a data file: what is in it, what is wrong, what it fits",
     "plan": "will it fit: bytes by part and card, from a config alone",
-    "recommend": "which method fits a file and what else you have, with a config to start from",
-    "doctor": "what this machine has for a training, and what is amiss; with a method's flags: a dry run",
-    "demo": "train a small model from nothing to skill in minutes, and see it improve",
+    "recommend": "which method fits a file and what you have; a config to start from",
+    "doctor": "what this machine has and lacks; with a method's flags: a dry run",
+    "demo": "train a small model from nothing to skill in minutes",
     "generate": "complete prompts with a model",
     "chat": "talk to a model in the terminal",
-    "export": "merge an adapter, write safetensors, GGUF and a Modelfile for other tools",
+    "export": "merge an adapter; write safetensors, GGUF, a Modelfile",
     "run": "run a script that was written for TRL, as it is",
-    "report": "make the HTML page of a run, or of several; serve it, and follow them",
-    "new": "write a method, a reward or an environment that works, with its test",
+    "report": "the HTML page of a run, or of several; serve it, and follow them",
+    "new": "write a method, reward or environment that works, with its test",
     "completion": "make the shell complete verbs and flags",
     "vllm-serve": "start a vLLM server for online trainers",
 }
@@ -33,7 +34,7 @@ def usage() -> str:
     lines = ["usage: strop VERB [--flag value ...]      (strop VERB --help lists the flags)", "", "train:"]
     lines += [f"  {m.verb:<{width}}  {m.summary}" for m in BY_VERB.values()]
     lines += ["", "use and look:"] + [f"  {verb:<{width}}  {text}" for verb, text in TOOLS.items()]
-    lines += ["", "example:", "  strop dpo --model Qwen/Qwen3-0.6B --dataset pairs.jsonl --lora --output_dir runs/dpo"]
+    lines += ["", "example:", "  strop dpo --model Qwen/Qwen3-0.6B --dataset pairs.jsonl --output_dir runs/dpo"]
     return "\n".join(lines)
 
 
@@ -69,6 +70,8 @@ def answer(argv: list[str] | None) -> int:
         return 2
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    # at every start, that a faster kernel for 4-bit layers on the CPU could be fetched
+    logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"(transformers|peft|accelerate)\.")
     module = importlib.import_module(f"strop.cli.{'train' if verb in BY_VERB else verb.replace('-', '_')}")
     try:

@@ -7,6 +7,7 @@ import importlib.util
 import os
 import platform
 import shutil
+import textwrap
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -67,7 +68,7 @@ def requirements() -> Iterator[tuple[str, str, str]]:
 
 def versions() -> Iterator[str]:
     yield f"Python {platform.python_version()}, {platform.platform()}"
-    yield ", ".join(f"{name} {found or 'missing'}" for name, _, found in requirements())
+    yield from textwrap.wrap(", ".join(f"{name} {found or 'missing'}" for name, _, found in requirements()), 78)
 
 
 def wrong_versions() -> Iterator[str]:

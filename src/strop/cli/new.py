@@ -23,7 +23,7 @@ WRITTEN = {
 """Kind -> part (its text is starters/KIND_PART.txt) -> name of the file."""
 NEXT = {
     "method": "pip install -e . in it makes it a verb: strop $verb --help",
-    "reward": "strop grpo --reward_funcs $module:$snake --model MODEL --dataset prompts.jsonl",
+    "reward": "strop grpo --reward_funcs $module:$snake --model MODEL --dataset ROWS",
     "environment": "GRPOTrainer(model, args, train_dataset=rows, environment_factory=$Name)",
 }
 

@@ -66,7 +66,7 @@ METHODS = (
         "online-dpo", "OnlineDPO", "sample pairs, let a reward or judge choose, learn from them", rows="prompt_only"
     ),
     Method("nash-md", "NashMD", "play against a mixture of policy and reference", rows="prompt_only"),
-    Method("xpo", "XPO", "explore away from the reference; offline: exponential loss on pairs", rows="prompt_only"),
+    Method("xpo", "XPO", "explore away from the reference; or exponential loss on pairs", rows="prompt_only"),
     Method("gkd", "GKD", "distil a teacher, also on the student's own completions", rows="prompt_completion"),
     Method("prm", "PRM", "train a model that judges every step of a solution", rows="stepwise"),
 )

@@ -167,8 +167,8 @@ class ProgressDisplay(TrainerCallback):
         if self.view is not None and not any(name.startswith("eval_") for name in logs):
             self.view.metrics = text
             return
-        width = len(str(state.max_steps))
-        line = f"{args.method} {state.global_step:>{width}}/{state.max_steps}  {text}"
+        steps = f"{state.global_step:>{len(str(state.max_steps))}}/{state.max_steps}"
+        line = f"{args.method} {steps if state.max_steps else 'before training'}  {text}"
         with unheard():
             self.console.print(line, highlight=False, markup=False, soft_wrap=True)
 
@@ -176,4 +176,7 @@ class ProgressDisplay(TrainerCallback):
         if self.view is not None:
             with unheard():
                 self.view.stop()
+                if self.view.metrics and not self.console.is_jupyter:  # what stood there is wiped away with the view
+                    ended = f"{args.method} {self.view.step}/{self.view.total}  {self.view.metrics}"
+                    self.console.print(ended, highlight=False, markup=False, soft_wrap=True)
             self.view = None
