@@ -73,6 +73,7 @@ def answer(argv: list[str] | None) -> int:
     # at every start, that a faster kernel for 4-bit layers on the CPU could be fetched
     logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"(transformers|peft|accelerate)\.")
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # warns of a kernel that no verb takes
     module = importlib.import_module(f"strop.cli.{'train' if verb in BY_VERB else verb.replace('-', '_')}")
     try:
         return module.run(verb, rest) if verb in BY_VERB else module.run(rest)
