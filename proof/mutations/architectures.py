@@ -117,4 +117,20 @@ MUTATIONS = (
         ),
         tests=("tests/engine/test_adalora.py::test_the_orthogonal_term_is_in_the_loss_once",),
     ),
+    Mutation(
+        name="completions-start-from-an-empty-state",
+        promises=(9, 27),
+        history="Rows of hybrid models laid out beside one another: the state of one ran on into the next, or was lost.",
+        edits=(
+            Edit(
+                "model/recurrent.py",
+                "        start = None if above[0] < 0 else torch.stack([states[parent] for parent in above])\n",
+                "        start = None\n",
+            ),
+            Edit("model/select.py", "    if not difference <= _TOLERANCE[precision]:\n", "    if False:\n"),
+        ),
+        tests=(
+            "tests/model/test_recurrent.py::test_log_probabilities_and_gradients_are_those_of_rows_alone[qwen3_next]",
+        ),
+    ),
 )
