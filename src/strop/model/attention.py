@@ -71,8 +71,7 @@ def tree_attention(
             f"{type(module).__name__} asks its attention for {what}, which a flat row cannot give"
         )
     _carry_hooks(module)
-    for calls in _observers:
-        calls.append(sliding_window)
+    record_call("attention", sliding_window)
 
     device = query.device.type
     dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else value.dtype
@@ -99,13 +98,19 @@ def tree_attention(
 AttentionInterface.register(NAME, tree_attention)
 
 
-_observers: list[list[int | None]] = []
+_observers: list[list[tuple[str, int | None]]] = []
+
+
+def record_call(kind: str, window: int | None = None) -> None:
+    """Tell whoever observes that a layer was served: "attention", "convolution" or "state"."""
+    for calls in _observers:
+        calls.append((kind, window))
 
 
 @contextmanager
-def observed() -> Iterator[list[int | None]]:
-    """The sliding window of every call of `tree_attention` inside the block, in order."""
-    calls: list[int | None] = []
+def observed() -> Iterator[list[tuple[str, int | None]]]:
+    """What layers call inside the block, in order: its kind and, of attention, the sliding window."""
+    calls: list[tuple[str, int | None]] = []
     _observers.append(calls)
     try:
         yield calls

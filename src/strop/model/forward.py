@@ -22,6 +22,7 @@ from strop.model.head import HEAD_KINDS, score_logits, score_tokens
 from strop.model.heads import classify_rows, scalar_head, score_rows
 from strop.model.layout import token_copies
 from strop.model.lm_head import lm_head_of
+from strop.model.recurrent import teach
 from strop.model.rope import rows_alone
 from strop.model.router import has_router, router_loss
 from strop.model.wrappers import base_model, decoder_of
@@ -187,6 +188,7 @@ def _run_decoder(model: Any, batch: Batch, router: bool) -> Any:
 def call_on(function: Callable[..., Any], decoder: nn.Module, batch: Batch, **extra: Any) -> Any:
     """Call the decoder, or the forward of a model around it, on a laid-out batch."""
     if batch.layout != "padded":
+        teach(decoder)
         with tree_attention_on(decoder), rows_alone(decoder, batch):
             inputs = {"input_ids": batch.input_ids, "position_ids": batch.position_ids, KEYWORD: batch.segments}
             return function(**inputs, use_cache=False, **extra)

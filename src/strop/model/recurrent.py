@@ -113,9 +113,9 @@ def _scan(
     segments: Segments,
     hidden_states: torch.Tensor,
     dt: torch.Tensor,
-    A: torch.Tensor,  # noqa: N803 - transformers' names
-    B: torch.Tensor,  # noqa: N803
-    C: torch.Tensor,  # noqa: N803
+    A: torch.Tensor,
+    B: torch.Tensor,
+    C: torch.Tensor,
     *,
     dt_bias: torch.Tensor | None = None,
     dt_softplus: bool = False,

@@ -36,6 +36,8 @@ _NUMBERS_POSITIONS = "create_position_ids_from_input_ids"
 _TOLERANCE = {8: 1e-6, 4: 1e-3, 2: 5e-2}  # relative, by bytes of precision
 _HEAD_TOLERANCE = {8: 1e-6, 4: 2e-5, 2: 5e-2}  # of one output layer on the same states
 FLAT_LAYOUTS = ("tree", "packed")
+_WITHIN_A_TOKEN = ("mlp", "moe")
+"""Kinds of layers in which tokens do not meet."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,11 +186,15 @@ def _why_not_tree(runner: nn.Module, inner: Any, padded: torch.Tensor, precision
         except Exception as error:  # whatever foreign code raises on arguments it does not know
             cause = next(iter(str(error).splitlines()), "")
             return f"its layers cannot be called on a flat row ({type(error).__name__}: {cause})"
-    layers = getattr(config, "num_hidden_layers", None)
-    if len(calls) != layers:
-        return f"{len(calls)} of its {layers} layers use transformers' attention interface"
-    types = getattr(config, "layer_types", None) or []
-    if types.count("sliding_attention") > sum(window is not None for window in calls):
+    types = getattr(config, "layers_block_type", None) or getattr(config, "layer_types", None) or []
+    layers = (getattr(config, "num_hidden_layers", None) or 0) - sum(kind in _WITHIN_A_TOKEN for kind in types)
+    attending, convolving, running = (
+        sum(kind == name for kind, _ in calls) for name in ("attention", "convolution", "state")
+    )
+    if not {attending, convolving, attending + convolving, attending + running} & {layers}:  # some layers do both
+        served = attending + max(convolving, running)
+        return f"{served} of its {layers} layers use transformers' attention interface or its convolutions"
+    if types.count("sliding_attention") > sum(window is not None for _, window in calls):
         return "its sliding-window layers do not tell the attention function their window"
     difference = _typical(_errors(tree, padded), precision)
     if not difference <= _TOLERANCE[precision]:

@@ -9,6 +9,7 @@ past all of them.
 from __future__ import annotations
 
 import copy
+import math
 import re
 from typing import Any
 
@@ -23,6 +24,14 @@ _MOST_WEIGHTS = 100_000_000  # a twin is made in about a second, or not at all
 _DISTANCE = re.compile(r"window(_size|_len)?$|chunk_size$|block_size$|index_topk$|index_kpool$|local_attention$")
 _SCALING = ("original_max_position_embeddings", "floor_scale")
 _BLOCKS = re.compile(r"(topk|local)_blocks$")
+_STATE_HEADS = {
+    "mamba_n_heads": "mamba_d_head",
+    "mamba_num_heads": "mamba_head_dim",
+    "n_mamba_heads": "mamba_headdim",
+    "num_heads": "head_dim",
+}
+"""How many heads a state-space layer has, and how large each is; together they are `expand` times the hidden size."""
+_STATE_GROUPS = ("mamba_n_groups", "mamba_ngroups", "n_groups")
 _EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
 
 
@@ -58,7 +67,7 @@ def _shrunk(config: Any) -> Any:
     own = vars(config)  # not attributes: those that differ between layers refuse to be read
     layers, by_layer = _enough_layers(config)
     own.update({name: own[name][:layers] for name in by_layer})
-    heads, of_keys = own[field("num_attention_heads")], own.get(field("num_key_value_heads"))
+    heads, of_keys = own.get(field("num_attention_heads"), 4), own.get(field("num_key_value_heads"))
     few = min(heads, 4)
     # Heads keep their size: much is laid out by it (rotary factors and sections, latent ranks).
     size = own.get(field("head_dim")) or own[field("hidden_size")] // heads
@@ -66,6 +75,7 @@ def _shrunk(config: Any) -> Any:
     values |= {"num_kv_shared_layers": 0} | {name: 128 for name in own if name.startswith("vocab_size")}
     if of_keys is not None:
         values["num_key_value_heads"] = min(of_keys, few if of_keys == heads else max(1, few // 2))
+    values |= _state_heads(own, few * size)
     for name, value in values.items():
         if field(name) in own:
             own[field(name)] = value
@@ -82,12 +92,25 @@ def _shrunk(config: Any) -> Any:
     return config
 
 
+def _state_heads(own: dict[str, Any], hidden: int) -> dict[str, int]:
+    """As many heads of state-space layers as the hidden size asks for, in groups that divide them."""
+    wide = hidden * own.get("mamba_expand", own.get("expand", 0))
+    found = {}
+    for heads, size in _STATE_HEADS.items():
+        if wide and own.get(heads) and own.get(size):
+            found[heads] = max(1, wide // own[size])
+            found |= {groups: math.gcd(own[groups], found[heads]) for groups in _STATE_GROUPS if groups in own}
+    if "mamba_d_ssm" in own:
+        found["mamba_d_ssm"] = found["mamba_n_heads"] * own["mamba_d_head"]
+    return found
+
+
 def _enough_layers(config: Any) -> tuple[int, list[str]]:
     """How many of the first layers show one of each kind, at least two, and which fields say something of each layer.
 
     Layers are of one kind if all those fields say the same of them.
     """
-    layers = vars(config)[config.attribute_map.get("num_hidden_layers", "num_hidden_layers")]
+    layers = config.num_hidden_layers
     lists = {name: value for name, value in vars(config).items() if isinstance(value, list) and len(value) == layers}
     names = [name for name, value in lists.items() if layers < 3 or len(set(map(str, value))) < layers]  # no numbering
     kinds = [str(kind) for kind in zip(*(vars(config)[name] for name in names), strict=True)]
