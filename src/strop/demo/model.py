@@ -14,7 +14,7 @@ CHARACTERS = "\n\t " + string.ascii_letters + string.digits + string.punctuation
 CONTEXT_TOKENS = 64
 
 
-def build_tokenizer() -> PreTrainedTokenizerFast:
+def build_tokenizer(context_tokens: int = CONTEXT_TOKENS) -> PreTrainedTokenizerFast:
     """One id per character, 128 in all; encoding adds no special tokens, `</s>` ends a completion."""
     vocabulary = {token: i for i, token in enumerate((*SPECIAL, *CHARACTERS))}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
@@ -26,13 +26,16 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
         bos_token="<s>",
         eos_token="</s>",
         unk_token="<unk>",
-        model_max_length=CONTEXT_TOKENS,
+        model_max_length=context_tokens,
         clean_up_tokenization_spaces=False,
     )
 
 
 def build_model(tokenizer: PreTrainedTokenizerFast, seed: int = 0) -> LlamaForCausalLM:
-    """A Llama of 4 layers and 128 dimensions, 0.77M parameters, with random weights drawn from `seed`."""
+    """A Llama of 4 layers and 128 dimensions, 0.77M parameters, with random weights drawn from `seed`.
+
+    Its context is the tokenizer's.
+    """
     config = LlamaConfig(
         vocab_size=len(tokenizer),
         hidden_size=128,
@@ -40,7 +43,7 @@ def build_model(tokenizer: PreTrainedTokenizerFast, seed: int = 0) -> LlamaForCa
         num_hidden_layers=4,
         num_attention_heads=4,
         num_key_value_heads=4,
-        max_position_embeddings=CONTEXT_TOKENS,
+        max_position_embeddings=tokenizer.model_max_length,
         initializer_range=0.06,  # 0.02 suits wide models; at 128 dimensions learning starts much later with it
         tie_word_embeddings=True,
         pad_token_id=tokenizer.pad_token_id,
