@@ -1,0 +1,120 @@
+"""GRPO with a judge that takes its time, in strict order and with `max_staleness`, in turns.
+
+    python -m benchmarks.overlap --windows 1 --turns 2 --steps 24 --seeds 0 1 2
+
+The judge sleeps as a call over the network waits, by default as long as sampling and learning take together, which is
+measured first without it: there one window ahead can at best halve the time. The first two steps of a turn are not
+counted: they start the process that samples, and fill the queue. Every seed is trained in both orders, and the reward
+of its last steps is reported too, since a faster run that learns less is none.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks.turns import Clock
+from strop.testing.cases import letters_reward, make_trainer, rows_for
+from strop.testing.tiny import tiny_model
+from strop.testing.tokenizers import toy_tokenizer
+
+UNCOUNTED = 2
+"""First steps of a turn."""
+LAST = 5
+"""Steps whose mean reward is what a run has reached."""
+
+
+def judge(seconds: float) -> Callable[..., list[float]]:
+    """Share of letters of each completion, after a wait."""
+
+    def waits(completions: list[str], **columns: Any) -> list[float]:
+        time.sleep(seconds)
+        return letters_reward(completions)
+
+    return waits
+
+
+def one_turn(windows: int, seconds: float, seed: int, options: argparse.Namespace) -> dict[str, float]:
+    """Train, and say how long a step took, what it waited for, and which reward was reached."""
+    tokenizer = toy_tokenizer("plain")
+    size = {"hidden_size": options.hidden, "intermediate_size": 2 * options.hidden, "num_hidden_layers": options.layers}
+    model = tiny_model("llama", dtype=torch.float32, seed=seed, vocab_size=len(tokenizer), **size)
+    clock = Clock()
+    with tempfile.TemporaryDirectory() as folder:
+        trainer = make_trainer(
+            "grpo", folder, rows=rows_for("grpo", 4 * options.prompts, seed), model=model, tokenizer=tokenizer,
+            trainer={"reward_funcs": judge(seconds)}, max_steps=options.steps, seed=seed, rehearsal=False,
+            num_generations=options.generations, max_completion_length=options.completion,
+            per_device_train_batch_size=options.prompts * options.generations, max_staleness=windows,
+            learning_rate=options.learning_rate, max_prompt_length=None,
+        )  # fmt: skip
+        clock.time(trainer)
+    lines = [line for line in trainer.state.log_history if "loss" in line]
+    counted = lines[UNCOUNTED:]
+    return {
+        "windows": windows,
+        "seed": seed,
+        "step_seconds": statistics.mean(clock.seconds[UNCOUNTED:]),
+        "sampling_wait": statistics.mean(line["sampling_time"] for line in counted),
+        "rewards_wait": statistics.mean(line["rewards_time"] for line in counted),
+        "reward": statistics.mean(line["reward"] for line in lines[-LAST:]),
+        "first_reward": lines[0]["reward"],
+        "sampling_kl": statistics.mean(line["sampling/kl"] for line in counted),
+    }
+
+
+def measure(options: argparse.Namespace) -> dict[str, Any]:
+    """All turns, strict and ahead one after the other, and the ratio of their times."""
+    seconds = options.judge
+    if seconds is None:
+        seconds = one_turn(0, 0.0, options.seeds[0], options)["step_seconds"]
+    turns = []
+    for number in range(options.turns * len(options.seeds)):
+        for windows in (0, options.windows):
+            turns.append(one_turn(windows, seconds, options.seeds[number % len(options.seeds)], options))
+            print(json.dumps({name: round(value, 4) for name, value in turns[-1].items()}), flush=True)
+    strict, ahead = ([turn for turn in turns if bool(turn["windows"]) == on] for on in (False, True))
+    ratios = [a["step_seconds"] / b["step_seconds"] for a, b in zip(strict, ahead, strict=True)]
+    reached = {
+        seed: [statistics.mean(t["reward"] for t in kind if t["seed"] == seed) for kind in (strict, ahead)]
+        for seed in options.seeds
+    }
+    return {
+        "settings": vars(options) | {"judge": seconds, "output": None},
+        "turns": turns,
+        "ratio": statistics.median(ratios),
+        "ratios": ratios,
+        "reward_strict_ahead": reached,
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    numbers = {
+        "windows": 1, "turns": 1, "steps": 24, "prompts": 4, "generations": 8, "completion": 48, "hidden": 128,
+        "layers": 4,
+    }  # fmt: skip
+    for name, default in numbers.items():
+        parser.add_argument(f"--{name}", type=int, default=default)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--judge", type=float, help="seconds of a judgement; default: as sampling and learning take")
+    parser.add_argument("--learning-rate", type=float, default=1e-3)
+    parser.add_argument("--output", type=Path)
+    options = parser.parse_args()
+    found = measure(options)
+    text = json.dumps(found, indent=1, default=str)
+    if options.output is not None:
+        options.output.write_text(text + "\n")
+    print(json.dumps({"ratio": found["ratio"], "reward_strict_ahead": found["reward_strict_ahead"]}))
+
+
+if __name__ == "__main__":
+    main()
