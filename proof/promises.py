@@ -28,6 +28,7 @@ PROMISES: tuple[Promise, ...] = (
             "tests/engine/test_geometry.py",
             "tests/engine/test_geometry_runs.py",
             "tests/online/test_pieces.py",
+            "tests/online/test_in_parts.py",
             "tests/engine/test_windows.py",
             "tests/engine/test_step.py",
             "tests/engine/test_oracle.py",

@@ -175,6 +175,19 @@ MUTATIONS = (
         tests=("tests/rollout/test_own_process.py",),
     ),
     Mutation(
+        name="parts-divided-by-the-last-ones-count",
+        promises=(1,),
+        history="A step that is learned from in parts is divided by the tokens of its last part.",
+        edits=(
+            Edit(
+                "online/in_parts.py",
+                "divide(model, whole, max(counts[per], 1.0))",
+                "divide(model, whole, max(trainer.counts(trees)[per], 1.0))",
+            ),
+        ),
+        tests=("tests/online/test_in_parts.py::test_the_gradient_is_that_of_the_whole_step",),
+    ),
+    Mutation(
         name="rounds-ahead-left-out-of-a-checkpoint",
         promises=(6,),
         history="What was sampled ahead is in no checkpoint, and the resumed run samples it from newer weights.",

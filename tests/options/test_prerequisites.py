@@ -18,7 +18,7 @@ ALONE = {
         ("learning_rate", "max_length", "temperature", "beta", "kl_estimator", "scale_rewards", "truncation_mode",
          "disable_dropout", "total_episodes", "cliprange_value", "logging_nan_inf_filter", "padding_free",
          "reward_timeout", "dynamic_sampling", "loss_weights", "scale_by_t2", "log_completions", "eos_token",
-         "max_staleness"),
+         "max_staleness", "stream_prompts"),
         "acts alone; the surroundings make it visible, or quick",
     ),
     **dict.fromkeys(

@@ -213,6 +213,7 @@ TABLE: dict[str, dict[str, Flip]] = {
         "scale_rewards": Flip("batch", given={"num_generations": 2}),
         "multi_objective_aggregation": Flip("normalize_then_sum", make=TWO_REWARDS),
         "max_staleness": Flip(1, within=scenes.engine_beside),
+        "stream_prompts": Flip(1, within=scenes.engine_beside),
         "dynamic_sampling": Flip(True, make=scenes.rewarded(scenes.flat_reward), given={"max_steps": 4}),
         "max_resampling_rounds": Flip(
             1, "log", {"dynamic_sampling": True}, make=scenes.rewarded(scenes.constant_reward)

@@ -38,6 +38,13 @@ class StepStatistics:
         return self.gathered.rows(index)
 
 
+def in_training(model: torch.nn.Module, optimizer: Any) -> None:
+    """Model and optimizer as a training step wants them: an optimizer without a schedule moves its weights for it."""
+    model.train()
+    if callable(getattr(optimizer, "train", None)):
+        optimizer.train()
+
+
 def zero_loss(scores: Scores) -> torch.Tensor:
     """A loss without effect that still reaches every parameter: what a rank without rows computes."""
     parts = (scores.logps, scores.scores, scores.step_logits, scores.values, scores.hidden)

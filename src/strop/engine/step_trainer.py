@@ -28,7 +28,7 @@ from strop.engine.offloading import offloaded_activations
 from strop.engine.parts import Facts
 from strop.engine.precision import in_one_precision
 from strop.engine.reference_scores import ReferenceScores
-from strop.engine.step import MicroBatch, StepStatistics, add_router_loss, default_counts, zero_loss
+from strop.engine.step import MicroBatch, StepStatistics, add_router_loss, default_counts, in_training, zero_loss
 from strop.engine.step_clock import RunClock, StepClock
 from strop.engine.windows import train_loader
 from strop.losses.reduce import step_loss
@@ -221,9 +221,7 @@ class StepTrainer(Trainer):
         self.step_work = work
         longest = max(work.examples, key=lambda example: example.num_tokens)
         self.guard.alarms.before_step(self.state.global_step + 1, longest.row, longest.num_tokens)
-        model.train()
-        if callable(getattr(self.optimizer, "train", None)):
-            self.optimizer.train()
+        in_training(model, self.optimizer)
         for micro in self.micro_batches(model, work, training=True):
             share = zero_loss(micro.scores) if micro.output is None else self.reduce(micro.output, micro)
             if self.ranks_are_allocated:  # a term of the whole step, by parts so that ranks exchange gradients once

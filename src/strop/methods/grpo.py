@@ -28,14 +28,16 @@ from strop.losses.names import POLICY_AGGREGATION
 from strop.methods.policy_gradient import PolicyGradientTrainer
 from strop.metric import SAMPLING, Entry
 from strop.online.groups import Group
+from strop.online.in_parts import check_can_learn_in_parts, learn_in_parts
 from strop.online.pieces import trajectory_of
-from strop.records import Batch, LossOutput, Mean, Scores, StepContext, Term, Want
+from strop.records import Batch, LossOutput, Mean, Scores, StepContext, StepWork, Term, Want
 from strop.settings.online import OnlineConfig
 from strop.settings.prerequisites import ABOVE_ZERO, Needs
 from strop.settings.schema import Range, config
 
 Positive = Annotated[float, Range(min=0, open_min=True)]
 CORRECTED = {"vllm_importance_sampling_correction": (True,)}
+OVERLAP = ("max_staleness", "stream_prompts")
 OFF_POLICY = Needs({"engine": ("vllm",), "max_staleness": Range(min=1)})
 
 
@@ -48,7 +50,7 @@ class GRPOConfig(OnlineConfig):
         "vllm_importance_sampling_cap": "vllm_importance_sampling_clip_max",
     }
     removed: ClassVar[dict[str, str]] = {
-        **{name: text for name, text in OnlineConfig.removed.items() if name != "max_staleness"},
+        **{name: text for name, text in OnlineConfig.removed.items() if name not in OVERLAP},
         "cast_lm_head_to_fp32": "Logits are added up and normalised in float32 always; remove it.",
     }
     neutral: ClassVar[dict[str, tuple[Any, ...]]] = {**OnlineConfig.neutral, "cast_lm_head_to_fp32": (True,)}
@@ -95,6 +97,9 @@ class GRPOConfig(OnlineConfig):
     max_staleness: Annotated[int, Range(min=0)] = 0  # type: ignore[misc]
     """Windows that sampling and rewards may be ahead of learning: completions of the next windows are made by another
     process, or a vLLM server, while this one is learned from, and weighted for it. 0: in strict order."""
+    stream_prompts: Annotated[int, Range(min=1)] | None = None
+    """Learn from so many prompts of a step as soon as their completions are rewarded, while the rest are still sampled
+    or judged: the same gradient. None: when all are there."""
     dynamic_sampling: bool = False
     """Replace groups whose rewards are all equal by groups of further prompts (DAPO)."""
     max_resampling_rounds: Annotated[int, Range(min=1)] = 4
@@ -151,8 +156,8 @@ class GRPOConfig(OnlineConfig):
             )
         if self.num_generations < 2:
             problems.append("num_generations=1 leaves no group to compare with; set 2 or more.")
-        if self.max_staleness:
-            problems += [f"max_staleness={self.max_staleness}: {why}" for why in self.why_in_order()]
+        if self.overlap:
+            problems += [f"{self.overlap}: {why}" for why in self.why_in_order()]
         if POLICY_AGGREGATION.get(self.loss_type) == "constant" and self.max_completion_length is None:
             problems.append(f"loss_type={self.loss_type!r} divides by max_completion_length; give it.")
         try:
@@ -161,8 +166,12 @@ class GRPOConfig(OnlineConfig):
             problems.append(str(error))
         return problems
 
+    @property
+    def overlap(self) -> str:  # type: ignore[override]
+        return ", ".join(f"{name}={value}" for name in OVERLAP if (value := getattr(self, name)))
+
     def why_in_order(self) -> list[str]:
-        """What the settings have that must sample in strict order."""
+        """What the settings have that must sample, or learn, in strict order."""
         reasons = {
             "dynamic_sampling=True samples again when it has seen the rewards; remove it.": self.dynamic_sampling,
             "ignore_data_skip=True moves the rows of the next windows; remove it.": self.ignore_data_skip,
@@ -170,6 +179,21 @@ class GRPOConfig(OnlineConfig):
                 self.engine == "vllm" and self.vllm_mode == "colocate"
             ),
         }
+        whole = {
+            "max_staleness": self.max_staleness > 0,
+            "scale_rewards='batch'": self.scale_rewards == "batch",
+            "multi_objective_aggregation='normalize_then_sum'": self.multi_objective_aggregation
+            != "sum_then_normalize",
+            "top_entropy_quantile": self.top_entropy_quantile < 1,
+            "use_adaptive_entropy": self.use_adaptive_entropy,
+            "entropy_coef": self.entropy_coef > 0,
+            "num_iterations": self.num_iterations > 1,
+            "steps_per_generation": self.steps_per_generation is not None or self.generation_batch_size is not None,
+        }
+        if self.stream_prompts is not None:
+            reasons |= {
+                f"{name} needs all completions of a step at once; remove one.": on for name, on in whole.items()
+            }
         return [text for text, found in reasons.items() if found]
 
 
@@ -206,9 +230,17 @@ class GRPOTrainer(PolicyGradientTrainer):
 
     def after_init(self) -> None:
         super().after_init()
+        if self.args.stream_prompts is not None:
+            check_can_learn_in_parts(self)
         self.entropy_coef = self.args.entropy_coef
         if self.args.dynamic_sampling and not hasattr(self.train_dataset or [], "__len__"):
             raise ConfigError("dynamic_sampling=True draws further prompts from the rows; a stream keeps none.")
+
+    def training_step(self, model: torch.nn.Module, inputs: Any, num_items_in_batch: Any = None) -> torch.Tensor:
+        if self.args.stream_prompts is None or not inputs or isinstance(inputs, StepWork):
+            return super().training_step(model, inputs, num_items_in_batch)
+        over_tokens = POLICY_AGGREGATION[self.args.loss_type] == "token_mean_global"
+        return learn_in_parts(self, model, inputs, "tokens" if over_tokens else "completions")
 
     @property
     def coupled(self) -> bool:  # type: ignore[override]

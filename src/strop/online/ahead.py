@@ -15,7 +15,7 @@ import math
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -28,7 +28,9 @@ from strop.errors import ConfigError, RolloutError
 from strop.online.groups import Group, prompt_of
 from strop.online.lane import Lane
 from strop.online.rewarding import reward_groups
+from strop.online.sampling import Load
 from strop.records import Example, Extreme, Mean
+from strop.rollout import SamplingParams
 
 KEPT = ("completions", "sampler_logps", "finish_reasons", "reward_names", "values", "rewards")
 """Fields of a group that a checkpoint holds as they are."""
@@ -69,20 +71,36 @@ class RoundsAhead:
         now = self.window
         last = math.ceil(self.trainer.state.max_steps / self.trainer.sizes.steps) - 1
         following = self.rounds[-1].number + 1 if self.rounds else now
+        load = self.trainer.generator.stage(self.trainer.sampled_model)
         for number in range(following, max(now, min(now + self.windows, last)) + 1):
-            self.rounds.append(self.begin(number, now))
+            params = self.trainer.sampling(True, moment=self.trainer.rounds + number - now)
+            self.rounds.append(self.begin(number, self.prompts_of(number), params, load))
+            load = already
         first = self.rounds.popleft()
         if [e.row for e in prompts] != [e.row for e in first.prompts]:
             raise RolloutError(
                 f"Window {now} has the rows {[e.row for e in prompts]}, and completions were sampled ahead for "
                 f"{[e.row for e in first.prompts]}. Rows in an order of one's own need max_staleness=0."
             )
+        return self.finished(first)
+
+    def parts(self, prompts: Sequence[Example], size: int) -> Iterator[list[Group]]:
+        """The rewarded groups of a window, `size` prompts at a time, in their order; all are begun at once."""
+        load, begun = self.trainer.generator.stage(self.trainer.sampled_model), []
+        for start in range(0, len(prompts), size):
+            params = replace(self.trainer.sampling(True), first_prompt=start)
+            begun.append(self.begin(self.window, list(prompts[start : start + size]), params, load))
+            load = already
+        yield from map(self.finished, begun)
+
+    def finished(self, waited: Round) -> list[Group]:
+        """The groups of a round, once they are rewarded."""
         with self.trainer.clock.part("sampling"):
-            groups = first.sampled.result()
-        if first.version == self.trainer.state.global_step:
+            groups = waited.sampled.result()
+        if waited.version == self.trainer.state.global_step:
             self.trainer.compare_sampler(groups)
         with self.trainer.clock.part("rewards"):
-            self.trainer._metrics["train"].join(first.rewarded.result())
+            self.trainer._metrics["train"].join(waited.rewarded.result())
         return groups
 
     @property
@@ -97,12 +115,10 @@ class RoundsAhead:
         sampler = window_sampler(trainer.train_dataset, trainer.args, size, steps=steps, shuffle=trainer.shuffles)
         return flatten([[trainer.train_dataset[i] for i in sampler.rows_of(number)]])
 
-    def begin(self, number: int, now: int) -> Round:
-        """Sample a window's prompts with the weights as they are now, then ask the rewards."""
-        trainer = self.trainer
-        prompts, version = self.prompts_of(number), int(trainer.state.global_step)
-        moment = trainer.rounds + number - now
-        draw = trainer.drawing(prompts, trainer.group_size, trainer.sampling(True, moment=moment))
+    def begin(self, number: int, prompts: list[Example], params: SamplingParams, load: Load) -> Round:
+        """Sample prompts of a window with the weights that `load` hands over, then ask the rewards."""
+        trainer, version = self.trainer, int(self.trainer.state.global_step)
+        draw = trainer.drawing(prompts, trainer.group_size, params, load)
 
         def sample() -> list[Group]:
             groups: list[Group] = draw()[0]
@@ -165,6 +181,10 @@ class RoundsAhead:
             self.rounds.append(Round(kept["number"], version, prompts, *done))
 
 
+def already() -> None:
+    """The sampler has the weights."""
+
+
 def plain_notes(group: Group) -> dict[str, list[Any]]:
     """What rewards noted, of which a checkpoint holds numbers as they are and the rest as text."""
     known = (str, int, float, bool, type(None))
@@ -180,15 +200,15 @@ def staleness(trees: Sequence[Example], step: int) -> dict[str, Mean | Extreme]:
     return {"staleness/mean": Mean(float(sum(ages)), float(len(ages))), "staleness/max": Extreme(float(max(ages)))}
 
 
-def check_can_sample_ahead(trainer: Any) -> None:
-    """Refuse what `max_staleness` cannot work with, by name.
+def rounds_ahead(trainer: Any) -> RoundsAhead:
+    """What a trainer samples with while it learns; what that cannot work with is refused by name.
 
     Raises:
         ConfigError: all of it.
     """
     kind, args = trainer.accelerator.distributed_type, trainer.args
     problems = []
-    if not hasattr(trainer.train_dataset or [], "__len__"):
+    if args.max_staleness and not hasattr(trainer.train_dataset or [], "__len__"):
         problems.append("the rows are a stream, and those of the next windows must be looked up by number.")
     if trainer.turns_wanted:
         problems.append(
@@ -201,4 +221,5 @@ def check_can_sample_ahead(trainer: Any) -> None:
             "several training processes share the server, and one would change its weights while it writes for another."
         )
     if problems:
-        raise ConfigError.collect(f"max_staleness={args.max_staleness} cannot be used here:", problems)
+        raise ConfigError.collect(f"{args.overlap} cannot be used here:", problems)
+    return RoundsAhead(trainer, args.max_staleness)

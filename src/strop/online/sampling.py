@@ -19,6 +19,8 @@ OwnFunction = Callable[[list[Any], list[list[int]], int, SamplingParams], OwnRol
 """(prompts, their ids, n, how to sample) -> what a user's rollout function made of them."""
 Drawn = tuple[list[Group], dict[str, Mean]]
 """Groups, and what was counted on the way."""
+Load = Callable[[], None]
+"""What gives an engine the weights that it samples with."""
 
 
 def sampling_params(args: Any, *, moment: int, player: int = 0) -> SamplingParams:
@@ -38,7 +40,7 @@ def sampling_params(args: Any, *, moment: int, player: int = 0) -> SamplingParam
 
 
 def make_engine(args: Any, model: Any, tokenizer: Any) -> Any:
-    """The rollout engine that the config names; one that samples ahead has a process of its own."""
+    """The rollout engine that the config names; one that samples while the policy learns has a process."""
     settings = {
         "engine": args.engine,
         "tokenizer": tokenizer,
@@ -46,7 +48,7 @@ def make_engine(args: Any, model: Any, tokenizer: Any) -> Any:
         "autocast": torch.bfloat16 if args.bf16 else torch.float16 if args.fp16 else None,
         **args.vllm_settings(),
     }
-    if args.max_staleness and args.engine != "vllm":
+    if args.overlap and args.engine != "vllm":
         return ProcessGenerator(model, **settings)
     return make_generator(model=model, **settings)
 

@@ -27,7 +27,7 @@ from strop.engine.step import token_field
 from strop.engine.trainer import BaseTrainer
 from strop.errors import RolloutError
 from strop.model import base_model, evaluating, lm_head_of
-from strop.online.ahead import RoundsAhead, check_can_sample_ahead, staleness
+from strop.online.ahead import rounds_ahead, staleness
 from strop.online.batches import BatchSizes, batch_sizes, rounding_notices, share_steps, split_steps
 from strop.online.closing import CloseEnvironments
 from strop.online.evaluation_samples import EvaluationSamples
@@ -36,7 +36,7 @@ from strop.online.pieces import in_trajectories, pieces
 from strop.online.rewarding import check_rewards, make_rewards, reward_groups, reward_source
 from strop.online.sampled_distribution import changes_distribution, rescore
 from strop.online.sampler_check import sampler_mismatch
-from strop.online.sampling import Drawn, make_engine, sample_groups, sampling_params
+from strop.online.sampling import Drawn, Load, make_engine, sample_groups, sampling_params
 from strop.records import Batch, Counts, Example, Sampled, Scores, Want
 from strop.rewards.model_reward import ModelReward
 from strop.rollout import SamplingParams, default_stop_ids
@@ -136,10 +136,7 @@ class OnlineTrainer(BaseTrainer):
                 own_rollouts=self._rollout_func is not None,
             )
         self._generator: Any = None
-        self.ahead: RoundsAhead | None = None
-        if windows := self.args.max_staleness:
-            check_can_sample_ahead(self)
-            self.ahead = RoundsAhead(self, windows)
+        self.ahead = rounds_ahead(self) if self.args.overlap else None
         self.evaluated: list[Group] = []  # of the window that is evaluated
         self.turns = None
         if self.given["tools"] is not None or self._environments is not None:
@@ -235,14 +232,12 @@ class OnlineTrainer(BaseTrainer):
             moment = self.rounds if training else 2**31 + self.state.global_step
         return sampling_params(self.args, moment=moment, player=player)
 
-    def drawing(self, prompts: Sequence[Example], n: int, params: SamplingParams) -> Callable[[], Drawn]:
-        """What samples `n` completions of each prompt with the weights as they are now: at once, or, where rounds are
-        sampled ahead, later and in another thread.
+    def drawing(self, prompts: Sequence[Example], n: int, params: SamplingParams, load: Load) -> Callable[[], Drawn]:
+        """What samples `n` completions of each prompt, at once, or, where rounds are sampled ahead, in another thread.
 
-        Ranks without prompts take part too: bringing a shared server up to date is a meeting of all of them.
+        Ranks without prompts take part too: bringing a shared server up to date, by `load`, is a meeting of all.
         """
         engine, own = self.generator, self._rollout_func
-        load = partial(engine.sync, self.sampled_model) if self.ahead is None else engine.stage(self.sampled_model)
         function = None if own is None else lambda *asked: own(*asked, self, vocab_size(self.policy))
 
         def draw() -> Drawn:
@@ -257,7 +252,9 @@ class OnlineTrainer(BaseTrainer):
 
     def rollout(self, prompts: Sequence[Example], n: int, training: bool) -> list[Group]:
         """Sample `n` completions for each prompt."""
-        draw = self.drawing(prompts, n, self.sampling(training))
+        engine, policy = self.generator, self.sampled_model
+        load = partial(engine.sync, policy) if self.ahead is None else engine.stage(policy)
+        draw = self.drawing(prompts, n, self.sampling(training), load)
         with self.clock.part("sampling"):
             groups, metrics = draw() if self.ahead is None else self.ahead.sampling(draw).result()
         self._metrics["train" if training else "eval"].add(metrics)
@@ -347,16 +344,21 @@ class OnlineTrainer(BaseTrainer):
     def fill_buffer(self, prompts: list[Example]) -> None:
         """Sample, score and shape one round, and cut it into the steps that it serves."""
         groups = self.rollout(prompts, self.group_size, True) if self.ahead is None else self.ahead.take(prompts)
-        self.score_groups(groups, "train")
-        self._metrics["train"].add(completion_metrics(groups))
-        trees = self.make_trees(groups, training=True)
+        trees = self.learnable(groups)
         self.rounds += 1
-        self.remember_samples(groups)
         steps = self.split_steps(trees)
         if self.sizes.steps > 1:
             self.fix_old_logps(steps)
         for _ in range(self.args.num_iterations):
             self.buffer.extend([list(step) for step in steps])
+
+    def learnable(self, groups: list[Group]) -> list[Example]:
+        """Sampled groups as trees to learn from, rewarded, counted and noted."""
+        self.score_groups(groups, "train")
+        self._metrics["train"].add(completion_metrics(groups))
+        trees = self.make_trees(groups, training=True)
+        self.remember_samples(groups)
+        return trees
 
     def split_steps(self, trees: list[Example]) -> list[list[Example]]:
         """The trees of a round by the optimizer step that uses them."""

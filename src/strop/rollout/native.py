@@ -130,7 +130,8 @@ def completion_rows(
         if context_tokens is not None and len(prompt) + limit > context_tokens:
             limit, shortened = context_tokens - len(prompt), shortened + 1
         for sample in range(n):
-            rows.append(Row(number, index, sample, len(prompt), limit, row_uniforms(seed, index, sample, limit)))
+            uniforms = row_uniforms(seed, sampling.first_prompt + index, sample, limit)
+            rows.append(Row(number, index, sample, len(prompt), limit, uniforms))
     if shortened:
         logger.warning(
             "%d of %d prompts leave less than max_new_tokens=%d of the model's %d positions; "

@@ -44,6 +44,7 @@ class SamplingParams:
         seed: >= 0. A completion depends only on (weights, prompt, index of the prompt in the call, index of the
             sample, seed), not on what else is in the batch, up to the rounding of matrix products of other sizes.
             Use another seed for every step and every process. None takes fresh randomness from the operating system.
+        first_prompt: index of the call's first prompt, >= 0, where the call is a part of a larger one.
 
     Raises:
         ConfigError: all values that are out of range, together.
@@ -58,6 +59,7 @@ class SamplingParams:
     stop_token_ids: tuple[int, ...] | None = None
     stop_strings: tuple[str, ...] = ()
     seed: int | None = None
+    first_prompt: int = 0
 
     def __post_init__(self) -> None:
         if isinstance(self.stop_token_ids, int):

@@ -62,6 +62,7 @@ class OnlineConfig(ReferenceConfig):
         "--tensor-parallel-size.",
         "vllm_group_port": "No process group is opened: a server gets new weights over HTTP; remove it.",
         "max_staleness": "Its loss has no weight for completions that older weights wrote; GRPO's has.",
+        "stream_prompts": "Only GRPO adds up its gradient before all completions of a step are there.",
     }
     neutral: ClassVar[dict[str, tuple[Any, ...]]] = {
         **ReferenceConfig.neutral,
@@ -74,6 +75,7 @@ class OnlineConfig(ReferenceConfig):
     holders: ClassVar[dict[str, tuple[str, ...]]] = {"generation_kwargs": IN_GENERATION_KWARGS}
     held_anyway: ClassVar[dict[str, Any]] = AS_IT_IS
     max_staleness: ClassVar[int] = 0  # a setting where a method's loss corrects for it
+    overlap: ClassVar[str] = ""  # what a config says of sampling while learning, as `name=value`
 
     unused: ClassVar[dict[str, str]] = {
         **ReferenceConfig.unused,
