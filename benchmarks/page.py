@@ -32,6 +32,7 @@ SCRIPTS = """
 | script | compares |
 |---|---|
 | `benchmarks/offline.py` | one optimizer step of the offline methods: seconds, tokens, peak memory, loss |
+| `benchmarks/hybrids.py` | makes the random hybrid models that `offline.py` is held on |
 | `benchmarks/online.py` | whole steps of GRPO, RLOO, PPO, OnlineDPO, XPO, Nash-MD, GKD, sampling included |
 | `benchmarks/rollout.py` | sampling alone: the native engine against `generate`, the path that TRL takes without vLLM |
 
@@ -43,6 +44,8 @@ TITLES = {
     "offline": "Offline methods",
     "offline-defaults": "DPO against TRL's defaults (bfloat16 autocast, checkpointing)",
     "offline-removed": "Offline methods that TRL has given up, against the last TRL that had them",
+    "hybrid-lfm2": "DPO on short convolutions and attention (LFM2, random weights)",
+    "hybrid-qwen3-next": "DPO on gated delta rules and attention (Qwen3-Next, random weights)",
     "online": "Online methods, sampling included",
     "online-xpo": "XPO and Nash-MD, against the last TRL that had them",
     "online-ppo": "PPO, against the last TRL that had it",
