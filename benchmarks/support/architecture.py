@@ -14,9 +14,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM
+from safetensors.torch import save_file
+from transformers import CONFIG_MAPPING, AutoModelForCausalLM
 
 from benchmarks.support.configs import VOCAB, small_config
+from strop.errors import SetupError
 from strop.model import disable_dropout, layout_of, load_model, score
 from strop.records import Example, Want
 from strop.rollout.engines import make_generator
@@ -40,6 +42,7 @@ def measure(arch: str, folder: Path) -> Row:
         row["class"] = type(model).__name__
         row["built"] = f"{sum(p.numel() for p in model.parameters())} parameters"
     if "class" not in row:
+        row["built"] = refusal(arch, folder) or row["built"]
         return row
     numbers(arch, row)
     for method in METHODS:
@@ -73,6 +76,20 @@ def build(arch: str, dtype: torch.dtype, *, std: float = 0.1) -> Any:
     if dtype == torch.float64:
         exact_float64(model)
     return model.eval()
+
+
+def refusal(arch: str, folder: Path) -> str | None:
+    """What strop says of a folder with a model that transformers cannot make of its own config, if it is a sentence."""
+    try:
+        CONFIG_MAPPING[arch]().save_pretrained(folder)
+    except Exception:
+        return None
+    save_file({"weight": torch.zeros(1)}, folder / "model.safetensors", metadata={"format": "pt"})
+    try:
+        load_model(folder, device_map="meta")  # of the size that the config has by default
+    except SetupError as error:
+        return f"SetupError: {' '.join(str(error).split())[:300]}"
+    return None
 
 
 # ---- log-probs and gradients ----------------------------------------------------------------------------------

@@ -57,7 +57,7 @@ _SIXTEEN = (
 )  # fmt: skip
 _FOUR = ("state_size", "ssm_state_size", "mamba_d_state", "mamba_dt_rank", "time_step_rank", "laurel_rank")
 _THREE = ("conv_kernel", "mamba_d_conv", "linear_conv_kernel_dim")
-_TWO = ("num_key_value_heads", "linear_num_key_heads", "index_n_heads")
+_TWO = ("num_key_value_heads", "linear_num_key_heads")
 _ONE = (
     "n_shared_experts", "moe_num_shared_experts", "n_group", "topk_group", "first_k_dense_replace",
     "num_dense_layers", "decoder_sparse_step", "mamba_n_groups", "pretraining_tp", "bos_token_id",
@@ -69,7 +69,7 @@ SMALL: dict[str, Any] = {
     **dict.fromkeys(_HEADS, 4), **dict.fromkeys(_POSITIONS, 512), **dict.fromkeys(_EXPERTS, 4),
     **dict.fromkeys(_CHOSEN, 2), **dict.fromkeys(_EXPERT_WIDTHS, 16), **dict.fromkeys(_EIGHT, 8),
     **dict.fromkeys(_SIXTEEN, 16), **dict.fromkeys(_FOUR, 4), **dict.fromkeys(_THREE, 3), **dict.fromkeys(_TWO, 2),
-    **dict.fromkeys(_ONE, 1),
+    **dict.fromkeys(_ONE, 1), "index_n_heads": 16,  # so many that no two tokens have the same score, 0
 }  # fmt: skip
 """Field -> its smallest sensible value, for every config that has the field."""
 
@@ -101,7 +101,7 @@ SPECIAL: dict[str, dict[str, Any]] = {
         {"num_key_value_heads": 4},
         (
             "deepseek_v2", "deepseek_v3", "deepseek_v32", "axk1", "axk2", "glm4_moe_lite", "glm_moe_dsa",
-            "kimi_linear", "longcat_flash", "minicpm3", "youtu", "hy_v4", "mistral_large4", "dots3_note_text",
+            "longcat_flash", "minicpm3", "youtu", "hy_v4", "mistral_large4", "dots3_note_text",
         ),
     ),
     **_all(
@@ -140,6 +140,10 @@ SPECIAL: dict[str, dict[str, Any]] = {
     "gemma4_text": {
         "num_hidden_layers": 4, "layer_types": _SLIDING * 2, "num_kv_shared_layers": 2, "global_head_dim": 8,
     },
+    "dots3_note_vision_encoder": {  # its config speaks of the 42nd layer
+        "num_hidden_layers": 42, "adapter_in_dim": 32, "adapter_out_dim": 32,
+    },
+    "dots3_note_audio_encoder": {"adapter_input_size": 32, "adapter_out_dim": 32},
     "gpt_bigcode": {"multi_query": True},
     "gpt_neo": {"attention_types": [[["global", "local"], 1]]},
     "gpt_oss": {"layer_types": _SLIDING, "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0}},
@@ -152,6 +156,8 @@ SPECIAL: dict[str, dict[str, Any]] = {
     "jamba": {"expert_layer_period": 2, "expert_layer_offset": 1, **_HYBRID},
     "lfm2": {"layer_types": ["conv", "full_attention"], "block_auto_adjust_ff_dim": False},
     "lfm2_moe": {"layer_types": ["conv", "full_attention"]},
+    "lfm3": {"layer_types": ["conv", "full_attention"]},
+    "kimi_linear": {"layer_types": _LINEAR, "num_key_value_heads": 4, "linear_head_dim": 8, "linear_num_heads": 4},
     "llama4_text": {
         "layer_types": ["chunked_attention", "full_attention"], "no_rope_layers": [1, 0],
         "intermediate_size_mlp": 48, "interleave_moe_layer_step": 1,
@@ -160,7 +166,7 @@ SPECIAL: dict[str, dict[str, Any]] = {
     "mamba2": {"num_heads": 4, "head_dim": 16, "expand": 2, "n_groups": 1, "state_size": 8},
     "minimax_m3_vl_text": {
         "layer_types": ["full_attention", "minimax_m3_sparse"], "index_block_size": 4, "index_topk_blocks": 2,
-        "index_local_blocks": 1, "index_head_dim": 8,
+        "index_local_blocks": 1, "index_head_dim": 8, "index_n_heads": 2,
     },
     "nemotron_h": {
         "layers_block_type": ["mamba", "attention", "moe"], "num_hidden_layers": None, "n_groups": 1, **_NO_KERNELS,
@@ -177,7 +183,7 @@ SPECIAL: dict[str, dict[str, Any]] = {
         "attention_head_size": 8, "local_attn_chunk_length": 16, "feed_forward_size": 48,
     },
     "rwkv": {"attention_hidden_size": 32, "rescale_every": 1},
-    "xlstm": {"mode": "train", "num_heads": 2, "head_dim": None},
+    "xlstm": {"num_heads": 2, "head_dim": None},
     "zamba": {
         "num_hidden_layers": 6, "n_mamba_heads": 2, "num_key_value_heads": 4, "attention_head_dim": 16,
         "attn_layer_period": 3, "attn_layer_offset": 1, **_NO_KERNELS,
@@ -193,6 +199,14 @@ SPECIAL: dict[str, dict[str, Any]] = {
 
 def small_config(arch: str, **more: Any) -> Any:
     """The smallest config of an architecture (a name of transformers' config mapping)."""
+    if arch.endswith("_assistant"):  # has no default config
+        shared = 4 if arch == "gemma4_assistant" else 2
+        text = small_config(
+            arch.replace("_assistant", "_text"), num_hidden_layers=4, layer_types=_SLIDING * 2,
+            num_kv_shared_layers=shared, hidden_size_per_layer_input=0, vocab_size_per_layer_input=0,
+        )  # fmt: skip
+        more = {"text_config": text, "backbone_hidden_size": 32} | more
+        return CONFIG_MAPPING[arch](**more)
     return _small(CONFIG_MAPPING[arch], SPECIAL.get(arch, {}) | more)
 
 

@@ -83,6 +83,8 @@ def verdict(row: Row) -> tuple[str, list[str]]:
     """ "right", "refused" or "not right", and every flaw in words."""
     if row.get("failed") == UNKNOWN:
         return UNKNOWN, []
+    if REFUSED.match(str(row.get("built"))):
+        return "refused", [row["built"]]
     if "failed" in row or "class" not in row:
         return "not right", [row.get("failed") or f"no small model: {row['built']}"]
     flaws = [f"{name}: {row[name]}" for name in (*METHODS, "layout", "engine") if _broken(row.get(name, "not run"))]
@@ -94,9 +96,13 @@ def verdict(row: Row) -> tuple[str, list[str]]:
             flaws.append(f"{name} {value if isinstance(value, str) else format(value, '.1e')}")
     if not flaws:
         return "right", []
-    steps = [row.get(name, "") for name in METHODS]
-    refused = all(REFUSED.match(str(step)) for step in steps)
+    steps = [row.get(name, "") for name in METHODS if name != "reward"]  # which may look at the whole text
+    refused = all(REFUSED.match(str(step)) for step in steps) and not _broken_otherwise(row)
     return ("refused" if refused else "not right"), ([str(steps[0])] if refused else flaws)
+
+
+def _broken_otherwise(row: Row) -> bool:
+    return _broken(row.get("reward", "not run")) and not REFUSED.match(str(row.get("reward")))
 
 
 def _broken(value: Any) -> bool:

@@ -133,4 +133,31 @@ MUTATIONS = (
             "tests/model/test_recurrent.py::test_log_probabilities_and_gradients_are_those_of_rows_alone[qwen3_next]",
         ),
     ),
+    Mutation(
+        name="experts-drawn-in-training",
+        promises=(6,),
+        history="PhiMoE draws its experts in training mode: DPO began at a margin of 0.002, gradients were off by 8 %.",
+        edits=(
+            Edit(
+                "model/dropout.py",
+                "            module.train = functools.partial(_evaluates, module)  # type: ignore[method-assign]\n",
+                "",
+            ),
+        ),
+        tests=("tests/model/test_dropout.py::test_experts_are_not_drawn_without_dropout",),
+    ),
+    Mutation(
+        name="a-fresh-heads-norm-is-what-memory-held",
+        promises=(3,),
+        history="A reward model of ModernBERT began with a norm of 1e35: only linear layers of a fresh head were drawn.",
+        edits=(Edit("model/heads.py", '        elif hasattr(part, "reset_parameters"):\n', "        elif False:\n"),),
+        tests=("tests/model/test_heads.py::test_every_weight_of_a_fresh_head_is_drawn",),
+    ),
+    Mutation(
+        name="padding-is-believed",
+        promises=(9, 27),
+        history="A sparse index with few heads ties many tokens; what it takes then depended on padding (0.8 nats).",
+        edits=(Edit("model/select.py", "    if not difference <= most:\n", "    if False:\n"),),
+        tests=("tests/model/test_select.py::test_padding_that_is_seen_is_refused",),
+    ),
 )

@@ -54,6 +54,19 @@ def test_a_routers_jitter_is_not_dropout() -> None:
     assert model.config.attention_dropout == 0.0
 
 
+def test_experts_are_not_drawn_without_dropout() -> None:
+    """PhiMoE draws its experts in training mode: its policy would be another model than its reference."""
+    sizes = {"hidden_size": 32, "num_attention_heads": 4, "num_key_value_heads": 2, "intermediate_size": 32}
+    sizes |= {"vocab_size": 64, "num_hidden_layers": 2, "num_local_experts": 8, "router_jitter_noise": 0.5}
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model("phimoe", **sizes)).eval()
+    ids = torch.arange(3, 43)[None]
+    exact = model(input_ids=ids).logits
+    assert not torch.allclose(model.train()(input_ids=ids).logits, exact, atol=1e-3)
+    assert torch.equal(disable_dropout(model).train()(input_ids=ids).logits, exact)
+    assert model.training and model.config.router_jitter_noise == 0.5
+
+
 def test_what_was_switched_off_is_saved_as_it_was(tmp_path: Path) -> None:
     model = disable_dropout(apply_peft(tiny_model("opt", **SETTINGS["opt"]), {"lora_dropout": 0.5}))
     disable_dropout(model)  # a reference that is made of it is asked to again

@@ -126,6 +126,33 @@ def test_the_card_says_how_to_load_once_and_only_where_it_must(tmp_path: Path) -
     assert not (tmp_path / "README.md").exists()
 
 
+@pytest.mark.parametrize(
+    ("arch", "fields"), [("rembert", {"output_embedding_size": 24}), ("electra", {"embedding_size": 16})]
+)
+def test_a_head_is_as_wide_as_the_states_whatever_the_output_layer_reads(arch: str, fields: dict[str, Any]) -> None:
+    config = AutoConfig.for_model(arch, **{n: v for n, v in TINY.items() if n != "head_dim"}, is_decoder=True, **fields)
+    model = with_head(AutoModelForCausalLM.from_config(config).eval(), "score")
+    assert model.score.in_features == 32 and numbers(model, "score").isfinite().all()
+
+
+@pytest.mark.parametrize("task", ["causal", "score"])
+@pytest.mark.parametrize("arch", ["emu3_text_model", "mllama_text_model"])
+def test_the_text_part_of_a_model_of_images_loads_as_it_was_saved(arch: str, task: str, tmp_path: Path) -> None:
+    """Its config is in no mapping of transformers; the class is the one that it names."""
+    import transformers
+
+    cls = {"emu3_text_model": transformers.Emu3ForCausalLM, "mllama_text_model": transformers.MllamaForCausalLM}[arch]
+    sizes = TINY | ({"cross_attention_layers": []} if arch.startswith("mllama") else {})
+    model = cls(AutoConfig.for_model(arch, **sizes)).eval()
+    model = model if task == "causal" else with_head(model, task)
+    model.save_pretrained(tmp_path)
+    again = load_model(tmp_path, task=task, fresh_head=False)
+    assert type(again) is type(model)
+    want = Want.LOGPS if task == "causal" else Want.SCORE
+    found, expected = (score(m, PAIRS, want=want) for m in (again, model))
+    assert torch.equal(*((s.logps if task == "causal" else s.scores) for s in (found, expected)))
+
+
 def test_classes_are_made_once_and_named_as_transformers_names_its_own() -> None:
     made = headed_class(type(causal("cohere")), "score")
     assert made is headed_class(type(causal("cohere")), "score")

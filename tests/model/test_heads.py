@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import BertConfig, BertForSequenceClassification
+from transformers import AutoConfig, AutoModelForCausalLM, BertConfig, BertForSequenceClassification
 
 from strop.errors import SetupError
 from strop.model import layout_of, score, with_head
@@ -95,6 +95,24 @@ def test_a_head_on_a_copy_of_a_causal_model(arch: str, task: str, tmp_path: Any)
     loaded = head_class(headed.config, task).from_pretrained(tmp_path)
     again = score(loaded, [Example(ids, [[6, 7]])], want=want)
     assert torch.equal(again.scores if task == "score" else again.step_logits, values)
+
+
+def test_every_weight_of_a_fresh_head_is_drawn() -> None:
+    """ModernBERT's head has a norm, which would hold what the memory held before."""
+    sizes = {"vocab_size": 64, "hidden_size": 32, "intermediate_size": 32, "num_attention_heads": 4}
+    sizes |= {"num_hidden_layers": 2, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "cls_token_id": 1}
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model("modernbert-decoder", **sizes, sep_token_id=2))
+    empty = torch.nn.Module.to_empty
+
+    def filled(module: torch.nn.Module, **options: Any) -> torch.nn.Module:
+        for parameter in empty(module, **options).parameters():
+            torch.nn.init.constant_(parameter, 1e30)
+        return module
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.nn.Module, "to_empty", filled)
+        head = with_head(model, "score")
+    assert max(float(parameter.detach().abs().max()) for parameter in head.parameters()) < 10
 
 
 def test_more_labels_than_one_are_refused() -> None:

@@ -10,7 +10,7 @@ import peft
 import pytest
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import PreTrainedTokenizerFast
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from strop.errors import ConfigError, SetupError
 from strop.model import apply_peft, load_model, load_tokenizer, score
@@ -34,6 +34,19 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_module_is_returned_as_it_is() -> None:
     model = tiny_model("llama")
     assert load_model(model, task="score") is model
+
+
+def test_the_padding_tokens_embedding_is_read_as_it_was_saved(tmp_path: Path) -> None:
+    """Youtu zeroes it after reading, and its output layer is tied to it."""
+    sizes = {"hidden_size": 32, "num_attention_heads": 4, "num_key_value_heads": 4, "intermediate_size": 32}
+    sizes |= {"q_lora_rank": 16, "kv_lora_rank": 16, "qk_nope_head_dim": 8, "qk_rope_head_dim": 8, "v_head_dim": 8}
+    config = AutoConfig.for_model("youtu", **sizes, vocab_size=64, num_hidden_layers=1, pad_token_id=0)
+    model = AutoModelForCausalLM.from_config(config)
+    model.get_input_embeddings().weight.data[0] = 1.0
+    model.save_pretrained(tmp_path)
+    initialise = type(model)._init_weights
+    assert float(load_model(tmp_path).get_input_embeddings().weight[0].min()) == 1.0
+    assert type(model)._init_weights is initialise
 
 
 def test_dtypes(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -217,6 +217,47 @@ def causal(arch: str, **fields: Any) -> Any:
     return model
 
 
+SPARSE = {
+    "q_lora_rank": 16, "kv_lora_rank": 16, "qk_nope_head_dim": 8, "qk_rope_head_dim": 8, "v_head_dim": 8,
+    "n_routed_experts": 4, "n_group": 1, "topk_group": 1, "num_experts_per_tok": 2, "index_topk": 64,
+    "index_head_dim": 16, "num_key_value_heads": 4, "first_k_dense_replace": 1,
+}  # fmt: skip
+
+
+def test_what_a_sparse_index_selects_must_not_depend_on_padding() -> None:
+    """With few index heads many tokens have the score 0, and which of them are taken depends on the row's length."""
+    with pytest.raises(SetupError, match=r"for a row that is padded.*difference \d.*beyond index_topk=64"):
+        layout_of(causal("deepseek_v32", **SPARSE, index_n_heads=1))
+    assert layout_of(causal("deepseek_v32", **SPARSE, index_n_heads=16)).name == "padded"
+
+
+def test_padding_that_is_seen_is_refused() -> None:
+    model = causal("bloom")
+    forward = model.transformer.h[0].forward
+    bias = torch.linspace(-1, 1, 32)
+    model.transformer.h[0].forward = lambda x, *args, **kw: forward(x + x.shape[1] * bias, *args, **kw)
+    with pytest.raises(SetupError, match="BloomForCausalLM gives other numbers for a row that is padded"):
+        layout_of(model)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_layers_that_cannot_compute_rows_of_any_length_are_refused(training: bool) -> None:
+    model = causal("bloom")
+    layer = model.transformer.h[1]
+    inner = layer.forward
+
+    def forward(hidden: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+        if layer.training == training and hidden.shape[1] % 16:
+            raise ValueError("the length must be a multiple of 16")
+        return inner(hidden, *args, **kwargs)
+
+    layer.forward = forward
+    what = "be trained on" if training else "compute"
+    with pytest.raises(SetupError, match=rf"BloomForCausalLM cannot {what} three short rows.*a multiple of 16"):
+        layout_of(model)
+    assert not any(module.training for module in model.modules())
+
+
 def test_positions_that_are_counted_from_the_padding_id_are_refused() -> None:
     from transformers import RobertaConfig, RobertaForCausalLM
 

@@ -20,6 +20,17 @@ def test_prompts_laid_end_to_end_do_not_see_each_other(arch: str, prompts: list[
     assert decoder.prefilled_tokens == sum(map(len, prompts))
 
 
+def test_models_that_compute_all_logits_are_read_at_the_ends(prompts: list[list[int]]) -> None:
+    model = tiny_model("llama")
+    forward = model.forward
+    with torch.no_grad():
+        expected = torch.stack([model(input_ids=torch.tensor([p])).logits[0, -1] for p in prompts])
+    with sampling_mode([model]), rollout_attention([model]):
+        decoder = Decoder(lambda *, logits_to_keep=0, **kw: forward(**kw), 4, 20)
+        logits = decoder.prefill(list(enumerate(prompts)), torch.device("cpu"))
+    torch.testing.assert_close(logits, expected, atol=1e-10, rtol=0)
+
+
 def test_half_precision_logits_are_widened() -> None:
     model = tiny_model("llama", dtype=torch.bfloat16)
     with sampling_mode([model]), rollout_attention([model]):

@@ -3,6 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import nn
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from strop.rollout import limits
 from strop.testing.tiny import tiny_model
@@ -38,6 +39,13 @@ def test_only_position_tables_end(arch: str, limit: int | None) -> None:
 def test_bytes_of_a_token() -> None:
     model = tiny_model("llama", dtype=torch.float32)
     assert limits.key_bytes(model) == 2 * 2 * 2 * 8 * 4  # keys and values, layers, heads, head size, bytes
+
+
+def test_bytes_of_a_token_where_heads_differ_between_layers() -> None:
+    sizes = {"hidden_size": 32, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8, "vocab_size": 64}
+    sizes |= {"intermediate_size": 32, "num_hidden_layers": 2, "layer_types": ["sliding_attention", "full_attention"]}
+    config = AutoConfig.for_model("gemma4_unified_text", **sizes, per_layer_config={1: {"head_dim": 16}})
+    assert limits.key_bytes(AutoModelForCausalLM.from_config(config)) == 2 * 2 * (8 + 16) * 4
 
 
 def test_slots_follow_memory(monkeypatch: pytest.MonkeyPatch) -> None:

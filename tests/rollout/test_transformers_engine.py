@@ -133,6 +133,10 @@ ODD = {
     "bart": ({}, (True, True)),  # positions count the padding
     "recurrent_gemma": ({"num_hidden_layers": 3}, (True, True)),  # states run over it
     "minimax": ({"layer_types": ["linear_attention", "full_attention"], "sliding_window": 8}, (False, False)),
+    "lfm2": (
+        {"layer_types": ["conv", "conv"], "block_auto_adjust_ff_dim": False},
+        (False, False),
+    ),  # no cache
     "rwkv": ({"attention_hidden_size": 32}, (False, True)),  # a cache that is wrong for more than one row
 }
 

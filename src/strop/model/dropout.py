@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -14,8 +15,8 @@ _MODULES = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropou
 def disable_dropout(model: nn.Module) -> nn.Module:
     """Set every dropout probability of the model to 0: modules (LoRA's too), attention weights, layer drop.
 
-    A router's jitter (`router_jitter_noise`) is not dropout and stays: some architectures route by it in evaluation
-    too.
+    What draws a router's jitter, or its experts (PhiMoE), in training mode does for good as in evaluation. The jitter
+    itself stays (`router_jitter_noise`): some architectures route by it in evaluation too.
 
     Also in its config, because some architectures read it there at every step; `dropout_in_config` brings it back for
     saving. A policy that samples with dropout off and trains with it on is another policy: importance ratios start
@@ -30,12 +31,22 @@ def disable_dropout(model: nn.Module) -> nn.Module:
             module.p = 0.0
         for name in _probabilities(module):
             setattr(module, name, 0.0)
+        if any("jitter" in name and isinstance(value, float) and value > 0 for name, value in vars(module).items()):
+            module.train = functools.partial(_evaluates, module)  # type: ignore[method-assign]
+            module.training = False
         config = vars(module).get("config")
         for name in _probabilities(config):
             cleared.append((config, name, getattr(config, name)))
             setattr(config, name, 0.0)
     model._strop_dropout = [*vars(model).get("_strop_dropout", ()), *cleared]  # type: ignore[assignment]
     return model
+
+
+def _evaluates(module: nn.Module, mode: bool = True) -> nn.Module:
+    """`train` of a module that stays in evaluation mode; what is inside takes the mode."""
+    for child in module.children():
+        child.train(mode)
+    return module
 
 
 def _probabilities(owner: Any) -> list[str]:

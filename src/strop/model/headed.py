@@ -29,11 +29,13 @@ class HeadOnStates(PreTrainedModel):
 
     def __init__(self, config: Any, *args: Any, **kwargs: Any) -> None:
         super().__init__(config, *args, **kwargs)
-        width = super().get_output_embeddings().weight.shape[1]  # of the last hidden state; not always hidden_size
         decoder = decoder_of(self)
-        for name, child in list(self.named_children()):
-            if not any(module is decoder for module in child.modules()):
-                delattr(self, name)
+        replaced = [name for name, child in self.named_children() if not any(m is decoder for m in child.modules())]
+        # The first of them reads the last hidden state, whose width is not always hidden_size.
+        layers = (layer for name in replaced for layer in getattr(self, name).modules() if isinstance(layer, nn.Linear))
+        width = next(layers, super().get_output_embeddings()).weight.shape[1]
+        for name in replaced:
+            delattr(self, name)
         self.num_labels = config.num_labels
         self.score = nn.Linear(width, config.num_labels, bias=False)
         kept = {name for name, _ in self.named_parameters(remove_duplicate=False)}

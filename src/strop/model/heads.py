@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+import transformers
 from torch import nn
 from transformers import (
     AutoModelForCausalLM,
@@ -45,12 +46,22 @@ def auto_class(task: str) -> Any:
 def head_class(config: Any, task: str) -> Any | None:
     """transformers' model class for this config and `task` ("causal", "score", "step"), or None.
 
-    The causal class of a vision-language model is the one that reads images too.
+    The causal class of a vision-language model is the one that reads images too; that of its text part alone is in no
+    mapping, but named in the config of what was saved.
     """
     known = _AUTO[task]._model_mapping.get(type(config), None)
     if known is None and task == "causal":
-        known = AutoModelForImageTextToText._model_mapping.get(type(config), None)
+        known = AutoModelForImageTextToText._model_mapping.get(type(config), None) or _named_class(config)
     return known
+
+
+def _named_class(config: Any) -> Any | None:
+    """transformers' causal class of the model that a config says it was saved from, if it takes this very config."""
+    name = next(iter(config.architectures or []), "")
+    for suffix in ("ForSequenceClassification", "ForTokenClassification"):
+        name = name.replace(suffix, "ForCausalLM")
+    found = getattr(transformers, name, None) if name.endswith("ForCausalLM") else None
+    return found if getattr(found, "config_class", None) is type(config) else None
 
 
 def class_with_head(config: Any, task: str, causal: Any) -> Any:
@@ -109,11 +120,14 @@ def _weights_of_one_process() -> Iterator[None]:
 
 
 def _initialise(module: nn.Module, std: float) -> None:
+    """Draw weights that were made without values: a norm is 1, not what the memory held before."""
     for part in module.modules():
         if isinstance(part, nn.Linear):
             nn.init.normal_(part.weight, std=std)
             if part.bias is not None:
                 nn.init.zeros_(part.bias)
+        elif hasattr(part, "reset_parameters"):
+            part.reset_parameters()  # type: ignore[operator]
 
 
 def scalar_head(model: Any) -> nn.Module | None:

@@ -23,6 +23,7 @@ from transformers.utils import find_adapter_config_file
 from strop.errors import ConfigError, SetupError, did_you_mean
 from strop.model.beside_adapter import load_beside
 from strop.model.heads import TASKS, auto_class, class_with_head, head_class, with_head
+from strop.model.padding_token import padding_row_kept
 from strop.model.wrappers import check_decoder_only, is_peft, uncompiled
 from strop.plain_text import first_line
 
@@ -105,7 +106,8 @@ def load_model(
             options.setdefault("num_labels", {"score": 1, "step": 2}[task])
         else:
             options["output_loading_info"] = True
-    found = place.read(reader.from_pretrained, options)
+    with padding_row_kept(head_class(config, "causal")):
+        found = place.read(reader.from_pretrained, options)
     if not isinstance(found, tuple):
         return found
     model, info = found

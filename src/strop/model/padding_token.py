@@ -7,7 +7,8 @@ the pad token (pad = EOS), that is a token before; where there is none, batches 
 from __future__ import annotations
 
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -36,13 +37,40 @@ def set_scoring_pad(model: nn.Module, tokenizer: Any, last_ids: Collection[int])
         Whether what is saved will not say so: `model` is an adapter on a base whose own config names another one.
     """
     config = base_model(model).config
-    pad = _apart(tokenizer, {*last_ids, *_ids(tokenizer.eos_token_id), *_ids(config.get_text_config().eos_token_id)})
+    own_end = getattr(config.get_text_config(), "eos_token_id", None)
+    pad = _apart(tokenizer, {*last_ids, *_ids(tokenizer.eos_token_id), *_ids(own_end)})
     if pad != tokenizer.pad_token_id:
         tokenizer.pad_token = tokenizer.convert_ids_to_tokens(pad)
     unsaid = is_peft(model) and config.get_text_config().pad_token_id != pad
     for part in (config, config.get_text_config()):
         part.pad_token_id = pad
     return unsaid
+
+
+@contextmanager
+def padding_row_kept(cls: Any) -> Iterator[None]:
+    """While a model of this class (or None) is read, its embedding of the padding token stays what was saved.
+
+    A few classes zero that row after loading (Youtu); where the output layer is tied to it, the token's logit changes.
+    """
+    fresh = getattr(cls, "_init_weights", None)
+    owner = next((base for base in getattr(cls, "__mro__", ()) if "_init_weights" in vars(base)), None)
+
+    def initialise(model: Any, module: nn.Module) -> None:
+        weight: Any = getattr(module, "weight", None)
+        row = getattr(module, "padding_idx", None)
+        kept = weight.data[row].clone() if row is not None and hasattr(weight, "_is_hf_initialized") else None
+        fresh(model, module)  # type: ignore[misc]
+        if kept is not None:
+            weight.data[row] = kept
+
+    try:
+        if owner is not None:
+            owner._init_weights = initialise
+        yield
+    finally:
+        if owner is not None:
+            owner._init_weights = fresh
 
 
 def note_in_card(folder: Path, note: str = ADAPTER_NOTE) -> None:

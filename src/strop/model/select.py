@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from strop.errors import ConfigError, SetupError
+from strop.errors import ConfigError, SetupError, StropError
 from strop.model import attention
 from strop.model.dropout import evaluating
 from strop.model.forest import always
@@ -26,6 +26,7 @@ from strop.model.layout import build_batch
 from strop.model.rope import longest_plain_row
 from strop.model.twin import SHRUNK, boundaries, twin_of
 from strop.model.wrappers import base_model, check_decoder_only, decoder_of
+from strop.plain_text import first_line
 from strop.records import Batch, Example, Scores, Want
 
 logger = logging.getLogger(__name__)
@@ -157,11 +158,14 @@ def _choose(model: nn.Module, inner: Any) -> LayoutChoice:
     runner = model if type(model).__name__ in ("FullyShardedDataParallel", "DeepSpeedEngine") else inner
     device = input_device(inner)
     with _leaving_no_trace(inner, device):
-        padded = _hidden(runner, "padded")
-        precision = _precision(inner, device)
-        _check_causal(inner, padded, precision)
-        own_head = _has_own_head(runner, inner, precision)
+        with _refusing(inner, "cannot compute three short rows of text"):
+            padded = _hidden(runner, "padded")
+            precision = _precision(inner, device)
+            _check_causal(inner, padded, precision)
+            own_head = _has_own_head(runner, inner, precision)
         reason = _why_not_tree(runner, inner, padded, precision)
+        if reason is not None:
+            _check_padded(runner, inner, padded, precision)
     if reason is not None:
         return LayoutChoice("padded", reason, own_head)
     reason, up_to = "every layer's attention takes shared prompts", longest_plain_row(decoder_of(inner).config)
@@ -211,7 +215,7 @@ def why_not_far(decoder: Any) -> str | None:
     try:
         if twin is None:
             raise SetupError("its layers cannot be made smaller")
-        tree, padded = (_twin_states(twin, layout) for layout in ("tree", "padded"))
+        tree, padded = (_twin_states(twin, layout, _long_trees()) for layout in ("tree", "padded"))
     except Exception as error:  # whatever foreign code raises on rows and sizes it does not know
         cause = next(iter(str(error).splitlines()), type(error).__name__)
         return f"its config names {named}, and rows beyond could not be tried ({cause})"
@@ -221,14 +225,19 @@ def why_not_far(decoder: Any) -> str | None:
     return f"its config names {named}, and beyond tree and padded rows differ (relative difference {difference:.1e})"
 
 
-def _twin_states(twin: Any, layout: str) -> torch.Tensor:
-    """Hidden states of rows that are several shrunk distances long, (N, H)."""
+def _long_trees() -> list[Example]:
+    """Rows that are several shrunk distances long."""
     ids = [(37 * i + 11) % 128 for i in range(6 * SHRUNK)]
     branches = [ids[1 : SHRUNK // 2], ids[2 : 3 * SHRUNK]]
-    examples = [Example(ids[: 3 * SHRUNK + 3], branches), Example(ids[5:9], [ids[7 : 3 * SHRUNK]])]
-    examples.append(Example(ids[: SHRUNK + 2], [ids[: SHRUNK + 1]]))
-    batch = build_batch(examples, layout, want=Want.HIDDEN, shares=always)
-    hidden = call_on(twin, twin, batch).last_hidden_state
+    trees = [Example(ids[: 3 * SHRUNK + 3], branches), Example(ids[5:9], [ids[7 : 3 * SHRUNK]])]
+    return [*trees, Example(ids[: SHRUNK + 2], [ids[: SHRUNK + 1]])]
+
+
+def _twin_states(twin: Any, layout: str, trees: list[Example]) -> torch.Tensor:
+    """Hidden states of a twin, (N, H)."""
+    batch = build_batch(trees, layout, want=Want.HIDDEN, shares=always)
+    with torch.no_grad():
+        hidden = call_on(twin, twin, batch).last_hidden_state
     return hidden.reshape(-1, hidden.shape[-1])[batch.source]
 
 
@@ -238,21 +247,84 @@ def _errors(found: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
     return (found - right).norm(dim=1) / right.norm(dim=1).clamp_min(1e-30)
 
 
-def _small_batch(model: Any, layout: str) -> Batch:
+def _small_trees(model: Any) -> list[Example]:
     vocab = vocab_size(model) or 16
     ids = [(7 * i + 3) % vocab for i in range(9)]
-    examples = [Example(ids[:3], [ids[3:5], ids[5:8]]), Example(ids[2:4], [ids[6:9]]), Example(ids[:2], [ids[7:9]])]
-    return build_batch(examples, layout, want=Want.HIDDEN, shares=always, device=input_device(model))
+    return [Example(ids[:3], [ids[3:5], ids[5:8]]), Example(ids[2:4], [ids[6:9]]), Example(ids[:2], [ids[7:9]])]
+
+
+def _small_batch(model: Any, layout: str) -> Batch:
+    return build_batch(_small_trees(model), layout, want=Want.HIDDEN, shares=always, device=input_device(model))
 
 
 def _hidden(model: Any, layout: str) -> torch.Tensor:
-    batch = _small_batch(base_model(model), layout)
+    return _states(model, _small_batch(base_model(model), layout))
+
+
+def _states(model: Any, batch: Batch) -> torch.Tensor:
     return model(scoring=Scoring(batch, Want.HIDDEN))["hidden"]  # (N, H)
+
+
+@contextmanager
+def _refusing(model: Any, what: str) -> Iterator[None]:
+    """Turn whatever a model's own layers raise into a refusal of the model."""
+    try:
+        yield
+    except (StropError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:
+        raise SetupError(
+            f"{type(model).__name__} {what}: its layers raise {type(error).__name__} "
+            f"({first_line(error).rstrip('.')[:300]}). Change its config if that is what it asks for, or choose "
+            "another architecture."
+        ) from error
+
+
+def _check_padded(runner: nn.Module, inner: Any, padded: torch.Tensor, precision: int) -> None:
+    """Refuse a model whose numbers depend on how its rows are padded, or whose layers cannot be trained on them."""
+    name, device = type(inner).__name__, input_device(inner)
+    rows = [replace(tree, completions=[ids]) for tree in _small_trees(inner) for ids in tree.completions]
+    batches = [build_batch([row], "padded", want=Want.HIDDEN, device=device) for row in rows]
+    if _predicts(inner):  # the yardstick is a call without mask and positions
+        padded = _own_logits(runner, inner)
+        alone = [runner(input_ids=batch.input_ids, use_cache=False).logits[0, batch.source] for batch in batches]
+    else:
+        alone = [_states(runner, batch) for batch in batches]
+    difference = _typical(_errors(padded, torch.cat(alone)), precision)
+    beyond, most = "", _TOLERANCE[precision]
+    if difference <= most and (far := _padding_far(decoder_of(inner))) is not None:
+        (beyond, difference), most = far, _TOLERANCE[4]
+    if not difference <= most:
+        raise SetupError(
+            f"{name} gives other numbers for a row that is padded than for the row alone (relative difference "
+            f"{difference:.1e}{beyond}), so its log-probabilities are not those of the text. Choose another "
+            "architecture, or a version of transformers that mends it."
+        )
+    inner.train()
+    with _refusing(inner, "cannot be trained on three short rows of text"):
+        _hidden(runner, "padded")
+    inner.eval()
+
+
+def _padding_far(decoder: Any) -> tuple[str, float] | None:
+    """The distances that the config names, and how far padded rows beyond are from rows alone, on a twin; or None."""
+    named = ", ".join(f"{name}={value}" for name, value in boundaries(decoder.config).items())
+    twin = twin_of(decoder) if named else None
+    if twin is None:
+        return None
+    trees = _long_trees()
+    rows = [replace(tree, completions=[ids]) for tree in trees for ids in tree.completions]
+    try:
+        alone = torch.cat([_twin_states(twin, "padded", [row]) for row in rows])
+        difference = float(_errors(_twin_states(twin, "padded", trees), alone).max())
+    except Exception:  # whatever foreign code raises on sizes it does not know: a twin that says nothing
+        return None
+    return f" beyond {named}, on a random model of its config with the distances shortened", difference
 
 
 def _check_causal(model: Any, padded: torch.Tensor, precision: int) -> None:
     """Refuse a language model that looks ahead: its states before a token know the token."""
-    if getattr(model, "get_output_embeddings", lambda: None)() is None:
+    if not _predicts(model):
         return
     ends = padded[0:1], padded[2:3]  # of one prompt, before two completions
     if not float(_errors(*ends)) <= _TOLERANCE[precision]:
@@ -264,18 +336,29 @@ def _check_causal(model: Any, padded: torch.Tensor, precision: int) -> None:
 
 def _has_own_head(runner: nn.Module, model: Any, precision: int) -> bool:
     """Whether the head we compute differs from the model's own logits; False where there is no such head."""
-    if getattr(model, "get_output_embeddings", lambda: None)() is None:
+    if not _predicts(model):
         return False
     batch = _small_batch(model, "padded")
     try:
         ours = runner(scoring=Scoring(batch, Want.LOGPS))["logps"]
     except RuntimeError:  # the output layer does not take what the layers give
         return True
-    logits = call_on(runner, decoder_of(model), batch).logits
-    own = logits.reshape(-1, logits.shape[-1])[batch.source].to(ours.dtype).log_softmax(-1)
+    own = _own_logits(runner, model).to(ours.dtype).log_softmax(-1)
     own = own.gather(1, batch.targets.to(own.device).unsqueeze(1)).squeeze(1)
     error = (ours - own).abs() / (1 + own.abs())
     return _typical(error, precision) > _HEAD_TOLERANCE[precision]
+
+
+def _own_logits(runner: nn.Module, model: Any) -> torch.Tensor:
+    """Logits of the small batch, padded, by the model's own forward, (N, V)."""
+    batch = _small_batch(model, "padded")
+    logits = call_on(runner, decoder_of(model), batch).logits
+    return logits.reshape(-1, logits.shape[-1])[batch.source]
+
+
+def _predicts(model: Any) -> bool:
+    """Whether there is a language-model head."""
+    return getattr(model, "get_output_embeddings", lambda: None)() is not None
 
 
 def _typical(errors: torch.Tensor, precision: int) -> float:

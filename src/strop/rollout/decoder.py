@@ -61,7 +61,8 @@ class Decoder:
                 logits_to_keep=torch.tensor(last, device=device),
                 rollout=Prefill(self.cache, segments),
             )
-        return _wide(output.logits[0])  # (prompts, V)
+        logits = output.logits[0]  # (prompts, V); (T, V) from the few models that compute all logits
+        return _wide(logits if len(logits) == len(last) else logits[last])
 
     def step(self, ids: torch.Tensor, plan: StepPlan) -> torch.Tensor:
         """Feed one token per row, (R,), and return the logits of the next, (R, V)."""

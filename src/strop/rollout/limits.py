@@ -47,9 +47,14 @@ def position_limit(model: PreTrainedModel) -> int | None:
 def key_bytes(model: PreTrainedModel) -> int:
     """Bytes of keys and values that one token takes in all layers."""
     config = model.config.get_text_config(decoder=True)
-    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
-    head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    return 2 * config.num_hidden_layers * heads * head_dim * torch.empty((), dtype=model.dtype).element_size()
+    by_layer = getattr(config, "per_layer_config", None)  # since transformers 5: sizes may differ between layers
+    layers = [by_layer[i] if by_layer else config for i in range(config.num_hidden_layers)]
+    numbers = sum(
+        (getattr(layer, "num_key_value_heads", None) or layer.num_attention_heads)
+        * (getattr(layer, "head_dim", None) or layer.hidden_size // layer.num_attention_heads)
+        for layer in layers
+    )
+    return 2 * numbers * torch.empty((), dtype=model.dtype).element_size()
 
 
 def default_slots(model: PreTrainedModel, device: torch.device, capacity: int) -> int:

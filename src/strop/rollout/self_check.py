@@ -154,14 +154,21 @@ def right_generation(model: nn.Module, base: PreTrainedModel) -> tuple[bool, boo
     wanted = [model(input_ids=torch.tensor([[*row, 1, 1]], device=base.device), use_cache=False) for row in rows]
     logits = [out.logits[0, -3:].double() for out in wanted]  # (3, V) each
     tolerance = 0.1 * _TOLERANCE.get(base.dtype, 0.5) * max(float(torch.stack(logits).abs().max()), 1e-3)
+    problem = ""
     for use_cache in (True, False):
         for together in ((0, 2), (0, 1)) if plain is None else ((0, 1),):
-            found = _generated_logits(model, [rows[i] for i in together], use_cache)  # (2, 3, V)
+            try:
+                found = _generated_logits(model, [rows[i] for i in together], use_cache)  # (2, 3, V)
+            except torch.OutOfMemoryError:
+                raise
+            except Exception as error:  # whatever foreign code raises: this way is not for the model
+                problem = f" ({type(error).__name__}: {first_line(error)[:200]})"
+                continue
             if float((found - torch.stack([logits[i] for i in together])).abs().max()) <= tolerance:
                 return use_cache, together == (0, 1)
     raise SetupError(
         f"{type(base).__name__}.generate gives other logits than the model's forward pass, with and without a cache, "
-        "so nothing that is sampled with it can be learned from. Use another version of transformers, or "
+        f"so nothing that is sampled with it can be learned from{problem}. Use another version of transformers, or "
         "engine='vllm'."
     )
 
