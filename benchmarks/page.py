@@ -9,6 +9,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from benchmarks.trl_tests import FELT, PASSED
+from benchmarks.trl_tests import RESULT as TRL_TESTS
 from benchmarks.turns import RESULTS
 
 PAGE = Path(__file__).parents[1] / "docs" / "benchmarks.md"
@@ -89,6 +91,18 @@ def rollout_section(record: dict[str, Any]) -> list[str]:
     ]
 
 
+def tests_section() -> str:
+    """How many of TRL's own tests pass."""
+    counts = json.loads(TRL_TESTS.read_text())
+    passed, felt = counts[PASSED], counts[PASSED] + counts[FELT]
+    others = ", ".join(f"{count} {kind}" for kind, count in counts.items() if kind not in (PASSED, FELT))
+    return (
+        "## TRL's own tests, with strop in its place\n\n"
+        f"{passed:,} of the {felt:,} that a user could feel pass ({passed / felt:.1%}); docs/moving-from-trl.md says "
+        f"why the others do not. {others}.\n\n    python -m benchmarks.trl_tests CHECKOUT --store"
+    )
+
+
 def page() -> str:
     """The whole page."""
     parts = [HEAD]
@@ -104,7 +118,7 @@ def page() -> str:
         parts.append(
             "\n".join([f"## {title}", "", *lines, "", f"    {command}", "", f"{record['processor']}; {told}."])
         )
-    return "\n\n".join(part.strip() for part in [*parts, SCRIPTS]) + "\n"
+    return "\n\n".join(part.strip() for part in [*parts, tests_section(), SCRIPTS]) + "\n"
 
 
 if __name__ == "__main__":

@@ -45,6 +45,7 @@ KINDS: tuple[tuple[str, str], ...] = (
     (WORDING, r"Regex pattern did not match|DID NOT WARN|caplog|Expected regex"),
 )
 """What a failure is by its error; the first that fits."""
+RESULT = Path(__file__).parent / "results" / "trl-tests.json"
 
 
 def paths(checkout: Path, names: list[str]) -> list[Path]:
@@ -108,6 +109,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--folder", type=Path, default=Path("runs/trl-tests"), help="where models and outcomes go")
     parser.add_argument("--failed", action="store_true", help="run only the tests that failed last time")
     parser.add_argument("--count", action="store_true", help="run nothing; sort the outcomes that are there")
+    parser.add_argument("--store", action="store_true", help=f"write the counts into {RESULT.name}, for the page")
     options = parser.parse_args(argv)
     checkout, folder = options.checkout.resolve(), options.folder.resolve()
     if not (folder / "hub").is_dir():
@@ -116,7 +118,10 @@ def main(argv: list[str] | None = None) -> None:
     if not options.count:
         for file in paths(checkout, options.files):
             run_file(file, checkout, folder, options.failed)
-    print(account(read(folder)))
+    outcomes = read(folder)
+    print(account(outcomes))
+    if options.store:
+        RESULT.write_text(json.dumps(dict(Counter(map(kind_of, outcomes)).most_common()), indent=1) + "\n")
 
 
 def account(outcomes: list[dict[str, Any]]) -> str:

@@ -84,7 +84,7 @@ MUTATIONS = (
     ),
     Mutation(
         name="reward-that-is-trained",
-        promises=(6,),
+        promises=(8,),
         history="One object was given as PPO's reward and as its value model, so the reward was trained as a critic.",
         edits=(
             Edit(

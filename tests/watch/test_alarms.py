@@ -14,6 +14,7 @@ from transformers import TrainerCallback
 from strop.engine.guard import Guard
 from strop.errors import NonFiniteError
 from strop.methods.dpo import DPOTrainer
+from strop.methods.kto import KTOConfig
 from strop.methods.sft import SFTConfig, SFTTrainer
 from strop.records import LossOutput, StepWork, Term
 from strop.testing.cases import make_trainer, rows_for
@@ -144,7 +145,7 @@ def test_rewards_that_all_abstain_are_told_from_equal_ones(verb: str, group: dic
 
 
 def test_one_reward_that_abstains_beside_one_that_does_not_is_no_alarm() -> None:
-    args = type("Args", (), {"method": "grpo"})
+    args = type("Args", (), {"kl_is_distance": True})
     logs = {"rewards/first/abstained_fraction": 1.0, "rewards/second/mean": 0.5, "rewards/second/std": 0.1}
     assert not list(found_in(logs, 2, args))
     skipped = {"rewards/first/errors_fraction": 1.0, "reward_std": 0.0}
@@ -164,14 +165,16 @@ def test_one_reward_that_abstains_beside_one_that_does_not_is_no_alarm() -> None
     ids=str,
 )
 def test_what_log_lines_tell(logs: dict[str, float], kind: str) -> None:
-    args = type("Args", (), {"method": "grpo", "max_completion_length": 8})
+    args = type("Args", (), {"kl_is_distance": True, "max_completion_length": 8})
     assert [name for name, _ in found_in(logs, 2, args)] == [kind]
     harmless = {name: value * 0.5 for name, value in logs.items()}
     assert not list(found_in(harmless, 2, args))
+    args.kl_is_distance = KTOConfig.kl_is_distance
+    assert [name for name, _ in found_in(logs, 2, args)] == [kind] * (kind != "kl")
 
 
 def test_groups_of_one_have_no_spread_by_nature() -> None:
-    args = type("Args", (), {"method": "ppo"})
+    args = type("Args", (), {"kl_is_distance": True})
     assert not list(found_in({"frac_reward_zero_std": 1.0}, 1, args))
 
 

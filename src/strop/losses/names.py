@@ -73,7 +73,6 @@ CPO_OPTIONS: dict[str, tuple[str, ...]] = {
 }
 """CPO option -> the loss types that it has a meaning for. AlphaPO's transform of a summed log-prob overflows."""
 CONTRASTIVE_NEGATIVES = ("pair", "in_batch")
-CONTRASTIVE_ANCHORS = ("prompt", "ref_chosen")
 
 BCO_LOSS_TYPES = ("bco", "discriminator")
 BCO_DELTA_MODES = ("ema_balanced", "cumulative_pooled")
@@ -115,7 +114,6 @@ KL_ESTIMATORS = ("k1", "k2", "k3")
 SCALE_REWARDS = ("group", "batch", "none")
 MULTI_OBJECTIVE_AGGREGATIONS = ("sum_then_normalize", "normalize_then_sum")
 
-ONLINE_DPO_LOSS_TYPES = ("sigmoid", "ipo")
 XPO_LOSS_TYPES = ("sigmoid", "ipo")
 NASH_MD_FORMS = ("reward_to_go", "sequence", "trl")
 STEP_SCORE_MODES = ("min", "product")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 
@@ -22,6 +22,8 @@ from strop.settings.schema import Range, config
 @config
 class KTOConfig(ReferenceConfig):
     """Settings of `KTOTrainer`."""
+
+    kl_is_distance: ClassVar[bool] = False  # it is the mean over mismatched completions
 
     beta: Annotated[float, Range(min=0, open_min=True)] = 0.1
     """Strength of the pull to the reference (kto_exp divides by it: larger is softer)."""

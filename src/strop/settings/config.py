@@ -20,7 +20,6 @@ from strop.settings.prerequisites import Needs, default_of, unmet
 from strop.settings.schema import Range, config, validate
 
 Layout = Literal["auto", "tree", "packed", "padded"]
-ModelSource = Any  # id, path, module
 
 UNUSED = {
     "label_smoothing_factor": "It belongs to the Trainer's own cross entropy; use the method's `label_smoothing` "
@@ -95,6 +94,7 @@ def unknown_trackers(report_to: Any) -> list[str]:
 class TrainerConfig(TrainingArguments):
     """Settings shared by every trainer. Everything of `transformers.TrainingArguments` is accepted as well."""
 
+    kl_is_distance: ClassVar[bool] = True  # the metrics named "kl" say how far the policy is from its reference
     quiet: ClassVar[bool] = False  # of an instance: nothing is said but warnings
     given: ClassVar[frozenset[str]] = frozenset()  # of an instance: the settings that whoever made it named
     aliases: ClassVar[dict[str, str]] = {

@@ -11,7 +11,7 @@ import torch
 
 from strop.records import Example, Want
 from strop.testing.cases import largest_difference
-from strop.testing.oracles import ORACLE_SETTINGS, ORACLES, USES
+from strop.testing.oracles import FORMULAS
 from strop.testing.scene import scene_of
 from strop.testing.subject import NotApplicable, Subject, examples_of
 
@@ -45,12 +45,12 @@ CONSTANTS: dict[str, tuple[str, dict[str, Any], dict[str, float]]] = {
 
 def loss_equals_the_formula(subject: Subject) -> None:
     """Loss and gradient of a step equal the formula, computed row by row from plain forward passes."""
-    oracle = subject.oracle or (ORACLES.get(subject.like) if subject.registered else None)
+    known = FORMULAS.get(subject.like) if subject.registered else None
+    oracle = subject.oracle or (known.loss if known else None)
     if oracle is None:
         raise NotApplicable("no formula is known for it; pass oracle=, a function (scene) -> loss")
-    settings = ORACLE_SETTINGS.get(subject.like, {}) if subject.registered else {}
-    trainer = subject.trainer(**settings)
-    scene = scene_of(trainer, uses=USES.get(subject.like, 1) if subject.registered else 1)
+    trainer = subject.trainer(**(known.settings if known else {}))
+    scene = scene_of(trainer, uses=known.uses if known else 1)
     expected = oracle(scene)
     named = {name: p for name, p in trainer.model.named_parameters() if p.requires_grad}
     wanted = torch.autograd.grad(expected, list(named.values()), allow_unused=True)

@@ -7,7 +7,8 @@ formulas follow the papers named in the trainers and share no code with `strop.l
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -20,6 +21,30 @@ from strop.testing.scene import Scene, logits, logps, states, values
 Oracle = Callable[[Scene], Tensor]
 
 
+@dataclass(frozen=True)
+class Formula:
+    """What the loss of a case must equal."""
+
+    loss: Oracle
+    settings: Mapping[str, Any]  # under which the two are compared: none at a neutral value
+    uses: int  # how often trees are used before the comparison
+
+
+FORMULAS: dict[str, Formula] = {}
+"""Case -> its formula."""
+
+
+def formula_of(case: str, *, uses: int = 1, **settings: Any) -> Callable[[Oracle], Oracle]:
+    """Decorator: the function is the formula of a case."""
+
+    def note(loss: Oracle) -> Oracle:
+        FORMULAS[case] = Formula(loss, settings, uses)
+        return loss
+
+    return note
+
+
+@formula_of("sft")
 def sft(scene: Scene) -> Tensor:
     scored = []
     for tree in scene.trees:
@@ -29,6 +54,7 @@ def sft(scene: Scene) -> Tensor:
     return -torch.stack(scored).mean()
 
 
+@formula_of("reward")
 def reward(scene: Scene) -> Tensor:
     losses = []
     for tree in scene.trees:
@@ -45,11 +71,13 @@ def ratio(scene: Scene, tree: Example, index: int, temperature: float = 1.0) -> 
     return logps(scene.policy, prompt, ids, temperature).sum() - scene.ref_logps(prompt, ids, temperature).sum()
 
 
+@formula_of("dpo", beta=0.3)
 def dpo(scene: Scene) -> Tensor:
     gaps = [ratio(scene, tree, 0) - ratio(scene, tree, 1) for tree in scene.trees]
     return softplus(-scene.args.beta * torch.stack(gaps)).mean()
 
 
+@formula_of("xpo", beta=0.3)
 def xpo(scene: Scene) -> Tensor:
     gaps = [ratio(scene, tree, 0) - ratio(scene, tree, 1) for tree in scene.trees]
     return torch.exp(-scene.args.beta * torch.stack(gaps)).mean()
@@ -59,6 +87,7 @@ def signs(scene: Scene) -> Tensor:
     return torch.tensor([1.0 if tree.extras["label"] else -1.0 for tree in scene.trees], dtype=torch.float64)
 
 
+@formula_of("kto", beta=0.3)
 def kto(scene: Scene) -> Tensor:
     own = torch.stack([ratio(scene, tree, 0) for tree in scene.trees])
     other = torch.stack([ratio(scene, tree, 1) for tree in scene.trees if len(tree.completions) > 1]).detach()
@@ -66,6 +95,7 @@ def kto(scene: Scene) -> Tensor:
     return (1 - torch.sigmoid(signs(scene) * scene.args.beta * (own - point))).mean()
 
 
+@formula_of("bco", beta=0.3)
 def bco(scene: Scene) -> Tensor:
     rewards = scene.args.beta * torch.stack([ratio(scene, tree, 0) for tree in scene.trees])
     labels = signs(scene)
@@ -73,6 +103,7 @@ def bco(scene: Scene) -> Tensor:
     return -logsigmoid(labels * (rewards - shift)).mean()
 
 
+@formula_of("orpo", beta=0.3)
 def orpo(scene: Scene) -> Tensor:
     nll, odds = [], []
     for tree in scene.trees:
@@ -83,6 +114,7 @@ def orpo(scene: Scene) -> Tensor:
     return torch.cat(nll).mean() + scene.args.beta * softplus(-torch.stack(odds)).mean()
 
 
+@formula_of("cpo", beta=0.3)
 def cpo(scene: Scene) -> Tensor:
     chosen = [logps(scene.policy, tree.prompt_ids, tree.completions[0]) for tree in scene.trees]
     rejected = [logps(scene.policy, tree.prompt_ids, tree.completions[1]) for tree in scene.trees]
@@ -90,6 +122,7 @@ def cpo(scene: Scene) -> Tensor:
     return softplus(-scene.args.beta * gaps).mean() - torch.cat(chosen).mean()
 
 
+@formula_of("prm")
 def prm(scene: Scene) -> Tensor:
     losses = []
     for tree in scene.trees:
@@ -103,6 +136,7 @@ def completions(scene: Scene) -> list[tuple[Example, int]]:
     return [(tree, i) for tree in scene.trees for i in range(len(tree.completions))]
 
 
+@formula_of("grpo", uses=2, num_generations=3, temperature=0.8, num_iterations=2)
 def grpo(scene: Scene) -> Tensor:
     """DAPO's token mean over the step, ratios to the policy that sampled."""
     total, count, temperature = torch.zeros((), dtype=torch.float64), 0, scene.args.temperature
@@ -119,6 +153,7 @@ def grpo(scene: Scene) -> Tensor:
     return total / count
 
 
+@formula_of("rloo", uses=2, num_generations=3, temperature=0.8, num_iterations=2, beta=0.2)
 def rloo(scene: Scene) -> Tensor:
     losses, temperature = [], scene.args.temperature
     for tree in scene.trees:
@@ -136,6 +171,7 @@ def rloo(scene: Scene) -> Tensor:
     return torch.stack(losses).mean()
 
 
+@formula_of("ppo", beta=0.3, temperature=0.8, lam=0.9, gamma=0.95)
 def ppo(scene: Scene) -> Tensor:
     args, temperature = scene.args, scene.args.temperature
     old, old_values, advantages, returns = [], [], [], []
@@ -164,6 +200,7 @@ def ppo(scene: Scene) -> Tensor:
     return policy.mean() + args.vf_coef * critic.mean()
 
 
+@formula_of("online-dpo", beta=0.3, temperature=0.8)
 def online_dpo(scene: Scene) -> Tensor:
     gaps = []
     for tree in scene.trees:
@@ -173,6 +210,7 @@ def online_dpo(scene: Scene) -> Tensor:
     return softplus(-scene.args.beta * torch.stack(gaps)).mean()
 
 
+@formula_of("nash-md", beta=0.3, temperature=0.8)
 def nash_md(scene: Scene) -> Tensor:
     """Reward to go: every token is pushed by the preference less the KL from there on."""
     losses, temperature = [], scene.args.temperature
@@ -186,6 +224,7 @@ def nash_md(scene: Scene) -> Tensor:
     return torch.stack(losses).mean()
 
 
+@formula_of("xpo-online", beta=0.3, temperature=0.8, alpha=0.01)
 def xpo_online(scene: Scene) -> Tensor:
     losses, temperature = [], scene.args.temperature
     for tree in scene.trees:
@@ -196,6 +235,7 @@ def xpo_online(scene: Scene) -> Tensor:
     return torch.stack(losses).mean()
 
 
+@formula_of("gkd", beta=0.3, temperature=0.8)
 def gkd(scene: Scene) -> Tensor:
     beta, found = scene.args.beta, []
     for tree in scene.trees:
@@ -206,24 +246,3 @@ def gkd(scene: Scene) -> Tensor:
         to_student = (student * (student / middle).log()).sum(-1)
         found.append(beta * to_teacher + (1 - beta) * to_student)
     return torch.cat(found).mean()
-
-
-ORACLES: dict[str, Oracle] = {
-    "sft": sft, "reward": reward, "dpo": dpo, "kto": kto, "orpo": orpo, "cpo": cpo, "bco": bco, "ppo": ppo,
-    "grpo": grpo, "rloo": rloo, "online-dpo": online_dpo, "nash-md": nash_md, "xpo": xpo, "xpo-online": xpo_online,
-    "gkd": gkd, "prm": prm,
-}  # fmt: skip
-"""Case -> its formula, for the settings of `ORACLE_SETTINGS`."""
-ORACLE_SETTINGS: dict[str, dict[str, Any]] = {
-    **{verb: {"beta": 0.3} for verb in ("dpo", "kto", "orpo", "cpo", "bco", "xpo")},
-    "ppo": {"beta": 0.3, "temperature": 0.8, "lam": 0.9, "gamma": 0.95},
-    "grpo": {"num_generations": 3, "temperature": 0.8, "num_iterations": 2},
-    "rloo": {"num_generations": 3, "temperature": 0.8, "num_iterations": 2, "beta": 0.2},
-    "online-dpo": {"beta": 0.3, "temperature": 0.8},
-    "nash-md": {"beta": 0.3, "temperature": 0.8},
-    "xpo-online": {"beta": 0.3, "temperature": 0.8, "alpha": 0.01},
-    "gkd": {"beta": 0.3, "temperature": 0.8},
-}
-"""Settings under which a case is compared with its formula: none at a neutral value."""
-USES = {"grpo": 2, "rloo": 2}
-"""How often trees are used before the comparison, where more than once."""

@@ -110,7 +110,7 @@ def found_in(logs: Mapping[str, Any], num_generations: int, args: Any) -> Iterat
             ),
         )
     for name, (limit, per) in KL_LIMITS.items():
-        if args.method != "kto" and value(name) > limit:
+        if args.kl_is_distance and value(name) > limit:
             yield (
                 "kl",
                 (
