@@ -46,6 +46,23 @@ def test_a_round_is_dealt_out_in_whole_steps() -> None:
         assert [tree.row for step in steps for tree in step] == list(range(len(trees))), settings
 
 
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"per_device_train_batch_size": 3}, ["3 completions per step make no whole groups of 2", "2, with 4 comp"]),
+        ({"per_device_train_batch_size": 4, "generation_batch_size": 6}, ["generation_batch_size=6 is no whole number"]),
+        ({"per_device_train_batch_size": 4, "generation_batch_size": 8}, []),
+    ],
+    ids=str,
+)
+def test_what_is_rounded_is_said(
+    settings: dict[str, Any], said: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make_trainer("rloo", tmp_path, num_generations=2, **settings)
+    out = capsys.readouterr().out
+    assert all(words in out for words in said) and ("whole" in out) == bool(said)
+
+
 COMBINATIONS: list[dict[str, Any]] = [
     {"per_device_train_batch_size": 1, "num_generations": 8},
     {"per_device_train_batch_size": 3, "num_generations": 4},
