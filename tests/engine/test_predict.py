@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from strop.errors import SetupError
 from strop.testing.cases import make_trainer, rows_for
 
 RIGHT = {
@@ -81,3 +83,14 @@ def test_metrics_that_expect_logits_are_told_what_they_were_given(tmp_path: Path
     with pytest.raises(IndexError) as error:
         trainer.evaluate(rows_for("sft", 4))
     assert "predictions of shape (4, 1)" in error.value.__notes__[0] and "label_ids: None" in error.value.__notes__[0]
+
+
+def test_a_set_is_given_by_its_name_or_as_a_file(tmp_path: Path) -> None:
+    file = tmp_path / "held_out.jsonl"
+    file.write_text("\n".join(map(json.dumps, rows_for("sft", 3, seed=1))))
+    trainer = make_trainer("sft", tmp_path, eval_rows={"other": rows_for("sft", 2)})
+    assert [len(trainer.predict(given).predictions) for given in (str(file), "other")] == [3, 2]
+    alone = make_trainer("sft", tmp_path / "alone", eval_rows=rows_for("sft", 2))
+    assert alone.evaluate(str(file))["eval_loss"] == trainer.evaluate(str(file))["eval_loss"]
+    with pytest.raises(SetupError, match="othr"):
+        trainer.evaluate("othr")

@@ -50,7 +50,7 @@ def test_a_round_is_dealt_out_in_whole_steps() -> None:
     ("settings", "said"),
     [
         ({"per_device_train_batch_size": 3}, ["3 completions per step make no whole groups of 2", "2, with 4 comp"]),
-        ({"per_device_train_batch_size": 4, "generation_batch_size": 6}, ["generation_batch_size=6 is no whole number"]),
+        ({"per_device_train_batch_size": 4, "generation_batch_size": 6}, ["generation_batch_size=6 is no whole"]),
         ({"per_device_train_batch_size": 4, "generation_batch_size": 8}, []),
     ],
     ids=str,

@@ -201,8 +201,9 @@ class BaseTrainer(ScriptSeams, StepTrainer):
         return self.get_test_dataloader(eval_dataset, self.args.max_eval_rows)
 
     def get_test_dataloader(self, eval_dataset: Any = None, most: int | None = None) -> Any:
-        if isinstance(eval_dataset, str):
-            dataset = self.eval_dataset[eval_dataset]
+        sets = self.eval_dataset if isinstance(self.eval_dataset, Mapping) else {}
+        if isinstance(eval_dataset, str) and eval_dataset in sets:
+            dataset = sets[eval_dataset]
         elif eval_dataset is not None:
             dataset = self.rows.ensure(eval_dataset, "eval")
         else:
