@@ -250,7 +250,8 @@ def _errors(found: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
 def _small_trees(model: Any) -> list[Example]:
     vocab = vocab_size(model) or 16
     ids = [(7 * i + 3) % vocab for i in range(9)]
-    return [Example(ids[:3], [ids[3:5], ids[5:8]]), Example(ids[2:4], [ids[6:9]]), Example(ids[:2], [ids[7:9]])]
+    # Four rows of four tokens: their logits are all there at once.
+    return [Example(ids[:2], [ids[3:5], ids[5:8]]), Example(ids[2:4], [ids[6:9]]), Example(ids[:1], [ids[7:9]])]
 
 
 def _small_batch(model: Any, layout: str) -> Batch:
