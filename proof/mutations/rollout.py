@@ -88,6 +88,19 @@ MUTATIONS = (
         tests=("tests/agents/test_turns.py::test_a_turn_keeps_the_spelling_that_was_sampled",),
     ),
     Mutation(
+        name="rewards-see-a-list-as-text",
+        promises=(28,),
+        history="A tool's list reached rewards as text, so TRL's grpo_agent counted every query as one without a hit.",
+        edits=(
+            Edit(
+                "agents/turns.py",
+                'told["content"] = trajectory.listed.get(told.get("tool_call_id", ""), told["content"])',
+                "pass",
+            ),
+        ),
+        tests=("tests/agents/test_turns.py::test_the_template_prints_a_list_as_text_and_rewards_see_the_list",),
+    ),
+    Mutation(
         name="tool-answers-are-learned",
         promises=(4, 7, 28),
         history="Tokens that a tool wrote were trained on as if the model had written them (agent loops without a mask).",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import re
 from pathlib import Path
 
 import pytest
@@ -52,6 +53,26 @@ def test_a_method_that_learns_from_one_context_refuses_a_template_that_makes_sev
     with pytest.raises(ConfigError, match="past_turns='sampled'"):
         make_turns(tokenizer, tools=Tools([double]), can_fork=False)
     make_turns(tokenizer, tools=Tools([double]), can_fork=False, past="sampled")
+
+
+def test_a_tokenizers_response_template_reads_calls_that_no_reader_knows():
+    spelled = "{{ '@@' + call.function.name + '|' + (call.function.arguments | tojson) + '@@' }}"
+    own = re.sub(r"\{\{ '<tool_call>.*?\}\}(?=\{% endfor)", lambda _: spelled, KINDS["gathered"], flags=re.DOTALL)
+    tokenizer, _ = tokenizer_with(own)
+    with pytest.raises(ConfigError, match="response_template"):
+        make_turns(tokenizer, tools=Tools([double]))
+    made = {"type": "function", "function": {"name": "{name}", "arguments": "{content}"}}
+    call = {"open_pattern": r"@@(?P<name>\w+)\|", "close": "@@", "content": "json", "repeats": True, "transform": made}
+    fields = {"content": {"close": "<|im_end|>"}, "tool_calls": call}
+    tokenizer.response_template = {"start_anchor": "<|im_start|>assistant\n", "fields": fields}
+    talk = play(tokenizer, calls=2)
+    assert talk.answered == 4 and talk.rewritten == 0
+    said = make_turns(tokenizer, tools=Tools([double])).template.read(
+        'so: @@double|{"x": 2}@@', "<|im_end|>", "", {}, 0
+    )
+    assert (said.words, [(c.name, c.arguments) for c in said.calls]) == ("so:", [("double", {"x": 2})])
+    broken = make_turns(tokenizer, tools=Tools([double])).template.read('@@double|{"x": @@', "<|im_end|>", "", {}, 0)
+    assert "cannot be read" in broken.calls[0].problem
 
 
 def test_what_the_template_lacks_is_said():

@@ -67,6 +67,21 @@ def test_the_finished_conversation_is_the_templates_and_answers_are_masked(token
     assert sum(turn.tokens for turn in trajectory.conversation.turns) == len(stretch.ids)
 
 
+def test_the_template_prints_a_list_as_text_and_rewards_see_the_list(tokenizer):
+    def add(a: int, b: int) -> list[tuple[int, str]]:
+        """Add two numbers.
+
+        Args:
+            a: The first.
+            b: The second.
+        """
+        return [(a + b, "sum")]
+
+    (trajectory,), script = run(tokenizer, [CALL, "42"], tools=Tools([add]))
+    assert '<r>[[42, "sum"]]</r>' in tokenizer.decode(script.seen[1][0])
+    assert trajectory.conversation.turns[1].message["content"] == [(42, "sum")]
+
+
 def test_a_turn_keeps_the_spelling_that_was_sampled(tokenizer):
     compact = CALL.replace(": ", ":").replace(", ", ",")
     (trajectory,), script = run(tokenizer, [compact, "42"], script=Letters)

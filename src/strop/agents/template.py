@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from strop.agents.call_formats import ANY, CallFormat, ToolCall, format_of
+from strop.agents.response_template import response_format
 from strop.agents.spoken import Spoken, call_message, new_call_id, read_turn, split_thought, thinking_at
 from strop.data.chat import Chat, Unrenderable
 from strop.data.encode import Encoder
@@ -97,15 +98,21 @@ class ConversationTemplate:
         printed = self._printed(turn, tools)
         self.prints_calls = printed is not None and "stroptool" in printed
         if not self.prints_calls:
-            self.form, self.most_calls = ANY, 2
+            self.form, self.most_calls = response_format(self.tokenizer) or ANY, 2
         else:
             assert printed is not None
             called_end = self._end_of_probe(turn, tools)
             self.form = format_of(printed, wanted) or format_of(printed.rstrip().removesuffix(called_end), wanted)
+            own = None if self.form is not None else response_format(self.tokenizer)
+            if own is not None and any(
+                call.name == "stroptool" for *_, calls in own.read(printed, {}) for call in calls
+            ):
+                self.form = own
             if self.form is None:
                 raise ConfigError(
                     f"The chat template prints a call of a tool as {printed.strip()[:200]!r}, which no reader here "
-                    "reads. Give a template of a family that strop reads (docs/agents.md), or use rollout_func."
+                    "reads. Give the tokenizer a response_template, or a template of a family that strop reads "
+                    "(docs/agents.md), or use rollout_func."
                 )
             self.most_calls = self._count_calls(wanted, tools)
             called_end = self._end_of_probe(turn, tools)  # without the format's own closing words, which are known now

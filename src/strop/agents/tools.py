@@ -25,6 +25,7 @@ class Answer:
     text: str
     worked: bool = True
     hung: bool = False  # it did not answer in time
+    listed: list[Any] | None = None  # the list that it gave, if it gave one: rewards see that
 
 
 class Tools:
@@ -98,7 +99,7 @@ def problem_of(call: ToolCall, known: Iterable[str]) -> Answer | None:
 def call_tool(function: Callable[..., Any], arguments: Mapping[str, Any], seconds: float | None) -> Answer:
     """What a sync function says."""
     try:
-        return Answer(as_text(call_with_limit(lambda: function(**arguments), seconds)))
+        return answer_of(call_with_limit(lambda: function(**arguments), seconds))
     except TimeLimit:
         return no_answer(seconds)
     except KeyboardInterrupt:
@@ -109,7 +110,7 @@ def call_tool(function: Callable[..., Any], arguments: Mapping[str, Any], second
 
 async def _awaited(function: Callable[..., Any], arguments: Mapping[str, Any], seconds: float | None) -> Answer:
     try:
-        return Answer(as_text(await asyncio.wait_for(function(**arguments), seconds)))
+        return answer_of(await asyncio.wait_for(function(**arguments), seconds))
     except TimeoutError:
         return no_answer(seconds)
     except Exception as error:
@@ -118,6 +119,11 @@ async def _awaited(function: Callable[..., Any], arguments: Mapping[str, Any], s
 
 async def _together(work: Sequence[Any]) -> list[Answer]:
     return list(await asyncio.gather(*work))
+
+
+def answer_of(result: Any) -> Answer:
+    """What a tool returned, as an answer."""
+    return Answer(as_text(result), listed=result if isinstance(result, list) else None)
 
 
 def no_answer(seconds: float | None) -> Answer:

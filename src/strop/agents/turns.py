@@ -15,7 +15,7 @@ from strop.agents.environments import COLUMN, EnvironmentKind, Environments
 from strop.agents.slots import Hung, Slot
 from strop.agents.spoken import Spoken
 from strop.agents.template import ConversationTemplate, Message
-from strop.agents.tools import Answer, Tools, as_text, error_text, no_answer, problem_of
+from strop.agents.tools import Answer, Tools, answer_of, as_text, error_text, no_answer, problem_of
 from strop.data.chat import Unrenderable
 from strop.errors import DataError, RolloutError
 from strop.records import Example, Row
@@ -41,6 +41,7 @@ class Trajectory:
     calls: int = 0
     failures: int = 0  # calls that were answered by an error
     rolled_back: bool = False  # the last answers did not fit and were left out
+    listed: dict[str, list[Any]] = field(default_factory=dict)  # call id -> the list that a tool gave
 
     @property
     def environment(self) -> Any:
@@ -224,6 +225,9 @@ class Turns:
             if not fits:
                 trajectory.rolled_back = True
                 trajectory.end("length")
+                continue
+            for told in (turn.message for turn in trajectory.conversation.turns[-len(messages) :]):
+                told["content"] = trajectory.listed.get(told.get("tool_call_id", ""), told["content"])
 
     def call_tools(self, calling: Sequence[tuple[Trajectory, Spoken]]) -> list[list[Message]]:
         """Messages that answer the calls of each turn."""
@@ -250,6 +254,8 @@ class Turns:
             trajectory.calls, trajectory.failures = trajectory.calls + 1, trajectory.failures + (not answer.worked)
             made = {"role": "tool", "name": call.name, "tool_call_id": name, "content": answer.text}
             messages[id(trajectory)].append(made)
+            if answer.listed is not None:
+                trajectory.listed[name] = answer.listed
         return [messages[id(t)] for t, _ in calling]
 
     def _method_answer(self, trajectory: Trajectory, result: Any) -> Answer:
@@ -259,7 +265,7 @@ class Turns:
             return no_answer(self.environments.seconds if self.environments else None)
         if isinstance(result, BaseException):
             return Answer(error_text(result), False)
-        return Answer(as_text(result))
+        return answer_of(result)
 
     def step(self, stepping: Sequence[tuple[Trajectory, Spoken]]) -> list[list[Message]]:
         """The observation after each turn, as a message of the user."""
