@@ -1,6 +1,6 @@
 """GRPO with a judge that takes its time, in strict order and with `max_staleness`, in turns.
 
-    python -m benchmarks.overlap --windows 1 --turns 2 --steps 24 --seeds 0 1 2
+    python -m benchmarks.overlap --windows 1 --turns 2 --steps 80 --seeds 0 1 2
 
 The judge sleeps as a call over the network waits, by default as long as sampling and learning take together, which is
 measured first without it: there one window ahead can at best halve the time. The first two steps of a turn are not
@@ -47,6 +47,7 @@ def one_turn(windows: int, seconds: float, seed: int, options: argparse.Namespac
     tokenizer = toy_tokenizer("plain")
     size = {"hidden_size": options.hidden, "intermediate_size": 2 * options.hidden, "num_hidden_layers": options.layers}
     model = tiny_model("llama", dtype=torch.float32, seed=seed, vocab_size=len(tokenizer), **size)
+    corrected = {"vllm_importance_sampling_mode": options.correction} if windows else {}
     clock = Clock()
     with tempfile.TemporaryDirectory() as folder:
         trainer = make_trainer(
@@ -54,7 +55,7 @@ def one_turn(windows: int, seconds: float, seed: int, options: argparse.Namespac
             trainer={"reward_funcs": judge(seconds)}, max_steps=options.steps, seed=seed, rehearsal=False,
             num_generations=options.generations, max_completion_length=options.completion,
             per_device_train_batch_size=options.prompts * options.generations, max_staleness=windows,
-            learning_rate=options.learning_rate, max_prompt_length=None,
+            learning_rate=options.learning_rate, **corrected,
         )  # fmt: skip
         clock.time(trainer)
     lines = [line for line in trainer.state.log_history if "loss" in line]
@@ -67,7 +68,9 @@ def one_turn(windows: int, seconds: float, seed: int, options: argparse.Namespac
         "rewards_wait": statistics.mean(line["rewards_time"] for line in counted),
         "reward": statistics.mean(line["reward"] for line in lines[-LAST:]),
         "first_reward": lines[0]["reward"],
-        "sampling_kl": statistics.mean(line["sampling/kl"] for line in counted),
+        "sampling_kl": statistics.mean(
+            line.get("sampling/kl", 0.0) for line in counted
+        ),  # none where all rewards agree
     }
 
 
@@ -99,14 +102,15 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     numbers = {
-        "windows": 1, "turns": 1, "steps": 24, "prompts": 4, "generations": 8, "completion": 48, "hidden": 128,
+        "windows": 1, "turns": 1, "steps": 80, "prompts": 4, "generations": 8, "completion": 48, "hidden": 128,
         "layers": 4,
     }  # fmt: skip
     for name, default in numbers.items():
         parser.add_argument(f"--{name}", type=int, default=default)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--judge", type=float, help="seconds of a judgement; default: as sampling and learning take")
-    parser.add_argument("--learning-rate", type=float, default=1e-3)
+    parser.add_argument("--learning-rate", type=float, default=3e-3)
+    parser.add_argument("--correction", default="token_truncate", help="vllm_importance_sampling_mode")
     parser.add_argument("--output", type=Path)
     options = parser.parse_args()
     found = measure(options)
