@@ -8,6 +8,7 @@ import pytest
 import yaml
 
 from strop.report import write_report
+from strop.report.page import payload, read_book
 
 SHOWN = (
     "my-run", "1 min 15 s", "rewards/margins", "my_own", "Chosen reward minus rejected reward.", "1,024", "same text",
@@ -210,3 +211,11 @@ def test_no_string_of_any_file_acts(tmp_path: Path) -> None:
     assert "\x1b" not in page and "\u202e" not in page and "<script>alert" not in page
     assert "&lt;script&gt;alert(1)" in page and "\\u003cscript>alert(1)" in page
     check(path)
+
+
+def test_no_sentence_is_empty(tmp_path: Path) -> None:
+    """An alarm beside metrics of which no healthy range is known."""
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1, "my_own": 1}\n')
+    (tmp_path / "alarms.jsonl").write_text('{"step": 1, "alarm": "kl", "text": "kl is over 1"}\n')
+    (run,) = payload(read_book([tmp_path]))["runs"]
+    assert "kl is over 1" in run["advice"] and "></p>" not in run["advice"]

@@ -103,7 +103,9 @@ def advice(run: Run, series: Series, alarms: Sequence[Mapping[str, Any]]) -> str
     said = f"{len(known) - len(outside)} of {len(known)} metrics with a known range ended in it." if known else ""
     if not rows:
         return f'<p class="good">{said} No alarm was raised.</p>' if run.metrics.lines else ""
-    return f'<p class="warn">{said}</p>' + table(("what", "where", "what to try next"), rows, "advice")
+    return (f'<p class="warn">{said}</p>' if said else "") + table(
+        ("what", "where", "what to try next"), rows, "advice"
+    )
 
 
 def _raised(alarm: Mapping[str, Any]) -> str:
