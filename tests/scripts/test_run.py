@@ -19,10 +19,10 @@ from strop.cli import main
 from strop.cli.run import take_processes
 from strop.errors import ConfigError
 from strop.methods.registry import METHODS
-from strop.scripts.alias import Asked, serve_trl
+from strop.scripts.alias import VERSION, Asked, Finder, serve_trl
 from strop.scripts.differences import DEFAULTS, EVERY, NAMES, acts, differing_settings
 from strop.scripts.page import page
-from strop.scripts.run import closing_note, run_script
+from strop.scripts.run import closing_note, in_its_place, run_script
 
 
 @pytest.fixture
@@ -145,6 +145,16 @@ def test_the_parser_is_another_while_a_script_and_its_threads_run(
     assert (tmp_path / "parsed").read_text() == "3 7"
     after = transformers.HfArgumentParser, transformers.hf_argparser.HfArgumentParser, sys.argv, sys.path
     assert after == before
+
+
+def test_a_process_that_a_script_starts_anew_finds_strop_too(
+    asked: Asked, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "meta_path", [finder for finder in sys.meta_path if not isinstance(finder, Finder)])
+    monkeypatch.delitem(sys.modules, "trl", raising=False)
+    with in_its_place(tmp_path / "script.py", []):  # multiprocessing hands on the path
+        scope = took("from trl import DPOTrainer\nfrom trl.experimental.gkd import GKDConfig\nimport trl")
+    assert scope["DPOTrainer"] is strop.DPOTrainer and scope["trl"].__version__ == VERSION
 
 
 def test_one_process_alone_says_what_differed(asked: Asked, monkeypatch: pytest.MonkeyPatch) -> None:

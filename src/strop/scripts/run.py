@@ -43,7 +43,8 @@ def in_its_place(path: Path, arguments: Sequence[str]) -> Iterator[None]:
         for module in ("transformers", "transformers.hf_argparser"):
             stack.enter_context(patch(f"{module}.HfArgumentParser", SettingsParser))
         stack.enter_context(patch.object(sys, "argv", [str(path), *arguments]))
-        stack.enter_context(patch.object(sys, "path", [str(path.resolve().parent), *sys.path]))
+        places = [str(path.resolve().parent), str(Path(__file__).parent / "served"), *sys.path]
+        stack.enter_context(patch.object(sys, "path", places))
         try:
             yield
         finally:
