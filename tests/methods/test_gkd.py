@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from strop.errors import DataError, RolloutError, SetupError
+from strop.errors import ConfigError, DataError, RolloutError
 from strop.online.groups import Group
 from strop.rollout import SamplingParams, make_generator
 from strop.testing.cases import make_trainer, rows_for
@@ -63,7 +63,7 @@ def test_rows_of_padding_behind_the_last_token_say_nothing(target_modules, tmp_p
 
 def test_a_teacher_that_lacks_tokens_is_refused(tmp_path):
     teacher = tiny_model("llama", dtype=torch.float64, vocab_size=len(toy_tokenizer()) - 4)
-    with pytest.raises(SetupError, match="tokens in its vocabulary and the teacher"):
+    with pytest.raises(ConfigError, match="tokens in its vocabulary and the teacher"):
         make_trainer("gkd", tmp_path, rows=ROWS, trainer={"teacher_model": teacher})
 
 

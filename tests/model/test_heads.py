@@ -8,7 +8,7 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, BertConfig, BertForSequenceClassification
 
-from strop.errors import SetupError
+from strop.errors import ConfigError, SetupError
 from strop.model import layout_of, score, with_head
 from strop.model.heads import head_class
 from strop.records import Example, Want
@@ -116,7 +116,7 @@ def test_every_weight_of_a_fresh_head_is_drawn() -> None:
 
 
 def test_more_labels_than_one_are_refused() -> None:
-    with pytest.raises(SetupError, match="num_labels=1"):
+    with pytest.raises(ConfigError, match="num_labels=1"):
         score(tiny_model("llama", task="score", num_labels=3), [Example([1], [[2]])], want=Want.SCORE)
     with pytest.raises(SetupError, match="two labels"):
         score(tiny_model("llama", task="step", num_labels=3), [Example([1], [[2]])], want=Want.STEP)

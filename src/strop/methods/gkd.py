@@ -16,7 +16,7 @@ from strop.engine import rows
 from strop.engine.parts import Facts, resolve_model
 from strop.engine.precision import in_one_precision
 from strop.engine.refusals import check_apart
-from strop.errors import ConfigError, RolloutError, SetupError
+from strop.errors import ConfigError, RolloutError
 from strop.losses import fused_jsd, jsd_loss, mean_of
 from strop.model import LMHead, base_model, lm_head_of, score_batch
 from strop.model.forward import vocab_size
@@ -303,14 +303,14 @@ def shared_vocabulary(student: Any, teacher: Any, tokens: int) -> int | None:
     Models of one family are padded to different sizes. The rows behind the tokenizer's last token stand for nothing.
 
     Raises:
-        SetupError: the smaller vocabulary lacks tokens of the tokenizer.
+        ConfigError: the smaller vocabulary lacks tokens of the tokenizer.
     """
     sizes = vocab_size(student), vocab_size(teacher)
     if sizes[0] == sizes[1] or None in sizes:
         return None
     least = min(size for size in sizes if size is not None)
     if least < tokens:
-        raise SetupError(
+        raise ConfigError(
             f"The student has {sizes[0]} tokens in its vocabulary and the teacher {sizes[1]}, and the tokenizer knows "
             f"{tokens}; their distributions cannot be compared. Choose a teacher of the same family, with the same "
             "tokenizer."

@@ -23,7 +23,7 @@ from transformers import (
 )
 from transformers.integrations import deepspeed as zero
 
-from strop.errors import SetupError
+from strop.errors import ConfigError, SetupError
 from strop.model.headed import headed_class
 from strop.model.wrappers import base_model, decoder_of
 
@@ -134,7 +134,7 @@ def scalar_head(model: Any) -> nn.Module | None:
     """The layer that maps (n, H) to one number per row, or None if the model pools in a way of its own."""
     head = getattr(model, "score", None) or getattr(model, "v_head", None)
     if head is not None and getattr(model.config, "num_labels", 1) != 1 and hasattr(model, "score"):
-        raise SetupError(
+        raise ConfigError(
             f"{type(model).__name__} has a score head with {model.config.num_labels} labels; one number per completion "
             "is needed. Load it with num_labels=1."
         )

@@ -82,11 +82,6 @@ BEHAVIOURS: tuple[Behaviour, ...] = (
         (r"SetupError: The tokenizer has",),
     ),
     Behaviour(
-        "A teacher that lacks tokens of the student is a SetupError (a RuntimeError), no ValueError",
-        "it lies outside the settings",
-        (r"SetupError: The student has",),
-    ),
-    Behaviour(
         "Trainers that sample have no `generation_config`",
         "what is sampled is said by the config: `trainer.args`",
         (r"no attribute 'generation_config'",),
