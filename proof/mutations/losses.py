@@ -140,6 +140,20 @@ MUTATIONS = (
         tests=("tests/losses/test_enumeration.py::test_leave_one_out_is_unbiased",),
     ),
     Mutation(
+        name="turns-that-never-came-are-left-out",
+        promises=(2, 3),
+        history="The baseline of a turn left out completions that had ended, so that a turn that one alone reached was "
+        "not learned from (turn-level credit).",
+        edits=(
+            Edit(
+                "losses/advantages.py",
+                "to_come = totals.new_zeros(len(turn_rewards), most)",
+                'to_come = totals.new_full((len(turn_rewards), most), float("nan"))',
+            ),
+        ),
+        tests=("tests/losses/test_enumeration.py::test_credit_by_turn_is_the_policy_gradient",),
+    ),
+    Mutation(
         name="ppo-score-after-the-end",
         promises=(18,),
         history="PPO put a completion's score one position after its last token, on padding (TRL's PPOv2).",

@@ -71,6 +71,7 @@ class Sampled:
     old_values: list[list[float]] | None = field(default=None, metadata=EACH_TOKEN)
     token_rewards: list[list[float]] | None = field(default=None, metadata=EACH_TOKEN)
     token_advantages: list[list[float]] | None = field(default=None, metadata=EACH_TOKEN)
+    token_turns: list[list[int]] | None = field(default=None, metadata=EACH_TOKEN)  # its turn in the trajectory
     returns: list[list[float]] | None = field(default=None, metadata=EACH_TOKEN)
     scores: list[float] | None = None  # rewards of the two sides of a pair
     ended: list[float] | None = None  # whether each side ended by itself, 1 or 0
@@ -92,6 +93,12 @@ class Sampled:
         own = {f.name: getattr(self, f.name) for f in fields(self) if "each" in f.metadata}
         picked: dict[str, Any] = {n: [values[i] for i in some] for n, values in own.items() if values is not None}
         return replace(self, **picked)
+
+    def cut(self, tokens: slice) -> Sampled:
+        """What is known about some of the tokens of each completion."""
+        own = {f.name: getattr(self, f.name) for f in fields(self) if f.metadata == EACH_TOKEN}
+        parts: dict[str, Any] = {n: [v[tokens] for v in values] for n, values in own.items() if values is not None}
+        return replace(self, **parts)
 
 
 @dataclass(slots=True)

@@ -242,3 +242,39 @@ def test_adversarial_loss_is_the_kl_penalised_policy_gradient(theta, ref):
 
 TOKEN_LOCAL_GAP = 0.12074288973921776
 """Largest entry of the gradient that token-by-token KL terms leave out, for this policy and reference (nats)."""
+
+
+FIRST_TURNS = [0, 1, 1, 1, 2, 2, 2]
+"""A tiny environment: the first word 0 ends it, 1 and 2 go on to a second turn of three words."""
+TURN_REWARDS = [[0.3], [-0.4, 1.0], [-0.4, 0.2], [-0.4, -0.7], [0.1, 0.0], [0.1, 0.5], [0.1, 2.0]]
+OUTCOMES = torch.tensor([0.6, 0.0, 1.0, -1.0, 0.4, 0.3, -0.8], dtype=torch.float64)
+
+
+def turn_logps(theta: torch.Tensor) -> torch.Tensor:
+    """(7, 2) log-probs of the turns of every trajectory, 0 where there is no second."""
+    first = theta[:V].log_softmax(0)[FIRST_TURNS]
+    second = torch.cat([theta.new_zeros(1), theta[V : 3 * V].reshape(2, V).log_softmax(1).flatten()])
+    return torch.stack([first, second], dim=1)
+
+
+@pytest.mark.parametrize("size", [2, 3])
+@pytest.mark.parametrize("baseline", ["others", "group"])
+def test_credit_by_turn_is_the_policy_gradient(theta, size, baseline):
+    totals = OUTCOMES + torch.tensor([sum(rewards) for rewards in TURN_REWARDS], dtype=torch.float64)
+    who = torch.cartesian_prod(*[torch.arange(7)] * size).flatten()  # every group of completions, one after the other
+    returns = L.returns_by_turn(totals[who], [TURN_REWARDS[i] for i in who])
+    if baseline == "others":
+        columns = [L.leave_one_out(column, num_generations=size) for column in returns.unbind(1)]
+    else:  # the own return is in the mean, so that the gradient is (G - 1) / G of it
+        columns = [L.group_advantages(c, num_generations=size, scale="none") for c in returns.unbind(1)]
+        columns = [column * size / (size - 1) for column in columns]
+
+    def estimated(leaf: torch.Tensor) -> torch.Tensor:
+        logps = turn_logps(leaf)
+        chance = logps.sum(1).exp().detach()[who].reshape(-1, size).prod(1)
+        terms = sum(L.rloo_loss(logps[who, turn], None, column) for turn, column in enumerate(columns))
+        return (chance * terms.reshape(-1, size).mean(1)).sum()
+
+    exact = gradient(lambda leaf: -(turn_logps(leaf).sum(1).exp() * totals).sum(), theta)
+    assert exact.abs().max() > 0.05
+    torch.testing.assert_close(gradient(estimated, theta), exact, rtol=0, atol=1e-14)

@@ -10,3 +10,7 @@
 | `environments.py`, `slots.py` | environments, and the threads or processes that they live in |
 | `turns.py` | the loop: the model writes, tools and environments answer |
 """
+
+from strop.agents.tools import Rewarded
+
+__all__ = ["Rewarded"]

@@ -1,7 +1,8 @@
 """Environments: two protocols, told apart before the first rollout; made once per slot, and closed.
 
 A **tool environment** has `reset(**row)` and public methods that the model calls as tools. A **turn environment** has
-`step(text) -> (observation or None, done)`, which is given each turn of the model. Either may have `get_reward()`, or
+`step(text) -> (observation or None, done)`, which is given each turn of the model, or `(observation or None, reward,
+done)` where the turn has a reward of its own, which is then in the place of the attribute `reward`. Either may have `get_reward()`, or
 keep its reward in the attribute `reward`; and `close()`.
 
 Each slot calls its environment in a thread of its own, always the same one (a connection may belong to its thread), so
@@ -46,6 +47,7 @@ class EnvironmentKind:
             if not method.startswith("_")
         }
         self.has_reset, self.has_reward = "reset" in found, "get_reward" in found
+        self.rewards_steps = False  # a reply of `step` had a reward in it
         self.takes_turns = "step" in found and not _is_tool(found["step"])
         tools = [] if self.takes_turns else [m for m in found if m not in RESERVED or m == "step"]
         problems = []
@@ -188,6 +190,8 @@ class EnvironmentReward:
     def __call__(self, environments: Sequence[Any], **kwargs: Any) -> list[float | None]:
         slots = [self._environments.slot_of(environment) for environment in environments]
         own = [slot if slot is not None and slot.made_by is self._kind.factory else None for slot in slots]
+        if self._kind.rewards_steps and not self._kind.has_reward:
+            return [None if slot is None else 0.0 for slot in own]
         if not self._kind.has_reward:
             return [None if slot is None else slot.environment.reward for slot in own]
         said = iter(self._environments.ask([(slot, "get_reward", (), {}) for slot in own if slot is not None]))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 import json
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -26,6 +27,19 @@ class Answer:
     worked: bool = True
     hung: bool = False  # it did not answer in time
     listed: list[Any] | None = None  # the list that it gave, if it gave one: rewards see that
+    reward: float = 0.0  # of the turn that called
+
+
+@dataclass(frozen=True, slots=True)
+class Rewarded:
+    """What a tool returns to reward the turn that called it: the model is shown `result` alone."""
+
+    result: Any
+    reward: float
+
+    def __post_init__(self) -> None:
+        if not math.isfinite(self.reward):
+            raise ValueError(f"the reward {self.reward} is not a finite number")
 
 
 class Tools:
@@ -123,7 +137,10 @@ async def _together(work: Sequence[Any]) -> list[Answer]:
 
 def answer_of(result: Any) -> Answer:
     """What a tool returned, as an answer."""
-    return Answer(as_text(result), listed=result if isinstance(result, list) else None)
+    reward = 0.0
+    if isinstance(result, Rewarded):
+        result, reward = result.result, float(result.reward)
+    return Answer(as_text(result), listed=result if isinstance(result, list) else None, reward=reward)
 
 
 def no_answer(seconds: float | None) -> Answer:

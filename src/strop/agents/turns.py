@@ -42,6 +42,7 @@ class Trajectory:
     failures: int = 0  # calls that were answered by an error
     rolled_back: bool = False  # the last answers did not fit and were left out
     listed: dict[str, list[Any]] = field(default_factory=dict)  # call id -> the list that a tool gave
+    turn_rewards: list[float] = field(default_factory=list)  # of each turn of the model, by what answered it
 
     @property
     def environment(self) -> Any:
@@ -187,6 +188,7 @@ class Turns:
             stopped = sampled.finish_reasons[index][0] == "stop" and len(ids) <= room
             closed = stopped and ids[-1] in (params.stop_token_ids or self.stop_ids)
             said = trajectory.conversation.hear(ids[:room], logps[:room], ended=closed)
+            trajectory.turn_rewards.append(0.0)
             if stopped:
                 ended.append((trajectory, said))
             else:
@@ -252,6 +254,7 @@ class Turns:
         for index, (trajectory, call, name) in enumerate(flat):
             answer = answers[index]
             trajectory.calls, trajectory.failures = trajectory.calls + 1, trajectory.failures + (not answer.worked)
+            trajectory.turn_rewards[-1] += answer.reward
             made = {"role": "tool", "name": call.name, "tool_call_id": name, "content": answer.text}
             messages[id(trajectory)].append(made)
             if answer.listed is not None:
@@ -279,12 +282,16 @@ class Turns:
             if isinstance(result, BaseException):
                 trajectory.end("failed", f"step(): {error_text(result)}")
                 continue
-            if not isinstance(result, tuple) or len(result) != 2:
+            if not isinstance(result, tuple) or len(result) not in (2, 3):
                 raise RolloutError(
                     f"step() of {type(trajectory.environment).__name__} returned {as_text(result)[:100]}; "
-                    "it must return (observation or None, done)."
+                    "it must return (observation or None, done), or (observation or None, reward, done)."
                 )
-            observation, done = result
+            observation, *reward, done = result
+            if reward:
+                assert trajectory.kind is not None
+                trajectory.kind.rewards_steps = True
+                trajectory.turn_rewards[-1] = float(reward[0])
             if done:
                 trajectory.end("stop")
             else:

@@ -53,6 +53,7 @@ EXPORTS: dict[str, tuple[str, ...]] = {
         "missing_eos_penalty",
         "multi_reward_advantages",
         "normalize_advantages",
+        "returns_by_turn",
         "rloo_rewards",
         "weighted_rewards",
     ),

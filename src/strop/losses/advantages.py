@@ -75,6 +75,28 @@ def leave_one_out(rewards: Rewards, *, num_generations: int) -> Tensor:
     return (deviation * count / (count - 1).clamp(min=1)).reshape(-1).to(dtype)
 
 
+def returns_by_turn(totals: Tensor, turn_rewards: Sequence[Sequence[float]]) -> Tensor:
+    """What is still to come at each turn of a completion: G_k = R - sum_{j < k} r_j, and 0 after its last turn.
+
+    What came before a turn does not depend on it, so sum_k grad log pi(turn k) (G_k - b_k) has the expectation of
+    grad log pi(completion) R, for any baseline b_k that does not depend on the turn: the mean of G_k over the other
+    completions of the prompt is one, if those that ended earlier are in it.
+
+    Args:
+        totals: (B,) rewards R of whole completions, those of turns included; NaN abstains.
+        turn_rewards: B lists with the reward r of each turn.
+
+    Returns:
+        (B, K), K the most turns of a completion; NaN where the total is.
+    """
+    most = max(1, *map(len, turn_rewards))
+    to_come = totals.new_zeros(len(turn_rewards), most)
+    for index, rewards in enumerate(turn_rewards):
+        past = totals.new_tensor([0.0, *rewards[:-1]][: len(rewards)]).cumsum(0)
+        to_come[index, : len(rewards)] = totals[index] - past
+    return to_come.masked_fill(totals.isnan()[:, None], float("nan"))
+
+
 def rloo_rewards(
     rewards: Tensor,
     logps: Tensor,

@@ -77,6 +77,7 @@ NO_REWARD = (
     "reward_timeout",
     "reward_isolation",
     "missing_eos_penalty",
+    "advantage_level",
 )
 NO_REFERENCE = ("sync_ref_model", "ref_model_mixup_alpha", "ref_model_sync_steps")
 

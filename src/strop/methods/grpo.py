@@ -15,6 +15,7 @@ from strop.losses import (
     check_policy_options,
     entropy_bonus,
     entropy_threshold,
+    group_advantages,
     mean_of,
     multi_reward_advantages,
     off_policy_mask,
@@ -154,6 +155,8 @@ class GRPOConfig(OnlineConfig):
                 "missing_eos_penalty has no scale where each reward is normalised by itself; give it as a reward, or "
                 "use multi_objective_aggregation='sum_then_normalize'."
             )
+        if self.advantage_level == "turn":
+            problems += self.unfit_for_turns()
         if self.num_generations < 2:
             problems.append("num_generations=1 leaves no group to compare with; set 2 or more.")
         if self.overlap:
@@ -195,6 +198,21 @@ class GRPOConfig(OnlineConfig):
                 f"{name} needs all completions of a step at once; remove one.": on for name, on in whole.items()
             }
         return [text for text, found in reasons.items() if found]
+
+    def unfit_for_turns(self) -> list[str]:
+        """What credit by turn has no meaning with."""
+        problems = []
+        if self.importance_sampling_level == "sequence" or self.loss_type == "luspo":
+            problems.append(
+                "advantage_level='turn': a ratio of the whole completion (importance_sampling_level='sequence', luspo) "
+                "moves all turns by the advantage of each; use token ratios, or RLOO, whose ratios are then of turns."
+            )
+        if self.multi_objective_aggregation == "normalize_then_sum":
+            problems.append(
+                "advantage_level='turn' compares what is still to come of the sum of rewards; use "
+                "multi_objective_aggregation='sum_then_normalize'."
+            )
+        return problems
 
 
 LOSS_OPTIONS = {
@@ -262,25 +280,30 @@ class GRPOTrainer(PolicyGradientTrainer):
         return not (self.args.beta or self.bonus)
 
     def score_groups(self, groups: list[Group], mode: str) -> None:
-        """Rewards of every completion; the penalty for a missing end is one more column of what is compared."""
+        """Rewards of every completion; the penalty for a missing end, and the rewards of its turns, are two more
+        columns of what is compared."""
         super().score_groups(groups, mode)
-        if penalty := self.args.missing_eos_penalty:
-            for group in groups:
-                assert group.values is not None
-                column = torch.tensor([-penalty * (reason != "stop") for reason in group.finish_reasons]).double()
-                column[group.values.isnan().all(1)] = float("nan")
-                group.shaped = torch.cat([group.values, column[:, None]], 1)
+        penalty = self.args.missing_eos_penalty or 0.0
+        for group in groups:
+            assert group.values is not None
+            ends = [-penalty * (reason != "stop") for reason in group.finish_reasons]
+            turns = [sum(rewards) for rewards in group.turn_rewards or [[]] * len(ends)]
+            columns = torch.tensor([ends, turns]).double().T
+            columns[group.values.isnan().all(1)] = float("nan")
+            group.shaped = torch.cat([group.values, columns], 1)
 
     def advantages(self, groups: list[Group]) -> torch.Tensor:
         weights = list(self.rewards.weights) if self.rewards else [1.0]
-        columns = [group.values if group.shaped is None else group.shaped for group in groups]
         return multi_reward_advantages(
-            torch.cat([column for column in columns if column is not None]),
-            torch.tensor([*weights, 1.0] if self.args.missing_eos_penalty else weights),
+            torch.cat([group.shaped for group in groups if group.shaped is not None]),
+            torch.tensor([*weights, 1.0, 1.0]),
             num_generations=len(groups[0].completions),
             scale=self.args.scale_rewards,
             aggregation=self.args.multi_objective_aggregation,
         )
+
+    def compare(self, totals: torch.Tensor, size: int) -> torch.Tensor:
+        return group_advantages(totals, num_generations=size, scale=self.args.scale_rewards)
 
     @property
     def advantages_need_all_ranks(self) -> bool:
@@ -326,7 +349,10 @@ class GRPOTrainer(PolicyGradientTrainer):
     def loss(self, scores: Scores, batch: Batch, step: StepContext) -> LossOutput:
         assert scores.logps is not None
         args, dtype = self.args, scores.logps.dtype
-        advantages = completion_field(batch, "advantages", dtype=dtype)[scores.segment]  # (N,)
+        if self.by_turn:
+            advantages = token_field(batch, "token_advantages").to(dtype)  # (N,)
+        else:
+            advantages = completion_field(batch, "advantages", dtype=dtype)[scores.segment]  # (N,)
         sampler_logps = token_field(batch, "sampler_logps").to(dtype)  # (N,)
         old_logps = self.old_logps(scores, batch)
         completions = trajectory_of(batch)

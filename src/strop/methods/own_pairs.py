@@ -26,6 +26,11 @@ from strop.settings.schema import OneOrMore, Range, config
 class OnlinePairConfig(OnlineConfig):
     """Settings of methods that make pairs of sampled completions."""
 
+    unused: ClassVar[dict[str, str]] = {
+        **OnlineConfig.unused,
+        "advantage_level": "Whole completions are compared with each other; GRPO and RLOO give credit by turn.",
+    }
+
     learning_rate: Annotated[float, Range(min=0)] = 5e-7
     """Peak learning rate of AdamW."""
     max_completion_length: Annotated[int, Range(min=1)] | None = 64

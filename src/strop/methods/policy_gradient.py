@@ -1,4 +1,4 @@
-"""What GRPO and RLOO share: one advantage per completion, old log-probs."""
+"""What GRPO and RLOO share: one advantage per completion, or one per turn of it; old log-probs."""
 
 from __future__ import annotations
 
@@ -8,17 +8,36 @@ import torch
 
 from strop.engine.step import MicroBatch, token_field, token_lists
 from strop.engine.windows import epoch_order
+from strop.errors import ConfigError
+from strop.losses import returns_by_turn
 from strop.online.groups import Group
 from strop.online.trainer import OnlineTrainer
+from strop.online.turn_credit import unrewarded, with_turns
 from strop.records import Batch, Example, LossOutput, Mean, Sampled, Scores
 
 
 class PolicyGradientTrainer(OnlineTrainer):
-    """Trees are prompts with their G completions; `sampled.advantages` has a number for each completion."""
+    """Trees are prompts with their G completions; `sampled.advantages` has a number for each completion.
+
+    With `advantage_level="turn"` it is that of the first turn, and `sampled.token_advantages` has those of all.
+    """
 
     tree_completions = 0
     advantages_need_all_ranks = False
     can_fork = True
+
+    def after_init(self) -> None:
+        super().after_init()
+        if self.by_turn and not self.turns_wanted:
+            raise ConfigError(
+                "advantage_level='turn' needs completions of several turns; give tools, environment_factory or "
+                "rollout_func, or leave it at 'completion'."
+            )
+
+    @property
+    def by_turn(self) -> bool:
+        """Whether each turn of a completion has its own advantage."""
+        return self.args.advantage_level == "turn"
 
     @property
     def silent_groups_cost_nothing(self) -> bool:
@@ -28,6 +47,10 @@ class PolicyGradientTrainer(OnlineTrainer):
     def advantages(self, groups: list[Group]) -> torch.Tensor:
         """Advantages (completions,) of rewarded groups, in order."""
         raise TypeError(f"{type(self).__name__} must define advantages(groups) -> (completions,)")
+
+    def compare(self, totals: torch.Tensor, size: int) -> torch.Tensor:
+        """Advantages (completions,) of one number for each completion, in groups of `size`."""
+        raise TypeError(f"{type(self).__name__} must define compare(totals, size) -> (completions,)")
 
     def make_trees(self, groups: list[Group], training: bool) -> list[Example]:
         groups = self.select_groups(groups) if training else groups
@@ -62,27 +85,49 @@ class PolicyGradientTrainer(OnlineTrainer):
     def assign_advantages(self, groups: list[Group]) -> None:
         """Write each group's advantages; statistics over the batch see the rewards of all ranks."""
         everyone = groups
+        if self.by_turn:
+            for group in groups:
+                group.turn_rewards = group.turn_rewards or unrewarded(group)
         if self.advantages_need_all_ranks and self.args.world_size > 1:
             parts: list[Any] = [None] * self.args.world_size
-            torch.distributed.all_gather_object(parts, [(group.values, group.shaped) for group in groups])
+            names = ("values", "shaped", "rewards", "turn_rewards")
+            told = [{name: getattr(group, name) for name in names} for group in groups]
+            torch.distributed.all_gather_object(parts, told)
             rank = self.args.process_index
             everyone = [
-                group if r == rank else Group(Example([], []), [[]] * len(values), [], [], values=values, shaped=shaped)
+                group if r == rank else Group(Example([], []), [[]] * len(known["values"]), [], [], **known)
                 for r, part in enumerate(parts)
-                for group, (values, shaped) in zip(groups if r == rank else part, part, strict=True)
+                for group, known in zip(groups if r == rank else part, part, strict=True)
             ]
         if not everyone:
             return
-        flat = self.advantages(everyone).double()
+        by_turn = self.turn_advantages(everyone) if self.by_turn else None  # (completions, turns)
+        flat = self.advantages(everyone).double() if by_turn is None else by_turn[:, 0]
         start = 0
         for group in everyone:
-            group.advantages = flat[start : start + len(group.completions)]
-            start += len(group.completions)
+            own = slice(start, start := start + len(group.completions))
+            group.advantages = flat[own]
+            if by_turn is not None and group.turn_rewards is not None:
+                turns = zip(by_turn[own].tolist(), group.turn_rewards, strict=True)
+                group.turn_advantages = [values[: len(rewards)] for values, rewards in turns]
+
+    def turn_advantages(self, groups: list[Group]) -> torch.Tensor:
+        """Advantages (completions, most turns): of each turn, what was still to come against the others' same turn."""
+        totals = torch.cat([self.totals(group) for group in groups]).double()
+        returns = returns_by_turn(totals, [rewards for group in groups for rewards in group.turn_rewards or []])
+        size = len(groups[0].completions)
+        return torch.stack([self.compare(column, size) for column in returns.unbind(1)], 1)
+
+    def totals(self, group: Group) -> torch.Tensor:
+        """What each completion of a group is worth in all, (G,)."""
+        assert group.rewards is not None
+        return group.rewards
 
     def trees(self, group: Group, place: int = 0) -> list[Example]:
         """A group as trees to train on: one, and one more for each stretch of a trajectory with contexts of its own."""
         advantages = None if group.advantages is None else group.advantages.tolist()
         known = Sampled(place, advantages=advantages, sampler_logps=group.sampler_logps, version=group.version)
+        known = with_turns(known, group)
         first = (place * self.args.world_size + self.args.process_index) * len(group.completions)
         return group.trees(known, drop_truncated=self.args.mask_truncated_completions, first=first)
 
@@ -92,7 +137,8 @@ class PolicyGradientTrainer(OnlineTrainer):
         return [
             e
             for e in examples
-            if any(learned_from(e).advantages or ()) and any(any(e.mask(i)) for i in range(len(e.completions)))
+            if any(any(own) for own in learned_from(e).token_advantages or [learned_from(e).advantages or ()])
+            and any(any(e.mask(i)) for i in range(len(e.completions)))
         ]
 
     def old_logps(self, scores: Scores, batch: Batch) -> torch.Tensor | None:

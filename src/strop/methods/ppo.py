@@ -65,6 +65,7 @@ class PPOConfig(OnlineConfig):
     }
     unused: ClassVar[dict[str, str]] = {
         **OnlineConfig.unused,
+        "advantage_level": "The critic gives each token an advantage of its own; remove it.",
         "steps_per_generation": "Use num_mini_batches, the optimizer steps that one pass over a round takes.",
         "generation_batch_size": "A round has per_device_train_batch_size x gradient_accumulation_steps x "
         "num_mini_batches completions.",

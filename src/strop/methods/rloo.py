@@ -20,6 +20,7 @@ from strop.losses import (
 from strop.methods.policy_gradient import PolicyGradientTrainer, learned_from
 from strop.online.groups import Group
 from strop.online.pieces import one_each, trajectory_of
+from strop.online.turn_credit import turns_of
 from strop.records import Batch, LossOutput, Scores, StepContext, Term, Want
 from strop.settings.online import OnlineConfig
 from strop.settings.schema import Range, config
@@ -59,7 +60,8 @@ class RLOOTrainer(PolicyGradientTrainer):
     """REINFORCE leave-one-out: A_i = R~_i - mean of R~_j over the others, R~ = R - beta (log pi - log mu)(y).
 
     L = -mean of min(r A, clip(r) A) over completions, r the ratio of the whole completion; at first use r = 1 and the
-    gradient is the paper's. Rows: `prompt` and any columns that the rewards ask for. Source: arXiv 2402.14740.
+    gradient is the paper's. With `advantage_level="turn"` a completion has the sum over its turns, each with its own r
+    and A. Rows: `prompt` and any columns that the rewards ask for. Source: arXiv 2402.14740.
     """
 
     config_class = RLOOConfig
@@ -102,23 +104,35 @@ class RLOOTrainer(PolicyGradientTrainer):
         return [both[0] for both in sums], [both[1] for both in sums]
 
     def advantages(self, groups: list[Group]) -> torch.Tensor:
-        shaped = torch.cat([group.shaped for group in groups if group.shaped is not None])
-        values = leave_one_out(shaped, num_generations=len(groups[0].completions))
+        return self.compare(torch.cat([self.totals(group) for group in groups]), len(groups[0].completions))
+
+    def totals(self, group: Group) -> torch.Tensor:
+        assert group.shaped is not None
+        return group.shaped
+
+    def compare(self, totals: torch.Tensor, size: int) -> torch.Tensor:
+        values = leave_one_out(totals, num_generations=size)
         return normalize_advantages(values) if self.args.normalize_advantages else values
 
     def loss(self, scores: Scores, batch: Batch, step: StepContext) -> LossOutput:
         assert scores.logps is not None
-        advantages = completion_field(batch, "advantages", dtype=scores.logps.dtype)  # (S,)
         old_logps = self.old_logps(scores, batch)
         start = scores.logps.detach() if old_logps is None else old_logps  # (N,)
         clip = {"epsilon": self.args.epsilon, "epsilon_high": self.args.epsilon_high}
         completions = trajectory_of(batch)
-        sums = segment_sum(scores.logps, *completions)  # (trajectories,)
-        old_sums = None if old_logps is None else segment_sum(old_logps, *completions)
-        values = rloo_loss(sums, old_sums, one_each(advantages, batch), **clip)
-        ratio = (sums.detach() - segment_sum(start, *completions)).exp()[completions[0]]  # (N,)
+        if self.by_turn:
+            units, each = turns_of(batch), token_field(batch, "token_advantages").to(start)  # (N,)
+            advantages = start.new_zeros(units[1]).index_copy(0, units[0], each)  # (turns,)
+        else:
+            shared = completion_field(batch, "advantages", dtype=start.dtype)  # (S,)
+            units, each = completions, shared[scores.segment]
+            advantages = one_each(shared, batch)  # (trajectories,)
+        sums = segment_sum(scores.logps, *units)  # (units,)
+        old_sums = None if old_logps is None else segment_sum(old_logps, *units)
+        values = rloo_loss(sums, old_sums, advantages, **clip)
+        ratio = (sums.detach() - segment_sum(start, *units)).exp()[units[0]]  # (N,)
         sampler_logps = token_field(batch, "sampler_logps").to(start)
-        metrics = clip_metrics(ratio, advantages[scores.segment], *completions, by_completion=True, **clip)
+        metrics = clip_metrics(ratio, each, *units, by_completion=True, **clip)
         metrics |= sampler_metrics(start, sampler_logps, *completions)
         if scores.entropy is not None:
             metrics["entropy"] = mean_of(scores.entropy)

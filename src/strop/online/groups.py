@@ -27,6 +27,8 @@ class Group:
     rewards: torch.Tensor | None = None  # (G,) weighted totals, NaN where all abstained
     shaped: torch.Tensor | None = None  # (G,) what advantages are made of, where it is not the rewards (RLOO)
     advantages: torch.Tensor | None = None  # (G,) where the method has one per completion
+    turn_rewards: list[list[float]] | None = None  # G lists, one entry per turn of the model, part of the totals
+    turn_advantages: list[list[float]] | None = None  # like turn_rewards, where each turn has its own
     notes: dict[str, list[Any]] = field(default_factory=dict)  # what rewards noted (log_extra), G values by name
     environments: list[Any] | None = None  # G live environment objects, where the rollout had them
     prompts: list[Any] | None = None  # G prompts, where each completion has its own (an observation is part of it)
@@ -85,9 +87,10 @@ class Group:
         for place in apart:
             index = keep[place]
             lost = drop_truncated and self.finish_reasons[index] != "stop"
+            begin = 0
             for number, stretch in enumerate(self.stretches[index] or []):  # type: ignore[index]
                 own = replace(known.pick([place]), trajectory=first + index, follows=number > 0)
-                own = own if own.sampler_logps is None else replace(own, sampler_logps=[stretch.logps])
+                own = own.cut(slice(begin, begin := begin + len(stretch.ids)))
                 mask = [0] * len(stretch.mask) if lost else list(stretch.mask)
                 trees.append(Example(stretch.prompt_ids, [stretch.ids], [mask], row=self.example.row, sampled=own))
         return trees
@@ -196,6 +199,10 @@ def sample_rows(tokenizer: Any, groups: Sequence[Group]) -> list[dict[str, Any]]
                 row["reward"] = float(group.rewards[i])
             if group.advantages is not None:
                 row["advantage"] = float(group.advantages[i])
+            if group.turn_rewards is not None:
+                row["turn_rewards"] = group.turn_rewards[i]
+            if group.turn_advantages is not None:
+                row["turn_advantages"] = group.turn_advantages[i]
             if group.notes:
                 row["notes"] = {name: values[i] for name, values in group.notes.items()}
             rows.append(row)

@@ -9,7 +9,8 @@ import torch
 
 from strop.agents.environments import EnvironmentReward, Environments
 from strop.errors import ConfigError
-from strop.online.groups import Group, replies
+from strop.online.groups import Group, add, replies
+from strop.online.turn_credit import rewards_of_turns
 from strop.records import Extreme, Mean
 from strop.rewards import JudgeReward, RewardSet
 
@@ -121,10 +122,14 @@ def reward_groups(
         totals = totals - missing_eos_penalty * (~ended).double()
     failed = torch.tensor([group.finish_reasons[i] == "failed" for group, i in flat])
     values[failed], totals[failed] = float("nan"), float("nan")  # no fault of the model: it is not learned from
+    metrics = table.log_metrics()
     start = 0
     for group in groups:
         stop = start + len(group.completions)
         group.reward_names, group.values, group.rewards = table.names, values[start:stop], totals[start:stop]
         group.notes = {name: column[start:stop] for name, column in table.extras.items()}
+        if (sums := rewards_of_turns(group)) is not None:
+            group.rewards = group.rewards + sums
+            add(metrics, "rewards/turns/mean", float(sums.sum()), float(len(sums)))
         start = stop
-    return table.log_metrics()
+    return metrics

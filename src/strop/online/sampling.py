@@ -91,6 +91,7 @@ def own_groups(
             prompt, sampled.completions[i], sampled.sampler_logps[i], sampled.finish_reasons[i],
             None if mask is None else mask[i], given[i],
             replies=None if own.messages is None else own.messages[i],
+            turn_rewards=own.extra["turn_rewards"][i] if "turn_rewards" in own.extra else None,
             extra={name: values[i] for name, values in own.extra.items()},
         )  # fmt: skip
         contexts = [prompt.prompt_ids] * n if own.prompt_ids is None else own.prompt_ids[i]
@@ -115,6 +116,7 @@ def conversation_group(tokenizer: Any, prompt: Example, trajectories: list[Traje
         prompts=[talk.messages for talk in talks] if talks[0].messages else None,
         replies=[[turn.message for turn in talk.turns] for talk in talks],
         turn_tokens=[[turn.tokens for turn in talk.turns] for talk in talks],
+        turn_rewards=[t.turn_rewards for t in trajectories] if any(any(t.turn_rewards) for t in trajectories) else None,
     )
     for index, trajectory in enumerate(trajectories):
         if trajectory.reason == "failed":

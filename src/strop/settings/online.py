@@ -185,6 +185,9 @@ class OnlineConfig(ReferenceConfig):
     past_turns: Literal["template", "sampled"] = "template"
     """Where the chat template prints past turns of the model otherwise than they were sampled (it leaves thoughts out).
     template: the next turn is learned on the context as the template has it. sampled: the ids stay in the context."""
+    advantage_level: Literal["completion", "turn"] = "completion"
+    """What has an advantage. turn: each turn of a conversation, compared with the same turn of the prompt's other
+    completions by what was still to come; turns are rewarded by tools, steps of environments, `turn_rewards`."""
     log_completions: bool = False
     """Show a table of sampled completions in the terminal at every log."""
     log_unique_prompts: bool = False

@@ -1,0 +1,152 @@
+"""Credit by turn: the advantages of turns by hand, the gradient they give, and what they cannot be used with."""
+
+from __future__ import annotations
+
+import json
+from itertools import groupby
+
+import pytest
+import torch
+from tests.support.conversations import Script
+from tests.support.templates import KINDS, tokenizer_with
+
+from strop import GRPOConfig, OnlineDPOConfig, PPOConfig
+from strop.agents import Rewarded
+from strop.errors import ConfigError, RewardError
+from strop.online.groups import Group
+from strop.online.turn_credit import rewards_of_turns
+from strop.records import Example
+from strop.testing.cases import largest_difference, make_trainer, step_gradients
+from strop.testing.tiny import tiny_model
+
+CALL = '<tool_call>\n{"name": "add", "arguments": {"a": 20, "b": 22}}\n</tool_call>'
+REWARDS = {"a": [1.0, 2.0], "b": [0.0, 0.0, 5.0]}
+TO_COME = {"rloo": [[-2.0, -3.0], [2.0, 3.0, 5.0]], "grpo": [[-1.0, -1.5], [1.0, 1.5, 2.5]]}
+"""3 2 0 against 5 5 5: less the other's, or less the mean of both."""
+
+
+class Steps:
+    """Two conversations, told apart by their first word, of two and of three rewarded turns."""
+
+    def reset(self, **row):
+        self.said = []
+
+    def step(self, text):
+        self.said.append(text[0])
+        rewards = REWARDS[self.said[0]]
+        return f"turn {len(self.said)}", rewards[len(self.said) - 1], len(self.said) == len(rewards)
+
+
+def add(a: int, b: int):
+    """Add two numbers.
+
+    Args:
+        a: the first
+        b: the second
+    """
+    return Rewarded(a + b, 0.5)
+
+
+def build(tmp_path, verb, kind="gathered", say=lambda text, place: "ab"[place] * (place + 2), **trainer):
+    tokenizer, _ = tokenizer_with(KINDS[kind])
+    own = {"grpo": {"scale_rewards": "none"}, "rloo": {"beta": 0.0}}[verb]
+    made = make_trainer(
+        verb, tmp_path, rows=[{"prompt": [{"role": "user", "content": f"go {i}"}]} for i in range(2)],
+        model=tiny_model("llama", dtype=torch.float64, vocab_size=len(tokenizer)), tokenizer=tokenizer,
+        trainer={"reward_funcs": None, **trainer}, advantage_level="turn", num_generations=2, max_length=None,
+        max_completion_length=120, max_steps=1, logging_steps=1, **own,
+    )  # fmt: skip
+    made._generator = Script(tokenizer, say)
+    return made
+
+
+def turns_by_completion(trainer, trees):
+    """Log-probs of each turn, [completion][turn][token]; old ones, 0.02 less each, are written into the trees."""
+    found = {0: [], 1: []}
+    for tree in trees:
+        logps = trainer.score(trainer.model, trainer.build([tree]), log=False).logps
+        left, old = iter(logps), [[] for _ in tree.completions]
+        for index, number in enumerate(tree.sampled.of):
+            for wrote, run in groupby(tree.mask(index)):
+                own = [next(left) for _ in run] if wrote else [torch.zeros(())] * len(list(run))
+                old[index] += [float(logp.detach()) - 0.02 for logp in own]
+                found[number] += [own] if wrote else []
+        tree.sampled.old_logps = old
+    return found
+
+
+@pytest.mark.parametrize("kind", ["gathered", "opened"])
+@pytest.mark.parametrize("verb", ["rloo", "grpo"])
+def test_each_turn_is_learned_by_what_was_still_to_come(verb, kind, tmp_path):
+    trainer = build(tmp_path, verb, kind, environment_factory=Steps)
+    groups = trainer.rollout([trainer.train_dataset[0]], 2, training=True)
+    trainer.score_groups(groups, "train")
+    trees = trainer.make_trees(groups, training=True)
+    (group,) = groups
+    assert group.rewards.tolist() == [3.0, 5.0] and group.turn_rewards == list(REWARDS.values())
+    assert group.turn_advantages == TO_COME[verb]
+    assert (len(trees) > 1) == (kind == "opened")
+    turns = turns_by_completion(trainer, trees)
+    terms = []
+    for number, advantages in enumerate(TO_COME[verb]):
+        for turn, advantage in zip(turns[number], advantages, strict=True):
+            steps = [logp - logp.detach() + 0.02 for logp in turn]
+            for ratio in [sum(steps).exp()] if verb == "rloo" else [step.exp() for step in steps]:
+                terms.append(-torch.minimum(ratio * advantage, ratio.clamp(0.8, 1.2) * advantage))
+    trainer.model.zero_grad()
+    (sum(terms) / (2 if verb == "rloo" else len(terms))).backward()
+    expected = {name: p.grad.clone() for name, p in trainer.model.named_parameters() if p.grad is not None}
+    trainer.prepare_step = lambda examples: examples
+    assert largest_difference(step_gradients(trainer, trees), expected) < 1e-12
+
+
+def test_tools_reward_the_turn_that_calls_and_rewards_of_models_come_as_notes(tmp_path):
+    def steps(completions, log_extra, **columns):
+        assert completions[0][1]["content"] == "42"
+        log_extra("turn_rewards", [[0.25, 0.0] for _ in completions])
+        return [1.0 for _ in completions]
+
+    say = lambda text, place: "42" if "<r>42</r>" in text else CALL  # noqa: E731
+    trainer = build(tmp_path, "rloo", say=say, tools=[add], reward_funcs=steps)
+    trainer.train()
+    row = json.loads((tmp_path / "samples.jsonl").read_text().splitlines()[0])
+    assert row["turn_rewards"] == [0.75, 0.0] and row["reward"] == 1.75 and row["turn_advantages"] == [0.0, 0.0]
+    log = trainer.state.log_history[0]
+    assert log["reward"] == 1.75 and log["rewards/turns/mean"] == 0.75
+
+
+def test_a_silent_first_turn_does_not_leave_out_a_group(tmp_path):
+    trainer = build(tmp_path, "rloo", environment_factory=Steps)
+    groups = trainer.rollout([trainer.train_dataset[0]], 2, training=True)
+    trainer.score_groups(groups, "train")
+    groups[0].shaped = torch.tensor([5.0, 5.0]).double()
+    trees = trainer.make_trees(groups, training=True)
+    assert groups[0].advantages.tolist() == [0.0, 0.0] and groups[0].turn_advantages[0] == [0.0, -1.0]
+    assert trainer.rows_worth_computing(trees) == trees
+
+
+def test_turn_rewards_of_another_number_are_named():
+    group = Group(Example([1], [], row=4), [[7, 8, 9]], [[0.0] * 3], ["stop"], [[1, 0, 1]])
+    group.turn_rewards = [[1.0]]
+    with pytest.raises(RewardError, match=r"completion 0 of row 4 are \[1.0\]; it has 2 turns"):
+        rewards_of_turns(group)
+
+
+@pytest.mark.parametrize(
+    ("config", "options", "reason"),
+    [
+        (PPOConfig, {}, "The critic gives each token"),
+        (OnlineDPOConfig, {}, "GRPO and RLOO give credit by turn"),
+        (GRPOConfig, {"loss_type": "luspo"}, "moves all turns"),
+        (GRPOConfig, {"importance_sampling_level": "sequence"}, "moves all turns"),
+        (GRPOConfig, {"multi_objective_aggregation": "normalize_then_sum"}, "sum_then_normalize"),
+    ],
+)
+def test_where_turns_have_no_meaning_they_are_refused(config, options, reason, tmp_path):
+    with pytest.raises(ConfigError, match=reason):
+        config(output_dir=str(tmp_path), advantage_level="turn", **options)
+
+
+def test_completions_of_one_turn_are_refused(tmp_path):
+    with pytest.raises(ConfigError, match="needs completions of several turns"):
+        make_trainer("grpo", tmp_path, advantage_level="turn")
