@@ -68,7 +68,7 @@ def turns_by_completion(trainer, trees):
         left, old = iter(logps), [[] for _ in tree.completions]
         for index, number in enumerate(tree.sampled.of):
             for wrote, run in groupby(tree.mask(index)):
-                own = [next(left) for _ in run] if wrote else [torch.zeros(())] * len(list(run))
+                own = [next(left) if wrote else torch.zeros(()) for _ in run]
                 old[index] += [float(logp.detach()) - 0.02 for logp in own]
                 found[number] += [own] if wrote else []
         tree.sampled.old_logps = old

@@ -130,6 +130,7 @@ TABLE: dict[str, dict[str, Flip]] = {
         "past_turns": Flip(
             "sampled", "rows", {"max_completion_length": 200, "temperature": 3.0}, make=scenes.rewritten
         ),
+        "advantage_level": Flip("turn", given={"max_completion_length": 200, "temperature": 3.0}, make=scenes.endless),
         "log_completions": Flip(True, "printed"),
         "log_unique_prompts": Flip(True, "printed", TABLE_SHOWN),
     },

@@ -137,7 +137,7 @@ class PolicyGradientTrainer(OnlineTrainer):
         return [
             e
             for e in examples
-            if any(any(own) for own in learned_from(e).token_advantages or [learned_from(e).advantages or ()])
+            if any(map(any, learned_from(e).token_advantages or [learned_from(e).advantages or []]))
             and any(any(e.mask(i)) for i in range(len(e.completions)))
         ]
 
