@@ -2,8 +2,8 @@
 
 A **tool environment** has `reset(**row)` and public methods that the model calls as tools. A **turn environment** has
 `step(text) -> (observation or None, done)`, which is given each turn of the model, or `(observation or None, reward,
-done)` where the turn has a reward of its own, which is then in the place of the attribute `reward`. Either may have `get_reward()`, or
-keep its reward in the attribute `reward`; and `close()`.
+done)` where the turn has a reward of its own, which is then in the place of the attribute `reward`. Either may have
+`get_reward()`, or keep its reward in the attribute `reward`; and `close()`.
 
 Each slot calls its environment in a thread of its own, always the same one (a connection may belong to its thread), so
 that the environments of a batch answer side by side. One that does not answer in time is abandoned with its thread.
