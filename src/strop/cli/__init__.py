@@ -22,6 +22,7 @@ TOOLS = {
     "export": "merge an adapter; write safetensors, GGUF, a Modelfile",
     "run": "run a script that was written for TRL, as it is",
     "report": "the HTML page of a run, or of several; serve it, and follow them",
+    "rescore": "score the completions of a run again, by other rewards",
     "new": "write a method, reward or environment that works, with its test",
     "completion": "make the shell complete verbs and flags",
     "vllm-serve": "start a vLLM server for online trainers",

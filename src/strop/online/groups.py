@@ -127,10 +127,15 @@ def replies(tokenizer: Any, group: Group) -> list[Any]:
     if group.replies is not None and not isinstance(group.prompt, str):
         return group.replies
     texts = tokenizer.batch_decode(group.completions, skip_special_tokens=True)
-    if isinstance(group.prompt, str):
-        return texts
-    begun = begun_answer(group.prompt) or {"role": "assistant", "content": ""}
-    return [[{**begun, "content": begun["content"] + text}] for text in texts]
+    return [answer_to(group.prompt, text) for text in texts]
+
+
+def answer_to(prompt: Any, text: str) -> Any:
+    """A completion of one turn in the form of its prompt."""
+    if isinstance(prompt, str):
+        return text
+    begun = begun_answer(prompt) or {"role": "assistant", "content": ""}
+    return [{**begun, "content": begun["content"] + text}]
 
 
 def begun_answer(prompt: Any) -> dict[str, Any] | None:
@@ -181,8 +186,8 @@ def add(metrics: dict[str, Mean | Extreme], name: str, total: float, count: floa
 
 
 def sample_rows(tokenizer: Any, groups: Sequence[Group]) -> list[dict[str, Any]]:
-    """Rows for samples.jsonl: prompt, completion, finish reason, rewards by name, total, advantage, what
-    rewards noted."""
+    """Rows for samples.jsonl: prompt, completion, finish reason, rewards by name, total, advantage, the row's columns,
+    what rewards noted."""
     rows = []
     for group in groups:
         decoded = tokenizer.batch_decode(group.completions, skip_special_tokens=True)
@@ -203,6 +208,8 @@ def sample_rows(tokenizer: Any, groups: Sequence[Group]) -> list[dict[str, Any]]
                 row["turn_rewards"] = group.turn_rewards[i]
             if group.turn_advantages is not None:
                 row["turn_advantages"] = group.turn_advantages[i]
+            if columns := {**group.columns, **{name: values[i] for name, values in group.extra.items()}}:
+                row["columns"] = columns
             if group.notes:
                 row["notes"] = {name: values[i] for name, values in group.notes.items()}
             rows.append(row)

@@ -58,7 +58,11 @@ def shown(row: Mapping[str, Any], run: int) -> dict[str, Any]:
     rewards = {name: value for name, value in mapping(row.get("rewards")).items() if is_number(value)}
     if is_number(row.get("reward")):
         rewards = {"reward": row["reward"], **(rewards if len(rewards) > 1 else {})}
-    others = {k: v for k, v in row.items() if k not in ("step", "prompt", "completion", "rewards", "reward", "notes")}
+    others = {
+        k: v
+        for k, v in row.items()
+        if k not in ("step", "prompt", "completion", "rewards", "reward", "columns", "notes")
+    }
     notes = {name: bounded(readable(v), LONGEST) for name, v in {**others, **mapping(row.get("notes"))}.items()}
     texts = {name: bounded(readable(row.get(name, "")), LONGEST) for name in ("prompt", "completion")}
     return {"run": run, "step": row.get("step", 0), **texts, "rewards": rewards, "notes": notes}
