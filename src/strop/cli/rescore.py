@@ -1,4 +1,4 @@
-"""`strop rescore RUN --reward_funcs R`: what a run sampled, scored by other rewards and held against the logged ones."""
+"""`strop rescore RUN --reward_funcs R`: what a run sampled, scored by other rewards."""
 
 from __future__ import annotations
 
