@@ -150,6 +150,7 @@ PROMISES: tuple[Promise, ...] = (
             "tests/model/test_attention_cuda.py",
             "tests/model/test_layout.py",
             "tests/model/test_forest.py",
+            "tests/engine/test_shared_tokens.py",
             "tests/model/test_select.py",
             "tests/model/test_forward.py",
             "tests/model/test_heads.py",

@@ -319,7 +319,7 @@ MUTATIONS = (
     ),
     Mutation(
         name="noise-of-a-neighbours-length",
-        promises=(2,),
+        promises=(9,),
         history="NEFTune's noise on a common beginning had the length of whichever row of the batch was longest.",
         edits=(
             Edit(
