@@ -73,7 +73,7 @@ class TaskConfig:
     """How much of everything."""
 
     demonstrations: int = 12_800
-    prompts: int = 2048
+    prompts: int = 640
     held_out: int = 200
 
 
@@ -160,7 +160,7 @@ def main(argv: list[str] | None = None) -> tuple[float, float]:
     """Train; the shares of held-out questions that are solved before GRPO and after it."""
     parser = TrlParser((GRPOConfig, ModelConfig, TaskConfig))
     parser.set_defaults(
-        learning_rate=3e-4, per_device_train_batch_size=256, num_generations=8, max_completion_length=96,
+        learning_rate=2e-4, per_device_train_batch_size=128, num_generations=8, max_completion_length=96,
         per_device_eval_batch_size=200, num_generations_eval=1, num_train_epochs=1, gradient_checkpointing=False,
         reward_weights=[1.0, 0.0], logging_steps=2, save_strategy="no", report_to="none",
     )  # fmt: skip
