@@ -135,7 +135,7 @@ MUTATIONS = (
     ),
     Mutation(
         name="experts-drawn-in-training",
-        promises=(6,),
+        promises=(9, 26),
         history="PhiMoE draws its experts in training mode: DPO began at a margin of 0.002, gradients were off by 8 %.",
         edits=(
             Edit(
@@ -148,7 +148,7 @@ MUTATIONS = (
     ),
     Mutation(
         name="a-fresh-heads-norm-is-what-memory-held",
-        promises=(3,),
+        promises=(29,),
         history="A reward model of ModernBERT began with a norm of 1e35: only linear layers of a fresh head were drawn.",
         edits=(Edit("model/heads.py", '        elif hasattr(part, "reset_parameters"):\n', "        elif False:\n"),),
         tests=("tests/model/test_heads.py::test_every_weight_of_a_fresh_head_is_drawn",),
