@@ -14,7 +14,7 @@ BUBBLEWRAP := command -v bwrap >/dev/null || [ "$$(id -u)" != 0 ] || ! command -
 # One thread per test process: the models are tiny, and two processes share the cores.
 TEST_ENV := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false
 
-.PHONY: help install demo test lint pytest slow proof faults site demo-smollm bench clean
+.PHONY: help install demo test lint pytest slow proof faults site demo-smollm bench support versions clean
 .DEFAULT_GOAL := help
 
 help:
@@ -27,6 +27,7 @@ help:
 	@echo "make site         build the documentation into build/site"
 	@echo "make bench        side by side measurements (see docs/benchmarks.md)"
 	@echo "make support      every architecture and combination on tiny models (writes docs/support.md; goes on where it was)"
+	@echo "make versions     one step of every method under the oldest and newest supported packages (downloads them)"
 	@echo "make install      .venv with strop and the development tools"
 	@echo "make clean        remove .venv and caches"
 
@@ -85,6 +86,9 @@ bench: $(VENV)/.dev
 	$(BIN)/python -m benchmarks.offline --model $(MODEL) --methods sft dpo kto orpo cpo reward --prompt 512 --completion 128 512 --turns 2
 	$(BIN)/python -m benchmarks.online --model $(MODEL) --methods grpo rloo online-dpo gkd --turns 2
 	$(BIN)/python -m benchmarks.rollout
+
+versions: $(VENV)/.dev
+	@$(TEST_ENV) $(BIN)/python -m benchmarks.support.versions
 
 support: $(VENV)/.dev
 	@$(TEST_ENV) $(BIN)/python -m benchmarks.support

@@ -93,7 +93,11 @@ def _optimized(optim: str, tuning: str, folder: Path) -> Row:
 
 
 def _language_model(dtype: torch.dtype) -> Any:
-    return tiny_model("llama", dtype=dtype, vocab_size=len(toy_tokenizer("plain")))
+    """A model as it would be loaded: weights in `dtype`, rotary frequencies in float32."""
+    model = tiny_model("llama", dtype=torch.float32, vocab_size=len(toy_tokenizer("plain")))
+    for weight in model.parameters():
+        weight.data = weight.data.to(dtype)
+    return model
 
 
 def _trained(method: str, folder: Path, trainer: dict[str, Any], **settings: Any) -> Row:
@@ -104,8 +108,7 @@ def _trained(method: str, folder: Path, trainer: dict[str, Any], **settings: Any
         own |= {"num_generations": 2, "beta": 0.1} if method == "grpo" else {}
         options = {"dtype": torch.float32, "max_steps": 2, "per_device_train_batch_size": 2, **own, **settings}
         model = options.pop("model", None)
-        if model is None and method in ("reward", "prm"):
-            model = _language_model(options["dtype"])
+        model = model or _language_model(options["dtype"])
         made = make_trainer(method, folder, model=model, rows=rows_for(method, 4), trainer=dict(trainer), **options)
         learning = {name: p.detach().clone() for name, p in made.model.named_parameters() if p.requires_grad}
         made.train()
@@ -117,7 +120,7 @@ def _trained(method: str, folder: Path, trainer: dict[str, Any], **settings: Any
         row |= {"result": "ok", "learning": len(learning), "still": still}
         row["start"] = _off_at_the_start(method, lines[0])
     if row.get("result") == "ok" and "quantization_config" not in trainer and method in ("sft", "reward", "prm"):
-        with cell(row, "saved"):
+        with cell(row, "saved"), torch.autocast("cpu", torch.bfloat16, enabled=bool(settings.get("bf16"))):
             row["saved"] = _saved(made, method, folder / "saved")
     return row
 

@@ -12,6 +12,7 @@ from benchmarks.support.__main__ import results, run
 from benchmarks.support.architecture import measure
 from benchmarks.support.configs import ARCHITECTURES, small_config
 from benchmarks.support.subjects import subjects
+from packaging.version import Version
 
 RIGHT: dict[str, Any] = {
     "class": "C", "built": "1 parameters", "precision": "float64", "layout": "tree", "why": "", "engine": "native",
@@ -75,6 +76,27 @@ def test_a_subject_that_hangs_or_dies_is_a_result(monkeypatch: pytest.MonkeyPatc
 def test_small_configs_have_one_layer_of_each_kind() -> None:
     assert set(small_config("gemma3_text").layer_types) == {"sliding_attention", "full_attention"}
     assert small_config("gemma3").get_text_config().hidden_size == 32
+
+
+def test_what_reads_the_whole_text_is_refused_but_for_rewards() -> None:
+    refused = dict.fromkeys(("sft", "dpo", "grpo"), "SetupError: looks ahead")
+    assert page.verdict(RIGHT | refused)[0] == "refused"
+    assert page.verdict(RIGHT | refused | {"reward": "KeyError: 'x'"})[0] == "not right"
+    assert page.verdict({"arch": "x", "built": "SetupError: an encoder-decoder"})[0] == "refused"
+
+
+def test_no_architecture_is_wrong_without_a_word() -> None:
+    assert [name for name, row in results().items() if " | " not in name and page.verdict(row)[0] == "not right"] == []
+
+
+def test_the_oldest_versions_are_those_that_were_tried() -> None:
+    from benchmarks.support.versions import oldest
+
+    found = json.loads(page.VERSIONS.read_text(encoding="utf-8"))
+    assert {name: Version(found["oldest"]["versions"][name]) for name in oldest()} == {
+        name: Version(pin.removeprefix("==")) for name, pin in oldest().items()
+    }
+    assert {word for row in found.values() for word in row["found"].values()} == {"ok"}
 
 
 @pytest.mark.slow
