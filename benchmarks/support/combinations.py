@@ -127,8 +127,8 @@ def _trained(method: str, folder: Path, trainer: dict[str, Any], **settings: Any
 
 def _off_at_the_start(method: str, line: dict[str, Any]) -> float | None:
     """Distance from the value that a run must begin at, where there is one."""
-    if method == "dpo":
-        return abs(line["loss"] - math.log(2))
+    if method == "dpo":  # not the loss, which has AdaLoRA's orthogonal term in it
+        return abs(line["rewards/margins"])
     kl = {"grpo": "kl", "ppo": "objective/kl"}.get(method)
     return None if kl is None else abs(line[kl])
 

@@ -27,6 +27,7 @@ TABLES = {
 }
 
 REMARKS = {
+    "quantisation": "GRPO's two completions of a prompt may have equal rewards: then no weight moves.\n",
     "precision": "Weights in bf16 that stood still were given an update below half a unit of their last digit; take "
     "float32 weights with bf16 autocast for full training (the default), or LoRA.\n",
 }
