@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import threading
 import time
 
 import pytest
@@ -148,6 +150,19 @@ def test_environments_are_closed_and_made_anew():
     (slot,) = environments.take([{}])
     environments.close()
     assert closed == [slot.environment] and environments.take([{}])[0] is not slot
+
+
+def test_threads_end_with_environments_that_nobody_closed():
+    before = {*threading.enumerate()}
+    made = Environments(Counter)
+    made.take([{}, {}])
+    begun = {*threading.enumerate()} - before
+    assert len(begun) == 2
+    del made
+    gc.collect()
+    for thread in begun:
+        thread.join(5.0)
+        assert not thread.is_alive()
 
 
 def test_a_process_of_its_own_is_killed_when_it_hangs():

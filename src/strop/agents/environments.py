@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import inspect
 import time
+import weakref
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -100,6 +101,7 @@ class Environments:
         self.kinds: dict[Any, EnvironmentKind] = {}
         self._pool: dict[Any, list[Slot]] = {}
         self.hung = 0
+        weakref.finalize(self, _leave, self._pool)  # nobody asks them any more: no thread waits for a call
         for name, make in factories.items():
             if not callable(make):
                 raise ConfigError(f"environment_factory: {make!r} cannot be called; give a class or a function.")
@@ -175,6 +177,12 @@ class Environments:
             for slot in pool:
                 slot.close()
             pool.clear()
+
+
+def _leave(pool: Mapping[Any, list[Slot]]) -> None:
+    for slots in pool.values():
+        for slot in slots:
+            slot.abandon()
 
 
 class EnvironmentReward:
