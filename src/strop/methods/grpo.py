@@ -18,15 +18,13 @@ from strop.losses import (
     group_advantages,
     mean_of,
     multi_reward_advantages,
-    off_policy_mask,
     policy_loss_flat,
     policy_metrics,
     policy_term,
     sampler_metrics,
-    top_entropy_mask,
 )
 from strop.losses.names import POLICY_AGGREGATION
-from strop.methods.policy_gradient import PolicyGradientTrainer
+from strop.methods.policy_gradient import PolicyGradientTrainer, kept_tokens
 from strop.metric import SAMPLING, Entry
 from strop.online.groups import Group
 from strop.online.in_parts import check_can_learn_in_parts, learn_in_parts
@@ -329,23 +327,6 @@ class GRPOTrainer(PolicyGradientTrainer):
     def advance(self, statistics: dict[str, Any]) -> None:
         self.entropy_coef = statistics["next_coef"]
 
-    def keep(self, scores: Scores, batch: Batch, advantages: torch.Tensor, step: StepContext) -> torch.Tensor | None:
-        """Tokens that the policy term learns from, (N,) bool, or None for all."""
-        keep = None
-        if self.args.top_entropy_quantile < 1:
-            assert scores.entropy is not None
-            keep = top_entropy_mask(
-                scores.entropy, top_quantile=self.args.top_entropy_quantile, threshold=step.statistics["threshold"]
-            )
-        if self.args.off_policy_mask_threshold is not None:
-            assert scores.logps is not None
-            fresh = off_policy_mask(
-                scores.logps, token_field(batch, "sampler_logps"), advantages, *trajectory_of(batch),
-                threshold=self.args.off_policy_mask_threshold,
-            )  # fmt: skip
-            keep = fresh if keep is None else keep & fresh
-        return keep
-
     def loss(self, scores: Scores, batch: Batch, step: StepContext) -> LossOutput:
         assert scores.logps is not None
         args, dtype = self.args, scores.logps.dtype
@@ -360,7 +341,8 @@ class GRPOTrainer(PolicyGradientTrainer):
         options = {**loss_options(args), "ref_logps": step.ref.logps if step.ref is not None else None}
         away = args.engine == "vllm" or args.max_staleness > 0
         corrects = away and args.vllm_importance_sampling_correction
-        keep = self.keep(scores, batch, advantages, step)
+        share, drift = args.top_entropy_quantile, args.off_policy_mask_threshold
+        keep = kept_tokens(scores, batch, advantages, share, step.statistics.get("threshold"), drift)
         values = policy_loss_flat(*given, sampler_logps=sampler_logps if corrects else None, keep=keep, **options)
         sums = {"aggregation": POLICY_AGGREGATION[args.loss_type], "max_completion_length": args.max_completion_length}
         terms = [policy_term(values, *completions, **sums)]

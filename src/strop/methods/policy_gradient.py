@@ -9,8 +9,9 @@ import torch
 from strop.engine.step import MicroBatch, token_field, token_lists
 from strop.engine.windows import epoch_order
 from strop.errors import ConfigError
-from strop.losses import returns_by_turn
+from strop.losses import off_policy_mask, returns_by_turn, top_entropy_mask
 from strop.online.groups import Group
+from strop.online.pieces import trajectory_of
 from strop.online.trainer import OnlineTrainer
 from strop.online.turn_credit import unrewarded, with_turns
 from strop.records import Batch, Example, LossOutput, Mean, Sampled, Scores
@@ -177,3 +178,26 @@ def has_spread(group: Group) -> bool:
     assert group.rewards is not None
     known = group.rewards[~group.rewards.isnan()]
     return known.numel() > 1 and bool(known.max() > known.min())
+
+
+def kept_tokens(
+    scores: Scores, batch: Batch, advantages: torch.Tensor, share: float, threshold: Any, drift: float | None
+) -> torch.Tensor | None:
+    """Tokens that the policy term learns from, (N,) bool, or None for all.
+
+    Args:
+        advantages: (N,).
+        share: of the tokens, those of the highest entropy; below 1 only.
+        threshold: the entropy that they begin at, over the step.
+        drift: nats per token that a failed completion may have moved away from its sampler.
+    """
+    keep = None
+    if share < 1:
+        assert scores.entropy is not None
+        keep = top_entropy_mask(scores.entropy, top_quantile=share, threshold=threshold)
+    if drift is not None:
+        assert scores.logps is not None
+        sampler_logps = token_field(batch, "sampler_logps")
+        fresh = off_policy_mask(scores.logps, sampler_logps, advantages, *trajectory_of(batch), threshold=drift)
+        keep = fresh if keep is None else keep & fresh
+    return keep

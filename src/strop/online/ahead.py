@@ -17,7 +17,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from accelerate.utils import DistributedType
 
@@ -31,6 +31,9 @@ from strop.online.rewarding import reward_groups
 from strop.online.sampling import Load
 from strop.records import Example, Extreme, Mean
 from strop.rollout import SamplingParams
+
+if TYPE_CHECKING:
+    from strop.online.trainer import OnlineTrainer
 
 KEPT = ("completions", "sampler_logps", "finish_reasons", "reward_names", "values", "rewards")
 """Fields of a group that a checkpoint holds as they are."""
@@ -55,7 +58,7 @@ class RoundsAhead:
         windows: how many windows the weights that sample may be behind.
     """
 
-    def __init__(self, trainer: Any, windows: int) -> None:
+    def __init__(self, trainer: OnlineTrainer, windows: int) -> None:
         self.trainer, self.windows = trainer, windows
         self.rounds: deque[Round] = deque()
         self.sampling, self.rewarding = Lane("strop-sampling"), Lane("strop-rewards")
@@ -200,7 +203,7 @@ def staleness(trees: Sequence[Example], step: int) -> dict[str, Mean | Extreme]:
     return {"staleness/mean": Mean(float(sum(ages)), float(len(ages))), "staleness/max": Extreme(float(max(ages)))}
 
 
-def rounds_ahead(trainer: Any) -> RoundsAhead:
+def rounds_ahead(trainer: OnlineTrainer) -> RoundsAhead:
     """What a trainer samples with while it learns; what that cannot work with is refused by name.
 
     Raises:

@@ -9,7 +9,7 @@ parts come in the order of their prompts, whichever is finished first: the sum o
 from __future__ import annotations
 
 from collections import Counter
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -17,9 +17,13 @@ from strop.engine.step import in_training, zero_loss
 from strop.errors import ConfigError
 from strop.records import Example, StepWork
 
+if TYPE_CHECKING:
+    from strop.online.trainer import OnlineTrainer
 
-def learn_in_parts(trainer: Any, model: torch.nn.Module, prompts: list[Example], per: str) -> torch.Tensor:
+
+def learn_in_parts(trainer: OnlineTrainer, model: torch.nn.Module, prompts: list[Example], per: str) -> torch.Tensor:
     """A step up to the optimizer, as `StepTrainer.training_step`; `per` is the count that divides all terms."""
+    assert trainer.ahead is not None
     whole = StepWork([], log=trainer.logs_next_step or trainer.begins_window)
     trainer.step_work = whole
     in_training(model, trainer.optimizer)
@@ -41,7 +45,7 @@ def learn_in_parts(trainer: Any, model: torch.nn.Module, prompts: list[Example],
     return loss
 
 
-def add_gradients(trainer: Any, model: torch.nn.Module, work: StepWork, whole: StepWork) -> None:
+def add_gradients(trainer: OnlineTrainer, model: torch.nn.Module, work: StepWork, whole: StepWork) -> None:
     """Gradients of the sums of a part, and what is known of it, added to the step's."""
     longest = max(work.examples, key=lambda example: example.num_tokens)
     trainer.guard.alarms.before_step(trainer.state.global_step + 1, longest.row, longest.num_tokens)
@@ -63,7 +67,7 @@ def divide(model: torch.nn.Module, whole: StepWork, count: float) -> None:
     whole.losses = [loss / count for loss in whole.losses]
 
 
-def check_can_learn_in_parts(trainer: Any) -> None:
+def check_can_learn_in_parts(trainer: OnlineTrainer) -> None:
     """Refuse what divides by more than one count, or exchanges gradients before the last part is there.
 
     Raises:
