@@ -12,6 +12,8 @@ import torch
 from transformers import AutoModelForCausalLM, LlamaConfig, Qwen3Config
 
 from strop.cli import main
+from strop.cli.flags import all_values
+from strop.cli.plan import FLAGS, load_of
 from strop.errors import ConfigError
 from strop.methods.registry import BY_VERB
 from strop.model import score
@@ -133,3 +135,20 @@ def test_the_command_says_whether_it_fits_and_what_to_change(
 def test_what_cannot_be_planned_is_said(argv: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["plan", *argv]) == 2
     assert said in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("argv", "sizes"),
+    [
+        ([], (512, 512)),
+        (["--max_length", "2048"], (1536, 512)),
+        (["--max_length", "600"], (300, 300)),
+        (["--max_length", "2048", "--max_completion_length", "1500"], (548, 1500)),
+        (["--max_completion_length", "2000"], (512, 2000)),
+    ],
+)
+def test_a_row_is_given_whole_or_by_its_parts(argv: list[str], sizes: tuple[int, int]) -> None:
+    load = load_of(all_values(argv, FLAGS))
+    assert (load.prompt, load.completion) == sizes
+    with pytest.raises(ConfigError, match="do not go into it"):
+        load_of(all_values(["--max_length", "9", "--max_prompt_length", "9"], FLAGS))

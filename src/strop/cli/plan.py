@@ -25,8 +25,9 @@ FLAGS = (
     Flag("engine", str, help="Sharing over several cards: ddp, fsdp, zero1, zero2, zero3 (default ddp)."),
     Flag("per_device_train_batch_size", int, default=8, help="Rows of a micro-batch."),
     Flag("gradient_accumulation_steps", int, default=1, help="Micro-batches of a step."),
-    Flag("max_prompt_length", int, default=512, help="Tokens of a prompt."),
-    Flag("max_completion_length", int, default=512, help="Tokens of a completion."),
+    Flag("max_length", int, help="Tokens of a row: what its completion leaves is the prompt's."),
+    Flag("max_prompt_length", int, help="Tokens of a prompt (default 512, or as max_length says)."),
+    Flag("max_completion_length", int, help="Tokens of a completion (default 512, or at most half of max_length)."),
     Flag("num_generations", int, default=8, help="Completions of a prompt (GRPO, RLOO)."),
     Flag("head_memory_mb", int, default=512, help="Megabytes that logits may take."),
     Flag("gradient_checkpointing", bool, default=False, help="Compute layers again in the backward pass."),
@@ -110,10 +111,18 @@ def planned(verb: str, values: dict[str, Any], devices: int) -> Plan:
 def load_of(values: dict[str, Any]) -> Load:
     from strop.plan.memory import Load
 
+    longest = values["max_length"]
+    completion = values["max_completion_length"] or (min(512, longest // 2) if longest else 512)
+    prompt = values["max_prompt_length"] or (longest - completion if longest else 512)
+    if longest and (prompt < 1 or prompt + completion > longest):
+        raise ConfigError(
+            f"A row has max_length={longest} tokens, and a prompt and a completion of {prompt} and {completion} do not "
+            "go into it. Raise max_length, or leave one of the three away."
+        )
     return Load(
         rows=values["per_device_train_batch_size"],
-        prompt=values["max_prompt_length"],
-        completion=values["max_completion_length"],
+        prompt=prompt,
+        completion=completion,
         micro_batches=values["gradient_accumulation_steps"],
         generations=values["num_generations"],
         head_bytes=values["head_memory_mb"] << 20,
