@@ -17,8 +17,8 @@ from transformers import TrainerCallback
 from strop.testing.cases import make_trainer, rows_for
 from strop.testing.rollouts import fix_rollouts
 
-UNEVEN = ("_runtime", "_per_second", "_time", "memory_peak", "eps", "total_flos", "epoch")
-"""Ends of logged keys that measure time or the cut itself."""
+UNEVEN = ("_runtime", "_per_second", "_time", "memory_peak", "eps", "total_flos", "epoch", "shared_tokens")
+"""Ends of logged keys that measure time, or the cut itself and what meets in a micro-batch by it."""
 MAX_NORM = 0.05
 """Below the gradient norm of every case, so that clipping acts."""
 ROWS_PER_STEP = 8
