@@ -49,6 +49,7 @@ PROMISES: tuple[Promise, ...] = (
             f"{L}test_jsd.py",
             f"{L}test_wpo.py",
             f"{L}test_numerics.py",
+            f"{L}test_enumeration.py",
             "tests/engine/test_oracle.py",
             "tests/engine/test_reference_scores.py",
             "tests/model/test_forward.py",
@@ -135,6 +136,7 @@ PROMISES: tuple[Promise, ...] = (
         "The reference is right",
         "It is the starting model, whichever way it is held, does not move, and has no dropout.",
         (
+            "tests/engine/test_shared_weights.py",
             "tests/engine/test_eight_bit.py",
             "tests/model/test_reference.py",
             "tests/engine/test_reference_scores.py",
@@ -146,6 +148,8 @@ PROMISES: tuple[Promise, ...] = (
         "Log-probs free of padding, packing and dropout",
         "A row has the same log-probs and scores alone, padded, packed or in a tree.",
         (
+            "tests/model/test_dropout.py",
+            "tests/model/test_recurrent.py",
             "tests/model/test_attention.py",
             "tests/model/test_attention_cuda.py",
             "tests/model/test_layout.py",
@@ -377,6 +381,7 @@ PROMISES: tuple[Promise, ...] = (
         "Saved reward models, heads, merged adapters and GGUF files give the same scores in transformers, PEFT and a "
         "reader of GGUF.",
         (
+            "tests/model/test_heads.py",
             "tests/engine/test_saved_scores.py",
             "tests/model/test_headed.py",
             "tests/model/test_dropout.py",

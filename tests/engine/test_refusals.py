@@ -135,7 +135,7 @@ def test_deepspeed_that_was_turned_off(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(("verb", "task", "labels"), [("reward", "score", 2), ("prm", "step", 3)])
 def test_a_head_of_another_size_is_refused(verb: str, task: str, labels: int, tmp_path: Path) -> None:
     model = tiny_model("llama", task=task, vocab_size=288, num_labels=labels)
-    with pytest.raises(SetupError, match=rf"{labels} labels.*num_labels="):
+    with pytest.raises(ConfigError, match=rf"{labels} labels.*num_labels="):
         make_trainer(verb, tmp_path, model=model)
 
 

@@ -182,9 +182,9 @@ def test_what_a_flat_row_cannot_give_is_refused() -> None:
 def test_windows_are_reported_to_observers() -> None:
     model = tiny_model("gemma3")
     layout_of(model)  # looks for itself, once
-    with attention.observed() as windows, attention.observed() as again:
+    with attention.observed() as calls, attention.observed() as again:
         score(model, [Example([1, 2], [[3, 4], [5, 6]])], layout="tree")
-    assert windows == again == [8, None]
+    assert calls == again == [("attention", 8), ("attention", None)]
 
 
 def test_longest_context_is_the_longest_way_down() -> None:

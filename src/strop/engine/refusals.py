@@ -94,7 +94,7 @@ def check_head(model: nn.Module, task: str) -> None:
     if task == "score":
         scalar_head(inner)
     elif task == "step" and (labels := getattr(inner.config, "num_labels", None)) != 2:
-        raise SetupError(
+        raise ConfigError(
             f"{type(inner).__name__} has {labels} labels; a step is right or wrong. Load it with num_labels=2."
         )
 

@@ -9,6 +9,7 @@ shows on long rows only is tried on a twin of the model (see `twin`), and on the
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -36,6 +37,8 @@ _NUMBERS_POSITIONS = "create_position_ids_from_input_ids"
 
 _TOLERANCE = {8: 1e-6, 4: 1e-3, 2: 5e-2}  # relative, by bytes of precision
 _HEAD_TOLERANCE = {8: 1e-6, 4: 2e-5, 2: 5e-2}  # of one output layer on the same states
+_OTHER_RANKS = re.compile("gloo|NCCL|monitoredBarrier")
+"""What an error says that comes from other processes and not from the model."""
 FLAT_LAYOUTS = ("tree", "packed")
 _WITHIN_A_TOKEN = ("mlp", "moe")
 """Kinds of layers in which tokens do not meet."""
@@ -274,6 +277,8 @@ def _refusing(model: Any, what: str) -> Iterator[None]:
     except (StropError, torch.OutOfMemoryError):
         raise
     except Exception as error:
+        if _OTHER_RANKS.search(str(error)):
+            raise
         raise SetupError(
             f"{type(model).__name__} {what}: its layers raise {type(error).__name__} "
             f"({first_line(error).rstrip('.')[:300]}). Change its config if that is what it asks for, or choose "
