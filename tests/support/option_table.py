@@ -126,7 +126,12 @@ TABLE: dict[str, dict[str, Flip]] = {
             1, "rows", {"max_completion_length": 200, "temperature": 3.0}, make=scenes.endless
         ),
         "tool_timeout": Flip(0.02, "rows", {"max_completion_length": 200, "temperature": 3.0}, make=scenes.slow),
-        "environment_isolation": Flip(True, "rows", {"max_completion_length": 200}, make=scenes.homesick),
+        "environment_isolation": Flip(
+            True,
+            "rows",
+            {"max_completion_length": 200, "num_generations": 2, "per_device_train_batch_size": 2, "max_steps": 1},
+            make=scenes.homesick,
+        ),
         "past_turns": Flip(
             "sampled", "rows", {"max_completion_length": 200, "temperature": 3.0}, make=scenes.rewritten
         ),
