@@ -15,6 +15,7 @@ import pytest
 
 from strop.cli import main
 from strop.data import arrow, chat, check_rows, load_rows, prepare
+from strop.data.arrow import stream_parquet
 from strop.data.arrow_sizes import unpacked_bytes
 from strop.errors import ConfigError, DataError
 from strop.testing.tokenizers import toy_tokenizer
@@ -51,6 +52,19 @@ def test_a_parquet_file_that_unpacks_without_end(tmp_path: Path, monkeypatch: py
     path = tmp_path / "a.parquet"
     pq.write_table(pa.table({"text": pa.array(["ant" * 50_000] * 2000)}), path, compression="zstd")
     said = message_in_seconds(lambda: load_rows(path))
+    assert "times as many): the same values again and again" in said
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_a_parquet_row_that_is_a_list_without_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, streaming: bool
+) -> None:
+    """It is refused by the counts of its metadata: nothing is unpacked."""
+    path = tmp_path / "a.parquet"
+    pq.write_table(pa.table({"text": ["ant"], "ids": pa.array([[7] * 2_000_000])}), path, compression="zstd")
+    monkeypatch.setattr(arrow, "UNPACKED_BYTES", 2**22)
+    monkeypatch.setattr(pq.ParquetFile, "iter_batches", lambda *_: pytest.fail("unpacked"))
+    said = message_in_seconds(lambda: list(stream_parquet(path)) if streaming else load_rows(path))
     assert "times as many): the same values again and again" in said
 
 

@@ -21,6 +21,8 @@ BATCH_ROWS = 64
 """Rows of a Parquet file that are unpacked at a time: one value may be as large as the file's dictionary."""
 UNPACKED_BYTES, UNPACKED_RATIO = 2**30, 200
 """A file that unpacks to more than this many bytes, and this many times its size, is no data set."""
+VALUE_BYTES = {"BOOLEAN": 0.125, "INT64": 8, "DOUBLE": 8, "INT96": 8}
+"""Bytes of an unpacked value of Parquet's types; the others take 4 at least, be it for the offset of a text."""
 HEAD = 100
 """Rows of a stream that are looked at to see what Arrow has padded."""
 LARGE_FILE_BYTES = 256 * 2**20
@@ -136,11 +138,19 @@ def read_parquet(path: Path) -> Rows:
 
 def _unpacked(file: Any, path: Path) -> Iterator[Any]:
     """The batches of a Parquet file; raises `DataError` where a small file unpacks without end."""
+    _refuse_flood(path, _least_bytes(file.metadata))
     size = 0
     for batch in file.iter_batches(BATCH_ROWS):
         size += batch.nbytes
         _refuse_flood(path, size)
         yield batch
+
+
+def _least_bytes(metadata: Any) -> int:
+    """What the numbers of a Parquet file take at least, by their counts: one row may hold a list without end."""
+    groups = [metadata.row_group(i) for i in range(metadata.num_row_groups)]
+    columns = [group.column(i) for group in groups for i in range(group.num_columns)]
+    return int(sum(column.num_values * VALUE_BYTES.get(column.physical_type, 4) for column in columns))
 
 
 def _refuse_flood(path: Path, size: int) -> None:
@@ -171,6 +181,7 @@ def stream_parquet(path: Path) -> RowStream:
 
         try:
             file, first = pq.ParquetFile(path), 0
+            _refuse_flood(path, _least_bytes(file.metadata))
             clean = cleaner_of_schema(file.schema_arrow)
             for batch in file.iter_batches(BATCH_ROWS):
                 yield from map(clean, _plain_rows(_sound(batch), path.name, first))
