@@ -27,7 +27,7 @@ from strop.losses.names import POLICY_AGGREGATION
 from strop.methods.policy_gradient import PolicyGradientTrainer, kept_tokens
 from strop.metric import SAMPLING, Entry
 from strop.online.groups import Group
-from strop.online.in_parts import check_can_learn_in_parts, learn_in_parts
+from strop.online.in_parts import check_can_learn_in_parts, learn_in_parts, why_in_order
 from strop.online.pieces import trajectory_of
 from strop.records import Batch, LossOutput, Mean, Scores, StepContext, StepWork, Term, Want
 from strop.settings.online import OnlineConfig
@@ -158,7 +158,7 @@ class GRPOConfig(OnlineConfig):
         if self.num_generations < 2:
             problems.append("num_generations=1 leaves no group to compare with; set 2 or more.")
         if self.overlap:
-            problems += [f"{self.overlap}: {why}" for why in self.why_in_order()]
+            problems += [f"{self.overlap}: {why}" for why in why_in_order(self)]
         if POLICY_AGGREGATION.get(self.loss_type) == "constant" and self.max_completion_length is None:
             problems.append(f"loss_type={self.loss_type!r} divides by max_completion_length; give it.")
         try:
@@ -170,32 +170,6 @@ class GRPOConfig(OnlineConfig):
     @property
     def overlap(self) -> str:  # type: ignore[override]
         return ", ".join(f"{name}={value}" for name in OVERLAP if (value := getattr(self, name)))
-
-    def why_in_order(self) -> list[str]:
-        """What the settings have that must sample, or learn, in strict order."""
-        reasons = {
-            "dynamic_sampling=True samples again when it has seen the rewards; remove it.": self.dynamic_sampling,
-            "ignore_data_skip=True moves the rows of the next windows; remove it.": self.ignore_data_skip,
-            "a vLLM in the training process shares its device and weights; set vllm_mode='server'.": (
-                self.engine == "vllm" and self.vllm_mode == "colocate"
-            ),
-        }
-        whole = {
-            "max_staleness": self.max_staleness > 0,
-            "scale_rewards='batch'": self.scale_rewards == "batch",
-            "multi_objective_aggregation='normalize_then_sum'": self.multi_objective_aggregation
-            != "sum_then_normalize",
-            "top_entropy_quantile": self.top_entropy_quantile < 1,
-            "use_adaptive_entropy": self.use_adaptive_entropy,
-            "entropy_coef": self.entropy_coef > 0,
-            "num_iterations": self.num_iterations > 1,
-            "steps_per_generation": self.steps_per_generation is not None or self.generation_batch_size is not None,
-        }
-        if self.stream_prompts is not None:
-            reasons |= {
-                f"{name} needs all completions of a step at once; remove one.": on for name, on in whole.items()
-            }
-        return [text for text, found in reasons.items() if found]
 
     def unfit_for_turns(self) -> list[str]:
         """What credit by turn has no meaning with."""

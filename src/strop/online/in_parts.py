@@ -9,7 +9,7 @@ parts come in the order of their prompts, whichever is finished first: the sum o
 from __future__ import annotations
 
 from collections import Counter
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -82,3 +82,27 @@ def check_can_learn_in_parts(trainer: OnlineTrainer) -> None:
         problems.append("AdaLoRA's term is shared out over the parts of a step.")
     if problems:
         raise ConfigError.collect(f"{trainer.args.overlap} cannot be used here:", problems)
+
+
+def why_in_order(args: Any) -> list[str]:
+    """What GRPO's settings have that must sample, or learn, in strict order."""
+    reasons = {
+        "dynamic_sampling=True samples again when it has seen the rewards; remove it.": args.dynamic_sampling,
+        "ignore_data_skip=True moves the rows of the next windows; remove it.": args.ignore_data_skip,
+        "a vLLM in the training process shares its device and weights; set vllm_mode='server'.": (
+            args.engine == "vllm" and args.vllm_mode == "colocate"
+        ),
+    }
+    whole = {
+        "max_staleness": args.max_staleness > 0,
+        "scale_rewards='batch'": args.scale_rewards == "batch",
+        "multi_objective_aggregation='normalize_then_sum'": args.multi_objective_aggregation != "sum_then_normalize",
+        "top_entropy_quantile": args.top_entropy_quantile < 1,
+        "use_adaptive_entropy": args.use_adaptive_entropy,
+        "entropy_coef": args.entropy_coef > 0,
+        "num_iterations": args.num_iterations > 1,
+        "steps_per_generation": args.steps_per_generation is not None or args.generation_batch_size is not None,
+    }
+    if args.stream_prompts is not None:
+        reasons |= {f"{name} needs all completions of a step at once; remove one.": on for name, on in whole.items()}
+    return [text for text, found in reasons.items() if found]
