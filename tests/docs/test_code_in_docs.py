@@ -62,6 +62,7 @@ def desk(tmp_path: Path) -> Path:
     for name in ("pairs.jsonl", "held_out.jsonl", "prompts.jsonl"):
         rows = [{"prompt": pair["prompt"] + name[0]} if name == "prompts.jsonl" else pair for pair in pairs]
         (desk / name).write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (desk / "mine.py").write_text("def polite(completions, **_):\n    return ['please' in c for c in completions]\n")
     return desk
 
 
