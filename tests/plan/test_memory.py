@@ -150,5 +150,17 @@ def test_what_cannot_be_planned_is_said(argv: list[str], said: str, capsys: pyte
 def test_a_row_is_given_whole_or_by_its_parts(argv: list[str], sizes: tuple[int, int]) -> None:
     load = load_of(all_values(argv, FLAGS))
     assert (load.prompt, load.completion) == sizes
-    with pytest.raises(ConfigError, match="do not go into it"):
-        load_of(all_values(["--max_length", "9", "--max_prompt_length", "9"], FLAGS))
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [
+        ["--max_length", "9", "--max_prompt_length", "9"],
+        ["--max_length", "0"],
+        ["--max_completion_length", "0"],
+        ["--max_length", "1"],
+    ],
+)
+def test_a_row_without_room_is_refused(argv: list[str]) -> None:
+    with pytest.raises(ConfigError, match="go into max_length together"):
+        load_of(all_values(argv, FLAGS))

@@ -111,13 +111,17 @@ def planned(verb: str, values: dict[str, Any], devices: int) -> Plan:
 def load_of(values: dict[str, Any]) -> Load:
     from strop.plan.memory import Load
 
-    longest = values["max_length"]
-    completion = values["max_completion_length"] or (min(512, longest // 2) if longest else 512)
-    prompt = values["max_prompt_length"] or (longest - completion if longest else 512)
-    if longest and (prompt < 1 or prompt + completion > longest):
+    sizes = ("max_length", "max_prompt_length", "max_completion_length")
+    longest, prompt, completion = (values[name] for name in sizes)
+    if completion is None:
+        completion = 512 if longest is None else min(512, longest // 2)
+    if prompt is None:
+        prompt = 512 if longest is None else longest - completion
+    if min(prompt, completion) < 1 or (longest is not None and prompt + completion > longest):
         raise ConfigError(
-            f"A row has max_length={longest} tokens, and a prompt and a completion of {prompt} and {completion} do not "
-            "go into it. Raise max_length, or leave one of the three away."
+            f"A prompt of {prompt} tokens and a completion of {completion} are no row"
+            f"{'' if longest is None else f' of max_length={longest}'}: both have one token at least, and go into "
+            "max_length together. Raise max_length, or leave one of the three away."
         )
     return Load(
         rows=values["per_device_train_batch_size"],

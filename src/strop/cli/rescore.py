@@ -15,16 +15,18 @@ from typing import Any
 from strop.cli.flags import Flag, all_values, helped
 from strop.errors import ConfigError, DataError
 
-TITLE = """strop rescore RUN --reward_funcs R [R ...]: the completions of a run, scored again by other rewards.
+TITLE = """strop rescore RUN --reward_funcs R [R ...]: score a run's completions anew
 
-They are read from RUN/samples.jsonl, and given to the rewards as in training: conversations as messages, with the
-columns of their rows. Printed is how far the new rewards agree with the logged ones; RUN/rescored.jsonl has both for
-each completion. Ids are not kept, nor are environments: rewards that ask for them cannot be asked again."""
+They are read from RUN/samples.jsonl, and given to the rewards as in training:
+conversations as messages, with the columns of their rows. Printed is how far
+the new rewards agree with the logged ones; RUN/rescored.jsonl has both for each
+completion. Ids are not kept, nor are environments: rewards that ask for them
+cannot be asked again."""
 FLAGS = (
     Flag(
         "reward_funcs",
         list[str],
-        help="Reward: a model id or folder, module.function, file.py:function, or several of them.",
+        help="Model id or folder, module.function, file.py:function; or several.",
     ),
     Flag("reward_weights", list[float], help="Weight of each reward. None: 1 each."),
     Flag("output", str, help="Where the rewards are written, if not in RUN/rescored.jsonl."),
