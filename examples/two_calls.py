@@ -156,8 +156,11 @@ def character_model(args: GRPOConfig, task: TaskConfig) -> tuple[Any, Any]:
     return trainer.model, tokenizer
 
 
-def main(argv: list[str] | None = None) -> tuple[float, float]:
-    """Train; the shares of held-out questions that are solved before GRPO and after it."""
+def main(argv: list[str] | None = None, **conversation: Any) -> tuple[float, float]:
+    """Train; the shares of held-out questions that are solved before GRPO and after it.
+
+    `conversation`: what has the model talk, as arguments of the trainer.
+    """
     parser = TrlParser((GRPOConfig, ModelConfig, TaskConfig))
     parser.set_defaults(
         learning_rate=2e-4, per_device_train_batch_size=128, num_generations=8, max_completion_length=96,
@@ -176,8 +179,7 @@ def main(argv: list[str] | None = None) -> tuple[float, float]:
         train_dataset=make_rows(train_words(), task.prompts, args.seed + 1, description),
         eval_dataset=make_rows(held_out_words(), task.held_out, args.seed + 2, description),
         reward_funcs=[right_steps, solved],
-        tools=[times],
-        environment_factory=Shop,
+        **(conversation or {"tools": [times], "environment_factory": Shop}),
     )
     before = trainer.evaluate()
     trainer.train()

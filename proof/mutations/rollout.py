@@ -88,6 +88,48 @@ MUTATIONS = (
         tests=("tests/agents/test_turns.py::test_a_turn_keeps_the_spelling_that_was_sampled",),
     ),
     Mutation(
+        name="an-agents-history-is-rendered-anew",
+        promises=(7, 28),
+        history="A server in front of the policy tokenised every resent conversation again (agent loops over chat APIs).",
+        edits=(
+            Edit(
+                "agents/recorded.py",
+                "            if point is None:\n",
+                "            if True:\n",
+            ),
+        ),
+        tests=("tests/agents/test_recorded.py::test_a_conversation_that_is_resent_keeps_its_sampled_ids",),
+    ),
+    Mutation(
+        name="another-agents-log-probs",
+        promises=(7, 28),
+        history="Requests of several agents were sampled together, and their log-probs handed out in another order.",
+        edits=(
+            Edit(
+                "agents/program.py",
+                "            ids, logps = sampled.completions[place][0], sampled.sampler_logps[place][0]\n",
+                "            ids, logps = sampled.completions[place][0], sampled.sampler_logps[-1 - place][0]\n"
+                "            logps = (logps * len(ids))[: len(ids)]\n",
+            ),
+        ),
+        tests=("tests/online/test_agent_program.py::test_what_is_learned_is_what_was_sampled",),
+    ),
+    Mutation(
+        name="an-agents-random-numbers-by-arrival",
+        promises=(7, 28),
+        history="Random numbers followed a request's place in the batch, so that no run could be repeated.",
+        edits=(
+            Edit(
+                "agents/program.py",
+                "prompt_numbers=tuple(number for *_, number in together),",
+                "prompt_numbers=tuple(range(len(together))),",
+            ),
+        ),
+        tests=(
+            "tests/agents/test_agent_program.py::test_two_calls_with_a_tool_are_one_completion_each_and_answered_together",
+        ),
+    ),
+    Mutation(
         name="rewards-see-a-list-as-text",
         promises=(28,),
         history="A tool's list reached rewards as text, so TRL's grpo_agent counted every query as one without a hit.",

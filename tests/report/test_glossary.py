@@ -74,7 +74,7 @@ ONLY_TRAINING = (
     "eps",
     "dynamic_sampling/kept_ratio",
 )
-CONVERSATIONS = ("mean_count", "answer_tokens", "rolled_back", "forked", "failed", "respelled")
+CONVERSATIONS = ("mean_count", "answer_tokens", "rolled_back", "forked", "rewritten", "failed", "respelled")
 ELSEWHERE = (
     "tools/call_frequency", "tools/failure_frequency", *(f"turns/{name}" for name in CONVERSATIONS),
     "held_out_accuracy", "rewards/*/*_fraction", "staleness/*",

@@ -9,8 +9,14 @@
 | `tools.py` | functions as tools |
 | `environments.py`, `slots.py` | environments, and the threads or processes that they live in |
 | `turns.py` | the loop: the model writes, tools and environments answer |
+| `rollout_function.py` | a user's own rollout function |
+| `program.py` | an agent program as it is, which is given the policy behind OpenAI's chat API |
+| `chat_api.py`, `chat_server.py` | that dialect, and the server on this machine's own address |
+| `recorded.py`, `running.py` | its requests matched to recorded ids; the threads and processes of agents |
 """
 
+from strop.agents.program import AgentProgram
+from strop.agents.running import Endpoint
 from strop.agents.tools import Rewarded
 
-__all__ = ["Rewarded"]
+__all__ = ["AgentProgram", "Endpoint", "Rewarded"]

@@ -7,6 +7,7 @@ turn after it begins a `Stretch` of its own, on the context as it really was.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -73,13 +74,21 @@ class Conversation:
         """Tokens of all turns and answers together."""
         return len(self.context) - len(self.prompt_ids)
 
-    def hear(self, ids: Sequence[int], logps: Sequence[float], *, ended: bool) -> Spoken:
-        """The model's next turn; `ended`: its last id is a token that ends turns."""
+    def branch(self) -> Conversation:
+        """The same conversation, to be gone on with another way: the ids so far are its prompt."""
+        other = copy.copy(self)
+        other.prompt_ids = self.context
+        other.stretches = [Stretch(list(other.prompt_ids), [], [], [])]
+        other.turns, other.respelled, other.rewritten = [], 0, 0
+        return other
+
+    def hear(self, ids: Sequence[int], logps: Sequence[float], *, ended: bool, calling: bool = True) -> Spoken:
+        """The model's next turn; `ended`: its last id is a token that ends turns; `calling`: whether calls are read."""
         self.stretches[-1].write(ids, logps)
         end = self.template.token_text(ids[-1]) if ended else ""
         text, self._begun = self._begun + self.template.text_of(ids[:-1] if ended else ids), ""
         schemas = {tool["function"]["name"]: tool["function"] for tool in self.tools}
-        said = self.template.read(text, end, self.text, schemas, self.answered)
+        said = self.template.read(text, end, self.text, schemas, self.answered, calling=calling)
         said.dropped = max(0, len(said.calls) - self.template.most_calls) if self.template.most_calls == 1 else 0
         if said.dropped:
             said.calls, said.call_ids = said.calls[:1], said.call_ids[:1]
@@ -120,7 +129,7 @@ class Conversation:
 class PlainConversation(Conversation):
     """A prompt of plain text, to which turns and observations are appended as they are."""
 
-    def hear(self, ids: Sequence[int], logps: Sequence[float], *, ended: bool) -> Spoken:
+    def hear(self, ids: Sequence[int], logps: Sequence[float], *, ended: bool, calling: bool = True) -> Spoken:
         self.stretches[-1].write(ids, logps)
         text = self.template.text_of(ids[:-1] if ended else ids)
         self.turns.append(TurnRecord({"role": "assistant", "content": text}, len(ids)))

@@ -208,10 +208,19 @@ class ConversationTemplate:
 
     # ---- a turn of the model
 
-    def read(self, text: str, end: str, opened: str, schemas: Mapping[str, Any], calls_before: int = 0) -> Spoken:
-        """What the model said in a turn that began after the context `opened`."""
+    def read(
+        self,
+        text: str,
+        end: str,
+        opened: str,
+        schemas: Mapping[str, Any],
+        calls_before: int = 0,
+        *,
+        calling: bool = True,
+    ) -> Spoken:
+        """What the model said in a turn that began after the context `opened`; `calling`: calls are no words."""
         return read_turn(
-            text, end, self.form, schemas,
+            text, end, self.form if calling else None, schemas,
             thinking=thinking_at(opened), specials=tuple(map(str, self.tokenizer.all_special_tokens)),
             calls_before=calls_before,
         )  # fmt: skip

@@ -43,6 +43,7 @@ class Trajectory:
     rolled_back: bool = False  # the last answers did not fit and were left out
     listed: dict[str, list[Any]] = field(default_factory=dict)  # call id -> the list that a tool gave
     turn_rewards: list[float] = field(default_factory=list)  # of each turn of the model, by what answered it
+    extra: dict[str, Any] = field(default_factory=dict)  # what an agent returned, for rewards
 
     @property
     def environment(self) -> Any:

@@ -124,7 +124,7 @@ def prompt_of(tokenizer: Any, example: Example) -> Any:
 def replies(tokenizer: Any, group: Group) -> list[Any]:
     """Completions in the form of their prompt, message lists or texts; for rewards and people, the ids are trained
     on."""
-    if group.replies is not None and not isinstance(group.prompt, str):
+    if group.replies is not None and (group.prompts is not None or not isinstance(group.prompt, str)):
         return group.replies
     texts = tokenizer.batch_decode(group.completions, skip_special_tokens=True)
     return [answer_to(group.prompt, text) for text in texts]

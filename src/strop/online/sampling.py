@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from strop.agents.program import AgentTurns
 from strop.agents.rollout_function import OwnRollout
 from strop.agents.turns import Trajectory, Turns
 from strop.online.groups import Group, add, prompt_of
@@ -60,19 +61,20 @@ def sample_groups(
     n: int,
     params: SamplingParams,
     *,
-    turns: Turns | None = None,
+    turns: Turns | AgentTurns | None = None,
     rollout_func: OwnFunction | None = None,
 ) -> Drawn:
     """`n` completions of each prompt, and what was counted on the way.
 
-    They come from the engine, from the user's `rollout_func`, or from several `turns` with tools or environments.
+    They come from the engine, from the user's `rollout_func`, or from several `turns` with tools, environments or an
+    agent.
     """
     if rollout_func is not None:
         return own_groups(tokenizer, prompts, n, params, rollout_func), {}
     if turns is not None:
         trajectories = turns.run(engine, prompts, n, params)
         groups = [conversation_group(tokenizer, *pair) for pair in zip(prompts, trajectories, strict=True)]
-        return groups, turn_metrics([t for group in trajectories for t in group], offered=bool(turns.schemas))
+        return groups, turn_metrics([t for group in trajectories for t in group])
     sampled = engine.generate([prompt.prompt_ids for prompt in prompts], n, params)
     lists = zip(prompts, sampled.completions, sampled.sampler_logps, sampled.finish_reasons, strict=True)
     return [Group(prompt, *parts, prompt=prompt_of(tokenizer, prompt)) for prompt, *parts in lists], {}
@@ -117,6 +119,7 @@ def conversation_group(tokenizer: Any, prompt: Example, trajectories: list[Traje
         replies=[[turn.message for turn in talk.turns] for talk in talks],
         turn_tokens=[[turn.tokens for turn in talk.turns] for talk in talks],
         turn_rewards=[t.turn_rewards for t in trajectories] if any(any(t.turn_rewards) for t in trajectories) else None,
+        extra={name: [t.extra[name] for t in trajectories] for name in trajectories[0].extra},
     )
     for index, trajectory in enumerate(trajectories):
         if trajectory.reason == "failed":
@@ -139,11 +142,11 @@ def on_contexts(group: Group, stretches: list[list[Stretch]]) -> Group:
     return group
 
 
-def turn_metrics(everyone: Sequence[Trajectory], *, offered: bool) -> dict[str, Mean]:
+def turn_metrics(everyone: Sequence[Trajectory]) -> dict[str, Mean]:
     """Calls and failures of tools; turns, tokens of tools and environments, forks and failures per completion."""
     count = float(len(everyone))
     metrics: dict[str, Mean] = {}
-    if offered:
+    if any(t.shown for t in everyone):
         calls, failures = sum(t.calls for t in everyone), sum(t.failures for t in everyone)
         add(metrics, "tools/call_frequency", float(calls), count)  # type: ignore[arg-type]
         add(metrics, "tools/failure_frequency", float(failures), float(calls))  # type: ignore[arg-type]
@@ -155,6 +158,7 @@ def turn_metrics(everyone: Sequence[Trajectory], *, offered: bool) -> dict[str, 
         "turns/answer_tokens": answers,
         "turns/rolled_back": sum(t.rolled_back for t in everyone),
         "turns/forked": sum(len(t.conversation.stretches) > 1 for t in everyone),
+        "turns/rewritten": sum(t.conversation.rewritten for t in everyone),
         "turns/failed": sum(t.reason == "failed" for t in everyone),
     }
     for name, total in per_completion.items():

@@ -14,6 +14,7 @@ from accelerate.utils import DistributedType
 from transformers.trainer_utils import TrainOutput
 
 from strop.agents.environments import Environments
+from strop.agents.program import AgentTurns, make_agent_turns
 from strop.agents.rollout_function import RolloutFunction
 from strop.agents.set_up import check_prompts_are_conversations, environment_rows, make_turns, tool_schemas
 from strop.agents.tools import Tools
@@ -90,7 +91,7 @@ class OnlineTrainer(BaseTrainer):
             "reward_tokenizers": reward_processing_classes,
             "tools": Tools(tools) if tools else None,
             "environments": environments,
-            "rollout_func": None if rollout_func is None else RolloutFunction(rollout_func),
+            "rollout_func": RolloutFunction(rollout_func) if callable(rollout_func) else rollout_func,
         }
         super().__init__(
             model,
@@ -138,28 +139,25 @@ class OnlineTrainer(BaseTrainer):
         self._generator: Any = None
         self.ahead = rounds_ahead(self) if self.args.overlap else None
         self.evaluated: list[Group] = []  # of the window that is evaluated
-        self.turns = None
-        if self.given["tools"] is not None or self._environments is not None:
-            self.turns = self.make_turns()
+        self.turns = self.make_turns() if self.turns_wanted else None
         for line in rounding_notices(self.args, self.sizes):
             self.say(line)
 
-    def make_turns(self) -> Turns:
-        """Rollouts of several turns, with the tools and environments that were given."""
-        check_prompts_are_conversations(self.train_dataset, self.given["tools"], self._environments)
-        return make_turns(
-            self.processing_class,
-            self.rows.options,
-            tools=self.given["tools"],
-            environments=self._environments,
-            rounds=self.args.max_tool_calling_iterations,
-            seconds=self.args.tool_timeout,
-            past=self.args.past_turns,
-            can_fork=self.can_fork,
-            stop_ids=default_stop_ids(self.policy, self.processing_class),
-            positions=position_limit(self.policy),
-            say=self.say,
-        )
+    def make_turns(self) -> Turns | AgentTurns | None:
+        """Rollouts of several turns, with the tools and environments, or by the agent, that were given."""
+        tools, own = self.given["tools"], self._rollout_func
+        if isinstance(own, RolloutFunction):
+            return None
+        given: dict[str, Any] = {
+            "past": self.args.past_turns, "can_fork": self.can_fork, "positions": position_limit(self.policy),
+            "stop_ids": default_stop_ids(self.policy, self.processing_class), "say": self.say,
+            "tools": tools, "environments": self._environments,
+        }  # fmt: skip
+        if own is not None:
+            return make_agent_turns(own, self.processing_class, self.rows.options, **given)
+        check_prompts_are_conversations(self.train_dataset, tools, self._environments)
+        rounds, seconds = self.args.max_tool_calling_iterations, self.args.tool_timeout
+        return make_turns(self.processing_class, self.rows.options, rounds=rounds, seconds=seconds, **given)
 
     def reward(self) -> Any:
         """What completions are rewarded by: as it was given."""
@@ -238,7 +236,8 @@ class OnlineTrainer(BaseTrainer):
         Ranks without prompts take part too: bringing a shared server up to date, by `load`, is a meeting of all.
         """
         engine, own = self.generator, self._rollout_func
-        function = None if own is None else lambda *asked: own(*asked, self, vocab_size(self.policy))
+        by_function = isinstance(own, RolloutFunction)
+        function = (lambda *asked: own(*asked, self, vocab_size(self.policy))) if by_function else None
 
         def draw() -> Drawn:
             load()

@@ -377,8 +377,9 @@ _TOKEN_ENTRIES = (
     Entry("turns/mean_count", TOOLS, "Turns of the model.", "turns", "completion"),
     Entry("turns/answer_tokens", TOOLS, "Tokens of tools and environments.", "tokens", "completion"),
     Entry("turns/rolled_back", TOOLS, "Completions whose last answers did not fit.", "share", "completion", high=0.1),
-    Entry("turns/forked", TOOLS, "Completions whose past turns the template rewrote.", "share", "completion"),
-    Entry("turns/failed", TOOLS, "Completions that an environment failed on.", "share", "completion", high=0.1),
+    Entry("turns/forked", TOOLS, "Completions of several contexts.", "share", "completion"),
+    Entry("turns/rewritten", TOOLS, "Times the past was not as it was sampled.", "times", "completion"),
+    Entry("turns/failed", TOOLS, "Completions that an environment or agent lost.", "share", "completion", high=0.1),
     Entry("turns/respelled", TOOLS, "Turns that the template would spell otherwise.", "share", "turn"),
     Entry(
         "loss/value_avg", CRITIC, "Half the squared error of the critic.", "reward^2", "token", healthy="falls",

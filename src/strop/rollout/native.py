@@ -130,7 +130,7 @@ def completion_rows(
         if context_tokens is not None and len(prompt) + limit > context_tokens:
             limit, shortened = context_tokens - len(prompt), shortened + 1
         for sample in range(n):
-            uniforms = row_uniforms(seed, sampling.first_prompt + index, sample, limit)
+            uniforms = row_uniforms(seed, sampling.number(index), sample, limit)
             rows.append(Row(number, index, sample, len(prompt), limit, uniforms))
     if shortened:
         logger.warning(

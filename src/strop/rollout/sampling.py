@@ -45,6 +45,8 @@ class SamplingParams:
             sample, seed), not on what else is in the batch, up to the rounding of matrix products of other sizes.
             Use another seed for every step and every process. None takes fresh randomness from the operating system.
         first_prompt: index of the call's first prompt, >= 0, where the call is a part of a larger one.
+        prompt_numbers: numbers >= 0, one per prompt, that stand for the indices, where they depend on what else is in
+            the call; None: the indices.
 
     Raises:
         ConfigError: all values that are out of range, together.
@@ -60,6 +62,7 @@ class SamplingParams:
     stop_strings: tuple[str, ...] = ()
     seed: int | None = None
     first_prompt: int = 0
+    prompt_numbers: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
         if isinstance(self.stop_token_ids, int):
@@ -101,6 +104,10 @@ class SamplingParams:
             (self.seed is None or _is_int(self.seed, 0), "seed", self.seed, "None or an integer >= 0"),
         ]
         return [f"{name} must be {wanted}; got {value!r}." for ok, name, value, wanted in checks if not ok]
+
+    def number(self, index: int) -> int:
+        """What a prompt's random numbers are drawn by, beside the seed."""
+        return self.first_prompt + index if self.prompt_numbers is None else self.prompt_numbers[index]
 
     @property
     def greedy(self) -> bool:

@@ -148,7 +148,7 @@ class VllmGenerator:
         seed = fresh_seed() if sampling.seed is None else sampling.seed
         asked = 1 if sampling.greedy else n  # vLLM refuses to write the same completion twice
         requests = [
-            request(prompt, asked, sampling, stops, prompt_seed(seed, sampling.first_prompt + index), context)
+            request(prompt, asked, sampling, stops, prompt_seed(seed, sampling.number(index)), context)
             for index, prompt in enumerate(prompts)
         ]
         rollout = Rollout([list(p) for p in prompts], [], [], [])

@@ -1,0 +1,370 @@
+"""An agent program as it is, trained: it talks to the policy as to OpenAI's chat API, and what was sampled is kept.
+
+The trainer's thread alone renders, tokenises and samples. Agents run beside it; their requests come in by a queue, and
+those of several trajectories are answered by one call of the engine.
+"""
+
+from __future__ import annotations
+
+import copy
+import queue
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import groupby
+from typing import Any
+
+from strop.agents.chat_api import Refused
+from strop.agents.chat_server import Call, ChatServer
+from strop.agents.conversation import Conversation, PastTurns, TurnRecord
+from strop.agents.environments import Environments
+from strop.agents.recorded import Asked, Recorded
+from strop.agents.running import Agent, AgentAtWork, Ended, Endpoint
+from strop.agents.set_up import make_turns
+from strop.agents.tools import Tools
+from strop.agents.turns import Trajectory, Turns
+from strop.data.options import TokenizeOptions
+from strop.errors import ConfigError, RolloutError
+from strop.records import Example, Stretch
+from strop.rollout.generator import Generator
+from strop.rollout.sampling import SamplingParams
+
+
+class AgentProgram:
+    """An agent that speaks OpenAI's chat-completions dialect, as `rollout_func` of GRPO and RLOO.
+
+        def agent(endpoint, row):
+            client = OpenAI(base_url=endpoint.base_url, api_key=endpoint.api_key)
+            ...
+            return {"answer": answer}                # columns for the rewards
+
+        GRPOTrainer(model, reward_funcs=reward, train_dataset=rows, rollout_func=AgentProgram(agent))
+
+    Args:
+        agent: called once per completion with an `Endpoint` and the row (its prompt and columns), in a thread; a
+            coroutine function; or a command line, which has OPENAI_BASE_URL and OPENAI_API_KEY in its environment and
+            the row as JSON on standard input, and prints what it returns.
+        seconds: time limit of an agent, without what it waits for the model, > 0; None: no limit.
+        most_calls: of the model, by one agent, >= 1.
+        at_once: most agents at a time, >= 1; None: all of a batch.
+        gather_seconds: how long a request waits for those of other agents, >= 0; no longer than until all have asked.
+
+    Raises:
+        ConfigError: values out of range.
+    """
+
+    def __init__(
+        self,
+        agent: Agent,
+        *,
+        seconds: float | None = 600.0,
+        most_calls: int = 64,
+        at_once: int | None = None,
+        gather_seconds: float = 0.05,
+    ) -> None:
+        is_command = isinstance(agent, list | tuple) and agent and all(isinstance(word, str) for word in agent)
+        problems = [
+            *(
+                []
+                if callable(agent) or is_command
+                else [f"agent must be a function or a list of words; got {agent!r}."]
+            ),
+            *([] if seconds is None or seconds > 0 else [f"seconds must be > 0 or None; got {seconds}."]),
+            *([] if most_calls >= 1 else [f"most_calls must be >= 1; got {most_calls}."]),
+            *([] if at_once is None or at_once >= 1 else [f"at_once must be >= 1 or None; got {at_once}."]),
+            *([] if gather_seconds >= 0 else [f"gather_seconds must be >= 0; got {gather_seconds}."]),
+        ]
+        if problems:
+            raise ConfigError.collect("This AgentProgram cannot be made:", problems)
+        self.agent, self.seconds, self.most_calls = agent, seconds, most_calls
+        self.at_once, self.gather_seconds = at_once, gather_seconds
+
+
+def stroptool(first: str, second: int) -> str:
+    """Stands for the tools of requests while the chat template is learned.
+
+    Args:
+        first: A text.
+        second: A number.
+    """
+    return first * second
+
+
+def make_agent_turns(
+    program: AgentProgram,
+    tokenizer: Any,
+    options: TokenizeOptions,
+    *,
+    past: PastTurns,
+    can_fork: bool,
+    stop_ids: Iterable[int],
+    positions: int | None,
+    say: Callable[[str], None],
+    tools: Tools | None = None,
+    environments: Environments | None = None,
+) -> AgentTurns:
+    """Rollouts of a run by an agent; see `make_turns` for the arguments. Raises `ConfigError`."""
+    if not isinstance(program, AgentProgram):
+        raise ConfigError(f"rollout_func must be a function or an AgentProgram; got {program!r}.")
+    if tools is not None or environments is not None:
+        raise ConfigError("An AgentProgram brings its own tools; leave out tools and environment_factory.")
+    if not can_fork:
+        raise ConfigError(
+            "An agent may rewrite its history, and its completions then lie on several contexts, from which GRPO and "
+            "RLOO learn; use one of them, or rollout_func with a function that returns one context."
+        )
+    if not (options.template() or getattr(tokenizer, "chat_template", None)):
+        raise ConfigError("An agent's messages need a tokenizer with a chat template (chat_template_path).")
+    given: dict[str, Any] = {"past": past, "stop_ids": tuple(stop_ids), "positions": positions}
+    notices: list[str] = []
+    try:
+        turns = make_turns(tokenizer, options, tools=Tools([stroptool]), say=notices.append, **given)
+        return AgentTurns(program, turns, say, notices)
+    except ConfigError as problem:
+        return AgentTurns(program, make_turns(tokenizer, options, say=say, **given), say, [], str(problem))
+
+
+@dataclass
+class AgentTurns:
+    """Rollouts by an agent, as `Turns` are by tools.
+
+    Args:
+        turns: whose template, stop ids and limits hold.
+        say: told what the user should know.
+        notices: of the template with tools, said once an agent has some.
+        no_tools: why the template cannot serve tools, "" if it can.
+    """
+
+    program: AgentProgram
+    turns: Turns
+    say: Callable[[str], None]
+    notices: list[str]
+    no_tools: str = ""
+    has_worked: bool = False
+    said: set[str] = field(default_factory=set)
+
+    def run(
+        self, generator: Generator, prompts: Sequence[Example], n: int, sampling: SamplingParams
+    ) -> list[list[Trajectory]]:
+        """`n` trajectories for each prompt, each of at most `sampling.max_new_tokens` tokens.
+
+        Raises:
+            RolloutError: no agent has ever come through.
+        """
+        batch = AgentBatch(self, generator, [prompt for prompt in prompts for _ in range(n)], sampling)
+        everyone = batch.run()
+        failed = [t.problem for t in everyone if t.reason == "failed"]
+        if len(failed) == len(everyone) and not self.has_worked:
+            raise RolloutError(f"The agent failed on all {len(everyone)} completions; the first: {failed[0]}")
+        self.has_worked = True
+        if failed:
+            self.tell("failed", f"Warning: an agent failed on {len(failed)} of {len(everyone)} completions, which are "
+                      f"not learned from; the first: {failed[0]}")  # fmt: skip
+        names = {name for t in everyone for name in t.extra}
+        for trajectory in everyone:
+            trajectory.extra = {name: trajectory.extra.get(name) for name in sorted(names)}
+        return [everyone[start : start + n] for start in range(0, len(everyone), n)]
+
+    def tell(self, about: str, line: str) -> None:
+        """A line for the user, once."""
+        if about not in self.said:
+            self.said.add(about)
+            self.say(line)
+
+
+@dataclass
+class Slot:
+    """One completion in the making."""
+
+    number: int
+    example: Example
+    recorded: Recorded
+    work: AgentAtWork | None = None
+    key: str = ""
+    deadline: float = float("inf")
+    asked: int = 0  # requests that the model was asked to answer
+    shown: list[Any] = field(default_factory=list)  # tools of its requests
+    ended: Ended | None = None
+
+
+class AgentBatch:
+    """The agents of one batch, from their start to their end."""
+
+    def __init__(
+        self, owner: AgentTurns, generator: Generator, examples: Sequence[Example], sampling: SamplingParams
+    ) -> None:
+        self.owner, self.program, self.turns = owner, owner.program, owner.turns
+        self.generator, self.sampling = generator, sampling
+        self.inbox: queue.SimpleQueue[Call | Ended] = queue.SimpleQueue()
+        self.slots = [self._slot(number, example) for number, example in enumerate(examples)]
+        self.running: dict[int, Slot] = {}
+        self.calls: list[Call] = []
+
+    def _slot(self, number: int, example: Example) -> Slot:
+        kwargs = example.extras.get("chat_template_kwargs") or {}
+        turns = self.turns
+        recorded = Recorded(turns.template, turns.past, self.sampling.max_new_tokens, turns.positions, kwargs)
+        return Slot(number, example, recorded)
+
+    def run(self) -> list[Trajectory]:
+        self.server = ChatServer(self.inbox)
+        to_start = deque(self.slots)
+        try:
+            while to_start or self.running:
+                while to_start and len(self.running) < (self.program.at_once or len(self.slots)):
+                    self._start(to_start.popleft())
+                self._hear(self._patience())
+                self._expire()
+                if self.calls and (self._all_wait() or self._gathering_ends() <= time.monotonic()):
+                    calls, self.calls = self.calls, []
+                    self._answer(calls)
+        finally:
+            self.server.close()
+            for slot in self.running.values():
+                assert slot.work is not None
+                slot.work.abandon()
+        return [self._trajectory(slot) for slot in self.slots]
+
+    def _start(self, slot: Slot) -> None:
+        row = {"prompt": slot.example.extras.get("prompt"), **slot.example.extras.get("columns", {})}
+        slot.key = self.server.admit(slot.number)
+        if self.program.seconds is not None:
+            slot.deadline = time.monotonic() + self.program.seconds
+        self.running[slot.number] = slot
+        endpoint = Endpoint(self.server.base_url, slot.key)
+        slot.work = AgentAtWork(self.program.agent, endpoint, copy.deepcopy(row), slot.number, self.inbox.put)
+
+    # ---- what comes in
+
+    def _patience(self) -> float | None:
+        """Seconds until something is due without an event; None: nothing is."""
+        waiting = {call.trajectory for call in self.calls}
+        due = min((s.deadline for s in self.running.values() if s.number not in waiting), default=float("inf"))
+        due = min(due, self._gathering_ends())
+        return None if due == float("inf") else max(due - time.monotonic(), 0.0)
+
+    def _gathering_ends(self) -> float:
+        first = min((call.arrived for call in self.calls), default=float("inf"))
+        return first + self.program.gather_seconds
+
+    def _all_wait(self) -> bool:
+        return len({call.trajectory for call in self.calls}) == len(self.running)
+
+    def _hear(self, seconds: float | None) -> None:
+        """Wait for an event, and take all that have come."""
+        try:
+            event = self.inbox.get(timeout=seconds)
+            while True:
+                self._take(event)
+                event = self.inbox.get_nowait()
+        except queue.Empty:
+            pass
+
+    def _take(self, event: Call | Ended) -> None:
+        slot = self.running.get(event.trajectory)
+        if isinstance(event, Ended):
+            if slot is not None:
+                self._end(slot, event)
+        elif slot is None:
+            event.give(Refused("This trajectory has ended.", 410, "trajectory_ended"))
+        else:
+            self.calls.append(event)
+
+    def _expire(self) -> None:
+        waiting = {call.trajectory for call in self.calls}
+        for slot in list(self.running.values()):
+            if slot.deadline <= time.monotonic() and slot.number not in waiting:
+                assert slot.work is not None
+                slot.work.abandon()
+                self._end(slot, Ended(slot.number, {}, f"no end within {self.program.seconds:g} seconds"))
+
+    def _end(self, slot: Slot, ended: Ended) -> None:
+        """The end of an agent; requests that it has not waited for are left unanswered by the model."""
+        slot.ended = ended
+        del self.running[slot.number]
+        self.server.dismiss(slot.key)
+        self.calls = [call for call in self.calls if call.trajectory != slot.number]
+
+    # ---- what the model says
+
+    def _answer(self, calls: list[Call]) -> None:
+        """Answer requests; those with the same stop strings by one call of the engine."""
+        opened: list[tuple[Call, Asked, int]] = []
+        for call in sorted(calls, key=lambda call: call.trajectory):
+            slot = self.running[call.trajectory]
+            try:
+                opened.append((call, self._open(slot, call), slot.number * self.program.most_calls + slot.asked - 1))
+            except Refused as refused:
+                call.give(refused)
+        by_stop = sorted(opened, key=lambda one: one[0].request.stop)
+        for stop, together in groupby(by_stop, key=lambda one: one[0].request.stop):
+            self._sample(list(together), stop)
+        now = time.monotonic()
+        first = {call.trajectory: call.arrived for call in reversed(calls)}
+        for number, arrived in first.items():
+            self.running[number].deadline += now - arrived
+
+    def _open(self, slot: Slot, call: Call) -> Asked:
+        request, owner = call.request, self.owner
+        if slot.asked >= self.program.most_calls:
+            slot.recorded.is_cut = True
+            raise Refused(f"An agent may ask {self.program.most_calls} times (most_calls).", code="too_many_calls")
+        if request.tools:
+            if owner.no_tools:
+                raise Refused(owner.no_tools)
+            for notice in owner.notices:
+                owner.tell(notice, notice)
+            slot.shown = request.tools
+        for name, value in request.sampling.items():
+            if name != "seed" and value != getattr(self.sampling, name):
+                owner.tell(name, f"The agent asks for {name}={value}; the run's {getattr(self.sampling, name)} is "
+                           "used, as the ratio is that of what was sampled.")  # fmt: skip
+        asked = slot.recorded.open(request)
+        slot.asked += 1
+        return asked
+
+    def _sample(self, together: list[tuple[Call, Asked, int]], stop: tuple[str, ...]) -> None:
+        stops = self.sampling.stop_token_ids or self.turns.stop_ids
+        params = replace(
+            self.sampling, max_new_tokens=max(asked.limit for _, asked, _ in together), stop_token_ids=stops or None,
+            stop_strings=(*self.sampling.stop_strings, *stop), prompt_numbers=tuple(number for *_, number in together),
+        )  # fmt: skip
+        sampled = self.generator.generate([asked.talk.context for _, asked, _ in together], 1, params)
+        for place, (call, asked, _) in enumerate(together):
+            ids, logps = sampled.completions[place][0], sampled.sampler_logps[place][0]
+            stopped = sampled.finish_reasons[place][0] == "stop"
+            recorded = self.slots[call.trajectory].recorded
+            try:
+                call.give(recorded.hear(asked, ids, logps, stopped=stopped, stop_ids=stops))
+            except Refused as refused:
+                call.give(refused)
+
+    # ---- what is learned from
+
+    def _trajectory(self, slot: Slot) -> Trajectory:
+        assert slot.ended is not None
+        record, ended, example = slot.recorded.whole(), slot.ended, slot.example
+        row = {"prompt": example.extras.get("prompt"), **example.extras.get("columns", {})}
+        if record is None:
+            trajectory = Trajectory(row, self._silence(example), slot.shown)
+            trajectory.end("failed", ended.problem or "the agent asked the model for nothing")
+            return trajectory
+        fields = dict(ended.fields)
+        spoken = [turn.message for turn in record.turns if turn.message["role"] == "assistant"]
+        trajectory = Trajectory(row, record, slot.shown, extra=fields)
+        trajectory.turn_rewards = fields.pop("turn_rewards", None) or [0.0] * len(spoken)
+        trajectory.calls = sum(len(message.get("tool_calls", ())) for message in spoken)
+        reason = "length" if slot.recorded.is_cut else "failed" if ended.problem else "stop"
+        trajectory.end(reason, ended.problem)
+        return trajectory
+
+    def _silence(self, example: Example) -> Conversation:
+        """What stands for an agent that asked for nothing: a token that is not learned."""
+        prompt = example.extras.get("prompt")
+        messages = prompt if isinstance(prompt, list) else [{"role": "user", "content": str(prompt or "")}]
+        talk = Conversation(self.turns.template, messages, "", list(example.prompt_ids))
+        end = (self.turns.stop_ids or (0,))[0]
+        talk.stretches = [Stretch(list(example.prompt_ids), [end], [0], [0.0])]
+        talk.turns = [TurnRecord({"role": "assistant", "content": ""}, 0)]
+        return talk

@@ -1,0 +1,181 @@
+"""The conversations of one agent's trajectory: each request is matched to what the model has said before.
+
+A request that resends a conversation and goes on with it has the recorded ids for a context. One that begins at an
+earlier point of it branches there, on the recorded ids too. All else is a conversation of its own; where it has turns
+of the model in it, they are rendered anew, which is counted.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from strop.agents.chat_api import ChatReply, ChatRequest, Refused, reply_message
+from strop.agents.conversation import Conversation, PastTurns, TurnRecord
+from strop.agents.template import ConversationTemplate, Message
+from strop.data.chat import Unrenderable
+
+Key = tuple[Any, ...]
+
+
+def key_of(message: Message) -> Key:
+    """What two messages have in common where they are the same one, sent twice.
+
+    Blanks around a turn of the model count for nothing, as do its thoughts, which most agents do not send back; nor
+    does the name of a tool beside the id of its call.
+    """
+    role, text = message["role"], message.get("content") or ""
+    calls = tuple(
+        (call.get("id"), call["function"]["name"], _plain(call["function"]["arguments"]))
+        for call in message.get("tool_calls") or ()
+    )
+    name = message.get("tool_call_id") if role == "tool" else message.get("name")
+    return role, text.strip() if role == "assistant" else text, calls, name
+
+
+def _plain(value: Any) -> str:
+    """A JSON value as text; arguments that come as text are read first."""
+    if isinstance(value, str):
+        try:
+            value = json.loads(value)
+        except (ValueError, RecursionError):
+            return value
+    return json.dumps(value, sort_keys=True)
+
+
+@dataclass
+class Point:
+    """Where a conversation stood when the model had spoken."""
+
+    said: list[Key]  # the messages of the request, and the reply
+    frame: str  # tools, and variables of the template
+    talk: Conversation
+    as_it_was: Conversation | None = None  # once `talk` has gone on
+
+
+@dataclass
+class Asked:
+    """A request with the conversation that it goes on with."""
+
+    request: ChatRequest
+    talk: Conversation
+    limit: int  # most tokens of the answer
+    keys: list[Key]
+    frame: str
+
+
+@dataclass
+class Recorded:
+    """What an agent and the model have said to each other.
+
+    Args:
+        template: of the run.
+        past: what becomes of turns that the template rewrites.
+        budget: most tokens of all turns and answers together.
+        positions: tokens that the model can read; None: no end.
+        kwargs: the row's variables of the template.
+    """
+
+    template: ConversationTemplate
+    past: PastTurns
+    budget: int
+    positions: int | None = None
+    kwargs: Mapping[str, Any] = field(default_factory=dict)
+    talks: list[Conversation] = field(default_factory=list)
+    points: list[Point] = field(default_factory=list)
+    is_cut: bool = False  # a limit of the run ended a turn, or refused one
+
+    def open(self, request: ChatRequest) -> Asked:
+        """The conversation that a request goes on with, the new messages written to it. Raises `Refused`."""
+        keys = [key_of(message) for message in request.messages]
+        kwargs = {**self.kwargs, **request.kwargs}
+        frame = json.dumps([request.tools, kwargs], sort_keys=True, default=str)
+        fits = [p for p in reversed(self.points) if p.frame == frame and p.said == keys[: len(p.said)] != keys]
+        point = max(fits, key=lambda p: (len(p.said), p.as_it_was is None), default=None)
+        try:
+            if point is None:
+                talk = self._begin(request, keys, kwargs)
+            else:
+                talk = self._go_on(point, request.messages[len(point.said) :])
+        except Unrenderable as problem:
+            raise Refused(f"The chat template refuses the conversation: {problem}.") from None
+        return Asked(request, talk, min(self._room(talk), request.max_tokens or self.budget), keys, frame)
+
+    def _begin(self, request: ChatRequest, keys: list[Key], kwargs: Mapping[str, Any]) -> Conversation:
+        messages = request.messages
+        text = self.template.render(messages, request.tools, opened=True, kwargs=kwargs)
+        ids = self.template.prompt_ids(text)
+        talk = Conversation(self.template, messages, text, ids, list(request.tools), kwargs, self.past)
+        self._require(self._room(talk) > 0)
+        known = {key for point in self.points for key in point.said}
+        if self.talks:
+            talk.turns = [
+                TurnRecord(dict(m), 0)
+                for m, key in zip(messages, keys, strict=True)
+                if m["role"] != "assistant" and key not in known
+            ]
+        replies = {point.said[-1] for point in self.points}
+        talk.rewritten = int(
+            any(key in replies for key in keys)
+            or any(len(keys) >= len(p.said) and keys[: len(p.said) - 1] == p.said[:-1] for p in self.points)
+        )
+        self.talks.append(talk)
+        return talk
+
+    def _go_on(self, point: Point, answers: Sequence[Message]) -> Conversation:
+        talk = point.as_it_was.branch() if point.as_it_was is not None else point.talk
+        before = point.as_it_was or talk.branch()
+        self._require(talk.answer(answers, self._room(talk) - 1))
+        if point.as_it_was is not None:
+            self.talks.append(talk)
+        point.as_it_was = before
+        return talk
+
+    def _room(self, talk: Conversation) -> int:
+        left = self.budget - sum(max(t.used, 0) for t in self.talks)
+        return left if self.positions is None else min(left, self.positions - len(talk.context))
+
+    def _require(self, fits: bool) -> None:
+        if not fits:
+            self.is_cut = True
+            raise Refused(
+                f"The run's max_completion_length of {self.budget} tokens, or the model's positions, are used up.",
+                code="context_length_exceeded",
+            )
+
+    def hear(
+        self, asked: Asked, ids: Sequence[int], logps: Sequence[float], *, stopped: bool, stop_ids: Sequence[int]
+    ) -> ChatReply:
+        """The model's turn, as the agent sees it; one that a limit broke off has no calls. Raises `Refused`.
+
+        Args:
+            stopped: a token of `stop_ids` or a stop string ended it, and no limit.
+        """
+        talk, request, left = asked.talk, asked.request, self._room(asked.talk)
+        self._require(left > 0)  # calls of one trajectory that were answered together share what is left
+        limit = min(asked.limit, left)
+        before, stopped, ids = len(talk.context), stopped and len(ids) <= limit, ids[:limit]
+        said = talk.hear(
+            ids, logps[:limit], ended=stopped and ids[-1] in stop_ids, calling=request.calling and stopped
+        )  # fmt: skip
+        self.is_cut |= not stopped and limit == left
+        message = reply_message(said, request)
+        self.points.append(Point([*asked.keys, key_of(message)], asked.frame, talk))
+        finish = "length" if not stopped else "tool_calls" if "tool_calls" in message else "stop"
+        tokens = [(self.template.token_text(token), logp) for token, logp in zip(ids, logps, strict=False)]
+        return ChatReply(message, finish, before, tokens)
+
+    def whole(self) -> Conversation | None:
+        """All conversations as one record, one behind the other; None where the model said nothing."""
+        spoken = [talk for talk in self.talks if any(any(stretch.mask) for stretch in talk.stretches)]
+        if not spoken:
+            return None
+        record = copy.copy(spoken[0])
+        record.turns = [turn for talk in spoken for turn in talk.turns]
+        record.stretches = [stretch for talk in spoken for stretch in talk.stretches if any(stretch.mask)]
+        record.respelled = sum(talk.respelled for talk in spoken)
+        record.rewritten = sum(talk.rewritten for talk in spoken)
+        return record

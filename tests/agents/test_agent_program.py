@@ -1,0 +1,313 @@
+"""Agents behind the chat server: what they are given and answered, and what becomes of those that fail."""
+
+from __future__ import annotations
+
+import asyncio
+import http.client
+import json
+import subprocess
+import sys
+import threading
+import time
+from urllib.parse import urlsplit
+
+import httpx2
+import pytest
+from tests.support.conversations import QUESTION, Script, asked
+from tests.support.templates import KINDS, tokenizer_with
+
+from strop.agents import AgentProgram
+from strop.agents.program import make_agent_turns
+from strop.data.options import TokenizeOptions
+from strop.errors import ConfigError, RolloutError
+from strop.rollout import SamplingParams
+
+CALL = '<tool_call>\n{"name": "add", "arguments": {"a": 20, "b": 22}}\n</tool_call>'
+TOOL = {
+    "type": "function",
+    "function": {"name": "add", "parameters": {"type": "object", "properties": {"a": {"type": "integer"}}}},
+}
+CLIENT = httpx2.Client(trust_env=False, timeout=60)
+PARAMS = SamplingParams(max_new_tokens=200, seed=1)
+
+
+class Noting(Script):
+    """A `Script` that keeps what it was asked to sample with."""
+
+    def generate(self, prompts, n, sampling, *, mixture=None):
+        self.params = [*getattr(self, "params", []), sampling]
+        return super().generate(prompts, n, sampling, mixture=mixture)
+
+
+def run(agent, say=lambda text, place: "so", n=2, kind="gathered", rows=(), sampling=PARAMS, **given):
+    """The trajectories of an agent, the engine, and what the user was told."""
+    tokenizer, stop_ids = tokenizer_with(KINDS[kind])
+    lines = []
+    turns = make_agent_turns(
+        AgentProgram(agent, **{"gather_seconds": 5.0, **given}), tokenizer, TokenizeOptions(), past="template",
+        can_fork=True, stop_ids=stop_ids, positions=None, say=lines.append,
+    )  # fmt: skip
+    engine = Noting(tokenizer, say)
+    groups = turns.run(engine, rows or [asked(tokenizer, start=7)], n, sampling)
+    return [t for group in groups for t in group], engine, lines
+
+
+def post(endpoint, messages=QUESTION, path="/chat/completions", **settings):
+    body = settings.pop("content", None) or json.dumps({"model": "m", "messages": messages, **settings})
+    head = {"Authorization": f"Bearer {endpoint.api_key}"}
+    return CLIENT.post(endpoint.base_url + path, content=body, headers=head)
+
+
+def ask(endpoint, messages=QUESTION, **settings):
+    answer = post(endpoint, messages, **settings)
+    assert answer.status_code == 200, answer.text
+    return answer.json()["choices"][0]
+
+
+def adder(endpoint, row):
+    """Two calls: asks for a sum, and says it."""
+    choice = ask(endpoint, row["prompt"], tools=[TOOL])
+    assert choice["finish_reason"] == "tool_calls"
+    (call,) = choice["message"]["tool_calls"]
+    total = str(sum(json.loads(call["function"]["arguments"]).values()))
+    told = {"role": "tool", "tool_call_id": call["id"], "content": total}
+    last = ask(endpoint, [*row["prompt"], choice["message"], told], tools=[TOOL])
+    return {"answer": last["message"]["content"], "start": row["start"]}
+
+
+def written(trajectory, tokenizer):
+    return [
+        tokenizer.decode([i for i, on in zip(s.ids, s.mask, strict=True) if on])
+        for s in trajectory.conversation.stretches
+    ]
+
+
+def test_two_calls_with_a_tool_are_one_completion_each_and_answered_together():
+    everyone, engine, _ = run(adder, lambda text, place: "42" if "<r>42</r>" in text else CALL, n=3)
+    for trajectory in everyone:
+        assert written(trajectory, engine.tokenizer) == [f"{CALL}<|im_end|>42<|im_end|>"]
+        assert trajectory.extra == {"answer": "42", "start": 7} and trajectory.reason == "stop"
+        assert trajectory.calls == 1 and trajectory.shown == [TOOL]
+        roles = [turn.message["role"] for turn in trajectory.conversation.turns]
+        assert roles == ["assistant", "tool", "assistant"]
+    assert [len(contexts) for contexts in engine.seen] == [3, 3]
+    numbers = [params.prompt_numbers for params in engine.params]
+    assert numbers == [(0, 64, 128), (1, 65, 129)]
+
+
+def test_the_openai_package_is_served():
+    openai = pytest.importorskip("openai")
+
+    def agent(endpoint, row):
+        with openai.OpenAI(base_url=endpoint.base_url, api_key=endpoint.api_key) as client:
+            said = client.chat.completions.create(model="m", messages=row["prompt"], tools=[TOOL], temperature=0.0)
+            call = said.choices[0].message.tool_calls[0]
+            told = {"role": "tool", "tool_call_id": call.id, "content": "42"}
+            messages = [*row["prompt"], said.choices[0].message, told]
+            stream = client.chat.completions.create(model="m", messages=messages, tools=[TOOL], stream=True)
+            text = "".join(chunk.choices[0].delta.content or "" for chunk in stream)
+            with pytest.raises(openai.BadRequestError, match="n is served as 1 only"):
+                client.chat.completions.create(model="m", messages=messages, n=2)
+            return {"text": text, "models": [model.id for model in client.models.list()]}
+
+    (trajectory,), engine, lines = run(agent, lambda text, place: "42" if "<r>42</r>" in text else CALL, n=1)
+    assert trajectory.extra == {"text": "42", "models": ["policy"]}, trajectory.problem
+    assert written(trajectory, engine.tokenizer) == [f"{CALL}<|im_end|>42<|im_end|>"]
+    assert engine.params[0].temperature == 1.0 and any("temperature=0.0" in line for line in lines)
+
+
+def test_errors_are_openais_and_cost_a_request_alone():
+    def agent(endpoint, row):
+        bad = [
+            post(endpoint, content="{"), post(endpoint, content="[]"), post(endpoint, []), post(endpoint, n=3),
+            post(endpoint, content=b'{"messages": [{"role": "user", "content": "\\ud800"}]}'),
+            post(endpoint, path="/completions"), post(type(endpoint)(endpoint.base_url, "other")),
+            CLIENT.get(f"{endpoint.base_url}/chat/completions",
+                       headers={"Authorization": f"Bearer {endpoint.api_key}"}),
+        ]  # fmt: skip
+        for answer in bad:
+            assert answer.json()["error"]["message"], answer.text
+        ask(endpoint)
+        return {"statuses": [answer.status_code for answer in bad]}
+
+    (trajectory,), engine, _ = run(agent, n=1)
+    assert trajectory.extra == {"statuses": [400, 400, 400, 400, 400, 404, 401, 404]}, trajectory.problem
+    assert len(engine.seen) == 1
+
+
+def test_a_body_that_is_too_large_or_has_no_length_is_not_read():
+    def agent(endpoint, row):
+        statuses = []
+        for name, value in (("Transfer-Encoding", "chunked"), ("Content-Length", str(10**9))):
+            wire = http.client.HTTPConnection(urlsplit(endpoint.base_url).netloc, timeout=60)
+            wire.putrequest("POST", "/v1/chat/completions")
+            wire.putheader(name, value)
+            wire.endheaders()
+            statuses.append(wire.getresponse().status)
+            wire.close()
+        ask(endpoint)
+        return {"statuses": statuses}
+
+    (trajectory,), _, _ = run(agent, n=1)
+    assert trajectory.extra == {"statuses": [411, 413]}, trajectory.problem
+
+
+def test_agents_that_fail_cost_their_completions_alone():
+    """One raises, one hangs, one asks for nothing, one does its work; the run goes on."""
+    release = threading.Event()
+    ways = iter(["raise", "hang", "nothing", "work"])
+    lock = threading.Lock()
+
+    def agent(endpoint, row):
+        with lock:
+            way = next(ways)
+        if way == "nothing":
+            return {"way": way}
+        ask(endpoint)
+        if way == "raise":
+            raise ValueError("no idea")
+        if way == "hang":
+            release.wait(30)
+            return {"late": post(endpoint).status_code}
+        return {"way": way}
+
+    begun = time.monotonic()
+    everyone, _, lines = run(agent, n=4, seconds=1.5)
+    release.set()
+    assert time.monotonic() - begun < 25
+    problems = sorted(t.problem for t in everyone)
+    assert ["" in problems, sum(t.reason == "failed" for t in everyone)] == [True, 3]
+    assert (
+        "no idea" in str(problems) and "no end within 1.5 seconds" in str(problems) and "for nothing" in str(problems)
+    )
+    assert [t.extra for t in everyone if t.reason == "stop"] == [{"way": "work"}]
+    assert all(any(s.ids for s in t.conversation.stretches) for t in everyone)
+    assert len(lines) == 1 and "failed on 3 of 4" in lines[0]
+
+
+def test_the_model_has_time():
+    """What an agent waits for the model is not its own time."""
+
+    def slow(text, place):
+        time.sleep(0.6)
+        return "so"
+
+    (trajectory,), _, _ = run(lambda endpoint, row: {"said": [ask(endpoint), ask(endpoint)]}, slow, n=1, seconds=1.0)
+    assert trajectory.reason == "stop", trajectory.problem
+
+
+def test_an_agent_that_never_comes_through_is_an_error():
+    def agent(endpoint, row):
+        raise ImportError("no module named mine")
+
+    with pytest.raises(RolloutError, match=r"failed on all 2 completions.*no module named mine"):
+        run(agent)
+
+
+def test_limits_end_a_trajectory_by_length():
+    def endless(endpoint, row):
+        while True:
+            ask(endpoint)
+
+    (trajectory,), engine, _ = run(endless, n=1, most_calls=3)
+    assert trajectory.reason == "length" and len(engine.seen) == 3
+    assert len(trajectory.conversation.stretches) == 3 and trajectory.conversation.rewritten == 0
+    (trajectory,), engine, _ = run(endless, n=1, sampling=SamplingParams(max_new_tokens=7, seed=1))
+    assert trajectory.reason == "length"
+    assert sum(len(stretch.ids) for stretch in trajectory.conversation.stretches) == 7
+
+
+def test_a_coroutine_and_requests_side_by_side():
+    async def agent(endpoint, row):
+        two = await asyncio.gather(*(asyncio.to_thread(ask, endpoint, stop=stop) for stop in ("x", "y")))
+        return two[0]["message"]["content"] + two[1]["message"]["content"]
+
+    (trajectory,), engine, _ = run(agent, lambda text, place: "axbyc", n=1, gather_seconds=0.5)
+    assert trajectory.extra == {"output": "aaxb"}
+    assert sorted(params.stop_strings for params in engine.params) == [("x",), ("y",)]
+    assert len(trajectory.conversation.stretches) == 2
+
+
+def test_a_coroutine_that_hangs_is_cancelled():
+    ended = threading.Event()
+
+    async def agent(endpoint, row):
+        try:
+            await asyncio.to_thread(ask, endpoint)
+            await asyncio.sleep(60)
+        finally:
+            ended.set()
+
+    with pytest.raises(RolloutError, match="no end within"):
+        run(agent, n=1, seconds=0.3)
+    assert ended.wait(10)
+
+
+PROGRAM = """
+import json, os, sys, urllib.request
+row = json.load(sys.stdin)
+body = json.dumps({"model": "m", "messages": row["prompt"]}).encode()
+head = {"Authorization": "Bearer " + os.environ["OPENAI_API_KEY"]}
+asked = urllib.request.Request(os.environ["OPENAI_BASE_URL"] + "/chat/completions", body, head)
+said = json.load(urllib.request.urlopen(asked))["choices"][0]["message"]["content"]
+print(json.dumps({"said": said, "start": row["start"]}))
+"""
+
+
+def test_a_command_line_is_an_agent():
+    (trajectory,), _, _ = run([sys.executable, "-I", "-c", PROGRAM], n=1)
+    assert trajectory.extra == {"said": "so", "start": 7} and trajectory.reason == "stop", trajectory.problem
+    with pytest.raises(RolloutError, match="exit code 3: oh no"):
+        run([sys.executable, "-I", "-c", "import sys; print('oh no', file=sys.stderr); sys.exit(3)"], n=1)
+
+
+def test_a_command_line_that_hangs_is_killed():
+    with pytest.raises(RolloutError, match="no end within"):
+        run(["sleep", "4321"], n=1, seconds=0.2)
+    deadline = time.monotonic() + 10
+    while subprocess.run(["pgrep", "-f", "sleep 4321"], capture_output=True).stdout and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not subprocess.run(["pgrep", "-f", "sleep 4321"], capture_output=True).stdout
+
+
+def test_names_that_rewards_need_are_not_an_agents():
+    with pytest.raises(RolloutError, match=r"returned \['completions'\]"):
+        run(lambda endpoint, row: {"completions": 1}, n=1)
+
+
+def test_few_at_once_are_all_served():
+    most, now, lock = [0], [0], threading.Lock()
+
+    def agent(endpoint, row):
+        with lock:
+            now[0] += 1
+            most[0] = max(most[0], now[0])
+        ask(endpoint)
+        with lock:
+            now[0] -= 1
+
+    everyone, _, _ = run(agent, n=5, at_once=2)
+    assert most[0] <= 2 and all(t.reason == "stop" for t in everyone)
+
+
+def test_a_template_without_tools_says_so_to_an_agent_that_has_some():
+    def agent(endpoint, row):
+        refused = post(endpoint, tools=[TOOL])
+        ask(endpoint)
+        return {"status": refused.status_code, "said": refused.json()["error"]["message"]}
+
+    (trajectory,), _, _ = run(agent, n=1, kind="other_end")
+    assert trajectory.extra["status"] == 400 and "refuses an answer of a tool" in trajectory.extra["said"]
+
+
+@pytest.mark.parametrize(
+    ("agent", "given", "said"),
+    [
+        ("python agent.py", {}, "a function or a list of words"), (print, {"seconds": 0}, "seconds"),
+        (print, {"most_calls": 0}, "most_calls"), (print, {"at_once": 0}, "at_once"),
+        (print, {"gather_seconds": -1}, "gather_seconds"),
+    ],
+)  # fmt: skip
+def test_values_out_of_range_are_refused(agent, given, said):
+    with pytest.raises(ConfigError, match=said):
+        AgentProgram(agent, **given)

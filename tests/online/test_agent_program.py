@@ -1,0 +1,162 @@
+"""Training by an agent program: what is learned is what was sampled, as by an environment; runs can be resumed."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import httpx2
+import pytest
+import torch
+from tests.support.conversations import Script
+from tests.support.templates import KINDS, tokenizer_with
+
+from strop.agents import AgentProgram
+from strop.errors import ConfigError
+from strop.testing.cases import make_trainer
+from strop.testing.tiny import tiny_model
+
+ROWS = [{"prompt": [{"role": "user", "content": f"go {i}"}], "start": i} for i in range(2)]
+
+
+def again(text: str) -> str:
+    """Ask again.
+
+    Args:
+        text: What.
+    """
+    return "and?"
+
+
+def talker(endpoint, row):
+    """Asks twice, and goes on with what it was told."""
+    messages, said, most = list(row["prompt"]), [], row.get("most", 6)
+    with httpx2.Client(trust_env=False, timeout=60, headers={"Authorization": f"Bearer {endpoint.api_key}"}) as client:
+        for _ in range(2):
+            answer = client.post(
+                f"{endpoint.base_url}/chat/completions", json={"messages": messages, "max_tokens": most}
+            )
+            messages += [answer.json()["choices"][0]["message"], {"role": "user", "content": "and?"}]
+            said.append(messages[-2]["content"])
+    return {"said": said, "length": len("".join(said))}
+
+
+class AndThen:
+    """What `talker` does, as an environment."""
+
+    def reset(self, **row):
+        self.turns = 0
+
+    def step(self, text):
+        self.turns += 1
+        return "and?", self.turns == 2
+
+
+def rewarded(completions, **columns):
+    return [float(len(str(completion)) % 7) for completion in completions]
+
+
+def build(folder, verb="grpo", kind="gathered", rows=ROWS, **settings):
+    tokenizer, _ = tokenizer_with(KINDS[kind])
+    model = tiny_model("llama", dtype=torch.float64, vocab_size=len(tokenizer))
+    given = {"rollout_func": AgentProgram(talker, gather_seconds=10.0), "reward_funcs": rewarded}
+    given |= settings.pop("trainer", {})
+    options = {"max_completion_length": 60, "num_generations": 2, "max_length": None, **settings}
+    return make_trainer(verb, folder, rows=rows, model=model, tokenizer=tokenizer, trainer=given, **options)
+
+
+@pytest.mark.parametrize("kind", ["gathered", "opened"])
+def test_what_is_learned_is_what_was_sampled(kind, tmp_path):
+    """The log-probs of each trained token are the model's own, whoever's batch it was sampled in."""
+    trainer = build(tmp_path, kind=kind)
+    groups = trainer.rollout([trainer.train_dataset[i] for i in range(2)], 2, training=True)
+    trainer.score_groups(groups, "train")
+    tokenizer = trainer.processing_class
+    for group in groups:
+        group.advantages = torch.ones(2)
+        trees = trainer.trees(group)
+        scores = trainer.score(trainer.model, trainer.build(trees), log=False)
+        wrote = [
+            logp
+            for tree in trees
+            for index, logps in enumerate(tree.sampled.sampler_logps)
+            for logp, on in zip(logps, tree.mask(index), strict=True)
+            if on
+        ]
+        assert torch.allclose(scores.logps.detach(), torch.tensor(wrote).double(), atol=1e-6)
+        for ids, mask, said in zip(group.completions, group.loss_mask, group.extra["said"], strict=True):
+            written = tokenizer.decode([i for i, on in zip(ids, mask, strict=True) if on], skip_special_tokens=True)
+            assert "".join(said) in written or kind == "opened"
+    metrics = trainer._metrics["train"].drain()
+    assert metrics["turns/mean_count"] == 2.0 and metrics["turns/failed"] == 0.0
+    assert (metrics["turns/forked"] == 1.0) == (kind == "opened")
+
+
+def test_the_gradient_is_that_of_the_same_conversation_in_an_environment(tmp_path):
+    """An agent that only goes on is an environment that answers the same: same ids, same gradient."""
+    rows = [{**row, "most": 40} for row in ROWS]
+    fixed = {"rows": rows, "learning_rate": 1e-2, "max_steps": 1, "optim": "sgd", "per_device_train_batch_size": 4}
+    ways = {"agent": {}, "environment": {"rollout_func": None, "environment_factory": AndThen}}
+    weights, samples = {}, {}
+    for name, given in ways.items():
+        trainer = build(tmp_path / name, trainer=given, **fixed)
+        before = [p.detach().clone() for p in trainer.model.parameters()]
+        trainer._generator = Script(
+            trainer.processing_class, lambda text, place: f"so {len(text)} {'abc'[: place % 4]}"
+        )
+        trainer.train()
+        weights[name] = [p.detach().clone() for p in trainer.model.parameters()]
+        assert any(not torch.equal(a, b) for a, b in zip(weights[name], before, strict=True))
+        lines = (tmp_path / name / "samples.jsonl").read_text().splitlines()
+        samples[name] = [json.loads(line) for line in lines]
+    for field in ("completion", "turns", "advantage"):
+        assert [r[field] for r in samples["agent"]] == [r[field] for r in samples["environment"]]
+    for one, other in zip(weights["agent"], weights["environment"], strict=True):
+        assert torch.allclose(one, other, atol=1e-12)
+
+
+def test_rewards_see_messages_and_what_the_agent_returned(tmp_path):
+    seen = {}
+
+    def reward(completions, prompts, said, length, start, **columns):
+        seen.update(completions=completions, prompts=prompts, said=said, start=start)
+        return [float(number) for number in length]
+
+    trainer = build(tmp_path, trainer={"reward_funcs": reward}, rows=[{"prompt": "go", "start": 3}] * 2, max_steps=1,
+                    logging_steps=1)  # fmt: skip
+
+    def plain(endpoint, row):
+        assert row == {"prompt": "go", "start": 3}
+        return talker(endpoint, {"prompt": [{"role": "user", "content": row["prompt"]}]})
+
+    trainer.turns.program.agent = plain
+    trainer.train()
+    assert [m["role"] for m in seen["completions"][0]] == ["assistant", "user", "assistant"]
+    assert seen["prompts"][0] == [{"role": "user", "content": "go"}] and seen["start"][0] == 3
+    assert [m["content"] for m in seen["completions"][0][::2]] == seen["said"][0]
+    row = json.loads((tmp_path / "samples.jsonl").read_text().splitlines()[0])
+    assert row["columns"]["said"] == [turn["content"] for turn in row["turns"][::2]]
+
+
+def test_a_resumed_run_is_the_same_run(tmp_path):
+    """Random numbers belong to a trajectory and its call, so that a resumed run samples what the whole one did."""
+    rows = [{"prompt": [{"role": "user", "content": f"go {i}"}], "start": i} for i in range(4)]
+    given = {"rows": rows, "max_steps": 3, "save_steps": 1, "save_strategy": "steps", "logging_steps": 1}
+    whole = build(tmp_path / "whole", "rloo", **given)
+    whole.train()
+    (tmp_path / "part").mkdir()
+    shutil.copytree(tmp_path / "whole" / "checkpoint-1", tmp_path / "part" / "checkpoint-1")
+    part = build(tmp_path / "part", "rloo", **given)
+    part.train(resume_from_checkpoint=True)
+    assert part.state.global_step == 3
+    for one, other in zip(whole.model.parameters(), part.model.parameters(), strict=True):
+        assert torch.allclose(one, other, atol=1e-12)
+
+
+def test_what_cannot_be_trained_so_is_refused_when_the_trainer_is_made(tmp_path):
+    with pytest.raises(ConfigError, match="leave out tools"):
+        build(tmp_path, trainer={"tools": [again]})
+    with pytest.raises(ConfigError, match="GRPO and RLOO"):
+        build(tmp_path, "ppo")
+    with pytest.raises(ConfigError, match="a function or an AgentProgram; got 3"):
+        build(tmp_path, trainer={"rollout_func": 3})
