@@ -256,6 +256,26 @@ MUTATIONS = (
         tests=("tests/model/test_reference.py::test_first_kl_is_exactly_zero_and_training_does_not_move_it",),
     ),
     Mutation(
+        name="another-adapter-scored-by-the-same-log-probs",
+        promises=(8,),
+        history="Kept log-probs of the reference were found by a hash that left its adapter out.",
+        edits=(
+            Edit(
+                "engine/reference_scores.py",
+                'if not idle.intersection(name.split(".")):',
+                'if not idle.intersection(name.split(".")) and "lora" not in name:',
+            ),
+        ),
+        tests=("tests/engine/test_several_adapters.py::test_kept_log_probs_belong_to_one_adapter",),
+    ),
+    Mutation(
+        name="adapters-beside-the-trained-one-move",
+        promises=(8,),
+        history="Of two adapters that were loaded to be trained, the idle one was decayed with the active one.",
+        edits=(Edit("model/adapters.py", "            parameter.requires_grad_(False)\n", "            pass\n"),),
+        tests=("tests/engine/test_several_adapters.py::test_only_the_active_adapter_learns",),
+    ),
+    Mutation(
         name="dropout-in-the-reference",
         promises=(8, 9),
         history="The reference was scored in training mode, so its log-probs were a draw of dropout (early DPO trainers).",
@@ -264,9 +284,9 @@ MUTATIONS = (
                 "model/reference.py",
                 "        with torch.no_grad(), evaluating(self._policy), _same_requires_grad(self._policy), "
                 "self._kept.in_place():\n"
-                "            self._policy.set_adapter(REFERENCE_ADAPTER, inference_mode=True)\n",
+                "            self._policy.set_adapter(self._name, inference_mode=True)\n",
                 "        with torch.no_grad(), _same_requires_grad(self._policy), self._kept.in_place():\n"
-                "            self._policy.set_adapter(REFERENCE_ADAPTER, inference_mode=True)\n",
+                "            self._policy.set_adapter(self._name, inference_mode=True)\n",
             ),
         ),
         tests=("tests/model/test_reference.py::test_dropout_of_the_policy_does_not_reach_the_reference",),

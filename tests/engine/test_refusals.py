@@ -84,13 +84,6 @@ def test_encoder_decoders(verb: str, tmp_path: Path) -> None:
             make_trainer(verb, tmp_path, model=source)
 
 
-@pytest.mark.parametrize("verb", ["reward", "prm"])
-def test_virtual_tokens(verb: str, tmp_path: Path) -> None:
-    config = peft.PromptTuningConfig(task_type="SEQ_CLS", num_virtual_tokens=2)
-    with pytest.raises(SetupError, match="virtual tokens"):
-        make_trainer(verb, tmp_path, trainer={"peft_config": config})
-
-
 def launched(kind: DistributedType, world_size: int, **asked: Any) -> SimpleNamespace:
     state = SimpleNamespace(distributed_type=kind)
     given: dict[str, Any] = {"output_dir": "out", "deepspeed": None, "fsdp": "", **asked}

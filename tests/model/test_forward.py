@@ -229,14 +229,6 @@ def test_lora(targets: list[str], row_logps: Any, grads_of: Any) -> None:
             assert relative(grads_of(policy, logps), expected_grads) < 1e-5
 
 
-def test_adapters_with_virtual_tokens_are_refused() -> None:
-    import peft
-
-    policy = apply_peft(tiny_model("llama"), peft.PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=3))
-    with pytest.raises(SetupError, match="virtual tokens"):
-        score(policy, [Example([1], [[2]])])
-
-
 def test_the_model_is_otherwise_as_it_was(tmp_path: Any) -> None:
     model, examples = tiny_model("llama"), random_examples(1, completions=(2, 3))
     ids = torch.tensor([[3, 4, 5], [0, 6, 7]])

@@ -12,7 +12,7 @@ from torch import nn
 from strop.errors import ConfigError
 from strop.model import AdapterCopy, AdapterOff, FrozenReference, apply_peft, disable_dropout, make_reference, score
 from strop.model.kept_weights import KeptWeights
-from strop.model.reference import adds_nothing
+from strop.model.reference import REFERENCE_ADAPTER, adds_nothing
 from strop.testing.tiny import random_examples, tiny_model
 
 EXAMPLES = random_examples(1, trees=3, completions=(2, 3))
@@ -104,7 +104,9 @@ def test_first_kl_is_exactly_zero_and_training_does_not_move_it(make: Any, kind:
     assert {name for name, p in policy.named_parameters() if p.requires_grad} == trained
 
     first.sum().backward()
-    assert not [name for name, p in policy.named_parameters() if ".reference." in name and p.grad is not None]
+    assert not [
+        name for name, p in policy.named_parameters() if f".{REFERENCE_ADAPTER}." in name and p.grad is not None
+    ]
     move(policy)
     with reference.active() as model:
         assert torch.equal(score(model, EXAMPLES).logps, before)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import peft
 import pytest
 import torch
 
@@ -28,8 +27,5 @@ def test_unwrapping() -> None:
 
 
 def test_refusals() -> None:
-    prompt = apply_peft(tiny_model("llama"), peft.PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=2))
-    with pytest.raises(SetupError, match="virtual tokens"):
-        base_model(prompt)
     with pytest.raises(SetupError, match="not a transformers model"):
         base_model(torch.nn.Linear(1, 1))

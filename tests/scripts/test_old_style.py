@@ -158,7 +158,7 @@ def test_plain_training_arguments(models: dict[str, str]) -> None:
         ({"train_datset": []}, "Did you mean 'train_dataset'"),
         ({"data_collator": list}, "no collator"),
         ({"compute_loss_func": len}, "override loss"),
-        ({"model_adapter_name": "a"}, "nothing needs a name"),
+        ({"model_adapter_name": "a"}, r"Config\(model_adapter_name"),
     ],
     ids=str,
 )

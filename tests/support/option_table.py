@@ -42,6 +42,7 @@ ONLINE = {
     "sync_ref_model": Flip(True, given=REFERENCE),
     "ref_model_mixup_alpha": Flip(0.3, given=REFERENCE | {"sync_ref_model": True}),
     "ref_model_sync_steps": Flip(1, given={**REFERENCE, "ref_model_sync_steps": 512, "sync_ref_model": True}),
+    "ref_adapter_name": Flip("other", "error", {"beta": 0.4}),
 }
 """What the shared settings need in order to act on sampled completions."""
 TABLE: dict[str, dict[str, Flip]] = {
@@ -84,6 +85,8 @@ TABLE: dict[str, dict[str, Flip]] = {
         "sync_ref_model": Flip(True, given={"ref_model_sync_steps": 1}),
         "ref_model_mixup_alpha": Flip(0.3, given={"ref_model_sync_steps": 1, "sync_ref_model": True}),
         "ref_model_sync_steps": Flip(1, given={"sync_ref_model": True}),
+        "model_adapter_name": Flip("policy", "error"),
+        "ref_adapter_name": Flip("other", "error"),
     },
     "OnlineConfig": {
         "num_generations": Flip(4),

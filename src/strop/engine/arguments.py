@@ -19,8 +19,8 @@ KEYWORD_ALIASES = {"tokenizer": "processing_class"}
 REMOVED_KEYWORDS = {
     "preprocess_logits_for_metrics": "Evaluation keeps no logits; compute_metrics gets the method's predictions.",
     "compute_loss_func": "Subclass the trainer and override loss(scores, batch, step).",
-    "model_adapter_name": "The reference is the adapter as it was at the start; nothing needs a name.",
-    "ref_adapter_name": "The reference is the adapter as it was at the start; nothing needs a name.",
+    "model_adapter_name": "Name the adapter in the settings: args=...Config(model_adapter_name=...).",
+    "ref_adapter_name": "Name the adapter in the settings: args=...Config(ref_adapter_name=...).",
     "config": "Pass the settings as args=.",
     "policy": "Pass the model as model=.",
     "ref_policy": "Pass the reference as ref_model=.",

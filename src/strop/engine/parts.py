@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -41,10 +41,13 @@ from strop.model import (
     unwrap,
     with_head,
 )
+from strop.model.adapters import train_adapter
 from strop.model.chat_tokens import Adopted, adopt_chat_tokens
 from strop.model.forward import vocab_size
 from strop.model.reference import check_adapter_mix
+from strop.model.virtual_tokens import check_virtual_tokens, has_virtual_tokens
 from strop.model.wrappers import is_compiled
+from strop.rollout.rollout_mode import transformers_model
 from strop.settings.config import TrainerConfig
 from strop.watch.say import say
 
@@ -57,6 +60,7 @@ class Facts:
     dataset_kind: DatasetKind  # the rows it learns from
     task: str  # the head it needs: "causal", "score" or "step"
     uses_reference: bool
+    samples: bool = field(default=False, kw_only=True)  # completions of the policy
     tokenize: TokenizeOptions  # how its rows become tokens
     convert: Callable[[RowPreparation, Any, str], Any] = tokenized  # (preparation, rows, name) -> examples
     complete_model: Callable[[Any], Any] = lambda model: model  # the policy -> the module that the optimizer trains
@@ -108,6 +112,9 @@ def prepare(
             rows, train, evaluation = prepare_rows(args, tokenizer, train_dataset, eval_dataset, facts, late)
     model = resolve_model(args, model, facts.task, quantization_config, peft_config, adopted=adopted)
     check_can_learn(model)
+    if facts.samples or args.generate_during_eval:
+        transformers_model(model)  # raises where nothing can be sampled
+    train_adapter(model, getattr(args, "model_adapter_name", None))
     if len(tokenizer) > (size := vocab_size(model) or len(tokenizer)):
         raise SetupError(
             f"The tokenizer has {len(tokenizer)} tokens, but the model embeds {size}. Use the model's own tokenizer, "
@@ -122,7 +129,8 @@ def prepare(
             )
             if unwrap(other) is not unwrap(model):  # then it is copied
                 check_apart("ref_model", other, model)
-        reference = make_reference(model, other, syncs=getattr(args, "sync_ref_model", False))
+        syncs, named = getattr(args, "sync_ref_model", False), getattr(args, "ref_adapter_name", None)
+        reference = make_reference(model, other, syncs=syncs, adapter=named)
     unsaid = facts.task == "score" and set_scoring_pad(model, tokenizer, last_tokens(train))
     return Parts(facts.complete_model(model), tokenizer, reference, rows, train, evaluation, unsaid)
 
@@ -252,6 +260,8 @@ def resolve_model(
         peft_config = adopted.fit(module, peft_config)
     if peft_config is not None:
         module = apply_peft(module, peft_config)
+    if has_virtual_tokens(module):
+        check_virtual_tokens(unwrap(module), args.gradient_checkpointing)
     if trainable and (towers := freeze_unread_towers(module)):
         say(args, f"Rows are text, so {', '.join(towers)} of {type(base_model(module)).__name__} are not trained.")
     keep_differentiable(module)

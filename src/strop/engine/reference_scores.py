@@ -15,6 +15,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from strop.engine.rows import flatten
+from strop.model.adapters import idle_adapters
 from strop.records import Batch, Example, Scores
 
 MAX_CACHED_TOKENS = 100_000_000
@@ -159,8 +160,9 @@ class ReferenceScores:
         if self._fingerprint is None:
             digest = hashlib.blake2b(str(sorted(self.settings().items())).encode(), digest_size=16)
             with self.reference.active() as model:
+                idle = idle_adapters(model)
                 for name, tensor in model.state_dict().items():
-                    if "reference" in name or "lora" not in name:
+                    if not idle.intersection(name.split(".")):
                         digest.update(name.encode())
                         digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy())
             self._fingerprint = digest.hexdigest()

@@ -79,7 +79,7 @@ NO_REWARD = (
     "missing_eos_penalty",
     "advantage_level",
 )
-NO_REFERENCE = ("sync_ref_model", "ref_model_mixup_alpha", "ref_model_sync_steps")
+NO_REFERENCE = ("sync_ref_model", "ref_model_mixup_alpha", "ref_model_sync_steps", "ref_adapter_name")
 
 
 @config

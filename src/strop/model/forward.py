@@ -7,6 +7,7 @@ Without the keyword the class does what it always did.
 
 from __future__ import annotations
 
+import copy
 import functools
 import inspect
 from collections.abc import Callable
@@ -25,7 +26,8 @@ from strop.model.lm_head import lm_head_of
 from strop.model.recurrent import teach
 from strop.model.rope import rows_alone
 from strop.model.router import has_router, router_loss
-from strop.model.wrappers import base_model, decoder_of
+from strop.model.virtual_tokens import VirtualTokens, has_virtual_tokens
+from strop.model.wrappers import base_model, decoder_of, unwrap
 from strop.records import Batch, Scores, Want
 
 
@@ -55,6 +57,7 @@ class Scoring:
         self.aux_loss = aux_loss
         self.noise_alpha = noise_alpha  # NEFTune's, in training mode
         self.own_head = own_head  # let the model compute its logits itself (see `select`)
+        self.virtual: VirtualTokens | None = None  # learned tokens before every row, on the way through PEFT's model
 
 
 def score_batch(model: nn.Module, batch: Batch, want: Want = Want.LOGPS, **options: Any) -> Scores:
@@ -83,15 +86,38 @@ def install(model: nn.Module) -> None:
     Call it before the model is wrapped for mixed precision, so that the wrapper's autocast surrounds scoring too.
     """
     inner = base_model(model)
-    owner: Any = next(cls for cls in type(inner).__mro__ if "forward" in vars(cls))
-    if not getattr(owner.forward, "strop_scoring", False):
-        owner.forward = _dispatching(owner.forward)
+    _teach_class(inner, _dispatching)
+    if has_virtual_tokens(model):
+        _teach_class(unwrap(model), _bringing_tokens)
     replaced = vars(inner).get("forward")
     if replaced is not None and not _reaches_scoring(replaced):
         # Set on the object before the class knew the keyword (accelerate's device hooks do that): go around it.
         around = functools.partial(_forward_or_score, replaced, inner)
         around.strop_scoring = True  # type: ignore[attr-defined]
         inner.forward = functools.update_wrapper(around, replaced)
+
+
+def _teach_class(model: nn.Module, taught: Callable[[Any], Any]) -> None:
+    owner: Any = next(cls for cls in type(model).__mro__ if "forward" in vars(cls))
+    if not getattr(owner.forward, "strop_scoring", False):
+        owner.forward = taught(owner.forward)
+
+
+def _bringing_tokens(forward: Callable[..., Any]) -> Callable[..., Any]:
+    """The forward of a PEFT model, which gives a scoring pass the learned tokens of its adapter."""
+
+    @functools.wraps(forward)
+    def bring(self: Any, *args: Any, scoring: Scoring | None = None, **kwargs: Any) -> Any:
+        if scoring is None:
+            return forward(self, *args, **kwargs)
+        if not has_virtual_tokens(self):
+            return forward(self, *args, scoring=scoring, **kwargs)
+        scoring = copy.copy(scoring)
+        scoring.virtual = VirtualTokens(self)
+        return self.base_model(scoring=scoring)
+
+    bring.strop_scoring = True  # type: ignore[attr-defined]
+    return bring
 
 
 def _dispatching(forward: Callable[..., Any]) -> Callable[..., Any]:
@@ -126,15 +152,17 @@ def run_scoring(model: Any, scoring: Scoring) -> dict[str, Any]:
 def _scored(model: Any, scoring: Scoring) -> dict[str, Any]:
     batch, want = scoring.batch, scoring.want
     if want & Want.SCORE and scalar_head(model) is None:
-        return {"strop": True, "scores": _pooled_scores(model, batch)}
+        return {"strop": True, "scores": _pooled_scores(model, scoring)}
     out: dict[str, Any] = {"strop": True}
     if scoring.own_head and want & HEAD_KINDS:
         out |= _own_head_scores(model, scoring)
         want = want & ~HEAD_KINDS
         if not want:
             return _of_each(out, batch)
-    output = _run_decoder(model, batch, scoring.aux_loss)
+    output = _run_decoder(model, scoring)
     hidden = output.last_hidden_state  # (1, T, H) or (S, T, H)
+    if scoring.virtual is not None:
+        hidden = scoring.virtual.behind(hidden)
     hidden = hidden.reshape(-1, hidden.shape[-1])
     rows = hidden[:0]
     if want & ~Want.SCORE:
@@ -175,19 +203,25 @@ def _of_each(out: dict[str, Any], batch: Batch) -> dict[str, Any]:
     return out | spread
 
 
-def _run_decoder(model: Any, batch: Batch, router: bool) -> Any:
+def _run_decoder(model: Any, scoring: Scoring) -> Any:
     decoder = decoder_of(model)
     extra = {}
-    if router:
+    if scoring.aux_loss:
+        if scoring.virtual is not None:
+            raise ConfigError(
+                "The load-balancing loss knows no learned tokens before a row. Set router_aux_loss_coef=0."
+            )
         if not has_router(model.config):
             raise ConfigError(f"{type(model).__name__} has no router, so it has no load-balancing loss (aux_loss).")
         extra["output_router_logits"] = True
-    return call_on(decoder, decoder, batch, **extra)
+    return call_on(decoder, decoder, scoring.batch, scoring.virtual, **extra)
 
 
-def call_on(function: Callable[..., Any], decoder: nn.Module, batch: Batch, **extra: Any) -> Any:
-    """Call the decoder, or the forward of a model around it, on a laid-out batch."""
-    if batch.layout != "padded":
+def call_on(
+    function: Callable[..., Any], decoder: nn.Module, batch: Batch, virtual: VirtualTokens | None = None, **extra: Any
+) -> Any:
+    """Call the decoder, or the forward of a model around it, on a laid-out batch, behind learned tokens if any."""
+    if batch.layout != "padded" and virtual is None:
         teach(decoder)
         with tree_attention_on(decoder), rows_alone(decoder, batch):
             inputs = {"input_ids": batch.input_ids, "position_ids": batch.position_ids, KEYWORD: batch.segments}
@@ -198,6 +232,8 @@ def call_on(function: Callable[..., Any], decoder: nn.Module, batch: Batch, **ex
         "position_ids": batch.position_ids,
         "use_cache": False,
     }
+    if virtual is not None:
+        inputs = virtual.before(inputs, batch)
     known = inspect.signature(function.forward if isinstance(function, nn.Module) else function).parameters
     if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in known.values()):
         inputs = {name: value for name, value in inputs.items() if name in known}
@@ -234,7 +270,10 @@ def _own_head_scores(model: Any, scoring: Scoring) -> dict[str, torch.Tensor]:
         wanted, targets = torch.cat([wanted, batch.prompt_source]), torch.cat([targets, batch.prompt_targets])
     forward = own_forward(model)
     flat = batch.layout != "padded" and "logits_to_keep" in inspect.signature(forward).parameters
-    logits = call_on(forward, decoder_of(model), batch, **({"logits_to_keep": wanted} if flat else {})).logits
+    options = {"logits_to_keep": wanted} if flat else {}
+    logits = call_on(forward, decoder_of(model), batch, scoring.virtual, **options).logits
+    if scoring.virtual is not None:
+        logits = scoring.virtual.behind(logits)
     logits = logits.reshape(-1, logits.shape[-1])
     rows = logits if flat else logits.index_select(0, wanted.to(logits.device))  # (K + M, V)
     columns = score_logits(
@@ -263,8 +302,13 @@ def pools_itself(model: Any) -> bool:
     return type(model).__name__.endswith("ForSequenceClassification") and scalar_head(model) is None
 
 
-def _pooled_scores(model: Any, batch: Batch) -> torch.Tensor:
+def _pooled_scores(model: Any, scoring: Scoring) -> torch.Tensor:
     """Scores of a classifier with its own pooling, one padded row per completion, (S,)."""
+    batch = scoring.batch
+    if scoring.virtual is not None:
+        raise SetupError(
+            f"{type(model).__name__} pools a row in its own way, and learned tokens would be in it. Use LoRA."
+        )
     if not pools_itself(model) or batch.attention_mask is None:
         score_rows(model, batch.input_ids)  # raises: there is no scalar head
     logits = own_forward(model)(input_ids=batch.input_ids, attention_mask=batch.attention_mask).logits  # (S, labels)

@@ -69,11 +69,12 @@ class KeptWeights:
 
 
 def held_by_adapters(policy: Any) -> set[int]:
-    """Identities of the parameters that PEFT's layers declare as their adapters' own."""
+    """Identities of the parameters that PEFT's layers declare as their adapters' own, and of learned tokens."""
     parts = (
         getattr(module, name, None)
         for module in policy.modules()
         for name in getattr(module, "adapter_layer_names", ())
     )
-    modules = (part for part in parts if isinstance(part, torch.nn.Module))
+    modules = [part for part in parts if isinstance(part, torch.nn.Module)]
+    modules += [policy.prompt_encoder] if hasattr(policy, "prompt_encoder") else []
     return {id(parameter) for module in modules for parameter in module.parameters()}

@@ -1,13 +1,14 @@
 """The reference model: what the policy was before training, held in memory, never read from disk again.
 
-Three ways to hold it, chosen by `make_reference`:
+Four ways to hold it, chosen by `make_reference`:
 
     a frozen copy        full training, or a model that the user gave
     the adapter off      a fresh LoRA adapter adds exactly nothing, so the base model is the reference
     an adapter's copy    training goes on from a trained adapter: the reference is base + that adapter, not the base
+    another adapter      one of the same model that was named; it is read where it is
 
 Weights that are trained beside an adapter (biases, unfrozen norms) are kept as they were (`kept_weights`).
-In all three the policy's first KL to it is exactly 0.
+Where no model and no adapter was named, the policy's first KL to it is exactly 0.
 """
 
 from __future__ import annotations
@@ -22,11 +23,13 @@ import torch
 from torch import nn
 
 from strop.errors import ConfigError, SetupError
+from strop.model.adapters import active_adapter, check_adapter
 from strop.model.dropout import disable_dropout, evaluating
 from strop.model.kept_weights import KeptWeights
 from strop.model.wrappers import is_peft, unwrap
 
-REFERENCE_ADAPTER = "reference"
+REFERENCE_ADAPTER = "strop_reference"
+"""A name that no adapter of a user has."""
 
 
 class Reference(Protocol):
@@ -46,14 +49,25 @@ class Reference(Protocol):
         """Raise `ConfigError` where `sync` could not be done."""
 
 
-def make_reference(policy: nn.Module, given: nn.Module | None = None, *, syncs: bool = False) -> Reference:
+def make_reference(
+    policy: nn.Module, given: nn.Module | None = None, *, syncs: bool = False, adapter: str | None = None
+) -> Reference:
     """The reference for a policy, taken before its first step.
 
     Args:
         policy: the model that will be trained, not wrapped yet.
         given: a model to use instead; it is frozen.
         syncs: whether `sync` will be called: with an adapter this needs an adapter's copy, never the adapter off.
+        adapter: another adapter of the policy, to use instead.
+
+    Raises:
+        ConfigError: two references, an adapter that is not there or is the one that is trained.
     """
+    if adapter is not None:
+        if given is not None:
+            raise ConfigError(f"ref_adapter_name={adapter!r} and ref_model are two references; keep one.")
+        check_adapter(unwrap(policy), adapter, "ref_adapter_name")
+        return OtherAdapter(unwrap(policy), adapter)
     if given is not None:
         if unwrap(given) is unwrap(policy):
             return FrozenReference(_copied(unwrap(policy)), policy)
@@ -133,20 +147,47 @@ class AdapterOff:
         self.check_sync(alpha)
 
 
-class AdapterCopy:
+class OtherAdapter:
+    """The policy with another of its adapters switched on, and what is trained beside its own as it was."""
+
+    def __init__(self, policy: Any, name: str) -> None:
+        self._policy, self._name = policy, name
+        self._trained = active_adapter(policy)
+        if name == self._trained:
+            raise ConfigError(
+                f"ref_adapter_name={name!r} is the adapter that is trained, so the reference would move with it. "
+                "Leave it unset: the reference is then the adapter as it was at the start."
+            )
+        self._kept = KeptWeights(policy)
+
+    @contextmanager
+    def active(self, policy: nn.Module | None = None) -> Iterator[nn.Module]:
+        with torch.no_grad(), evaluating(self._policy), _same_requires_grad(self._policy), self._kept.in_place():
+            self._policy.set_adapter(self._name, inference_mode=True)
+            try:
+                yield self._policy if policy is None else policy
+            finally:
+                self._policy.set_adapter(self._trained)
+
+    def check_sync(self, alpha: float) -> None:
+        raise ConfigError(
+            f"The reference is the adapter {self._name!r}, which stays as it is: leave sync_ref_model off."
+        )
+
+    def sync(self, alpha: float, policy: nn.Module | None = None) -> None:
+        self.check_sync(alpha)
+
+
+class AdapterCopy(OtherAdapter):
     """The policy with a second, frozen adapter, a copy of the one that training starts from.
 
     What is trained beside the adapter is as it was, like there.
     """
 
     def __init__(self, policy: Any) -> None:
-        self._policy = policy
-        self._trained = policy.active_adapter
-        if isinstance(self._trained, list):
-            raise ConfigError(f"Several adapters are active ({', '.join(self._trained)}); training takes exactly one.")
-        if REFERENCE_ADAPTER in self._policy.peft_config:
-            self._policy.delete_adapter(REFERENCE_ADAPTER)
-        self._kept = KeptWeights(policy)
+        if REFERENCE_ADAPTER in policy.peft_config:
+            policy.delete_adapter(REFERENCE_ADAPTER)
+        super().__init__(policy, REFERENCE_ADAPTER)
         config = copy.deepcopy(self._policy.peft_config[self._trained])
         if getattr(config, "bias", "none") != "none":
             config.bias = "none"  # PEFT takes one adapter with biases; their start is among the kept weights
@@ -162,15 +203,6 @@ class AdapterCopy:
     def adapter_names(self) -> list[str]:
         """The adapters to save with the policy (`save_pretrained(selected_adapters=...)`): all but the copy."""
         return [name for name in self._policy.peft_config if name != REFERENCE_ADAPTER]
-
-    @contextmanager
-    def active(self, policy: nn.Module | None = None) -> Iterator[nn.Module]:
-        with torch.no_grad(), evaluating(self._policy), _same_requires_grad(self._policy), self._kept.in_place():
-            self._policy.set_adapter(REFERENCE_ADAPTER, inference_mode=True)
-            try:
-                yield self._policy if policy is None else policy
-            finally:
-                self._policy.set_adapter(self._trained)
 
     def check_sync(self, alpha: float) -> None:
         _check_alpha(alpha)

@@ -26,6 +26,7 @@ from strop.model.forward import Scoring, call_on, input_device, install, pools_i
 from strop.model.layout import build_batch
 from strop.model.rope import longest_plain_row
 from strop.model.twin import SHRUNK, boundaries, twin_of
+from strop.model.virtual_tokens import WHY_PADDED, has_virtual_tokens
 from strop.model.wrappers import base_model, check_decoder_only, decoder_of
 from strop.plain_text import first_line
 from strop.records import Batch, Example, Scores, Want
@@ -83,7 +84,7 @@ def layout_of(model: nn.Module) -> LayoutChoice:
                 "the output layer of %s is not one that strop knows; its logits are computed in one piece",
                 type(inner).__name__,
             )
-    return kept
+    return replace(kept, name="padded", reason=WHY_PADDED) if has_virtual_tokens(model) else kept
 
 
 def accepted_layout(model: nn.Module, asked: str, examples: Sequence[Example]) -> str:

@@ -52,16 +52,10 @@ def base_model(model: nn.Module) -> Any:
     """The transformers model inside all wrappers, adapter layers in place.
 
     Raises:
-        SetupError: not a transformers model, or adapters that put virtual tokens before the input: they change what
-            a position means.
+        SetupError: not a transformers model.
     """
     model = unwrap(model)
     if is_peft(model):
-        if model.active_peft_config.is_prompt_learning:  # type: ignore[union-attr]
-            raise SetupError(
-                f"{model.active_peft_config.peft_type} puts virtual tokens before the prompt, "  # type: ignore[union-attr]
-                "which per-token scoring does not support. Use LoRA or another adapter that changes layers."
-            )
         model = unwrap(model.get_base_model())  # type: ignore[union-attr,operator]
     if not (hasattr(model, "get_decoder") and hasattr(model, "config")):
         raise SetupError(

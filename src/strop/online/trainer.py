@@ -112,7 +112,7 @@ class OnlineTrainer(BaseTrainer):
             tools=tuple(tool_schemas(given.get("tools"), given.get("environments"))) or None,
         )
         betas = args.beta if isinstance(args.beta, (list, tuple)) else [args.beta]  # one for each epoch
-        return replace(super().facts(args, given), uses_reference=max(betas) > 0, tokenize=options)
+        return replace(super().facts(args, given), uses_reference=max(betas) > 0, tokenize=options, samples=True)
 
     def after_init(self) -> None:
         self.buffer: deque[list[Example]] = deque()

@@ -11,6 +11,7 @@ from transformers import PreTrainedModel
 
 from strop.errors import SetupError
 from strop.model.dropout import evaluating
+from strop.model.virtual_tokens import has_virtual_tokens
 from strop.model.wrappers import base_model
 from strop.rollout.attention_hook import ATTENTION_NAME
 
@@ -19,8 +20,13 @@ def transformers_model(model: nn.Module) -> PreTrainedModel:
     """The transformers model inside adapters and wrappers.
 
     Raises:
-        SetupError: there is none, or its adapter puts virtual tokens before the prompt.
+        SetupError: there is none, or its adapter puts learned tokens before the prompt.
     """
+    if has_virtual_tokens(model):
+        raise SetupError(
+            "The adapter puts learned tokens before every prompt, which the caches of rollout engines do not hold: "
+            "nothing can be sampled while it is trained. Use LoRA, or a method that learns from rows (SFT, DPO, ...)."
+        )
     base = base_model(model)
     if not isinstance(base, PreTrainedModel):
         raise SetupError(

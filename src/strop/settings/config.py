@@ -112,8 +112,8 @@ class TrainerConfig(TrainingArguments):
         "ref_model_init_kwargs": "The reference is the starting model; load another one yourself and pass ref_model=.",
         "use_logits_to_keep": "The head sees scored positions only; remove it.",
         "force_use_ref_model": "The reference is the starting model, by construction; remove it.",
-        "model_adapter_name": "The reference is the adapter as it was at the start; nothing needs a name.",
-        "ref_adapter_name": "The reference is the adapter as it was at the start; nothing needs a name.",
+        "model_adapter_name": "The active adapter is trained: model.set_adapter(name) chooses it.",
+        "ref_adapter_name": "This method compares with no reference; remove it.",
         "base_model_attribute_name": "The base of an adapter is found by itself; remove it.",
         "group_by_length": "No padding is computed that it could save; remove it.",
         "save_safetensors": "Weights are saved as safetensors always; remove it.",
@@ -329,6 +329,9 @@ class TrainerConfig(TrainingArguments):
 class ReferenceConfig(TrainerConfig):
     """Settings of methods that compare the policy with a reference model."""
 
+    removed: ClassVar[dict[str, str]] = {
+        name: why for name, why in TrainerConfig.removed.items() if not name.endswith("_adapter_name")
+    }
     needs: ClassVar[dict[str, Needs]] = {
         **TrainerConfig.needs,
         "precompute_ref_batch_size": Needs({"precompute_ref_log_probs": (True,)}),
@@ -346,6 +349,10 @@ class ReferenceConfig(TrainerConfig):
     """Share of the policy at each move: reference <- alpha * policy + (1 - alpha) * reference."""
     ref_model_sync_steps: Annotated[int, Range(min=1)] = 512
     """Optimizer steps between moves."""
+    model_adapter_name: str | None = None
+    """Adapter of a PEFT model that is trained. None: the one that is active."""
+    ref_adapter_name: str | None = None
+    """Another adapter of the same model, which is the reference. None: the trained one as it was at the start."""
 
     def contradictions(self) -> list[str]:
         problems = super().contradictions()
@@ -353,5 +360,10 @@ class ReferenceConfig(TrainerConfig):
             problems.append(
                 "precompute_ref_log_probs=True and sync_ref_model=True exclude each other: precomputed values would "
                 "be stale."
+            )
+        if self.ref_adapter_name is not None and self.sync_ref_model:
+            problems.append(
+                f"ref_adapter_name={self.ref_adapter_name!r} and sync_ref_model=True exclude each other: a named "
+                "adapter stays as it is."
             )
         return problems

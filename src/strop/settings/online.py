@@ -86,7 +86,7 @@ class OnlineConfig(ReferenceConfig):
 
     needs: ClassVar[dict[str, Needs]] = {
         **ReferenceConfig.needs,
-        "sync_ref_model": Needs({"beta": ABOVE_ZERO}),
+        **dict.fromkeys(("sync_ref_model", "ref_adapter_name"), Needs({"beta": ABOVE_ZERO})),
         "vllm_mode": VLLM,
         "vllm_server_base_url": Needs(SERVER),
         "vllm_server_host": Needs({"vllm_server_base_url": (None,)}, elsewhere=("0.0.0.0",)),
