@@ -12,6 +12,7 @@ from tests.support.conversations import Script
 from tests.support.templates import KINDS, tokenizer_with
 
 from strop.agents import AgentProgram
+from strop.agents.tools import Tools
 from strop.errors import ConfigError
 from strop.testing.cases import make_trainer
 from strop.testing.tiny import tiny_model
@@ -19,13 +20,13 @@ from strop.testing.tiny import tiny_model
 ROWS = [{"prompt": [{"role": "user", "content": f"go {i}"}], "start": i} for i in range(2)]
 
 
-def again(text: str) -> str:
-    """Ask again.
+def double(a: int) -> int:
+    """Twice a number.
 
     Args:
-        text: What.
+        a: The number.
     """
-    return "and?"
+    return 2 * a
 
 
 def talker(endpoint, row):
@@ -92,26 +93,48 @@ def test_what_is_learned_is_what_was_sampled(kind, tmp_path):
     assert (metrics["turns/forked"] == 1.0) == (kind == "opened")
 
 
-def test_the_gradient_is_that_of_the_same_conversation_in_an_environment(tmp_path):
-    """An agent that only goes on is an environment that answers the same: same ids, same gradient."""
+def multiplier(endpoint, row):
+    """Asks twice, with a tool that it calls itself."""
+    tools, messages = Tools([double]).schemas, list(row["prompt"])
+    head = {"Authorization": f"Bearer {endpoint.api_key}"}
+    with httpx2.Client(trust_env=False, timeout=60, headers=head) as client:
+        while messages[-1]["role"] != "assistant" or messages[-1].get("tool_calls"):
+            for call in messages[-1].get("tool_calls", ()):
+                told = str(double(**json.loads(call["function"]["arguments"])))
+                messages.append({"role": "tool", "tool_call_id": call["id"], "content": told})
+            asked = {"messages": messages, "tools": tools}
+            answer = client.post(f"{endpoint.base_url}/chat/completions", json=asked)
+            messages.append(answer.json()["choices"][0]["message"])
+
+
+def speak(text: str, place: int) -> str:
+    number, doubled = len(text) + place % 4, "<r>" in text
+    call = f'<tool_call>\n{{"name": "double", "arguments": {{"a": {number}}}}}\n</tool_call>'
+    return f"so {number} {'abc'[: place % 4]}" if doubled or "double" not in text else call
+
+
+@pytest.mark.parametrize(
+    ("agent", "same"), [(talker, {"environment_factory": AndThen}), (multiplier, {"tools": [double]})]
+)
+def test_the_gradient_is_that_of_the_same_conversation_on_the_other_path(agent, same, tmp_path):
+    """An agent that only goes on is an environment that answers the same, or a tool: same ids, same gradient."""
     rows = [{**row, "most": 40} for row in ROWS]
     fixed = {"rows": rows, "learning_rate": 1e-2, "max_steps": 1, "optim": "sgd", "per_device_train_batch_size": 4}
-    ways = {"agent": {}, "environment": {"rollout_func": None, "environment_factory": AndThen}}
+    ways = {"agent": {"rollout_func": AgentProgram(agent, gather_seconds=10.0)}, "same": {"rollout_func": None, **same}}
     weights, samples = {}, {}
     for name, given in ways.items():
-        trainer = build(tmp_path / name, trainer=given, **fixed)
+        trainer = build(tmp_path / name, trainer=given, **fixed, max_completion_length=150)
         before = [p.detach().clone() for p in trainer.model.parameters()]
-        trainer._generator = Script(
-            trainer.processing_class, lambda text, place: f"so {len(text)} {'abc'[: place % 4]}"
-        )
+        trainer._generator = Script(trainer.processing_class, speak)
         trainer.train()
         weights[name] = [p.detach().clone() for p in trainer.model.parameters()]
         assert any(not torch.equal(a, b) for a, b in zip(weights[name], before, strict=True))
         lines = (tmp_path / name / "samples.jsonl").read_text().splitlines()
         samples[name] = [json.loads(line) for line in lines]
-    for field in ("completion", "turns", "advantage"):
-        assert [r[field] for r in samples["agent"]] == [r[field] for r in samples["environment"]]
-    for one, other in zip(weights["agent"], weights["environment"], strict=True):
+    for field in ("completion", "turns", "advantage", "finish_reason"):
+        assert [r[field] for r in samples["agent"]] == [r[field] for r in samples["same"]]
+    assert len(samples["agent"][0]["turns"]) == 3
+    for one, other in zip(weights["agent"], weights["same"], strict=True):
         assert torch.allclose(one, other, atol=1e-12)
 
 
@@ -155,7 +178,7 @@ def test_a_resumed_run_is_the_same_run(tmp_path):
 
 def test_what_cannot_be_trained_so_is_refused_when_the_trainer_is_made(tmp_path):
     with pytest.raises(ConfigError, match="leave out tools"):
-        build(tmp_path, trainer={"tools": [again]})
+        build(tmp_path, trainer={"tools": [double]})
     with pytest.raises(ConfigError, match="GRPO and RLOO"):
         build(tmp_path, "ppo")
     with pytest.raises(ConfigError, match="a function or an AgentProgram; got 3"):
