@@ -5,10 +5,10 @@ from __future__ import annotations
 import asyncio
 import http.client
 import json
-import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
 from urllib.parse import urlsplit
 
 import httpx2
@@ -261,13 +261,20 @@ def test_a_command_line_is_an_agent():
         run([sys.executable, "-I", "-c", "import sys; print('oh no', file=sys.stderr); sys.exit(3)"], n=1)
 
 
-def test_a_command_line_that_hangs_is_killed():
+def test_a_command_line_that_hangs_is_killed_with_its_children(tmp_path):
     with pytest.raises(RolloutError, match="no end within"):
-        run(["sleep", "4321"], n=1, seconds=0.2)
-    deadline = time.monotonic() + 10
-    while subprocess.run(["pgrep", "-f", "sleep 4321"], capture_output=True).stdout and time.monotonic() < deadline:
-        time.sleep(0.05)
-    assert not subprocess.run(["pgrep", "-f", "sleep 4321"], capture_output=True).stdout
+        run(["sh", "-c", f"sleep 4321 & echo $! > {tmp_path}/child; wait"], n=1, seconds=0.5)
+    child, deadline = int((tmp_path / "child").read_text()), time.monotonic() + 10
+    while is_alive(child) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert not is_alive(child)
+
+
+def is_alive(process):
+    try:
+        return Path(f"/proc/{process}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
 
 
 def test_names_that_rewards_need_are_not_an_agents():

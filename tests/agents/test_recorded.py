@@ -157,6 +157,14 @@ def test_tools_that_are_not_to_be_called_are_words_on_the_same_context(talk):
     assert len(talk.recorded.whole().stretches) == 1
 
 
+def test_a_call_that_cannot_be_read_is_words_and_counted(talk):
+    broken = "<tool_call>\n{so}\n</tool_call>"
+    said = talk.ask([ASK], broken)
+    assert said == {"role": "assistant", "content": broken}
+    talk.ask([ASK, said, ASK], CALL)
+    assert (talk.recorded.calls, talk.recorded.broken) == (2, 1) and len(talk.recorded.whole().stretches) == 1
+
+
 def test_a_turn_that_a_limit_broke_off_calls_nothing(talk):
     said = talk.say(talk.open([ASK], max_tokens=len(talk.speller.ids(CALL)) - 2), CALL, stopped=False)
     assert "tool_calls" not in said and not talk.recorded.is_cut  # the agent's own limit

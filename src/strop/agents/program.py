@@ -351,10 +351,10 @@ class AgentBatch:
             trajectory.end("failed", ended.problem or "the agent asked the model for nothing")
             return trajectory
         fields = dict(ended.fields)
-        spoken = [turn.message for turn in record.turns if turn.message["role"] == "assistant"]
+        turns = sum(turn.message["role"] == "assistant" for turn in record.turns)
         trajectory = Trajectory(row, record, slot.shown, extra=fields)
-        trajectory.turn_rewards = fields.pop("turn_rewards", None) or [0.0] * len(spoken)
-        trajectory.calls = sum(len(message.get("tool_calls", ())) for message in spoken)
+        trajectory.turn_rewards = fields.pop("turn_rewards", None) or [0.0] * turns
+        trajectory.calls, trajectory.failures = slot.recorded.calls, slot.recorded.broken
         reason = "length" if slot.recorded.is_cut else "failed" if ended.problem else "stop"
         trajectory.end(reason, ended.problem)
         return trajectory

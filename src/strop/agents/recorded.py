@@ -86,6 +86,8 @@ class Recorded:
     kwargs: Mapping[str, Any] = field(default_factory=dict)
     talks: list[Conversation] = field(default_factory=list)
     points: list[Point] = field(default_factory=list)
+    calls: int = 0  # of tools
+    broken: int = 0  # of those, such as could not be read, and were words to the agent
     is_cut: bool = False  # a limit of the run ended a turn, or refused one
 
     def open(self, request: ChatRequest) -> Asked:
@@ -162,6 +164,8 @@ class Recorded:
             ids, logps[:limit], ended=stopped and ids[-1] in stop_ids, calling=request.calling and stopped
         )  # fmt: skip
         self.is_cut |= not stopped and limit == left
+        self.calls += len(said.calls)
+        self.broken += sum(call.problem is not None for call in said.calls)
         message = reply_message(said, request)
         self.points.append(Point([*asked.keys, key_of(message)], asked.frame, talk))
         finish = "length" if not stopped else "tool_calls" if "tool_calls" in message else "stop"
