@@ -212,8 +212,9 @@ def test_limits_end_a_trajectory_by_length():
     (trajectory,), engine, _ = run(endless, n=1, most_calls=3)
     assert trajectory.reason == "length" and len(engine.seen) == 3
     assert len(trajectory.conversation.stretches) == 3 and trajectory.conversation.rewritten == 0
-    (trajectory,), engine, _ = run(endless, n=1, sampling=SamplingParams(max_new_tokens=7, seed=1))
-    assert trajectory.reason == "length"
+    params = SamplingParams(max_new_tokens=7, seed=1)
+    (trajectory,), engine, _ = run(endless, n=1, sampling=params, columns=["answer"])
+    assert trajectory.reason == "length" and trajectory.extra == {"answer": None}
     assert sum(len(stretch.ids) for stretch in trajectory.conversation.stretches) == 7
 
 
@@ -275,6 +276,15 @@ def is_alive(process):
         return Path(f"/proc/{process}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
     except (FileNotFoundError, ProcessLookupError):
         return False
+
+
+def test_an_agent_may_reward_its_turns():
+    def agent(endpoint, row):
+        ask(endpoint)
+        return {"turn_rewards": [0.5], "more": 1}
+
+    (trajectory,), _, _ = run(agent, n=1)
+    assert trajectory.turn_rewards == [0.5] and trajectory.extra == {"more": 1}
 
 
 def test_names_that_rewards_need_are_not_an_agents():

@@ -45,6 +45,7 @@ class AgentProgram:
         agent: called once per completion with an `Endpoint` and the row (its prompt and columns), in a thread; a
             coroutine function; or a command line, which has OPENAI_BASE_URL and OPENAI_API_KEY in its environment and
             the row as JSON on standard input, and prints what it returns.
+        columns: names of what it returns, where rewards are to find them (None) in a batch of which no agent returns.
         seconds: time limit of an agent, without what it waits for the model, > 0; None: no limit.
         most_calls: of the model, by one agent, >= 1.
         at_once: most agents at a time, >= 1; None: all of a batch.
@@ -58,6 +59,7 @@ class AgentProgram:
         self,
         agent: Agent,
         *,
+        columns: Sequence[str] = (),
         seconds: float | None = 600.0,
         most_calls: int = 64,
         at_once: int | None = None,
@@ -77,7 +79,7 @@ class AgentProgram:
         ]
         if problems:
             raise ConfigError.collect("This AgentProgram cannot be made:", problems)
-        self.agent, self.seconds, self.most_calls = agent, seconds, most_calls
+        self.agent, self.columns, self.seconds, self.most_calls = agent, tuple(columns), seconds, most_calls
         self.at_once, self.gather_seconds = at_once, gather_seconds
 
 
@@ -144,6 +146,9 @@ class AgentTurns:
     has_worked: bool = False
     said: set[str] = field(default_factory=set)
 
+    def __post_init__(self) -> None:
+        self.columns = set(self.program.columns)  # what agents have returned, from the first batch on
+
     def run(
         self, generator: Generator, prompts: Sequence[Example], n: int, sampling: SamplingParams
     ) -> list[list[Trajectory]]:
@@ -161,9 +166,9 @@ class AgentTurns:
         if failed:
             self.tell("failed", f"Warning: an agent failed on {len(failed)} of {len(everyone)} completions, which are "
                       f"not learned from; the first: {failed[0]}")  # fmt: skip
-        names = {name for t in everyone for name in t.extra}
+        self.columns |= {name for t in everyone for name in t.extra}
         for trajectory in everyone:
-            trajectory.extra = {name: trajectory.extra.get(name) for name in sorted(names)}
+            trajectory.extra = {name: trajectory.extra.get(name) for name in sorted(self.columns)}
         return [everyone[start : start + n] for start in range(0, len(everyone), n)]
 
     def tell(self, about: str, line: str) -> None:
