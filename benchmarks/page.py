@@ -36,6 +36,10 @@ SCRIPTS = """
 | `benchmarks/offline.py` | one optimizer step of the offline methods: seconds, tokens, peak memory, loss |
 | `benchmarks/hybrids.py` | makes the random hybrid models that `offline.py` is held on |
 | `benchmarks/online.py` | whole steps of GRPO, RLOO, PPO, OnlineDPO, XPO, Nash-MD, GKD, sampling included |
+| `benchmarks/shared.py` | a step with common beginnings of rows computed once, and without |
+| `benchmarks/profile.py` | the parts of one step, by torch's profiler |
+| `benchmarks/overlap.py` | GRPO with a slow judge, in strict order and sampling ahead |
+| `benchmarks/slow_environments.py` | environments that wait, one after the other and side by side |
 | `benchmarks/rollout.py` | sampling alone: the native engine against `generate`, the path that TRL takes without vLLM |
 
 Needed beside `make install`: `pip install --constraint constraints.txt trl==1.16.0`. For the
@@ -52,6 +56,8 @@ TITLES = {
     "online-xpo": "XPO and Nash-MD, against the last TRL that had them",
     "online-ppo": "PPO, against the last TRL that had it",
     "rollout": "Sampling alone",
+    "shared": "What rows begin with alike, computed once",
+    "profile": "Where the time of a step goes",
 }
 
 
@@ -91,6 +97,45 @@ def rollout_section(record: dict[str, Any]) -> list[str]:
     ]
 
 
+def shared_section(record: dict[str, Any]) -> list[str]:
+    """Steps with and without sharing beyond a tree, and the tokens that each computes."""
+    lines = [
+        "A system prompt of 600 tokens and 200 tokens of a row's own (of a pair: a question of 100, answers of 50), in "
+        "one micro-batch; eight conversations of two turns whose second context is not the first one continued. "
+        "*Before* shares prompts within a tree only. Tokens are those computed, over those given.",
+        "",
+        "| rows | seconds a step, before | now | speed | tokens, before | now |",
+        "|---|---|---|---|---|---|",
+    ]
+    for name, n in record["cases"].items():
+        lines.append(
+            f"| {name} | {n['seconds_before']:.1f} | {n['seconds']:.1f} | **{n['times_as_fast']:.1f}x** "
+            f"| {n['tokens_before']:.2f} | {n['tokens']:.2f} |"
+        )
+    return lines
+
+
+def profile_section(record: dict[str, Any]) -> list[str]:
+    """A column a method, a row a part of a step."""
+    methods = record["results"]
+    names = dict.fromkeys(name for parts in methods.values() for name in parts if name != "step")
+    lines = [
+        "The operators of one step of strop, put together by what they are for; *outside* is Python and the way to "
+        "the kernels. Profiling itself costs time, most of it outside.",
+        "",
+        f"| part | {' | '.join(methods)} |",
+        f"|---|{'---|' * len(methods)}",
+    ]
+    for name in names:
+        cells = [f"{parts.get(name, 0.0) / parts['step']:.0%}" for parts in methods.values()]
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    return [*lines, f"| seconds | {' | '.join(format(parts['step'], '.1f') for parts in methods.values())} |"]
+
+
+SECTIONS = {"rollout": rollout_section, "shared": shared_section, "profile": profile_section}
+"""Pages of their own form; the others are tables of methods and libraries."""
+
+
 def tests_section() -> str:
     """How many of TRL's own tests pass."""
     counts = json.loads(TRL_TESTS.read_text())
@@ -111,10 +156,10 @@ def page() -> str:
         if not path.exists():
             continue
         record = json.loads(path.read_text())
-        lines = rollout_section(record) if name == "rollout" else training_section(record)
+        lines = SECTIONS.get(name, training_section)(record)
         versions = record.get("versions") or {key: record[key] for key in ("torch", "transformers")}
         told = ", ".join(f"{library} {version}" for library, version in versions.items())
-        command = record.get("command", "python -m benchmarks.rollout")
+        command = record.get("command", f"python -m benchmarks.{name}")
         parts.append(
             "\n".join([f"## {title}", "", *lines, "", f"    {command}", "", f"{record['processor']}; {told}."])
         )

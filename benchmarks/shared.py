@@ -6,7 +6,7 @@ SFT and DPO rows have a system prompt of 600 tokens in common and 200 tokens of 
 and two answers of 50). The GRPO group has eight conversations of two turns on one prompt, whose second turn goes on
 from the first half of the first, as where a template drops the reasoning of past turns. "Before" shares prompts within
 trees only. Both ways take turns on rows of their own in one process, a step of each in a turn; the first turn is not
-counted. Weights are random, of the shape of SmolLM2-135M.
+counted. Weights are random, of the shape of SmolLM2-135M. Without sharing, the conversations take 20 GB.
 """
 
 from __future__ import annotations
@@ -118,15 +118,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--cases", nargs="+", choices=list(CASES), default=list(CASES))
     parser.add_argument("--turns", type=int, default=5)
-    parser.add_argument("--name", help="also write the result to benchmarks/results/NAME.json")
+    parser.add_argument(
+        "--name", help="also write the result into benchmarks/results/NAME.json, beside cases measured before"
+    )
     options = parser.parse_args()
-    results = {}
+    path = RESULTS / f"{options.name}.json"
+    results = json.loads(path.read_text())["cases"] if options.name and path.exists() else {}
     for name in options.cases:
         results[name] = measured(name, options.turns)
         print(name, json.dumps({key: round(value, 3) for key, value in results[name].items()}), flush=True)
-    if options.name:
-        record = {"processor": processor(), "versions": versions(), "turns": options.turns, "cases": results}
-        (RESULTS / f"{options.name}.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+        if options.name:
+            record = {"processor": processor(), "versions": versions(), "turns": options.turns, "cases": results}
+            path.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":
