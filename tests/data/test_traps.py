@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import gzip
 import json
 import re
 import time
 from pathlib import Path
 from typing import Any
 
+import datasets
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -66,6 +68,105 @@ def test_a_parquet_row_that_is_a_list_without_end(
     monkeypatch.setattr(pq.ParquetFile, "iter_batches", lambda *_: pytest.fail("unpacked"))
     said = message_in_seconds(lambda: list(stream_parquet(path)) if streaming else load_rows(path))
     assert "times as many): the same values again and again" in said
+
+
+LONG, MANY = "ant" * 10_000, 600
+
+
+def listed(values: Any) -> Any:
+    """One row: the list of all values."""
+    return pa.ListArray.from_arrays(pa.array([0, len(values)], pa.int32()), values)
+
+
+def spoken(values: Any) -> Any:
+    """Messages whose contents are the values."""
+    return pa.StructArray.from_arrays([pa.array(["user"] * len(values)), values], ["role", "content"])
+
+
+@pytest.mark.parametrize("kind", ["texts", "streamed", "messages", "map", "deep", "categories", "differences"])
+def test_a_parquet_row_of_one_long_text_again_and_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    """Its indices are counted before a text is unpacked."""
+    texts, path = pa.array([LONG] * MANY), tmp_path / "a.parquet"
+    column = {
+        "texts": lambda: listed(texts),
+        "streamed": lambda: listed(texts),
+        "messages": lambda: listed(spoken(texts)),
+        "map": lambda: pa.MapArray.from_arrays([0, MANY], pa.array(map(str, range(MANY))), texts),
+        "deep": lambda: listed(listed(texts)),
+        "categories": lambda: texts.dictionary_encode(),
+        "differences": lambda: listed(texts),
+    }[kind]()
+    delta: Any = {"use_dictionary": False, "column_encoding": "DELTA_BYTE_ARRAY"} if kind == "differences" else {}
+    pq.write_table(pa.table({"column": column}), path, compression="zstd", **delta)
+    monkeypatch.setattr(arrow, "UNPACKED_BYTES", 2**22)
+    before = pa.total_allocated_bytes()
+    plain = pq.ParquetFile.iter_batches
+
+    def counted(self: Any, *args: Any, **options: Any) -> Any:
+        for batch in plain(self, *args, **options):
+            assert batch.nbytes < 2**20, "unpacked"
+            yield batch
+
+    monkeypatch.setattr(pq.ParquetFile, "iter_batches", counted)
+    said = message_in_seconds(lambda: list(stream_parquet(path)) if kind == "streamed" else load_rows(path))
+    assert "times as many): the same values again and again" in said
+    assert pa.total_allocated_bytes() - before < 2**22
+
+
+def test_a_parquet_file_of_long_texts_that_differ_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = [{"messages": [{"role": "user", "content": f"{i} {'ant ' * 50}"}] * 3} for i in range(300)]
+    path = tmp_path / "a.parquet"
+    pq.write_table(pa.Table.from_pylist(rows), path, row_group_size=100)
+    monkeypatch.setattr(
+        arrow, "UNPACKED_BYTES", 2**19
+    )  # less than the dictionaries could unpack to: they are looked at
+    monkeypatch.setattr(arrow, "UNPACKED_RATIO", 0)
+    assert list(load_rows(path)) == rows == list(stream_parquet(path))
+
+
+@pytest.mark.parametrize("kind", ["list", "messages", "runs", "list of runs", "list view", "column", "nulls", "union"])
+def test_arrow_values_that_are_stored_once_and_meant_without_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    texts = pa.DictionaryArray.from_arrays(pa.array([0] * MANY), pa.array([LONG]))
+    runs = pa.RunEndEncodedArray.from_arrays(pa.array([MANY], pa.int32()), pa.array([LONG]))
+    many = pa.array([0] * MANY, pa.int32())
+    column = {
+        "list": lambda: listed(texts),
+        "messages": lambda: listed(spoken(texts)),
+        "runs": lambda: runs,
+        "list of runs": lambda: listed(runs),
+        "list view": lambda: pa.ListViewArray.from_arrays(many, pa.array([1] * MANY, pa.int32()), pa.array([LONG])),
+        "column": lambda: texts,
+        "nulls": lambda: pa.nulls(2**20),
+        "union": lambda: pa.UnionArray.from_dense(many.cast("int8"), many, [pa.array([LONG])]),
+    }[kind]()
+    table, path = pa.table({"column": column}), tmp_path / "a.arrow"
+    with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_stream(sink, table.schema) as writer:
+        writer.write_table(table)
+    monkeypatch.setattr(arrow, "UNPACKED_BYTES", 2**22)
+    said = message_in_seconds(lambda: load_rows(path))
+    assert ("union type" if kind == "union" else "the same values again and again") in said
+
+
+def test_a_saved_dataset_that_unpacks_without_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    datasets.Dataset.from_dict({"text": [LONG] * MANY}).save_to_disk(tmp_path / "saved")
+    path = next((tmp_path / "saved").glob("*.arrow"))
+    table, options = pa.ipc.open_stream(path.read_bytes()).read_all(), pa.ipc.IpcWriteOptions(compression="zstd")
+    with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_stream(sink, table.schema, options=options) as writer:
+        writer.write_table(table)
+    assert len(load_rows(tmp_path / "saved")) == MANY, "18 MB are no flood"
+    monkeypatch.setattr(arrow, "UNPACKED_BYTES", 2**22)
+    assert "the same values again and again" in message_in_seconds(lambda: load_rows(tmp_path / "saved"))
+
+
+@pytest.mark.parametrize("suffix", [".json.gz", ".csv.gz", ".jsonl.zst", ".zip", ".parquet.xz", ".bz2"])
+def test_packed_files_are_not_unpacked(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"a{suffix}"
+    path.write_bytes(gzip.compress(b" " * 2**20))
+    assert "Unpack it first" in message_in_seconds(lambda: load_rows(path))
 
 
 @pytest.mark.parametrize("form", [pa.ipc.new_stream, pa.ipc.new_file], ids=["stream", "file"])

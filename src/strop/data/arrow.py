@@ -10,15 +10,19 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
-from strop.data.arrow_sizes import unpacked_bytes
+import numpy as np
+
+from strop.data.arrow_sizes import shared_bytes, unpacked_bytes
 from strop.data.padding import cleaner_of_rows, cleaner_of_schema
 from strop.data.rows import ListRows, Rows, RowStream
 from strop.errors import DataError
 from strop.plain_text import first_line
 from strop.records import Row
 
-BATCH_ROWS = 64
-"""Rows of a Parquet file that are unpacked at a time: one value may be as large as the file's dictionary."""
+BATCH_ROWS, TABLE_ROWS = 64, 1024
+"""Rows of a Parquet file, and of a table, that are unpacked at a time."""
+INDEX_ROWS = 8192
+"""Rows of a Parquet file whose indices are counted at a time."""
 UNPACKED_BYTES, UNPACKED_RATIO = 2**30, 200
 """A file that unpacks to more than this many bytes, and this many times its size, is no data set."""
 VALUE_BYTES = {"BOOLEAN": 0.125, "INT64": 8, "DOUBLE": 8, "INT96": 8}
@@ -58,7 +62,7 @@ class TableRows(Rows):
 
     def __iter__(self) -> Iterator[Row]:
         first = 0
-        for batch in self.table.to_batches(max_chunksize=1024):
+        for batch in self.table.to_batches(max_chunksize=TABLE_ROWS):
             yield from map(self.clean, _plain_rows(batch, self.source, first))
             first += batch.num_rows
 
@@ -124,43 +128,90 @@ def read_parquet(path: Path) -> Rows:
     import pyarrow.parquet as pq
 
     try:
-        file = pq.ParquetFile(path)
         if path.stat().st_size < LARGE_FILE_BYTES:
-            table = pa.Table.from_batches(_unpacked(file, path), file.schema_arrow)
+            table = pa.Table.from_batches(_unpacked(path), pq.read_schema(path))
         else:
-            table = _mapped(file, path)
-        return TableRows(_sound(table), path.name)
+            table = _mapped(path)
+        return TableRows(_bounded(table, path), path.name)
     except (pa.ArrowException, OSError, ValueError) as problem:
         if isinstance(problem, DataError):
             raise
         raise _unreadable(path, "Parquet", problem) from None
 
 
-def _unpacked(file: Any, path: Path) -> Iterator[Any]:
-    """The batches of a Parquet file; raises `DataError` where a small file unpacks without end."""
-    _refuse_flood(path, _least_bytes(file.metadata))
-    size = 0
-    for batch in file.iter_batches(BATCH_ROWS):
-        size += batch.nbytes
-        _refuse_flood(path, size)
-        yield batch
+def _unpacked(path: Path) -> Iterator[Any]:
+    """The batches of a Parquet file; raises `DataError` before a small file unpacks without end."""
+    import pyarrow.parquet as pq
+
+    file = pq.ParquetFile(path)
+    _refuse_flood(path, _least_bytes(file))
+    shared = _shared_texts(file, path)
+    indices = pq.ParquetFile(path, read_dictionary=shared)
+    ahead = size = 0
+    for group in range(file.num_row_groups):
+        for batch in indices.iter_batches(INDEX_ROWS, row_groups=[group], columns=shared) if shared else ():
+            ahead += int(shared_bytes(batch).sum())
+            _refuse_flood(path, ahead)
+        for batch in file.iter_batches(BATCH_ROWS, row_groups=[group]):
+            size += batch.nbytes
+            _refuse_flood(path, size)
+            yield batch
 
 
-def _least_bytes(metadata: Any) -> int:
-    """What the numbers of a Parquet file take at least, by their counts: one row may hold a list without end."""
-    groups = [metadata.row_group(i) for i in range(metadata.num_row_groups)]
-    columns = [group.column(i) for group in groups for i in range(group.num_columns)]
-    return int(sum(column.num_values * VALUE_BYTES.get(column.physical_type, 4) for column in columns))
+def _least_bytes(file: Any) -> int:
+    """What a Parquet file takes at least, by the counts of its metadata: one row may hold a list without end.
+
+    DELTA_BYTE_ARRAY writes a text as the difference from the one before: there each is taken to be as long as all
+    that is written, and a row to hold as many as the rows of its group do on average.
+    """
+    size = 0.0
+    for number in range(file.num_row_groups):
+        group = file.metadata.row_group(number)
+        for place in range(group.num_columns):
+            column = group.column(place)
+            width = VALUE_BYTES.get(column.physical_type) or max(file.schema.column(place).length, 4)
+            a_row = max(column.num_values / max(group.num_rows, 1), 1) if "DELTA_BYTE_ARRAY" in column.encodings else 1
+            size += max(column.num_values * width, column.total_uncompressed_size * a_row)
+    return int(size)
+
+
+def _shared_texts(file: Any, path: Path) -> list[str]:
+    """The columns of texts whose dictionaries could unpack without end: their indices are counted first."""
+    groups = [file.metadata.row_group(number) for number in range(file.num_row_groups)]
+    columns = [group.column(place) for group in groups for place in range(group.num_columns)]
+    texts = [column for column in columns if column.physical_type == "BYTE_ARRAY" and column.has_dictionary_page]
+    if sum(column.num_values * column.total_uncompressed_size for column in texts) <= _most_bytes(path):
+        return []
+    return sorted({column.path_in_schema for column in texts})
+
+
+def _most_bytes(path: Path) -> int:
+    """What a file may unpack to."""
+    return max(UNPACKED_BYTES, UNPACKED_RATIO * path.stat().st_size)
 
 
 def _refuse_flood(path: Path, size: int) -> None:
     """Raise `DataError` where a small file unpacks to so many bytes."""
-    packed = path.stat().st_size
-    if size > max(UNPACKED_BYTES, UNPACKED_RATIO * packed):
+    if size > _most_bytes(path):
+        packed = path.stat().st_size
         raise DataError(
             f"{path}: {packed:,} bytes unpack to {size:,} or more ({size // packed:,} times as many): the same "
             "values again and again. It is not read; write the file again, or use a text file."
         )
+
+
+def refuse_packed(path: Path) -> None:
+    """Raise `DataError` where a small Arrow file has compressed buffers that unpack without end."""
+    _refuse_flood(path, unpacked_bytes(path))
+
+
+def _bounded(table: Any, path: Path) -> Any:
+    """The sound table, once the rows that are unpacked at a time are known to be no flood."""
+    _refuse_flood(path, table.num_rows * 8)  # a column of nulls has rows without bytes
+    sizes = shared_bytes(_sound(table))
+    if len(sizes):
+        _refuse_flood(path, int(np.add.reduceat(sizes, range(0, len(sizes), TABLE_ROWS)).max()))
+    return table
 
 
 def _sound(table: Any) -> Any:
@@ -180,10 +231,8 @@ def stream_parquet(path: Path) -> RowStream:
         import pyarrow.parquet as pq
 
         try:
-            file, first = pq.ParquetFile(path), 0
-            _refuse_flood(path, _least_bytes(file.metadata))
-            clean = cleaner_of_schema(file.schema_arrow)
-            for batch in file.iter_batches(BATCH_ROWS):
+            clean, first = cleaner_of_schema(pq.read_schema(path)), 0
+            for batch in _unpacked(path):
                 yield from map(clean, _plain_rows(_sound(batch), path.name, first))
                 first += batch.num_rows
         except (pa.ArrowException, OSError, ValueError) as problem:
@@ -194,13 +243,14 @@ def stream_parquet(path: Path) -> RowStream:
     return RowStream(start, path.name)
 
 
-def _mapped(parquet: Any, path: Path) -> Any:
+def _mapped(path: Path) -> Any:
     import pyarrow as pa
+    import pyarrow.parquet as pq
 
     handle, name = tempfile.mkstemp(suffix=".arrow", prefix="strop-")
     os.close(handle)
-    with pa.OSFile(name, "wb") as sink, pa.ipc.new_file(sink, parquet.schema_arrow) as writer:
-        for batch in _unpacked(parquet, path):
+    with pa.OSFile(name, "wb") as sink, pa.ipc.new_file(sink, pq.read_schema(path)) as writer:
+        for batch in _unpacked(path):
             writer.write_batch(batch)
     table = pa.ipc.open_file(pa.memory_map(name)).read_all()
     weakref.finalize(table, _remove_if_mine, name, os.getpid())
@@ -217,13 +267,13 @@ def read_arrow(path: Path) -> Rows:
     import pyarrow as pa
 
     try:
-        _refuse_flood(path, unpacked_bytes(path))
+        refuse_packed(path)
         source = pa.memory_map(str(path))
         try:
             table = pa.ipc.open_stream(source).read_all()
         except pa.ArrowInvalid:
             table = pa.ipc.open_file(source).read_all()
-        return TableRows(_sound(table), path.name)
+        return TableRows(_bounded(table, path), path.name)
     except (pa.ArrowException, OSError, ValueError) as problem:
         if isinstance(problem, DataError):
             raise

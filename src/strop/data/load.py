@@ -220,7 +220,11 @@ def _open_saved(path: Path, split: str) -> Rows:
     import datasets
 
     try:
+        for file in path.rglob("*.arrow"):
+            arrow.refuse_packed(file)
         saved = datasets.load_from_disk(str(path))
+    except DataError:
+        raise
     except Exception as problem:  # a damaged folder fails in many ways inside pyarrow, json and datasets
         raise DataError(f"'{path}': the saved dataset is damaged ({first_line(problem)}). Save it again.") from None
     if isinstance(saved, dict):
