@@ -28,8 +28,9 @@ def visible(text: str) -> str:
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of a message that says something; the kind of the error where it says nothing."""
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+    """The first line of a message, with the next where it ends in a colon; the kind of an error that says nothing."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return " ".join(lines[: 2 if lines[:1] and lines[0].endswith(":") else 1]) or type(error).__name__
 
 
 def bounded(text: str, most: int = _LONGEST) -> str:

@@ -420,3 +420,50 @@ def test_rows_that_say_the_opposite_of_one_another(kind: str) -> None:
         "1 of the rows prefer what another one rejects (row 2 against row 0)"
     ]
     assert not any("rejects" in finding.message for finding in check_rows(rows[:2] * 2, kind).findings)
+
+
+NO_PROMPT = {
+    "pairs": ("preference", {"prompt": "p", "chosen": "a", "rejected": "b"}, "prompt"),
+    "pairs for KTO": ("unpaired_preference", {"prompt": "p", "chosen": "a", "rejected": "b"}, "prompt"),
+    "pairs for their prompts": ("prompt_only", {"prompt": "p", "chosen": "a", "rejected": "b"}, "prompt"),
+    "pairs with a beginning": ("preference", {"prompt": "p", "chosen": "The a", "rejected": "The b"}, "prompt"),
+    "pairs of tokens": ("preference", {"prompt_ids": [5], "chosen_ids": [6], "rejected_ids": [7]}, "prompt_ids"),
+    "labelled": ("unpaired_preference", {"prompt": "p", "completion": "a", "label": True}, "prompt"),
+    "completions": ("prompt_completion", {"prompt": "p", "completion": "a"}, "prompt"),
+    "language": ("language_modeling", {"prompt": "p", "completion": "a"}, "completion"),
+    "messages": ("language_modeling", chat(USER, ANSWER), "messages"),
+    "prompts": ("prompt_only", {"prompt": "p"}, "prompt"),
+    "steps": ("stepwise", {"prompt": "p", "completions": ["a"], "labels": [1]}, "prompt"),
+}
+
+
+@pytest.mark.parametrize("name", NO_PROMPT)
+def test_none_is_no_prompt_and_no_answer(name: str) -> None:
+    """All rows of it are named together; the same rows without it are in order."""
+    kind, row, column = NO_PROMPT[name]
+    assert not check_rows([row], kind).left_out
+    with pytest.raises(DataError) as caught:
+        check_rows([row, {**row, column: None}, row, {**row, column: None}], kind)
+    said = str(caught.value)
+    assert "2 of 4 rows cannot be used" in said
+    assert all(f"row {number}, column '{column}': is None" in said for number in (1, 3))
+
+
+def test_a_column_of_no_prompts_beside_whole_conversations_is_in_order() -> None:
+    row = {"prompt": None, "chosen": [USER, ANSWER], "rejected": [USER, {**ANSWER, "content": "b"}]}
+    assert check_rows([row], "preference").rows_read == 1
+    assert check_rows([{"chosen": "a", "rejected": "b"}], "preference").rows_read == 1, "no column at all"
+
+
+@pytest.mark.parametrize("blank", ["", " \n"])
+@pytest.mark.parametrize("chatty", [False, True])
+def test_blank_prompts_and_answers_are_warned_of_by_row(blank: str, chatty: bool) -> None:
+    prompt, answer = ([USER], [ANSWER]) if chatty else ("p", "a")
+    nothing = [{**USER, "content": blank}] if chatty else blank
+    row = {"prompt": prompt, "completion": answer}
+    findings = check_rows([row, {**row, "prompt": nothing}], "prompt_completion").findings
+    assert ["the prompt is empty or white space" in f.message for f in findings if f.row == 1] == [True]
+    white = [{**ANSWER, "content": blank}] if chatty else blank
+    checked = check_rows([row, {**row, "completion": white}], "prompt_completion")
+    warned = any("nothing but white space" in found.message for found in checked.findings if found.row == 1)
+    assert (warned, "empty_completion" in checked.left_out) == (bool(blank), not blank)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import peft
@@ -163,16 +165,41 @@ def test_a_hub_id_that_is_not_cached(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize(
     ("file", "content"),
-    [("config.json", "{broken"), ("model.safetensors", "garbage"), ("config.json", '{"model_type": "no-such-model"}')],
+    [("config.json", "{broken"), ("config.json", "\xe9"), ("model.safetensors", "garbage"), ("model.safetensors", "")],
 )
 def test_damaged_folders(file: str, content: str, folder: Path, tmp_path: Path) -> None:
     for source in folder.iterdir():
         (tmp_path / source.name).write_bytes(source.read_bytes())
-    (tmp_path / file).write_text(content)
+    (tmp_path / file).write_text(content, encoding="latin-1")
     for task in ("causal", "score"):
         with pytest.raises(SetupError, match="damaged or of another kind") as caught:
             load_model(tmp_path, task=task)
         assert caught.value.__suppress_context__ and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("changed", "cause"),
+    [
+        ({"model_type": "no-such-model"}, "no-such-model"),
+        ({"model_type": "vit"}, "Unrecognized configuration class"),
+        ({"hidden_act": "no-such-act"}, "no-such-act"),
+        ({"model_type": "bit"}, "but got ['preactivation'"),
+        ({"num_attention_heads": 7}, "7"),
+        ({"rope_parameters": {"rope_type": "no-such-rope", "rope_theta": 1.0}}, "no-such-rope"),
+        ({"num_hidden_layers": "two"}, "num_hidden_layers"),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
+)
+def test_files_that_can_be_read_are_not_called_damaged(
+    changed: dict[str, Any], cause: str, folder: Path, tmp_path: Path
+) -> None:
+    """What they describe cannot be made: the architecture, a function, sizes that do not fit."""
+    shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
+    config = json.loads((folder / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | changed))
+    with pytest.raises(SetupError, match="its files can be read, but transformers") as caught:
+        load_model(tmp_path)
+    assert cause in str(caught.value) and "damaged" not in str(caught.value) and "\n" not in str(caught.value)
 
 
 def test_code_of_its_own_is_a_matter_of_the_settings(folder: Path, tmp_path: Path) -> None:

@@ -67,7 +67,29 @@ def read_cases(row: Row, kind: DatasetKind, options: TokenizeOptions) -> list[Ca
             case.extras["chat_template_kwargs"] = template_kwargs
         if case.prompt is not None and not case.ids:
             case.extras["prompt"] = case.prompt
+        case.notes += _blank_parts(case, asked=form != "inline" or "prompt" in row)
     return cases
+
+
+def _blank_parts(case: Case, asked: bool) -> tuple[str, ...]:
+    """The notes of a case whose prompt says nothing though it is `asked`, or whose completion is white space."""
+    if case.ids:
+        return ()
+    prompt = ("blank_prompt",) if asked and case.prompt is not None and _is_blank(case.prompt) else ()
+    return prompt + (("blank_completion",) if any(said and _is_blank(said) for said in case.completions) else ())
+
+
+def _is_blank(said: Said) -> bool:
+    """Whether a text, or every message of a conversation, is empty but for white space."""
+    if isinstance(said, str):
+        return not said.strip()
+    return all(is_empty({**message, "content": message["content"].strip()}) for message in said)
+
+
+def _refuse_none(row: Row, column: str) -> None:
+    """A pair may lack a column of prompts, but where there is one, None is no prompt."""
+    if column in row and row[column] is None:
+        raise RowProblem(column, "is None", "Write the prompt, or leave the column out of all rows if there is none")
 
 
 class MissingColumn(RowProblem):
@@ -224,6 +246,7 @@ def _read_pair(row: Row, kind: DatasetKind, options: TokenizeOptions, form: str)
     texts = isinstance(chosen, str) and isinstance(rejected, str)
     prompt, chosen, rejected, chat, notes = _find_prompt(prompt, chosen, rejected)
     if not given and texts:
+        _refuse_none(row, "prompt")
         refuse_hidden_prompt(row, prompt)  # type: ignore[arg-type]
     _need_answer(chosen, "chosen")
     _need_answer(rejected, "rejected")
@@ -321,7 +344,7 @@ def _read_inline(row: Row, kind: DatasetKind, options: TokenizeOptions, form: st
     """Steps marked in the text: `Step 1: ... [+] Step 2: ... [-]`. The marks become labels and leave the text."""
     column = "completion" if "completion" in row else options.dataset_text_field
     text = read_text(row, column)
-    prompt = read_said(row, "prompt", options) if row.get("prompt") is not None else ""
+    prompt = read_said(row, "prompt", options) if "prompt" in row else ""
     pieces = MARK.split(text)
     if len(pieces) < 3:
         fix = "End every step in [+] or [-], or use label_format='separator'"
@@ -377,6 +400,7 @@ def _read_token_parts(row: Row, kind: DatasetKind, options: TokenizeOptions, for
     if row.get("prompt_ids") is not None or len(parts) == 1:
         prompt = read_ids(row, "prompt_ids")
     else:
+        _refuse_none(row, "prompt_ids")
         prompt, *parts = split_ids(*parts)
     left_out = ("identical", "chosen_ids equals rejected_ids") if same else None
     empty = [name for name, part in zip(names, parts, strict=True) if not part]

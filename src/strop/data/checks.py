@@ -41,6 +41,14 @@ NOTES = {
         "the completion begins with the whole prompt again",
         "Remove the prompt from the answers, or the model learns to repeat it",
     ),
+    "blank_prompt": (
+        "the prompt is empty or white space, so the answer is learned as if nothing had been asked",
+        "Write the prompts, or remove the rows",
+    ),
+    "blank_completion": (
+        "a completion is nothing but white space",
+        "Remove the rows, unless white space is to be learned",
+    ),
     "control_token": (
         "a message holds the text of a control token, which the tokenizer turns into that token",
         "Escape it, unless it is meant",

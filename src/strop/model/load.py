@@ -9,13 +9,17 @@ from __future__ import annotations
 import copy
 import dataclasses
 import functools
+import json
 import logging
 import os
+import pickle
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
+from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 from transformers.utils import find_adapter_config_file
@@ -300,7 +304,12 @@ class _Place:
         if "trust_remote_code" in str(error):
             return f"{where} comes with its own code. Read it, then pass trust_remote_code=True. ({cause})"
         if self.local:
-            return f"The {self.what} in {where} cannot be loaded; a file is damaged or of another kind. ({cause})"
+            if _is_unreadable(error):
+                return f"The {self.what} in {where} cannot be loaded; a file is damaged or of another kind. ({cause})"
+            return (
+                f"The {self.what} in {where} cannot be loaded: its files can be read, but transformers "
+                f"{transformers.__version__} cannot make the {self.what} that they describe. ({cause})"
+            )
         if os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "TRUE", "YES", "ON"):
             return (
                 f"The {self.what} {where!r} is neither a folder here nor in the hub cache, and HF_HUB_OFFLINE is set. "
@@ -310,6 +319,12 @@ class _Place:
             f"The {self.what} {where!r} cannot be loaded from the hub. Check the name, the network, and for a gated "
             f"model your access (hf auth login). ({cause})"
         )
+
+
+def _is_unreadable(error: Exception) -> bool:
+    """Whether a reader met bytes that are not what they should be; else it is what they say that does not work."""
+    kinds = (OSError, EOFError, SafetensorError, UnicodeDecodeError, json.JSONDecodeError, pickle.UnpicklingError)
+    return isinstance(error, kinds) or "PytorchStreamReader" in str(error)
 
 
 def _load_adapter(place: _Place, task: str, options: dict[str, Any], trainable: bool) -> Any:
