@@ -236,6 +236,7 @@ PROMISES: tuple[Promise, ...] = (
             "tests/online/test_ahead.py",
             "tests/rollout/test_own_process.py",
             "tests/rollout/test_native.py",
+            "tests/rollout/test_beginnings.py",
             "tests/model/test_forward.py",
         ),
     ),

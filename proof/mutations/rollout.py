@@ -312,4 +312,30 @@ MUTATIONS = (
         ),
         tests=("tests/rollout/test_vllm_server.py::test_one_failure_ends_all_requests",),
     ),
+    Mutation(
+        name="keys-of-a-conversation-outlive-it",
+        promises=(15,),
+        history="Cached prefixes survived an update of the weights: completions were drawn from keys of older ones (vLLM).",
+        edits=(
+            Edit(
+                "rollout/native.py",
+                "        finally:\n            self.kept = None\n",
+                "        finally:\n            pass\n",
+            ),
+        ),
+        tests=("tests/rollout/test_beginnings.py::test_nothing_is_kept_behind_a_conversation",),
+    ),
+    Mutation(
+        name="windows-forget-what-stands-above",
+        promises=(15,),
+        history="With a cached prefix the sliding window was counted from the first new token, not from the sequence's.",
+        edits=(
+            Edit(
+                "rollout/attention.py",
+                "    before = key.shape[2] - length\n",
+                "    before = 0 if window is not None else key.shape[2] - length\n",
+            ),
+        ),
+        tests=("tests/rollout/test_beginnings.py::test_common_beginnings_are_computed_once",),
+    ),
 )

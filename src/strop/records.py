@@ -259,6 +259,12 @@ class Rollout:
     sampler_logps: list[list[list[float]]]  # like completions; nats, under the very distribution sampled from
     finish_reasons: list[list[str]]  # [prompt][sample] "stop" or "length"
     loss_mask: list[list[list[int]]] | None = None  # 0 where the model did not write the token (tools); None = all 1
+    prefilled: int | None = None  # prompt tokens that were computed; None = the engine does not say
+
+    @property
+    def prompt_tokens(self) -> int:
+        """Tokens of the prompts, each as often as it has completions."""
+        return sum(len(ids) * len(written) for ids, written in zip(self.prompts, self.completions, strict=True))
 
 
 @dataclass(slots=True)

@@ -106,6 +106,23 @@ def test_every_tree_carries_the_weights_that_wrote_it(options, versions, tmp_pat
     assert not trainer.ahead.rounds
 
 
+class Counting(Weighed):
+    """An engine that computes half of what it is given."""
+
+    def generate(self, *given: Any, **kwargs: Any) -> Any:
+        rollout = super().generate(*given, **kwargs)
+        rollout.prefilled = rollout.prompt_tokens // 2
+        return rollout
+
+
+@pytest.mark.parametrize("windows", [0, 1])
+def test_what_sampling_counts_is_logged_with_its_round(windows, tmp_path):
+    trainer = ahead(tmp_path, Counting, max_staleness=windows)
+    trainer.train()
+    logged = [line["prefilled_tokens"] for line in trainer.state.log_history if "loss" in line]
+    assert len(logged) == 5 and logged == pytest.approx([0.5] * 5, abs=0.1)
+
+
 class Unweighed(Weighed):
     """Completions of the prompt alone, whatever the order."""
 

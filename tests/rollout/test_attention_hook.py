@@ -34,14 +34,14 @@ def test_decoding_step_by_step_is_causal_attention(window: int | None, share: bo
 
     module, shape = nn.Identity(), Shape(0.4, window, None, None)
     cache = KVCache(4, 20)
-    segments = [(0, 0, 9), (1, 9, 12)]
+    segments = [(0, None, 0, 9), (1, None, 9, 12)]
     prompt_keys, prompt_values = random(1, KV, 12, DIM), random(1, KV, 12, DIM)
     Prefill(cache, segments).attention(module, random(1, HEADS, 12, DIM), prompt_keys, prompt_values, shape)
     scheduler = Scheduler([], 4, share)
     starts = [0, 0, 0, 0] if lockstep else [0, 3, 1, 0]  # the step at which each row joins
     prompt_of = [1, 0, 1, 0]
-    keys = {r: prompt_keys[0, :, slice(*segments[prompt_of[r]][1:])] for r in range(4)}
-    values = {r: prompt_values[0, :, slice(*segments[prompt_of[r]][1:])] for r in range(4)}
+    keys = {r: prompt_keys[0, :, slice(*segments[prompt_of[r]][2:])] for r in range(4)}
+    values = {r: prompt_values[0, :, slice(*segments[prompt_of[r]][2:])] for r in range(4)}
     order = sorted(range(4), key=lambda r: starts[r])
     for step in range(STEPS):
         for row in order:

@@ -217,7 +217,7 @@ def test_prefill_respects_its_budget(
     original = Decoder.prefill
 
     def counted(self: Decoder, chosen: list, device: torch.device) -> torch.Tensor:
-        sizes.append(sum(len(ids) for _, ids in chosen))
+        sizes.append(sum(len(part.ids) for part in chosen))
         return original(self, chosen, device)
 
     monkeypatch.setattr(Decoder, "prefill", counted)

@@ -17,7 +17,10 @@ from transformers import TrainerCallback
 from strop.testing.cases import make_trainer, rows_for
 from strop.testing.rollouts import fix_rollouts
 
-UNEVEN = ("_runtime", "_per_second", "_time", "memory_peak", "eps", "total_flos", "epoch", "shared_tokens")
+UNEVEN = (
+    "_runtime", "_per_second", "_time", "memory_peak", "eps", "total_flos", "epoch", "shared_tokens",
+    "prefilled_tokens",
+)  # fmt: skip
 """Ends of logged keys that measure time, or the cut itself and what meets in a micro-batch by it."""
 MAX_NORM = 0.05
 """Below the gradient norm of every case, so that clipping acts."""

@@ -47,7 +47,7 @@ class Round:
     version: int  # optimizer steps that the weights have seen which write it
     prompts: list[Example]
     sampled: Future[list[Group]]
-    rewarded: Future[dict[str, list[float]]]  # the metrics of the rewards, as a `MetricLog` keeps them
+    rewarded: Future[dict[str, list[float]]]  # the metrics of sampling and rewards, as a `MetricLog` keeps them
 
 
 class RoundsAhead:
@@ -120,11 +120,13 @@ class RoundsAhead:
 
     def begin(self, number: int, prompts: list[Example], params: SamplingParams, load: Load) -> Round:
         """Sample prompts of a window with the weights that `load` hands over, then ask the rewards."""
-        trainer, version = self.trainer, int(self.trainer.state.global_step)
+        trainer, version, log = self.trainer, int(self.trainer.state.global_step), MetricLog()
         draw = trainer.drawing(prompts, trainer.group_size, params, load)
 
         def sample() -> list[Group]:
-            groups: list[Group] = draw()[0]
+            groups: list[Group]
+            groups, counted = draw()
+            log.add(counted)
             for group in groups:
                 group.version = version
             return groups
@@ -138,7 +140,6 @@ class RoundsAhead:
         options = {"state": state, "missing_eos_penalty": trainer.args.missing_eos_penalty}
 
         def reward() -> dict[str, list[float]]:
-            log = MetricLog()
             if groups := sampled.result():
                 log.add(reward_groups(groups, trainer.rewards, trainer.processing_class, **options))
             return log.state()

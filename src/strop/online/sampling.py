@@ -12,8 +12,9 @@ from strop.agents.program import AgentTurns
 from strop.agents.rollout_function import OwnRollout
 from strop.agents.turns import Trajectory, Turns
 from strop.online.groups import Group, add, prompt_of
-from strop.records import Example, Mean, Stretch
+from strop.records import Example, Mean, Rollout, Stretch
 from strop.rollout import SamplingParams, make_generator
+from strop.rollout.generator import keeping
 from strop.rollout.own_process import ProcessGenerator
 
 OwnFunction = Callable[[list[Any], list[list[int]], int, SamplingParams], OwnRollout]
@@ -54,6 +55,23 @@ def make_engine(args: Any, model: Any, tokenizer: Any) -> Any:
     return make_generator(model=model, **settings)
 
 
+class Counted:
+    """An engine, and how many prompt tokens it computed for those that it was given, where it says."""
+
+    def __init__(self, engine: Any) -> None:
+        self.engine, self.metrics = engine, dict[str, Mean]()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.engine, name)
+
+    def generate(self, *given: Any, **options: Any) -> Rollout:
+        """As the engine's."""
+        rollout: Rollout = self.engine.generate(*given, **options)
+        if rollout.prefilled is not None:
+            add(self.metrics, "prefilled_tokens", float(rollout.prefilled), float(rollout.prompt_tokens))  # type: ignore[arg-type]
+        return rollout
+
+
 def sample_groups(
     engine: Any,
     tokenizer: Any,
@@ -71,13 +89,15 @@ def sample_groups(
     """
     if rollout_func is not None:
         return own_groups(tokenizer, prompts, n, params, rollout_func), {}
+    engine = Counted(engine)
     if turns is not None:
-        trajectories = turns.run(engine, prompts, n, params)
+        with keeping(engine):
+            trajectories = turns.run(engine, prompts, n, params)
         groups = [conversation_group(tokenizer, *pair) for pair in zip(prompts, trajectories, strict=True)]
-        return groups, turn_metrics([t for group in trajectories for t in group])
+        return groups, turn_metrics([t for group in trajectories for t in group]) | engine.metrics
     sampled = engine.generate([prompt.prompt_ids for prompt in prompts], n, params)
     lists = zip(prompts, sampled.completions, sampled.sampler_logps, sampled.finish_reasons, strict=True)
-    return [Group(prompt, *parts, prompt=prompt_of(tokenizer, prompt)) for prompt, *parts in lists], {}
+    return [Group(prompt, *parts, prompt=prompt_of(tokenizer, prompt)) for prompt, *parts in lists], engine.metrics
 
 
 def own_groups(

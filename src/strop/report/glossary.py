@@ -234,9 +234,7 @@ _REWARD_ENTRIES = (
     Entry(
         "objective/ref_scores", REWARD, "Score of the reference's completions.", "reward", "completion", healthy="flat",
     ),
-    Entry(
-        "delta", REWARD, "BCO's reward shift: the middle between good and bad rewards.", "nats * beta", "running mean",
-    ),
+    Entry("delta", REWARD, "BCO's reward shift: the middle of good and bad rewards.", "nats * beta", "running mean"),
 )
 
 _DRIFT_ENTRIES = (
@@ -308,6 +306,7 @@ _TOKEN_ENTRIES = (
     ),
     Entry("num_tokens", PROGRESS, "Tokens seen so far.", "tokens", "sum over the run"),
     Entry("shared_tokens", PROGRESS, "Tokens computed for each one given; above 1 if padded.", "tokens", "given token"),
+    Entry("prefilled_tokens", PROGRESS, "Prompt tokens sampling computed for each one given.", "tokens", "given token"),
     Entry(
         "completions/mean_length", COMPLETIONS, "Length of the sampled completions.", "tokens", "completion",
         advice="Grows to the limit: reward length less, or punish it softly.",

@@ -96,29 +96,30 @@ def causal(
 ) -> torch.Tensor:
     """Causal attention within one sequence, (1, H, L, Dv).
 
-    A query at position q sees keys j with `q - window < j <= q`.
+    A query at position q sees keys j with `q - window < j <= q`; the queries are those of the last L of T positions.
 
     Args:
         query: (1, H, L, D).
-        key, value: (1, Hk, L, D), (1, Hk, L, Dv); H is a multiple of Hk.
+        key, value: (1, Hk, T, D), (1, Hk, T, Dv), T >= L; H is a multiple of Hk.
         sink: (H,) learned score per head.
     """
     length, heads, groups = query.shape[2], query.shape[1], query.shape[1] // key.shape[1]
-    if softcap is None and sink is None and (window is None or length <= window):
+    before = key.shape[2] - length
+    if before == 0 and softcap is None and sink is None and (window is None or length <= window):
         return F.scaled_dot_product_attention(query, key, value, is_causal=True, scale=scale, enable_gqa=groups > 1)
     parts = []
     for start in range(0, length, _CHUNK):
         stop = min(start + _CHUNK, length)
-        first = 0 if window is None else max(0, start - window + 1)
-        q = torch.arange(start, stop, device=query.device)[:, None]  # (Q, 1)
-        j = torch.arange(first, stop, device=query.device)[None, :]  # (1, T)
+        first = 0 if window is None else max(0, before + start - window + 1)
+        q = torch.arange(before + start, before + stop, device=query.device)[:, None]  # (Q, 1)
+        j = torch.arange(first, before + stop, device=query.device)[None, :]  # (1, T)
         hidden = (j > q) if window is None else (j > q) | (j <= q - window)  # (Q, T)
         bias = torch.zeros(hidden.shape, dtype=query.dtype, device=query.device).masked_fill_(hidden, -math.inf)
         packed = query[:, :, start:stop].reshape(1, key.shape[1], groups * (stop - start), -1)  # (1, Hk, g Q, D)
         out, lse = attend(
             packed,
-            key[:, :, first:stop],
-            value[:, :, first:stop],
+            key[:, :, first : before + stop],
+            value[:, :, first : before + stop],
             scale=scale,
             bias=bias.repeat(groups, 1)[None, None],  # (1, 1, g Q, T)
             softcap=softcap,

@@ -44,19 +44,19 @@ class RolloutCall(Protocol):
 
 @dataclass(slots=True)
 class Prefill:
-    """Prompts laid end to end in one row, each attending to itself only; their keys are stored."""
+    """Parts of prompts laid end to end in one row, each attending to itself and to what stands above it; the keys of
+    all of that are stored."""
 
     cache: KVCache
-    segments: list[tuple[int, int, int]]  # (prompt, start, stop)
+    segments: list[tuple[int, int | None, int, int]]  # (key of the part, of the part above it, start, stop)
 
     def attention(
         self, module: torch.nn.Module, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, shape: Shape
     ) -> torch.Tensor:
         layer = self.cache.layer(module)
         outputs = []
-        for prompt, start, stop in self.segments:
-            k, v = key[:, :, start:stop], value[:, :, start:stop]  # (1, Hk, P, D)
-            layer.store_prompt(prompt, k, v)
+        for part, above, start, stop in self.segments:
+            k, v = layer.store_prompt(part, key[:, :, start:stop], value[:, :, start:stop], above)  # (1, Hk, P, D)
             out = causal(
                 query[:, :, start:stop],
                 k,

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from strop.rollout.attention_hook import Decode, Prefill
+from strop.rollout.beginnings import Part
 from strop.rollout.kv_cache import KVCache, StepPlan
 
 
@@ -34,23 +35,23 @@ class Decoder:
         self.context = context
         self.prefilled_tokens = 0  # prompt tokens computed so far
 
-    def prefill(self, prompts: list[tuple[int, list[int]]], device: torch.device) -> torch.Tensor:
-        """Compute prompts laid end to end, without padding, and keep their keys.
+    def prefill(self, parts: list[Part], device: torch.device) -> torch.Tensor:
+        """Compute parts of prompts laid end to end, without padding, and keep their keys.
 
         Args:
-            prompts: (key of the prompt, its ids) pairs.
+            parts: each behind the one above it, if that is not computed already.
 
         Returns:
-            Logits after the last token of every prompt, (len(prompts), V).
+            Logits after the last token of every part, (len(parts), V).
         """
-        segments: list[tuple[int, int, int]] = []
+        segments: list[tuple[int, int | None, int, int]] = []
         ids: list[int] = []
         positions: list[int] = []
         last: list[int] = []
-        for prompt, tokens in prompts:
-            segments.append((prompt, len(ids), len(ids) + len(tokens)))
-            ids += tokens
-            positions += range(len(tokens))
+        for part in parts:
+            segments.append((part.key, part.above, len(ids), len(ids) + len(part.ids)))
+            ids += part.ids
+            positions += range(part.start, part.start + len(part.ids))
             last.append(len(ids) - 1)
         self.prefilled_tokens += len(ids)
         with self.context():
@@ -61,7 +62,7 @@ class Decoder:
                 logits_to_keep=torch.tensor(last, device=device),
                 rollout=Prefill(self.cache, segments),
             )
-        logits = output.logits[0]  # (prompts, V); (T, V) from the few models that compute all logits
+        logits = output.logits[0]  # (parts, V); (T, V) from the few models that compute all logits
         return _wide(logits if len(logits) == len(last) else logits[last])
 
     def step(self, ids: torch.Tensor, plan: StepPlan) -> torch.Tensor:

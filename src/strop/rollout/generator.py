@@ -78,6 +78,11 @@ class Generator(Protocol):
         ...
 
 
+def keeping(engine: Generator) -> AbstractContextManager[object]:
+    """While a conversation goes on, with the same weights: an engine that can keeps keys from one turn to the next."""
+    return engine.keeping() if hasattr(engine, "keeping") else nullcontext()
+
+
 def check_prompts(prompts: list[list[int]], n: int, vocab_size: int, context_tokens: int | None) -> None:
     """Refuse prompts that no engine can continue.
 

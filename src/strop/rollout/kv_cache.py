@@ -13,7 +13,7 @@ Active rows are always slots 0..R-1, so the batch of a step is a plain slice.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 import torch
@@ -125,12 +125,19 @@ class LayerCache:
         self.values[:, :, self._cleared : stop].zero_()
         self._cleared = stop
 
-    def store_prompt(self, prompt: int, key: torch.Tensor, value: torch.Tensor) -> None:
-        """Keep the keys of one prompt, (1, Hk, P, D)."""
+    def store_prompt(
+        self, prompt: int, key: torch.Tensor, value: torch.Tensor, above: int | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Keep the keys of one prompt, (1, Hk, P, D), behind those of the part `above` it; all of them."""
         if self.keys is None:
             self.keys = key.new_empty(self.num_slots, key.shape[1], self.capacity, key.shape[3])
             self.values = value.new_empty(self.num_slots, value.shape[1], self.capacity, value.shape[3])
-        self.prompts[prompt] = (key.contiguous().clone(), value.contiguous().clone())
+        if above is None:
+            self.prompts[prompt] = key.contiguous().clone(), value.contiguous().clone()
+        else:
+            keys, values = self.prompts[above]
+            self.prompts[prompt] = torch.cat([keys, key], 2), torch.cat([values, value], 2)
+        return self.prompts[prompt]
 
     def fork(self, prompt: int, slots: list[int]) -> None:
         """Copy a prompt's keys into the beginning of the given slots."""
@@ -146,6 +153,15 @@ class LayerCache:
         assert self.keys is not None and self.values is not None
         self.keys[target, :, :length] = self.keys[source, :, :length]
         self.values[target, :, :length] = self.values[source, :, :length]
+
+    def row(self, slot: int, length: int, prompt: int | None) -> tuple[torch.Tensor, torch.Tensor]:
+        """A copy of a row's keys and values: those of its shared prompt, if it has one, and `length` of its slot."""
+        assert self.keys is not None and self.values is not None
+        own = self.keys[slot : slot + 1, :, :length], self.values[slot : slot + 1, :, :length]
+        if prompt is None:
+            return own[0].clone(), own[1].clone()
+        keys, values = self.prompts[prompt]
+        return torch.cat([keys, own[0]], 2), torch.cat([values, own[1]], 2)
 
     def append(self, plan: StepPlan, key: torch.Tensor, value: torch.Tensor) -> None:
         """Write each row's new key and value, (R, Hk, 1, D), into its slot."""
@@ -188,6 +204,17 @@ class KVCache:
         """Move a row's own keys to another slot, in every layer."""
         for layer in self.layers.values():
             layer.move(source, target, length)
+
+    def row(self, slot: int, length: int, prompt: int | None) -> dict[int, tuple[torch.Tensor, torch.Tensor]]:
+        """A copy of a row's keys and values in every layer; see `LayerCache.row`."""
+        return {name: layer.row(slot, length, prompt) for name, layer in self.layers.items()}
+
+    def take(self, parts: Mapping[int, Mapping[int, tuple[torch.Tensor, torch.Tensor]]]) -> None:
+        """Store parts of prompts that are computed already: key -> keys and values of every layer."""
+        for part, layers in parts.items():
+            for name, stored in layers.items():
+                layer = self.layers.setdefault(name, LayerCache(self.num_slots, self.capacity))
+                layer.prompts[part] = stored
 
     def keep_prompts(self, needed: Callable[[int], bool]) -> None:
         """Forget the prompts that no row needs any more."""

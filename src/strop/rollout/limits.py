@@ -59,6 +59,15 @@ def key_bytes(model: PreTrainedModel) -> int:
 
 def default_slots(model: PreTrainedModel, device: torch.device, capacity: int) -> int:
     """How many rows of `capacity` tokens are decoded at a time where the user does not say."""
+    return max(1, min(_MOST_SLOTS.get(device.type, 64), _tokens(model, device) // capacity))
+
+
+def kept_tokens(model: PreTrainedModel) -> int:
+    """How many tokens' keys are kept from one turn of conversations to the next: half of what slots may take."""
+    return _tokens(model, model.device) // 2
+
+
+def _tokens(model: PreTrainedModel, device: torch.device) -> int:
+    """How many tokens' keys and values fit into the share of the free memory that they may take."""
     free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else available_memory_bytes()
-    budget = free * _MEMORY_SHARE.get(device.type, 0.25)
-    return max(1, min(_MOST_SLOTS.get(device.type, 64), int(budget // (key_bytes(model) * capacity))))
+    return int(free * _MEMORY_SHARE.get(device.type, 0.25) // key_bytes(model))

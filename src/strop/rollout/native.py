@@ -1,29 +1,31 @@
 """The native rollout engine: the policy's own module, one prefill per distinct prompt, slots that are never idle.
 
-    prefill every distinct prompt once, without padding
+    prefill every distinct prompt once, what prompts begin with alike once, without padding
     while rows wait or write:
         rows enter free slots; their first token is drawn from their prompt's logits
         one forward pass over the active slots; one token drawn per row
         finished rows leave, the rest close up
 
 What was left out: speculative decoding and beam search (other distributions), paged memory (slots are enough on one
-machine), sharing of common beginnings between different prompts.
+machine), reading a beginning that prompts share from one place in decode steps (each prompt has a copy of its keys).
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
 from torch import nn
 
 from strop.errors import ConfigError
+from strop.model.forest import Rule, pays
 from strop.model.wrappers import unwrap
 from strop.records import Rollout
 from strop.rollout import limits
+from strop.rollout.beginnings import Beginnings, Kept, Part
 from strop.rollout.cuda_graph import GraphedSteps
 from strop.rollout.decoder import Decoder
 from strop.rollout.draw import fresh_seed, row_uniforms
@@ -51,6 +53,7 @@ class NativeGenerator:
         prefill_tokens: most prompt tokens in one forward pass (a longer prompt goes alone); None chooses by device.
         share_prompts: read a prompt's keys from one place for all its completions, instead of copying them into
             every slot. None: on the CPU from three completions per prompt on.
+        shares: which common beginnings of prompts are computed once; None: none.
         cuda_graphs: capture decode steps on CUDA.
         autocast: dtype of `torch.autocast` around forward passes; None for none.
     """
@@ -65,6 +68,7 @@ class NativeGenerator:
         max_slots: int | None = None,
         prefill_tokens: int | None = None,
         share_prompts: bool | None = None,
+        shares: Rule | None = pays,
         cuda_graphs: bool = True,
         autocast: torch.dtype | None = None,
     ) -> None:
@@ -77,6 +81,8 @@ class NativeGenerator:
         self.max_slots = max_slots
         self.prefill_tokens = prefill_tokens
         self.share_prompts = share_prompts
+        self.shares = shares
+        self.kept: Kept | None = None  # while a conversation goes on
         self.cuda_graphs = cuda_graphs
         self.autocast = autocast
         self.reason = "it was made directly"
@@ -89,7 +95,16 @@ class NativeGenerator:
             self.model, self.base = unwrap(model), transformers_model(model)
 
     def close(self) -> None:
-        """Nothing is held between calls."""
+        """Nothing is held between calls, except while it is `keeping`."""
+
+    @contextmanager
+    def keeping(self) -> Iterator[None]:
+        """Inside the block, where weights must not change, a call keeps the keys of its rows for later ones."""
+        self.kept = Kept(limits.kept_tokens(self.base))
+        try:
+            yield
+        finally:
+            self.kept = None
 
     def generate(
         self, prompts: list[list[int]], n: int, sampling: SamplingParams, *, mixture: Mixture | None = None
@@ -114,7 +129,8 @@ class NativeGenerator:
             run = _Run(self, distinct, rows, sampling, stop, mixture)
             run.finish()
         self.prefilled_tokens, self.decode_steps = run.prefilled_tokens, run.decode_steps
-        return Rollout(prompts=[list(p) for p in prompts], **as_rollout_lists(rows, len(prompts), n))
+        found = as_rollout_lists(rows, len(prompts), n)
+        return Rollout(prompts=[list(p) for p in prompts], **found, prefilled=run.prefilled_tokens)
 
 
 def completion_rows(
@@ -168,6 +184,12 @@ class _Run:
         self.scheduler = Scheduler(rows, slots, share)
         self.decoders = _decoders(engine.model, slots, capacity, mixture)
         self.prefill_budget = engine.prefill_tokens or _PREFILL_TOKENS.get(self.device.type, 4096)
+        self.kept = engine.kept if mixture is None else None
+        self.beginnings = Beginnings(prompts, engine.shares, self.kept)
+        self.computed = set(self.beginnings.given)
+        if self.kept is not None:
+            self.decoders[0][0].cache.take(self.beginnings.given)
+            self.beginnings.given.clear()
         self.first_logits: dict[int, torch.Tensor] = {}  # distinct prompt -> (V,) logits of the first token
         self.prefilled_tokens = self.decode_steps = 0
         self.seen: torch.Tensor | None = None  # (slots, V) bool: tokens that the repetition penalty applies to
@@ -183,6 +205,7 @@ class _Run:
             self._close_gaps()
             if scheduler.active:
                 self._step()
+                self._keep_finished()
                 scheduler.retire()
 
     def _admit(self) -> None:
@@ -211,22 +234,24 @@ class _Run:
     def _prefill_next(self) -> None:
         """Compute the prompts of the rows that can enter now, as many as fit into the token budget."""
         room, tokens = len(self.scheduler.free_slots), 0
-        chosen: list[tuple[int, list[int]]] = []
+        chosen: list[Part] = []
         for position, row in enumerate(self.scheduler.waiting):
             if position >= room:
                 break
-            if row.prompt in self.first_logits or (chosen and chosen[-1][0] == row.prompt):
-                continue
-            if chosen and tokens + row.length > self.prefill_budget:
+            parts = self.beginnings.missing(row.prompt, self.computed)
+            more = sum(len(part.ids) for part in parts)
+            if chosen and tokens + more > self.prefill_budget:
                 break
-            tokens += row.length
-            chosen.append((row.prompt, self.prompts[row.prompt]))
+            tokens += more
+            chosen += parts
+            self.computed.update(part.key for part in parts)
         if not chosen:
             return
         self.prefilled_tokens += tokens
-        logits = _mix(lambda decoder, _: decoder.prefill(chosen, self.device), self.decoders)  # (prompts, V)
-        for (prompt, _), line in zip(chosen, logits, strict=True):
-            self.first_logits[prompt] = line
+        logits = _mix(lambda decoder, _: decoder.prefill(chosen, self.device), self.decoders)  # (parts, V)
+        for part, line in zip(chosen, logits, strict=True):
+            if part.key >= 0:
+                self.first_logits[part.key] = line
 
     def _step(self) -> None:
         """One token for every active row."""
@@ -236,6 +261,15 @@ class _Run:
         rows = self.scheduler.active
         seen = None if self.seen is None else self.seen[: len(rows)]
         self._draw(rows, logits, seen)
+
+    def _keep_finished(self) -> None:
+        """Keep the keys of rows that end, where a conversation goes on."""
+        scheduler, kept = self.scheduler, self.kept
+        for slot, row in enumerate(scheduler.slots):
+            if kept is not None and row is not None and row.finish is not None:
+                prompt = row.prompt if scheduler.share_prompts else None
+                layers = self.decoders[0][0].cache.row(slot, scheduler.own(row), prompt)
+                kept.add(self.prompts[row.prompt] + row.ids[:-1], layers)
 
     def _draw(self, rows: list[Row], logits: torch.Tensor, seen: torch.Tensor | None) -> None:
         """Draw one token per row and hand it over; `seen` learns it."""
@@ -263,13 +297,14 @@ class _Run:
                 decoder.cache.fork(prompt, targets)
 
     def _forget_prompts(self) -> None:
-        """Free prompts that nobody waits for and nobody reads; rows with a forked prompt read their own copy."""
+        """Free prompts, and beginnings of them, that nobody waits for and nobody reads; rows with a forked prompt read
+        their own copy."""
         scheduler = self.scheduler
         for prompt in [p for p in self.first_logits if not scheduler.awaited(p)]:
             del self.first_logits[prompt]
         read = {row.prompt for row in scheduler.active} if scheduler.share_prompts else set()
         for decoder, _ in self.decoders:
-            decoder.cache.keep_prompts(lambda prompt: prompt in read or scheduler.awaited(prompt))
+            decoder.cache.keep_prompts(lambda key: key in read or scheduler.awaited(self.beginnings.last[key]))
 
     def _seen_prompts(self, rows: list[Row], vocab: int) -> torch.Tensor:
         """Tokens of each row's prompt, (rows, V) bool."""

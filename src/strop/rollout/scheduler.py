@@ -134,7 +134,7 @@ class Scheduler:
             start = stop
 
 
-def as_rollout_lists(rows: Sequence[Row], num_prompts: int, n: int) -> dict[str, list[Any]]:
+def as_rollout_lists(rows: Sequence[Row], num_prompts: int, n: int) -> dict[str, Any]:
     """Finished rows as the nested lists of a `Rollout`, [prompt][sample]."""
     grid: list[list[Row | None]] = [[None] * n for _ in range(num_prompts)]
     for row in rows:

@@ -1,9 +1,10 @@
 """Whether the native engine serves a model: asked of the model itself, not of a list of names.
 
-A few tokens go through prompts and decode steps, with shared and with forked prompts, and the logits are compared
-with the model's own forward pass over the whole sequence. An architecture whose attention is not where we think it is
-(linear attention, state spaces, ALiBi, keys shared between layers, ...) gives other logits or an exception, and the
-transformers engine takes over. Windows that these tokens do not reach are tried on a twin (`strop.model.select`).
+A few tokens go through prompts, one behind a beginning of the other, and decode steps, with shared and with forked
+prompts, and the logits are compared with the model's own forward pass over the whole sequence. An architecture whose
+attention is not where we think it is (linear attention, state spaces, ALiBi, keys shared between layers, ...) gives
+other logits or an exception, and the transformers engine takes over. Windows that these tokens do not reach are tried
+on a twin (`strop.model.select`).
 """
 
 from __future__ import annotations
@@ -15,12 +16,14 @@ from torch import nn
 from transformers import GenerationConfig, PreTrainedModel
 
 from strop.errors import SetupError
+from strop.model.forest import always
 from strop.model.rope import LENGTH_DEPENDENT, longest_plain_row, rope_parts
 from strop.model.select import why_not_far
 from strop.model.twin import boundaries
 from strop.model.wrappers import decoder_of, unwrap
 from strop.plain_text import first_line
 from strop.rollout import limits
+from strop.rollout.beginnings import Beginnings
 from strop.rollout.decoder import Decoder
 from strop.rollout.rollout_mode import rollout_attention, sampling_mode, transformers_model
 from strop.rollout.scheduler import Row, Scheduler
@@ -79,14 +82,15 @@ def _measured_problem(model: nn.Module, base: PreTrainedModel, autocast: torch.d
 
 
 def _check_rows(base: PreTrainedModel) -> tuple[list[list[int]], list[Row]]:
-    """Two prompts, three rows that have written two tokens each; longer than a short sliding window."""
+    """Two prompts that begin alike, three rows that have written two tokens each; longer than a short window."""
     vocab = limits.vocab_size(base)
     config = base.config.get_text_config(decoder=True)
     window = getattr(config, "sliding_window", None) or 0
     length = window + 3 if window + 3 <= _LONGEST_CHECK else 7
     room = limits.position_limit(base)
     length = max(1, min(length, (room or length + 3) - 3))
-    prompts = [[(5 * i + 3) % vocab for i in range(length)], [(11 * i + 1) % vocab for i in range(max(1, length // 2))]]
+    first = [(5 * i + 3) % vocab for i in range(length)]
+    prompts = [first, first[: length // 4] + [(11 * i + 1) % vocab for i in range(max(1, length // 4))]]
     rows = []
     for sample, prompt in enumerate((0, 1, 0)):
         ids = [(7 * sample + 2) % vocab, (3 * sample + 5) % vocab]
@@ -113,7 +117,8 @@ def _compare(
     longest = max(map(len, prompts)) + 3
     decoder = Decoder(model, len(rows), longest)
     scheduler = Scheduler([], len(rows), share)
-    decoder.prefill(list(enumerate(prompts)), base.device)
+    parts = Beginnings(prompts, always)
+    decoder.prefill([*parts.missing(0, ()), *parts.missing(1, parts.parts.keys() - {1})], base.device)
     if not share:
         for slot, row in enumerate(rows):
             decoder.cache.fork(row.prompt, [slot])
