@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -10,9 +11,13 @@ from peft import PeftConfig
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from strop.model import apply_peft, base_model
+from strop.model import apply_peft, base_model, build_batch, score_batch
+from strop.model.attention_dense import dense_attention
 from strop.model.dropout import disable_dropout, evaluating
+from strop.model.forest import always
 from strop.model.saving import as_to_save
+from strop.model.segments import Segments, Span
+from strop.records import Example
 from strop.testing.tiny import tiny_model
 
 SETTINGS = {
@@ -34,6 +39,40 @@ def test_training_is_deterministic_without_dropout(arch: str) -> None:
     assert disable_dropout(model) is model
     for _ in range(3):
         assert torch.equal(model(input_ids=ids).logits, exact)
+
+
+class DropByValue(nn.Module):
+    """Dropout whose draw is made of the values: the same token with the same past is dropped alike in every layout."""
+
+    def forward(self, states: torch.Tensor) -> torch.Tensor:
+        return states * ((states.detach() * 1e4).round() % 3 != 0) * 1.5
+
+
+def test_rows_that_share_tokens_drop_as_rows_alone(row_logps: Any, grads_of: Any) -> None:
+    """Of residuals, embeddings and LoRA's input: what a row computes is what it computes alone under the same draw."""
+    model = apply_peft(tiny_model("gpt2"), {"lora_dropout": 0.5, "init_lora_weights": False}).train()
+    examples = [Example([1, 2, 3], [[4, 5, 6], [4, 6, 7]]), Example([1, 2], [[3, 4, 5, 8], [8, 9]])]
+    plain = row_logps(model.eval(), examples)
+    dropped = [name for name, module in model.named_modules() if isinstance(module, nn.Dropout)]
+    assert any("lora_dropout" in name for name in dropped) and any("resid_dropout" in name for name in dropped)
+    for name in dropped:
+        model.set_submodule(name, DropByValue())
+    batch = build_batch(examples, shares=always)
+    assert batch.segments.deep and len(batch.input_ids[0]) == 7
+    shared, alone = score_batch(model, batch).logps, row_logps(model, examples)
+    assert torch.allclose(shared, alone, rtol=0, atol=1e-10) and not torch.allclose(alone, plain, atol=0.01)
+    assert torch.allclose(grads_of(model, shared), grads_of(model, alone), rtol=0, atol=1e-9)
+
+
+def test_attention_weights_of_a_forest_are_dropped_without_bias() -> None:
+    """4,000 heads that are alike but for their draw: on average what nothing is dropped from."""
+    segments = Segments([Span(0, 6), Span(6, 3), Span(9, 4), Span(13, 2)], [-1, 0, 0, 1])
+    query, key, value = torch.randn(3, 1, 1, 15, 4, generator=torch.Generator().manual_seed(0)).unbind()
+    whole = dense_attention(query, key, value, segments, scale=0.5)
+    torch.manual_seed(0)
+    drawn = dense_attention(query.expand(1, 4000, 15, 4), key, value, segments, scale=0.5, dropout=0.5)
+    assert float((drawn.mean(2) - whole[:, :, 0]).abs().max()) < 0.1
+    assert float(drawn.std(2)[:, -1].min()) > 0.1
 
 
 def test_modes_are_restored_one_by_one() -> None:

@@ -91,6 +91,7 @@ def test_an_evaluation_without_a_pair_has_no_loss_but_a_name_for_it(verb: str, t
     evaluations = [line for line in trainer.state.log_history if "eval_pairs/dropped_ratio" in line]
     assert len(evaluations) == 3 and all(math.isnan(line["eval_loss"]) for line in evaluations)
     assert trainer.state.best_model_checkpoint is None
+    assert '"alarm": "no_pair"' in (Path(trainer.args.output_dir) / "alarms.jsonl").read_text()
     lines = (Path(trainer.args.output_dir) / "metrics.jsonl").read_text().splitlines()
     assert all(json.loads(line) for line in lines)
 

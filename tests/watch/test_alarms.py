@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from strop.methods.sft import SFTConfig, SFTTrainer
 from strop.records import LossOutput, StepWork, Term
 from strop.testing.cases import make_trainer, rows_for
 from strop.testing.tokenizers import toy_tokenizer
-from strop.watch.alarms import Alarms, found_in
+from strop.watch.alarms import Alarms, found_in, without_pairs
 
 BAD_ROW = 5
 
@@ -218,3 +219,9 @@ def test_a_scaler_leaves_a_step_out_that_the_guard_found(gradient: float, tmp_pa
     scaler.step(optimizer)
     scaler.update()
     assert all(torch.equal(*pair) for pair in zip(before, model.parameters(), strict=True))
+
+
+def test_only_the_evaluation_without_a_pair_is_named() -> None:
+    logs = {"eval_hard_pairs/dropped_ratio": 1.0, "eval_easy_pairs/dropped_ratio": 0.5, "eval_hard_loss": math.nan}
+    ((kind, text),) = without_pairs(logs)
+    assert kind == "no_pair" and "eval_hard_loss is not a number" in text and "easy" not in text

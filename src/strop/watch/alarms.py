@@ -30,9 +30,10 @@ class Alarms(TrainerCallback):
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Mapping[str, Any] | None = None, **kwargs: Any) -> None:
         """Alarms that follow from logged means."""
-        if not logs or "loss" not in logs or not state.is_world_process_zero:
+        if not logs or not state.is_world_process_zero:
             return
-        for kind, text in found_in(logs, getattr(args, "num_generations", 1), args):
+        found = found_in(logs, getattr(args, "num_generations", 1), args) if "loss" in logs else without_pairs(logs)
+        for kind, text in found:
             self.sound(kind, state.global_step, text)
 
     def before_step(self, step: int, row: int, tokens: int) -> None:
@@ -55,6 +56,21 @@ class Alarms(TrainerCallback):
         if kind not in self.raised:
             self.raised[kind] = f"Warning [{kind}] step {step}: {text}"
             say(self.args, self.raised[kind])
+
+
+def without_pairs(logs: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """(kind, text) of every evaluation in a log line that made no pair, so that its loss is not a number."""
+    for name, share in logs.items():
+        if name.startswith("eval_") and name.endswith("pairs/dropped_ratio") and share >= FULL:
+            yield (
+                "no_pair",
+                (
+                    f"the completions of every prompt of this evaluation are equal or equally good ({name} is 1): "
+                    f"there is no pair, and {name.replace('pairs/dropped_ratio', 'loss')} is not a number. "
+                    "Evaluate on more prompts, raise num_generations_eval or the temperature, or reward parts of an "
+                    "answer."
+                ),
+            )
 
 
 def found_in(logs: Mapping[str, Any], num_generations: int, args: Any) -> Iterator[tuple[str, str]]:
