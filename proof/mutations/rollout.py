@@ -176,6 +176,38 @@ MUTATIONS = (
         tests=("tests/online/test_forks.py::test_a_forked_trajectory_counts_once",),
     ),
     Mutation(
+        name="the-reward-at-the-end-of-every-stretch",
+        promises=(1, 28),
+        history="PPO took each row of a conversation that had forked for a completion: its reward came k times, and no "
+        "value of a later row reached an earlier one.",
+        edits=(
+            Edit(
+                "methods/ppo.py",
+                '        completions = trajectory_of(batch)\n        totals = one_each(completion_field(batch, "totals", dtype=kl.dtype), batch)',
+                '        completions = scores.segment, scores.num_completions\n        totals = completion_field(batch, "totals", dtype=kl.dtype)',
+            ),
+            Edit(
+                "methods/ppo.py",
+                "gae_flat(rewards, values, *trajectory_of(batch), **options)",
+                "gae_flat(rewards, values, batch.segment, batch.num_completions, **options)",
+            ),
+        ),
+        tests=("tests/online/test_forks.py::test_a_critic_looks_through_all_stretches",),
+    ),
+    Mutation(
+        name="unequal-turns-of-equal-totals-sampled-again",
+        promises=(28,),
+        history="Dynamic sampling looked at totals alone, and left out groups whose turns had something to learn.",
+        edits=(
+            Edit(
+                "methods/policy_gradient.py",
+                "        if self.by_turn:\n            compared = ",
+                "        if False:\n            compared = ",
+            ),
+        ),
+        tests=("tests/online/test_turn_credit.py::test_equal_totals_of_unequal_turns_are_no_reason_to_sample_again",),
+    ),
+    Mutation(
         name="an-end-token-doubled",
         promises=(4, 7, 28),
         history="Between turns the end of the model's turn was written again, or a header doubled (Gemma 3, GLM).",

@@ -110,6 +110,48 @@ def test_rloo_sums_over_the_whole_trajectory(tmp_path):
     assert largest_difference(step_gradients(trainer, trees), expected) < 1e-12
 
 
+def test_a_critic_looks_through_all_stretches(tmp_path):
+    """G = A + V, A_t = rho_t + gamma V_{t+1} - V_t + gamma lam A_{t+1}, over the tokens of a trajectory, by hand."""
+    trainer = make_trainer(
+        "ppo", tmp_path, rows=rows_for("ppo", 2), num_generations=2, beta=0.2, gamma=0.9, lam=0.8, whiten_rewards=False
+    )
+    with torch.no_grad():  # away from the reference
+        next(trainer.policy.parameters()).mul_(1.5)
+    made = group()
+    made.rewards = torch.tensor([3.0, -1.0]).double()
+    trees = trainer.make_trees([made], training=True)
+    found, states = {0: [], 1: []}, {0: [], 1: []}  # by trajectory: returns of the tokens, (reward of the KL, value)
+    for tree in trees:
+        batch = trainer.build([tree])
+        scores = trainer.score(trainer.model, batch, log=False)
+        kl = (scores.logps - trainer.reference_scores(batch).logps).tolist()
+        assert max(map(abs, kl)) > 1e-3
+        (number,) = tree.sampled.of
+        found[number] += [v for v, on in zip(tree.sampled.returns[0], tree.mask(0), strict=True) if on]
+        states[number] += [(-0.2 * k, v) for k, v in zip(kl, scores.values.tolist(), strict=True)]
+    for number, total in enumerate(made.rewards.tolist()):
+        wanted, running, following = [], 0.0, 0.0
+        for reward, value in reversed(states[number]):
+            reward += total if not wanted else 0.0
+            running = reward + 0.9 * following - value + 0.9 * 0.8 * running
+            wanted, following = [running + value, *wanted], value
+        assert found[number] == pytest.approx(wanted)
+    assert trainer._metrics["train"].drain()["objective/scores"] == 1.0, "a trajectory has its reward once"
+
+
+def test_a_teacher_teaches_on_every_stretch(tmp_path):
+    """The divergence is that of tokens, on the contexts where they were written."""
+    trainer = make_trainer("gkd", tmp_path, rows=rows_for("gkd", 2), lmbda=1.0)
+    alone = Group(Example([5, 6], [], row=0), [[7, 8, 9, 10, 11]], [[0.0] * 5], ["stop"], stretches=[FIRST])
+    trees = trainer.make_trees([alone], training=True)
+    assert [(tree.prompt_ids, tree.completions) for tree in trees] == [(s.prompt_ids, [s.ids]) for s in FIRST]
+    assert trainer.counts(trees)["completions"] == 1.0
+    trainer.prepare_step = lambda examples: examples
+    whole, parts = step_gradients(trainer, trees), [step_gradients(trainer, [tree]) for tree in trees]
+    weighted = {name: (3 * parts[0][name] + parts[1][name]) / 4 for name in whole}
+    assert largest_difference(whole, weighted) < 1e-12
+
+
 def test_the_stretches_of_a_trajectory_share_its_advantage_and_stay_together():
     made = group()
     known = Sampled(3, advantages=ADVANTAGES, sampler_logps=made.sampler_logps)

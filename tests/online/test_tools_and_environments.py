@@ -194,11 +194,13 @@ def test_prompts_of_plain_text_have_no_tools(tmp_path):
         build(tmp_path, tools=[add], rows=[{"prompt": "go"}] * 2)
 
 
-def test_a_method_of_one_context_refuses_a_template_that_makes_several(tmp_path):
+@pytest.mark.parametrize("verb", ["online-dpo", "xpo", "nash-md"])
+def test_pairs_refuse_a_template_that_makes_several_contexts(verb, tmp_path):
+    options = {"environment_factory": Countdown, "settings": {"num_generations": 2}}
+    if verb != "online-dpo":
+        options["settings"].pop("num_generations")
     with pytest.raises(ConfigError, match="past_turns='sampled'"):
-        build(tmp_path, "opened", "ppo", environment_factory=Countdown)
-    trainer = build(tmp_path, "opened", "ppo", environment_factory=Countdown, settings={"past_turns": "sampled"})
-    assert sampled(trainer).stretches is None
+        build(tmp_path, "opened", verb, **options)
 
 
 def test_observations_that_differ_make_prompts_that_differ(tmp_path):

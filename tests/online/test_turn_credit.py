@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 from itertools import groupby
+from pathlib import Path
 
 import pytest
 import torch
 from tests.support.conversations import Script
+from tests.support.processes import run_ranks
 from tests.support.templates import KINDS, tokenizer_with
 
 from strop import GRPOConfig, OnlineDPOConfig, PPOConfig
@@ -47,14 +49,18 @@ def add(a: int, b: int):
     return Rewarded(a + b, 0.5)
 
 
-def build(tmp_path, verb, kind="gathered", say=lambda text, place: "ab"[place] * (place + 2), **trainer):
+GIVEN = ("tools", "reward_funcs", "environment_factory")
+
+
+def build(tmp_path, verb, kind="gathered", say=lambda text, place: "ab"[place] * (place + 2), rows=None, **options):
     tokenizer, _ = tokenizer_with(KINDS[kind])
+    given = {"reward_funcs": None, **{name: options.pop(name) for name in GIVEN if name in options}}
     own = {"grpo": {"scale_rewards": "none"}, "rloo": {"beta": 0.0}}[verb]
     made = make_trainer(
-        verb, tmp_path, rows=[{"prompt": [{"role": "user", "content": f"go {i}"}]} for i in range(2)],
-        model=tiny_model("llama", dtype=torch.float64, vocab_size=len(tokenizer)), tokenizer=tokenizer,
-        trainer={"reward_funcs": None, **trainer}, advantage_level="turn", num_generations=2, max_length=None,
-        max_completion_length=120, max_steps=1, logging_steps=1, **own,
+        verb, tmp_path, rows=rows or [{"prompt": [{"role": "user", "content": f"go {i}"}]} for i in range(2)],
+        model=tiny_model("llama", dtype=torch.float64, vocab_size=len(tokenizer)), tokenizer=tokenizer, trainer=given,
+        advantage_level="turn", num_generations=2, max_length=None, max_completion_length=120, max_steps=1,
+        logging_steps=1, **{**own, **options},
     )  # fmt: skip
     made._generator = Script(tokenizer, say)
     return made
@@ -123,6 +129,70 @@ def test_a_silent_first_turn_does_not_leave_out_a_group(tmp_path):
     trees = trainer.make_trees(groups, training=True)
     assert groups[0].advantages.tolist() == [0.0, 0.0] and groups[0].turn_advantages[0] == [0.0, -1.0]
     assert trainer.rows_worth_computing(trees) == trees
+
+
+@pytest.mark.parametrize(("first", "teaches"), [([1.0, 2.0], True), ([3.0, 0.0], True), ([0.0, 3.0], False)])
+def test_equal_totals_of_unequal_turns_are_no_reason_to_sample_again(first, teaches, tmp_path):
+    """[0, 3] against itself teaches nothing; against [1, 2] and [3, 0] the turns have something to learn."""
+
+    class Pair(Steps):
+        def step(self, text):
+            self.said.append(text[0])
+            rewards = {"a": first, "b": [0.0, 3.0]}[self.said[0]]
+            return "on", rewards[len(self.said) - 1], len(self.said) == 2
+
+    trainer = build(tmp_path, "grpo", environment_factory=Pair, dynamic_sampling=True, max_resampling_rounds=1)
+    groups = trainer.rollout([trainer.train_dataset[0]], 2, training=True)
+    trainer.score_groups(groups, "train")
+    assert groups[0].rewards.tolist() == [3.0, 3.0] and trainer.has_spread(groups[0]) == teaches
+    trainer.prepare_step([trainer.train_dataset[0]])
+    kept = trainer._metrics["train"].drain()["dynamic_sampling/kept_ratio"]
+    assert kept == float(teaches)
+
+
+class Scaled(Steps):
+    """Rewards of the row's own size, so that the rows of ranks differ."""
+
+    def reset(self, size, **row):
+        super().reset()
+        self.size = size
+
+    def step(self, text):
+        observation, reward, done = super().step(text)
+        return observation, reward * self.size, done
+
+
+def one_step(folder, ranks):
+    """The weights before and after a step of each method on two prompts, over one rank or two."""
+    if ranks > 1:
+        torch.distributed.init_process_group("gloo")
+    found = {}
+    for verb, options in {"grpo": {"scale_rewards": "batch"}, "rloo": {"normalize_advantages": True}}.items():
+        trainer = build(
+            Path(folder) / f"{verb}-{ranks}", verb, environment_factory=Scaled, **options, optim="sgd",
+            rows=[{"prompt": [{"role": "user", "content": "go"}], "size": size} for size in (1.0, 3.0)],
+            say=lambda text, place: "c" if "turn" in text else "ab"[place % 2], learning_rate=0.1,
+            per_device_train_batch_size=4 // ranks, **({"ddp_backend": "gloo"} if ranks > 1 else {}),
+        )  # fmt: skip
+        found[verb] = [[weight.detach().clone() for weight in trainer.model.parameters()]]
+        trainer.train()
+        model = trainer.accelerator.unwrap_model(trainer.model)
+        found[verb].append([weight.detach().clone() for weight in model.parameters()])
+    return found
+
+
+def test_two_ranks_credit_turns_as_one_does(tmp_path):
+    alone, both = one_step(str(tmp_path), 1), run_ranks(one_step, 2, tmp_path / "ranks", str(tmp_path), 2)
+    for verb, (start, end) in alone.items():
+        assert not all(map(torch.equal, start, end))
+        for rank in both:
+            assert all(torch.allclose(a, b, atol=1e-12) for a, b in zip(end, rank[verb][1], strict=True)), verb
+
+
+@pytest.mark.parametrize("overlap", [{"max_staleness": 1}, {"stream_prompts": 1}])
+def test_turns_are_sampled_in_strict_order(overlap, tmp_path):
+    with pytest.raises(ConfigError, match=r"(?s)cannot be used here:.*tools, environments and a rollout_func run in"):
+        build(tmp_path, "grpo", environment_factory=Steps, **overlap)
 
 
 def test_turn_rewards_of_another_number_are_named():

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
+from tests.support.templates import KINDS, tokenizer_with
 from torch import nn
 from transformers import AutoModelForCausalLM
 
@@ -31,7 +32,7 @@ def policy_of(seed: int = 0) -> nn.Module:
 def serve(stub: Any) -> Callable[[nn.Module], Any]:
     """Let the stub serve a model, which the weights it is sent replace."""
 
-    def run(model: nn.Module) -> Any:
+    def run(model: nn.Module, tokenizer: Any = None) -> Any:
         stub.model, send, stub.model_card = model, stub.answer, {"data": [{"id": "base-model", "max_model_len": 64}]}
         one_at_a_time = threading.Lock()  # a rollout borrows the model
 
@@ -46,10 +47,10 @@ def serve(stub: Any) -> Callable[[nn.Module], Any]:
         def sample(handler: Any, body: dict[str, Any]) -> bool:
             sampling = SamplingParams(
                 body["max_tokens"], temperature=body["temperature"], stop_token_ids=body["stop_token_ids"],
-                seed=body["seed"],
+                stop_strings=tuple(body["stop"]), seed=body["seed"],
             )  # fmt: skip
             with one_at_a_time:
-                drawn = NativeGenerator(stub.model).generate([body["prompt"]], body["n"], sampling)
+                drawn = NativeGenerator(stub.model, tokenizer).generate([body["prompt"]], body["n"], sampling)
             parts = zip(drawn.completions[0], drawn.sampler_logps[0], drawn.finish_reasons[0], strict=True)
             choices = [
                 {"index": i, "token_ids": ids, "logprobs": {"token_logprobs": logps}, "finish_reason": finish}
@@ -92,6 +93,49 @@ def test_every_step_samples_from_the_newest_weights(serve: Callable, tmp_path: P
     trainer.evaluate()
     trainer.evaluate()
     assert len(stub.sent(path)) == 3, "weights that did not change need not travel"
+
+
+class Twice:
+    """Answers the first turn, and ends after the second."""
+
+    def reset(self, **row: Any) -> None:
+        self.reward = 0.0
+
+    def step(self, text: str) -> tuple[str, bool]:
+        self.reward += 1
+        return "on", self.reward == 2
+
+
+@pytest.mark.parametrize(("room", "turns"), [(300, 2), (24, 1)])
+def test_turns_go_on_from_what_was_sampled(room: int, turns: int, serve: Callable, tmp_path: Path) -> None:
+    """Each turn is asked for behind the very ids of the one before; where vLLM was started for less, it is the end."""
+    tokenizer, _ = tokenizer_with(KINDS["gathered"])
+    model = lambda: tiny_model("llama", dtype=torch.float32, vocab_size=len(tokenizer))  # noqa: E731
+    stub = serve(model(), tokenizer)
+    stub.model_card = {"data": [{"id": "base-model", "max_model_len": room}]}
+    trainer = make_trainer(
+        "grpo", tmp_path, rows=[{"prompt": [{"role": "user", "content": "go"}]}] * 2, model=model(),
+        tokenizer=tokenizer, use_vllm=True, vllm_mode="server", vllm_server_base_url=stub.url, num_generations=2,
+        stop=[chr(c) for c in range(ord("a"), ord("w"))], max_completion_length=200, max_length=None,
+        trainer={"reward_funcs": None, "environment_factory": Twice},
+    )  # fmt: skip
+    (group,) = trainer.rollout([trainer.train_dataset[0]], 2, training=True)
+    asked = [body["prompt"] for body in stub.sent("/v1/completions")]
+    prompt, contexts = group.example.prompt_ids, []
+    for ids, mask in zip(group.completions, group.loss_mask, strict=True):
+        begins = [i for i, on in enumerate(mask) if on and (i == 0 or not mask[i - 1])]
+        assert len(begins) == turns
+        contexts += [prompt + ids[:begin] for begin in begins]
+    assert sorted(asked) == sorted(contexts) and len(stub.sent("/collective_rpc")) == 1
+    assert group.finish_reasons == ["stop" if turns == 2 else "length"] * 2
+    group.advantages = torch.ones(2)
+    trees = trainer.trees(group)
+    scores = trainer.score(trainer.model, trainer.build(trees), log=False)
+    wrote = [
+        logp for logps, mask in zip(group.sampler_logps, group.loss_mask, strict=True)
+        for logp, on in zip(logps, mask, strict=True) if on
+    ]  # fmt: skip
+    assert torch.allclose(scores.logps.detach(), torch.tensor(wrote), atol=1e-4)
 
 
 def test_stale_weights_are_seen_in_the_metrics(

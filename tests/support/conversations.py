@@ -3,9 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
+import torch
+
 from strop.records import Example, Rollout
+from strop.testing.cases import make_trainer
+from strop.testing.tiny import tiny_model
+from tests.support.templates import KINDS, tokenizer_with
 
 QUESTION = [{"role": "user", "content": "ask"}]
 
@@ -53,3 +59,18 @@ def asked(tokenizer: Any, tools: Any = None, **columns: Any) -> Example:
     """A prompt as the rows of a run have it."""
     ids = tokenizer.apply_chat_template(QUESTION, tools=tools, add_generation_prompt=True)["input_ids"]
     return Example(ids, [], extras={"prompt": QUESTION, "columns": columns, **({"tools": tools} if tools else {})})
+
+
+def trained(folder: Path, say: Any, rows: list[Any], **trainer: Any) -> Any:
+    """A trainer after two steps of GRPO on what `say` says, which have changed the weights."""
+    tokenizer, _ = tokenizer_with(KINDS["gathered"])
+    made = make_trainer(
+        "grpo", folder, rows=rows, model=tiny_model("llama", dtype=torch.float64, vocab_size=len(tokenizer)),
+        tokenizer=tokenizer, trainer={"reward_funcs": None, **trainer}, num_generations=2, max_length=None,
+        max_completion_length=400, max_steps=2, logging_steps=1,
+    )  # fmt: skip
+    made._generator = Script(tokenizer, say)
+    before = [weight.clone() for weight in made.model.parameters()]
+    made.train()
+    assert any(not torch.equal(old, new) for old, new in zip(before, made.model.parameters(), strict=True))
+    return made

@@ -8,6 +8,8 @@
 | `conversation.py` | one trajectory, as messages and as ids |
 | `tools.py` | functions as tools |
 | `environments.py`, `slots.py` | environments, and the threads or processes that they live in |
+| `openenv.py` | a client of an OpenEnv server as an environment |
+| `verifiers_tasks.py` | tasks of the `verifiers` package as rows and environments |
 | `turns.py` | the loop: the model writes, tools and environments answer |
 | `rollout_function.py` | a user's own rollout function |
 | `program.py` | an agent program as it is, which is given the policy behind OpenAI's chat API |
@@ -15,8 +17,10 @@
 | `recorded.py`, `running.py` | its requests matched to recorded ids; the threads and processes of agents |
 """
 
+from strop.agents.openenv import OpenEnv
 from strop.agents.program import AgentProgram
 from strop.agents.running import Endpoint
 from strop.agents.tools import Rewarded
+from strop.agents.verifiers_tasks import VerifiersTasks
 
-__all__ = ["AgentProgram", "Endpoint", "Rewarded"]
+__all__ = ["AgentProgram", "Endpoint", "OpenEnv", "Rewarded", "VerifiersTasks"]

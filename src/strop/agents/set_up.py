@@ -85,7 +85,7 @@ def learn_template(template: ConversationTemplate, turns: Turns, *, can_fork: bo
         raise ConfigError(
             "The chat template prints past turns of the model otherwise than they were sampled (it leaves thoughts "
             "out), so a trajectory has several contexts, and this method learns from one. Set past_turns='sampled' to "
-            "keep the ids as they were sampled, or use GRPO or RLOO."
+            "keep the ids as they were sampled, or use GRPO, RLOO, PPO or GKD."
         )
     say(
         "The chat template prints past turns of the model otherwise than they were sampled (it leaves thoughts out): "

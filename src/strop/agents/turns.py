@@ -91,6 +91,9 @@ class Turns:
         self, generator: Generator, prompts: Sequence[Example], n: int, sampling: SamplingParams
     ) -> list[list[Trajectory]]:
         """Sample `n` trajectories for each prompt, of at most `sampling.max_new_tokens` tokens, answers among them."""
+        context = getattr(generator, "context_tokens", None)  # vLLM may have been started for less than the model reads
+        if context is not None and (self.positions is None or context < self.positions):
+            return replace(self, positions=context).run(generator, prompts, n, sampling)
         everyone = self.begin([prompt for prompt in prompts for _ in range(n)])
         turn = 0
         while active := [t for t in everyone if not t.done]:

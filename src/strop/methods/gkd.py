@@ -22,7 +22,7 @@ from strop.model import LMHead, base_model, lm_head_of, score_batch
 from strop.model.forward import vocab_size
 from strop.online.groups import Group, completion_metrics
 from strop.online.trainer import OnlineTrainer
-from strop.records import Batch, Example, LossOutput, Mean, Scores, StepContext, Term, Want
+from strop.records import Batch, Example, LossOutput, Mean, Sampled, Scores, StepContext, Term, Want
 from strop.rollout import make_generator
 from strop.settings.online import OnlineConfig
 from strop.settings.prerequisites import Needs
@@ -152,6 +152,7 @@ class GKDTrainer(OnlineTrainer):
     config_class = GKDConfig
     dataset_kind = DatasetKind.PROMPT_COMPLETION
     needs_reward = False
+    can_fork = True
 
     def __init__(
         self, model: Any = None, teacher_model: Any = None, args: GKDConfig | None = None, **kwargs: Any
@@ -246,7 +247,12 @@ class GKDTrainer(OnlineTrainer):
                 f"A completion was sampled that holds token {largest}, a row of padding: student and teacher share "
                 f"{self.vocabulary} tokens. Cut the larger model: model.resize_token_embeddings({self.vocabulary})."
             )
-        return [group.tree(drop_truncated=self.args.mask_truncated_completions) for group in groups]
+        drop, ranks, rank = self.args.mask_truncated_completions, self.args.world_size, self.args.process_index
+        return [
+            tree
+            for place, group in enumerate(groups)
+            for tree in group.trees(Sampled(place), drop_truncated=drop, first=place * ranks + rank)
+        ]
 
     def prepare_evaluation(self, examples: list[Example]) -> list[Example]:
         if all(example.completions for example in examples):

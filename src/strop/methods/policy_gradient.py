@@ -65,7 +65,7 @@ class PolicyGradientTrainer(OnlineTrainer):
         """Groups to learn from: all, or with `dynamic_sampling` those whose rewards differ, refilled."""
         if not getattr(self.args, "dynamic_sampling", False):
             return groups
-        wanted, kept, used = len(groups), [g for g in groups if has_spread(g)], {g.example.row for g in groups}
+        wanted, kept, used = len(groups), [g for g in groups if self.has_spread(g)], {g.example.row for g in groups}
         drawn = len(groups)
         for extra in range(self.args.max_resampling_rounds):
             missing = wanted - len(kept)
@@ -79,9 +79,18 @@ class PolicyGradientTrainer(OnlineTrainer):
             self.score_groups(fresh, "train")
             self.rounds += 1
             drawn += len(fresh)
-            kept += [group for group in fresh if has_spread(group)][:missing]
+            kept += [group for group in fresh if self.has_spread(group)][:missing]
         self._metrics["train"].add({"dynamic_sampling/kept_ratio": Mean(float(len(kept)), float(drawn))})
         return kept or groups
+
+    def has_spread(self, group: Group) -> bool:
+        """Whether the rewards of a group differ, or with credit by turn what was still to come at one of its turns."""
+        assert group.rewards is not None
+        compared = group.rewards.double()[:, None]  # (G, 1)
+        if self.by_turn:
+            compared = returns_by_turn(compared[:, 0], group.turn_rewards or unrewarded(group))  # (G, turns)
+        known = compared[~group.rewards.isnan()]
+        return len(known) > 1 and bool((known.amax(0) > known.amin(0)).any())
 
     def assign_advantages(self, groups: list[Group]) -> None:
         """Write each group's advantages; statistics over the batch see the rewards of all ranks."""
@@ -171,13 +180,6 @@ def learned_from(tree: Example) -> Sampled:
     """What is known about the completions of a tree that was sampled."""
     assert tree.sampled is not None
     return tree.sampled
-
-
-def has_spread(group: Group) -> bool:
-    """Whether the rewards of a group differ."""
-    assert group.rewards is not None
-    known = group.rewards[~group.rewards.isnan()]
-    return known.numel() > 1 and bool(known.max() > known.min())
 
 
 def kept_tokens(

@@ -23,6 +23,7 @@ from strop.losses import (
     moments,
     policy_loss_flat,
     ppo_metrics,
+    segment_sum,
     token_rewards_flat,
     value_loss,
     whiten,
@@ -33,6 +34,7 @@ from strop.model.forward import vocab_size
 from strop.online.batches import BatchSizes
 from strop.online.evaluation_samples import EvaluationSamples
 from strop.online.groups import Group
+from strop.online.pieces import one_each, trajectory_of
 from strop.online.sampled_distribution import changes_distribution, rescore
 from strop.online.trainer import OnlineTrainer
 from strop.records import Batch, Example, Extreme, LossOutput, Mean, Sampled, Scores, StepContext, Term, Want
@@ -127,6 +129,7 @@ class PPOTrainer(OnlineTrainer):
 
     config_class = PPOConfig
     reference_in_loss = False
+    can_fork = True
 
     def __init__(
         self,
@@ -210,15 +213,17 @@ class PPOTrainer(OnlineTrainer):
         if self.reference_scores is not None:
             ref = self.reference_scores(batch).logps
             kl = kl_estimate(scores.logps, ref, estimator=self.args.kl_estimator)  # type: ignore[arg-type]
-        totals = completion_field(batch, "totals", dtype=kl.dtype)
-        rewards = token_rewards_flat(kl, totals, scores.segment, scores.num_completions, kl_coef=self.args.beta)
+        completions = trajectory_of(batch)
+        totals = one_each(completion_field(batch, "totals", dtype=kl.dtype), batch)  # (trajectories,)
+        rewards = token_rewards_flat(kl, totals, *completions, kl_coef=self.args.beta)
         for name, values in (("old_logps", scores.logps), ("old_values", scores.values), ("token_rewards", rewards)):
             token_lists(batch, name, values)
-        penalty = -self.args.beta * scores.sum(kl)
+        whole = segment_sum(torch.stack((kl, -scores.logps), 1), *completions)  # (trajectories, 2)
+        penalty = -self.args.beta * whole[:, 0]
         self._metrics["train" if training else "eval"].add(
             {
-                "objective/kl": mean_of(scores.sum(kl)),
-                "objective/entropy": mean_of(-scores.sum()),
+                "objective/kl": mean_of(whole[:, 0]),
+                "objective/entropy": mean_of(whole[:, 1]),
                 "objective/non_score_reward": mean_of(penalty),
                 "objective/rlhf_reward": mean_of(totals.to(penalty) + penalty),
                 "objective/scores": mean_of(totals),
@@ -226,12 +231,13 @@ class PPOTrainer(OnlineTrainer):
         )
 
     def add_advantages(self, trees: list[Example]) -> None:
-        """GAE over each completion; `token_advantages` and `returns` of every token."""
+        """GAE over each completion, through all stretches of a conversation that the template rewrote on the way;
+        `token_advantages` and `returns` of every token."""
         for part in self.plan(trees, self.args.train_batch_size):
             batch = self.build(part)
             rewards, values = token_field(batch, "token_rewards"), token_field(batch, "old_values")
             options = {"gamma": self.args.gamma, "lam": self.args.lam}
-            estimated = gae_flat(rewards, values, batch.segment, batch.num_completions, **options)
+            estimated = gae_flat(rewards, values, *trajectory_of(batch), **options)
             for name, values in zip(("token_advantages", "returns"), estimated, strict=True):
                 token_lists(batch, name, values)
 
@@ -251,7 +257,7 @@ class PPOTrainer(OnlineTrainer):
         names = ("old_logps", "token_advantages", "old_values", "returns")
         old_logps, advantages, old_values, returns = (token_field(batch, name).to(scores.logps.dtype) for name in names)
         policy = policy_loss_flat(
-            scores.logps, old_logps, advantages, scores.segment, scores.num_completions, epsilon=self.args.cliprange
+            scores.logps, old_logps, advantages, *trajectory_of(batch), epsilon=self.args.cliprange
         )
         critic = value_loss(scores.values, old_values, returns, clip=self.args.cliprange_value)
         moved = (scores.logps, old_logps, advantages, scores.values, old_values, returns)

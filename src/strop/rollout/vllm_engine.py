@@ -122,6 +122,11 @@ class VllmGenerator:
         self._compared = False
         self._farewell = weakref.finalize(self, _leave, self.backend, self.sync_dir, self._run, self._own_dir)
 
+    @property
+    def context_tokens(self) -> int | None:
+        """Most tokens of prompt and completion that vLLM was started for; None: it did not say."""
+        return self.backend.context_tokens
+
     def generate(
         self, prompts: list[list[int]], n: int, sampling: SamplingParams, *, mixture: Mixture | None = None
     ) -> Rollout:
@@ -130,7 +135,7 @@ class VllmGenerator:
             raise ConfigError("The vllm engine cannot sample from a mixture of two models: use engine='native'.")
         check_sampling(sampling)
         base = self.weights.base
-        vocab, context = limits.vocab_size(base), self.backend.context_tokens
+        vocab, context = limits.vocab_size(base), self.context_tokens
         check_prompts(prompts, n, vocab, context)
         if not (sampling.plain or sampling.greedy or self.backend.processed_logprobs):
             raise SetupError(
@@ -258,7 +263,7 @@ class VllmGenerator:
             SetupError: they are not.
         """
         prompt, sampling = prompt[-_COMPARED_CONTEXT:], SamplingParams(max_new_tokens=_COMPARED_TOKENS)
-        asked = request(prompt, 1, sampling, (), 0, self.backend.context_tokens)
+        asked = request(prompt, 1, sampling, (), 0, self.context_tokens)
         vocab = limits.vocab_size(self.weights.base)
         (choice,) = checked(self.backend.complete([asked])[0], 0, 1, asked["max_tokens"], (), vocab)
         ids = torch.tensor(prompt + choice["ids"], device=self.weights.base.device)
