@@ -196,9 +196,9 @@ def test_prompts_of_plain_text_have_no_tools(tmp_path):
 
 @pytest.mark.parametrize("verb", ["online-dpo", "xpo", "nash-md"])
 def test_pairs_refuse_a_template_that_makes_several_contexts(verb, tmp_path):
-    options = {"environment_factory": Countdown, "settings": {"num_generations": 2 if verb == "online-dpo" else 1}}
+    settings = {"num_generations": 2 if verb == "online-dpo" else 1}
     with pytest.raises(ConfigError, match="past_turns='sampled'"):
-        build(tmp_path, "opened", verb, **options)
+        build(tmp_path, "opened", verb, environment_factory=Countdown, reward_funcs=length, settings=settings)
 
 
 def test_observations_that_differ_make_prompts_that_differ(tmp_path):
