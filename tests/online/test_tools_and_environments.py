@@ -194,10 +194,13 @@ def test_prompts_of_plain_text_have_no_tools(tmp_path):
         build(tmp_path, tools=[add], rows=[{"prompt": "go"}] * 2)
 
 
-@pytest.mark.parametrize("verb", ["online-dpo", "xpo", "nash-md"])
-def test_pairs_refuse_a_template_that_makes_several_contexts(verb, tmp_path):
+@pytest.mark.parametrize(
+    ("verb", "said"),
+    [("online-dpo", "past_turns='sampled'"), ("xpo", "the opponent of XPO"), ("nash-md", "the opponent of NashMD")],
+)
+def test_pairs_refuse_a_template_that_makes_several_contexts(verb, said, tmp_path):
     settings = {"num_generations": 2 if verb == "online-dpo" else 1}
-    with pytest.raises(ConfigError, match="past_turns='sampled'"):
+    with pytest.raises(ConfigError, match=said):
         build(tmp_path, "opened", verb, environment_factory=Countdown, reward_funcs=length, settings=settings)
 
 
