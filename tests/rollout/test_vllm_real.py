@@ -14,6 +14,7 @@ import subprocess
 import sys
 import threading
 import time
+import urllib.request
 from collections.abc import Iterator
 from itertools import chain
 from pathlib import Path
@@ -320,3 +321,38 @@ def test_grpo_with_vllm_in_this_process(
     with pytest.raises(RolloutError, match="in this process failed in generate"):
         trainer.generator.backend.complete([{"prompt": [10_000], "n": 1, "max_tokens": 4}])
     trainer.generator.close()
+
+
+class Questions:
+    """Two turns of the model, answered once."""
+
+    def reset(self, **row: Any) -> None:
+        self.reward = 0.0
+
+    def step(self, text: str) -> tuple[str, bool]:
+        self.reward += 1.0
+        return "and then?", self.reward == 2
+
+
+def test_each_turn_reads_what_is_cached_of_the_turns_before(
+    full_server: SimpleNamespace, folder: Path, tmp_path: Path
+) -> None:
+    trainer = make_trainer(
+        "grpo", tmp_path, rows=[{"prompt": [{"role": "user", "content": "go on and on " * 9}]}] * 2,
+        model=AutoModelForCausalLM.from_pretrained(folder), tokenizer=toy_tokenizer("chatml"), use_vllm=True,
+        vllm_mode="server", vllm_server_base_url=full_server.url, num_generations=2, max_length=None,
+        stop=[chr(c) for c in range(ord("a"), ord("w"))], max_completion_length=90, max_steps=1, logging_steps=1,
+        trainer={"reward_funcs": None, "environment_factory": Questions},
+    )  # fmt: skip
+    before = cached_tokens(full_server.url)
+    trainer.train()
+    log = trainer.state.log_history[0]
+    assert log["reward"] == 2.0 and log["turns/mean_count"] == 2.0
+    assert log["sampling/sampling_logp_difference/max"] < 1e-3
+    assert cached_tokens(full_server.url) > before
+
+
+def cached_tokens(url: str) -> float:
+    """Tokens of prompts that the server found in its cache."""
+    lines = urllib.request.urlopen(f"{url}/metrics", timeout=30).read().decode().splitlines()
+    return sum(float(line.split()[-1]) for line in lines if line.startswith("vllm:prefix_cache_hits_total"))
