@@ -11,7 +11,8 @@ import pytest
 
 from strop import CPOConfig, DPOConfig
 from strop.cli import main
-from strop.cli.flags import read_config
+from strop.cli.flags import parse, read_config
+from strop.cli.train import flag_groups
 from strop.errors import ConfigError
 from strop.methods.registry import BY_VERB
 from strop.recipes import RECIPES, Recipe
@@ -25,11 +26,9 @@ from strop.testing.tokenizers import toy_tokenizer
 ROOT = Path(__file__).parents[2]
 
 
-def test_no_two_recipes_share_a_name_and_every_sampling_or_rewarded_method_has_one() -> None:
+def test_no_two_recipes_share_a_name_and_every_method_has_one() -> None:
     assert len(RECIPES) == len(OFFLINE) + len(ONLINE)
-    assert {recipe.method for recipe in RECIPES.values()} == set(BY_VERB) - {
-        "prm"
-    }  # a paper's labels, not its settings
+    assert {recipe.method for recipe in RECIPES.values()} == set(BY_VERB)
 
 
 @pytest.mark.parametrize("recipe", RECIPES.values(), ids=RECIPES)
@@ -71,6 +70,20 @@ def test_the_page_is_of_these_tables() -> None:
     assert all(section(recipe) in page() for recipe in RECIPES.values())
     written = (ROOT / "docs" / "papers.md").read_text(encoding="utf-8")
     assert written == page(), "run: python -m strop.recipes.page > docs/papers.md"
+
+
+@pytest.mark.parametrize("recipe", RECIPES.values(), ids=RECIPES)
+def test_the_page_shows_a_recipe_as_a_file_that_config_takes_and_where_it_is_from(
+    recipe: Recipe, tmp_path: Path
+) -> None:
+    title, shown = section(recipe).rsplit("\n\n", 1)
+    (tmp_path / "recipe.yaml").write_text("\n".join(line.strip() for line in shown.splitlines()))
+    method = BY_VERB[recipe.method]
+    flags = {flag.name: flag for group in flag_groups(method).values() for flag in group}
+    made = method.config()(**parse(["--config", str(tmp_path / "recipe.yaml")], flags, {}, recipe.method))
+    for name, value in recipe.settings.items():
+        assert getattr(made, name) in (value, [value]), name
+    assert (recipe.where or "*not confirmed*") in title
 
 
 SMALL = {"num_generations": 4, "max_completion_length": 4, "max_length": 64, "steps_per_generation": 2,

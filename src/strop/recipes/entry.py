@@ -26,4 +26,4 @@ class Recipe:
     note: str = ""
     """What the settings do not say: models they were tuned on, parts of the paper that are the user's."""
     where: str = ""
-    """Table or section that prints the settings, or the authors' code; empty: a place has not been looked up."""
+    """Where the settings stand: table or section, the authors' code, another's; empty: no place was found to check."""

@@ -20,10 +20,14 @@ A recipe is a paper's published settings by name. Whatever is given besides wins
     args = CPOConfig.from_recipe("simpo", output_dir="run", per_device_train_batch_size=4)
 
 What depends on the machine is not in it: reach the rows of a step by `per_device_train_batch_size`,
-`gradient_accumulation_steps` and processes. Behind a paper stands the table or section that prints the values, or the
-authors' own code, as far as that was looked up; where none stands, take them as the method's usual ones. The formulas,
-with what differs from the papers, are in the docstrings of
-`strop.losses` and of the trainers."""
+`gradient_accumulation_steps` and processes; `steps_per_generation` counts micro-batches, so multiply it by the
+accumulation. Behind a paper stands where the values were found: its table or section, the authors' own code, or
+another's reading where those could not be seen. *Not confirmed* says that no place was found. The formulas, with what
+differs from the papers, are in the docstrings of `strop.losses` and of the trainers.
+
+LoRA without regret (Schulman et al., 2025, a report without an arXiv number) is a choice of adapter for any method:
+`--lora --lora_target_modules all-linear`, a learning rate ten times that of full training, a rank as low as 1 where
+rewards teach and as high as 256 where many rows do, and fewer than 32 rows a step."""
 
 
 def page() -> str:
@@ -41,7 +45,7 @@ def section(recipe: Recipe) -> str:
     note = f" {recipe.note}" if recipe.note else ""
     settings = "\n".join(f"    {name}: {value}" for name, value in recipe.settings.items())
     source = f"[arXiv {recipe.source}](https://arxiv.org/abs/{recipe.source})"
-    where = f", {recipe.where}" if recipe.where else ""
+    where = f", {recipe.where}" if recipe.where else ", *not confirmed*"
     return f"### `{recipe.name}`\n\n{recipe.title}, {source}{where}.{rows}{note}\n\n{settings}"
 
 
