@@ -12,8 +12,8 @@ from typing import Any
 
 from pages.markdown import docstring, table
 from strop.methods.registry import Method
+from strop.metric import entries_of
 from strop.recipes import RECIPES
-from strop.report.glossary import GLOSSARY
 from strop.settings.config import TrainerConfig
 from strop.settings.schema import allowed, describe, field_hints
 
@@ -27,7 +27,7 @@ def page(method: Method) -> str:
         docstring(trainer.__doc__),
         f"```console\n$ strop {method.verb} --model MODEL --dataset ROWS.jsonl --output_dir runs/{method.verb}\n```",
         "## Its settings\n\nBeside [those of every method](../settings.md).\n\n" + own_settings(config),
-        "## What it logs\n\nBeside [what every run logs](../metrics.md).\n\n" + own_metrics(method.verb),
+        "## What it logs\n\nBeside [what every run logs](../metrics.md).\n\n" + own_metrics(trainer),
     ]
     if recipes:
         named = ", ".join(f"[`{recipe.name}`](../papers.md#{recipe.name})" for recipe in recipes)
@@ -45,10 +45,9 @@ def own_settings(config: Any) -> str:
     return table(("setting", "default", "allowed", "what it does"), rows) if rows else "None of its own."
 
 
-def own_metrics(verb: str) -> str:
-    """Metrics whose meaning is this method's."""
-    entries = [entry for entry in GLOSSARY if verb.replace("-", "") in entry.methods]
-    rows = [(f"`{entry.key}`", entry.meaning, entry.range_text, entry.advice) for entry in entries]
+def own_metrics(trainer: Any) -> str:
+    """Metrics that this method, or its family, explains."""
+    rows = [(f"`{entry.key}`", entry.meaning, entry.range_text, entry.advice) for entry in entries_of(trainer)]
     return table(("metric", "meaning", "healthy", "otherwise"), rows) if rows else "Nothing of its own."
 
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
+LN2 = math.log(2)
+"""What a coin costs, nats: the loss of a guess between two."""
 LOSS = "Loss and optimisation"
 REWARD = "Rewards"
 DRIFT = "Distance from the reference"
@@ -35,7 +38,6 @@ class Entry:
     high: float | None = None
     healthy: str = ""
     advice: str = ""
-    methods: tuple[str, ...] = ()  # config names in lower case; empty means every method
 
     @property
     def range_text(self) -> str:
@@ -44,3 +46,8 @@ class Entry:
         both = f"{low} to {high}" if low and high else ""
         one = f"at least {low}" if low else f"at most {high}" if high else ""
         return "; ".join(part for part in (both or one, self.healthy) if part)
+
+
+def entries_of(kind: type) -> tuple[Entry, ...]:
+    """What a trainer's class and those it builds on say of their metrics (`glossary`), its own words first."""
+    return tuple(entry for base in kind.__mro__ for entry in vars(base).get("glossary", ()))

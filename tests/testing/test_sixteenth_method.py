@@ -70,8 +70,12 @@ def test_it_has_a_verb_and_a_report(package: Path, tmp_path: Path, capsys: pytes
     assert main(["rank", *(str(word) for name, value in flags.items() for word in (f"--{name}", value))]) == 0
     page = (tmp_path / "run" / "report.html").read_text()
     assert "Mean log-probability of chosen minus rejected." in page and "rises to the margin" in page
+    charts = json.loads(re.search(r'<script type="application/json"[^>]*>(.*?)</script>', page, re.S)[1])["charts"]  # type: ignore[index]
+    assert [chart["title"] for chart in charts][:2] == ["loss", "rank/gap"], "what it lives by is seen at a glance"
+    assert "rank/gap" in capsys.readouterr().out.partition("/2  loss ")[2][:40], "and in the terminal"
     assert main(["check", "--method", "rank", str(data)]) == 0 and main(["check", str(data)]) == 0
     assert "rank" in capsys.readouterr().out.rpartition("These rows fit:")[2]
+    assert main(["recommend", str(data)]) == 0 and "rank, a method of strop-rank" in capsys.readouterr().out
     assert main(["plan", "rank", "--model", str(tmp_path / "model")]) == 0 and "It fits." in capsys.readouterr().out
     assert main(["rank", "--model", "m", "--dataset", str(data), "--margin", "-1"]) == 2
     assert "margin" in capsys.readouterr().err

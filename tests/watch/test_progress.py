@@ -8,11 +8,13 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from rich.cells import cell_len
 from rich.console import Console
 
+from strop.methods.registry import BY_VERB
 from strop.watch.progress import LiveView, NotebookView, ProgressDisplay, clock
 
-ARGS: Any = SimpleNamespace(method="online_dpo", disable_tqdm=False)
+ARGS: Any = SimpleNamespace(method="online_dpo", disable_tqdm=False, headline=())
 LOGS = {"loss": 0.6931, "rewards/margins": 0.1234, "rewards/accuracies": 0.75, "grad_norm": 12.3456, "kl": 0.01}
 
 
@@ -22,23 +24,50 @@ def state(step: int, total: int = 12000) -> Any:
     )
 
 
+TIMES = ["14:05:19 gone", "100 h left", "243413 tokens/s", "123 GiB"]
+
+
 def terminal(width: int) -> Console:
     return Console(file=io.StringIO(), force_terminal=True, width=width, color_system=None, legacy_windows=False)
 
 
-@pytest.mark.parametrize("width", [60, 80, 200])
-def test_step_times_and_numbers_are_never_cut_away(width: int, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("verb", BY_VERB)
+@pytest.mark.parametrize("width", [60, 80, 120, 200])
+def test_nothing_is_cut_away_whatever_the_numbers(verb: str, width: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("strop.watch.progress.time.monotonic", lambda: 0.0)
-    view = LiveView("online_dpo", 12000, 3000, terminal(width))
-    view.step, view.tokens, view.metrics = 3400, 340000, "loss 0.6931  rewards/margins 0.1234  kl 0.01  " + "x" * 300
-    monkeypatch.setattr("strop.watch.progress.time.monotonic", lambda: 4000.0)
+    config = BY_VERB[verb].config()
+    view = LiveView(BY_VERB[verb].prefix.lower(), 1_000_000, 0, terminal(width), config.headline)
+    view.step, view.tokens = 123_456, 12_345_678_901
+    named = [
+        "loss",
+        *config.headline,
+        "rewards/accuracies",
+        f"rewards/{'letters_' * 8}reward/mean",
+        "grad_norm",
+        "奖励",
+    ]
+    view.logs = {name: -123456.789 for name in named} | {"memory_peak": 123.456, "loss": 1e5, "sampling_time": 1.0}
+    monkeypatch.setattr("strop.watch.progress.time.monotonic", lambda: 50_719.0)  # and 100 hours left
     console = terminal(width)
     console.print(view)
     lines = console.file.getvalue().splitlines()  # type: ignore[attr-defined]
-    assert len(lines) == 2 and all(len(line) <= width for line in lines)
-    assert "online_dpo 3400/12000" in lines[0] and "1:06:40 gone, 23:53:20 left" in lines[0]
-    assert "loss 0.6931" in lines[1]
-    assert ("85 tokens/s" in lines[0]) == (width >= 80)
+    assert len(lines) == 2 and all(cell_len(line) <= width for line in lines)
+    assert lines[0].startswith(f"{view.method} 123456/1000000 ")
+    times = lines[0][lines[0].index("1", len(f"{view.method} 123456/1000000")) :].split(", ")
+    least = {60: 1, 80: 3}.get(width, 4)
+    assert len(times) >= least and times in [TIMES[:4], TIMES[:3], TIMES[:2], TIMES[1:2]], lines[0]
+    whole = [f"{name} {view.logs[name]:.4g}" for name in named]
+    assert set(lines[1].rstrip().split("  ")) <= set(whole), "a number is there or not, and never a part of it"
+    assert lines[1].startswith("  ".join(whole[:2]))
+
+
+def test_a_line_that_stays_fits_the_terminal_and_is_whole_in_a_file() -> None:
+    logs = {"eval_loss": 0.7} | {f"eval_rewards/{'letters_' * 4}{n}/mean": 1e5 for n in range(5)}
+    at_60 = Console(file=io.StringIO(), force_terminal=True, width=60)
+    for console, shown in ((at_60, 1), (Console(file=io.StringIO(), width=60), 5)):
+        ProgressDisplay(console).on_log(ARGS, state(123_456, 1_000_000), None, logs=logs)
+        text = console.file.getvalue()  # type: ignore[attr-defined]
+        assert text.count("\n") == 1 and text.count("eval_") == shown and text.count("0.7") == 1, text
 
 
 def test_a_run_in_a_terminal_and_elsewhere() -> None:
@@ -48,10 +77,11 @@ def test_a_run_in_a_terminal_and_elsewhere() -> None:
     assert display.view is not None
     display.on_step_end(ARGS, state(1), None)
     display.on_log(ARGS, state(1), None, logs=LOGS)
-    assert display.view.step == 1 and display.view.metrics.startswith("loss 0.6931")
+    display.on_log(ARGS, state(1), None, logs={"loss": 0.6931})
+    assert display.view.step == 1 and display.view.logs == LOGS, "what this line does not say was said before"
     display.on_train_end(ARGS, state(1), None)
     last = console.file.getvalue().splitlines()[-1]  # type: ignore[attr-defined]
-    assert "online_dpo 1/12000  loss 0.6931" in last and "kl 0.01" in last, "the view is wiped away, its numbers stay"
+    assert "online_dpo 1/12000  loss 0.6931" in last and last.endswith("accuracies 0.75"), "its numbers stay"
     plain = Console(file=io.StringIO(), width=80)
     display = ProgressDisplay(plain)
     display.on_train_begin(ARGS, state(0), None)
@@ -62,7 +92,9 @@ def test_a_run_in_a_terminal_and_elsewhere() -> None:
     assert plain.file.getvalue().endswith("online_dpo before training  eval_loss 0.7\n")  # type: ignore[attr-defined]
 
 
-@pytest.mark.parametrize(("seconds", "said"), [(None, "-"), (0.2, "0:00"), (65, "1:05"), (7800, "2:10:00")])
+@pytest.mark.parametrize(
+    ("seconds", "said"), [(None, "-"), (0.2, "0:00"), (65, "1:05"), (7800, "2:10:00"), (360_000, "100 h")]
+)
 def test_times(seconds: float | None, said: str) -> None:
     assert clock(seconds) == said
 

@@ -51,7 +51,7 @@ class StepTrainer(Trainer):
     remembers_reference: ClassVar[bool] = True  # rows come again, so their reference scores are worth keeping
     reference_want: ClassVar[Want] = Want.LOGPS
     reference_in_loss: ClassVar[bool] = True  # False: its scores are part of the reward
-    glossary: ClassVar[tuple[Entry, ...]] = ()  # what the method logs beside the keys of `strop.report.glossary`
+    glossary: ClassVar[tuple[Entry, ...]] = ()  # what the class logs beside the keys of `strop.report.glossary`
 
     reference: Any  # of `strop.model`, or None
     reference_scores: ReferenceScores | None

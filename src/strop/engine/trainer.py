@@ -47,6 +47,7 @@ from strop.engine.step_clock import RunClock, StepClock
 from strop.engine.step_trainer import StepTrainer
 from strop.engine.windows import eval_loader
 from strop.errors import ConfigError, SetupError
+from strop.metric import entries_of
 from strop.model import ADAPTER_NOTE, as_to_save, base_model, note_in_card
 from strop.model.beside_adapter import FILE, beside_adapter, load_beside, save_beside
 from strop.model.headed import note_loading
@@ -113,7 +114,7 @@ class BaseTrainer(ScriptSeams, StepTrainer):
         if line := adapter_learning_rate(args, parts.model):
             say(args, line)
         alarms, signals = Alarms(args), StopSignals(args)
-        directory = RunDirectory(args, parts.rows.reports, self.run_facts, self.glossary)
+        directory = RunDirectory(args, parts.rows.reports, self.run_facts, entries_of(type(self)))
         watching: list[TrainerCallback] = [
             directory, alarms, StillWeights(alarms), LastWindow(), signals,
             *([KeptHeap()] if args.device.type == "cpu" else []),

@@ -22,6 +22,7 @@ from strop.losses import (
     ema_balanced,
 )
 from strop.methods.unpaired import UnpairedTrainer, label_metrics
+from strop.metric import LN2, LOSS, REWARD, Entry
 from strop.records import Batch, Example, LossOutput, Scores, StepContext, Term
 from strop.settings.config import ReferenceConfig
 from strop.settings.prerequisites import Needs
@@ -139,6 +140,16 @@ class BCOTrainer(UnpairedTrainer):
     """
 
     config_class = BCOConfig
+    glossary: ClassVar[tuple[Entry, ...]] = (
+        Entry(
+            "loss", LOSS, "Classifier loss: good completions against bad ones.", "nats", "completion", high=LN2,
+            healthy="starts at ln 2",
+        ),
+        Entry(
+            "delta", REWARD, "BCO's reward shift: the middle between good and bad rewards.", "nats * beta",
+            "running mean",
+        ),
+    )  # fmt: skip
     uses_reference = True
 
     def __init__(

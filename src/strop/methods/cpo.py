@@ -14,6 +14,7 @@ from strop.errors import ConfigError
 from strop.losses import check_cpo_options, contrastive_hidden_loss, cpo_loss, cpo_score, mean_of, nll_loss, pool_hidden
 from strop.losses.names import CPO_AVERAGED_TYPES, CPO_TERM_TYPES, check_name
 from strop.methods.pairs import PairTrainer, pair_metrics
+from strop.metric import REWARD, Entry
 from strop.records import Batch, Counts, Example, LossOutput, Scores, StepContext, Term, Want
 from strop.settings.config import TrainerConfig
 from strop.settings.prerequisites import Needs
@@ -82,6 +83,12 @@ class CPOTrainer(PairTrainer):
     """
 
     config_class = CPOConfig
+    glossary: ClassVar[tuple[Entry, ...]] = (
+        Entry(
+            "rewards/chosen", REWARD, "Reward of the chosen completion under the method's own measure, times beta.",
+            "nats * beta", "completion", healthy="rises",
+        ),
+    )  # fmt: skip
     reference_want = Want.HIDDEN
     remembers_reference = False
 

@@ -23,6 +23,7 @@ from strop.losses import (
 )
 from strop.losses.names import DPO_BATCH_LOSS_TYPES, DPO_OPTIONS, DPO_TERM_TYPES, check_name, check_option
 from strop.methods.pairs import PairTrainer, pair_metrics
+from strop.metric import LN2, LOSS, Entry
 from strop.records import Batch, Counts, Example, LossOutput, Scores, StepContext, Term, Want
 from strop.settings.config import ReferenceConfig
 from strop.settings.prerequisites import Needs
@@ -111,6 +112,16 @@ class DPOTrainer(PairTrainer):
     """
 
     config_class = DPOConfig
+    glossary: ClassVar[tuple[Entry, ...]] = (
+        Entry(
+            "loss", LOSS, "Preference loss: how badly the chosen completion is told from the rejected one.", "nats",
+            "pair", healthy=f"the sigmoid loss alone starts at ln 2 = {LN2:.3f}, then falls",
+            advice=(
+                "Not ln 2 at step 0 with the sigmoid loss: the reference is not the starting model. Near 0 within an "
+                "epoch: pairs are too easy or the learning rate is too high."
+            ),
+        ),
+    )  # fmt: skip
     uses_reference = True
 
     def __init__(self, model: Any = None, ref_model: Any = None, args: DPOConfig | None = None, **kwargs: Any) -> None:

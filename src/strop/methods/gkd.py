@@ -18,6 +18,7 @@ from strop.engine.precision import in_one_precision
 from strop.engine.refusals import check_apart
 from strop.errors import ConfigError, RolloutError
 from strop.losses import fused_jsd, jsd_loss, mean_of
+from strop.metric import LOSS, Entry
 from strop.model import LMHead, base_model, lm_head_of, score_batch
 from strop.model.forward import vocab_size
 from strop.online.groups import Group, completion_metrics
@@ -86,6 +87,7 @@ NO_REFERENCE = ("sync_ref_model", "ref_model_mixup_alpha", "ref_model_sync_steps
 class GKDConfig(OnlineConfig):
     """Settings of `GKDTrainer`."""
 
+    headline: ClassVar[tuple[str, ...]] = ("jsd", "on_policy_fraction")
     best_metric: ClassVar[str] = "loss"
     removed: ClassVar[dict[str, str]] = {
         **OnlineConfig.removed,
@@ -150,6 +152,20 @@ class GKDTrainer(OnlineTrainer):
     """
 
     config_class = GKDConfig
+    glossary: ClassVar[tuple[Entry, ...]] = (
+        Entry(
+            "loss", LOSS, "Divergence between student and teacher.", "nats", "token", healthy="falls",
+            advice="Rises on student samples: lower the learning rate or lmbda.",
+        ),
+        Entry(
+            "jsd", LOSS, "Generalised Jensen-Shannon divergence between student and teacher.", "nats", "token",
+            healthy="falls",
+        ),
+        Entry(
+            "on_policy_fraction", LOSS, "Share of rows whose completion the student wrote itself.", "share", "row",
+            healthy="near lmbda",
+        ),
+    )  # fmt: skip
     dataset_kind = DatasetKind.PROMPT_COMPLETION
     needs_reward = False
     can_fork = True

@@ -25,7 +25,7 @@ from strop.losses import (
 )
 from strop.losses.names import POLICY_AGGREGATION
 from strop.methods.policy_gradient import PolicyGradientTrainer, kept_tokens
-from strop.metric import SAMPLING, Entry
+from strop.metric import CLIPPING, LOSS, SAMPLING, Entry
 from strop.online.groups import Group
 from strop.online.in_parts import check_can_learn_in_parts, learn_in_parts, why_in_order
 from strop.online.pieces import trajectory_of
@@ -212,6 +212,17 @@ class GRPOTrainer(PolicyGradientTrainer):
 
     config_class = GRPOConfig
     glossary = (
+        Entry(
+            "policy_loss", LOSS, "Policy part of the loss, without the entropy bonus.", "none", "as the loss type says",
+        ),
+        Entry("entropy_coef", LOSS, "Current weight of the entropy bonus.", "none", "step"),
+        Entry(
+            "cispo_clip_ratio", CLIPPING, "Share of tokens whose importance weight is capped.", "share", "token",
+            high=0.3,
+        ),
+        Entry(
+            "vespo/phi_seq_mean", CLIPPING, "Mean of VESPO's sequence weight.", "none", "completion", healthy="near 1",
+        ),
         Entry(
             "staleness/*", SAMPLING, "Optimizer steps made since the weights that wrote a completion.", "steps",
             "completion", healthy="the steps of max_staleness windows",

@@ -14,6 +14,7 @@ from strop.engine.rows import RowPreparation, tokenized
 from strop.losses import class_terms, kto_loss, kto_reference_point
 from strop.losses.names import KTO_CLASS_MEAN_TYPES, KTO_KL_TYPES
 from strop.methods.unpaired import UnpairedTrainer, advise_weights, label_metrics
+from strop.metric import DRIFT, LOSS, Entry
 from strop.records import Batch, Example, LossOutput, Scores, StepContext, Term
 from strop.settings.config import ReferenceConfig
 from strop.settings.schema import Range, config
@@ -47,6 +48,17 @@ class KTOTrainer(UnpairedTrainer):
     """
 
     config_class = KTOConfig
+    glossary: ClassVar[tuple[Entry, ...]] = (
+        Entry(
+            "loss", LOSS, "KTO loss: weighted distance of each completion from the reference point.", "none",
+            "completion", healthy="starts at half the weight (0.5) and falls slowly",
+        ),
+        Entry(
+            "kl", DRIFT,
+            "KL between policy and reference, estimated from mismatched completions: KTO's reference point.", "nats",
+            "completion", healthy="0 at step 0; a few nats later are normal",
+        ),
+    )  # fmt: skip
     uses_reference = True
     tree_completions = 2  # its own, and another row's
 

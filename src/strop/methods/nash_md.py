@@ -22,6 +22,7 @@ from strop.settings.schema import OneOrMore, Range, config
 class NashMDConfig(OnlinePairConfig):
     """Settings of `NashMDTrainer`."""
 
+    headline: ClassVar[tuple[str, ...]] = ("reward", "rewards/probabilities")
     unused: ClassVar[dict[str, str]] = {
         **OnlinePairConfig.unused,
         **OPPONENT_UNUSED,

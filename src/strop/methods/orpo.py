@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 import torch
 
@@ -13,6 +13,7 @@ from strop.engine.parts import Facts
 from strop.engine.step import scored_tokens
 from strop.losses import log_odds_ratio, mean_of, nll_loss, orpo_loss, orpo_metrics
 from strop.methods.pairs import PairTrainer, pair_metrics
+from strop.metric import LOGPS, LOSS, REWARD, Entry
 from strop.records import Batch, Counts, Example, LossOutput, Scores, StepContext, Term
 from strop.settings.config import TrainerConfig
 from strop.settings.schema import Range, config
@@ -40,6 +41,29 @@ class ORPOTrainer(PairTrainer):
     """
 
     config_class = ORPOConfig
+    glossary: ClassVar[tuple[Entry, ...]] = (
+        Entry(
+            "log_odds_chosen", LOSS, "Log odds ratio of chosen over rejected, from length-averaged probabilities.",
+            "nats", "pair", low=0, healthy="rises above 0",
+            advice="Below 0: the model still prefers the rejected completions.",
+        ),
+        Entry(
+            "log_odds_ratio", LOSS, "log sigmoid of the log odds ratio; ORPO maximises it.", "nats", "pair",
+            healthy="rises to 0",
+        ),
+        Entry(
+            "logps/chosen", LOGPS, "Length-averaged log-probability of the chosen completion.", "nats",
+            "token, then completion",
+        ),
+        Entry(
+            "logps/rejected", LOGPS, "Length-averaged log-probability of the rejected completion.", "nats",
+            "token, then completion",
+        ),
+        Entry(
+            "rewards/chosen", REWARD, "Reward of the chosen completion under the method's own measure, times beta.",
+            "nats * beta", "completion", healthy="rises",
+        ),
+    )  # fmt: skip
 
     @classmethod
     def facts(cls, args: Any, given: Mapping[str, Any]) -> Facts:

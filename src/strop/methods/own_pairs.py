@@ -13,6 +13,7 @@ import torch
 
 from strop.engine.parts import Facts
 from strop.losses import mean_of
+from strop.metric import COMPLETIONS, REWARD, Entry
 from strop.online.groups import Group, replies
 from strop.online.opponents import PairVerdicts, check_judge, check_opponent, judged
 from strop.online.trainer import OnlineTrainer
@@ -26,6 +27,7 @@ from strop.settings.schema import OneOrMore, Range, config
 class OnlinePairConfig(OnlineConfig):
     """Settings of methods that make pairs of sampled completions."""
 
+    headline: ClassVar[tuple[str, ...]] = ("reward", "rewards/accuracies", "objective/kl")
     unused: ClassVar[dict[str, str]] = {
         **OnlineConfig.unused,
         "advantage_level": "Whole completions are compared with each other; GRPO and RLOO give credit by turn.",
@@ -62,6 +64,31 @@ class OnlinePairTrainer(OnlineTrainer):
     `per_device_train_batch_size` counts prompts, each of which makes a pair. With a judge the pair is judged as a pair.
     """
 
+    glossary: ClassVar[tuple[Entry, ...]] = (
+        Entry(
+            "pairs/dropped_ratio", REWARD,
+            "Share of prompts left out because their completions were alike or equally good.", "share", "prompt",
+            high=0.5,
+            advice="High: completions hardly differ. Raise the temperature or num_generations, or use a finer reward.",
+        ),
+        Entry("objective/scores_margin", REWARD, "Higher score minus lower score of a pair.", "reward", "pair"),
+        Entry(
+            "objective/model_scores", REWARD, "Score of the policy's completions.", "reward", "completion",
+            healthy="rises",
+        ),
+        Entry(
+            "objective/ref_scores", REWARD, "Score of the reference's completions.", "reward", "completion",
+            healthy="flat",
+        ),
+        Entry(
+            "val/model_contain_eos_token", COMPLETIONS, "Share of the policy's completions that ended by themselves.",
+            "share", "completion", low=0.8, high=1,
+        ),
+        Entry(
+            "val/ref_contain_eos_token", COMPLETIONS, "Share of the reference's completions that ended by themselves.",
+            "share", "completion", low=0.8, high=1,
+        ),
+    )  # fmt: skip
     batch_counts = "prompts"
     tree_completions = 2
     has_opponent: ClassVar[bool] = False  # the second completion comes from a mixture with the reference

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 
@@ -10,6 +10,7 @@ from strop.engine.step import MicroBatch, token_field, token_lists
 from strop.engine.windows import epoch_order
 from strop.errors import ConfigError
 from strop.losses import off_policy_mask, returns_by_turn, top_entropy_mask
+from strop.metric import CLIPPING, LOSS, REWARD, Entry
 from strop.online.groups import Group
 from strop.online.pieces import trajectory_of
 from strop.online.trainer import OnlineTrainer
@@ -23,6 +24,41 @@ class PolicyGradientTrainer(OnlineTrainer):
     With `advantage_level="turn"` it is that of the first turn, and `sampled.token_advantages` has those of all.
     """
 
+    glossary: ClassVar[tuple[Entry, ...]] = (
+        Entry(
+            "loss", LOSS,
+            "Objective: a clipped, advantage-weighted policy gradient, whose value says nothing about progress.",
+            "none", "as the loss type says", healthy="near 0 at every step; watch the reward",
+            advice="Advantages add up to 0 in a group, so 0 is what an on-policy step gives. Look at reward and kl.",
+        ),
+        Entry(
+            "dynamic_sampling/kept_ratio", REWARD,
+            "Share of the sampled groups that were learned from, because their rewards differ.", "share", "prompt",
+            low=0.2, healthy="falls as prompts are mastered",
+            advice="Low: most sampling is thrown away; use harder prompts.",
+        ),
+        Entry(
+            "clip_ratio/low_mean", CLIPPING,
+            "Share of tokens clipped from below (probability fell, advantage negative).", "share",
+            "token; completion where its ratio is clipped", high=0.2,
+            advice="High: fewer num_iterations or a lower learning rate.",
+        ),
+        Entry(
+            "clip_ratio/low_min", CLIPPING, "Lowest share of a completion clipped from below.", "share", "completion",
+        ),
+        Entry(
+            "clip_ratio/high_mean", CLIPPING,
+            "Share of tokens clipped from above (probability rose, advantage positive).", "share",
+            "token; completion where its ratio is clipped", high=0.2,
+            advice="High: raise epsilon_high, or fewer num_iterations.",
+        ),
+        Entry(
+            "clip_ratio/high_max", CLIPPING, "Highest share of a completion clipped from above.", "share", "completion",
+        ),
+        Entry(
+            "clip_ratio/region_mean", CLIPPING, "Share of tokens clipped at either side.", "share", "token", high=0.3,
+        ),
+    )  # fmt: skip
     tree_completions = 0
     advantages_need_all_ranks = False
     can_fork = True

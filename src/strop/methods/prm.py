@@ -13,6 +13,7 @@ from strop.engine import rows
 from strop.engine.parts import Facts
 from strop.engine.trainer import BaseTrainer
 from strop.losses import last_steps, step_probabilities, stepwise_loss
+from strop.metric import LN2, LOSS, REWARD, Entry
 from strop.model import score
 from strop.records import Batch, Counts, Example, Extreme, LossOutput, Mean, Scores, StepContext, Term, Want
 from strop.settings.config import SCORES_ONLY, TrainerConfig
@@ -48,6 +49,19 @@ class PRMTrainer(BaseTrainer):
     """
 
     config_class = PRMConfig
+    glossary: ClassVar[tuple[Entry, ...]] = (
+        Entry(
+            "loss", LOSS, "Cross entropy of the step labels.", "nats", "labelled step", high=LN2,
+            healthy="ln 2 is guessing when labels are balanced",
+        ),
+        Entry(
+            "accuracy", REWARD, "Share of labelled steps classified right.", "share", "labelled step", low=0.5, high=1,
+        ),
+        Entry(
+            "first_error_accuracy", REWARD, "Share of solutions whose first wrong step (or absence of one) is found.",
+            "share", "solution",
+        ),
+    )  # fmt: skip
     dataset_kind = DatasetKind.STEPWISE
     task = "step"
 

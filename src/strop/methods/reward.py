@@ -14,6 +14,7 @@ from strop.engine.parts import Facts
 from strop.engine.step import tree_field
 from strop.engine.trainer import BaseTrainer
 from strop.losses import reward_loss
+from strop.metric import LN2, LOSS, REWARD, Entry
 from strop.records import Batch, Extreme, LossOutput, Mean, Scores, StepContext, Term, Want
 from strop.settings.config import SCORES_ONLY, TrainerConfig
 from strop.settings.schema import Range, config
@@ -47,6 +48,30 @@ class RewardTrainer(BaseTrainer):
     """
 
     config_class = RewardConfig
+    glossary: ClassVar[tuple[Entry, ...]] = (
+        Entry(
+            "loss", LOSS, "Bradley-Terry loss: how badly chosen is ranked above rejected.", "nats", "pair", high=LN2,
+            healthy=f"ln 2 = {LN2:.3f} is guessing",
+            advice=(
+                "Stuck at ln 2: check that chosen and rejected differ at their ends and that the learning rate is not "
+                "too low."
+            ),
+        ),
+        Entry(
+            "accuracy", REWARD, "Share of pairs ranked right; ties count as wrong.", "share", "pair", low=0.5, high=1,
+            healthy="human labels agree with each other in 0.65 to 0.75",
+            advice="1.0 at once: chosen and rejected differ in something trivial.",
+        ),
+        Entry(
+            "margin", REWARD, "Chosen reward minus rejected reward.", "reward", "pair", low=0, healthy="rises above 0",
+        ),
+        Entry(
+            "mean_reward", REWARD, "Mean reward over chosen and rejected.", "reward", "completion", healthy="near 0",
+            advice="Drifts away: set center_rewards_coefficient=0.01.",
+        ),
+        Entry("min_reward", REWARD, "Lowest reward of either side.", "reward", "batch"),
+        Entry("max_reward", REWARD, "Highest reward of either side.", "reward", "batch"),
+    )  # fmt: skip
     dataset_kind = DatasetKind.PREFERENCE
     tree_completions = 2
     task = "score"

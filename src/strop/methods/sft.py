@@ -14,6 +14,7 @@ from strop.engine.rows import RowPreparation
 from strop.engine.trainer import BaseTrainer
 from strop.errors import ConfigError
 from strop.losses import mean_of, sft_loss
+from strop.metric import LOSS, Entry
 from strop.online.evaluation_samples import EvaluationSamples
 from strop.records import Batch, Example, LossOutput, Scores, StepContext, Term
 from strop.settings.config import TrainerConfig
@@ -72,6 +73,16 @@ class SFTTrainer(BaseTrainer):
     """
 
     config_class = SFTConfig
+    glossary: ClassVar[tuple[Entry, ...]] = (
+        Entry(
+            "loss", LOSS, "Negative log-likelihood of the learned tokens.", "nats", "token",
+            healthy="falls, then flattens",
+            advice=(
+                "Rising eval_loss with falling loss is overfitting: fewer epochs. Exactly 0: nothing is learned from, "
+                "see the data findings."
+            ),
+        ),
+    )  # fmt: skip
     dataset_kind = DatasetKind.LANGUAGE_MODELING
     evaluation_samples = EvaluationSamples
 

@@ -19,6 +19,7 @@ from strop.errors import ConfigError
 from strop.losses import dpo_loss, exponential_metrics, mean_of, xpo_loss
 from strop.methods.own_pairs import OnlinePairConfig, OnlinePairTrainer, at_epoch, objective_metrics
 from strop.methods.pairs import pair_metrics
+from strop.metric import LN2, LOSS, Entry
 from strop.online.groups import Group
 from strop.online.opponents import OPPONENT_UNUSED, preferences, rollout_against
 from strop.records import Batch, Example, LossOutput, Mean, Sampled, Scores, StepContext, Term, Want
@@ -33,6 +34,7 @@ OF_GIVEN_PAIRS = ("truncation_mode", "precompute_ref_log_probs", "precompute_ref
 class XPOConfig(OnlinePairConfig):
     """Settings of `XPOTrainer`."""
 
+    headline: ClassVar[tuple[str, ...]] = ("reward", "objective/ref_scores")
     unused: ClassVar[dict[str, str]] = {
         **{name: why for name, why in OnlinePairConfig.unused.items() if name not in OF_GIVEN_PAIRS},
         **OPPONENT_UNUSED,
@@ -104,6 +106,14 @@ class XPOTrainer(OnlinePairTrainer):
     """
 
     config_class = XPOConfig
+    glossary: ClassVar[tuple[Entry, ...]] = (
+        Entry("loss/dpo", LOSS, "Preference part of XPO's loss.", "nats", "pair", high=LN2, healthy="starts near ln 2"),
+        Entry(
+            "loss/xpo", LOSS, "Exploration bonus: alpha times the log-probability of the reference's sample.", "nats",
+            "pair", advice="Far larger than loss/dpo: lower alpha.",
+        ),
+        Entry("alpha", LOSS, "Weight of XPO's exploration bonus.", "none", "step"),
+    )  # fmt: skip
     has_opponent = True
     verdict_metric = "objective/model_scores"
     needs_reward = False  # without one, pairs are given

@@ -20,6 +20,7 @@ from typing import Any
 
 from strop.data import DatasetKind
 from strop.errors import ConfigError, did_you_mean
+from strop.methods.registry import BY_VERB
 
 HAVE = {
     "reward": "a function or model that scores one completion",
@@ -186,7 +187,8 @@ def branches(kind: DatasetKind, have: set[str]) -> Sequence[str]:
         lines.append("a judge of pairs (--have judge): OnlineDPO, NashMD, XPO")
     if "teacher" not in have:
         lines.append("a teacher (--have teacher): GKD")
-    return lines
+    brought = [method for method in BY_VERB.values() if method.home and method.kind == kind]
+    return [*lines, *(f"nothing more: {method.verb}, {method.summary}" for method in brought)]
 
 
 def settings_for(choice: Choice, *, dataset: str, output_dir: str, gpu_gb: float | None) -> dict[str, Any]:

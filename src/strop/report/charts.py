@@ -9,6 +9,7 @@ from typing import Any
 from strop.metric import FAMILIES, KL_LIMITS, OTHER, Entry
 from strop.report.glossary import GLOSSARY, split_evaluation
 from strop.report.numbers import Point, thin
+from strop.report.plain import sequence
 from strop.report.run import Run
 
 TOGETHER = {
@@ -25,7 +26,7 @@ GLANCE = (
     "share of clipped tokens", "length of completions", "completions/clipped_ratio", "accuracy", "time by part",
     "memory_peak",
 )  # fmt: skip
-"""Charts that stand first, as far as a run has them."""
+"""Charts that stand first, as far as a run has them, with the method's own headline after the loss."""
 AT_A_GLANCE = "At a glance"
 ALARM_CURVES = {
     "abstained": ("reward", "rewards/*"),
@@ -61,7 +62,9 @@ def charts(runs: Sequence[Run], keys_of: Iterable[Iterable[str]]) -> list[dict[s
         first = next(iter(keys))
         entry = keys[first].explained(first)
         found.append(_chart(title if len(own) > 1 else next(iter(own)), list(keys), entry, together=len(own) > 1))
-    return sorted(found, key=lambda chart: _place(chart, [chart["title"], *chart["keys"]]))
+    headline = [str(name) for run in runs for name in sequence(run.facts.get("headline"))]
+    glance = list(dict.fromkeys((GLANCE[0], *headline, *GLANCE)))
+    return sorted(found, key=lambda chart: _place(chart, [chart["title"], *chart["keys"]], glance))
 
 
 def _title(key: str) -> str:
@@ -72,18 +75,19 @@ def _chart(title: str, keys: list[str], entry: Entry | None, *, together: bool) 
     chart: dict[str, Any] = {"title": title, "keys": keys, "family": entry.family if entry else OTHER}
     if entry is None:
         return chart
-    chart["rank"] = GLOSSARY.index(entry) if entry in GLOSSARY else len(GLOSSARY)
+    shared = entry in GLOSSARY
+    chart["rank"] = GLOSSARY.index(entry) if shared else -1
     chart |= {"measure": measure(entry)} | ({} if together else {"about": entry.meaning})
     chart |= {"low": entry.low, "high": entry.high, "healthy": entry.range_text, "advice": entry.advice}
-    watched = title in KL_LIMITS and "kto" not in entry.methods
+    watched = title in KL_LIMITS and shared  # what a method means by it instead has another limit
     return chart | {"limit": KL_LIMITS[title][0]} if watched else chart
 
 
-def _place(chart: dict[str, Any], names: Sequence[str]) -> tuple[int, int, str]:
+def _place(chart: dict[str, Any], names: Sequence[str], glance: Sequence[str]) -> tuple[int, int, str]:
     """Where a chart stands; what is seen at a glance gets that family."""
-    if glance := [GLANCE.index(name) for name in names if name in GLANCE]:
+    if seen := [glance.index(name) for name in names if name in glance]:
         chart["family"] = AT_A_GLANCE
-        return 0, min(glance), ""
+        return 0, min(seen), ""
     return 1 + FAMILIES.index(chart["family"]), chart.get("rank", len(GLOSSARY)), chart["title"]
 
 

@@ -1,19 +1,17 @@
-"""What every logged metric means: unit, what it is averaged over, the healthy range, what to do outside of it.
+"""What logged metrics mean: unit, what they are averaged over, the healthy range, what to do outside of it.
 
-A range is given as numbers only where it holds for any task; elsewhere the text says what to look for. Keys are those
+Here stand those of several methods; what one method logs, or means by a shared key, its class says (`glossary`). A
+range is given as numbers only where it holds for any task; elsewhere the text says what to look for. Keys are those
 that scripts know; evaluation logs the same keys with `eval_` (or `eval_NAME_` for a dict of sets) in front.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 from fnmatch import fnmatchcase
 
 from strop.metric import (
-    CLIPPING,
     COMPLETIONS,
-    CRITIC,
     DRIFT,
     LOGPS,
     LOSS,
@@ -25,64 +23,8 @@ from strop.metric import (
     Entry,
 )
 
-ONLINE = ("grpo", "rloo")
-LN2 = math.log(2)
-
 # fmt: off
 _LOSS_ENTRIES = (
-    Entry(
-        "loss", LOSS,
-        "Objective: a clipped, advantage-weighted policy gradient, whose value says nothing about progress.", "none",
-        "as the loss type says", healthy="near 0 at every step; watch the reward",
-        advice="Advantages add up to 0 in a group, so 0 is what an on-policy step gives. Look at reward and kl.",
-        methods=ONLINE,
-    ),
-    Entry(
-        "loss", LOSS, "Preference loss: how badly the chosen completion is told from the rejected one.", "nats", "pair",
-        healthy=f"the sigmoid loss alone starts at ln 2 = {LN2:.3f}, then falls",
-        advice=(
-            "Not ln 2 at step 0 with the sigmoid loss: the reference is not the starting model. Near 0 within an "
-            "epoch: pairs are too easy or the learning rate is too high."
-        ),
-        methods=("dpo",),
-    ),
-    Entry(
-        "loss", LOSS, "Bradley-Terry loss: how badly chosen is ranked above rejected.", "nats", "pair", high=LN2,
-        healthy=f"ln 2 = {LN2:.3f} is guessing",
-        advice=(
-            "Stuck at ln 2: check that chosen and rejected differ at their ends and that the learning rate is not too "
-            "low."
-        ),
-        methods=("reward",),
-    ),
-    Entry(
-        "loss", LOSS, "KTO loss: weighted distance of each completion from the reference point.", "none", "completion",
-        healthy="starts at half the weight (0.5) and falls slowly", methods=("kto",),
-    ),
-    Entry(
-        "loss", LOSS, "Classifier loss: good completions against bad ones.", "nats", "completion", high=LN2,
-        healthy="starts at ln 2", methods=("bco",),
-    ),
-    Entry(
-        "loss", LOSS, "Policy loss plus weighted value loss.", "none", "token", healthy="watch objective/scores",
-        methods=("ppo",),
-    ),
-    Entry(
-        "loss", LOSS, "Divergence between student and teacher.", "nats", "token", healthy="falls",
-        advice="Rises on student samples: lower the learning rate or lmbda.", methods=("gkd",),
-    ),
-    Entry(
-        "loss", LOSS, "Cross entropy of the step labels.", "nats", "labelled step", high=LN2,
-        healthy="ln 2 is guessing when labels are balanced", methods=("prm",),
-    ),
-    Entry(
-        "loss", LOSS, "Negative log-likelihood of the learned tokens.", "nats", "token", healthy="falls, then flattens",
-        advice=(
-            "Rising eval_loss with falling loss is overfitting: fewer epochs. Exactly 0: nothing is learned from, see "
-            "the data findings."
-        ),
-        methods=("sft",),
-    ),
     Entry("loss", LOSS, "The training objective.", "none", "as the method says", healthy="falls, then flattens"),
     Entry("train_loss", LOSS, "Mean of the loss over the whole training.", "as loss", "step"),
     Entry(
@@ -99,36 +41,10 @@ _LOSS_ENTRIES = (
         "exponent_clamped_ratio", LOSS,
         "Share of pairs whose exponential loss is beyond e^30, where it goes on as a straight line.", "share", "pair",
         high=0.01, healthy="0", advice="Above 0: lower beta or the learning rate, or use the sigmoid loss of DPO.",
-        methods=("dpo", "xpo"),
-    ),
-    Entry(
-        "log_odds_chosen", LOSS, "Log odds ratio of chosen over rejected, from length-averaged probabilities.", "nats",
-        "pair", low=0, healthy="rises above 0", advice="Below 0: the model still prefers the rejected completions.",
-    ),
-    Entry(
-        "log_odds_ratio", LOSS, "log sigmoid of the log odds ratio; ORPO maximises it.", "nats", "pair",
-        healthy="rises to 0",
     ),
     Entry(
         "aux_loss", LOSS, "Load-balancing loss of a mixture-of-experts router.", "none", "step",
         healthy="flat, near 1 for balanced experts", advice="Rising: raise router_aux_loss_coef.",
-    ),
-    Entry("policy_loss", LOSS, "Policy part of the loss, without the entropy bonus.", "none", "as the loss type says"),
-    Entry("entropy_coef", LOSS, "Current weight of the entropy bonus.", "none", "step"),
-    Entry("loss/policy_avg", LOSS, "Clipped policy loss.", "none", "token", healthy="small and negative"),
-    Entry("loss/dpo", LOSS, "Preference part of XPO's loss.", "nats", "pair", high=LN2, healthy="starts near ln 2"),
-    Entry(
-        "loss/xpo", LOSS, "Exploration bonus: alpha times the log-probability of the reference's sample.", "nats",
-        "pair", advice="Far larger than loss/dpo: lower alpha.",
-    ),
-    Entry("alpha", LOSS, "Weight of XPO's exploration bonus.", "none", "step"),
-    Entry(
-        "jsd", LOSS, "Generalised Jensen-Shannon divergence between student and teacher.", "nats", "token",
-        healthy="falls",
-    ),
-    Entry(
-        "on_policy_fraction", LOSS, "Share of rows whose completion the student wrote itself.", "share", "row",
-        healthy="near lmbda",
     ),
 )
 
@@ -149,16 +65,6 @@ _REWARD_ENTRIES = (
         "Share of prompts whose completions all have the same reward: they teach nothing.", "share", "prompt", high=0.5,
         advice="High from the start: prompts are too easy or too hard. High at the end: the task is solved.",
     ),
-    Entry(
-        "dynamic_sampling/kept_ratio", REWARD,
-        "Share of the sampled groups that were learned from, because their rewards differ.", "share", "prompt", low=0.2,
-        healthy="falls as prompts are mastered", advice="Low: most sampling is thrown away; use harder prompts.",
-    ),
-    Entry(
-        "pairs/dropped_ratio", REWARD,
-        "Share of prompts left out because their completions were alike or equally good.", "share", "prompt", high=0.5,
-        advice="High: completions hardly differ. Raise the temperature or num_generations, or use a finer reward.",
-    ),
     Entry("rewards/*/mean", REWARD, "Mean of one reward function.", "reward", "completion it scored", healthy="rises"),
     Entry(
         "rewards/*/*_fraction", REWARD,
@@ -171,11 +77,6 @@ _REWARD_ENTRIES = (
         "Implicit reward of the chosen completion: beta times its log-ratio to the reference.", "nats * beta",
         "completion", healthy="rises, or falls less than rewards/rejected",
         advice="Falls far below 0 with rewards/rejected: likelihood displacement; add 'sft' to loss_type.",
-        methods=("dpo", "kto", "bco", "onlinedpo", "xpo"),
-    ),
-    Entry(
-        "rewards/chosen", REWARD, "Reward of the chosen completion under the method's own measure, times beta.",
-        "nats * beta", "completion", healthy="rises",
     ),
     Entry(
         "rewards/rejected", REWARD, "Reward of the rejected completion, on the scale of rewards/chosen.", "nats * beta",
@@ -193,33 +94,12 @@ _REWARD_ENTRIES = (
         advice="1.0 at once: pairs differ in something trivial, such as length or format.",
     ),
     Entry(
-        "accuracy", REWARD, "Share of labelled steps classified right.", "share", "labelled step", low=0.5, high=1,
-        methods=("prm",),
-    ),
-    Entry(
-        "accuracy", REWARD, "Share of pairs ranked right; ties count as wrong.", "share", "pair", low=0.5, high=1,
-        healthy="human labels agree with each other in 0.65 to 0.75",
-        advice="1.0 at once: chosen and rejected differ in something trivial.",
-    ),
-    Entry(
-        "first_error_accuracy", REWARD, "Share of solutions whose first wrong step (or absence of one) is found.",
-        "share", "solution",
-    ),
-    Entry("margin", REWARD, "Chosen reward minus rejected reward.", "reward", "pair", low=0, healthy="rises above 0"),
-    Entry(
-        "mean_reward", REWARD, "Mean reward over chosen and rejected.", "reward", "completion", healthy="near 0",
-        advice="Drifts away: set center_rewards_coefficient=0.01.",
-    ),
-    Entry(
         "held_out_accuracy", REWARD, "Share of held-out prompts whose greedy completion a verifier finds right.",
         "share", "prompt", healthy="rises",
     ),
-    Entry("min_reward", REWARD, "Lowest reward of either side.", "reward", "batch"),
-    Entry("max_reward", REWARD, "Highest reward of either side.", "reward", "batch"),
     Entry(
         "objective/scores", REWARD, "Score of the reward model or functions.", "reward", "completion", healthy="rises",
     ),
-    Entry("objective/scores_margin", REWARD, "Higher score minus lower score of a pair.", "reward", "pair"),
     Entry(
         "objective/rlhf_reward", REWARD, "Score minus the KL penalty: what is maximised.", "reward", "completion",
         healthy="rises",
@@ -228,20 +108,9 @@ _REWARD_ENTRIES = (
         "objective/non_score_reward", REWARD, "KL part of the reward: minus the coefficient times the KL.", "reward",
         "completion", high=0, advice="Larger than the score's gain: lower the KL coefficient.",
     ),
-    Entry(
-        "objective/model_scores", REWARD, "Score of the policy's completions.", "reward", "completion", healthy="rises",
-    ),
-    Entry(
-        "objective/ref_scores", REWARD, "Score of the reference's completions.", "reward", "completion", healthy="flat",
-    ),
-    Entry("delta", REWARD, "BCO's reward shift: the middle of good and bad rewards.", "nats * beta", "running mean"),
 )
 
 _DRIFT_ENTRIES = (
-    Entry(
-        "kl", DRIFT, "KL between policy and reference, estimated from mismatched completions: KTO's reference point.",
-        "nats", "completion", healthy="0 at step 0; a few nats later are normal", methods=("kto",),
-    ),
     Entry(
         "kl", DRIFT, "KL between policy and reference, estimated on sampled tokens.", "nats", "token",
         healthy="0 at step 0, grows slowly",
@@ -252,26 +121,14 @@ _DRIFT_ENTRIES = (
         healthy="0 at step 0; several nats are normal",
         advice="Explodes, or is clearly negative: sampling and scoring disagree.",
     ),
-    Entry(
-        "policy/approxkl_avg", DRIFT, "Half the mean squared change of log-probabilities within the update.", "nats",
-        "token", high=0.05, advice="High: fewer epochs per batch, or a lower learning rate.",
-    ),
     Entry("beta", DRIFT, "Current strength of the pull to the reference.", "none", "step"),
 )
 
 _TOKEN_ENTRIES = (
     Entry(
-        "logps/chosen", LOGPS, "Length-averaged log-probability of the chosen completion.", "nats",
-        "token, then completion", methods=("orpo",),
-    ),
-    Entry(
         "logps/chosen", LOGPS, "Log-probability of the chosen completion.", "nats", "completion, summed over tokens",
         healthy="steady or rising",
         advice="Falls steeply: likelihood displacement; add 'sft' to loss_type, or lower the learning rate.",
-    ),
-    Entry(
-        "logps/rejected", LOGPS, "Length-averaged log-probability of the rejected completion.", "nats",
-        "token, then completion", methods=("orpo",),
     ),
     Entry(
         "logps/rejected", LOGPS, "Log-probability of the rejected completion.", "nats",
@@ -292,9 +149,6 @@ _TOKEN_ENTRIES = (
             "Collapses to 0 while the reward is low: the policy stopped exploring; raise the temperature or add "
             "entropy_coef."
         ),
-    ),
-    Entry(
-        "policy/entropy_avg", TOKENS, "Entropy of the policy's distribution.", "nats", "token", healthy="falls slowly",
     ),
     Entry(
         "objective/entropy", TOKENS, "Minus the log-probability of what was sampled.", "nats",
@@ -326,41 +180,6 @@ _TOKEN_ENTRIES = (
         low=0.8, high=1,
     ),
     Entry(
-        "val/model_contain_eos_token", COMPLETIONS, "Share of the policy's completions that ended by themselves.",
-        "share", "completion", low=0.8, high=1,
-    ),
-    Entry(
-        "val/ref_contain_eos_token", COMPLETIONS, "Share of the reference's completions that ended by themselves.",
-        "share", "completion", low=0.8, high=1,
-    ),
-    Entry("val/num_eos_tokens", COMPLETIONS, "End tokens among the sampled tokens.", "tokens", "batch"),
-    Entry(
-        "clip_ratio/low_mean", CLIPPING, "Share of tokens clipped from below (probability fell, advantage negative).",
-        "share", "token; completion where its ratio is clipped", high=0.2,
-        advice="High: fewer num_iterations or a lower learning rate.",
-    ),
-    Entry("clip_ratio/low_min", CLIPPING, "Lowest share of a completion clipped from below.", "share", "completion"),
-    Entry(
-        "clip_ratio/high_mean", CLIPPING, "Share of tokens clipped from above (probability rose, advantage positive).",
-        "share", "token; completion where its ratio is clipped", high=0.2,
-        advice="High: raise epsilon_high, or fewer num_iterations.",
-    ),
-    Entry("clip_ratio/high_max", CLIPPING, "Highest share of a completion clipped from above.", "share", "completion"),
-    Entry("clip_ratio/region_mean", CLIPPING, "Share of tokens clipped at either side.", "share", "token", high=0.3),
-    Entry(
-        "cispo_clip_ratio", CLIPPING, "Share of tokens whose importance weight is capped.", "share", "token", high=0.3,
-    ),
-    Entry("vespo/phi_seq_mean", CLIPPING, "Mean of VESPO's sequence weight.", "none", "completion", healthy="near 1"),
-    Entry(
-        "policy/clipfrac_avg", CLIPPING, "Share of tokens where the clipped objective is the binding one.", "share",
-        "token", high=0.3,
-    ),
-    Entry(
-        "val/ratio", CLIPPING, "Importance ratio new / old policy.", "ratio", "token", low=0.9, high=1.1,
-        healthy="1 at the first update",
-    ),
-    Entry("val/ratio_var", CLIPPING, "Variance of that ratio.", "ratio^2", "token", healthy="near 0"),
-    Entry(
         "sampling/sampling_logp_difference/*", SAMPLING,
         "|log-probability at sampling - in training| of the same token.", "nats", "token", high=0.1,
         advice="Large: precision or sampling settings of the two engines differ.",
@@ -380,17 +199,10 @@ _TOKEN_ENTRIES = (
     Entry("turns/rewritten", TOOLS, "Times the past was not as it was sampled.", "times", "completion"),
     Entry("turns/failed", TOOLS, "Completions that an environment or agent lost.", "share", "completion", high=0.1),
     Entry("turns/respelled", TOOLS, "Turns that the template would spell otherwise.", "share", "turn"),
-    Entry(
-        "loss/value_avg", CRITIC, "Half the squared error of the critic.", "reward^2", "token", healthy="falls",
-        advice="Rises: lower the learning rate, raise vf_coef, or whiten rewards.",
-    ),
-    Entry("val/clipfrac_avg", CRITIC, "Share of tokens whose value update is clipped.", "share", "token", high=0.3),
 )
 
 _PROGRESS_ENTRIES = (
     Entry("epoch", PROGRESS, "Passes over the training rows.", "epochs", "run"),
-    Entry("episode", PROGRESS, "Completions sampled so far.", "completions", "sum over the run"),
-    Entry("eps", PROGRESS, "Completions sampled per second.", "1/s", "interval between logs"),
     Entry(
         "step_time", PROGRESS, "Time of a step from its rows to its gradient, sampling included.", "seconds", "step",
         healthy="steady",
@@ -420,7 +232,7 @@ _PROGRESS_ENTRIES = (
 # fmt: on
 
 GLOSSARY: tuple[Entry, ...] = (*_LOSS_ENTRIES, *_REWARD_ENTRIES, *_DRIFT_ENTRIES, *_TOKEN_ENTRIES, *_PROGRESS_ENTRIES)
-"""Every entry; of several that fit a key the first one wins, so method-specific entries stand before general ones."""
+"""Every shared entry; of several that fit a key the first one wins."""
 
 
 def split_evaluation(key: str) -> tuple[str, str]:
@@ -428,17 +240,12 @@ def split_evaluation(key: str) -> tuple[str, str]:
     return ("eval", key.removeprefix("eval_")) if key.startswith("eval_") else ("", key)
 
 
-def lookup(key: str, method: str = "", own: Sequence[Entry] = ()) -> Entry | None:
+def lookup(key: str, own: Sequence[Entry] = ()) -> Entry | None:
     """The entry of a metric key (`eval_` and `eval_NAME_` in front are ignored), None if there is none.
 
-    `method` is the config's name in lower case (`"dpo"`): some keys mean different things in different methods.
-    `own` are the entries that a trainer class declares (`glossary`); they come first.
+    `own` are the entries of the method (`strop.metric.entries_of`); they come first.
     """
-    for candidate in _without_prefixes(key):
-        for entry in (*own, *GLOSSARY):
-            if (not entry.methods or method in entry.methods) and fnmatchcase(candidate, entry.key):
-                return entry
-    return None
+    return next((e for name in _without_prefixes(key) for e in (*own, *GLOSSARY) if fnmatchcase(name, e.key)), None)
 
 
 def _without_prefixes(key: str) -> Iterator[str]:

@@ -49,7 +49,7 @@ class Run:
 
     def explained(self, key: str) -> Entry | None:
         """What a metric means, by the run's own entries or the glossary."""
-        return lookup(key, self.method, self.entries)
+        return lookup(key, self.entries)
 
     def series(self) -> dict[str, Series]:
         """Metric key -> (step, value) points in order of steps; a value that is no finite number is left out."""
@@ -175,7 +175,7 @@ def _text(path: Path, unread: list[str]) -> str:
 
 def _entry(note: dict[str, Any]) -> Entry | None:
     """An entry as the run directory wrote it; None where it is none."""
-    names = {f.name for f in dataclasses.fields(Entry)} - {"methods", "low", "high"}
+    names = {f.name for f in dataclasses.fields(Entry)} - {"low", "high"}
     texts = {name: str(value) for name, value in note.items() if name in names}
     if not {"key", "family", "meaning", "unit", "per"} <= texts.keys():
         return None

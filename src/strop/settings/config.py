@@ -95,6 +95,7 @@ class TrainerConfig(TrainingArguments):
     """Settings shared by every trainer. Everything of `transformers.TrainingArguments` is accepted as well."""
 
     kl_is_distance: ClassVar[bool] = True  # the metrics named "kl" say how far the policy is from its reference
+    headline: ClassVar[tuple[str, ...]] = ()  # metrics that say whether it learns; the terminal shows them first
     quiet: ClassVar[bool] = False  # of an instance: nothing is said but warnings
     given: ClassVar[frozenset[str]] = frozenset()  # of an instance: the settings that whoever made it named
     aliases: ClassVar[dict[str, str]] = {

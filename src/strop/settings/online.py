@@ -23,6 +23,7 @@ AS_IT_IS = {"do_sample": True, "num_beams": 1, "use_cache": True}
 class OnlineConfig(ReferenceConfig):
     """Settings of methods that generate, score and learn."""
 
+    headline: ClassVar[tuple[str, ...]] = ("reward",)
     best_metric: ClassVar[str] = "reward"
     """What the best checkpoint, and a learning rate that waits for progress, go by where nothing else is said: the loss
     of a policy that has not moved is the same whatever it has learned."""

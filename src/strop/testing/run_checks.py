@@ -11,6 +11,7 @@ import torch
 from transformers import TrainerCallback
 
 from strop.errors import DataError, StropError
+from strop.metric import entries_of
 from strop.report.glossary import lookup
 from strop.testing.subject import Subject
 
@@ -80,7 +81,7 @@ def logged_metrics_are_declared(subject: Subject) -> None:
     lines = [json.loads(line) for line in (Path(trainer.args.output_dir) / "metrics.jsonl").read_text().splitlines()]
     keys = sorted({key for line in lines for key in line} - {"step"})
     assert any(key.startswith("eval_") for key in keys) and "loss" in keys, f"only {keys} are logged"
-    unknown = [key for key in keys if lookup(key, trainer.args.method, trainer.glossary) is None]
+    unknown = [key for key in keys if lookup(key, entries_of(type(trainer))) is None]
     assert not unknown, (
         f"logged without an entry in the class's `glossary` or strop.report.glossary: {', '.join(unknown)}"
     )

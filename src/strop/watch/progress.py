@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import sys
 import time
+from collections.abc import Sequence
 from html import escape
 from typing import Any
 
+from rich.cells import cell_len
 from rich.console import Console, ConsoleOptions, RenderResult
 from rich.live import Live
 from rich.progress_bar import ProgressBar
@@ -18,7 +21,6 @@ from strop.plain_text import visible
 from strop.watch.say import unheard
 
 SHOWN_FIRST = (
-    "loss",
     "reward",
     "rewards/margins",
     "rewards/accuracies",
@@ -27,46 +29,62 @@ SHOWN_FIRST = (
     "kl",
     "grad_norm",
 )
-HIDDEN = {"epoch", "num_tokens", "total_flos", "step", "learning_rate"}
+"""What is shown after the loss and a method's own `headline`, as far as it is logged."""
+HIDDEN = {
+    "epoch",
+    "num_tokens",
+    "total_flos",
+    "step",
+    "learning_rate",
+    "memory_peak",
+    "shared_tokens",
+    "episode",
+    "eps",
+}
+TIMES = ("_time", "_runtime", "_per_second")
+"""Ends of names that are about speed."""
 MAX_SHOWN = 5
 LEAST_BAR = 8
 
 
-def short_metrics(logs: dict[str, Any], limit: int = MAX_SHOWN) -> str:
-    """The most telling numbers of a log line, in a fixed order: `loss 0.612  rewards/margins 0.21`."""
+def short_metrics(logs: dict[str, Any], headline: Sequence[str] = (), room: float = math.inf) -> str:
+    """The most telling numbers of a log line, in a fixed order: `loss 0.612  rewards/margins 0.21`.
+
+    Those that `room` columns have no place for are left out whole.
+    """
     prefix = "eval_" if any(name.startswith("eval_") for name in logs) else ""
-    names = [prefix + name for name in SHOWN_FIRST if prefix + name in logs]
-    rest = [
-        n
-        for n, v in logs.items()
-        if n not in names and n.removeprefix(prefix) not in HIDDEN and isinstance(v, (int, float))
-    ]
-    rest = [n for n in rest if not n.endswith(("_runtime", "_per_second"))]
-    return "  ".join(
-        f"{visible(name)} {logs[name]:.4g}" for name in (names + rest)[:limit] if isinstance(logs[name], (int, float))
-    )
+    first = [prefix + name for name in dict.fromkeys(("loss", *headline, *SHOWN_FIRST))]
+    rest = [name for name in logs if name.removeprefix(prefix) not in HIDDEN and not name.endswith(TIMES)]
+    shown: list[str] = []
+    for name in dict.fromkeys(first + rest):
+        if isinstance(logs.get(name), (int, float)) and len(shown) < MAX_SHOWN:
+            number = f"{visible(name)} {logs[name]:.4g}"
+            shown += [number] if cell_len("  ".join([*shown, number])) <= room else []
+    return "  ".join(shown)
 
 
 def clock(seconds: float | None) -> str:
-    """`1:05`, `2:10:00`; `-` where it is not known."""
+    """`1:05`, `2:10:00`, `120 h`; `-` where it is not known."""
     if seconds is None:
         return "-"
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
+    if hours >= 100:
+        return f"{hours} h"
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
 
 
 class LiveView:
     """Two lines that stay in place: where the run is and how long it takes, then its most telling numbers.
 
-    Neither is ever wider than the terminal. The time left follows the steps of this process, so that a resumed run
-    does not count the steps of another day.
+    Neither is ever wider than the terminal, and what has no place is left out whole. The time left follows the steps
+    of this process, so that a resumed run does not count the steps of another day.
     """
 
-    def __init__(self, method: str, total: int, step: int, console: Console) -> None:
+    def __init__(self, method: str, total: int, step: int, console: Console, headline: Sequence[str] = ()) -> None:
         self.method, self.total, self.first, self.step = method, total, step, step
         self.begin, self.tokens_before, self.tokens = time.monotonic(), 0, 0
-        self.metrics = ""
+        self.headline, self.logs = headline, dict[str, Any]()
         self.live = Live(self, console=console, refresh_per_second=4, transient=True)
 
     @property
@@ -75,12 +93,14 @@ class LiveView:
         done = self.step - self.first
         return (time.monotonic() - self.begin) / done * (self.total - self.step) if done else None
 
-    def times(self, room: int = 80) -> str:
-        """`1:05 gone, 0:10 left, 850 tokens/s`; without the speed where there is no room for it."""
+    def times(self, room: float = math.inf) -> str:
+        """`1:05 gone, 0:10 left, 850 tokens/s, 1.2 GiB`; what has no place in `room` goes, the time left last."""
         spent, tokens = time.monotonic() - self.begin, self.tokens - self.tokens_before
-        times = f"{clock(spent)} gone, {clock(self.left)} left"
-        speed = f", {tokens / spent:.0f} tokens/s" if tokens and spent else ""
-        return times + (speed if len(times + speed) <= room else "")
+        parts = [f"{clock(spent)} gone", f"{clock(self.left)} left"]
+        parts += [f"{tokens / spent:.0f} tokens/s"] if tokens and spent else []
+        parts += [f"{self.logs['memory_peak']:.3g} GiB"] if "memory_peak" in self.logs else []
+        choices = [", ".join(parts[:count]) for count in range(len(parts), 1, -1)]
+        return next((text for text in choices if len(text) <= room), parts[1])
 
     def start(self) -> None:
         self.live.start()
@@ -93,7 +113,7 @@ class LiveView:
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         head = f"{self.method} {self.step}/{self.total}"
-        times = self.times(options.max_width - len(head) - LEAST_BAR)
+        times = self.times(options.max_width - len(head) - LEAST_BAR - 2)  # a space on either side of the bar
         row = Table.grid(padding=(0, 1), expand=True)
         row.add_column(no_wrap=True)
         row.add_column(ratio=1)
@@ -101,7 +121,7 @@ class LiveView:
         bar = ProgressBar(total=max(self.total, 1), completed=self.step)
         row.add_row(Text(head, style="bold"), bar, Text(times))
         yield row
-        yield Text(self.metrics, no_wrap=True, overflow="ellipsis")
+        yield Text(short_metrics(self.logs, self.headline, options.max_width), no_wrap=True)
 
 
 class NotebookView(LiveView):
@@ -110,8 +130,8 @@ class NotebookView(LiveView):
     LEAST_SECONDS = 0.5
     """Between two writings: a notebook keeps up with no more."""
 
-    def __init__(self, method: str, total: int, step: int, console: Console) -> None:
-        super().__init__(method, total, step, console)
+    def __init__(self, method: str, total: int, step: int, console: Console, headline: Sequence[str] = ()) -> None:
+        super().__init__(method, total, step, console, headline)
         self.output: Any = None
         self.shown = 0.0
 
@@ -133,7 +153,8 @@ class NotebookView(LiveView):
         """A bar, the times, the numbers."""
         bar = f'<progress value="{self.step}" max="{max(self.total, 1)}" style="width:20em"></progress>'
         head = f"<b>{escape(self.method)}</b> {self.step}/{self.total}"
-        return f"<div>{head} {bar} {escape(self.times())}<br><code>{escape(self.metrics)}</code></div>"
+        numbers = escape(short_metrics(self.logs, self.headline))
+        return f"<div>{head} {bar} {escape(self.times())}<br><code>{numbers}</code></div>"
 
 
 class ProgressDisplay(TrainerCallback):
@@ -150,7 +171,7 @@ class ProgressDisplay(TrainerCallback):
         terminal = self.console.is_terminal and (self.console.file is not sys.stdout or sys.stdout.isatty())
         if notebook or terminal:
             kind = NotebookView if notebook else LiveView
-            self.view = kind(args.method, state.max_steps, state.global_step, self.console)
+            self.view = kind(args.method, state.max_steps, state.global_step, self.console, args.headline)
             self.view.tokens = self.view.tokens_before = state.num_input_tokens_seen
             with unheard():
                 self.view.start()
@@ -163,20 +184,23 @@ class ProgressDisplay(TrainerCallback):
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
         if not state.is_world_process_zero or not logs or args.disable_tqdm or "train_runtime" in logs:
             return
-        text = short_metrics(logs)
         if self.view is not None and not any(name.startswith("eval_") for name in logs):
-            self.view.metrics = text
+            self.view.logs |= logs  # a round of samples is logged once, and may serve many steps
             return
         steps = f"{state.global_step:>{len(str(state.max_steps))}}/{state.max_steps}"
-        line = f"{args.method} {steps if state.max_steps else 'before training'}  {text}"
+        self.line(f"{args.method} {steps if state.max_steps else 'before training'}", logs, args.headline)
+
+    def line(self, head: str, logs: dict[str, Any], headline: Sequence[str]) -> None:
+        """A line that stays: no wider than the terminal, and of any width in a file."""
+        room = self.console.width - len(head) - 2 if self.console.is_terminal else math.inf
         with unheard():
-            self.console.print(line, highlight=False, markup=False, soft_wrap=True)
+            text = f"{head}  {short_metrics(logs, headline, room)}"
+            self.console.print(text, highlight=False, markup=False, soft_wrap=True)
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if self.view is not None:
             with unheard():
                 self.view.stop()
-                if self.view.metrics and not self.console.is_jupyter:  # what stood there is wiped away with the view
-                    ended = f"{args.method} {self.view.step}/{self.view.total}  {self.view.metrics}"
-                    self.console.print(ended, highlight=False, markup=False, soft_wrap=True)
+            if self.view.logs and not self.console.is_jupyter:  # what stood there is wiped away with the view
+                self.line(f"{args.method} {self.view.step}/{self.view.total}", self.view.logs, args.headline)
             self.view = None

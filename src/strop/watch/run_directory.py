@@ -129,6 +129,7 @@ class RunDirectory(TrainerCallback):
             **known,
             "steps": state.max_steps,
             "started": time.strftime("%Y-%m-%d %H:%M:%S"),
+            "headline": list(args.headline),
             "metrics": [dataclasses.asdict(entry) for entry in self.glossary],
         }
         write_text(self.folder / "run.json", json.dumps(masked(facts), indent=1))
