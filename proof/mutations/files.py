@@ -30,6 +30,13 @@ MUTATIONS = (
         tests=(f"{BROKEN}::test_broken_files[prepare]",),
     ),
     Mutation(
+        name="pairs-with-none-for-a-prompt",
+        promises=(10,),
+        history="A pair whose prompt was None was learned without one, in silence, beside rows that had theirs.",
+        edits=(Edit("data/cases.py", "    if column in row and row[column] is None:\n", "    if False:\n"),),
+        tests=("tests/data/test_checks.py::test_none_is_no_prompt_and_no_answer[pairs]",),
+    ),
+    Mutation(
         name="deeply-nested-tools",
         promises=(10,),
         history="A row nested deeper than Python's stack ended in a RecursionError without a row number.",

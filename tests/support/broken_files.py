@@ -89,6 +89,7 @@ def broken_files(folder: Path) -> Iterator[BrokenFile]:
     """Write all broken files into `folder`, one after the other."""
     yield from broken_values(folder)
     yield from damaged_files(folder)
+    yield from floods(folder)
 
 
 def broken_values(folder: Path) -> Iterator[BrokenFile]:
@@ -96,8 +97,8 @@ def broken_values(folder: Path) -> Iterator[BrokenFile]:
     for shape, (kind, good) in GOOD.items():
         for column in (*good, *BESIDE.get(shape, ())):
             wrong = dict(WRONG[column])
-            if shape.endswith("pair") and column == "prompt":
-                del wrong["None"]  # then the prompt is what the answers share at their start
+            if shape == "chat pair" and column == "prompt":
+                del wrong["None"]  # then the prompt is what the conversations share at their start
             for cause, value in wrong.items():
                 rows = [good, {**good, column: value}, good]
                 for suffix, write in WRITERS.items():
@@ -184,6 +185,25 @@ def whole_files() -> dict[str, bytes]:
         ".arrow": stream.getvalue(),
         "-file.arrow": file.getvalue(),
     }
+
+
+def floods(folder: Path) -> Iterator[BrokenFile]:
+    """Files of kilobytes with one row: a list that is the same long text, gigabytes once unpacked."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    many, text = 4096, pa.array(["ant " * 2**18])
+    texts = pa.DictionaryArray.from_arrays(pa.array([0] * many, pa.int32()), text)
+    runs = pa.RunEndEncodedArray.from_arrays(pa.array([many], pa.int32()), text)
+    for name, values in (("texts.parquet", texts), ("texts.arrow", texts), ("runs.arrow", runs)):
+        path = folder / f"a-flood-of-{name}"
+        table = pa.table({"chosen": pa.ListArray.from_arrays(pa.array([0, many], pa.int32()), values)})
+        if path.suffix == ".parquet":
+            pq.write_table(table, path)
+        else:
+            with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_stream(sink, table.schema) as writer:
+                writer.write_table(table)
+        yield BrokenFile(path.name, path, "preference", (path.name, "the same values again and again"))
 
 
 def _separated(rows: list[dict[str, Any]], delimiter: str) -> bytes:
