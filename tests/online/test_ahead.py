@@ -9,6 +9,8 @@ from typing import Any
 
 import pytest
 import torch
+from tests.support.ahead_ranks import learned
+from tests.support.processes import run_ranks
 from transformers import TrainerCallback
 
 from strop.errors import ConfigError, RewardError, RolloutError
@@ -331,3 +333,13 @@ def test_a_lane_keeps_the_order_and_goes_on_after_an_error():
     lane.clear()
     gate.set()
     assert held.result(PATIENCE) and dropped.cancelled() and seen == ["last"]
+
+
+def test_two_ranks_learn_what_one_learns(tmp_path):
+    alone = learned(str(tmp_path / "one"), per_device=4)
+    for rank in run_ranks(learned, 2, tmp_path / "ranks", str(tmp_path / "two"), 2):
+        torch.testing.assert_close(rank["weights"], alone["weights"], atol=1e-9, rtol=0)
+        if rank["logs"]:
+            assert [line["staleness/mean"] for line in rank["logs"]] == [0, 1, 1, 1, 1]
+            for one, other in zip(alone["logs"], rank["logs"], strict=True):
+                assert other == pytest.approx(one, rel=1e-6, abs=1e-9)

@@ -81,3 +81,15 @@ def test_its_death_is_seen_while_it_is_waited_for(policy: nn.Module, engine: Pro
     os.kill(engine.process.pid, signal.SIGKILL)
     with pytest.raises(RolloutError, match=r"The process that samples died \(exit code -9"):
         engine.generate(PROMPTS, 1, SAMPLING)
+
+
+def test_a_process_that_hangs_is_ended_in_time(policy: nn.Module, engine: ProcessGenerator) -> None:
+    engine.close()
+    engine.sync(policy)
+    process = engine.process
+    os.kill(process.pid, signal.SIGSTOP)
+    engine.timeout_s = 0.2
+    with pytest.raises(RolloutError, match=r"lives and gave no answer within ddp_timeout=0\.2 seconds"):
+        engine.generate(PROMPTS, 1, SAMPLING)
+    process.join(10)
+    assert process.exitcode == -signal.SIGKILL and engine.process is None

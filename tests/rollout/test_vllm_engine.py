@@ -387,3 +387,42 @@ def test_make_generator_passes_the_settings_on(stub: Any, llama: nn.Module) -> N
     engine = make_generator("vllm", model=llama, base_url=stub.url, timeout_s=3.0)
     assert isinstance(engine, VllmGenerator) and engine.reason == "it was asked for"
     assert engine.backend.timeout_s == 3.0  # type: ignore[union-attr]
+
+
+def test_several_servers_share_the_prompts_out(make_stub: Callable, llama: nn.Module) -> None:
+    stubs, prompts = [make_stub() for _ in range(3)], [[5], [6], [7], [8]]
+    engine = VllmGenerator(llama, base_url=[stub.url for stub in stubs], timeout_s=5.0)
+    rollout = engine.generate(prompts, 2, SamplingParams(max_new_tokens=3, seed=1))
+    asked = [[body["prompt"] for body in stub.sent("/v1/completions")] for stub in stubs]
+    assert [sorted(own) for own in asked] == [[[5], [8]], [[6]], [[7]]]
+    alone = VllmGenerator(llama, base_url=stubs[0].url, timeout_s=5.0)
+    assert rollout == alone.generate(prompts, 2, SamplingParams(max_new_tokens=3, seed=1))
+    assert engine.generate([[5]], 1, SamplingParams(max_new_tokens=3)).completions[0]
+
+
+def test_all_servers_get_the_weights(make_stub: Callable) -> None:
+    stubs, policy = [make_stub(), make_stub()], lora_policy()
+    engine = VllmGenerator(policy, base_url=[stub.url for stub in stubs], timeout_s=5.0)
+    for _ in range(2):
+        engine.sync(policy)
+        change(policy)
+    names = [list(stub.adapters) for stub in stubs]
+    assert names[0] == names[1] == [engine.backend.serves]
+    engine.close()
+    assert not stubs[0].adapters and not stubs[1].adapters
+
+
+def test_a_server_of_another_model_or_one_that_fails_ends_all(make_stub: Callable, llama: nn.Module) -> None:
+    first, second = make_stub(), make_stub()
+    engine = VllmGenerator(llama, base_url=[first.url, second.url], timeout_s=20.0)
+    engine.generate([[5], [6]], 1, SamplingParams(max_new_tokens=3))
+    first.behaviour = lambda handler, body: first.released.wait(20)
+    second.refuse["/v1/completions"] = (500, "no memory")
+    begin = time.monotonic()
+    with pytest.raises(RolloutError, match="no memory"):
+        engine.generate([[5], [6]], 1, SamplingParams(max_new_tokens=3))
+    assert time.monotonic() - begin < 10
+    second.refuse.clear()
+    second.model_card = {"data": [{"id": "another", "max_model_len": 40}]}
+    with pytest.raises(SetupError, match=f"different models: {first.url} 'base-model', {second.url} 'another'"):
+        VllmGenerator(llama, base_url=[first.url, second.url], timeout_s=5.0)

@@ -51,7 +51,7 @@ def make_engine(args: Any, model: Any, tokenizer: Any) -> Any:
         **args.vllm_settings(),
     }
     if args.overlap and args.engine != "vllm":
-        return ProcessGenerator(model, **settings)
+        return ProcessGenerator(model, timeout_s=args.ddp_timeout, **settings)
     return make_generator(model=model, **settings)
 
 

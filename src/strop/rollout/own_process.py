@@ -37,19 +37,20 @@ class ProcessGenerator:
     Args:
         model: the policy, whole; on an accelerator the copy is on the same device.
         tokenizer: for stop strings and default stop ids only.
+        timeout_s: seconds that an answer may take, > 0; a process that gives none is ended.
         settings: for `make_generator`.
 
     Raises:
         SetupError: the policy is spread over processes; when it is started, a policy that cannot be pickled.
     """
 
-    def __init__(self, model: nn.Module, tokenizer: Any = None, **settings: Any) -> None:
+    def __init__(self, model: nn.Module, tokenizer: Any = None, *, timeout_s: float = 1800.0, **settings: Any) -> None:
         if is_sharded(model):
             raise SetupError(
                 "A sampling process has a whole copy of the policy, whose weights are spread over processes here "
                 "(FSDP, ZeRO-3 or tensor parallel). Train with max_staleness=0."
             )
-        self.model, self.tokenizer, self.settings = unwrap(model), tokenizer, settings
+        self.model, self.tokenizer, self.timeout_s, self.settings = unwrap(model), tokenizer, timeout_s, settings
         self.name, self.reason = str(settings.get("engine", "auto")), "it samples in a process of its own"
         self.process: FreshProcess | None = None
         self._pipe: Connection | None = None
@@ -106,12 +107,17 @@ class ProcessGenerator:
         """The answer of the process; whether it lives is seen while it is waited for.
 
         Raises:
-            RolloutError: it died, or failed; other named errors as they are.
+            RolloutError: it died, failed, or gave no answer in time; other named errors as they are.
         """
         assert self._pipe is not None and self.process is not None
         try:
             self._pipe.send_bytes(pickle.dumps((what, content)))
-            wait([self._pipe, self.process.sentinel])
+            if not wait([self._pipe, self.process.sentinel], self.timeout_s):
+                self.close()
+                raise RolloutError(
+                    f"The process that samples lives and gave no answer within ddp_timeout={self.timeout_s:g} seconds; "
+                    "it was ended. Go on from the last checkpoint; raise ddp_timeout where a window takes longer."
+                )
             answer = pickle.loads(self._pipe.recv_bytes())
         except (EOFError, OSError):
             self.process.join(1.0)

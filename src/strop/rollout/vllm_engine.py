@@ -14,7 +14,7 @@ import secrets
 import shutil
 import tempfile
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,7 @@ from strop.rollout.stopping import default_stop_ids
 from strop.rollout.vllm_answers import check_sampling, checked, prompt_seed, request
 from strop.rollout.vllm_colocated import VllmInProcess
 from strop.rollout.vllm_server import VllmServer
+from strop.rollout.vllm_servers import VllmServers
 from strop.rollout.vllm_weights import VllmWeights
 
 logger = logging.getLogger(__name__)
@@ -54,7 +55,7 @@ class VllmGenerator:
         model: the policy, whose weights `sync` sends.
         tokenizer: for default stop ids only; vLLM has its own for stop strings.
         mode: "server" or "colocate".
-        base_url: address of the server.
+        base_url: address of the server, or of several that share the prompts out.
         api_key: key of the server; None: the environment's VLLM_API_KEY, where set.
         timeout_s: seconds one request or one weight transfer to the server may take, > 0.
         wait_s: seconds to wait for a server that is still starting, >= 0.
@@ -77,7 +78,7 @@ class VllmGenerator:
         tokenizer: Any = None,
         *,
         mode: str = "server",
-        base_url: str = "http://127.0.0.1:8000",
+        base_url: str | Sequence[str] = "http://127.0.0.1:8000",
         api_key: str | None = None,
         timeout_s: float = 240.0,
         wait_s: float = 0.0,
@@ -107,10 +108,11 @@ class VllmGenerator:
         self._own_dir = tempfile.TemporaryDirectory(prefix="strop-vllm-") if sync_dir is None else None
         self.sync_dir = Path(sync_dir or self._own_dir.name).absolute()  # type: ignore[union-attr]
         self._run = secrets.token_hex(4)  # another run may use the same folder, or have left adapters on the server
-        self.backend: VllmServer | VllmInProcess
+        self.backend: VllmServer | VllmServers | VllmInProcess
         if mode == "server":
             vocab = limits.vocab_size(self.weights.base)
-            self.backend = VllmServer(base_url, api_key, timeout_s, max_slots, vocab_size=vocab, wait_s=wait_s)
+            kind: Any = VllmServer if isinstance(base_url, str) else VllmServers
+            self.backend = kind(base_url, api_key, timeout_s, max_slots, vocab_size=vocab, wait_s=wait_s)
         else:
             dtype = autocast or self.weights.base.dtype
             args = {"dtype": torch.float32 if dtype == torch.float64 else dtype, **(llm_args or {})}
@@ -234,7 +236,7 @@ class VllmGenerator:
             return
         number, files = written
         if self.weights.adapter is None:
-            assert isinstance(self.backend, VllmServer)
+            assert not isinstance(self.backend, VllmInProcess)
             self.backend.reload_weights(files)
         else:  # a name per version: cached prefixes are kept per adapter and must not survive its weights
             self.backend.load_adapter(f"strop-{self._run}-{number}", files)

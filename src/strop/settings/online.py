@@ -134,8 +134,8 @@ class OnlineConfig(ReferenceConfig):
     """Another way to say engine='vllm'."""
     vllm_mode: Literal["colocate", "server"] = "colocate"
     """vLLM in the training process, or as a server."""
-    vllm_server_base_url: str | None = None
-    """Address of the vLLM server. None: made from host and port."""
+    vllm_server_base_url: str | list[str] | None = None
+    """Address of the vLLM server, or of several that share the prompts out. None: made from host and port."""
     vllm_server_host: str = "127.0.0.1"
     """Host of the vLLM server."""
     vllm_server_port: int = 8000
@@ -215,6 +215,8 @@ class OnlineConfig(ReferenceConfig):
             problems.append("steps_per_generation and generation_batch_size say the same in two ways; keep one.")
         if self.use_vllm and self.engine != "vllm":
             problems.append(f"use_vllm=True and engine={self.engine!r} exclude each other; remove one.")
+        if self.vllm_server_base_url == []:
+            problems.append("vllm_server_base_url=[]: name a server, or leave it out for vllm_server_host.")
         return problems
 
     def vllm_settings(self) -> dict[str, Any]:
