@@ -373,7 +373,12 @@ PROMISES: tuple[Promise, ...] = (
         "A conversation is what its template writes",
         "With tools and environments the ids that are trained on are the ids that were sampled, in the context that "
         "the chat template writes; a template that rewrites the past forks the trajectory, which counts once.",
-        ("tests/agents", "tests/online/test_forks.py", "tests/rollout/test_vllm_training.py"),
+        (
+            "tests/agents",
+            "tests/online/test_forks.py",
+            "tests/online/test_turn_credit.py",
+            "tests/rollout/test_vllm_training.py",
+        ),
     ),
     Promise(
         29,
