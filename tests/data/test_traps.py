@@ -57,6 +57,22 @@ def test_a_parquet_file_that_unpacks_without_end(tmp_path: Path, monkeypatch: py
     assert "times as many): the same values again and again" in said
 
 
+def test_nothing_half_unpacked_is_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, table = tmp_path / "a.parquet", pa.table({"text": ["ant"]})
+    pq.write_table(table, path)
+
+    def batches(path: Path) -> Any:
+        yield table.to_batches()[0]
+        raise DataError("the disk is full")
+
+    monkeypatch.setattr(arrow, "LARGE_FILE_BYTES", 0)
+    monkeypatch.setattr(arrow, "_unpacked", batches)
+    monkeypatch.setattr(arrow.tempfile, "tempdir", str(tmp_path))
+    with pytest.raises(DataError, match="disk is full"):
+        load_rows(path)
+    assert [file.name for file in tmp_path.iterdir()] == ["a.parquet"]
+
+
 @pytest.mark.parametrize("streaming", [False, True])
 def test_a_parquet_row_that_is_a_list_without_end(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, streaming: bool

@@ -249,9 +249,13 @@ def _mapped(path: Path) -> Any:
 
     handle, name = tempfile.mkstemp(suffix=".arrow", prefix="strop-")
     os.close(handle)
-    with pa.OSFile(name, "wb") as sink, pa.ipc.new_file(sink, pq.read_schema(path)) as writer:
-        for batch in _unpacked(path):
-            writer.write_batch(batch)
+    try:
+        with pa.OSFile(name, "wb") as sink, pa.ipc.new_file(sink, pq.read_schema(path)) as writer:
+            for batch in _unpacked(path):
+                writer.write_batch(batch)
+    except BaseException:  # refused, interrupted, a full disk: what was unpacked so far is nobody's
+        os.unlink(name)
+        raise
     table = pa.ipc.open_file(pa.memory_map(name)).read_all()
     weakref.finalize(table, _remove_if_mine, name, os.getpid())
     return table
