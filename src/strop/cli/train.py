@@ -314,9 +314,9 @@ def last_evaluation(trainer: BaseTrainer) -> dict[str, float]:
 def print_comparison(before: dict[str, float], after: dict[str, float]) -> None:
     """Evaluation before and after training, side by side."""
     from rich.console import Console
-    from rich.table import Table
+    from rich.table import Column, Table
 
-    table = Table("held-out rows", "before", "after", title=None)
+    table = Table(Column("held-out rows", overflow="fold"), "before", "after")
     for name, value in after.items():
         if name in before and not name.endswith(("_runtime", "_per_second", "epoch", "_preparation_time")):
             table.add_row(name.removeprefix("eval_"), f"{before[name]:.4g}", f"{value:.4g}")

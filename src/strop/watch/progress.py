@@ -38,6 +38,7 @@ HIDDEN = {
     "learning_rate",
     "memory_peak",
     "shared_tokens",
+    "prefilled_tokens",
     "episode",
     "eps",
 }
