@@ -3,6 +3,7 @@ rounding; on the same number, everything is the same, byte for byte."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -28,14 +29,16 @@ RUNS: list[tuple[str, dict[str, Any], int]] = [
 REST: list[tuple[str, dict[str, Any], int]] = [(verb, {}, cut) for verb in CASES for cut in (1, 3)]
 
 
-def everything(runs: list[tuple[str, dict[str, Any], int]], folder: Any) -> list[dict[str, Any]]:
-    """Per run: what one process recorded, what two did, and what one did after two."""
+def everything(
+    runs: list[tuple[str, dict[str, Any], int]], folder: Any, work: Callable[..., Any] = on_two_ranks
+) -> list[dict[str, Any]]:
+    """Per run: what one process recorded, what two did (by `work`), and what one did after two."""
     exact = [(verb, {**EXACT, **options}, cut) for verb, options, cut in runs]
     wholes = []
     for index, (verb, options, cut) in enumerate(exact):
         wholes.append(record(verb, folder / f"{index}", options, save_at=[cut]))
         cut_off(folder / f"{index}", cut, folder / f"{index}-one")
-    first, second = run_ranks(on_two_ranks, 2, folder / "ranks", exact, str(folder))
+    first, second = run_ranks(work, 2, folder / "ranks", exact, str(folder))
     found = []
     for index, (verb, options, cut) in enumerate(exact):
         down = record(verb, folder / f"{index}-down", options, resume=True)

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from transformers import TrainerCallback
 
+from strop.engine.sharding import whole
 from strop.testing.cases import make_trainer, rows_for
 from strop.testing.rollouts import fix_rollouts
 
@@ -25,6 +26,8 @@ UNEVEN = (
 MAX_NORM = 0.05
 """Below the gradient norm of every case, so that clipping acts."""
 ROWS_PER_STEP = 8
+Run = tuple[str, dict[str, Any]]
+"""A verb of `strop.testing.cases.CASES`, and settings."""
 
 
 @dataclass
@@ -47,7 +50,9 @@ class Recorder(TrainerCallback):
         return list(self.trainer.accelerator.unwrap_model(self.trainer.model).named_parameters())
 
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self.steps.gradients.append({n: p.grad.detach().clone() for n, p in self.parameters() if p.grad is not None})
+        self.steps.gradients.append(
+            {n: whole(p.grad).detach().clone() for n, p in self.parameters() if p.grad is not None}
+        )
 
     def on_log(
         self, args: Any, state: Any, control: Any, logs: Mapping[str, float] | None = None, **kwargs: Any
@@ -56,7 +61,7 @@ class Recorder(TrainerCallback):
             self.steps.metrics.append({k: float(v) for k, v in logs.items() if not k.endswith(UNEVEN)})
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self.steps.weights = {name: p.detach().clone() for name, p in self.parameters()}
+        self.steps.weights = {name: whole(p).detach().clone() for name, p in self.parameters()}
 
 
 def record_run(verb: str, folder: Path | str, per_device: int, accumulation: int, **overrides: Any) -> Steps:
@@ -87,9 +92,7 @@ def record_run(verb: str, folder: Path | str, per_device: int, accumulation: int
     return recorder.steps
 
 
-def record_runs(
-    runs: Sequence[tuple[str, dict[str, Any]]], folder: str, per_device: int, accumulation: int
-) -> list[Steps]:
+def record_runs(runs: Sequence[Run], folder: str, per_device: int, accumulation: int) -> list[Steps]:
     """`record_run` for several cases in one process: what a rank of a test session does."""
     return [
         record_run(verb, f"{folder}/{i}", per_device, accumulation, **options) for i, (verb, options) in enumerate(runs)

@@ -23,6 +23,7 @@ from transformers import TrainerCallback
 from strop.engine.checkpoint import checkpoints
 from strop.engine.reference_scores import PARTS
 from strop.engine.reference_upkeep import reference_weights
+from strop.engine.sharding import whole
 from strop.testing.cases import make_trainer, rows_for
 from strop.testing.rollouts import fix_rollouts
 from strop.testing.run_checks import logged
@@ -122,7 +123,8 @@ def record(
 
     trainer.make_work = noted
     trainer.train(resume_from_checkpoint=resume)
-    facts = {f"weight {name}": tensor for name, tensor in trainer.model.state_dict().items()}
+    weights = {name: whole(tensor) for name, tensor in trainer.model.state_dict().items()}
+    facts = {f"weight {name}": tensor for name, tensor in weights.items()}
     facts |= {f"reference {name}": tensor for name, tensor in moving_reference(trainer).items()}
     facts |= dict(leaves(trainer.optimizer.state_dict(), "optimizer"))
     facts |= dict(leaves(trainer.lr_scheduler.state_dict(), "schedule"))
@@ -134,7 +136,7 @@ def record(
         "facts": {name: digest(value) for name, value in facts.items()} | state,
         "rows": rows,
         "log": logged(Path(folder)) if trainer.is_world_process_zero() else [],
-        "weights": {name: tensor.detach().double().clone() for name, tensor in trainer.model.state_dict().items()},
+        "weights": {name: tensor.detach().double().clone() for name, tensor in weights.items()},
     }
 
 
@@ -157,6 +159,7 @@ def leaves(value: Any, name: str) -> Iterator[tuple[str, Any]]:
 def digest(value: Any) -> str:
     """Hash of a tensor's bytes, or of a plain value."""
     if isinstance(value, torch.Tensor):
+        value = whole(value)
         data = value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
         data += f"{value.dtype} {tuple(value.shape)}".encode()
     else:

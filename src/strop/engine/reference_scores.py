@@ -15,6 +15,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from strop.engine.rows import flatten
+from strop.engine.sharding import whole
 from strop.model.adapters import idle_adapters
 from strop.records import Batch, Example, Scores
 
@@ -164,7 +165,7 @@ class ReferenceScores:
                 for name, tensor in model.state_dict().items():
                     if not idle.intersection(name.split(".")):
                         digest.update(name.encode())
-                        digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy())
+                        digest.update(whole(tensor).detach().cpu().contiguous().view(torch.uint8).numpy())
             self._fingerprint = digest.hexdigest()
         return self._fingerprint
 

@@ -21,10 +21,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from accelerate.utils import DistributedType
 
 from strop.engine.metrics import MetricLog
 from strop.engine.rows import first_example, flatten
+from strop.engine.sharding import is_sharded
 from strop.engine.step import zero_loss
 from strop.engine.step_clock import peak_bytes
 from strop.records import Example, StepWork
@@ -55,7 +55,7 @@ def why_not(trainer: BaseTrainer) -> str:
     asked, left = trainer.args.rehearsal, trainer.state.max_steps - trainer.state.global_step
     if asked is False:
         return "switched off"
-    if trainer.accelerator.distributed_type in (DistributedType.DEEPSPEED, DistributedType.FSDP):
+    if is_sharded(trainer.accelerator):
         return "weights are sharded, and their engine counts every backward pass"
     if any(part in str(trainer.args.optim) for part in ("lomo", "layerwise")):
         return "the optimizer moves weights within the backward pass"

@@ -15,7 +15,6 @@ from typing import Any, ClassVar, Literal
 import torch
 from accelerate.utils import DistributedType
 from accelerate.utils.memory import clear_device_cache
-from transformers import Trainer
 from transformers.trainer_utils import IntervalStrategy
 
 from strop.collectives import gather_rows, sum_over_ranks
@@ -28,6 +27,8 @@ from strop.engine.offloading import offloaded_activations
 from strop.engine.parts import Facts
 from strop.engine.precision import in_one_precision
 from strop.engine.reference_scores import ReferenceScores
+from strop.engine.sharded_trainer import ShardedTrainer
+from strop.engine.sharding import fillers, is_sharded
 from strop.engine.step import MicroBatch, StepStatistics, add_router_loss, default_counts, in_training, zero_loss
 from strop.engine.step_clock import RunClock, StepClock
 from strop.engine.windows import train_loader
@@ -39,7 +40,7 @@ from strop.settings.config import TrainerConfig
 from strop.watch.say import say
 
 
-class StepTrainer(Trainer):
+class StepTrainer(ShardedTrainer):
     """What a method may override, and the step that calls it."""
 
     config_class: ClassVar[type[TrainerConfig]] = TrainerConfig
@@ -223,7 +224,7 @@ class StepTrainer(Trainer):
         self.guard.alarms.before_step(self.state.global_step + 1, longest.row, longest.num_tokens)
         in_training(model, self.optimizer)
         for micro in self.micro_batches(model, work, training=True):
-            share = zero_loss(micro.scores) if micro.output is None else self.reduce(micro.output, micro)
+            share = self.no_loss(micro.scores) if micro.output is None else self.reduce(micro.output, micro)
             if self.ranks_are_allocated:  # a term of the whole step, by parts so that ranks exchange gradients once
                 share = share + orthogonality(self.policy) / len(work.parts)
             self.backward(share)
@@ -239,10 +240,11 @@ class StepTrainer(Trainer):
         A part is computed with gradient where autograd is on, and what is done with it while it is the current one
         belongs to it: between ranks, gradients are exchanged on the last part only.
         """
-        parts = self.plan(work.examples, self.args.train_batch_size if training else self.args.eval_batch_size)
+        own = self.plan(work.examples, self.args.train_batch_size if training else self.args.eval_batch_size)
+        parts = [*own, *self.fillers(own)]
         shared: StepStatistics | None = None
         if self.coupled and (len(parts) > 1 or not training):
-            shared = self.whole_step_statistics(model, parts, work, training)
+            shared = self.whole_step_statistics(model, parts, len(own), work, training)
             parts = [self.gradient_rows(part) for part in parts]
         work.parts, work.losses = parts, []
         batches = [self.build(part) for part in parts]
@@ -255,8 +257,13 @@ class StepTrainer(Trainer):
                         if shared is None:  # a single part: the scores of the pass with gradient serve
                             shared = self.gather([self.statistics(scores, batch, step)], work, training)
                         step.statistics, step.rows = shared.values, shared.rows(index)
-                    output = None if work.stand_in else self.loss(scores, batch, step)
+                    counts = index < len(own) and not work.stand_in
+                    output = self.loss(scores, batch, step) if counts else None
                 yield MicroBatch(batch, scores, step, output)
+
+    def no_loss(self, scores: Scores) -> torch.Tensor:
+        """A loss of 0 through all that a loss goes through; a method whose loss runs more of the model adds it."""
+        return zero_loss(scores)
 
     def reduce(self, output: LossOutput, micro: MicroBatch) -> torch.Tensor:
         """A part's share of the step's loss, times the number of ranks."""
@@ -278,18 +285,19 @@ class StepTrainer(Trainer):
         return "plain" if getattr(self.accelerator, "scaler", None) is None else "scaled"
 
     def whole_step_statistics(
-        self, model: Any, parts: list[list[Example]], work: StepWork, training: bool
+        self, model: Any, parts: list[list[Example]], own: int, work: StepWork, training: bool
     ) -> StepStatistics:
-        """Statistics over all micro-batches and ranks, from a forward pass without gradient."""
+        """Statistics over all ranks, without gradient; of this rank's parts the first `own` count."""
         statistics: list[dict[str, torch.Tensor]] = []
         with torch.no_grad():
-            for part in map(self.statistics_rows, parts):
-                if not part:
-                    statistics.append({})
-                    continue
-                batch = self.build(part)
-                step = self.context(batch, work, training)
-                statistics.append(self.statistics(self.score(model, batch, False), batch, step))
+            for index, part in enumerate(parts):
+                statistics.append({})
+                counted = self.statistics_rows(part)
+                if counted or is_sharded(self.accelerator):
+                    batch = self.build(counted or part[:1])
+                    step = self.context(batch, work, training)
+                    found = self.statistics(self.score(model, batch, False), batch, step)
+                    statistics[-1] = found if counted and index < own else {}
         return self.gather(statistics, work, training)
 
     def gather(self, parts: list[dict[str, torch.Tensor]], work: StepWork, training: bool) -> StepStatistics:
@@ -300,20 +308,6 @@ class StepTrainer(Trainer):
         if training:
             self.advance(statistics)
         return StepStatistics(statistics, gathered)
-
-    @contextlib.contextmanager
-    def gradient_exchange(self, model: torch.nn.Module, *, last: bool) -> Iterator[None]:
-        """Gradients are exchanged between ranks on the last micro-batch of a step only."""
-        if last:
-            yield
-            return
-        synced = self.accelerator.sync_gradients
-        self.accelerator.sync_gradients = False
-        try:
-            with self.accelerator.no_sync(model):
-                yield
-        finally:
-            self.accelerator.sync_gradients = synced
 
     def compute_loss_context_manager(self) -> contextlib.ExitStack:
         """The parent's mixed precision, and activations kept in host memory where that is asked for."""
@@ -329,6 +323,10 @@ class StepTrainer(Trainer):
         budget = self.args.max_tokens_per_micro_batch
         parts = plan_micro_batches(examples, max_tokens=budget, max_trees=None if budget else rows_at_once)
         return [[examples[i] for i in part] for part in parts]
+
+    def fillers(self, parts: list[list[Example]]) -> list[list[Example]]:
+        """What this rank computes beside its micro-batches where all ranks run a model in shards together."""
+        return fillers(self.accelerator, parts, lambda: self.prepare_stand_in(rows.first_example(self.train_dataset)))
 
     def build(self, examples: Sequence[Example]) -> Batch:
         """Lay a micro-batch out."""
@@ -351,8 +349,7 @@ class StepTrainer(Trainer):
 
     def confirm_layout(self, examples: Sequence[Example]) -> None:
         """Hold the layout against the first rows; not for a sharded model, which all ranks must run together."""
-        sharded = self.accelerator.distributed_type in (DistributedType.DEEPSPEED, DistributedType.FSDP)
-        if sharded or self.args.layout == "padded":
+        if is_sharded(self.accelerator) or self.args.layout == "padded":
             return
         policy = self.policy
         problem = confirm_layout(policy, examples, lambda batch: self.score_with(policy, batch, Want.HIDDEN))

@@ -43,12 +43,13 @@ from strop.engine.refusals import check_learns
 from strop.engine.run_identity import RunLock, finished_at, folder_for, identity
 from strop.engine.run_state import load_rank_state, save_rank_state
 from strop.engine.script_seams import ScriptSeams, check_optimizer
+from strop.engine.sharding import is_sharded
 from strop.engine.step_clock import RunClock, StepClock
 from strop.engine.step_trainer import StepTrainer
 from strop.engine.windows import eval_loader
 from strop.errors import ConfigError, SetupError
 from strop.metric import entries_of
-from strop.model import ADAPTER_NOTE, as_to_save, base_model, note_in_card
+from strop.model import ADAPTER_NOTE, as_to_save, base_model, layout_of, note_in_card
 from strop.model.beside_adapter import FILE, beside_adapter, load_beside, save_beside
 from strop.model.headed import note_loading
 from strop.model.router import router_coefficient
@@ -147,8 +148,9 @@ class BaseTrainer(ScriptSeams, StepTrainer):
         self._redirected: str | None = None  # where the parent writes a checkpoint, while it does
         self.run_lock: RunLock | None = None  # of the folder, once training began
         self.heartbeat: Heartbeat | None = None  # while a run of several ranks is on
-        if hasattr(self.reference, "model") and not self.is_model_parallel:
-            self.reference.model.to(self.args.device)
+        if is_sharded(self.accelerator) and not self.is_deepspeed_enabled:
+            layout_of(self.policy)  # while its weights are whole
+        self.cut_models(self.reference, adapted=self.ranks_are_allocated)
         check_optimizer(optimizers[0], self.model, type(self).__name__, self.say)
         self.reference_scores, keeping = None, []
         if self.reference is not None:
@@ -156,7 +158,7 @@ class BaseTrainer(ScriptSeams, StepTrainer):
                 self.reference,
                 lambda model, batch: self.score_with(model, batch, self.reference_want),
                 lambda: {**self.score_options(), "precision": self.accelerator.mixed_precision},
-                remembers=self.remembers_reference,
+                remembers=self.remembers_reference and not is_sharded(self.accelerator),
             )
             keeping = upkeep(args, self.reference_scores, self.build, self.train_dataset, self.eval_dataset)
         if self.ranks_are_allocated:
@@ -348,16 +350,17 @@ class BaseTrainer(ScriptSeams, StepTrainer):
         return newest_valid(self.args.output_dir)[0]
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        with whole_ranks(self.policy):
+        with self.gathered(put_back=True), whole_ranks(self.policy):
+            model = self.model if model in (None, getattr(self.shards, "model", None)) else model
             super()._load_from_checkpoint(resume_from_checkpoint, model)
-        load_beside(self.policy if model is None else model, Path(resume_from_checkpoint))
+            load_beside(model, Path(resume_from_checkpoint))
 
     def _load_best_model(self) -> None:
         """As the parent, if the best checkpoint still is what was written."""
         check_whole(Path(str(self.state.best_model_checkpoint)))
-        with whole_ranks(self.policy):
+        with self.gathered(put_back=True), whole_ranks(self.policy):
             super()._load_best_model()
-        load_beside(self.policy, Path(str(self.state.best_model_checkpoint)))
+            load_beside(self.policy, Path(str(self.state.best_model_checkpoint)))
 
     def load_strop_state(self, folder: Path) -> None:
         same_ranks = load_rank_state(folder, self.args, self._metrics, self)
@@ -389,11 +392,12 @@ class BaseTrainer(ScriptSeams, StepTrainer):
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """As the parent, the whole model or none of it: a full disk leaves what was there before."""
-        if self._redirected or not self.args.should_save or self.is_deepspeed_enabled:
-            super().save_model(output_dir, _internal_call)
-            return
-        with files_beside(Path(output_dir or str(self.args.output_dir)), "The model") as beside:
-            super().save_model(str(beside), _internal_call=True)
+        with self.gathered(keep=self.args.should_save):
+            if self._redirected or not self.args.should_save or self.is_deepspeed_enabled:
+                super().save_model(output_dir, _internal_call)
+                return
+            with files_beside(Path(output_dir or str(self.args.output_dir)), "The model") as beside:
+                super().save_model(str(beside), _internal_call=True)
         if self.args.push_to_hub and not _internal_call:
             self.push_to_hub(commit_message="Model save", revision=self.args.hub_revision)
 

@@ -203,7 +203,11 @@ class GKDTrainer(OnlineTrainer):
             self.args, self.given["teacher"], "causal", None, None, trainable=False, init_kwargs=options
         )
         check_apart("teacher_model", self.teacher, self.model)
-        self.teacher.to(self.args.device).eval().requires_grad_(False)
+        self.teacher.eval().requires_grad_(False)
+        if self.args.seq_kd and self.shards is not None:  # it samples, and stays whole
+            self.teacher.to(self.args.device)
+        else:
+            self.place(self.teacher)
         self.vocabulary = shared_vocabulary(
             base_model(self.model), base_model(self.teacher), len(self.processing_class)
         )
@@ -279,6 +283,10 @@ class GKDTrainer(OnlineTrainer):
         return example if example.completions else super().prepare_stand_in(example)
 
     # ---- the loss ---------------------------------------------------------------------------------------------
+
+    def no_loss(self, scores: Scores) -> torch.Tensor:
+        assert scores.hidden is not None
+        return super().no_loss(scores) + 0.0 * lm_head_of(base_model(self.model)).logits(scores.hidden[:1]).sum()
 
     def context(self, batch: Batch, work: Any, training: bool) -> StepContext:
         step = super().context(batch, work, training)

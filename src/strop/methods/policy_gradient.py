@@ -204,10 +204,12 @@ class PolicyGradientTrainer(OnlineTrainer):
     def fix_old_logps(self, steps: list[list[Example]]) -> None:
         """Steps after the first compare with the policy as it is now: score them before it moves."""
         for step in steps[1:]:
-            for part in self.plan(step, self.args.train_batch_size):
+            own = self.plan(step, self.args.train_batch_size)
+            for index, part in enumerate([*own, *self.fillers(own)]):
                 batch = self.build(part)
                 with torch.no_grad(), self.compute_loss_context_manager():
                     logps = self.score(self.model, batch, False).logps
+                if index < len(own):
                     assert logps is not None
                     token_lists(batch, "old_logps", logps)
 

@@ -216,8 +216,9 @@ class PPOTrainer(OnlineTrainer):
         ended = float(sum(reason == "stop" for group in groups for reason in group.finish_reasons))
         per_round = {"val/num_eos_tokens": Mean(ended, 1 / self.args.world_size)}
         self._metrics["train" if training else "eval"].add(per_round)
-        for part in self.plan(trees, self.args.train_batch_size):
-            self.add_token_rewards(part, training)
+        own = self.plan(trees, self.args.train_batch_size)
+        for index, part in enumerate([*own, *self.fillers(own)]):
+            self.add_token_rewards(part, training, counts=index < len(own))
         if self.args.whiten_rewards:
             self.whiten(trees, "token_rewards", shift_mean=False)
         self.add_advantages(trees)
@@ -236,7 +237,7 @@ class PPOTrainer(OnlineTrainer):
         return [piece for tree in trees for piece in self.pieces(tree)]
 
     @torch.no_grad()
-    def add_token_rewards(self, part: list[Example], training: bool) -> None:
+    def add_token_rewards(self, part: list[Example], training: bool, counts: bool = True) -> None:
         """Old log-probs, values and rewards of every token, from the policy, critic and reference as they are now."""
         batch = self.build(part)
         with self.compute_loss_context_manager():
@@ -246,6 +247,8 @@ class PPOTrainer(OnlineTrainer):
         if self.reference_scores is not None:
             ref = self.reference_scores(batch).logps
             kl = kl_estimate(scores.logps, ref, estimator=self.args.kl_estimator)  # type: ignore[arg-type]
+        if not counts:
+            return
         completions = trajectory_of(batch)
         totals = one_each(completion_field(batch, "totals", dtype=kl.dtype), batch)  # (trajectories,)
         rewards = token_rewards_flat(kl, totals, *completions, kl_coef=self.args.beta)
@@ -336,11 +339,12 @@ class PPOTrainer(OnlineTrainer):
                 both.save(folder, self.processing_class, getattr(self.reference, "adapter_names", None))
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        both = self.accelerator.unwrap_model(self.model)
-        super()._load_from_checkpoint(resume_from_checkpoint, both.policy)
-        if VALUE_FOLDER in getattr(both.policy, "peft_config", {}):  # the parent takes it for the policy's second one
-            both.policy.delete_adapter(VALUE_FOLDER)
-        super()._load_from_checkpoint(str(Path(resume_from_checkpoint) / VALUE_FOLDER), both.critic)
+        with self.gathered(put_back=True):
+            both = self.accelerator.unwrap_model(self.model)
+            super()._load_from_checkpoint(resume_from_checkpoint, both.policy)
+            if VALUE_FOLDER in getattr(both.policy, "peft_config", {}):  # taken for the policy's second one there
+                both.policy.delete_adapter(VALUE_FOLDER)
+            super()._load_from_checkpoint(str(Path(resume_from_checkpoint) / VALUE_FOLDER), both.critic)
 
     def _load_best_model(self) -> None:
         """Policy and critic of the best checkpoint; the parent looks for one model there."""

@@ -91,16 +91,19 @@ class RLOOTrainer(PolicyGradientTrainer):
             return zeros, zeros
         trees = [[p for tree in self.trees(group, i) for p in self.pieces(tree)] for i, group in enumerate(groups)]
         sums = [torch.zeros(2, len(group.completions), dtype=torch.float64) for group in groups]
-        for part in self.plan([piece for tree in trees for piece in tree], self.args.train_batch_size):
+        own = self.plan([piece for tree in trees for piece in tree], self.args.train_batch_size)
+        for index, part in enumerate([*own, *self.fillers(own)]):
             batch = self.build(part)
             with self.compute_loss_context_manager():
                 policy, ref = self.score_with(self.policy, batch, Want.LOGPS), self.reference_scores(batch)
+            if index >= len(own):
+                continue
             assert policy.logps is not None and ref.logps is not None
             self._metrics[mode].add({"kl": mean_of(policy.logps - ref.logps)})
             whole = torch.stack((policy.sum(), ref.sum())).double().cpu()  # (2, completions)
             known = [learned_from(piece) for piece in part]
-            for own, values in zip(known, whole.split([len(k.of or ()) for k in known], 1), strict=True):
-                sums[own.place].index_add_(1, torch.tensor(own.of), values)
+            for piece, values in zip(known, whole.split([len(k.of or ()) for k in known], 1), strict=True):
+                sums[piece.place].index_add_(1, torch.tensor(piece.of), values)
         return [both[0] for both in sums], [both[1] for both in sums]
 
     def advantages(self, groups: list[Group]) -> torch.Tensor:

@@ -42,14 +42,15 @@ class EvaluationSamples(TrainerCallback):
         if not examples:
             return []
         trainer, args = self.trainer, self.trainer.args
-        if self._generator is None:
-            autocast = torch.bfloat16 if args.bf16 else torch.float16 if args.fp16 else None
-            self._generator = make_generator(
-                model=trainer.policy, tokenizer=trainer.processing_class, autocast=autocast
-            )
-        self._generator.sync(trainer.policy)
         params = SamplingParams(max_new_tokens, seed=args.seed, **sampling)
-        drawn = self._generator.generate([example.prompt_ids for example in examples], 1, params)
+        with trainer.gathered():
+            if self._generator is None:
+                autocast = torch.bfloat16 if args.bf16 else torch.float16 if args.fp16 else None
+                self._generator = make_generator(
+                    model=trainer.policy, tokenizer=trainer.processing_class, autocast=autocast
+                )
+            self._generator.sync(trainer.policy)
+            drawn = self._generator.generate([example.prompt_ids for example in examples], 1, params)
         lists = zip(examples, drawn.completions, drawn.sampler_logps, drawn.finish_reasons, strict=True)
         return [Group(e, *parts, prompt=prompt_of(trainer.processing_class, e)) for e, *parts in lists]
 

@@ -78,6 +78,8 @@ def check_opponent(trainer: OnlineTrainer) -> None:
     name, problems = type(trainer).__name__.removeprefix("Online"), []
     if trainer.args.engine == "vllm":
         problems.append(f"engine='vllm': {name} samples its opponent from two models at once; use 'native' or 'auto'.")
+    if trainer.shards is not None:
+        problems.append(f"FSDP: {name} samples its opponent from the reference, whose weights are cut; use ZeRO-2.")
     if trainer.turns_wanted:
         problems.append(
             f"tools, environments and rollout functions: the opponent of {name} has none; use OnlineDPOTrainer."

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import torch
-from accelerate.utils import DistributedType
 from transformers.trainer_utils import TrainOutput
 
 from strop.agents.environments import Environments
@@ -24,6 +23,7 @@ from strop.engine import rows
 from strop.engine.evaluation import EvaluationSums
 from strop.engine.parts import Facts
 from strop.engine.refusals import check_apart
+from strop.engine.sharding import is_sharded
 from strop.engine.step import token_field
 from strop.engine.trainer import BaseTrainer
 from strop.errors import RolloutError
@@ -216,7 +216,8 @@ class OnlineTrainer(BaseTrainer):
     def generator(self) -> Any:
         """The rollout engine, made on first use."""
         if self._generator is None:
-            self._generator = make_engine(self.args, self.policy, self.processing_class)
+            with self.gathered():
+                self._generator = make_engine(self.args, self.policy, self.processing_class)
         return self._generator
 
     @property
@@ -251,10 +252,10 @@ class OnlineTrainer(BaseTrainer):
 
     def rollout(self, prompts: Sequence[Example], n: int, training: bool) -> list[Group]:
         """Sample `n` completions for each prompt."""
-        engine, policy = self.generator, self.sampled_model
-        load = partial(engine.sync, policy) if self.ahead is None else engine.stage(policy)
-        draw = self.drawing(prompts, n, self.sampling(training), load)
-        with self.clock.part("sampling"):
+        with self.clock.part("sampling"), self.gathered():
+            engine, policy = self.generator, self.sampled_model
+            load = partial(engine.sync, policy) if self.ahead is None else engine.stage(policy)
+            draw = self.drawing(prompts, n, self.sampling(training), load)
             groups, metrics = draw() if self.ahead is None else self.ahead.sampling(draw).result()
         self._metrics["train" if training else "eval"].add(metrics)
         if training and groups:
@@ -262,14 +263,11 @@ class OnlineTrainer(BaseTrainer):
         return groups
 
     def compare_sampler(self, groups: list[Group]) -> None:
-        """An alarm if the engine's log-probs of the first groups are not the policy's own.
-
-        Not for a sharded model, which all ranks must run together.
-        """
+        """An alarm if the engine's log-probs of the first groups are not the policy's own; not for one in shards."""
         if self._sampler_compared:
             return
         self._sampler_compared = True
-        if self.accelerator.distributed_type in (DistributedType.DEEPSPEED, DistributedType.FSDP):
+        if is_sharded(self.accelerator):
             return
         trees = [
             piece

@@ -1,0 +1,108 @@
+"""What differs for a trainer whose weights FSDP2 cut into shards: whole weights for a while, and plain checkpoints.
+
+A checkpoint is written as by one process, so that any number of processes, with FSDP or without, goes on with it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate.utils import DistributedType
+from transformers import Trainer
+from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME
+
+from strop.engine.sharding import Shards, check_shards, cut, load_whole_state, whole_state
+
+
+class ShardedTrainer(Trainer):
+    """The parent, where a model may be cut into shards."""
+
+    shards: Shards | None = None
+    policy: Any
+    _learned: list[list[torch.Tensor]]  # by the optimizer, group by group
+
+    def cut_models(self, reference: Any, *, adapted: bool) -> None:
+        """Cut policy and reference where FSDP is asked for; a reference that stays whole moves to the device."""
+        check_shards(
+            self.accelerator,
+            self.policy,
+            synced=getattr(self.args, "sync_ref_model", False),
+            adapted=adapted,
+        )
+        if self.accelerator.distributed_type == DistributedType.FSDP:
+            self.shards = Shards(self.model, self.accelerator)
+        if hasattr(reference, "model") and not self.is_model_parallel:
+            self.place(reference.model)
+
+    def place(self, model: torch.nn.Module) -> None:
+        """Bring a frozen model beside the policy to the device: cut into shards if the policy is."""
+        if self.shards is None:
+            model.to(self.args.device)
+        else:
+            cut(model, self.accelerator)
+
+    @contextmanager
+    def gathered(self, *, keep: bool = True, put_back: bool = False) -> Iterator[None]:
+        """Within this context `model` is whole and the trainer one without FSDP; all ranks enter it together.
+
+        Args:
+            keep: whether this rank needs the weights; else it only helps the others.
+            put_back: the weights change in it, and the policy takes them.
+        """
+        if self.shards is None or self.model is self.shards.hollow:
+            yield
+            return
+        with self.shards.gathered(keep=keep, put_back=put_back) as hollow:
+            cut_model, self.model, self.is_fsdp_enabled = self.model, hollow, False
+            try:
+                yield
+            finally:
+                self.model, self.is_fsdp_enabled = cut_model, True
+
+    @contextmanager
+    def gradient_exchange(self, model: torch.nn.Module, *, last: bool) -> Iterator[None]:
+        """Gradients are exchanged between ranks on the last micro-batch of a step only; those in shards on every one,
+        since no rank may hold all of them."""
+        if last or self.shards is not None:
+            yield
+            return
+        synced = self.accelerator.sync_gradients
+        self.accelerator.sync_gradients = False
+        try:
+            with self.accelerator.no_sync(model):
+                yield
+        finally:
+            self.accelerator.sync_gradients = synced
+
+    def create_optimizer(self, *args: Any, **kwargs: Any) -> torch.optim.Optimizer:
+        optimizer = super().create_optimizer(*args, **kwargs)
+        self._learned = [list(group["params"]) for group in optimizer.param_groups]
+        return optimizer
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        if self.shards is None:
+            super()._save_optimizer_and_scheduler(output_dir)
+            return
+        state = whole_state(self.optimizer, keep=self.args.should_save)
+        if self.args.should_save:
+            torch.save(state, Path(output_dir) / OPTIMIZER_NAME)
+            torch.save(self.lr_scheduler.state_dict(), Path(output_dir) / SCHEDULER_NAME)
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        if self.shards is None:
+            super()._load_optimizer_and_scheduler(checkpoint)
+            return
+        # accelerate finds the weights of an optimizer again by their addresses, and empty shards all have the same.
+        for group, weights in zip(self.optimizer.param_groups, self._learned, strict=True):
+            group["params"] = weights
+        if checkpoint is not None:
+            state, schedule = (
+                torch.load(Path(checkpoint) / name, map_location="cpu", weights_only=True)
+                for name in (OPTIMIZER_NAME, SCHEDULER_NAME)
+            )
+            load_whole_state(self.optimizer, state)
+            self.lr_scheduler.load_state_dict(schedule)

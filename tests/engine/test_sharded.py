@@ -1,0 +1,82 @@
+"""FSDP2 over two gloo processes: what one process learns, saves and goes on with, though no rank holds the model.
+
+accelerate's own path runs, of which only its refusal of CPUs is passed over (`tests/support/sharded.py`).
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import LoraConfig
+from tests.engine.test_resume_ranks import check, everything
+from tests.support.geometry import Run, differences, record_run
+from tests.support.processes import run_ranks
+from tests.support.sharded import facts_of_shards, go_on_in_shards, on_shards
+from transformers import AutoModelForCausalLM
+
+ADAPTED = {"r": 2, "target_modules": ["q_proj", "v_proj"]}
+LORA = {"trainer": {"peft_config": LoraConfig(**ADAPTED)}}
+TRAINED_LORA = {"trainer": {"peft_config": LoraConfig(**ADAPTED, init_lora_weights=False)}}
+SCORED_LORA = {"trainer": {"peft_config": LoraConfig(**ADAPTED, task_type="SEQ_CLS")}}
+RUNS: list[Run] = [
+    ("sft", {"gradient_checkpointing": True}),
+    ("dpo", {"num_train_epochs": 2}),  # a second time the reference knows other rows on each rank
+    ("kto", {}),
+    ("reward", {}),
+    ("grpo", {"beta": 0.1}),  # groups without a gradient: ranks have unequal numbers of micro-batches
+    ("ppo", {}),
+    ("gkd", {"lmbda": 0.5}),
+]
+MORE: list[Run] = [
+    *((verb, {}) for verb in ("orpo", "cpo", "bco", "prm", "rloo", "online-dpo")),
+    *(("dpo", lora) for lora in (LORA, TRAINED_LORA)),
+    ("reward", SCORED_LORA),
+    ("ppo", LORA),
+    ("grpo", {"beta": 0.1, "top_k": 5}),  # the output layer is read beside the forward pass
+    ("ppo", {"top_k": 5, "num_iterations": 2}),
+]
+GOES_ON: dict[str, Any] = {"optim": "adamw_torch", "adam_epsilon": 1e-4}
+
+
+def unequal(runs: list[Run], folder: Path) -> dict[str, dict[str, float]]:
+    """What two ranks with shards learned otherwise than one process, by run."""
+    ranks = run_ranks(on_shards, 2, folder / "ranks", runs, str(folder), seconds=400)
+    found = {}
+    for index, (verb, options) in enumerate(runs):
+        one = record_run(verb, folder / f"one-{index}", 4, 2, **options)
+        gaps = [differences(one, rank[index]) for rank in ranks]
+        found[f"{verb} {' '.join(options)}"] = {
+            name: gap for each in gaps for name, gap in each.items() if gap > (1e-6 if name == "loss" else 1e-10)
+        }
+    return found
+
+
+def test_shards_learn_what_one_process_does(tmp_path: Path) -> None:
+    assert {run: gaps for run, gaps in unequal(RUNS, tmp_path).items() if gaps} == {}
+
+
+@pytest.mark.slow
+def test_other_methods_and_adapters_in_shards(tmp_path: Path) -> None:
+    assert {run: gaps for run, gaps in unequal(MORE, tmp_path).items() if gaps} == {}
+
+
+def test_what_shards_hold_sample_save_and_refuse(tmp_path: Path) -> None:
+    ranks = run_ranks(facts_of_shards, 2, tmp_path / "ranks", str(tmp_path), seconds=200)
+    for rank in ranks:
+        assert max(rank["held"]) < 0.6, "policy or reference is not cut"
+        assert rank["moved"] == [], "the other rank's loss was not finite"
+        assert rank["engine"] == "native"
+        assert torch.allclose(rank["own"].float(), rank["said"].float(), atol=1e-5)
+        assert "sync_ref_model" in rank["synced"] and "opponent" in rank["opponent"]
+    saved = AutoModelForCausalLM.from_pretrained(tmp_path / "saved").state_dict()
+    assert all(torch.equal(saved[name], weight.to(saved[name].dtype)) for name, weight in ranks[0]["weights"].items())
+
+
+@pytest.mark.slow
+def test_shards_and_one_process_go_on_with_each_others_runs(tmp_path: Path) -> None:
+    runs = [(verb, GOES_ON, 3) for verb in ("dpo", "ppo")]
+    for result in everything(runs, tmp_path, go_on_in_shards):
+        check(result)
