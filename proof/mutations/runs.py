@@ -12,7 +12,7 @@ MUTATIONS = (
         edits=(
             Edit(
                 "engine/step_trainer.py",
-                "        if self.coupled and (len(parts) > 1 or not training):\n",
+                "        if self.coupled and (len(parts) > 1 or not training or self.statistics_apart(work)):\n",
                 "        if self.coupled and not training:\n",
             ),
             Edit(

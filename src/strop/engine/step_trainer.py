@@ -99,6 +99,10 @@ class StepTrainer(ShardedTrainer):
         """The part of the trees that `statistics` needs, where it is computed in a pass of its own."""
         return examples
 
+    def statistics_apart(self, work: StepWork) -> bool:
+        """Whether one micro-batch is worth a pass for statistics too; by counts of the step, so that ranks agree."""
+        return False
+
     def gradient_rows(self, examples: list[Example]) -> list[Example]:
         """The part of the trees that the loss needs once the whole-step statistics are known."""
         return examples
@@ -243,7 +247,7 @@ class StepTrainer(ShardedTrainer):
         own = self.plan(work.examples, self.args.train_batch_size if training else self.args.eval_batch_size)
         parts = [*own, *self.fillers(own)]
         shared: StepStatistics | None = None
-        if self.coupled and (len(parts) > 1 or not training):
+        if self.coupled and (len(parts) > 1 or not training or self.statistics_apart(work)):
             shared = self.whole_step_statistics(model, parts, len(own), work, training)
             parts = [self.gradient_rows(part) for part in parts]
         work.parts, work.losses = parts, []
@@ -415,9 +419,8 @@ class StepTrainer(ShardedTrainer):
         self.state.num_input_tokens_seen += int(work.counts["num_tokens"])
         known = loss.isfinite()  # a step that is left out has no loss
         shown = known if self.args.logging_nan_inf_filter else torch.ones_like(known)
-        self._metrics["train"].add({"loss": Mean(loss.where(shown, 0.0) / world, shown / world)})
+        self._metrics["train"].add({"loss": Mean(loss.where(shown, 0.0) / world, shown / world)} | self.clock.metrics())
         self._metrics["run"].add({"train_loss": Mean(loss.where(known, 0.0) / world, known / world)})
-        self._metrics["train"].add(self.clock.metrics())
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Add the means since the last log to a training line, then hand it to the callbacks; at the end of a run

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -15,7 +15,7 @@ from strop.losses import class_terms, kto_loss, kto_reference_point
 from strop.losses.names import KTO_CLASS_MEAN_TYPES, KTO_KL_TYPES
 from strop.methods.unpaired import UnpairedTrainer, advise_weights, label_metrics
 from strop.metric import DRIFT, LOSS, Entry
-from strop.records import Batch, Example, LossOutput, Scores, StepContext, Term
+from strop.records import Batch, Counts, Example, LossOutput, Scores, StepContext, StepWork, Term
 from strop.settings.config import ReferenceConfig
 from strop.settings.schema import Range, config
 
@@ -79,6 +79,16 @@ class KTOTrainer(UnpairedTrainer):
             for e in examples
             if len(e.completions) > 1
         ]
+
+    def counts(self, examples: Sequence[Example]) -> Counts:
+        others = sum(len(ids) for example in examples for ids in example.completions[1:])
+        prompts = sum(len(example.prompt_ids) for example in examples)
+        return {**super().counts(examples), "mismatched_tokens": float(others), "prompt_tokens": float(prompts)}
+
+    def statistics_apart(self, work: StepWork) -> bool:
+        """Policy and reference compute the prompts once more, and no backward pass, twice a forward, is spent on
+        mismatched completions."""
+        return work.counts["mismatched_tokens"] > work.counts["prompt_tokens"]
 
     def gradient_rows(self, examples: list[Example]) -> list[Example]:
         return [part(e, slice(0, 1)) for e in examples]
