@@ -14,7 +14,17 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 SOURCE = ROOT / "src" / "strop"
 
-BASE = {"plain_text", "errors", "disk", "records", "collectives", "http_client", "metric", "fresh_process"}
+BASE = {
+    "plain_text",
+    "errors",
+    "disk",
+    "records",
+    "collectives",
+    "http_client",
+    "metric",
+    "fresh_process",
+    "ray_cluster",
+}
 WAIST = BASE | {"data", "model"}
 TOOLS = WAIST | {"rollout", "rewards", "losses", "agents"}
 ENGINE = TOOLS | {"settings", "watch", "engine", "online", "methods"}
@@ -26,6 +36,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "http_client": {"errors", "plain_text"},
     "metric": set(),
     "fresh_process": set(),
+    "ray_cluster": {"errors", "plain_text"},
     "recipes": {"errors"},
     "disk": {"errors"},
     "data": BASE,

@@ -10,10 +10,11 @@ from typing import Any
 from benchmarks.support.architecture import measure
 from benchmarks.support.combinations import combinations
 from benchmarks.support.configs import ARCHITECTURES
+from benchmarks.support.reach import reaches
 
 Subjects = dict[str, Callable[[Path], dict[str, Any]]]
 
 
 def subjects() -> Subjects:
-    """Every architecture, then every combination."""
-    return {**{arch: partial(measure, arch) for arch in ARCHITECTURES}, **combinations()}
+    """Every architecture, then every combination, then how far the methods reach."""
+    return {**{arch: partial(measure, arch) for arch in ARCHITECTURES}, **combinations(), **reaches()}

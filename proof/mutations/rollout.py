@@ -253,10 +253,8 @@ MUTATIONS = (
         edits=(
             Edit(
                 "rollout/own_process.py",
-                '        return partial(self._ask, "load", weights)\n',
-                "        live = dict(self.model.named_parameters())\n"
-                "        late = lambda: safetensors.torch.save({name: live[name].detach() for name in trained})\n"
-                '        return lambda: self._ask("load", late())\n',
+                '        return partial(self._ask, "load", trained_weights(self.model))\n',
+                '        return lambda: self._ask("load", trained_weights(self.model))\n',
             ),
         ),
         tests=("tests/rollout/test_own_process.py",),

@@ -14,6 +14,7 @@ from strop.cli import main
 from strop.errors import ConfigError
 from strop.export import merged, write_gguf
 from strop.export.modelfile import modelfile
+from strop.model import with_head
 from strop.testing.tiny import tiny_model
 from strop.testing.tokenizers import toy_tokenizer
 
@@ -122,3 +123,24 @@ def test_a_modelfile_names_the_weights_and_the_ends(tmp_path: Path) -> None:
     tokenizer = toy_tokenizer()
     text = modelfile(tmp_path / "model-q8_0.gguf", tokenizer)
     assert text.startswith("FROM ./model-q8_0.gguf\n") and f'PARAMETER stop "{tokenizer.eos_token}"' in text
+
+
+@pytest.mark.parametrize(("task", "kind"), [("score", "SEQ_CLS"), ("step", "TOKEN_CLS")])
+@pytest.mark.parametrize("adapter", [True, False])
+def test_a_head_for_scores_stays_one(task: str, kind: str, adapter: bool, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = with_head(tiny_model("llama", dtype=torch.float32, vocab_size=len(toy_tokenizer())), task)
+    model.save_pretrained(tmp_path / "base")
+    if adapter:
+        model = type(model).from_pretrained(tmp_path / "base")
+        config = LoraConfig(r=4, target_modules=["q_proj"], init_lora_weights=False, task_type=kind)
+        model = get_peft_model(model, config)
+        with torch.no_grad():
+            model.base_model.model.score.weight.add_(1.0)
+    model.save_pretrained(tmp_path / "run")
+    toy_tokenizer().save_pretrained(tmp_path / "run")
+    assert main(["export", str(tmp_path / "run"), "--to", str(tmp_path / "out")]) == 0
+    again = type(model.get_base_model() if adapter else model).from_pretrained(tmp_path / "out")
+    torch.testing.assert_close(logits(again), logits(model), rtol=1e-4, atol=1e-4)
+    with pytest.raises(ConfigError, match="no language-model head"):
+        write_gguf(again, toy_tokenizer(), tmp_path / "x.gguf")

@@ -55,6 +55,7 @@ MET = {
     ("bco", "delta_decay"): {"delta_mode": "cumulative_pooled"},
     ("nash-md", "gradient_form"): {"objective": "adversarial"},
     ("rloo", "sync_ref_model"): {"beta": 0.0},
+    ("rloo", "ref_adapter_name"): {"beta": 0.0},
 }
 """Fields whose prerequisite is met by the defaults -> settings without it."""
 PAIRS = [

@@ -395,6 +395,19 @@ def engine_beside() -> Iterator[None]:
 
 
 @contextlib.contextmanager
+def ray_actors() -> Iterator[list[dict[str, Any]]]:
+    """Actors of Ray replaced by a stub in this process; yields the settings that reach it."""
+    record: list[dict[str, Any]] = []
+
+    def noted(model: Any, **settings: Any) -> EngineBeside:
+        record.append({name: settings[name] for name in ("workers", "seconds")})
+        return EngineBeside(model, **settings)
+
+    with mock.patch("strop.online.sampling.RayGenerator", noted):
+        yield record
+
+
+@contextlib.contextmanager
 def wakeups() -> Iterator[list[bool]]:
     """Yields whether a thread is woken by signals, as often as that changes."""
     record: list[bool] = []

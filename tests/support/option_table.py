@@ -102,6 +102,8 @@ TABLE: dict[str, dict[str, Flip]] = {
         "stop_token_ids": Flip(list(range(5, 60))),
         "chat_template_kwargs": Flip({"mood": "gladly "}, "rows", make=scenes.moody_conversations),
         "engine": Flip("transformers", "engine"),
+        "ray_workers": Flip(3, "extra", {"engine": "ray"}, within=scenes.ray_actors),
+        "ray_timeout": Flip(5.0, "extra", {"engine": "ray"}, within=scenes.ray_actors),
         "max_slots": Flip(1, "engine"),
         "use_vllm": Flip(True, "extra", within=scenes.stub_vllm),
         "vllm_mode": Flip("server", "extra", **VLLM),

@@ -65,7 +65,7 @@ def answer(verb: str, values: dict[str, Any]) -> str:
     lines.append("It fits." if first.peak <= usable else "It does not fit. Each of these on top of those before:")
     if first.peak <= usable:
         lines.append(f"Up to {most_rows(verb, values, devices, usable)} rows a micro-batch would.")
-        return "\n".join(lines)
+        return "\n".join([*lines, *sent(verb, values, devices)])
     remedies = [(text, change) for text, change in REMEDIES if not all(values[k] == v for k, v in change.items())]
     changed: dict[str, Any] = {}
     least = first.peak
@@ -78,7 +78,16 @@ def answer(verb: str, values: dict[str, Any]) -> str:
         lines.append(f"  {text:<46}{peak / GB:8.2f} GB {'fits' if peak <= usable else ''}".rstrip())
         if peak <= usable:
             break
-    return "\n".join(lines)
+    return "\n".join([*lines, *sent(verb, values, devices)])
+
+
+def sent(verb: str, values: dict[str, Any], devices: int) -> list[str]:
+    """What a step sends over the network, where it sends anything."""
+    from strop.plan.traffic import traffic
+
+    amounts = traffic(verb, *asked(values), **spread(values, devices))
+    lines = [f"  {name:<26}{amount / GB:11.5f} GB" for name, amount in amounts.items()]
+    return ["", "A step sends:", *lines] if lines else []
 
 
 REMEDIES: tuple[tuple[str, dict[str, Any]], ...] = (
@@ -94,18 +103,23 @@ def planned(verb: str, values: dict[str, Any], devices: int) -> Plan:
     """The plan of the settings as they were given."""
     from strop.plan.memory import Others, plan
 
-    adapter = values["lora"] or values["load_in_4bit"]
-    rank = values["lora_r"] if adapter else None
     others = Others(
         *(shape(values[name], None) if values[name] else None for name in ("teacher_model", "reward_model"))
     )
+    return plan(verb, *asked(values), **spread(values, devices), others=others)
+
+
+def asked(values: dict[str, Any]) -> tuple[Any, Load]:
+    """The model's shape, with an adapter's rank where one is trained, and what is computed on it."""
+    adapter = values["lora"] or values["load_in_4bit"]
+    return shape(values["model"], values["lora_r"] if adapter else None), load_of(values)
+
+
+def spread(values: dict[str, Any], devices: int) -> dict[str, Any]:
+    """What is trained, and how it is shared out over the devices."""
+    kind = "4bit" if values["load_in_4bit"] else "lora" if values["lora"] else "full"
     engine = values["engine"] or ("ddp" if devices > 1 else "single")
-    kind = "4bit" if values["load_in_4bit"] else "lora" if adapter else "full"
-    return plan(
-        verb, shape(values["model"], rank), load_of(values), training=kind, lora_rank=values["lora_r"],  # type: ignore[arg-type]
-        engine=engine,  # type: ignore[arg-type]
-        devices=devices, others=others,
-    )  # fmt: skip
+    return {"training": kind, "lora_rank": values["lora_r"], "engine": engine, "devices": devices}
 
 
 def load_of(values: dict[str, Any]) -> Load:

@@ -65,6 +65,8 @@ def check(model: Any, tokenizer: Any, quantization: str) -> str:
         hint = did_you_mean(quantization, TYPES)
         more = " K-quants are made by llama.cpp's llama-quantize from an f16 file." if "_k" in quantization else ""
         problems.append(f"quantization={quantization!r}: choose one of {', '.join(TYPES)}.{hint}{more}")
+    if model.get_output_embeddings() is None:
+        problems.append(f"{type(model).__name__} has no language-model head; llama.cpp would take none for one.")
     if kind not in ARCHITECTURES:
         problems.append(
             f"architecture {kind!r}: written here are {', '.join(ARCHITECTURES)}; use llama.cpp's converter."

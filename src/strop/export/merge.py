@@ -8,6 +8,7 @@ computed in float32. The adapter's own folder and base are only read. Where an a
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,9 @@ def merged(source: str | Path | nn.Module, *, dtype: torch.dtype | None = None) 
     Raises:
         ConfigError: the base is quantised, or the adapter's kind cannot be merged (prompts, prefixes).
     """
-    model: Any = load_model(source, dtype=torch.float32) if not isinstance(source, nn.Module) else source
+    model: Any = source
+    if not isinstance(source, nn.Module):
+        model = load_model(source, task=task_of(source), dtype=torch.float32, fresh_head=False)
     saved = saved_dtype(source) if dtype is None else dtype
     if is_peft(model):
         check_mergeable(model)
@@ -68,6 +71,23 @@ def untie_changed(model: Any) -> None:
         base.config.get_text_config().tie_word_embeddings = False
 
 
+def task_of(source: str | Path) -> str:
+    """What a folder's or hub id's head is for: "causal", "score" or "step"."""
+    from transformers import AutoConfig
+    from transformers.utils import find_adapter_config_file
+
+    try:
+        if (adapter := find_adapter_config_file(str(source))) is not None:
+            names = [json.loads(Path(adapter).read_text(encoding="utf-8"))["task_type"] or ""]
+        else:
+            names = AutoConfig.from_pretrained(source).architectures or []
+    except (OSError, ValueError, KeyError):
+        return "causal"  # reading the weights says what is wrong
+    tasks = {"SEQ_CLS": "score", "ForSequenceClassification": "score", "TOKEN_CLS": "step"}
+    tasks["ForTokenClassification"] = "step"
+    return next((task for name in names for kind, task in tasks.items() if name.endswith(kind)), "causal")
+
+
 def saved_dtype(source: str | Path | nn.Module) -> torch.dtype | None:
     """The dtype that a folder's base was saved in; None where it is not known."""
     if isinstance(source, nn.Module):
@@ -77,8 +97,6 @@ def saved_dtype(source: str | Path | nn.Module) -> torch.dtype | None:
 
     place = str(source)
     if find_adapter_config_file(place) is not None:
-        import json
-
         place = json.loads((Path(place) / "adapter_config.json").read_text(encoding="utf-8"))["base_model_name_or_path"]
     try:
         config: PreTrainedConfig = AutoConfig.from_pretrained(place)

@@ -33,6 +33,7 @@ OPPONENT_UNUSED = {
         ),
         "The opponent is sampled from two models at once, which vLLM cannot do; remove it.",
     ),
+    **dict.fromkeys(("ray_workers", "ray_timeout"), "The opponent is sampled from two models here; remove it."),
     "max_tool_calling_iterations": "The opponent has no tools and no environment; use OnlineDPOTrainer.",
 }
 """Settings that have no effect where the policy meets an opponent."""
@@ -76,8 +77,10 @@ class PairVerdicts:
 def check_opponent(trainer: OnlineTrainer) -> None:
     """Refuse what cannot sample token by token from two models."""
     name, problems = type(trainer).__name__.removeprefix("Online"), []
-    if trainer.args.engine == "vllm":
-        problems.append(f"engine='vllm': {name} samples its opponent from two models at once; use 'native' or 'auto'.")
+    if trainer.args.engine in ("vllm", "ray"):
+        problems.append(
+            f"engine={trainer.args.engine!r}: {name} samples its opponent from two models at once; take 'auto'."
+        )
     if trainer.shards is not None:
         problems.append(f"FSDP: {name} samples its opponent from the reference, whose weights are cut; use ZeRO-2.")
     if trainer.turns_wanted:

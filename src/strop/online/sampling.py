@@ -16,6 +16,7 @@ from strop.records import Example, Mean, Rollout, Stretch
 from strop.rollout import SamplingParams, make_generator
 from strop.rollout.generator import keeping
 from strop.rollout.own_process import ProcessGenerator
+from strop.rollout.ray_workers import RayGenerator
 
 OwnFunction = Callable[[list[Any], list[list[int]], int, SamplingParams], OwnRollout]
 """(prompts, their ids, n, how to sample) -> what a user's rollout function made of them."""
@@ -50,6 +51,9 @@ def make_engine(args: Any, model: Any, tokenizer: Any) -> Any:
         "autocast": torch.bfloat16 if args.bf16 else torch.float16 if args.fp16 else None,
         **args.vllm_settings(),
     }
+    if args.engine == "ray":
+        settings["engine"] = "auto"
+        return RayGenerator(model, workers=args.ray_workers, seconds=args.ray_timeout, **settings)
     if args.overlap and args.engine != "vllm":
         return ProcessGenerator(model, timeout_s=args.ddp_timeout, **settings)
     return make_generator(model=model, **settings)

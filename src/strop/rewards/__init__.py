@@ -6,6 +6,7 @@
     scorer, table, resolve            the call, its answer, and what may be passed as a reward
     contract, request, invoke         what a function is given, what it may return, and calling it
     gather, event_loop                async functions, several at once, in one loop for the whole run
+    ray_reward                        a function in actors of a Ray cluster
     calls, row_search                 where a function runs; which row of a failed batch is to blame
     time_limit                        a timer on Python code in the main thread
     watchdog, watchdog_process        a process outside that names the reward which hangs or ends the run
@@ -47,6 +48,7 @@ _HOMES = {
     "judge_reward": ("JudgeReward",),
     "language_model_judge": ("LanguageModelJudge",),
     "endpoint_judge": ("EndpointJudge",),
+    "ray_reward": ("RayReward",),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 

@@ -76,9 +76,7 @@ class ProcessGenerator:
         if self.process is None:
             self._start()
             return lambda: None
-        trained = {name: weight.detach() for name, weight in self.model.named_parameters() if weight.requires_grad}
-        weights = safetensors.torch.save({name: weight.contiguous() for name, weight in trained.items()})
-        return partial(self._ask, "load", weights)
+        return partial(self._ask, "load", trained_weights(self.model))
 
     def close(self) -> None:
         """End the process; the next `stage` starts another."""
@@ -130,6 +128,12 @@ class ProcessGenerator:
         return answer
 
 
+def trained_weights(model: nn.Module) -> bytes:
+    """The parameters that are trained, as they are now: what a copy of the policy needs to follow it."""
+    trained = {name: weight.detach() for name, weight in model.named_parameters() if weight.requires_grad}
+    return safetensors.torch.save({name: weight.contiguous() for name, weight in trained.items()})
+
+
 def _end(process: FreshProcess, pipe: Connection, owner: int) -> None:
     if os.getpid() == owner:  # not a forked copy of the training process
         process.kill()
@@ -159,9 +163,11 @@ def serve(pipe: Connection, threads: int) -> None:
 class Sampler:
     """What the process holds: a copy of the policy, and the engine on it."""
 
-    def start(self, policy: bytes) -> tuple[str, str]:
-        """Take the policy; the engine's name, and why it was chosen."""
+    def start(self, policy: bytes, device: str | None = None) -> tuple[str, str]:
+        """Take the policy, to a device of another kind than it was sent from; the engine's name, why it was chosen."""
         self.model, tokenizer, settings = pickle.loads(policy)
+        if device is not None:
+            self.model.to(device)
         self.generator = make_generator(model=self.model, tokenizer=tokenizer, **settings)
         return self.generator.name, self.generator.reason
 
@@ -171,6 +177,10 @@ class Sampler:
         with torch.no_grad():
             for name, tensor in safetensors.torch.load(weights).items():
                 own[name].copy_(tensor)
+
+    def process_id(self) -> int:
+        """Of the process it is in."""
+        return os.getpid()
 
     def generate(self, prompts: list[list[int]], n: int, sampling: SamplingParams) -> Rollout:
         """Sample with the weights as they are."""

@@ -97,6 +97,7 @@ class OnlineConfig(ReferenceConfig):
         "vllm_gpu_memory_utilization": Needs(COLOCATED, elsewhere=(0.55,)),
         "vllm_max_model_length": Needs(COLOCATED),
         "vllm_model_impl": Needs(COLOCATED, elsewhere=("vllm",)),
+        **dict.fromkeys(("ray_workers", "ray_timeout"), Needs({"engine": ("ray",)})),
         "reward_penalty": Needs({"reward_on_error": ("penalize",)}),
         "num_completions_to_print": Needs({"log_completions": (True,), "generate_during_eval": (True,)}),
         "log_unique_prompts": Needs({"log_completions": (True,)}),
@@ -126,8 +127,13 @@ class OnlineConfig(ReferenceConfig):
     """Ids that end a completion, and belong to it. None: the model's and the tokenizer's own."""
     chat_template_kwargs: dict[str, Any] | None = None
     """Variables for the chat template of conversational prompts."""
-    engine: Literal["auto", "native", "transformers", "vllm"] = "auto"
-    """Rollout engine. auto: native where a self-check on the model passes, else transformers."""
+    engine: Literal["auto", "native", "transformers", "vllm", "ray"] = "auto"
+    """Rollout engine. auto: native where a self-check on the model passes, else transformers. ray: `ray_workers` of
+    these, in actors of a Ray cluster."""
+    ray_workers: Annotated[int, Range(min=1)] = 2
+    """Ray actors, each with a copy of the policy: every training process has so many of its own."""
+    ray_timeout: Annotated[float, Range(min=0, open_min=True)] = 1800.0
+    """Seconds that Ray actors may take for the weights, or the completions, of a round."""
     max_slots: Annotated[int, Range(min=1)] | None = None
     """Completions decoded at a time. None: chosen by device and memory."""
     use_vllm: bool = False
