@@ -63,6 +63,7 @@ class StepTrainer(ShardedTrainer):
     clock: StepClock
     run_clock: RunClock
     _last_means: Mapping[str, float]  # of the last log line
+    _unwrapped: tuple[Any, Any] = (None, None)  # a model and what of it is trained
     _layout_confirmed: bool = False  # whether the layout was held against real rows
 
     # ---- what a method declares -------------------------------------------------------------------------------
@@ -368,8 +369,10 @@ class StepTrainer(ShardedTrainer):
 
     @property
     def policy(self) -> Any:
-        """The model that is trained, without distribution wrappers."""
-        return self.accelerator.unwrap_model(self.model)
+        """The model that is trained, without distribution wrappers; a search for those walks through all modules."""
+        if self._unwrapped[0] is not self.model:
+            self._unwrapped = self.model, self.accelerator.unwrap_model(self.model)
+        return self._unwrapped[1]
 
     @property
     def ranks_are_allocated(self) -> bool:

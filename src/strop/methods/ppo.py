@@ -191,7 +191,7 @@ class PPOTrainer(OnlineTrainer):
 
     @property
     def policy(self) -> Any:
-        return self.accelerator.unwrap_model(self.model).policy
+        return super().policy.policy
 
     @property
     def sizes(self) -> BatchSizes:
@@ -241,7 +241,7 @@ class PPOTrainer(OnlineTrainer):
         """Old log-probs, values and rewards of every token, from the policy, critic and reference as they are now."""
         batch = self.build(part)
         with self.compute_loss_context_manager():
-            scores = self.score(self.accelerator.unwrap_model(self.model), batch, False)
+            scores = self.score(super().policy, batch, False)
         assert scores.logps is not None and scores.values is not None
         kl = torch.zeros_like(scores.logps)
         if self.reference_scores is not None:
@@ -334,13 +334,13 @@ class PPOTrainer(OnlineTrainer):
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
         if self.args.should_save:
             folder = Path(output_dir or self.args.output_dir)
-            both = self.accelerator.unwrap_model(self.model)
+            both = super().policy
             with without_progress_bars(), as_to_save(both):
                 both.save(folder, self.processing_class, getattr(self.reference, "adapter_names", None))
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         with self.gathered(put_back=True):
-            both = self.accelerator.unwrap_model(self.model)
+            both = super().policy
             super()._load_from_checkpoint(resume_from_checkpoint, both.policy)
             if VALUE_FOLDER in getattr(both.policy, "peft_config", {}):  # taken for the policy's second one there
                 both.policy.delete_adapter(VALUE_FOLDER)

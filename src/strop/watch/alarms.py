@@ -32,7 +32,7 @@ class Alarms(TrainerCallback):
         """Alarms that follow from logged means."""
         if not logs or not state.is_world_process_zero:
             return
-        found = found_in(logs, getattr(args, "num_generations", 1), args) if "loss" in logs else without_pairs(logs)
+        found = found_in(logs, vars(args).get("num_generations", 1), args) if "loss" in logs else without_pairs(logs)
         for kind, text in found:
             self.sound(kind, state.global_step, text)
 

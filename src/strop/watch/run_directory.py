@@ -26,6 +26,7 @@ from strop.plain_text import masked
 from strop.settings.config import TrainerConfig
 
 PACKAGES = ("strop", "torch", "transformers", "accelerate", "datasets", "peft", "tokenizers", "bitsandbytes", "vllm")
+_DUMPER = getattr(yaml, "CSafeDumper", yaml.SafeDumper)  # in C where it was built: in Python, a tiny run's tenth
 
 logger = logging.getLogger(__name__)
 
@@ -121,7 +122,8 @@ class RunDirectory(TrainerCallback):
         for name in ("metrics.jsonl", "samples.jsonl", "alarms.jsonl"):
             drop_after(self.folder / name, state.global_step if state.global_step else -1)
         settings = masked({"method": args.method, **_plain(self.command), **_plain(args.resolved())})
-        write_text(self.folder / "config.yaml", yaml.safe_dump(settings, sort_keys=False, allow_unicode=True))
+        text = yaml.dump(settings, Dumper=_DUMPER, sort_keys=False, allow_unicode=True)
+        write_text(self.folder / "config.yaml", text)
         reports = {name: report.to_dict() for name, report in self.reports.items()}
         write_text(self.folder / "data.json", json.dumps(masked(_plain(reports)), ensure_ascii=False, indent=1))
         facts = {
