@@ -135,18 +135,12 @@ def run(flip: Flip, verb: str, folder: Path, **settings: Any) -> dict[str, Any]:
     return observe(verb, folder, make=make, before=flip.before, within=flip.within, **{**flip.given, **settings})
 
 
-_plain: dict[tuple[str, str], dict[str, Any]] = {}  # what `plain_run` knows
+_plain: dict[Any, dict[str, Any]] = {}  # what `plain_run` knows
 
 
 def plain_run(flip: Flip, verb: str, folder: Path) -> dict[str, Any]:
-    """What a run with the flip's surroundings alone is seen to do; where those are plain settings, one run serves all
-    fields."""
-    if dataclasses.replace(flip, value=DERIVE, seen="weights") != Flip(given=flip.given):
-        return run(flip, verb, folder)
-    try:
-        key = (verb, json.dumps(flip.given, sort_keys=True))
-    except TypeError:
-        return run(flip, verb, folder)
+    """What a run with the flip's surroundings alone is seen to do; one run serves all fields that share them."""
+    key = (verb, json.dumps(flip.given, sort_keys=True), flip.make, flip.before, flip.within)
     if key not in _plain:
         _plain[key] = run(flip, verb, folder)
     return _plain[key]

@@ -19,6 +19,14 @@ AGAIN = {"num_iterations": 2}
 """Completions used twice, with a policy that has moved in between."""
 ENDING = {"stop_token_ids": list(range(0, 288, 12)), "temperature": 5.0}
 """Some completions end by themselves, others do not."""
+TURNS = {
+    "max_completion_length": 200,
+    "temperature": 3.0,
+    "num_generations": 2,
+    "per_device_train_batch_size": 2,
+    "max_steps": 1,
+}
+"""Room for several turns of a conversation, of which two are enough."""
 REFERENCE = {"beta": 0.4, "num_iterations": 1, "ref_model_sync_steps": 1}
 VLLM: dict[str, Any] = {"given": {"engine": "vllm"}, "within": scenes.stub_vllm}
 SERVER: dict[str, Any] = {
@@ -127,20 +135,11 @@ TABLE: dict[str, dict[str, Flip]] = {
         "reward_isolation": Flip(True, make=scenes.rewarded(scenes.homesick_reward())),
         "missing_eos_penalty": Flip(5.0, given=ENDING),
         "mask_truncated_completions": Flip(True, given=ENDING),
-        "max_tool_calling_iterations": Flip(
-            1, "rows", {"max_completion_length": 200, "temperature": 3.0}, make=scenes.endless
-        ),
-        "tool_timeout": Flip(0.02, "rows", {"max_completion_length": 200, "temperature": 3.0}, make=scenes.slow),
-        "environment_isolation": Flip(
-            True,
-            "rows",
-            {"max_completion_length": 200, "num_generations": 2, "per_device_train_batch_size": 2, "max_steps": 1},
-            make=scenes.homesick,
-        ),
-        "past_turns": Flip(
-            "sampled", "rows", {"max_completion_length": 200, "temperature": 3.0}, make=scenes.rewritten
-        ),
-        "advantage_level": Flip("turn", given={"max_completion_length": 200, "temperature": 3.0}, make=scenes.endless),
+        "max_tool_calling_iterations": Flip(1, "rows", TURNS, make=scenes.endless),
+        "tool_timeout": Flip(0.02, "rows", TURNS, make=scenes.slow),
+        "environment_isolation": Flip(True, "rows", TURNS, make=scenes.homesick),
+        "past_turns": Flip("sampled", "rows", TURNS, make=scenes.rewritten),
+        "advantage_level": Flip("turn", given=TURNS, make=scenes.endless),
         "log_completions": Flip(True, "printed"),
         "log_unique_prompts": Flip(True, "printed", TABLE_SHOWN),
     },
