@@ -26,7 +26,7 @@ TURNS = {
     "per_device_train_batch_size": 2,
     "max_steps": 1,
 }
-"""Room for several turns of a conversation, of which two are enough."""
+"""Two completions with room for several turns of a conversation."""
 REFERENCE = {"beta": 0.4, "num_iterations": 1, "ref_model_sync_steps": 1}
 VLLM: dict[str, Any] = {"given": {"engine": "vllm"}, "within": scenes.stub_vllm}
 SERVER: dict[str, Any] = {
@@ -135,7 +135,9 @@ TABLE: dict[str, dict[str, Flip]] = {
         "reward_isolation": Flip(True, make=scenes.rewarded(scenes.homesick_reward())),
         "missing_eos_penalty": Flip(5.0, given=ENDING),
         "mask_truncated_completions": Flip(True, given=ENDING),
-        "max_tool_calling_iterations": Flip(1, "rows", TURNS, make=scenes.endless),
+        "max_tool_calling_iterations": Flip(
+            1, "rows", {"max_completion_length": 200, "temperature": 3.0}, make=scenes.endless
+        ),
         "tool_timeout": Flip(0.02, "rows", TURNS, make=scenes.slow),
         "environment_isolation": Flip(True, "rows", TURNS, make=scenes.homesick),
         "past_turns": Flip("sampled", "rows", TURNS, make=scenes.rewritten),

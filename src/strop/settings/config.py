@@ -80,7 +80,8 @@ def unknown_trackers(report_to: Any) -> list[str]:
     """A problem for each name in `report_to` that is no tracker, or whose package is not there."""
     names = [report_to] if isinstance(report_to, str) else list(report_to or [])
     known = [*INTEGRATION_TO_CALLBACK, "all", "none"]
-    missing = {*INTEGRATION_TO_CALLBACK} - {*get_available_reporting_integrations()} if names else set()
+    asked = {name for name in INTEGRATION_TO_CALLBACK if name in names}
+    missing = asked - {*get_available_reporting_integrations()} if asked else set()  # which looks for each on the disk
     return [
         f"report_to={name!r} is not a tracker.{did_you_mean(str(name), known)}"
         if name not in known
