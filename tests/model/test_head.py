@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 
+import strop.model.head as head_module
 from strop.model.head import _Options, call_through, default_head_bytes, score_logits, score_tokens
 from strop.model.lm_head import LMHead
 from strop.records import Want
@@ -100,6 +101,23 @@ def test_bfloat16_states_give_exact_products(head_bytes: int | None) -> None:
     for a, b in zip(grads, expected, strict=True):
         assert a.dtype == torch.bfloat16
         assert float((a.double() - b).norm() / b.norm()) < 5e-3
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_units_for_bfloat16_serve_the_gradient_of_bfloat16_states(
+    dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = []
+    for units in (False, True):
+        monkeypatch.setattr(head_module, "multiplies_bfloat16", lambda units=units: units)
+        layer, hidden, targets = parts(bias=False, dtype=dtype)
+        logps = score_tokens(LMHead(layer), hidden, targets)["logps"]
+        weights = torch.linspace(0.1, 1.0, len(logps))
+        found.append([logps.detach(), *torch.autograd.grad((logps * weights).sum(), [layer.weight, hidden])])
+    assert all(map(torch.equal, found[0][:2], found[1][:2]))
+    plain, narrow = (gradients[2].double() for gradients in found)
+    assert torch.equal(plain, narrow) == (dtype == torch.float32)
+    assert float((plain - narrow).norm() / plain.norm()) < 5e-3
 
 
 def test_frozen_weights_get_no_gradient_and_no_buffer() -> None:

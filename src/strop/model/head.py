@@ -11,6 +11,7 @@ kept in float32, because rounding every chunk's share to bfloat16 biases trainin
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -135,6 +136,13 @@ def _compute_dtype(hidden: torch.Tensor, weight: torch.Tensor) -> torch.dtype:
     return weight.dtype
 
 
+@functools.cache
+def multiplies_bfloat16() -> bool:
+    """Whether the processor has units for products of bfloat16 (AMX, AVX-512 BF16); PyTorch before 2.9 does not say."""
+    known: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
+    return bool(known.get("amx_bf16") or known.get("avx512_bf16"))
+
+
 def _product(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
     """a @ b with a float32 (or float64) result, whatever the inputs are."""
     if a.dtype in (torch.float32, torch.float64):
@@ -235,8 +243,11 @@ class _HeadWork:
         self.compute, self.wide = compute, torch.promote_types(compute, torch.float32)
         self.options = options
         weight = weight.to(compute)
-        # A CPU multiplies float32 faster than half precision, and exactly: widen the matrix once, not per chunk.
-        self.weight = weight.to(self.wide) if weight.device.type == "cpu" else weight  # (V, H)
+        # Logits must not be rounded to half precision, and a CPU's products of it are: widen the matrix once, not per
+        # chunk. The gradient of the states is rounded anyway, as a linear layer's is: it may come from units for that.
+        on_cpu = weight.device.type == "cpu"
+        self.weight = weight.to(self.wide) if on_cpu else weight  # (V, H)
+        self.narrow = weight if on_cpu and compute == torch.bfloat16 and multiplies_bfloat16() else None  # (V, H)
         # The mean of linear logits needs one row, the mean row of the matrix; a cap needs them all.
         self.mean_is_linear = bool(options.want & Want.MEAN_LOGIT) and options.head.softcap is None
         self.statistics = options.want & ~Want.MEAN_LOGIT if self.mean_is_linear else options.want
@@ -284,11 +295,14 @@ class _HeadGrads:
     def add(self, chunk: slice, matrix: torch.Tensor, factor: torch.Tensor | None) -> None:
         """Add the share of rows `chunk` whose raw-logit gradient is factor[:, None] * matrix."""
         work = self.work
-        matrix = matrix.to(work.weight.dtype)
         column = None if factor is None else factor.to(work.wide).unsqueeze(1)
         if self.hidden is not None:
-            product = _product(matrix, work.weight)  # (n, H)
+            if work.narrow is None:
+                product = _product(matrix.to(work.weight.dtype), work.weight)  # (n, H)
+            else:
+                product = (matrix.to(work.compute) @ work.narrow).to(work.wide)
             self.hidden[chunk] = product if column is None else product.mul_(column)
+        matrix = matrix.to(work.weight.dtype)
         if self.needs_weight:
             rows = work.rows(chunk)
             rows = rows if column is None else (rows * column).to(rows.dtype)
