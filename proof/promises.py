@@ -137,6 +137,7 @@ PROMISES: tuple[Promise, ...] = (
         "It is the starting model, whichever way it is held, does not move, and has no dropout.",
         (
             "tests/engine/test_shared_weights.py",
+            "tests/engine/test_several_adapters.py",
             "tests/engine/test_eight_bit.py",
             "tests/model/test_reference.py",
             "tests/engine/test_reference_scores.py",
@@ -377,6 +378,7 @@ PROMISES: tuple[Promise, ...] = (
             "tests/agents",
             "tests/online/test_forks.py",
             "tests/online/test_turn_credit.py",
+            "tests/online/test_agent_program.py",
             "tests/rollout/test_vllm_training.py",
         ),
     ),
