@@ -102,6 +102,13 @@ def test_a_click_on_a_curve_opens_the_samples_of_its_step(opened: Any, files: di
     until(page, "#found", "to_have_text", "40 completions.")
 
 
+def test_a_run_of_one_step_has_its_values_however_near_one_looks(opened: Any, tmp_path: Path) -> None:
+    page = opened(write_report(write_run(tmp_path / "short", steps=1)))
+    for _ in range(3):
+        page.locator(".plot").first.press("+")
+    until(page, ".readout", "to_contain_text", "step 1")
+
+
 def test_bars_of_the_histogram_and_the_search_filter(opened: Any, files: dict[str, Path]) -> None:
     page = opened(files["one"])
     page.locator("#histogram button:enabled").last.click()

@@ -175,9 +175,10 @@ function zoom(range) {
   document.body.classList.toggle('zoomed', range != null);
 }
 
+// All steps; one alone has room on either side, since uPlot looks for ticks of a range without width for ever.
 function whole(plot) {
-  const steps = plot.data[0];
-  return {min: steps[0], max: steps[steps.length - 1]};
+  const steps = plot.data[0], first = steps[0], last = steps[steps.length - 1], room = first === last ? 0.5 : 0;
+  return {min: first - room, max: last + room};
 }
 
 function draw(entry) {
@@ -247,7 +248,7 @@ function keys(entry, event) {
     plot.setCursor({left: plot.valToPos(steps[index], 'x'), top: plot.over.clientHeight / 2});
     tell(entry, index);
     say(entry.readout.textContent);
-  } else if (event.key === '+') zoom([middle - half / 2, middle + half / 2]);
+  } else if (event.key === '+') zoom([middle - Math.max(half, 1) / 2, middle + Math.max(half, 1) / 2]);
   else if (event.key === '-') zoom([middle - 2 * half, middle + 2 * half]);
   else if (event.key === 'Escape' || event.key === '0') zoom(null);
   else if (event.key === 'Enter') openStep(entry);
