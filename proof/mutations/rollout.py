@@ -101,6 +101,45 @@ MUTATIONS = (
         tests=("tests/agents/test_recorded.py::test_a_conversation_that_is_resent_keeps_its_sampled_ids",),
     ),
     Mutation(
+        name="agent-overwrites-the-rows-answer",
+        promises=(28,),
+        history="An agent returned a column of its row's own name, and a reward compared its answer with itself.",
+        edits=(
+            Edit(
+                "agents/running.py",
+                "        self._taken = {*OFFERED, *row}\n",
+                "        self._taken = {*OFFERED}\n",
+            ),
+        ),
+        tests=("tests/agents/test_agent_program.py::test_a_rows_columns_are_not_overwritten_by_an_agent",),
+    ),
+    Mutation(
+        name="agents-rewards-by-place-in-the-record",
+        promises=(28,),
+        history="An agent's conversations alternated, and its rewards by request went to other turns.",
+        edits=(
+            Edit(
+                "agents/recorded.py",
+                "        if len(rewards) != len(spoken):\n",
+                "        if True:\n",
+            ),
+        ),
+        tests=("tests/agents/test_agent_program.py::test_an_agents_rewards_belong_to_its_requests_in_their_order",),
+    ),
+    Mutation(
+        name="edited-turn-as-the-models",
+        promises=(28,),
+        history="A later turn that the agent had edited counted as the model's, and moved the credit of turns.",
+        edits=(
+            Edit(
+                "agents/recorded.py",
+                "        talk.turns[known:] = told\n",
+                "",
+            ),
+        ),
+        tests=("tests/agents/test_recorded.py::test_a_later_turn_that_was_edited_is_counted_and_no_turn_of_the_model",),
+    ),
+    Mutation(
         name="another-agents-log-probs",
         promises=(7, 28),
         history="Requests of several agents were sampled together, and their log-probs handed out in another order.",

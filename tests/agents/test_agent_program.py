@@ -72,7 +72,7 @@ def adder(endpoint, row):
     total = str(sum(json.loads(call["function"]["arguments"]).values()))
     told = {"role": "tool", "tool_call_id": call["id"], "content": total}
     last = ask(endpoint, [*row["prompt"], choice["message"], told], tools=[TOOL])
-    return {"answer": last["message"]["content"], "start": row["start"]}
+    return {"answer": last["message"]["content"], "began": row["start"]}
 
 
 def written(trajectory, tokenizer):
@@ -86,7 +86,7 @@ def test_two_calls_with_a_tool_are_one_completion_each_and_answered_together():
     everyone, engine, _ = run(adder, lambda text, place: "42" if "<r>42</r>" in text else CALL, n=3)
     for trajectory in everyone:
         assert written(trajectory, engine.tokenizer) == [f"{CALL}<|im_end|>42<|im_end|>"]
-        assert trajectory.extra == {"answer": "42", "start": 7} and trajectory.reason == "stop"
+        assert trajectory.extra == {"answer": "42", "began": 7} and trajectory.reason == "stop"
         assert trajectory.calls == 1 and trajectory.shown == [TOOL]
         roles = [turn.message["role"] for turn in trajectory.conversation.turns]
         assert roles == ["assistant", "tool", "assistant"]
@@ -251,13 +251,13 @@ body = json.dumps({"model": "m", "messages": row["prompt"]}).encode()
 head = {"Authorization": "Bearer " + os.environ["OPENAI_API_KEY"]}
 asked = urllib.request.Request(os.environ["OPENAI_BASE_URL"] + "/chat/completions", body, head)
 said = json.load(urllib.request.urlopen(asked))["choices"][0]["message"]["content"]
-print(json.dumps({"said": said, "start": row["start"]}))
+print(json.dumps({"said": said, "began": row["start"]}))
 """
 
 
 def test_a_command_line_is_an_agent():
     (trajectory,), _, _ = run([sys.executable, "-I", "-c", PROGRAM], n=1)
-    assert trajectory.extra == {"said": "so", "start": 7} and trajectory.reason == "stop", trajectory.problem
+    assert trajectory.extra == {"said": "so", "began": 7} and trajectory.reason == "stop", trajectory.problem
     with pytest.raises(RolloutError, match="exit code 3: oh no"):
         run([sys.executable, "-I", "-c", "import sys; print('oh no', file=sys.stderr); sys.exit(3)"], n=1)
 
@@ -292,6 +292,49 @@ def test_names_that_rewards_need_are_not_an_agents():
         run(lambda endpoint, row: {"completions": 1}, n=1)
 
 
+def test_a_rows_columns_are_not_overwritten_by_an_agent():
+    """A reward that compares an answer with the row's must not be given the agent's as both."""
+
+    def agent(endpoint, row):
+        ask(endpoint)
+        row["start"] = 8
+        return {"start": row.pop("start")}
+
+    with pytest.raises(RolloutError, match=r"returned \['start'\].*other names"):
+        run(agent, n=1)
+    with pytest.raises(RolloutError, match=r"columns=\['start'\].*columns of the rows"):
+        run(adder, n=1, columns=["start"])
+
+
+def test_an_agents_rewards_belong_to_its_requests_in_their_order():
+    """Where conversations alternate, a reward is not before any turn that it may follow from."""
+    other = [{"role": "user", "content": "other"}]
+
+    def agent(endpoint, row):
+        first = ask(endpoint)["message"]
+        ask(endpoint, other)
+        ask(endpoint, [*QUESTION, first, {"role": "user", "content": "and?"}])
+        return {"turn_rewards": [1.0, 2.0, 4.0]}
+
+    (trajectory,), _, _ = run(agent, n=1)
+    assert trajectory.turn_rewards == [1.0, 0.0, 6.0]  # the record: first, third, second
+    with pytest.raises(RolloutError, match="turn_rewards must be a list of finite numbers"):
+        run(lambda endpoint, row: {"turn_rewards": 0.5}, n=1)
+
+
+def test_a_request_that_a_template_or_tokenizer_cannot_take_costs_itself_alone():
+    half = {"type": "function", "id": "1", "function": {"name": "add", "arguments": '{"a": "\\ud800"}'}}
+
+    def agent(endpoint, row):
+        history = [*QUESTION, {"role": "assistant", "tool_calls": [half]}, *QUESTION]
+        refused = post(endpoint, history, tools=[TOOL])
+        ask(endpoint)
+        return {"status": refused.status_code}
+
+    (trajectory,), _, _ = run(agent, n=1)
+    assert trajectory.extra == {"status": 400}, trajectory.problem
+
+
 def test_few_at_once_are_all_served():
     most, now, lock = [0], [0], threading.Lock()
 
@@ -322,7 +365,8 @@ def test_a_template_without_tools_says_so_to_an_agent_that_has_some():
     [
         ("python agent.py", {}, "a function or a list of words"), (print, {"seconds": 0}, "seconds"),
         (print, {"most_calls": 0}, "most_calls"), (print, {"at_once": 0}, "at_once"),
-        (print, {"gather_seconds": -1}, "gather_seconds"),
+        (print, {"gather_seconds": -1}, "gather_seconds"), (print, {"columns": "answer"}, "columns"),
+        (print, {"columns": ["prompts"]}, "columns"),
     ],
 )  # fmt: skip
 def test_values_out_of_range_are_refused(agent, given, said):

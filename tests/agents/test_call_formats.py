@@ -83,3 +83,12 @@ def test_thoughts_words_and_calls_are_told_apart():
     }  # fmt: skip
     opened = read_turn("hm</think>yes", "", ANY, SCHEMAS, thinking=("<think>", "</think>"))
     assert (opened.thought, opened.words) == ("hm", "yes")
+
+
+@pytest.mark.parametrize("written", ["...", "{1, 2}", "b'a'", "1j"])
+def test_python_that_json_cannot_hold_is_text_or_a_call_that_cannot_be_made(written):
+    """Arguments go to agents and templates as JSON; `...` is what models write where they leave something out."""
+    (call,) = read_turn(WRITTEN["tagged parameters"].replace("1", written), "", ANY, {}).calls
+    assert call.arguments == {"x": written} and call.problem is None
+    (call,) = read_turn(WRITTEN["Python list"].replace("1", written), "", ANY, {}).calls
+    assert call.problem is not None and call.arguments == {}

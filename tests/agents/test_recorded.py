@@ -112,6 +112,17 @@ def test_a_rewritten_history_forks_and_is_counted(talk, history):
     assert talk.tokenizer.decode(record.stretches[1].prompt_ids) == wanted
 
 
+def test_a_later_turn_that_was_edited_is_counted_and_no_turn_of_the_model(talk):
+    first = talk.ask([ASK], "so")
+    talk.ask([ASK, first, ASK], "then")
+    talk.ask([ASK, first, ASK, {"role": "assistant", "content": "edited"}, ASK], "end")
+    record = talk.recorded.whole()
+    assert talk.written(record) == ["so<|im_end|>then<|im_end|>", "end<|im_end|>"] and record.rewritten == 1
+    assert "edited" in talk.text(record.stretches[1])
+    spoken = [turn.message["content"] for turn in record.turns if turn.message["role"] == "assistant"]
+    assert spoken == ["so", "then", "end"]
+
+
 def test_a_conversation_of_its_own_is_no_rewriting(talk):
     talk.ask([ASK], "so")
     helper = [{"role": "system", "content": "help"}, {"role": "user", "content": "sum up"}]

@@ -118,8 +118,8 @@ def typed(name: str, key: str, text: str, schemas: Mapping[str, Any]) -> Any:
         return text
     for parse in (load_json, ast.literal_eval):
         try:
-            return parse(text.strip())
-        except (ValueError, SyntaxError, MemoryError, RecursionError):
+            return as_json(parse(text.strip()))
+        except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError):
             continue
     return text
 
@@ -135,7 +135,7 @@ def python_calls(match: re.Match[str], schemas: Mapping[str, Any]) -> list[ToolC
         if not isinstance(items, ast.List):
             raise ValueError
         return [_python_call(item) for item in items.elts]
-    except (ValueError, SyntaxError, MemoryError, RecursionError):
+    except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError):
         return [ToolCall("", {}, "the calls are not a list such as [name(key=value)].")]
 
 
@@ -149,7 +149,12 @@ def _python_value(node: ast.expr) -> Any:
     words = {"true": True, "false": False, "null": None}
     if isinstance(node, ast.Name) and node.id in words:
         return words[node.id]
-    return ast.literal_eval(node)
+    return as_json(ast.literal_eval(node))
+
+
+def as_json(value: Any) -> Any:
+    """A Python literal as JSON has it. Raises `ValueError` or `TypeError` where it does not: a set, bytes, `...`."""
+    return json.loads(json.dumps(value))
 
 
 def gemma_calls(match: re.Match[str], schemas: Mapping[str, Any]) -> list[ToolCall]:

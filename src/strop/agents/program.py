@@ -22,11 +22,12 @@ from strop.agents.environments import Environments
 from strop.agents.recorded import Asked, Recorded
 from strop.agents.running import Agent, AgentAtWork, Ended, Endpoint
 from strop.agents.set_up import make_turns
-from strop.agents.tools import Tools
+from strop.agents.tools import Tools, error_text
 from strop.agents.turns import Trajectory, Turns
 from strop.data.options import TokenizeOptions
 from strop.errors import ConfigError, RolloutError
 from strop.records import Example, Stretch
+from strop.rewards.contract import OFFERED
 from strop.rollout.generator import Generator
 from strop.rollout.sampling import SamplingParams
 
@@ -76,6 +77,11 @@ class AgentProgram:
             *([] if most_calls >= 1 else [f"most_calls must be >= 1; got {most_calls}."]),
             *([] if at_once is None or at_once >= 1 else [f"at_once must be >= 1 or None; got {at_once}."]),
             *([] if gather_seconds >= 0 else [f"gather_seconds must be >= 0; got {gather_seconds}."]),
+            *(
+                []
+                if not isinstance(columns, str) and not set(columns) & set(OFFERED)
+                else [f"columns must be a list of names, none of {list(OFFERED)}; got {columns!r}."]
+            ),
         ]
         if problems:
             raise ConfigError.collect("This AgentProgram cannot be made:", problems)
@@ -155,8 +161,11 @@ class AgentTurns:
         """`n` trajectories for each prompt, each of at most `sampling.max_new_tokens` tokens.
 
         Raises:
-            RolloutError: no agent has ever come through.
+            RolloutError: no agent has ever come through, or `columns` has names of the rows' own.
         """
+        of_rows = {name for prompt in prompts for name in prompt.extras.get("columns", {})}
+        if taken := sorted(of_rows & set(self.program.columns)):
+            raise RolloutError(f"columns={taken} of the AgentProgram are columns of the rows; choose other names.")
         batch = AgentBatch(self, generator, [prompt for prompt in prompts for _ in range(n)], sampling)
         everyone = batch.run()
         failed = [t.problem for t in everyone if t.reason == "failed"]
@@ -302,6 +311,8 @@ class AgentBatch:
                 opened.append((call, self._open(slot, call), slot.number * self.program.most_calls + slot.asked - 1))
             except Refused as refused:
                 call.give(refused)
+            except Exception as problem:  # templates and tokenizers are others' code: what they raise costs the request
+                call.give(Refused(f"The conversation cannot be rendered: {error_text(problem)}"))
         by_stop = sorted(opened, key=lambda one: one[0].request.stop)
         for stop, together in groupby(by_stop, key=lambda one: one[0].request.stop):
             self._sample(list(together), stop)
@@ -356,9 +367,8 @@ class AgentBatch:
             trajectory.end("failed", ended.problem or "the agent asked the model for nothing")
             return trajectory
         fields = dict(ended.fields)
-        turns = sum(turn.message["role"] == "assistant" for turn in record.turns)
         trajectory = Trajectory(row, record, slot.shown, extra=fields)
-        trajectory.turn_rewards = fields.pop("turn_rewards", None) or [0.0] * turns
+        trajectory.turn_rewards = slot.recorded.rewards_in_order(fields.pop("turn_rewards", None) or ())
         trajectory.calls, trajectory.failures = slot.recorded.calls, slot.recorded.broken
         reason = "length" if slot.recorded.is_cut else "failed" if ended.problem else "stop"
         trajectory.end(reason, ended.problem)

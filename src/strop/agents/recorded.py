@@ -11,6 +11,7 @@ import copy
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import accumulate
 from typing import Any
 
 from strop.agents.chat_api import ChatReply, ChatRequest, Refused, reply_message
@@ -89,6 +90,7 @@ class Recorded:
     calls: int = 0  # of tools
     broken: int = 0  # of those, such as could not be read, and were words to the agent
     is_cut: bool = False  # a limit of the run ended a turn, or refused one
+    heard: list[TurnRecord] = field(default_factory=list)  # turns of the model, as they were answered
 
     def open(self, request: ChatRequest) -> Asked:
         """The conversation that a request goes on with, the new messages written to it. Raises `Refused`."""
@@ -130,7 +132,11 @@ class Recorded:
     def _go_on(self, point: Point, answers: Sequence[Message]) -> Conversation:
         talk = point.as_it_was.branch() if point.as_it_was is not None else point.talk
         before = point.as_it_was or talk.branch()
+        known = len(talk.turns)
         self._require(talk.answer(answers, self._room(talk) - 1))
+        told = [turn for turn in talk.turns[known:] if turn.message["role"] != "assistant"]
+        talk.rewritten += len(told) < len(answers)  # the agent put words into the model's mouth
+        talk.turns[known:] = told
         if point.as_it_was is not None:
             self.talks.append(talk)
         point.as_it_was = before
@@ -163,6 +169,7 @@ class Recorded:
         said = talk.hear(
             ids, logps[:limit], ended=stopped and ids[-1] in stop_ids, calling=request.calling and stopped
         )  # fmt: skip
+        self.heard.append(talk.turns[-1])
         self.is_cut |= not stopped and limit == left
         self.calls += len(said.calls)
         self.broken += sum(call.problem is not None for call in said.calls)
@@ -171,6 +178,21 @@ class Recorded:
         finish = "length" if not stopped else "tool_calls" if "tool_calls" in message else "stop"
         tokens = [(self.template.token_text(token), logp) for token, logp in zip(ids, logps, strict=False)]
         return ChatReply(message, finish, before, tokens)
+
+    def rewards_in_order(self, rewards: Sequence[float]) -> list[float]:
+        """Rewards of the model's turns by request as those of the turns of `whole`; none: zeros.
+
+        Credit by turn takes what stands behind a turn for what may follow from it. Where conversations alternate, a
+        reward is therefore moved behind all turns that were sampled before it.
+        """
+        record = self.whole()
+        spoken = [id(turn) for turn in record.turns if turn.message["role"] == "assistant"] if record else []
+        if len(rewards) != len(spoken):
+            return list(rewards) or [0.0] * len(spoken)  # a wrong number of them is refused where they are read
+        in_order = [0.0] * len(spoken)
+        for place, reward in zip(accumulate((spoken.index(id(t)) for t in self.heard), max), rewards, strict=True):
+            in_order[place] += reward
+        return in_order
 
     def whole(self) -> Conversation | None:
         """All conversations as one record, one behind the other; None where the model said nothing."""

@@ -6,13 +6,15 @@ import asyncio
 import contextlib
 import inspect
 import json
+import math
 import os
 import signal
 import subprocess
 import tempfile
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass
+from numbers import Real
 from typing import Any
 
 from strop.agents.tools import error_text
@@ -62,6 +64,7 @@ class AgentAtWork:
         self, agent: Agent, endpoint: Endpoint, row: Row, trajectory: int, tell: Callable[[Ended], None]
     ) -> None:
         self.agent, self.endpoint, self.row, self.trajectory, self.tell = agent, endpoint, row, trajectory, tell
+        self._taken = {*OFFERED, *row}
         self._stop: Callable[[], None] | None = None
         self._lock, self._left = threading.Lock(), False
         threading.Thread(target=self._live, name=f"strop-agent-{trajectory}", daemon=True).start()
@@ -80,7 +83,7 @@ class AgentAtWork:
                 result = asyncio.run(self._awaited(result)) if inspect.isawaitable(result) else result
             else:
                 result = self._program(list(self.agent))
-            ended = Ended(self.trajectory, fields_of(result))
+            ended = Ended(self.trajectory, fields_of(result, self._taken))
         except BaseException as error:  # SystemExit of an agent ends the agent, not the run
             ended = Ended(self.trajectory, {}, error_text(error))
         self.tell(ended)
@@ -135,17 +138,21 @@ def read_output(text: str) -> Any:
     return value if isinstance(value, dict) else text.strip()
 
 
-def fields_of(result: Any) -> dict[str, Any]:
+def fields_of(result: Any, names: Set[str]) -> dict[str, Any]:
     """What an agent returned, as columns for rewards: an object by its names, all else as `output`.
 
+    Args:
+        names: what rewards have already, the row's columns among them.
+
     Raises:
-        ValueError: a name that rewards have for something else.
+        ValueError: it returned one of these, or `turn_rewards` that are no numbers.
     """
     if result is None:
         return {}
-    if not isinstance(result, Mapping):
-        return {"output": result}
-    fields = {str(name): value for name, value in result.items()}
-    if taken := sorted(fields.keys() & set(OFFERED)):
+    fields = {str(name): value for name, value in result.items()} if isinstance(result, Mapping) else {"output": result}
+    if taken := sorted(fields.keys() & names):
         raise ValueError(f"the agent returned {taken}, which rewards have for something else; choose other names")
+    rewards = fields.get("turn_rewards") or []
+    if not isinstance(rewards, list | tuple) or not all(isinstance(r, Real) and math.isfinite(r) for r in rewards):
+        raise ValueError(f"turn_rewards must be a list of finite numbers, one for each request; got {rewards!r:.100}")
     return fields
