@@ -3,6 +3,8 @@ from __future__ import annotations
 import json
 import resource
 
+import numpy as np
+import torch
 import yaml
 
 from strop.report import write_report
@@ -62,3 +64,11 @@ def test_lines_that_a_full_disk_refuses_are_named_and_leave_whole_lines(tmp_path
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert [json.loads(line)["step"] for line in path.read_text().splitlines()] == [1, 3]
     assert str(path) in caplog.text and "File too large" in caplog.text
+
+
+def test_arrays_in_a_row_are_lists(tmp_path):
+    """An agent, a rollout function or a data set may have a column of them."""
+    given = {"one": np.float32(0.5), "two": np.array([1.0, np.nan]), "three": torch.ones(2), "four": torch.tensor(4)}
+    append_jsonl(tmp_path / "rows.jsonl", [given])
+    read = json.loads((tmp_path / "rows.jsonl").read_text())
+    assert read == {"one": 0.5, "two": [1.0, None], "three": [1.0, 1.0], "four": 4}

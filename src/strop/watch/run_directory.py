@@ -86,8 +86,8 @@ def _plain(value: Any) -> Any:
         return [_plain(v) for v in value]
     if isinstance(value, float) and not math.isfinite(value):
         return None
-    if hasattr(value, "item") and not isinstance(value, (str, bytes)):
-        return _plain(value.item())
+    if hasattr(value, "tolist"):  # numbers and arrays of numpy and torch
+        return _plain(value.tolist())
     return value if isinstance(value, (str, int, float, bool, type(None))) else str(value)
 
 
