@@ -91,8 +91,14 @@ def in_order(roots: Sequence[Node]) -> tuple[list[Node], list[int]]:
 
 def common(one: Sequence[int], other: Sequence[int]) -> int:
     """How many tokens two rows begin with alike."""
-    both = zip(one, other, strict=False)
-    return next((i for i, (a, b) in enumerate(both) if a != b), min(len(one), len(other)))
+    alike, most = 0, min(len(one), len(other))
+    while alike < most:  # halves are compared as slices: token by token this is a large part of laying rows out
+        middle = (alike + most + 1) // 2
+        if one[alike:middle] == other[alike:middle]:
+            alike = middle
+        else:
+            most = middle - 1
+    return alike
 
 
 def _grown(

@@ -254,11 +254,12 @@ def _finish(
 
     prompt_source, prompt_targets, prompt_segment = _prompt_scores(examples, completions)
     tensor = lambda values: torch.tensor(values, dtype=torch.long, device=device)  # noqa: E731
+    pairs = list(zip(source, targets, strict=True))
+    shared = len(set(pairs)) < len(pairs)
     first: dict[tuple[int, int], int] = {}  # of scored tokens with one source and target
-    for number, pair in enumerate(zip(source, targets, strict=True)):
+    for number, pair in enumerate(pairs if shared else ()):
         first.setdefault(pair, number)
-    shared = len(first) < len(source)
-    numbers = {pair: number for number, pair in enumerate(first)} if shared else {}
+    numbers = {pair: number for number, pair in enumerate(first)}
     return Batch(
         examples=list(examples),
         layout=layout,
@@ -270,7 +271,7 @@ def _finish(
         targets=tensor(targets),  # (N,)
         given_tokens=sum(len(item.places) for item in completions),
         distinct=tensor(list(first.values())) if shared else None,  # (K,)
-        alike=tensor([numbers[pair] for pair in zip(source, targets, strict=True)]) if shared else None,  # (N,)
+        alike=tensor([numbers[pair] for pair in pairs]) if shared else None,  # (N,)
         segment=tensor(segment),  # (N,)
         last=tensor(last),  # (S,)
         tree_of=tensor([item.tree for item in completions]),  # (S,)
