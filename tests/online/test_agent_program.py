@@ -11,6 +11,7 @@ import torch
 from tests.support.conversations import Script
 from tests.support.templates import KINDS, tokenizer_with
 
+from strop import GRPOTrainer
 from strop.agents import AgentProgram
 from strop.agents.tools import Tools
 from strop.errors import ConfigError
@@ -176,10 +177,11 @@ def test_a_resumed_run_is_the_same_run(tmp_path):
         assert torch.allclose(one, other, atol=1e-12)
 
 
-def test_what_cannot_be_trained_so_is_refused_when_the_trainer_is_made(tmp_path):
+def test_what_cannot_be_trained_so_is_refused_when_the_trainer_is_made(tmp_path, monkeypatch):
     with pytest.raises(ConfigError, match="leave out tools"):
         build(tmp_path, trainer={"tools": [double]})
-    with pytest.raises(ConfigError, match="GRPO and RLOO"):
-        build(tmp_path, "ppo")
     with pytest.raises(ConfigError, match="a function or an AgentProgram; got 3"):
         build(tmp_path, trainer={"rollout_func": 3})
+    monkeypatch.setattr(GRPOTrainer, "can_fork", False)
+    with pytest.raises(ConfigError, match="GRPO and RLOO"):
+        build(tmp_path)
