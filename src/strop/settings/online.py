@@ -140,7 +140,7 @@ class OnlineConfig(ReferenceConfig):
     """Another way to say engine='vllm'."""
     vllm_mode: Literal["colocate", "server"] = "colocate"
     """vLLM in the training process, or as a server."""
-    vllm_server_base_url: str | list[str] | None = None
+    vllm_server_base_url: list[str] | None | str = None  # noqa: RUF036  the parser of arguments reads no other order
     """Address of the vLLM server, or of several that share the prompts out. None: made from host and port."""
     vllm_server_host: str = "127.0.0.1"
     """Host of the vLLM server."""
