@@ -212,21 +212,13 @@ class GRPOTrainer(PolicyGradientTrainer):
 
     config_class = GRPOConfig
     glossary = (
-        Entry(
-            "policy_loss", LOSS, "Policy part of the loss, without the entropy bonus.", "none", "as the loss type says",
-        ),
+        Entry("policy_loss", LOSS, "Policy part of the loss, without the entropy bonus.", "none", "as in loss_type"),
         Entry("entropy_coef", LOSS, "Current weight of the entropy bonus.", "none", "step"),
-        Entry(
-            "cispo_clip_ratio", CLIPPING, "Share of tokens whose importance weight is capped.", "share", "token",
-            high=0.3,
-        ),
-        Entry(
-            "vespo/phi_seq_mean", CLIPPING, "Mean of VESPO's sequence weight.", "none", "completion", healthy="near 1",
-        ),
-        Entry(
-            "staleness/*", SAMPLING, "Optimizer steps made since the weights that wrote a completion.", "steps",
-            "completion", healthy="the steps of max_staleness windows",
-        ),
+        Entry("cispo_clip_ratio", CLIPPING, "Share of tokens whose importance weight is capped.", "share", "token",
+              high=0.3),
+        Entry("vespo/phi_seq_mean", CLIPPING, "VESPO's mean sequence weight.", "none", "completion", healthy="near 1"),
+        Entry("staleness/*", SAMPLING, "Optimizer steps made since the weights that wrote a completion.", "steps",
+              "completion", healthy="the steps of max_staleness windows"),
     )  # fmt: skip
 
     def after_init(self) -> None:

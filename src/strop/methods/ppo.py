@@ -131,32 +131,20 @@ class PPOTrainer(OnlineTrainer):
 
     config_class = PPOConfig
     glossary: ClassVar[tuple[Entry, ...]] = (
-        Entry(
-            "loss", LOSS, "Policy loss plus weighted value loss.", "none", "token", healthy="watch objective/scores",
-        ),
+        Entry("loss", LOSS, "Policy loss plus weighted value loss.", "none", "token", healthy="watch objective/scores"),
         Entry("loss/policy_avg", LOSS, "Clipped policy loss.", "none", "token", healthy="small and negative"),
-        Entry(
-            "policy/approxkl_avg", DRIFT, "Half the mean squared change of log-probabilities within the update.",
-            "nats", "token", high=0.05, advice="High: fewer epochs per batch, or a lower learning rate.",
-        ),
-        Entry(
-            "policy/entropy_avg", TOKENS, "Entropy of the policy's distribution.", "nats", "token",
-            healthy="falls slowly",
-        ),
+        Entry("policy/approxkl_avg", DRIFT, "Half the mean squared change of log-probabilities within the update.",
+              "nats", "token", high=0.05, advice="High: fewer epochs per batch, or a lower learning rate."),
+        Entry("policy/entropy_avg", TOKENS, "Entropy of the policy's distribution.", "nats", "token",
+              healthy="falls slowly"),
         Entry("val/num_eos_tokens", COMPLETIONS, "End tokens among the sampled tokens.", "tokens", "batch"),
-        Entry(
-            "policy/clipfrac_avg", CLIPPING, "Share of tokens where the clipped objective is the binding one.", "share",
-            "token", high=0.3,
-        ),
-        Entry(
-            "val/ratio", CLIPPING, "Importance ratio new / old policy.", "ratio", "token", low=0.9, high=1.1,
-            healthy="1 at the first update",
-        ),
+        Entry("policy/clipfrac_avg", CLIPPING, "Share of tokens where the clipped objective is the binding one.",
+              "share", "token", high=0.3),
+        Entry("val/ratio", CLIPPING, "Importance ratio new / old policy.", "ratio", "token", low=0.9, high=1.1,
+              healthy="1 at the first update"),
         Entry("val/ratio_var", CLIPPING, "Variance of that ratio.", "ratio^2", "token", healthy="near 0"),
-        Entry(
-            "loss/value_avg", CRITIC, "Half the squared error of the critic.", "reward^2", "token", healthy="falls",
-            advice="Rises: lower the learning rate, raise vf_coef, or whiten rewards.",
-        ),
+        Entry("loss/value_avg", CRITIC, "Half the squared error of the critic.", "reward^2", "token", healthy="falls",
+              advice="Rises: lower the learning rate, raise vf_coef, or whiten rewards."),
         Entry("val/clipfrac_avg", CRITIC, "Share of tokens whose value update is clipped.", "share", "token", high=0.3),
         Entry("episode", PROGRESS, "Completions sampled so far.", "completions", "sum over the run"),
         Entry("eps", PROGRESS, "Completions sampled per second.", "1/s", "interval between logs"),
