@@ -47,6 +47,7 @@ from strop.model.forward import vocab_size
 from strop.model.reference import check_adapter_mix
 from strop.model.virtual_tokens import check_virtual_tokens, has_virtual_tokens
 from strop.model.wrappers import is_compiled
+from strop.model.zero3 import whole_models
 from strop.rollout.rollout_mode import transformers_model
 from strop.settings.config import TrainerConfig
 from strop.watch.say import say
@@ -79,6 +80,7 @@ class Parts:
     unsaid_pad: bool = False  # whether whoever loads the saved adapter must set the pad token (`ADAPTER_NOTE`)
 
 
+@whole_models()
 def prepare(
     args: TrainerConfig,
     model: Any,

@@ -8,8 +8,6 @@ construction, never by looking for a pad id.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -21,11 +19,11 @@ from transformers import (
     AutoModelForSequenceClassification,
     AutoModelForTokenClassification,
 )
-from transformers.integrations import deepspeed as zero
 
 from strop.errors import ConfigError, SetupError
 from strop.model.headed import headed_class
 from strop.model.wrappers import base_model, decoder_of
+from strop.model.zero3 import whole_models
 
 _AUTO = {
     "causal": AutoModelForCausalLM,
@@ -92,7 +90,7 @@ def with_head(model: nn.Module, task: str) -> nn.Module:
     config.num_labels = _NUM_LABELS[task]
     decoder = decoder_of(source)
     weight = next(decoder.parameters())
-    with torch.device("meta"), _weights_of_one_process():
+    with torch.device("meta"), whole_models():
         headed = cls(config)
     for name, child in headed.named_children():
         own = getattr(source, name, None)
@@ -107,16 +105,6 @@ def with_head(model: nn.Module, task: str) -> nn.Module:
         if hasattr(source, flag):
             setattr(headed, flag, getattr(source, flag))
     return headed.train(model.training)
-
-
-@contextmanager
-def _weights_of_one_process() -> Iterator[None]:
-    """Under ZeRO-3 transformers spreads and fills the weights of every model that is made; not in here."""
-    kept, zero._hf_deepspeed_config_weak_ref = zero._hf_deepspeed_config_weak_ref, None
-    try:
-        yield
-    finally:
-        zero._hf_deepspeed_config_weak_ref = kept
 
 
 def _initialise(module: nn.Module, std: float) -> None:

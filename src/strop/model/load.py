@@ -29,6 +29,7 @@ from strop.model.beside_adapter import load_beside
 from strop.model.heads import TASKS, auto_class, class_with_head, head_class, with_head
 from strop.model.padding_token import padding_row_kept
 from strop.model.wrappers import check_decoder_only, is_peft, uncompiled
+from strop.model.zero3 import make_whole, whole_models
 from strop.plain_text import first_line
 
 logger = logging.getLogger(__name__)
@@ -77,6 +78,7 @@ def load_model(
     if task not in TASKS:
         raise ConfigError(f"Unknown task {task!r}. Choose one of {', '.join(TASKS)}.{did_you_mean(task, TASKS)}")
     if isinstance(source, nn.Module):
+        make_whole(source)
         return uncompiled(source)
     place = _Place.of(source, "model")
     if task != "causal" and quantization_config is not None:
@@ -289,7 +291,8 @@ class _Place:
         if self.gguf is not None:
             _require_gguf()
         try:
-            return reader(self.name, **options)
+            with whole_models():
+                return reader(self.name, **options)
         except (MemoryError, KeyboardInterrupt):
             raise
         except Exception as error:  # readers of five file formats raise as many kinds

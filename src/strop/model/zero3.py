@@ -1,0 +1,38 @@
+"""DeepSpeed's ZeRO-3 and models in the making: they are whole until the engine cuts what is trained.
+
+Once a run's settings ask for ZeRO-3, transformers cuts the weights of every model that is made from then on. What is
+prepared from a model (its reference, its critic, a head, the check of its layout) needs them whole.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from torch import nn
+from transformers.integrations import deepspeed as zero
+
+
+@contextmanager
+def whole_models() -> Iterator[None]:
+    """In here models are made as by one process, whatever the settings of the run ask for."""
+    kept, zero._hf_deepspeed_config_weak_ref = zero._hf_deepspeed_config_weak_ref, None
+    try:
+        yield
+    finally:
+        zero._hf_deepspeed_config_weak_ref = kept
+
+
+def make_whole(model: nn.Module) -> None:
+    """Give a model that was made under ZeRO-3 its weights back, on every rank; all ranks call this together."""
+    cut = {id(weight): weight for weight in model.parameters() if hasattr(weight, "ds_id")}
+    if not cut:
+        return
+    import deepspeed
+
+    with deepspeed.zero.GatheredParameters(list(cut.values())):
+        whole = {key: nn.Parameter(p.detach().clone(), requires_grad=p.requires_grad) for key, p in cut.items()}
+    for module in model.modules():
+        for name, weight in list(module.named_parameters(recurse=False, remove_duplicate=False)):
+            if id(weight) in whole:
+                setattr(module, name, whole[id(weight)])

@@ -1,0 +1,68 @@
+"""Models under ZeRO-3 are whole while strop prepares them; DeepSpeed itself is stood in for."""
+
+from __future__ import annotations
+
+import sys
+from contextlib import contextmanager
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch import nn
+from transformers.integrations import deepspeed as zero
+
+from strop.model.load import load_model
+from strop.model.zero3 import make_whole, whole_models
+from strop.testing.tiny import tiny_model
+
+
+@pytest.fixture
+def cut_model(monkeypatch):
+    """A model whose weights lie elsewhere, and the weights."""
+    model = tiny_model("llama", tie_word_embeddings=True)
+    weights = {id(p): p.detach().clone() for p in model.parameters()}
+    for number, parameter in enumerate(model.parameters()):
+        parameter.ds_id = number
+        parameter.data = torch.empty(0)
+
+    @contextmanager
+    def gathered(parameters):
+        for parameter in parameters:
+            parameter.data = weights[id(parameter)].clone()
+        yield
+        for parameter in parameters:
+            parameter.data = torch.empty(0)
+
+    monkeypatch.setitem(sys.modules, "deepspeed", SimpleNamespace(zero=SimpleNamespace(GatheredParameters=gathered)))
+    return model, list(weights.values())
+
+
+def test_a_model_that_was_cut_is_whole_again(cut_model):
+    model, weights = cut_model
+    frozen = next(model.parameters())
+    frozen.requires_grad_(False)
+    assert load_model(model) is model
+    again = list(model.parameters())
+    assert all(torch.equal(a, b) for a, b in zip(again, weights, strict=True)) and len(again) == len(weights)
+    assert [p.requires_grad for p in again] == [False, *[True] * (len(again) - 1)]
+    assert not any(hasattr(p, "ds_id") for p in again)
+    assert model.lm_head.weight is model.model.embed_tokens.weight  # tied weights stay one
+
+
+def test_a_whole_model_keeps_its_weights():
+    model = nn.Linear(2, 2)
+    before = list(model.parameters())
+    make_whole(model)
+    assert all(a is b for a, b in zip(model.parameters(), before, strict=True))
+
+
+def test_models_are_made_whole_whatever_the_run_asks_for(tmp_path, monkeypatch):
+    """A named model too; the run's settings hold again afterwards."""
+    tiny_model("llama").save_pretrained(tmp_path)
+    asked = SimpleNamespace()
+    monkeypatch.setattr(zero, "_hf_deepspeed_config_weak_ref", lambda: asked)
+    with whole_models():
+        assert zero._hf_deepspeed_config_weak_ref is None
+    assert zero._hf_deepspeed_config_weak_ref() is asked
+    load_model(str(tmp_path))  # the settings that stand in have no stage: reading them would raise
+    assert zero._hf_deepspeed_config_weak_ref() is asked
