@@ -66,7 +66,7 @@ pytest: $(VENV)/.dev
 	$(TEST_ENV) $(BIN)/python -m pytest -q -n $(WORKERS)
 
 slow: $(VENV)/.dev
-	$(TEST_ENV) $(BIN)/python -m pytest -q -n $(WORKERS) --dist load -m slow
+	$(TEST_ENV) $(BIN)/python -m pytest -q -n $(WORKERS) -m slow
 
 proof: $(VENV)/.dev
 	@$(BIN)/python -m proof
