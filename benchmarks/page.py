@@ -48,11 +48,13 @@ by `python -m examples.smollm --fetch_only`. On a GPU: `python -m benchmarks.rol
 """
 TITLES = {
     "offline": "Offline methods",
+    "offline-earlier": "Offline methods, completions of one length, an earlier version on another machine",
     "offline-defaults": "DPO against TRL's defaults (bfloat16 autocast, checkpointing)",
     "offline-removed": "Offline methods that TRL has given up, against the last TRL that had them",
     "hybrid-lfm2": "DPO on short convolutions and attention (LFM2, random weights)",
     "hybrid-qwen3-next": "DPO on gated delta rules and attention (Qwen3-Next, random weights)",
-    "online": "Online methods, sampling included",
+    "online": "GRPO, sampling included",
+    "online-earlier": "Online methods, sampling included, an earlier version on another machine",
     "online-xpo": "XPO and Nash-MD, against the last TRL that had them",
     "online-ppo": "PPO, against the last TRL that had it",
     "rollout": "Sampling alone",
