@@ -107,14 +107,14 @@ def _bringing_tokens(forward: Callable[..., Any]) -> Callable[..., Any]:
     """The forward of a PEFT model, which gives a scoring pass the learned tokens of its adapter."""
 
     @functools.wraps(forward)
-    def bring(self: Any, *args: Any, scoring: Scoring | None = None, **kwargs: Any) -> Any:
+    def bring(model: Any, *args: Any, scoring: Scoring | None = None, **kwargs: Any) -> Any:
         if scoring is None:
-            return forward(self, *args, **kwargs)
-        if not has_virtual_tokens(self):
-            return forward(self, *args, scoring=scoring, **kwargs)
+            return forward(model, *args, **kwargs)
+        if not has_virtual_tokens(model):
+            return forward(model, *args, scoring=scoring, **kwargs)
         scoring = copy.copy(scoring)
-        scoring.virtual = VirtualTokens(self)
-        return self.base_model(scoring=scoring)
+        scoring.virtual = VirtualTokens(model)
+        return model.base_model(scoring=scoring)
 
     bring.strop_scoring = True  # type: ignore[attr-defined]
     return bring
