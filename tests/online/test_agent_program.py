@@ -8,7 +8,7 @@ import shutil
 import httpx2
 import pytest
 import torch
-from tests.support.conversations import Script
+from tests.support.conversations import Script, sampler_logps_of
 from tests.support.templates import KINDS, tokenizer_with
 
 from strop import GRPOTrainer
@@ -78,13 +78,7 @@ def test_what_is_learned_is_what_was_sampled(kind, tmp_path):
         group.advantages = torch.ones(2)
         trees = trainer.trees(group)
         scores = trainer.score(trainer.model, trainer.build(trees), log=False)
-        wrote = [
-            logp
-            for tree in trees
-            for index, logps in enumerate(tree.sampled.sampler_logps)
-            for logp, on in zip(logps, tree.mask(index), strict=True)
-            if on
-        ]
+        wrote = sampler_logps_of(trees)
         assert torch.allclose(scores.logps.detach(), torch.tensor(wrote).double(), atol=1e-6)
         for ids, mask, said in zip(group.completions, group.loss_mask, group.extra["said"], strict=True):
             written = tokenizer.decode([i for i, on in zip(ids, mask, strict=True) if on], skip_special_tokens=True)

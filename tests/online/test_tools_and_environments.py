@@ -6,7 +6,7 @@ import json
 
 import pytest
 import torch
-from tests.support.conversations import Script
+from tests.support.conversations import Script, sampler_logps_of
 from tests.support.templates import KINDS, tokenizer_with
 
 from strop.errors import ConfigError, DataError, RolloutError
@@ -99,13 +99,7 @@ def test_what_is_sampled_has_ratio_one_in_every_stretch(kind, tmp_path):
     assert (len(trees) > 1) == (kind == "opened")
     batch = trainer.build(trees)
     scores = trainer.score(trainer.model, batch, log=False)
-    wrote = [
-        logp
-        for tree in trees
-        for index, logps in enumerate(tree.sampled.sampler_logps)
-        for logp, on in zip(logps, tree.mask(index), strict=True)
-        if on
-    ]
+    wrote = sampler_logps_of(trees)
     assert torch.allclose(scores.logps.detach(), torch.tensor(wrote).double(), atol=1e-6)
     assert " start 0<|im_end|>" in trainer.processing_class.decode(trees[0].prompt_ids)
 

@@ -74,3 +74,14 @@ def trained(folder: Path, say: Any, rows: list[Any], **trainer: Any) -> Any:
     made.train()
     assert any(not torch.equal(old, new) for old, new in zip(before, made.model.parameters(), strict=True))
     return made
+
+
+def sampler_logps_of(trees: list[Example]) -> list[float]:
+    """What the sampler said of each token that is learned, in the order of the trees."""
+    return [
+        logp
+        for tree in trees
+        for index, logps in enumerate(tree.sampled.sampler_logps)
+        for logp, on in zip(logps, tree.mask(index), strict=True)
+        if on
+    ]
