@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,7 @@ EQUAL: dict[tuple[str, str, Any], str] = {
 """Case, field, name -> why it equals the default, or another name."""
 REFUSED = {
     ("grpo", "engine", "vllm"): "vllm",
+    ("grpo", "engine", "ray"): "pip install 'strop[ray]'",
     ("xpo-online", "loss_type", "exponential"): "sigmoid",
     ("xpo-online", "mode", "offline_exponential"): "remove reward_funcs",
 }
@@ -95,7 +97,10 @@ FIELDS = [
 
 
 @pytest.mark.parametrize(("case", "name", "values"), FIELDS, ids=lambda value: value if isinstance(value, str) else "")
-def test_every_name_is_a_run_of_its_own(case: str, name: str, values: list[Any], tmp_path: Path) -> None:
+def test_every_name_is_a_run_of_its_own(
+    case: str, name: str, values: list[Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "ray", None)  # as where it is not installed, which is most places
     config_class = method_of(case).config()
     flip = entry(case, config_class, name)
     given, make = {**flip.given, **GIVEN.get((case, name), {})}, MAKE.get((case, name), flip.make)
