@@ -48,7 +48,7 @@ by `python -m examples.smollm --fetch_only`. On a GPU: `python -m benchmarks.rol
 """
 TITLES = {
     "offline": "Offline methods",
-    "offline-earlier": "Offline methods, completions of one length, an earlier version on another machine",
+    "offline-rest": "ORPO, CPO and reward models",
     "offline-defaults": "DPO against TRL's defaults (bfloat16 autocast, checkpointing)",
     "offline-removed": "Offline methods that TRL has given up, against the last TRL that had them",
     "hybrid-lfm2": "DPO on short convolutions and attention (LFM2, random weights)",
