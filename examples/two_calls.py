@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import random
 import re
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,6 +25,7 @@ from strop.demo.words import held_out_words, train_words
 Row = dict[str, Any]
 Message = dict[str, Any]
 CONTEXT_TOKENS = 160
+QUESTION = "What do {pieces} {good} cost?"
 MARKS = ("<|tools|>", "<|user|>", "<|assistant|>", "<|tool|>", "<|tool_call_start|>", "<|tool_call_end|>")
 TEMPLATE = (
     "{% if tools %}{{ '<|tools|>' + tools | map(attribute='function.name') | join(' ') + eos_token }}{% endif %}"
@@ -77,14 +79,14 @@ class TaskConfig:
     held_out: int = 200
 
 
-def make_rows(goods: list[str], count: int, seed: int, description: str = "") -> list[Row]:
+def make_rows(goods: list[str], count: int, seed: int, description: str = "", question: str = QUESTION) -> list[Row]:
     """`count` questions; each with a price of its own."""
     rng = random.Random(seed)
     system = [{"role": "system", "content": description}] if description else []
     rows = []
     for _ in range(count):
         good, price, pieces = rng.choice(goods), rng.randint(11, 99), rng.randint(2, 9)
-        asked = {"role": "user", "content": f"What do {pieces} {good} cost?"}
+        asked = {"role": "user", "content": question.format(pieces=pieces, good=good)}
         rows.append({"prompt": [*system, asked], "good": good, "price": price, "pieces": pieces})
     return rows
 
@@ -135,15 +137,19 @@ def character_tokenizer() -> Any:
     return tokenizer
 
 
-def character_model(args: GRPOConfig, task: TaskConfig) -> tuple[Any, Any]:
+def character_model(
+    args: GRPOConfig,
+    task: TaskConfig,
+    script: Callable[[Row, random.Random], list[Message]],
+    tools: Sequence[Callable[..., Any]] = (times, Shop().price),
+    question: str = QUESTION,
+) -> tuple[Any, Any]:
     """The model after the scripted conversations, and its tokenizer."""
     tokenizer = character_tokenizer()
     rng = random.Random(args.seed)
-    shown = [describe_tool(tool) for tool in (times, Shop().price)]
-    rows = [
-        {"messages": script(row, rng), "tools": shown}
-        for row in make_rows(train_words(), task.demonstrations, args.seed)
-    ]
+    shown = [describe_tool(tool) for tool in tools]
+    asked = make_rows(train_words(), task.demonstrations, args.seed, question=question)
+    rows = [{"messages": script(row, rng), "tools": shown} for row in asked]
     settings = SFTConfig(
         output_dir=f"{args.output_dir}/scripted", learning_rate=3e-3, lr_scheduler_type="linear", warmup_steps=10,
         num_train_epochs=1, per_device_train_batch_size=64, assistant_only_loss=True, max_length=CONTEXT_TOKENS,
@@ -156,11 +162,8 @@ def character_model(args: GRPOConfig, task: TaskConfig) -> tuple[Any, Any]:
     return trainer.model, tokenizer
 
 
-def main(argv: list[str] | None = None, **conversation: Any) -> tuple[float, float]:
-    """Train; the shares of held-out questions that are solved before GRPO and after it.
-
-    `conversation`: what has the model talk, as arguments of the trainer.
-    """
+def main(argv: list[str] | None = None) -> tuple[float, float]:
+    """Train; the shares of held-out questions that are solved before GRPO and after it."""
     parser = TrlParser((GRPOConfig, ModelConfig, TaskConfig))
     parser.set_defaults(
         learning_rate=2e-4, per_device_train_batch_size=128, num_generations=8, max_completion_length=96,
@@ -170,7 +173,7 @@ def main(argv: list[str] | None = None, **conversation: Any) -> tuple[float, flo
     args, named, task = parser.parse_args_and_config(argv)
     model, tokenizer = named.model_name_or_path, None
     if model is None:
-        model, tokenizer = character_model(args, task)
+        model, tokenizer = character_model(args, task, script)
     description = DESCRIPTION if tokenizer is None else ""
     trainer = GRPOTrainer(
         model=model,
@@ -179,8 +182,14 @@ def main(argv: list[str] | None = None, **conversation: Any) -> tuple[float, flo
         train_dataset=make_rows(train_words(), task.prompts, args.seed + 1, description),
         eval_dataset=make_rows(held_out_words(), task.held_out, args.seed + 2, description),
         reward_funcs=[right_steps, solved],
-        **(conversation or {"tools": [times], "environment_factory": Shop}),
+        tools=[times],
+        environment_factory=Shop,
     )
+    return solved_before_and_after(trainer)
+
+
+def solved_before_and_after(trainer: GRPOTrainer) -> tuple[float, float]:
+    """Train; the shares of held-out questions that are solved before it and after it."""
     before = trainer.evaluate()
     trainer.train()
     after = trainer.evaluate()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from proof.mutation import Mutation
 from proof.mutations import (
+    agents,
     architectures,
     data,
     files,
@@ -25,6 +26,7 @@ MUTATIONS: tuple[Mutation, ...] = (
     *model.MUTATIONS,
     *architectures.MUTATIONS,
     *rollout.MUTATIONS,
+    *agents.MUTATIONS,
     *rewards.MUTATIONS,
     *runs.MUTATIONS,
     *recovery.MUTATIONS,

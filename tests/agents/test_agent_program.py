@@ -287,6 +287,22 @@ def test_an_agent_may_reward_its_turns():
     assert trajectory.turn_rewards == [0.5] and trajectory.extra == {"more": 1}
 
 
+def test_turn_rewards_of_another_number_cost_that_completion_alone():
+    def agent(endpoint, row):
+        ask(endpoint)
+        with lock:
+            rewards.append(0.5)
+            return {"turn_rewards": list(rewards), "more": 1}
+
+    rewards, lock = [], threading.Lock()
+    everyone, _, lines = run(agent, n=2)
+    assert sorted((t.reason, t.problem, str(t.extra)) for t in everyone) == [
+        ("failed", "turn_rewards has 2 numbers for 1 answers of the model", "{'more': None}"),
+        ("stop", "", "{'more': 1}"),
+    ]
+    assert all(len(t.turn_rewards) == 1 for t in everyone) and "failed on 1 of 2" in lines[0]
+
+
 def test_names_that_rewards_need_are_not_an_agents():
     with pytest.raises(RolloutError, match=r"returned \['completions'\]"):
         run(lambda endpoint, row: {"completions": 1}, n=1)
@@ -333,6 +349,45 @@ def test_a_request_that_a_template_or_tokenizer_cannot_take_costs_itself_alone()
 
     (trajectory,), _, _ = run(agent, n=1)
     assert trajectory.extra == {"status": 400}, trajectory.problem
+
+
+def test_an_engine_that_reads_less_than_the_model_bounds_a_conversation():
+    """As a vLLM that was started for so many tokens; its run goes on."""
+
+    def agent(endpoint, row):
+        ask(endpoint)
+        refused = post(endpoint, [{"role": "user", "content": "go on and on " * 50}])
+        return {"code": refused.json()["error"]["code"]}
+
+    tokenizer, stop_ids = tokenizer_with(KINDS["gathered"])
+    turns = make_agent_turns(
+        AgentProgram(agent, gather_seconds=0.0), tokenizer, TokenizeOptions(), past="template", can_fork=True,
+        stop_ids=stop_ids, positions=None, say=print,
+    )  # fmt: skip
+    engine = Noting(tokenizer, lambda text, place: "so")
+    engine.context_tokens = 100
+    ((trajectory,),) = turns.run(engine, [asked(tokenizer)], 1, PARAMS)
+    assert trajectory.extra == {"code": "context_length_exceeded"} and trajectory.reason == "length"
+    assert engine.params[0].max_new_tokens == 100 - len(engine.seen[0][0])
+
+
+def test_a_server_of_few_stop_strings_refuses_more_and_is_asked_each_once():
+    def agent(endpoint, row):
+        refused = post(endpoint, stop=["a", "b", "c", "d"])
+        ask(endpoint, stop=["END", "b", "b", "c"])
+        return {"said": refused.json()["error"]["message"]}
+
+    tokenizer, stop_ids = tokenizer_with(KINDS["gathered"])
+    turns = make_agent_turns(
+        AgentProgram(agent, gather_seconds=0.0), tokenizer, TokenizeOptions(), past="template", can_fork=True,
+        stop_ids=stop_ids, positions=None, say=print,
+    )  # fmt: skip
+    engine = Noting(tokenizer, lambda text, place: "so")
+    engine.most_stop_strings = 4
+    sampling = SamplingParams(max_new_tokens=50, seed=1, stop_strings=("END",))
+    ((trajectory,),) = turns.run(engine, [asked(tokenizer)], 1, sampling)
+    assert "takes 4 stop strings" in trajectory.extra["said"], trajectory.problem
+    assert [params.stop_strings for params in engine.params] == [("END", "b", "c")]
 
 
 def test_few_at_once_are_all_served():

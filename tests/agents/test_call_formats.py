@@ -66,6 +66,17 @@ def test_what_cannot_be_made_says_why():
     assert "a name and an object" in problem('<tool_call>{"name": "f", "arguments": [1]}</tool_call>')
 
 
+@pytest.mark.parametrize(
+    "schema",
+    [None, {}, {"parameters": []}, {"parameters": {"properties": {"x": True}}}, {"parameters": {"properties": 3}}],
+)
+def test_an_agents_schema_may_be_anything(schema):
+    form = next(form for form in FORMATS if form.name == "argument keys and values")
+    written = "<tool_call>f\n<arg_key>x</arg_key>\n<arg_value>1</arg_value>\n</tool_call>"
+    ((_, _, (call,)),) = form.read(written, {"f": schema})
+    assert call.arguments == {"x": 1}
+
+
 def test_two_calls_and_bare_values():
     two = '{"name": "f", "parameters": {"x": 1}}; {"name": "f", "parameters": {"x": 2}}'
     assert [call.arguments["x"] for call in read_turn(two, "", ANY, SCHEMAS).calls] == [1, 2]

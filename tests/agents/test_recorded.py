@@ -184,6 +184,50 @@ def test_a_turn_that_a_limit_broke_off_calls_nothing(talk):
     assert talk.recorded.is_cut and len(talk.recorded.whole().stretches[0].ids) == 5
 
 
+def test_two_at_once_are_recorded_as_one_after_the_other():
+    """The question stands once before rewards, whoever asks it twice at a time."""
+    spoken = []
+    for at_once in (False, True):
+        talk = Talk()
+        first = talk.open([ASK])
+        if not at_once:
+            talk.say(first, "a")
+        second = talk.open([ASK])
+        if at_once:
+            talk.say(first, "a")
+        talk.say(second, "b")
+        record = talk.recorded.whole()
+        spoken.append([turn.message["content"] for turn in record.turns])
+        assert talk.written(record) == ["a<|im_end|>", "b<|im_end|>"] and record.rewritten == 0
+    assert spoken == [["a", "b"]] * 2
+
+
+@pytest.mark.parametrize("heard", [False, True])
+@pytest.mark.parametrize("place", ["beginning", "end", "branch"])
+def test_what_is_taken_back_leaves_no_trace(place, heard):
+    def told(talk, word):
+        return [ASK, said, {"role": "user", "content": word}]
+
+    talk, plain = Talk(), Talk()
+    for one in (talk, plain):
+        if place != "beginning":
+            said = resent(one.ask([ASK], "well"))
+        if place == "branch":
+            one.ask(told(one, "or?"), "no")
+        asked = [ASK] if place == "beginning" else told(one, "and?")
+        if one is talk:
+            lost = one.open(asked)
+            if heard:
+                one.say(lost, CALL, stopped=False)
+            one.recorded.take_back(lost)
+        one.ask(asked, "yes")
+    found, wanted = talk.recorded.whole(), plain.recorded.whole()
+    assert found.turns == wanted.turns and found.stretches == wanted.stretches
+    assert (talk.recorded.calls, talk.recorded.is_cut, len(talk.recorded.points)) == (
+        plain.recorded.calls, plain.recorded.is_cut, len(plain.recorded.points),
+    )  # fmt: skip
+
+
 def test_the_budget_holds_for_all_calls_together():
     talk = Talk(budget=12)
     said = talk.ask([ASK], "so")

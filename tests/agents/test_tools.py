@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import signal
+import threading
 import time
 
 import numpy as np
@@ -76,6 +77,28 @@ def test_async_tools_are_awaited_together():
         await asyncio.sleep(9)
 
     assert answer(slow, 0.1) == ("Error: no answer within 0.1 seconds.", False)
+
+
+def test_plain_tools_of_several_completions_may_answer_side_by_side():
+    """In threads, each completion's in order; what goes wrong becomes words there too."""
+    seen = []
+
+    def f(x):
+        seen.append(x)
+        if x == 2:
+            raise KeyboardInterrupt
+        time.sleep(9 if x == 5 else 0.2)
+        return threading.current_thread().name
+
+    calls = [ToolCall("f", {"x": n}) for n in range(6)]
+    began = time.monotonic()
+    said = made(f).answer(calls, 0.5, whose=["a", "b", "a", "b", "a", "c"], at_once=3)
+    assert time.monotonic() - began < 1.2
+    late = "Error: no answer within 0.5 seconds."
+    assert [a.text for a in said] == ["strop-tool", "strop-tool", "Error: KeyboardInterrupt: ", "strop-tool",
+                                      "strop-tool", late]  # fmt: skip
+    assert [x for x in seen if x in (0, 2, 4)] == [0, 2, 4] and seen.index(1) < seen.index(3)
+    assert {a.text for a in made(lambda x: threading.current_thread().name).answer(calls)} == {"MainThread"}
 
 
 def test_a_tool_may_set_an_alarm_of_its_own():

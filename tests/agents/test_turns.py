@@ -236,6 +236,24 @@ def test_failures_cost_one_completion(tokenizer):
     assert all(t.conversation.stretches[0].mask == [0] for t in group)
 
 
+@pytest.mark.parametrize("reward", [float("nan"), "much", None, [1.0, 2.0]])
+def test_a_step_whose_reward_is_no_number_costs_one_completion(tokenizer, reward):
+    class Odd(Talk):
+        made = 0
+
+        def __init__(self):
+            super().__init__(1)
+            Odd.made += 1
+            self.number = Odd.made
+
+        def step(self, text):
+            return None, reward if self.number == 1 else 1.5, True
+
+    group, _ = run(tokenizer, ["a"], n=2, environments=Environments(Odd))
+    assert [t.reason for t in group] == ["failed", "stop"] and group[1].turn_rewards == [1.5]
+    assert "step(), its reward: " in group[0].problem
+
+
 def test_what_breaks_the_contract_is_said_at_once(tokenizer):
     class Wrong(Talk):
         def step(self, text):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 
 import pytest
-from benchmarks.slow_environments import OneByOne
+from benchmarks.slow_environments import OneByOne, with_tools
 
 from strop.agents.environments import Environments
 
@@ -26,3 +26,7 @@ def test_only_side_by_side_do_environments_meet(kind, met):
     said = environments.ask([(slot, "reset", (), {}) for slot in environments.take([{}] * 3)])
     environments.close()
     assert [answer == "met" for answer in said] == [met] * 3
+
+
+def test_each_completion_calls_the_slow_tool_once():
+    assert with_tools(2, 0.02, 2, 1) > 0.02

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 import shutil
+from pathlib import Path
 
 import httpx2
 import pytest
 import torch
+from peft import LoraConfig
 from tests.support.conversations import Script, sampler_logps_of
+from tests.support.processes import run_ranks
 from tests.support.templates import KINDS, tokenizer_with
 
 from strop import GRPOTrainer
@@ -60,7 +63,7 @@ def rewarded(completions, **columns):
 
 def build(folder, verb="grpo", kind="gathered", rows=ROWS, **settings):
     tokenizer, _ = tokenizer_with(KINDS[kind])
-    model = tiny_model("llama", dtype=torch.float64, vocab_size=len(tokenizer))
+    model = tiny_model("llama", dtype=settings.pop("dtype", torch.float64), vocab_size=len(tokenizer))
     given = {"rollout_func": AgentProgram(talker, gather_seconds=10.0), "reward_funcs": rewarded}
     given |= settings.pop("trainer", {})
     options = {"max_completion_length": 60, "num_generations": 2, "max_length": None, **settings}
@@ -169,6 +172,45 @@ def test_a_resumed_run_is_the_same_run(tmp_path):
     assert part.state.global_step == 3
     for one, other in zip(whole.model.parameters(), part.model.parameters(), strict=True):
         assert torch.allclose(one, other, atol=1e-12)
+
+
+def one_step(folder, ranks):
+    """The weights before and after a step on two prompts, over one process or two; and what was logged."""
+    if ranks > 1:
+        torch.distributed.init_process_group("gloo")
+    trainer = build(
+        Path(folder) / f"of-{ranks}", rows=[{**row, "most": 40} for row in ROWS], learning_rate=0.1, max_steps=1,
+        optim="sgd", per_device_train_batch_size=4 // ranks, scale_rewards="batch",
+        **({"ddp_backend": "gloo"} if ranks > 1 else {}),
+    )  # fmt: skip
+    before = [p.detach().clone() for p in trainer.model.parameters()]
+    trainer._generator = Script(trainer.processing_class, lambda text, place: f"so {'abc'[: place % 2]}{len(text) % 3}")
+    trainer.train()
+    model = trainer.accelerator.unwrap_model(trainer.model)
+    return before, [p.detach().clone() for p in model.parameters()], trainer.state.log_history[0]
+
+
+def test_two_processes_learn_what_one_does(tmp_path):
+    """Each has a server and agents of its own."""
+    before, alone, logged = one_step(str(tmp_path), 1)
+    assert any(not torch.equal(a, b) for a, b in zip(before, alone, strict=True))
+    for _, both, other in run_ranks(one_step, 2, tmp_path / "ranks", str(tmp_path), 2):
+        assert all(torch.allclose(a, b, atol=1e-12) for a, b in zip(alone, both, strict=True))
+        names = [name for name in logged if name.startswith(("reward", "turns/")) and not name.endswith("_time")]
+        assert {name: other[name] for name in names} == pytest.approx({name: logged[name] for name in names})
+
+
+def test_an_adapter_in_half_precision_learns_from_an_agent(tmp_path):
+    adapter = LoraConfig(r=4, target_modules=["q_proj", "down_proj"], init_lora_weights=False)
+    trainer = build(tmp_path, trainer={"peft_config": adapter}, dtype=torch.float32, bf16=True, max_steps=2,
+                    learning_rate=1e-2, logging_steps=1, per_device_train_batch_size=4)  # fmt: skip
+    before = {name: p.detach().clone() for name, p in trainer.model.named_parameters()}
+    trainer.train()
+    moved = {name for name, p in trainer.model.named_parameters() if not torch.equal(p, before[name])}
+    assert moved and all("lora_" in name for name in moved)
+    for line in trainer.state.log_history[:2]:
+        assert line["turns/mean_count"] == 2.0 and line["turns/failed"] == 0.0
+        assert line["sampling/sampling_logp_difference/mean"] < 0.05
 
 
 def test_what_cannot_be_trained_so_is_refused_when_the_trainer_is_made(tmp_path, monkeypatch):

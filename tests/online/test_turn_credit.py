@@ -49,7 +49,7 @@ def add(a: int, b: int):
     return Rewarded(a + b, 0.5)
 
 
-GIVEN = ("tools", "reward_funcs", "environment_factory")
+GIVEN = ("tools", "reward_funcs", "environment_factory", "rollout_func")
 
 
 def build(tmp_path, verb, kind="gathered", say=lambda text, place: "ab"[place] * (place + 2), rows=None, **options):
@@ -59,8 +59,8 @@ def build(tmp_path, verb, kind="gathered", say=lambda text, place: "ab"[place] *
     made = make_trainer(
         verb, tmp_path, rows=rows or [{"prompt": [{"role": "user", "content": f"go {i}"}]} for i in range(2)],
         model=tiny_model("llama", dtype=torch.float64, vocab_size=len(tokenizer)), tokenizer=tokenizer, trainer=given,
-        advantage_level="turn", num_generations=2, max_length=None, max_completion_length=120, max_steps=1,
-        logging_steps=1, **{**own, **options},
+        num_generations=2, max_length=None, max_completion_length=120, max_steps=1, logging_steps=1,
+        **{"advantage_level": "turn", **own, **options},
     )  # fmt: skip
     made._generator = Script(tokenizer, say)
     return made
@@ -195,11 +195,50 @@ def test_turns_are_sampled_in_strict_order(overlap, tmp_path):
         build(tmp_path, "grpo", environment_factory=Steps, **overlap)
 
 
-def test_turn_rewards_of_another_number_are_named():
-    group = Group(Example([1], [], row=4), [[7, 8, 9]], [[0.0] * 3], ["stop"], [[1, 0, 1]])
-    group.turn_rewards = [[1.0]]
-    with pytest.raises(RewardError, match=r"completion 0 of row 4 are \[1.0\]; it has 2 turns"):
-        rewards_of_turns(group)
+@pytest.mark.parametrize(
+    "given", [[1.0], [1.0, float("nan")], [1.0, "a"], 2.0, "ab", [1.0, None], torch.ones(3), {0: 1.0, 1: 2.0}]
+)
+def test_turn_rewards_that_are_not_one_number_each_are_named(given):
+    group = Group(Example([1], [], row=4), [[7, 8, 9]] * 2, [[0.0] * 3] * 2, ["stop"] * 2, [[1, 0, 1]] * 2)
+    group.turn_rewards = [given, torch.tensor([1, 2])]
+    sums, wrong = rewards_of_turns(group)
+    assert sums.tolist() == [0.0, 3.0] and group.turn_rewards == [[0.0, 0.0], [1.0, 2.0]] and list(wrong) == [0]
+    assert wrong[0].startswith("turn_rewards of completion 0 of row 4 are ") and "it has 2 turns" in wrong[0]
+
+
+def wrong_numbers(prompts, trainer):
+    """One number for a completion of two turns, in the first of each prompt's two."""
+    ids, mask = [5, 6, 7, 8], [1, 0, 0, 1]
+    return {
+        "completion_ids": [ids] * len(prompts), "logprobs": [[-0.5] * 4] * len(prompts),
+        "env_mask": [mask] * len(prompts),
+        "turn_rewards": [[3.0] if place % 2 == 0 else [1.0, 4.0] for place in range(len(prompts))],
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("level", ["turn", "completion"])
+@pytest.mark.parametrize("verb", ["grpo", "rloo"])
+def test_a_wrong_number_of_turn_rewards_is_a_reward_that_failed(verb, level, tmp_path):
+    """By `reward_on_error`: the run stops with its name, or that completion alone is left out or penalised."""
+    given = {"reward_funcs": lambda completions, **columns: [1.0] * len(completions), "advantage_level": level}
+    found = {}
+    for on_error in ("skip", "penalize"):
+        own = {"reward_penalty": -7.0} if on_error == "penalize" else {}
+        trainer = build(tmp_path / on_error, verb, rollout_func=wrong_numbers, reward_on_error=on_error, **own, **given)
+        groups = trainer.rollout([trainer.train_dataset[0]], 2, training=True)
+        trainer.score_groups(groups, "train")
+        trainer.make_trees(groups, training=True)
+        (group,) = groups
+        found[on_error] = (group.rewards.nan_to_num(99.0).tolist(), group.turn_rewards, group.advantages.tolist())
+        metrics = trainer._metrics["train"].drain()
+        assert metrics["rewards/turns/errors_fraction"] == 0.5
+    assert found["skip"][:2] == ([99.0, 6.0], [[0.0, 0.0], [1.0, 4.0]]) and found["skip"][2] == [0.0, 0.0]
+    assert found["penalize"][:2] == ([-6.0, 6.0], [[0.0, -7.0], [1.0, 4.0]])
+    assert found["penalize"][2][0] < 0 < found["penalize"][2][1]
+    trainer = build(tmp_path / "raise", verb, rollout_func=wrong_numbers, **given)
+    groups = trainer.rollout([trainer.train_dataset[0]], 2, training=True)
+    with pytest.raises(RewardError, match=r"(?s)on_error='skip'.*completion 0 of row 0 are a list: \[3.0\]; it has 2"):
+        trainer.score_groups(groups, "train")
 
 
 @pytest.mark.parametrize(

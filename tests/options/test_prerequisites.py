@@ -31,7 +31,8 @@ ALONE = {
     ),
     **dict.fromkeys(("missing_eos_penalty", "mask_truncated_completions"), "acts where completions are cut"),
     **dict.fromkeys(
-        ("max_tool_calling_iterations", "tool_timeout", "environment_isolation", "past_turns", "advantage_level"),
+        ("max_tool_calling_iterations", "tool_timeout", "tools_at_once", "environment_isolation", "past_turns",
+         "advantage_level"),
         "needs tools or environments, which the trainer is given",
     ),
     "max_density_ratio": "needs embedding_func, which the trainer is given",

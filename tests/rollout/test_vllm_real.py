@@ -21,12 +21,15 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import httpx2
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
+from tests.support.conversations import sampler_logps_of
 from torch import nn
 from transformers import AutoModelForCausalLM, TrainerCallback
 
+from strop.agents import AgentProgram
 from strop.errors import RolloutError, SetupError
 from strop.http_client import JsonClient
 from strop.rollout import SamplingParams, warp_logps
@@ -350,6 +353,84 @@ def test_each_turn_reads_what_is_cached_of_the_turns_before(
     assert log["turns/mean_count"] == 2.0
     assert log["sampling/sampling_logp_difference/max"] < 1e-3
     assert cached_tokens(full_server.url) > before
+
+
+def asking(endpoint: Any, row: dict[str, Any]) -> dict[str, Any]:
+    """An agent: two turns, the second of which may not say "e", and a prompt that the server has no room for."""
+    head = {"Authorization": f"Bearer {endpoint.api_key}"}
+    with httpx2.Client(trust_env=False, timeout=60, headers=head) as client:
+
+        def ask(messages: list[Any], **settings: Any) -> Any:
+            return client.post(f"{endpoint.base_url}/chat/completions", json={"messages": messages, **settings}).json()
+
+        first = ask(row["prompt"], logprobs=True, max_tokens=20)["choices"][0]
+        messages = [*row["prompt"], first["message"], {"role": "user", "content": "and?"}]
+        second = ask(messages, stop=["e", "o"], max_tokens=40)["choices"][0]
+        many = ask(messages, stop=list("abcde"))["error"]["message"]
+        return {
+            "logps": [token["logprob"] for token in first["logprobs"]["content"]],
+            "said": second["message"]["content"], "end": second["finish_reason"], "many": many,
+        }  # fmt: skip
+
+
+def test_an_agent_program_over_a_server(full_server: SimpleNamespace, folder: Path, tmp_path: Path) -> None:
+    """What it is answered and what is learned are what the server sampled: ids, log-probs, stop strings."""
+    rows = [{"prompt": [{"role": "user", "content": f"go on {i}"}]} for i in range(2)]
+    trainer = make_trainer(
+        "grpo", tmp_path, rows=rows, model=AutoModelForCausalLM.from_pretrained(folder),
+        tokenizer=toy_tokenizer("chatml"), use_vllm=True, vllm_mode="server", vllm_server_base_url=full_server.url,
+        num_generations=4, per_device_train_batch_size=8, max_length=None, max_completion_length=120, max_steps=2,
+        logging_steps=1, learning_rate=0.02, beta=0.0,
+        trainer={"reward_funcs": lambda said, **columns: [float(len(text)) for text in said],
+                 "rollout_func": AgentProgram(asking, columns=["said"])},
+    )  # fmt: skip
+    groups = trainer.rollout([trainer.train_dataset[i] for i in range(2)], 4, training=True)
+    trainer.score_groups(groups, "train")
+    ends = []
+    for group in groups:
+        group.advantages = torch.ones(4)
+        trees = trainer.trees(group)
+        own = trainer.score(trainer.model, trainer.build(trees), log=False).logps.detach()
+        assert float((own - torch.tensor(sampler_logps_of(trees))).abs().max()) < 1e-3
+        for index, said in enumerate(group.extra["said"]):
+            turn = group.replies[index][-1]["content"]
+            ends.append(group.extra["end"][index])
+            stopped = next((at for at, letter in enumerate(turn) if letter in "eo"), len(turn))
+            assert said == turn[:stopped] and (ends[-1] == "stop" or stopped == len(turn))
+            assert group.sampler_logps[index][: len(group.extra["logps"][index])] == group.extra["logps"][index]
+            assert "takes 4 stop strings" in group.extra["many"][index]
+    assert "stop" in ends and len({str(ids) for group in groups for ids in group.completions}) == 8
+    trainer.train()
+    for line in [line for line in trainer.state.log_history if "loss" in line]:
+        assert line["turns/mean_count"] == 2.0 and line["turns/failed"] == line["turns/rewritten"] == 0.0
+        assert line["sampling/sampling_logp_difference/max"] < 1e-3 and line["grad_norm"] > 0
+    trainer.generator.close()
+
+
+def test_a_conversation_of_an_agent_ends_where_the_server_has_no_room(
+    full_server: SimpleNamespace, folder: Path, tmp_path: Path
+) -> None:
+    """It was started for 256 tokens, the model reads more; the run goes on."""
+    codes = []
+
+    def agent(endpoint: Any, row: dict[str, Any]) -> None:
+        head, url = {"Authorization": f"Bearer {endpoint.api_key}"}, f"{endpoint.base_url}/chat/completions"
+        for words in (10, 300):
+            asked = {"messages": [{"role": "user", "content": "go " * words}], "max_tokens": 4}
+            answer = httpx2.post(url, json=asked, headers=head, timeout=60, trust_env=False)
+            codes.append(answer.json().get("error", {}).get("code"))
+
+    trainer = make_trainer(
+        "grpo", tmp_path, rows=[{"prompt": [{"role": "user", "content": "go"}]}] * 2,
+        model=AutoModelForCausalLM.from_pretrained(folder), tokenizer=toy_tokenizer("chatml"), use_vllm=True,
+        vllm_mode="server", vllm_server_base_url=full_server.url, num_generations=2, max_length=None,
+        max_completion_length=64, trainer={"reward_funcs": lambda completions, **columns: [0.0, 1.0],
+                                           "rollout_func": AgentProgram(agent)},
+    )  # fmt: skip
+    (group,) = trainer.rollout([trainer.train_dataset[0]], 2, training=True)
+    assert group.finish_reasons == ["length", "length"]
+    assert codes.count(None) == 2 and codes.count("context_length_exceeded") == 2
+    trainer.generator.close()
 
 
 def cached_tokens(url: str) -> float:

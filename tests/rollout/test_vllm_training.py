@@ -107,8 +107,11 @@ class Twice:
 
 
 @pytest.mark.parametrize(("room", "turns"), [(300, 2), (24, 1)])
-def test_turns_go_on_from_what_was_sampled(room: int, turns: int, serve: Callable, tmp_path: Path) -> None:
+def test_turns_go_on_from_what_was_sampled(
+    room: int, turns: int, serve: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Each turn is asked for behind the very ids of the one before; where vLLM was started for less, it is the end."""
+    monkeypatch.setenv("VLLM_MAX_STOP_STRINGS", "22")
     tokenizer, _ = tokenizer_with(KINDS["gathered"])
     model = lambda: tiny_model("llama", dtype=torch.float32, vocab_size=len(tokenizer))  # noqa: E731
     stub = serve(model(), tokenizer)

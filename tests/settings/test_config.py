@@ -7,6 +7,7 @@ import torch
 
 from strop.errors import ConfigError
 from strop.methods.dpo import DPOConfig
+from strop.methods.grpo import GRPOConfig
 
 
 def test_fsdp_is_refused_where_it_would_do_nothing(monkeypatch: pytest.MonkeyPatch, tmp_path) -> None:
@@ -36,3 +37,13 @@ def test_the_nearest_name_is_looked_for_where_a_setting_was_meant(monkeypatch: p
 def test_a_batch_has_rows(name: str, tmp_path) -> None:
     with pytest.raises(ConfigError, match=f"{name}=0: must be >= 1"):
         DPOConfig(output_dir=str(tmp_path), use_cpu=True, **{name: 0})
+
+
+def test_a_vllm_server_takes_so_many_stop_strings(monkeypatch: pytest.MonkeyPatch, tmp_path) -> None:
+    monkeypatch.delenv("VLLM_MAX_STOP_STRINGS", raising=False)
+    given = {"output_dir": str(tmp_path), "use_cpu": True, "use_vllm": True, "stop": ["a", "b", "c", "d", "e"]}
+    with pytest.raises(ConfigError, match="stop: a vLLM server takes 4 texts, and 5 are given"):
+        GRPOConfig(vllm_mode="server", **given)
+    GRPOConfig(**given)  # one in this process takes any number
+    monkeypatch.setenv("VLLM_MAX_STOP_STRINGS", "5")
+    GRPOConfig(vllm_mode="server", **given)

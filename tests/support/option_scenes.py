@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import multiprocessing
 import random
 import signal
 import time
@@ -21,7 +20,6 @@ from strop.testing.cases import ONLINE, TASKS, letters_reward, method_of, rows_f
 from strop.testing.rollouts import FixedGenerator
 from strop.testing.tiny import tiny_model
 from strop.testing.tokenizers import CHATML, toy_tokenizer
-from tests.support.templates import KINDS, tokenizer_with
 
 REMOTE_CODE = """
 from transformers import LlamaConfig, LlamaForCausalLM
@@ -272,51 +270,6 @@ def embedding(input_ids: torch.Tensor, attention_mask: torch.Tensor, **kwargs: A
     """Counts of the ids, modulo 8."""
     hot = torch.nn.functional.one_hot(input_ids % 8, 8) * attention_mask[..., None]
     return hot.sum(1).float()
-
-
-class Endless:
-    """An environment that never ends by itself."""
-
-    def reset(self, **row: Any) -> str:
-        return "start"
-
-    def step(self, text: str) -> tuple[str, bool]:
-        return "go on", False
-
-
-def endless(verb: str, folder: Path) -> dict[str, Any]:
-    made = {**conversations(verb, folder), "tokenizer": toy_tokenizer("chatml")}
-    return {**made, "trainer": {"reward_funcs": length_reward, "environment_factory": Endless}}
-
-
-class Slow(Endless):
-    """Thinks for a moment."""
-
-    def step(self, text: str) -> tuple[str, bool]:
-        time.sleep(0.2)
-        return "go on", True
-
-
-class Homesick(Endless):
-    """Says whether it lives in the run's own process."""
-
-    def reset(self, **row: Any) -> str:
-        return "home" if multiprocessing.parent_process() is None else "away"
-
-
-def slow(verb: str, folder: Path) -> dict[str, Any]:
-    made = endless(verb, folder)
-    return {**made, "trainer": {**made["trainer"], "environment_factory": Slow}}
-
-
-def homesick(verb: str, folder: Path) -> dict[str, Any]:
-    made = endless(verb, folder)
-    return {**made, "trainer": {**made["trainer"], "environment_factory": Homesick}}
-
-
-def rewritten(verb: str, folder: Path) -> dict[str, Any]:
-    """A chat template that leaves out thoughts that are not the last, and opens them."""
-    return {**endless(verb, folder), "tokenizer": tokenizer_with(KINDS["opened"])[0]}
 
 
 # ---- what happens to a run ----------------------------------------------------------------------------------------

@@ -12,6 +12,7 @@ from typing import Any
 from strop.methods.xpo import OF_GIVEN_PAIRS
 from strop.settings.config import ReferenceConfig
 from tests.support import option_scenes as scenes
+from tests.support import turn_scenes
 from tests.support.flips import Flip, owner
 
 EVALUATED = {"eval_strategy": "steps", "eval_steps": 1}
@@ -136,12 +137,15 @@ TABLE: dict[str, dict[str, Flip]] = {
         "missing_eos_penalty": Flip(5.0, given=ENDING),
         "mask_truncated_completions": Flip(True, given=ENDING),
         "max_tool_calling_iterations": Flip(
-            1, "rows", {"max_completion_length": 200, "temperature": 3.0}, make=scenes.endless
+            1, "rows", {"max_completion_length": 200, "temperature": 3.0}, make=turn_scenes.endless
         ),
-        "tool_timeout": Flip(0.02, "rows", TURNS, make=scenes.slow),
-        "environment_isolation": Flip(True, "rows", TURNS, make=scenes.homesick),
-        "past_turns": Flip("sampled", "rows", TURNS, make=scenes.rewritten),
-        "advantage_level": Flip("turn", given=TURNS, make=scenes.endless),
+        "tool_timeout": Flip(0.02, "rows", TURNS, make=turn_scenes.slow),
+        "tools_at_once": Flip(
+            4, "log", TURNS | {"max_length": None}, make=turn_scenes.threaded, before=turn_scenes.calling
+        ),
+        "environment_isolation": Flip(True, "rows", TURNS, make=turn_scenes.homesick),
+        "past_turns": Flip("sampled", "rows", TURNS, make=turn_scenes.rewritten),
+        "advantage_level": Flip("turn", given=TURNS, make=turn_scenes.endless),
         "log_completions": Flip(True, "printed"),
         "log_unique_prompts": Flip(True, "printed", TABLE_SHOWN),
     },

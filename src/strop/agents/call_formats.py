@@ -112,9 +112,11 @@ def tagged_arguments(pattern: str) -> Callable[[re.Match[str], Mapping[str, Any]
 
 def typed(name: str, key: str, text: str, schemas: Mapping[str, Any]) -> Any:
     """An argument that was written bare: text where the tool's schema says so, else what JSON or Python reads."""
-    schema = schemas.get(name, {}).get("parameters", {}).get("properties", {}).get(key, {})
+    schema: Any = schemas
+    for part in (name, "parameters", "properties", key, "type"):  # whoever wrote it may have written anything
+        schema = schema.get(part) if isinstance(schema, Mapping) else None
     text = text.strip("\n")
-    if schema.get("type") == "string":
+    if schema == "string":
         return text
     for parse in (load_json, ast.literal_eval):
         try:

@@ -9,6 +9,8 @@ from __future__ import annotations
 import json
 import queue
 import secrets
+import selectors
+import socket
 import threading
 import time
 from dataclasses import dataclass, field
@@ -20,22 +22,44 @@ from strop.agents.chat_api import ChatReply, ChatRequest, Refused, completion, e
 
 MOST_BYTES = 16 * 2**20
 IDLE_SECONDS = 60.0
+WATCH_SECONDS = 0.5
+"""How often a request that waits looks whether its client is still there."""
 MODELS = {"object": "list", "data": [{"id": "policy", "object": "model", "created": 0, "owned_by": "strop"}]}
+
+
+class Gone(Exception):
+    """The client has closed its connection before it was answered."""
 
 
 @dataclass(slots=True)
 class Call:
-    """A request that waits for its answer."""
+    """A request that waits for its answer, and what became of that."""
 
     trajectory: int
     request: ChatRequest
+    wire: socket.socket
     arrived: float = field(default_factory=time.monotonic)
     answer: ChatReply | Refused | None = None
     done: threading.Event = field(default_factory=threading.Event)
+    lost: bool = False  # the client was gone when the answer was to be sent
+    settled: threading.Event = field(default_factory=threading.Event)  # `lost` is known
 
     def give(self, answer: ChatReply | Refused) -> None:
         self.answer = answer
         self.done.set()
+
+    def settle(self, *, reached: bool) -> None:
+        self.lost = not reached
+        self.settled.set()
+
+    def is_awaited(self) -> bool:
+        """Whether the client has not closed its connection; what it sends ahead stays where it is."""
+        try:
+            with selectors.DefaultSelector() as ready:
+                ready.register(self.wire, selectors.EVENT_READ)
+                return not ready.select(0) or self.wire.recv(1, socket.MSG_PEEK) != b""
+        except (OSError, ValueError):  # a connection that was reset, or is closed here already
+            return False
 
 
 class ChatServer:
@@ -68,12 +92,13 @@ class ChatServer:
         self._server.shutdown()
         self._server.server_close()
 
-    def ask(self, key: str, request: ChatRequest) -> ChatReply:
-        """Wait for the trainer's answer. Raises `Refused`."""
-        call = Call(self.trajectory_of(key), request)
+    def wait(self, call: Call, key: str) -> ChatReply:
+        """Put a call into the inbox and wait for the trainer's answer. Raises `Refused` or `Gone`."""
         self.inbox.put(call)
-        while not call.done.wait(0.5):
+        while not call.done.wait(WATCH_SECONDS):
             self.trajectory_of(key)
+            if not call.is_awaited():
+                raise Gone
         assert call.answer is not None
         if isinstance(call.answer, Refused):
             raise call.answer
@@ -99,6 +124,7 @@ class _Handler(BaseHTTPRequestHandler):
     protocol_version, timeout = "HTTP/1.1", IDLE_SECONDS
     wbufsize, disable_nagle_algorithm = -1, True
     server: _Server
+    call: Call | None = None  # what this connection asks now
 
     def do_GET(self) -> None:
         self._serve(self._get)
@@ -107,11 +133,18 @@ class _Handler(BaseHTTPRequestHandler):
         self._serve(self._post)
 
     def _serve(self, work: Any) -> None:
+        self.call, reached = None, False
         try:
-            kind, text = work()
-            self._send(200, kind, text)
-        except Refused as refused:
-            self._send(refused.status, "application/json", json.dumps(refused.body()))
+            try:
+                kind, text = work()
+                reached = self._send(200, kind, text)
+            except Refused as refused:
+                reached = self._send(refused.status, "application/json", json.dumps(refused.body()))
+            except Gone:
+                self.close_connection = True
+        finally:
+            if self.call is not None:
+                self.call.settle(reached=reached)
 
     def _get(self) -> tuple[str, str]:
         self._key()
@@ -124,8 +157,9 @@ class _Handler(BaseHTTPRequestHandler):
         key = self._key()
         if self.path.split("?")[0].rstrip("/") != "/v1/chat/completions":
             raise self._nothing_here()
-        request = read_request(parsed(body))
-        reply = self.server.owner.ask(key, request)
+        request, owner = read_request(parsed(body)), self.server.owner
+        self.call = Call(owner.trajectory_of(key), request, self.connection)
+        reply = owner.wait(self.call, key)
         if request.stream:
             return "text/event-stream", events(request, reply)
         return "application/json", json.dumps(completion(request, reply))
@@ -137,28 +171,35 @@ class _Handler(BaseHTTPRequestHandler):
         )
 
     def _key(self) -> str:
-        key = self.headers.get("Authorization", "").removeprefix("Bearer ").strip()
+        scheme, _, key = self.headers.get("Authorization", "").strip().partition(" ")
+        key = key.strip() if scheme.lower() == "bearer" else scheme
         self.server.owner.trajectory_of(key)
         return key
 
     def _body(self) -> bytes:
-        length = self.headers.get("Content-Length", "")
+        length = self.headers.get("Content-Length", "").strip()
         closes, self.close_connection = self.close_connection, True  # where the body is left unread
-        if not length.isdigit():
+        if not (length.isascii() and length.isdigit()):
             raise Refused("The request needs a Content-Length.", 411)
-        if int(length) > MOST_BYTES:
-            raise Refused(f"The body has {length} bytes; at most {MOST_BYTES} are read.", 413)
+        if len(length) > 20 or int(length) > MOST_BYTES:
+            raise Refused(f"The body has {length[:20]} bytes; at most {MOST_BYTES} are read.", 413)
         body = self.rfile.read(int(length))
         self.close_connection = closes
         return body
 
-    def _send(self, status: int, kind: str, text: str) -> None:
+    def _send(self, status: int, kind: str, text: str) -> bool:
+        """Answer; False where a call's client is gone. Raises `OSError` where it goes meanwhile."""
+        if self.call is not None and not self.call.is_awaited():
+            self.close_connection = True
+            return False
         data = text.encode()
         self.send_response(status)
         self.send_header("Content-Type", kind)
         self.send_header("Content-Length", str(len(data)))
         self.end_headers()
         self.wfile.write(data)
+        self.wfile.flush()
+        return True
 
     def log_message(self, format: str, *args: Any) -> None:
         """Requests are counted as turns, not printed."""

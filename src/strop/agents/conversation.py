@@ -8,7 +8,7 @@ turn after it begins a `Stretch` of its own, on the context as it really was.
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -73,6 +73,18 @@ class Conversation:
     def used(self) -> int:
         """Tokens of all turns and answers together."""
         return len(self.context) - len(self.prompt_ids)
+
+    def way_back(self) -> Callable[[], None]:
+        """What makes the conversation again what it is now."""
+        kept, turns, lengths = dict(vars(self)), len(self.turns), [len(stretch.ids) for stretch in self.stretches]
+
+        def back() -> None:
+            vars(self).update(kept)
+            del self.turns[turns:], self.stretches[len(lengths) :]
+            for stretch, length in zip(self.stretches, lengths, strict=True):
+                del stretch.ids[length:], stretch.mask[length:], stretch.logps[length:]
+
+        return back
 
     def branch(self) -> Conversation:
         """The same conversation, to be gone on with another way: the ids so far are its prompt."""

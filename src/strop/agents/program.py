@@ -15,6 +15,7 @@ from dataclasses import dataclass, field, replace
 from itertools import groupby
 from typing import Any
 
+from strop.agents.answers import UNSEEN, Answers
 from strop.agents.chat_api import Refused
 from strop.agents.chat_server import Call, ChatServer
 from strop.agents.conversation import Conversation, PastTurns, TurnRecord
@@ -168,6 +169,10 @@ class AgentTurns:
             raise RolloutError(f"columns={taken} of the AgentProgram are columns of the rows; choose other names.")
         batch = AgentBatch(self, generator, [prompt for prompt in prompts for _ in range(n)], sampling)
         everyone = batch.run()
+        if batch.given_up or any(t.unseen for t in everyone):
+            self.tell("unseen", "Warning: an agent's client closed the connection before the model had answered, as "
+                      "when its time limit is over (raise that: a request waits for the whole batch). What it did not "
+                      "see is not learned from.")  # fmt: skip
         failed = [t.problem for t in everyone if t.reason == "failed"]
         if len(failed) == len(everyone) and not self.has_worked:
             raise RolloutError(f"The agent failed on all {len(everyone)} completions; the first: {failed[0]}")
@@ -194,10 +199,10 @@ class Slot:
     number: int
     example: Example
     recorded: Recorded
+    answers: Answers
     work: AgentAtWork | None = None
     key: str = ""
     deadline: float = float("inf")
-    asked: int = 0  # requests that the model was asked to answer
     shown: list[Any] = field(default_factory=list)  # tools of its requests
     ended: Ended | None = None
 
@@ -208,8 +213,10 @@ class AgentBatch:
     def __init__(
         self, owner: AgentTurns, generator: Generator, examples: Sequence[Example], sampling: SamplingParams
     ) -> None:
-        self.owner, self.program, self.turns = owner, owner.program, owner.turns
+        self.owner, self.program = owner, owner.program
+        self.turns = owner.turns.within(getattr(generator, "context_tokens", None))
         self.generator, self.sampling = generator, sampling
+        self.given_up = 0  # requests that were closed before the model was asked
         self.inbox: queue.SimpleQueue[Call | Ended] = queue.SimpleQueue()
         self.slots = [self._slot(number, example) for number, example in enumerate(examples)]
         self.running: dict[int, Slot] = {}
@@ -219,7 +226,8 @@ class AgentBatch:
         kwargs = example.extras.get("chat_template_kwargs") or {}
         turns = self.turns
         recorded = Recorded(turns.template, turns.past, self.sampling.max_new_tokens, turns.positions, kwargs)
-        return Slot(number, example, recorded)
+        most = self.program.most_calls
+        return Slot(number, example, recorded, Answers(recorded, number * most, most))
 
     def run(self) -> list[Trajectory]:
         self.server = ChatServer(self.inbox)
@@ -229,6 +237,7 @@ class AgentBatch:
                 while to_start and len(self.running) < (self.program.at_once or len(self.slots)):
                     self._start(to_start.popleft())
                 self._hear(self._patience())
+                self._drop_closed()
                 self._expire()
                 if self.calls and (self._all_wait() or self._gathering_ends() <= time.monotonic()):
                     calls, self.calls = self.calls, []
@@ -285,6 +294,13 @@ class AgentBatch:
         else:
             self.calls.append(event)
 
+    def _drop_closed(self) -> None:
+        """Requests whose client is gone are not answered: it may be asking again."""
+        for call in [call for call in self.calls if not call.is_awaited()]:
+            self.calls.remove(call)
+            self.given_up += 1
+            call.give(UNSEEN)
+
     def _expire(self) -> None:
         waiting = {call.trajectory for call in self.calls}
         for slot in list(self.running.values()):
@@ -306,9 +322,8 @@ class AgentBatch:
         """Answer requests; those with the same stop strings by one call of the engine."""
         opened: list[tuple[Call, Asked, int]] = []
         for call in sorted(calls, key=lambda call: call.trajectory):
-            slot = self.running[call.trajectory]
             try:
-                opened.append((call, self._open(slot, call), slot.number * self.program.most_calls + slot.asked - 1))
+                opened.append((call, *self._open(self.running[call.trajectory], call)))
             except Refused as refused:
                 call.give(refused)
             except Exception as problem:  # templates and tokenizers are others' code: what they raise costs the request
@@ -321,11 +336,11 @@ class AgentBatch:
         for number, arrived in first.items():
             self.running[number].deadline += now - arrived
 
-    def _open(self, slot: Slot, call: Call) -> Asked:
+    def _open(self, slot: Slot, call: Call) -> tuple[Asked, int]:
         request, owner = call.request, self.owner
-        if slot.asked >= self.program.most_calls:
-            slot.recorded.is_cut = True
-            raise Refused(f"An agent may ask {self.program.most_calls} times (most_calls).", code="too_many_calls")
+        most = getattr(self.generator, "most_stop_strings", None)
+        if most is not None and len({*self.sampling.stop_strings, *request.stop}) > most:
+            raise Refused(f"stop: the run's vLLM server takes {most} stop strings, those of the run among them.")
         if request.tools:
             if owner.no_tools:
                 raise Refused(owner.no_tools)
@@ -336,42 +351,54 @@ class AgentBatch:
             if name != "seed" and value != getattr(self.sampling, name):
                 owner.tell(name, f"The agent asks for {name}={value}; the run's {getattr(self.sampling, name)} is "
                            "used, as the ratio is that of what was sampled.")  # fmt: skip
-        asked = slot.recorded.open(request)
-        slot.asked += 1
-        return asked
+        return slot.answers.open(call)
 
     def _sample(self, together: list[tuple[Call, Asked, int]], stop: tuple[str, ...]) -> None:
         stops = self.sampling.stop_token_ids or self.turns.stop_ids
         params = replace(
             self.sampling, max_new_tokens=max(asked.limit for _, asked, _ in together), stop_token_ids=stops or None,
-            stop_strings=(*self.sampling.stop_strings, *stop), prompt_numbers=tuple(number for *_, number in together),
+            stop_strings=tuple(dict.fromkeys((*self.sampling.stop_strings, *stop))),
+            prompt_numbers=tuple(number for *_, number in together),
         )  # fmt: skip
         sampled = self.generator.generate([asked.talk.context for _, asked, _ in together], 1, params)
-        for place, (call, asked, _) in enumerate(together):
+        for place, (call, asked, number) in enumerate(together):
             ids, logps = sampled.completions[place][0], sampled.sampler_logps[place][0]
             stopped = sampled.finish_reasons[place][0] == "stop"
-            recorded = self.slots[call.trajectory].recorded
+            slot = self.slots[call.trajectory]
+            if not call.is_awaited():
+                slot.answers.take_back(call, asked, number)
+                continue
             try:
-                call.give(recorded.hear(asked, ids, logps, stopped=stopped, stop_ids=stops))
+                reply = slot.recorded.hear(asked, ids, logps, stopped=stopped, stop_ids=stops)
             except Refused as refused:
                 call.give(refused)
+            except Exception as problem:  # an agent's schemas may be anything
+                why = Refused(f"What the model said cannot be read: {error_text(problem)}")
+                slot.answers.take_back(call, asked, number, why)
+            else:
+                slot.answers.give(call, asked, number, reply)
 
     # ---- what is learned from
 
     def _trajectory(self, slot: Slot) -> Trajectory:
         assert slot.ended is not None
+        slot.answers.settle()
         record, ended, example = slot.recorded.whole(), slot.ended, slot.example
         row = {"prompt": example.extras.get("prompt"), **example.extras.get("columns", {})}
         if record is None:
-            trajectory = Trajectory(row, self._silence(example), slot.shown)
+            trajectory = Trajectory(row, self._silence(example), slot.shown, unseen=slot.answers.unseen)
             trajectory.end("failed", ended.problem or "the agent asked the model for nothing")
             return trajectory
         fields = dict(ended.fields)
-        trajectory = Trajectory(row, record, slot.shown, extra=fields)
-        trajectory.turn_rewards = slot.recorded.rewards_in_order(fields.pop("turn_rewards", None) or ())
+        rewards, answers, problem = fields.pop("turn_rewards", None) or (), len(slot.recorded.heard), ended.problem
+        reason = "length" if slot.recorded.is_cut else "failed" if problem else "stop"
+        if rewards and len(rewards) != answers:
+            reason, problem = "failed", f"turn_rewards has {len(rewards)} numbers for {answers} answers of the model"
+            rewards, fields = (), {}
+        trajectory = Trajectory(row, record, slot.shown, extra=fields, unseen=slot.answers.unseen)
+        trajectory.turn_rewards = slot.recorded.rewards_in_order(rewards)
         trajectory.calls, trajectory.failures = slot.recorded.calls, slot.recorded.broken
-        reason = "length" if slot.recorded.is_cut else "failed" if ended.problem else "stop"
-        trajectory.end(reason, ended.problem)
+        trajectory.end(reason, problem)
         return trajectory
 
     def _silence(self, example: Example) -> Conversation:

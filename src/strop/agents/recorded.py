@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate
 from typing import Any
@@ -47,7 +47,7 @@ def _plain(value: Any) -> str:
     return json.dumps(value, sort_keys=True)
 
 
-@dataclass
+@dataclass(eq=False)
 class Point:
     """Where a conversation stood when the model had spoken."""
 
@@ -57,15 +57,25 @@ class Point:
     as_it_was: Conversation | None = None  # once `talk` has gone on
 
 
-@dataclass
+@dataclass(eq=False)
 class Asked:
-    """A request with the conversation that it goes on with."""
+    """A request with the conversation that it goes on with, and what became of it."""
 
     request: ChatRequest
     talk: Conversation
     limit: int  # most tokens of the answer
     keys: list[Key]
     frame: str
+    undo: Callable[[], None] | None  # the conversations as they were before it; None once the agent has its answer
+    turn: TurnRecord | None = None  # of the model, once it is answered
+    point: Point | None = None  # where the conversation stood then
+    calls: int = 0  # of tools
+    broken: int = 0  # of those, such as could not be read, and were words to the agent
+    is_cut: bool = False  # a limit of the run ended the turn
+
+
+Begun = tuple[Conversation, Callable[[], None]]
+"""A conversation at a request, and what undoes that."""
 
 
 @dataclass
@@ -87,10 +97,28 @@ class Recorded:
     kwargs: Mapping[str, Any] = field(default_factory=dict)
     talks: list[Conversation] = field(default_factory=list)
     points: list[Point] = field(default_factory=list)
-    calls: int = 0  # of tools
-    broken: int = 0  # of those, such as could not be read, and were words to the agent
-    is_cut: bool = False  # a limit of the run ended a turn, or refused one
-    heard: list[TurnRecord] = field(default_factory=list)  # turns of the model, as they were answered
+    asked: list[Asked] = field(default_factory=list)  # in their order
+    refused: bool = False  # a request, by a limit of the run
+
+    @property
+    def heard(self) -> list[TurnRecord]:
+        """The turns of the model, in the order of the requests."""
+        return [asked.turn for asked in self.asked if asked.turn is not None]
+
+    @property
+    def calls(self) -> int:
+        """Calls of tools."""
+        return sum(asked.calls for asked in self.asked)
+
+    @property
+    def broken(self) -> int:
+        """Calls that could not be read, and were words to the agent."""
+        return sum(asked.broken for asked in self.asked)
+
+    @property
+    def is_cut(self) -> bool:
+        """Whether a limit of the run ended a turn, or refused one."""
+        return self.refused or any(asked.is_cut for asked in self.asked)
 
     def open(self, request: ChatRequest) -> Asked:
         """The conversation that a request goes on with, the new messages written to it. Raises `Refused`."""
@@ -101,20 +129,29 @@ class Recorded:
         point = max(fits, key=lambda p: (len(p.said), p.as_it_was is None), default=None)
         try:
             if point is None:
-                talk = self._begin(request, keys, kwargs)
+                talk, undo = self._begin(request, keys, kwargs)
             else:
-                talk = self._go_on(point, request.messages[len(point.said) :])
+                talk, undo = self._go_on(point, request.messages[len(point.said) :])
         except Unrenderable as problem:
             raise Refused(f"The chat template refuses the conversation: {problem}.") from None
-        return Asked(request, talk, min(self._room(talk), request.max_tokens or self.budget), keys, frame)
+        asked = Asked(request, talk, min(self._room(talk), request.max_tokens or self.budget), keys, frame, undo)
+        self.asked.append(asked)
+        return asked
 
-    def _begin(self, request: ChatRequest, keys: list[Key], kwargs: Mapping[str, Any]) -> Conversation:
+    def take_back(self, asked: Asked) -> None:
+        """Forget a request, and its answer if there is one: the agent has not seen it."""
+        assert asked.undo is not None
+        asked.undo()
+        self.asked = [other for other in self.asked if other is not asked]
+        self.points = [point for point in self.points if point is not asked.point]
+
+    def _begin(self, request: ChatRequest, keys: list[Key], kwargs: Mapping[str, Any]) -> Begun:
         messages = request.messages
         text = self.template.render(messages, request.tools, opened=True, kwargs=kwargs)
         ids = self.template.prompt_ids(text)
         talk = Conversation(self.template, messages, text, ids, list(request.tools), kwargs, self.past)
         self._require(self._room(talk) > 0)
-        known = {key for point in self.points for key in point.said}
+        known = {key for point in self.points for key in point.said} | {k for asked in self.asked for k in asked.keys}
         if self.talks:
             talk.turns = [
                 TurnRecord(dict(m), 0)
@@ -127,20 +164,29 @@ class Recorded:
             or any(len(keys) >= len(p.said) and keys[: len(p.said) - 1] == p.said[:-1] for p in self.points)
         )
         self.talks.append(talk)
-        return talk
+        return talk, lambda: self._drop(talk)
 
-    def _go_on(self, point: Point, answers: Sequence[Message]) -> Conversation:
+    def _go_on(self, point: Point, answers: Sequence[Message]) -> Begun:
+        branches = point.as_it_was is not None
         talk = point.as_it_was.branch() if point.as_it_was is not None else point.talk
-        before = point.as_it_was or talk.branch()
+        before, back = point.as_it_was or talk.branch(), talk.way_back()
         known = len(talk.turns)
         self._require(talk.answer(answers, self._room(talk) - 1))
         told = [turn for turn in talk.turns[known:] if turn.message["role"] != "assistant"]
         talk.rewritten += len(told) < len(answers)  # the agent put words into the model's mouth
         talk.turns[known:] = told
-        if point.as_it_was is not None:
+        if branches:
             self.talks.append(talk)
         point.as_it_was = before
-        return talk
+
+        def undo() -> None:
+            back()
+            point.as_it_was = None
+
+        return talk, (lambda: self._drop(talk)) if branches else undo
+
+    def _drop(self, talk: Conversation) -> None:
+        self.talks = [other for other in self.talks if other is not talk]
 
     def _room(self, talk: Conversation) -> int:
         left = self.budget - sum(max(t.used, 0) for t in self.talks)
@@ -148,7 +194,7 @@ class Recorded:
 
     def _require(self, fits: bool) -> None:
         if not fits:
-            self.is_cut = True
+            self.refused = True
             raise Refused(
                 f"The run's max_completion_length of {self.budget} tokens, or the model's positions, are used up.",
                 code="context_length_exceeded",
@@ -169,12 +215,11 @@ class Recorded:
         said = talk.hear(
             ids, logps[:limit], ended=stopped and ids[-1] in stop_ids, calling=request.calling and stopped
         )  # fmt: skip
-        self.heard.append(talk.turns[-1])
-        self.is_cut |= not stopped and limit == left
-        self.calls += len(said.calls)
-        self.broken += sum(call.problem is not None for call in said.calls)
+        asked.turn, asked.is_cut = talk.turns[-1], not stopped and limit == left
+        asked.calls, asked.broken = len(said.calls), sum(call.problem is not None for call in said.calls)
         message = reply_message(said, request)
-        self.points.append(Point([*asked.keys, key_of(message)], asked.frame, talk))
+        asked.point = Point([*asked.keys, key_of(message)], asked.frame, talk)
+        self.points.append(asked.point)
         finish = "length" if not stopped else "tool_calls" if "tool_calls" in message else "stop"
         tokens = [(self.template.token_text(token), logp) for token, logp in zip(ids, logps, strict=False)]
         return ChatReply(message, finish, before, tokens)
@@ -187,10 +232,9 @@ class Recorded:
         """
         record = self.whole()
         spoken = [id(turn) for turn in record.turns if turn.message["role"] == "assistant"] if record else []
-        if len(rewards) != len(spoken):
-            return list(rewards) or [0.0] * len(spoken)  # a wrong number of them is refused where they are read
         in_order = [0.0] * len(spoken)
-        for place, reward in zip(accumulate((spoken.index(id(t)) for t in self.heard), max), rewards, strict=True):
+        places = accumulate((spoken.index(id(turn)) for turn in self.heard), max)
+        for place, reward in zip(places, rewards or in_order, strict=True):
             in_order[place] += reward
         return in_order
 

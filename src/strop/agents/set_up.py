@@ -31,6 +31,7 @@ def make_turns(
     can_fork: bool = True,
     stop_ids: Iterable[int] = (),
     positions: int | None = None,
+    at_once: int = 1,
     say: Callable[[str], None] = lambda line: None,
 ) -> Turns:
     """Turns for a run; what the chat template can do is found out here.
@@ -38,7 +39,7 @@ def make_turns(
     Args:
         tokenizer: with a chat template where there are tools.
         options: of the rows' tokenisation.
-        tools, environments, rounds, seconds, past, positions: see `Turns`.
+        tools, environments, rounds, seconds, past, positions, at_once: see `Turns`.
         can_fork: whether the method learns from trajectories of several stretches.
         stop_ids: that end a turn; those that the template ends turns with are added.
         say: told what the user should know.
@@ -50,7 +51,7 @@ def make_turns(
     encoder = Encoder(tokenizer, options)
     encoder.stops = frozenset({*encoder.stops, *stop_ids})
     template = ConversationTemplate(Chat(encoder), encoder, options.chat_template_kwargs)
-    turns = Turns(template, tools or Tools(), environments, rounds, seconds, past, positions=positions)
+    turns = Turns(template, tools or Tools(), environments, rounds, seconds, past, positions=positions, at_once=at_once)
     has_template = bool(options.template() or getattr(tokenizer, "chat_template", None))
     if turns.schemas and not has_template:
         raise ConfigError("Tools need a tokenizer with a chat template, which shows them to the model.")

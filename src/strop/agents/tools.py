@@ -6,11 +6,14 @@ import asyncio
 import inspect
 import json
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
+from itertools import chain
 from typing import Any
 
 from strop.agents.call_formats import ToolCall
+from strop.agents.side_by_side import side_by_side
 from strop.errors import ConfigError, did_you_mean
 from strop.rewards.event_loop import run_in_loop
 from strop.rewards.time_limit import TimeLimit, call_with_limit
@@ -45,8 +48,8 @@ class Rewarded:
 class Tools:
     """Python functions with type hints and docstrings, by name; sync or async.
 
-    Sync ones are called in this thread one after the other, with the state that the script has; async ones of all
-    completions are awaited together.
+    Sync ones are called in this thread one after the other, with the state that the script has, or side by side in
+    threads; async ones of all completions are awaited together.
 
     Raises:
         ConfigError: two of one name, or a function that cannot be described (no docstring or type hints).
@@ -64,18 +67,35 @@ class Tools:
         if problems:
             raise ConfigError.collect("These tools cannot be offered to the model:", problems)
 
-    def answer(self, calls: Sequence[ToolCall], seconds: float | None = None) -> list[Answer]:
-        """Answers to calls, in their order. Exceptions, and the end of the time, become words for the model."""
+    def answer(
+        self,
+        calls: Sequence[ToolCall],
+        seconds: float | None = None,
+        *,
+        whose: Sequence[Hashable] | None = None,
+        at_once: int = 1,
+    ) -> list[Answer]:
+        """Answers to calls, in their order. Exceptions, and the end of the time, become words for the model.
+
+        Args:
+            whose: the completion that each call is of; None: all are of one.
+            at_once: completions that sync tools work for at a time; 1: in this thread, where `seconds` interrupts them.
+        """
         answers: dict[int, Answer] = {}
         waiting: dict[int, Any] = {}
+        plain: dict[Hashable, list[int]] = {}
         for index, call in enumerate(calls):
             problem = problem_of(call, self.functions)
             if problem is not None:
                 answers[index] = problem
             elif is_async(self.functions[call.name]):
                 waiting[index] = self.functions[call.name]
+            elif at_once > 1:
+                plain.setdefault(None if whose is None else whose[index], []).append(index)
             else:
                 answers[index] = call_tool(self.functions[call.name], call.arguments, seconds)
+        if plain:
+            answers |= self._in_threads(calls, list(plain.values()), at_once, seconds)
         if waiting:
             work = [_awaited(function, calls[index].arguments, seconds) for index, function in waiting.items()]
             limit = None if seconds is None else seconds + 1.0
@@ -85,6 +105,15 @@ class Tools:
                 said = [no_answer(seconds)] * len(work)
             answers.update(zip(waiting, said, strict=True))
         return [answers[index] for index in range(len(calls))]
+
+    def _in_threads(
+        self, calls: Sequence[ToolCall], chains: Sequence[list[int]], at_once: int, seconds: float | None
+    ) -> dict[int, Answer]:
+        """Answers by the number of the call; `chains` are the calls of each completion."""
+        works = [[partial(_alone, self.functions[calls[i].name], calls[i].arguments) for i in own] for own in chains]
+        late = no_answer(math.inf if seconds is None else seconds)
+        said = side_by_side(works, at_once, seconds, late)
+        return dict(zip(chain.from_iterable(chains), chain.from_iterable(said), strict=True))
 
 
 def describe_tool(function: Callable[..., Any]) -> dict[str, Any]:
@@ -119,6 +148,14 @@ def call_tool(function: Callable[..., Any], arguments: Mapping[str, Any], second
     except KeyboardInterrupt:
         raise
     except BaseException as error:  # SystemExit too: a tool does not end the run
+        return Answer(error_text(error), False)
+
+
+def _alone(function: Callable[..., Any], arguments: Mapping[str, Any]) -> Answer:
+    """What a sync function says in a thread, which nothing interrupts and nobody hears."""
+    try:
+        return call_tool(function, arguments, None)
+    except BaseException as error:
         return Answer(error_text(error), False)
 
 

@@ -19,6 +19,7 @@ from strop.agents.tools import Answer, Tools, answer_of, as_text, error_text, no
 from strop.data.chat import Unrenderable
 from strop.errors import DataError, RolloutError
 from strop.records import Example, Row
+from strop.rewards.contract import read_number
 from strop.rollout.generator import Generator
 from strop.rollout.sampling import SamplingParams
 
@@ -44,6 +45,7 @@ class Trajectory:
     listed: dict[str, list[Any]] = field(default_factory=dict)  # call id -> the list that a tool gave
     turn_rewards: list[float] = field(default_factory=list)  # of each turn of the model, by what answered it
     extra: dict[str, Any] = field(default_factory=dict)  # what an agent returned, for rewards
+    unseen: int = 0  # answers of the model that did not reach the agent
 
     @property
     def environment(self) -> Any:
@@ -71,6 +73,7 @@ class Turns:
         past: what becomes of turns that the template rewrites.
         stop_ids: ids that end a turn of the model.
         positions: tokens that the model can read; None: no end.
+        at_once: completions whose plain tools run at a time; 1: in this thread, one after the other.
     """
 
     template: ConversationTemplate
@@ -81,6 +84,7 @@ class Turns:
     past: PastTurns = "template"
     stop_ids: tuple[int, ...] = ()
     positions: int | None = None
+    at_once: int = 1
 
     @property
     def schemas(self) -> list[Any]:
@@ -91,18 +95,22 @@ class Turns:
         self, generator: Generator, prompts: Sequence[Example], n: int, sampling: SamplingParams
     ) -> list[list[Trajectory]]:
         """Sample `n` trajectories for each prompt, of at most `sampling.max_new_tokens` tokens, answers among them."""
-        context = getattr(generator, "context_tokens", None)  # vLLM may have been started for less than the model reads
-        if context is not None and (self.positions is None or context < self.positions):
-            return replace(self, positions=context).run(generator, prompts, n, sampling)
-        everyone = self.begin([prompt for prompt in prompts for _ in range(n)])
-        turn = 0
+        turns = self.within(getattr(generator, "context_tokens", None))
+        everyone = turns.begin([prompt for prompt in prompts for _ in range(n)])
+        number = 0
         while active := [t for t in everyone if not t.done]:
-            self.reply(self.speak(generator, active, turn, sampling), sampling.max_new_tokens)
-            turn += 1
+            turns.reply(turns.speak(generator, active, number, sampling), sampling.max_new_tokens)
+            number += 1
         for trajectory in everyone:
             if not any(stretch.ids for stretch in trajectory.conversation.stretches):  # it failed before it began
                 trajectory.conversation.stretches[-1].write([self.stop_ids[0] if self.stop_ids else 0])
         return [everyone[start : start + n] for start in range(0, len(everyone), n)]
+
+    def within(self, context: int | None) -> Turns:
+        """The same for an engine that was started for `context` tokens, as vLLM for fewer than the model reads."""
+        if context is None or (self.positions is not None and self.positions <= context):
+            return self
+        return replace(self, positions=context)
 
     # ---- the beginning
 
@@ -253,7 +261,9 @@ class Turns:
             work = [(flat[i][0].slot, flat[i][1].name, (), flat[i][1].arguments) for i in methods]
             for index, result in zip(methods, self.environments.ask(work), strict=True):  # type: ignore[arg-type]
                 answers[index] = self._method_answer(flat[index][0], result)
-        answers.update(zip(functions, self.tools.answer([flat[i][1] for i in functions], self.seconds), strict=True))
+        plain, whose = [flat[i][1] for i in functions], [id(flat[i][0]) for i in functions]
+        said = self.tools.answer(plain, self.seconds, whose=whose, at_once=self.at_once)
+        answers.update(zip(functions, said, strict=True))
         messages: dict[int, list[Message]] = {id(t): [] for t, _ in calling}
         for index, (trajectory, call, name) in enumerate(flat):
             answer = answers[index]
@@ -295,7 +305,11 @@ class Turns:
             if reward:
                 assert trajectory.kind is not None
                 trajectory.kind.rewards_steps = True
-                trajectory.turn_rewards[-1] = float(reward[0])
+                number, problem = read_number(reward[0])
+                if number is None:
+                    trajectory.end("failed", f"step(), its reward: {problem or 'None is no number'}")
+                    continue
+                trajectory.turn_rewards[-1] = number
             if done:
                 trajectory.end("stop")
             else:

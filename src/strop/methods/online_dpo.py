@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated
 
 import torch
@@ -11,7 +12,8 @@ from strop.losses import dpo_loss, mean_of
 from strop.methods.own_pairs import OnlinePairConfig, OnlinePairTrainer, objective_metrics
 from strop.methods.pairs import pair_metrics
 from strop.online.groups import Group
-from strop.records import Batch, Example, LossOutput, Sampled, Scores, StepContext, Term
+from strop.online.one_context import OneContext, comparable
+from strop.records import Batch, Example, LossOutput, Mean, Sampled, Scores, StepContext, Term
 from strop.settings.schema import Range, config
 
 
@@ -35,7 +37,19 @@ class OnlineDPOTrainer(OnlinePairTrainer):
 
     config_class = OnlineDPOConfig
 
+    def after_init(self) -> None:
+        super().after_init()
+        self.one_context = OneContext("OnlineDPO")
+
+    def rollout(self, prompts: Sequence[Example], n: int, training: bool) -> list[Group]:
+        groups = super().rollout(prompts, n, training)
+        self.one_context.check(groups)
+        return groups
+
     def make_trees(self, groups: list[Group], training: bool) -> list[Example]:
+        if apart := sum(len(group.completions) - len(comparable(group)) for group in groups):
+            count = Mean(float(apart), float(sum(len(group.completions) for group in groups)))
+            self._metrics["train" if training else "eval"].add({"pairs/apart_ratio": count})
         trees = []
         for index, group in enumerate(groups):
             pair = best_and_worst(group)
@@ -68,9 +82,9 @@ class OnlineDPOTrainer(OnlinePairTrainer):
 
 
 def best_and_worst(group: Group) -> tuple[int, int] | None:
-    """Indices of the best and the worst rewarded completion; None for a tie or for identical completions."""
+    """Indices of the best and the worst rewarded completion on the prompt; None for a tie or identical ones."""
     assert group.rewards is not None
-    known = [i for i in range(len(group.completions)) if not group.rewards[i].isnan()]
+    known = [i for i in comparable(group) if not group.rewards[i].isnan()]
     if len(known) < 2:
         return None
     best, worst = max(known, key=lambda i: float(group.rewards[i])), min(known, key=lambda i: float(group.rewards[i]))  # type: ignore[index]

@@ -71,6 +71,12 @@ class OnlinePairTrainer(OnlineTrainer):
             high=0.5,
             advice="High: completions hardly differ. Raise the temperature or num_generations, or use a finer reward.",
         ),
+        Entry(
+            "pairs/apart_ratio", REWARD,
+            "Share of completions that lie on a context of their own, and were compared with none.", "share",
+            "completion", high=0.1,
+            advice="Let rollout_func, or reset() of the environment, give all completions of a prompt one context.",
+        ),
         Entry("objective/scores_margin", REWARD, "Higher score minus lower score of a pair.", "reward", "pair"),
         Entry(
             "objective/model_scores", REWARD, "Score of the policy's completions.", "reward", "completion",

@@ -10,7 +10,7 @@ import torch
 from strop.agents.environments import EnvironmentReward, Environments
 from strop.errors import ConfigError
 from strop.online.groups import Group, add, replies
-from strop.online.turn_credit import rewards_of_turns
+from strop.online.turn_credit import NOTE, rewards_of_turns
 from strop.records import Extreme, Mean
 from strop.rewards import JudgeReward, RewardSet
 
@@ -128,8 +128,34 @@ def reward_groups(
         stop = start + len(group.completions)
         group.reward_names, group.values, group.rewards = table.names, values[start:stop], totals[start:stop]
         group.notes = {name: column[start:stop] for name, column in table.extras.items()}
-        if (sums := rewards_of_turns(group)) is not None:
-            group.rewards = group.rewards + sums
-            add(metrics, "rewards/turns/mean", float(sums.sum()), float(len(sums)))
         start = stop
+    add_turns(groups, rewards, metrics)
     return metrics
+
+
+def add_turns(groups: Sequence[Group], rewards: RewardSet, metrics: dict[str, Mean | Extreme]) -> None:
+    """Add what turns were rewarded with to the rewards of their completions. One that has not one finite number for
+    each turn is treated as one whose reward failed: it is left out, or its last turn has the penalty.
+
+    Raises:
+        RewardError: there is one, and failures are to stop the run.
+    """
+    problems: list[tuple[str, str]] = []
+    for group in groups:
+        sums, wrong = rewards_of_turns(group)
+        if sums is None:
+            continue
+        assert group.rewards is not None and group.values is not None and group.turn_rewards is not None
+        add(metrics, "rewards/turns/mean", float(sums.sum()), float(len(sums) - len(wrong)))
+        problems += [(NOTE, text) for text in wrong.values()]
+        for index in wrong:
+            if rewards.on_error == "penalize":
+                group.turn_rewards[index][-1:] = [rewards.penalty]
+                sums[index] = rewards.penalty
+            else:
+                group.values[index], sums[index] = float("nan"), float("nan")
+        group.rewards = group.rewards + sums
+    rewards.tell(problems)
+    if problems:
+        count = float(sum(len(group.completions) for group in groups))
+        add(metrics, "rewards/turns/errors_fraction", float(len(problems)), count)

@@ -185,6 +185,8 @@ def turn_metrics(everyone: Sequence[Trajectory]) -> dict[str, Mean]:
         "turns/rewritten": sum(t.conversation.rewritten for t in everyone),
         "turns/failed": sum(t.reason == "failed" for t in everyone),
     }
+    if unseen := sum(t.unseen for t in everyone):
+        per_completion["turns/unseen"] = unseen
     for name, total in per_completion.items():
         add(metrics, name, float(total), count)  # type: ignore[arg-type]
     respelled = sum(t.conversation.respelled for t in everyone)

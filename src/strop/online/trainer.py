@@ -156,8 +156,8 @@ class OnlineTrainer(BaseTrainer):
         if own is not None:
             return make_agent_turns(own, self.processing_class, self.rows.options, **given)
         check_prompts_are_conversations(self.train_dataset, tools, self._environments)
-        rounds, seconds = self.args.max_tool_calling_iterations, self.args.tool_timeout
-        return make_turns(self.processing_class, self.rows.options, rounds=rounds, seconds=seconds, **given)
+        limits = {"rounds": self.args.max_tool_calling_iterations, "seconds": self.args.tool_timeout}
+        return make_turns(self.processing_class, self.rows.options, at_once=self.args.tools_at_once, **limits, **given)
 
     def reward(self) -> Any:
         """What completions are rewarded by: as it was given."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import replace
 from itertools import groupby
 from typing import Any
@@ -10,10 +9,10 @@ from typing import Any
 import torch
 
 from strop.engine.step import token_field
-from strop.errors import RewardError
 from strop.online.groups import Group
 from strop.online.pieces import trajectory_of
 from strop.records import Batch, Sampled
+from strop.rewards.contract import describe, read_number
 
 NOTE = "turn_rewards"
 """What a reward function calls its rewards of single turns: `log_extra("turn_rewards", lists)`."""
@@ -28,18 +27,18 @@ def turn_lengths(group: Group, index: int) -> list[int]:
     return [len(list(run)) for wrote, run in groupby(mask) if wrote]
 
 
-def rewards_of_turns(group: Group) -> torch.Tensor | None:
+def rewards_of_turns(group: Group) -> tuple[torch.Tensor | None, dict[int, str]]:
     """Write into a group what its environment or tools, and a reward function's notes, say of each turn; their sums,
-    (G,) float64. None where nothing is said.
-
-    Raises:
-        RewardError: not one finite number for each turn.
+    (G,) float64, None where nothing is said. And what is wrong with those of a completion that are not one finite
+    number for each turn: its turns have 0.
     """
     said = [values for values in (group.turn_rewards, group.notes.get(NOTE)) if values is not None]
     if not said:
-        return None
-    group.turn_rewards = [_added(group, index, [values[index] for values in said]) for index in range(len(said[0]))]
-    return torch.tensor([sum(rewards) for rewards in group.turn_rewards], dtype=torch.float64)
+        return None, {}
+    added = [_added(group, index, [values[index] for values in said]) for index in range(len(said[0]))]
+    group.turn_rewards = [total for total, _ in added]
+    sums = torch.tensor([sum(rewards) for rewards in group.turn_rewards], dtype=torch.float64)
+    return sums, {index: problem for index, (_, problem) in enumerate(added) if problem}
 
 
 def unrewarded(group: Group) -> list[list[float]]:
@@ -47,18 +46,21 @@ def unrewarded(group: Group) -> list[list[float]]:
     return [[0.0] * len(turn_lengths(group, index)) for index in range(len(group.completions))]
 
 
-def _added(group: Group, index: int, said: list[Any]) -> list[float]:
-    total = [0.0] * (turns := len(turn_lengths(group, index)))
+def _added(group: Group, index: int, said: list[Any]) -> tuple[list[float], str]:
+    nothing = [0.0] * (turns := len(turn_lengths(group, index)))
+    total = nothing
     for values in said:
         if values is None or group.finish_reasons[index] == "failed":
             continue
-        if len(values) != turns or not all(math.isfinite(value) for value in values):
-            raise RewardError(
-                f"turn_rewards of completion {index} of row {group.example.row} are {list(values)}; it has {turns} "
+        values = values.tolist() if hasattr(values, "tolist") else values
+        numbers = [read_number(value)[0] for value in values] if isinstance(values, list | tuple) else [None]
+        if len(numbers) != turns or None in numbers:
+            return nothing, (
+                f"turn_rewards of completion {index} of row {group.example.row} are {describe(values)}; it has {turns} "
                 "turns of the model: give one finite number for each."
             )
-        total = [before + float(value) for before, value in zip(total, values, strict=True)]
-    return total
+        total = [before + number for before, number in zip(total, numbers, strict=True)]  # type: ignore[operator]
+    return total, ""
 
 
 def with_turns(known: Sampled, group: Group) -> Sampled:

@@ -198,6 +198,7 @@ _TOKEN_ENTRIES = (
     Entry("turns/forked", TOOLS, "Completions of several contexts.", "share", "completion"),
     Entry("turns/rewritten", TOOLS, "Times the past was not as it was sampled.", "times", "completion"),
     Entry("turns/failed", TOOLS, "Completions that an environment or agent lost.", "share", "completion", high=0.1),
+    Entry("turns/unseen", TOOLS, "Answers that an agent did not wait for.", "answers", "completion", high=0.1),
     Entry("turns/respelled", TOOLS, "Turns that the template would spell otherwise.", "share", "turn"),
 )
 

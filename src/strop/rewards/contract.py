@@ -122,7 +122,7 @@ def read_values(returned: Any, n_rows: int) -> Outcome:
         return _refused(f"it returned {len(returned)} values where {wanted}, was expected")
     outcome = Outcome(values=[None] * n_rows)
     for row, value in enumerate(returned):
-        number, wrong = _read_value(value)
+        number, wrong = read_number(value)
         outcome.values[row] = number
         if wrong:
             outcome.failed[row] = Failure("value", wrong)
@@ -157,7 +157,8 @@ def _refused(text: str) -> Outcome:
     return Outcome(failure=Failure("value", text))
 
 
-def _read_value(value: Any) -> tuple[float | None, str]:
+def read_number(value: Any) -> tuple[float | None, str]:
+    """A reward as a finite float, or None and what is wrong with it; None that was given has nothing wrong with it."""
     if value is None:
         return None, ""
     if hasattr(value, "item") and not isinstance(value, (int, float)):

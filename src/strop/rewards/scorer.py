@@ -255,10 +255,8 @@ class RewardSet:
             table.counts[call.name] = self._count(call, outcome, failed, n_rows)
             problems += [(call.name, text) for text in _explain(call.name, outcome, failed, request)]
             _collect_pushed(table, call.name, outcome)
-        if problems and self.on_error == "raise":
-            raise RewardError.collect(_title(len(problems)), [text for _, text in problems])
         table.failures = [text for _, text in problems[:_FAILURES_KEPT]]
-        self._warn(problems)
+        self.tell(problems)
         return table
 
     def _count(self, call: RewardCall, outcome: Outcome, failed: Mapping[int, Failure], n_rows: int) -> RewardCounts:
@@ -274,10 +272,16 @@ class RewardSet:
             restarts=call.take_restarts(),
         )
 
-    def _warn(self, problems: Sequence[tuple[str, str]]) -> None:
-        """Show the first contained failures of each reward; the metrics count them all."""
+    def tell(self, problems: Sequence[tuple[str, str]]) -> None:
+        """Failures, (reward, what happened) each: the first ones of a reward are shown; the metrics count them all.
+
+        Raises:
+            RewardError: there are some, and `on_error` is "raise".
+        """
+        if problems and self.on_error == "raise":
+            raise RewardError.collect(_title(len(problems)), [text for _, text in problems])
         for name, text in problems:
-            self._warned[name] += 1
+            self._warned[name] = self._warned.get(name, 0) + 1
             if self._warned[name] <= _WARNINGS_PER_REWARD:
                 last = " (further failures of this reward are counted, not shown)"
                 _logger.warning("%s%s", text, last if self._warned[name] == _WARNINGS_PER_REWARD else "")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from typing import Any
 
 import numpy as np
@@ -29,6 +30,13 @@ def check_sampling(sampling: SamplingParams) -> None:
             f"vLLM applies min-p before top-p, strop and transformers after: with top_p={sampling.top_p} and "
             f"min_p={sampling.min_p} the sampled distribution would not be the trained one. Use one of the two."
         )
+
+
+def most_stop_strings() -> int:
+    """How many stop strings a vLLM server takes in a request: its VLLM_MAX_STOP_STRINGS, which is to be set for the run
+    as for the server."""
+    given = os.environ.get("VLLM_MAX_STOP_STRINGS", "")
+    return int(given) if given.isdecimal() else 4
 
 
 def prompt_seed(seed: int, index: int) -> int:

@@ -30,7 +30,7 @@ from strop.rollout.generator import Mixture, check_prompts
 from strop.rollout.rollout_mode import sampling_mode
 from strop.rollout.sampling import SamplingParams
 from strop.rollout.stopping import default_stop_ids
-from strop.rollout.vllm_answers import check_sampling, checked, prompt_seed, request
+from strop.rollout.vllm_answers import check_sampling, checked, most_stop_strings, prompt_seed, request
 from strop.rollout.vllm_colocated import VllmInProcess
 from strop.rollout.vllm_server import VllmServer
 from strop.rollout.vllm_servers import VllmServers
@@ -128,6 +128,11 @@ class VllmGenerator:
     def context_tokens(self) -> int | None:
         """Most tokens of prompt and completion that vLLM was started for; None: it did not say."""
         return self.backend.context_tokens
+
+    @property
+    def most_stop_strings(self) -> int | None:
+        """How many stop strings a request may have; None: any number."""
+        return None if isinstance(self.backend, VllmInProcess) else most_stop_strings()
 
     def generate(
         self, prompts: list[list[int]], n: int, sampling: SamplingParams, *, mixture: Mixture | None = None

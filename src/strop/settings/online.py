@@ -187,6 +187,9 @@ class OnlineConfig(ReferenceConfig):
     bound but max_completion_length."""
     tool_timeout: Annotated[float, Range(min=0, open_min=True)] | None = 60.0
     """Seconds that a tool, or a call of an environment, may take. None: no limit."""
+    tools_at_once: Annotated[int, Range(min=1)] = 1
+    """Completions whose plain tools run at a time, each in a thread, which the tools must bear; those of one completion
+    keep their order. 1: all in the script's own thread, one after the other."""
     environment_isolation: bool = False
     """A process for each environment, which can be killed when it hangs; a thread can only be left behind."""
     past_turns: Literal["template", "sampled"] = "template"
@@ -223,6 +226,14 @@ class OnlineConfig(ReferenceConfig):
             problems.append(f"use_vllm=True and engine={self.engine!r} exclude each other; remove one.")
         if self.vllm_server_base_url == []:
             problems.append("vllm_server_base_url=[]: name a server, or leave it out for vllm_server_host.")
+        if self.stop and self.engine == "vllm" and self.vllm_mode == "server":
+            from strop.rollout.vllm_answers import most_stop_strings
+
+            if len(self.stop) > (most := most_stop_strings()):
+                problems.append(
+                    f"stop: a vLLM server takes {most} texts, and {len(self.stop)} are given. Take fewer, or "
+                    "stop_token_ids; or give server and run a higher VLLM_MAX_STOP_STRINGS."
+                )
         return problems
 
     def vllm_settings(self) -> dict[str, Any]:
