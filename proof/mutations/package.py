@@ -12,7 +12,7 @@ MUTATIONS = (
         edits=(
             Edit(
                 "methods/registry.py",
-                '    Method("prm", "PRM", "train a model that judges every step of a solution", rows="stepwise"),\n',
+                '    Method("cpo", "CPO", "preference pairs without a reference (CPO, SimPO, AlphaPO)", rows="preference"),\n',
                 "",
             ),
         ),

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from strop.cli.flags import Flag, all_values, helped, separate
+from strop.disk import write_text
 from strop.errors import ConfigError
 
 FLAGS = (
@@ -37,10 +38,10 @@ def recommendation(file: str, values: dict[str, Any]) -> str:
     from strop.plan.recommend import recommend
 
     rows = load_rows(file, split=values["split"])
-    kind = detect(rows).kind
-    gpu = gigabytes(values["gpu"])
-    found = recommend(kind, names(values["have"]), gpu_gb=gpu)
-    lines = [f"{file}: {kind} rows", ""]
+    detected, gpu = detect(rows), gigabytes(values["gpu"])
+    form = detected.forms.most_common(1)[0][0]
+    found = recommend(detected.kind, names(values["have"]), gpu_gb=gpu, form=form)
+    lines = [f"{file}: {detected.kind} rows", ""]
     lines += wrapped(f"Take {found.first.verb}. {found.first.reason}")
     if found.runner_up:
         lines += wrapped(f"Next best: {found.runner_up.verb}. {found.runner_up.reason}")
@@ -72,7 +73,7 @@ def write_new(path: Path, text: str) -> None:
     """Write a file that is not there yet."""
     if path.exists():
         raise ConfigError(f"--write {path}: there is such a file already; name another one, or remove it.")
-    path.write_text(text, encoding="utf-8")
+    write_text(path, text)
 
 
 def names(value: Any) -> list[str]:

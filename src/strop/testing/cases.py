@@ -72,15 +72,18 @@ ROWS: dict[DatasetKind, Callable[[random.Random], dict[str, Any]]] = {
     DatasetKind.STEPWISE: _steps,
     DatasetKind.PROMPT_ONLY: _prompt,
 }
-CASES = (*(method.verb for method in METHODS), "xpo-online")
-"""The fifteen verbs, and XPO with a reward: without one it learns from pairs."""
+REWARDED = {f"{method.verb}-online": method for method in METHODS if method.unrewarded_rows}
+"""Methods that learn without a reward too: the case that has one."""
+CASES = (*(method.verb for method in METHODS), *REWARDED)
+"""The fifteen verbs, and `xpo-online`: XPO with a reward, without which it learns from pairs."""
 
 
 def rows_for(verb: str, count: int = 12, seed: int = 0) -> list[dict[str, Any]]:
     """`count` rows that the method of `verb` (one of `CASES`) accepts."""
     rng = random.Random(f"{verb} {seed}")
-    kind = DatasetKind.PREFERENCE if verb == "xpo" else DatasetKind(method_of(verb).kind)
-    return [ROWS[kind](rng) for _ in range(count)]
+    method = method_of(verb)
+    kind = method.kind if verb in REWARDED else method.unrewarded_rows or method.kind
+    return [ROWS[DatasetKind(kind)](rng) for _ in range(count)]
 
 
 def settings(verb: str, folder: Path | str, **overrides: Any) -> Any:
@@ -108,12 +111,13 @@ def settings(verb: str, folder: Path | str, **overrides: Any) -> Any:
 
 def samples(verb: str) -> bool:
     """Whether the method of a case samples completions."""
-    return verb != "xpo" and issubclass(method_of(verb).trainer(), OnlineTrainer)
+    method = method_of(verb)
+    return (verb in REWARDED or not method.unrewarded_rows) and issubclass(method.trainer(), OnlineTrainer)
 
 
 def method_of(verb: str) -> Method:
     """The registry's row of a case."""
-    return BY_VERB[verb.removesuffix("-online")]
+    return REWARDED.get(verb) or BY_VERB[verb]
 
 
 ONLINE = tuple(case for case in CASES if samples(case))

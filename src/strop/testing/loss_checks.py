@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import math
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 
 from strop.records import Example, Want
 from strop.testing.cases import largest_difference
-from strop.testing.oracles import FORMULAS
+from strop.testing.oracles import FORMULAS, TOKENS
 from strop.testing.scene import scene_of
 from strop.testing.subject import NotApplicable, Subject, examples_of
 
@@ -19,28 +18,6 @@ if TYPE_CHECKING:
     from strop.engine.trainer import BaseTrainer
 
 TOLERANCE = 1e-9
-LN2 = math.log(2)
-TOKENS = 288  # ids of the toy tokenizers, which is the vocabulary of the tiny models
-
-CONSTANTS: dict[str, tuple[str, dict[str, Any], dict[str, float]]] = {
-    "sft": ("even", {}, {"loss": math.log(TOKENS), "entropy": math.log(TOKENS)}),
-    "reward": ("even", {}, {"loss": LN2, "margin": 0.0}),
-    "prm": ("even", {}, {"loss": LN2}),
-    "orpo": ("even", {"beta": 0.3}, {"loss": math.log(TOKENS) + 0.3 * LN2, "log_odds_chosen": 0.0}),
-    "cpo": ("even", {"loss_type": "simpo", "beta": 2.0, "simpo_gamma": 0.5}, {"loss": math.log(1 + math.exp(0.5))}),
-    "dpo": ("", {}, {"loss": LN2, "rewards/margins": 0.0, "rewards/chosen": 0.0}),
-    "kto": ("", {}, {"loss": 0.5, "kl": 0.0, "rewards/chosen": 0.0}),
-    "bco": ("", {}, {"loss": LN2, "rewards/chosen": 0.0}),
-    "xpo": ("", {}, {"loss": 1.0, "rewards/margins": 0.0}),
-    "ppo": ("", {}, {"objective/kl": 0.0, "val/ratio": 1.0, "policy/approxkl_avg": 0.0, "policy/clipfrac_avg": 0.0}),
-    "grpo": ("", {"beta": 0.1}, {"kl": 0.0, "clip_ratio/region_mean": 0.0}),
-    "rloo": ("", {"beta": 0.1}, {"kl": 0.0, "clip_ratio/region_mean": 0.0}),
-    "online-dpo": ("", {}, {"loss": LN2, "objective/kl": 0.0}),
-    "nash-md": ("", {}, {"objective/kl": 0.0}),
-    "xpo-online": ("", {}, {"loss/dpo": LN2, "objective/kl": 0.0}),
-    "gkd": ("student", {}, {"loss": 0.0, "jsd": 0.0}),
-}
-"""Case -> (how the models start, settings, metrics of the first step). "even": an output layer of zeros."""
 
 
 def loss_equals_the_formula(subject: Subject) -> None:
@@ -69,14 +46,14 @@ def loss_equals_the_formula(subject: Subject) -> None:
 
 def constants_at_step_zero(subject: Subject) -> None:
     """Metrics of the first step whose value follows from the start alone (DPO's loss is ln 2, every KL is 0)."""
-    if not subject.registered or subject.like not in CONSTANTS:
+    if not subject.registered or subject.like not in FORMULAS:
         raise NotApplicable("no constants are known for its loss")
-    start, settings, expected = CONSTANTS[subject.like]
+    start = FORMULAS[subject.like].start
     extra = {}
-    if start == "student":
+    if start.models == "student":
         extra["teacher_model"] = copy.deepcopy(subject.trainer().policy)
-    trainer = subject.trainer(extra=extra, **settings)
-    if start == "even":
+    trainer = subject.trainer(extra=extra, **start.settings)
+    if start.models == "even":
         head = trainer.policy.get_output_embeddings() if hasattr(trainer.policy, "lm_head") else trainer.policy.score
         with torch.no_grad():
             for parameter in head.parameters():
@@ -84,7 +61,7 @@ def constants_at_step_zero(subject: Subject) -> None:
     trainer.state.logging_steps = 1
     trainer.training_step(trainer.model, trainer.make_work(trainer.prepare_step(examples_of(trainer))))
     found = trainer._metrics["train"].drain()
-    for name, value in expected.items():
+    for name, value in start.metrics.items():
         assert name in found, f"{name} is not logged"
         assert abs(found[name] - value) < 1e-6, f"{name} is {found[name]:.9g} at step 0 instead of {value:.9g}"
 

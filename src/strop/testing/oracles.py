@@ -8,17 +8,28 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid, softplus
 
+from strop.metric import LN2
 from strop.records import Example
 from strop.testing.scene import Scene, logits, logps, states, values
 
 Oracle = Callable[[Scene], Tensor]
+TOKENS = 288  # ids of the toy tokenizers, which is the vocabulary of the tiny models
+
+
+@dataclass(frozen=True)
+class Start:
+    """What follows from the start alone: metrics of the first step, the settings they are so under, the models."""
+
+    metrics: Mapping[str, float]
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    models: str = ""  # "even": the output layer is zeros; "student": the teacher is a copy of the student
 
 
 @dataclass(frozen=True)
@@ -28,23 +39,24 @@ class Formula:
     loss: Oracle
     settings: Mapping[str, Any]  # under which the two are compared: none at a neutral value
     uses: int  # how often trees are used before the comparison
+    start: Start
 
 
 FORMULAS: dict[str, Formula] = {}
 """Case -> its formula."""
 
 
-def formula_of(case: str, *, uses: int = 1, **settings: Any) -> Callable[[Oracle], Oracle]:
-    """Decorator: the function is the formula of a case."""
+def formula_of(case: str, start: Start, *, uses: int = 1, **settings: Any) -> Callable[[Oracle], Oracle]:
+    """Decorator: the function is the formula of a case, whose first step starts so."""
 
     def note(loss: Oracle) -> Oracle:
-        FORMULAS[case] = Formula(loss, settings, uses)
+        FORMULAS[case] = Formula(loss, settings, uses, start)
         return loss
 
     return note
 
 
-@formula_of("sft")
+@formula_of("sft", Start({"loss": math.log(TOKENS), "entropy": math.log(TOKENS)}, models="even"))
 def sft(scene: Scene) -> Tensor:
     scored = []
     for tree in scene.trees:
@@ -54,7 +66,7 @@ def sft(scene: Scene) -> Tensor:
     return -torch.stack(scored).mean()
 
 
-@formula_of("reward")
+@formula_of("reward", Start({"loss": LN2, "margin": 0.0}, models="even"))
 def reward(scene: Scene) -> Tensor:
     losses = []
     for tree in scene.trees:
@@ -71,13 +83,13 @@ def ratio(scene: Scene, tree: Example, index: int, temperature: float = 1.0) -> 
     return logps(scene.policy, prompt, ids, temperature).sum() - scene.ref_logps(prompt, ids, temperature).sum()
 
 
-@formula_of("dpo", beta=0.3)
+@formula_of("dpo", Start({"loss": LN2, "rewards/margins": 0.0, "rewards/chosen": 0.0}), beta=0.3)
 def dpo(scene: Scene) -> Tensor:
     gaps = [ratio(scene, tree, 0) - ratio(scene, tree, 1) for tree in scene.trees]
     return softplus(-scene.args.beta * torch.stack(gaps)).mean()
 
 
-@formula_of("xpo", beta=0.3)
+@formula_of("xpo", Start({"loss": 1.0, "rewards/margins": 0.0}), beta=0.3)
 def xpo(scene: Scene) -> Tensor:
     gaps = [ratio(scene, tree, 0) - ratio(scene, tree, 1) for tree in scene.trees]
     return torch.exp(-scene.args.beta * torch.stack(gaps)).mean()
@@ -87,7 +99,7 @@ def signs(scene: Scene) -> Tensor:
     return torch.tensor([1.0 if tree.extras["label"] else -1.0 for tree in scene.trees], dtype=torch.float64)
 
 
-@formula_of("kto", beta=0.3)
+@formula_of("kto", Start({"loss": 0.5, "kl": 0.0, "rewards/chosen": 0.0}), beta=0.3)
 def kto(scene: Scene) -> Tensor:
     own = torch.stack([ratio(scene, tree, 0) for tree in scene.trees])
     other = torch.stack([ratio(scene, tree, 1) for tree in scene.trees if len(tree.completions) > 1]).detach()
@@ -95,7 +107,7 @@ def kto(scene: Scene) -> Tensor:
     return (1 - torch.sigmoid(signs(scene) * scene.args.beta * (own - point))).mean()
 
 
-@formula_of("bco", beta=0.3)
+@formula_of("bco", Start({"loss": LN2, "rewards/chosen": 0.0}), beta=0.3)
 def bco(scene: Scene) -> Tensor:
     rewards = scene.args.beta * torch.stack([ratio(scene, tree, 0) for tree in scene.trees])
     labels = signs(scene)
@@ -103,7 +115,11 @@ def bco(scene: Scene) -> Tensor:
     return -logsigmoid(labels * (rewards - shift)).mean()
 
 
-@formula_of("orpo", beta=0.3)
+@formula_of(
+    "orpo",
+    Start({"loss": math.log(TOKENS) + 0.3 * LN2, "log_odds_chosen": 0.0}, {"beta": 0.3}, models="even"),
+    beta=0.3,
+)
 def orpo(scene: Scene) -> Tensor:
     nll, odds = [], []
     for tree in scene.trees:
@@ -114,7 +130,10 @@ def orpo(scene: Scene) -> Tensor:
     return torch.cat(nll).mean() + scene.args.beta * softplus(-torch.stack(odds)).mean()
 
 
-@formula_of("cpo", beta=0.3)
+SIMPO = {"loss_type": "simpo", "beta": 2.0, "simpo_gamma": 0.5}
+
+
+@formula_of("cpo", Start({"loss": math.log(1 + math.exp(0.5))}, SIMPO, models="even"), beta=0.3)
 def cpo(scene: Scene) -> Tensor:
     chosen = [logps(scene.policy, tree.prompt_ids, tree.completions[0]) for tree in scene.trees]
     rejected = [logps(scene.policy, tree.prompt_ids, tree.completions[1]) for tree in scene.trees]
@@ -122,7 +141,7 @@ def cpo(scene: Scene) -> Tensor:
     return softplus(-scene.args.beta * gaps).mean() - torch.cat(chosen).mean()
 
 
-@formula_of("prm")
+@formula_of("prm", Start({"loss": LN2}, models="even"))
 def prm(scene: Scene) -> Tensor:
     losses = []
     for tree in scene.trees:
@@ -136,7 +155,10 @@ def completions(scene: Scene) -> list[tuple[Example, int]]:
     return [(tree, i) for tree in scene.trees for i in range(len(tree.completions))]
 
 
-@formula_of("grpo", uses=2, num_generations=3, temperature=0.8, num_iterations=2)
+UNMOVED = Start({"kl": 0.0, "clip_ratio/region_mean": 0.0}, {"beta": 0.1})
+
+
+@formula_of("grpo", UNMOVED, uses=2, num_generations=3, temperature=0.8, num_iterations=2)
 def grpo(scene: Scene) -> Tensor:
     """DAPO's token mean over the step, ratios to the policy that sampled."""
     total, count, temperature = torch.zeros((), dtype=torch.float64), 0, scene.args.temperature
@@ -153,7 +175,7 @@ def grpo(scene: Scene) -> Tensor:
     return total / count
 
 
-@formula_of("rloo", uses=2, num_generations=3, temperature=0.8, num_iterations=2, beta=0.2)
+@formula_of("rloo", UNMOVED, uses=2, num_generations=3, temperature=0.8, num_iterations=2, beta=0.2)
 def rloo(scene: Scene) -> Tensor:
     losses, temperature = [], scene.args.temperature
     for tree in scene.trees:
@@ -171,7 +193,14 @@ def rloo(scene: Scene) -> Tensor:
     return torch.stack(losses).mean()
 
 
-@formula_of("ppo", beta=0.3, temperature=0.8, lam=0.9, gamma=0.95)
+@formula_of(
+    "ppo",
+    Start({"objective/kl": 0.0, "val/ratio": 1.0, "policy/approxkl_avg": 0.0, "policy/clipfrac_avg": 0.0}),
+    beta=0.3,
+    temperature=0.8,
+    lam=0.9,
+    gamma=0.95,
+)
 def ppo(scene: Scene) -> Tensor:
     args, temperature = scene.args, scene.args.temperature
     old, old_values, advantages, returns = [], [], [], []
@@ -200,7 +229,7 @@ def ppo(scene: Scene) -> Tensor:
     return policy.mean() + args.vf_coef * critic.mean()
 
 
-@formula_of("online-dpo", beta=0.3, temperature=0.8)
+@formula_of("online-dpo", Start({"loss": LN2, "objective/kl": 0.0}), beta=0.3, temperature=0.8)
 def online_dpo(scene: Scene) -> Tensor:
     gaps = []
     for tree in scene.trees:
@@ -210,7 +239,7 @@ def online_dpo(scene: Scene) -> Tensor:
     return softplus(-scene.args.beta * torch.stack(gaps)).mean()
 
 
-@formula_of("nash-md", beta=0.3, temperature=0.8)
+@formula_of("nash-md", Start({"objective/kl": 0.0}), beta=0.3, temperature=0.8)
 def nash_md(scene: Scene) -> Tensor:
     """Reward to go: every token is pushed by the preference less the KL from there on."""
     losses, temperature = [], scene.args.temperature
@@ -224,7 +253,7 @@ def nash_md(scene: Scene) -> Tensor:
     return torch.stack(losses).mean()
 
 
-@formula_of("xpo-online", beta=0.3, temperature=0.8, alpha=0.01)
+@formula_of("xpo-online", Start({"loss/dpo": LN2, "objective/kl": 0.0}), beta=0.3, temperature=0.8, alpha=0.01)
 def xpo_online(scene: Scene) -> Tensor:
     losses, temperature = [], scene.args.temperature
     for tree in scene.trees:
@@ -235,7 +264,7 @@ def xpo_online(scene: Scene) -> Tensor:
     return torch.stack(losses).mean()
 
 
-@formula_of("gkd", beta=0.3, temperature=0.8)
+@formula_of("gkd", Start({"loss": 0.0, "jsd": 0.0}, models="student"), beta=0.3, temperature=0.8)
 def gkd(scene: Scene) -> Tensor:
     beta, found = scene.args.beta, []
     for tree in scene.trees:
