@@ -82,6 +82,7 @@ DPO = (
         "iterative-rpo", "dpo", "Iterative reasoning preference optimisation", "2404.19733",
         {"loss_type": ["sigmoid", "sft"], "loss_weights": [1.0, 1.0], "beta": 0.1, "learning_rate": 7e-7}, 16,
         "One iteration of four. The paper divides the likelihood by each answer's length, strop by the step's tokens.",
+        where="the experiments on GSM8K",
     ),
     Recipe(
         "rpo", "dpo", "Provably mitigating overoptimisation (RPO)", "2405.16436",
