@@ -173,6 +173,25 @@ def test_runs_are_compared_and_hidden(opened: Any, files: dict[str, Path]) -> No
     assert page.locator(".head:visible").count() == 1
 
 
+def test_text_from_right_to_left_begins_on_the_right(opened: Any, tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "run", steps=1)
+    row = {"step": 0, "prompt": "hi", "completion": "\u05e9\u05dc\u05d5\u05dd (hi)\nand left to right", "reward": 1.0}
+    (folder / "samples.jsonl").write_text(json.dumps(row) + "\n")
+    page = opened(write_report(folder))
+    page.wait_for_selector(".completion pre")
+    gaps = page.evaluate("""() => {
+        const pre = document.querySelector(".completion pre"), range = document.createRange();
+        const box = pre.getBoundingClientRect();
+        return [[0, 9], [10, 27]].map(([from, to]) => {
+            range.setStart(pre.firstChild, from); range.setEnd(pre.firstChild, to);
+            const line = range.getBoundingClientRect();
+            return [line.left - box.left, box.right - line.right];
+        });
+    }""")
+    (left, right), (other_left, other_right) = gaps
+    assert right < 2 < left and other_left < 2 < other_right
+
+
 def test_a_phone_shows_everything_in_its_width(browser: Any, files: dict[str, Path]) -> None:
     context = browser.new_context(viewport={"width": 360, "height": 700}, is_mobile=True, has_touch=True)
     page = context.new_page()

@@ -112,6 +112,28 @@ def test_one_run_shows_everything_it_has(tmp_path: Path) -> None:
     assert data["charts"][0]["keys"] == ["loss", "eval_loss"]
 
 
+@pytest.mark.parametrize(
+    ("said", "facts", "total"),
+    [
+        ("Finished, step 30 of 30, 1 min 15 s", {"steps": 30}, True),
+        ("Stopped, step 30 of 40, 1 min 15 s", {"steps": 40}, True),
+        (
+            "Failed, step 30 of 40: RuntimeError: a cable was pulled",
+            {"failed": "RuntimeError: a cable was pulled"},
+            False,
+        ),
+        ("Running, step 30 of 40", {}, False),
+    ],
+)
+def test_the_head_says_how_the_run_ended(said: str, facts: dict[str, Any], total: bool, tmp_path: Path) -> None:
+    folder = a_run(tmp_path / "run")
+    lines = (folder / "metrics.jsonl").read_text().splitlines()
+    (folder / "metrics.jsonl").write_text("\n".join(lines if total else lines[:-1]) + "\n")
+    (folder / "run.json").write_text(json.dumps({"steps": 40} | facts))
+    text, _ = check(write_report(folder))
+    assert said in text
+
+
 def test_the_page_is_self_contained(tmp_path: Path) -> None:
     path = write_report(a_run(tmp_path / "run"))
     _, checker = check(path)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from strop.report import write_report
 from strop.report.serve import Server
 
 
@@ -38,6 +39,15 @@ def test_samples_are_paged_and_not_in_the_page(server: Server) -> None:
     status, text = get(server, "/samples?runs=0&order=best&bars=19,0")
     found = json.loads(text)
     assert status == 200 and [group[0]["step"] for group in found["groups"]] == [30, 29, 1, 0]
+
+
+def test_a_long_sample_is_whole_on_the_server_and_cut_in_a_file(server: Server, tmp_path: Path) -> None:
+    with (tmp_path / "samples.jsonl").open("a") as file:
+        file.write(json.dumps({"step": 99, "prompt": "p", "completion": "long " * 16_000}) + "\n")
+    server.shelf.read()
+    found = json.loads(get(server, "/samples?runs=0&step=99")[1])
+    assert found["groups"][0][0]["completion"] == "long " * 16_000
+    assert len(write_report(tmp_path).read_text()) < 200_000
 
 
 def test_what_a_run_writes_is_news_once(server: Server, tmp_path: Path) -> None:

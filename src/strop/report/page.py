@@ -32,8 +32,9 @@ class Book:
     samples: list[list[dict[str, Any]]] = field(default_factory=list)  # run by run
 
 
-def read_book(folders: Sequence[str | Path]) -> Book:
+def read_book(folders: Sequence[str | Path], longest: int = samples.LONGEST) -> Book:
     """The runs in some folders, and in their direct subfolders; runs of the same name get their paths as names.
+    Texts of samples are cut to `longest` characters.
 
     Raises `SetupError` where a folder does not exist or holds no run.
     """
@@ -44,7 +45,7 @@ def read_book(folders: Sequence[str | Path]) -> Book:
         run.name = clean(str(run.folder)) if names.count(run.name) > 1 else run.name
     title = clean(" · ".join(place.resolve().name for place in places))
     summary = read_summary(places[0]) if len(places) == 1 else {}
-    rows = [[samples.shown(row, number) for row in run.samples] for number, run in enumerate(runs)]
+    rows = [[samples.shown(row, number, longest) for row in run.samples] for number, run in enumerate(runs)]
     return Book(str(summary.get("title") or title), runs, summary, rows)
 
 

@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from strop.plain_text import bounded
-from strop.report.plain import is_number, mapping
+from strop.report.plain import MOST_CHARACTERS, is_number, mapping
 
 MOST_SAMPLES = 600
 MOST_BYTES = 1_500_000
-LONGEST = 8_000
-"""Most samples of a run in one page, their bytes as JSON, and the characters of one text."""
+LONGEST, LONGEST_SERVED = 8_000, MOST_CHARACTERS
+"""Most samples of a run in one page, their bytes as JSON, and the characters of one text: in a file, from a server."""
 MOST_HELD, A_SAMPLE = 1 << 27, 512
 """Bytes of samples that are held of a run, and what one of them takes beside its text."""
 BINS = 20
@@ -53,7 +53,7 @@ def readable(text: Any) -> str:
     return text if isinstance(text, str) else json.dumps(text, ensure_ascii=False)
 
 
-def shown(row: Mapping[str, Any], run: int) -> dict[str, Any]:
+def shown(row: Mapping[str, Any], run: int, longest: int = LONGEST) -> dict[str, Any]:
     """A sample as the page takes it; `run` is the place of its run. Its rewards are its total and those by name."""
     rewards = {name: value for name, value in mapping(row.get("rewards")).items() if is_number(value)}
     if is_number(row.get("reward")):
@@ -63,8 +63,8 @@ def shown(row: Mapping[str, Any], run: int) -> dict[str, Any]:
         for k, v in row.items()
         if k not in ("step", "prompt", "completion", "rewards", "reward", "columns", "notes")
     }
-    notes = {name: bounded(readable(v), LONGEST) for name, v in {**others, **mapping(row.get("notes"))}.items()}
-    texts = {name: bounded(readable(row.get(name, "")), LONGEST) for name in ("prompt", "completion")}
+    notes = {name: bounded(readable(v), longest) for name, v in {**others, **mapping(row.get("notes"))}.items()}
+    texts = {name: bounded(readable(row.get(name, "")), longest) for name in ("prompt", "completion")}
     return {"run": run, "step": row.get("step", 0), **texts, "rewards": rewards, "notes": notes}
 
 

@@ -72,12 +72,15 @@ def head(run: Run, series: Series) -> str:
 
 
 def state_of(run: Run) -> tuple[str, str]:
-    """ "ended", "running" or "silent", and a sentence: which step of how many, and since when nothing was written."""
+    """ "ended", "failed", "running" or "silent", and a sentence: which step of how many, and what else is known."""
     total = run.facts.get("steps")
     steps = f"step {run.last_step:,}" + (f" of {total:,}" if is_number(total) and total >= run.last_step else "")
     if run.ended:
         seconds = run.totals().get("train_runtime", 0.0)
-        return "ended", f"Finished, {steps}, {duration(seconds)} of training"
+        early = is_number(total) and total > run.last_step
+        return "ended", f"{'Stopped' if early else 'Finished'}, {steps}, {duration(seconds)} of training"
+    if failed := run.facts.get("failed"):
+        return "failed", f"Failed, {steps}: {_text(failed)}"
     quiet = max(time.time() - changed(run.folder) / 1e9, 0.0)
     if quiet < SILENT_AFTER:
         return "running", f"Running, {steps}"

@@ -15,7 +15,7 @@ from strop.errors import SetupError, StropError
 from strop.plain_text import visible
 from strop.report.page import Book, payload, read_book, render
 from strop.report.run import FILES, changed
-from strop.report.samples import Query, find
+from strop.report.samples import LONGEST_SERVED, Query, find
 
 HOST = "127.0.0.1"
 REST = 5.0
@@ -33,7 +33,7 @@ class Shelf:
 
     def read(self) -> Book:
         begin, version = time.monotonic(), self.stamp()
-        self.book = read_book(self.folders)
+        self.book = read_book(self.folders, LONGEST_SERVED)
         self.version = version  # of before: what is written meanwhile is news
         self.next = time.monotonic() + REST * (time.monotonic() - begin)
         return self.book

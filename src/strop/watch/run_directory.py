@@ -21,11 +21,14 @@ from transformers import TrainerCallback
 
 from strop.data import DataReport
 from strop.disk import refusals_named, write_text, written_beside
+from strop.errors import SetupError
 from strop.metric import Entry
-from strop.plain_text import masked
+from strop.plain_text import bounded, first_line, masked
 from strop.settings.config import TrainerConfig
 
 PACKAGES = ("strop", "torch", "transformers", "accelerate", "datasets", "peft", "tokenizers", "bitsandbytes", "vllm")
+LONGEST_REASON = 500
+"""Characters of what is kept of an error."""
 _DUMPER = getattr(yaml, "CSafeDumper", yaml.SafeDumper)  # in C where it was built: in Python, a tiny run's tenth
 
 logger = logging.getLogger(__name__)
@@ -135,6 +138,16 @@ class RunDirectory(TrainerCallback):
             "metrics": [dataclasses.asdict(entry) for entry in self.glossary],
         }
         write_text(self.folder / "run.json", json.dumps(masked(facts), indent=1))
+
+    def note_failure(self, step: int, error: BaseException) -> None:
+        """Leave in run.json why the run ended before its end; a run that is gone on with writes it anew."""
+        path = self.folder / "run.json"
+        if self.args.process_index or not path.is_file():
+            return
+        with contextlib.suppress(OSError, ValueError, SetupError):  # the error itself is what a person must see
+            said = bounded(f"{type(error).__name__}: {first_line(error)}", LONGEST_REASON)
+            facts = json.loads(path.read_text(encoding="utf-8")) | {"failed": said, "failed_at": step}
+            write_text(path, json.dumps(masked(facts), indent=1))
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
         if state.is_world_process_zero and logs:
