@@ -2,13 +2,25 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
 from strop.errors import SetupError
+
+FULL = (errno.ENOSPC, errno.EDQUOT)
+
+
+def room_at(folder: Path) -> tuple[Path, int]:
+    """The folder, or the nearest above it that is there, and the bytes that are free in it."""
+    folder = folder.absolute()
+    while not folder.exists():
+        folder = folder.parent
+    return folder, shutil.disk_usage(folder).free
 
 
 @contextmanager
@@ -43,7 +55,8 @@ def refusals_named(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
+        room = "Free disk space, or choose" if error.errno in FULL else "Choose"
         raise SetupError(
-            f"{path} cannot be written: {error.strerror or error}. Free disk space, or choose another folder; what "
-            "was there before is as it was."
+            f"{path} cannot be written: {error.strerror or error}. {room} another folder; what was there before is as "
+            "it was."
         ) from error

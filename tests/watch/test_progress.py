@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import io
+import json
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from rich.cells import cell_len
 from rich.console import Console
+from transformers import TrainerCallback
+from transformers.trainer_callback import TrainerControl
 
 from strop.methods.registry import BY_VERB
+from strop.testing.cases import make_trainer
 from strop.watch.progress import LiveView, NotebookView, ProgressDisplay, clock
 
 ARGS: Any = SimpleNamespace(method="online_dpo", disable_tqdm=False, headline=())
@@ -75,7 +80,7 @@ def test_a_run_in_a_terminal_and_elsewhere() -> None:
     display = ProgressDisplay(console)
     display.on_train_begin(ARGS, state(0), None)
     assert display.view is not None
-    display.on_step_end(ARGS, state(1), None)
+    display.on_step_end(ARGS, state(1), TrainerControl())
     display.on_log(ARGS, state(1), None, logs=LOGS)
     display.on_log(ARGS, state(1), None, logs={"loss": 0.6931})
     assert display.view.step == 1 and display.view.logs == LOGS, "what this line does not say was said before"
@@ -90,6 +95,41 @@ def test_a_run_in_a_terminal_and_elsewhere() -> None:
     assert display.view is None and text.startswith("online_dpo     1/12000  loss 0.6931  rewards/margins 0.1234")
     display.on_log(ARGS, state(0, total=0), None, logs={"eval_loss": 0.7})
     assert plain.file.getvalue().endswith("online_dpo before training  eval_loss 0.7\n")  # type: ignore[attr-defined]
+
+
+def test_between_steps_it_says_what_is_being_done() -> None:
+    console = terminal(80)
+    display = ProgressDisplay(console)
+    said: list[str] = []
+
+    def then(event: str, **control: bool) -> None:
+        getattr(display, event)(ARGS, state(12000), TrainerControl(**control))
+        assert display.view is not None
+        said.append(display.view.times().split(", ")[1])
+
+    then("on_train_begin")
+    then("on_step_begin")
+    at_the_end = {"should_evaluate": True, "should_save": True, "should_training_stop": True}
+    for event in ("on_step_end", "on_evaluate", "on_save"):
+        then(event, **at_the_end)
+    assert said == ["preparing", "- left", "evaluating", "saving", "ending"]
+
+
+class Fails(TrainerCallback):
+    def on_step_end(self, *args: Any, **kwargs: Any) -> None:
+        raise RuntimeError("a cable was pulled")
+
+
+def test_a_run_that_fails_gives_the_terminal_back_and_notes_why(tmp_path: Path) -> None:
+    console = terminal(80)
+    watching = [ProgressDisplay(console), Fails()]
+    trainer = make_trainer("sft", tmp_path, disable_tqdm=False, trainer={"callbacks": watching})
+    with pytest.raises(RuntimeError, match="a cable"):
+        trainer.train()
+    written = console.file.getvalue()  # type: ignore[attr-defined]
+    assert written.rindex("\x1b[?25h") > written.rindex("\x1b[?25l"), "the cursor is shown again"
+    noted = json.loads((tmp_path / "run.json").read_text())
+    assert noted["failed"] == "RuntimeError: a cable was pulled" and noted["failed_at"] == 1
 
 
 @pytest.mark.parametrize(
@@ -110,7 +150,7 @@ def test_a_notebook_has_one_output_that_is_written_anew(monkeypatch: pytest.Monk
     display = ProgressDisplay(console)
     display.on_train_begin(ARGS, state(0), None)
     display.on_log(ARGS, state(1), None, logs={"loss": 0.5, "<b>": 1.0})
-    display.on_step_end(ARGS, state(1), None)
+    display.on_step_end(ARGS, state(1), TrainerControl())
     display.on_train_end(ARGS, state(1), None)
     assert len(shown) == 3 and "0/12000" in shown[0] and "1/12000" in shown[1]
     assert "loss 0.5" in shown[2] and "&lt;b&gt; 1" in shown[2] and "<progress" in shown[2]

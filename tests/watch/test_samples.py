@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import io
 import json
+import sys
 
 import pytest
 from rich.console import Console
 
 from strop.testing.cases import letters_reward, make_trainer
+from strop.watch.progress import LiveView
 from strop.watch.samples import show_samples
 
 
@@ -54,3 +57,19 @@ def test_text_of_a_model_does_nothing_in_the_terminal(capsys):
     show_samples(rows, 1, console=console)
     out = capsys.readouterr().out
     assert "\x1b" not in out and "\x07" not in out and "[/red]" in out
+
+
+def test_a_table_beside_the_live_view_takes_its_place_and_does_not_write_across_it(monkeypatch):
+    written = io.StringIO()
+    monkeypatch.setattr(written, "isatty", lambda: True, raising=False)
+    monkeypatch.setattr(sys, "stdout", written)
+    monkeypatch.setenv("TERM", "xterm")
+    view = LiveView("grpo", 10, 0, Console(force_terminal=True, width=80, color_system=None, legacy_windows=False))
+    view.live.auto_refresh = False
+    view.start()
+    view.live.refresh()
+    before = len(written.getvalue())
+    show_samples([{"prompt": "p", "completion": "c", "reward": 1.0}], 1)
+    view.stop()
+    after = written.getvalue()[before:]
+    assert "\x1b[2K" in after[: after.index("prompt")], "the view is wiped away before the table is printed"

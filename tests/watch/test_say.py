@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from strop.cli.train import print_comparison
+from strop.cli.ending import print_comparison
 from strop.testing.cases import make_trainer
 from strop.watch.say import in_width
 
@@ -58,6 +58,13 @@ def test_a_terminal_gets_lines_broken_between_words(monkeypatch: pytest.MonkeyPa
 
 def test_a_long_name_in_the_comparison_is_whole(capsys: pytest.CaptureFixture[str]) -> None:
     name = f"rewards/{'letters_' * 9}reward/mean"
-    print_comparison({f"eval_{name}": 0.5}, {f"eval_{name}": 0.75})
+    print_comparison({f"eval_{name}": 0.5}, {f"eval_{name}": 0.75}, [name])
     said = capsys.readouterr().out
     assert "…" not in said and "0.75" in said and max(map(len, said.splitlines())) <= 80
+
+
+def test_the_comparison_has_what_a_run_is_judged_by_and_counts_the_rest(capsys: pytest.CaptureFixture[str]) -> None:
+    before = {f"eval_m{n}": float(n) for n in range(26)} | {"eval_loss": 2.0, "eval_runtime": 1.0}
+    print_comparison(before, before | {"eval_loss": 1.25}, ["loss", "kl", *(f"m{n}" for n in range(20, 26))])
+    said = capsys.readouterr().out
+    assert said.count("│ m2") == 5 and "1.25" in said and "runtime" not in said and "21 more" in said

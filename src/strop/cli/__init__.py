@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import atexit
+import gc
 import importlib
 import logging
 import os
@@ -41,6 +43,7 @@ def usage() -> str:
 
 def main(argv: list[str] | None = None) -> int:
     """Entry point; returns the exit status: 0 done, 1 stopped by a user or a failure in the run, 2 wrong input."""
+    atexit.register(gc.freeze)  # what ends with the process need not be looked through before
     try:
         status = answer(argv)
         sys.stdout.flush()

@@ -6,11 +6,11 @@ import importlib.metadata
 import importlib.util
 import os
 import platform
-import shutil
 import textwrap
 from collections.abc import Iterator
 from pathlib import Path
 
+from strop.disk import room_at
 from strop.methods.registry import BY_VERB
 
 HELP = """usage: strop doctor                       what this machine has for a training, and what is amiss
@@ -104,9 +104,7 @@ def disk(problems: list[str]) -> Iterator[str]:
     """Free bytes where runs and models go; what is little is noted among the problems."""
     models = Path(os.environ.get("HF_HOME", Path.home() / ".cache" / "huggingface"))
     for name, folder in (("here", Path.cwd()), ("models", models)):
-        while not folder.exists():
-            folder = folder.parent
-        free = shutil.disk_usage(folder).free
+        folder, free = room_at(folder)
         if free < LITTLE_DISK:
             problems.append(f"{free / GB:.1f} GB are free in {folder}: a checkpoint of a 1B model takes 12.")
         yield f"{name}: {free / GB:.0f} GB free in {folder}"

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from strop.cli.flags import Flag, all_values, helped, separate
+from strop.disk import refusals_named
 from strop.errors import ConfigError
 
 FLAGS = (
@@ -25,8 +26,12 @@ def run(argv: list[str]) -> int:
     if len(sources) != 1 or not values["to"]:
         raise ConfigError("Write: strop export MODEL --to FOLDER, one model and a folder for it.")
     target = Path(values["to"])
-    if target.exists() and any(target.iterdir()):
-        raise ConfigError(f"--to {target}: the folder is not empty; name a new one, so that nothing is mixed up.")
+    if target.exists() and not target.is_dir():
+        raise ConfigError(f"--to {target}: this is a file; name a folder.")
+    with refusals_named(target):
+        if target.exists() and any(target.iterdir()):
+            raise ConfigError(f"--to {target}: the folder is not empty; name a new one, so that nothing is mixed up.")
+        target.mkdir(parents=True, exist_ok=True)
     export(sources[0], target, values)
     return 0
 
@@ -49,11 +54,12 @@ def export(source: str, target: Path, values: dict[str, Any]) -> None:
     model, tokenizer = merged(source, dtype=dtype or None), load_tokenizer(source)
     size = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
     print(f"{source}: {size / 1e9:.2f} GB in {str(next(model.parameters()).dtype).removeprefix('torch.')}", flush=True)
-    model.save_pretrained(target, max_shard_size=values["max_shard_size"])
-    tokenizer.save_pretrained(target)
-    print(f"model   {target}")
-    if values["gguf"]:
-        write_for_llama_cpp(model, tokenizer, target, values["gguf"])
+    with refusals_named(target):
+        model.save_pretrained(target, max_shard_size=values["max_shard_size"])
+        tokenizer.save_pretrained(target)
+        print(f"model   {target}")
+        if values["gguf"]:
+            write_for_llama_cpp(model, tokenizer, target, values["gguf"])
     print(f"try it  strop chat --model {target}")
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import enum
 import re
+import shutil
 import textwrap
 import types
 import typing
@@ -20,6 +21,8 @@ import yaml
 
 from strop.errors import ConfigError, did_you_mean
 
+WIDEST = 100
+"""Columns of a help page."""
 COMMA_LIST = re.compile(r"[\w.:/+-]+(,[\w.:/+-]+)+")
 """A list as people write it: `q_proj,v_proj`."""
 
@@ -187,9 +190,10 @@ def _plain_types(hint: Any) -> set[Any]:
     return {origin or hint}
 
 
-def help_page(title: str, groups: Mapping[str, Sequence[Flag]], width: int = 100) -> str:
-    """Flags by group, with defaults and allowed values."""
-    lines = [title, ""]
+def help_page(title: str, groups: Mapping[str, Sequence[Flag]]) -> str:
+    """Flags by group, with defaults and allowed values, as wide as the terminal and no wider than is read easily."""
+    width = min(shutil.get_terminal_size().columns, WIDEST)
+    lines = [part for line in title.splitlines() for part in textwrap.wrap(line, width) or [""]] + [""]
     for group, flags in groups.items():
         lines.append(f"{group}:")
         for flag in flags:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from strop.cli.flags import Flag, all_values, helped
+from strop.disk import write_text
 from strop.errors import ConfigError
 from strop.plain_text import visible
 
@@ -54,9 +55,7 @@ def run(argv: list[str]) -> int:
         for completion, reason in zip(completions, reasons, strict=True)
     ]
     if values["output"]:
-        Path(values["output"]).write_text(
-            "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8"
-        )
+        write_text(Path(values["output"]), "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
         print(f"{len(rows)} completions in {values['output']}")
         return 0
     for row in rows:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from strop.cli.flags import Flag, all_values, helped
+from strop.disk import write_text
 from strop.errors import ConfigError, DataError
 
 TITLE = """strop rescore RUN --reward_funcs R [R ...]: score a run's completions anew
@@ -45,8 +46,7 @@ def run(argv: list[str]) -> int:
     rows = list(read_samples(folder / "samples.jsonl"))
     rescored = score(rows, values["reward_funcs"], values["reward_weights"])
     output = Path(values["output"] or folder / "rescored.jsonl")
-    with output.open("w", encoding="utf-8") as file:
-        file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rescored)
+    write_text(output, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rescored))
     names = [*rescored[0]["rescored"], "total"]
     print(f"{'reward':<24} {'n':>6} {'mean':>9} {'logged':>9} {'correlation':>12} {'same order':>11}")
     for name in names:

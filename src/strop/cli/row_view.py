@@ -77,24 +77,16 @@ def as_text(rows: Any, kind: str) -> list[Shown]:
 def _texts(rows: Any, kind: str) -> Iterator[Shown]:
     from strop.data import DatasetKind, TokenizeOptions
     from strop.data.cases import read_cases
+    from strop.report.samples import readable
 
     for number, row in enumerate(rows):
         for case in read_cases(row, DatasetKind(kind), TokenizeOptions()):
             if case.left_out is None:
                 names = {1: ["completion"], 2: ["chosen", "rejected"]}.get(len(case.completions), [])
                 names += [f"step {i}" for i in range(1, len(case.completions) + 1)] if not names else []
-                prompt = {"prompt": [(_text(case.prompt), False)]} if case.prompt else {}
-                completions = {name: [(_text(c), True)] for name, c in zip(names, case.completions, strict=True)}
+                prompt = {"prompt": [(readable(case.prompt), False)]} if case.prompt else {}
+                completions = {name: [(readable(c), True)] for name, c in zip(names, case.completions, strict=True)}
                 yield Shown(number, prompt | completions)
-
-
-def _text(value: Any) -> str:
-    """Text, or a conversation with a line for each message."""
-    if isinstance(value, str):
-        return value
-    if isinstance(value, list) and all(isinstance(part, dict) for part in value):
-        return "\n".join(f"{part.get('role')}: {part.get('content')}" for part in value)
-    return str(value)
 
 
 def show(rows: list[Shown]) -> None:

@@ -10,14 +10,12 @@ import sys
 import tempfile
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from strop.cli.ending import train_and_save
 from strop.cli.flags import Flag, help_page, parse
 from strop.errors import ConfigError, SetupError, did_you_mean
 from strop.methods.registry import BY_VERB, Method
-
-if TYPE_CHECKING:
-    from strop.engine.trainer import BaseTrainer
 
 RUN_FLAGS = (
     Flag("model", str, help="Model to train: hub id, folder, GGUF file, or adapter folder. Required."),
@@ -277,47 +275,3 @@ def quantization(four_bit: bool) -> Any:
             load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=compute
         )
     return BitsAndBytesConfig(load_in_8bit=True)
-
-
-def train_and_save(trainer: BaseTrainer, own: dict[str, Any]) -> int:
-    """Evaluate, train, evaluate again, save, write the report."""
-    from strop.report import write_report
-
-    first = trainer.is_world_process_zero()
-    for report in trainer.reports.values():
-        trainer.say(report.render())
-    before = trainer.evaluate() if own["eval_dataset"] and not own["resume"] else None
-    trainer.train(resume_from_checkpoint=own["resume"] or None)
-    after = (last_evaluation(trainer) or trainer.evaluate()) if own["eval_dataset"] else None
-    trainer.save_model()
-    if not first:
-        return 0
-    page = write_report(trainer.args.output_dir)
-    if own["quiet"]:
-        print(trainer.args.output_dir)
-        return 0
-    if before and after:
-        print_comparison(before, after)
-    print(f"model   {trainer.args.output_dir}\nreport  {page}")
-    print(f"try it  strop chat --model {trainer.args.output_dir}" if own["model"] else "", file=sys.stdout)
-    return 0
-
-
-def last_evaluation(trainer: BaseTrainer) -> dict[str, float]:
-    """What training evaluated at its last step; empty if it did not, or loaded other weights since."""
-    if trainer.args.load_best_model_at_end:
-        return {}
-    end = [line for line in trainer.state.log_history if line.get("step") == trainer.state.global_step]
-    return {name: value for line in end for name, value in line.items() if name.startswith("eval_")}
-
-
-def print_comparison(before: dict[str, float], after: dict[str, float]) -> None:
-    """Evaluation before and after training, side by side."""
-    from rich.console import Console
-    from rich.table import Column, Table
-
-    table = Table(Column("held-out rows", overflow="fold"), "before", "after")
-    for name, value in after.items():
-        if name in before and not name.endswith(("_runtime", "_per_second", "epoch", "_preparation_time")):
-            table.add_row(name.removeprefix("eval_"), f"{before[name]:.4g}", f"{value:.4g}")
-    Console().print(table)

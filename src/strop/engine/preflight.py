@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import platform
-import shutil
 from collections.abc import Callable, Iterator
 from importlib.metadata import version
 from pathlib import Path
@@ -14,6 +13,7 @@ import torch
 from transformers import TrainerCallback
 from transformers.trainer_utils import SaveStrategy
 
+from strop.disk import room_at
 from strop.engine.rehearsal import Rehearsed, rehearse, untouched, why_not
 from strop.errors import StropError
 from strop.model import base_model
@@ -93,10 +93,7 @@ def computing(trainer: BaseTrainer) -> str:
 
 def disk(trainer: BaseTrainer, folder: Path) -> str:
     """What the checkpoints will take, and what is free; a warning where that is less."""
-    args, place = trainer.args, folder.absolute()
-    while not place.exists():
-        place = place.parent
-    free = shutil.disk_usage(place).free
+    args, (place, free) = trainer.args, room_at(folder)
     if args.save_strategy == SaveStrategy.NO:
         return f"no checkpoints; {free / GB:.1f} GB free"
     weights = list(trainer.policy.parameters())

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
-from transformers import PrinterCallback, ProgressCallback, TrainerCallback, TrainerState
+from transformers import TrainerCallback, TrainerState
 from transformers.trainer_utils import EvalLoopOutput, TrainOutput
 
 from strop.collectives import sum_over_ranks
@@ -60,14 +60,11 @@ from strop.settings.config import TrainerConfig
 from strop.watch.about import about
 from strop.watch.alarms import Alarms
 from strop.watch.model_card import write_card
-from strop.watch.progress import ProgressDisplay
+from strop.watch.progress import close_displays, use_display
 from strop.watch.run_directory import RunDirectory
 from strop.watch.say import say
 from strop.watch.still_weights import StillWeights
 from strop.watch.stop_signals import StopSignals
-
-NOTEBOOK = "NotebookProgressCallback"
-"""The parent's display in a notebook, whose module needs one to be imported."""
 
 
 class BaseTrainer(ScriptSeams, StepTrainer):
@@ -132,11 +129,7 @@ class BaseTrainer(ScriptSeams, StepTrainer):
             optimizers=optimizers,
             optimizer_cls_and_kwargs=optimizer_cls_and_kwargs,
         )
-        for callback in list(self.callback_handler.callbacks):
-            if type(callback) in (ProgressCallback, PrinterCallback) or type(callback).__name__ == NOTEBOOK:
-                self.remove_callback(callback)
-        if not any(isinstance(callback, ProgressDisplay) for callback in self.callback_handler.callbacks):
-            self.add_callback(ProgressDisplay())
+        use_display(self.callback_handler)
         self.neftune_noise_alpha = None  # the parent's noise is scaled by the length of the flat row
         self.given, self.rows, self.reference = given, parts.rows, parts.reference
         self.unsaid_pad, self.run_directory, self.stop_signals = parts.unsaid_pad, directory, signals
@@ -303,8 +296,12 @@ class BaseTrainer(ScriptSeams, StepTrainer):
         try:
             with lost_ranks_named(self):
                 result = super().train(resume_from_checkpoint=str(folder) if folder else None, **kwargs)
+        except BaseException as error:
+            self.run_directory.note_failure(self.state.global_step, error)
+            raise
         finally:
             self.stop_signals.restore()
+            close_displays(self.callback_handler)
         self.stop_signals.leave()
         return TrainOutput(result.global_step, result.metrics["train_loss"], result.metrics)
 

@@ -73,7 +73,8 @@ def ended(call: dict) -> str:
 
 def report(call: dict, text: str) -> None:
     """Say it where a person sees it, and where the run's report finds it."""
-    print(f"\n{text}", file=sys.stderr, flush=True)
+    cursor = "\x1b[?25h" if sys.stderr.isatty() else ""  # a live view had hidden it
+    print(f"{cursor}\n{text}", file=sys.stderr, flush=True)
     if call["directory"]:
         line = json.dumps({"step": call["step"], "alarm": ALARM, "text": text})
         try:

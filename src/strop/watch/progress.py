@@ -15,7 +15,8 @@ from rich.live import Live
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
-from transformers import TrainerCallback
+from transformers import PrinterCallback, ProgressCallback, TrainerCallback
+from transformers.trainer_callback import CallbackHandler
 
 from strop.plain_text import visible
 from strop.watch.say import unheard
@@ -45,6 +46,8 @@ HIDDEN = {
 TIMES = ("_time", "_runtime", "_per_second")
 """Ends of names that are about speed."""
 MAX_SHOWN = 5
+NOTEBOOK = "NotebookProgressCallback"
+"""The parent's display in a notebook, whose module needs one to be imported."""
 LEAST_BAR = 8
 
 
@@ -79,12 +82,13 @@ class LiveView:
     """Two lines that stay in place: where the run is and how long it takes, then its most telling numbers.
 
     Neither is ever wider than the terminal, and what has no place is left out whole. The time left follows the steps
-    of this process, so that a resumed run does not count the steps of another day.
+    of this process, so that a resumed run does not count the steps of another day; between steps it is what is `doing`.
     """
 
     def __init__(self, method: str, total: int, step: int, console: Console, headline: Sequence[str] = ()) -> None:
         self.method, self.total, self.first, self.step = method, total, step, step
         self.begin, self.tokens_before, self.tokens = time.monotonic(), 0, 0
+        self.first_step, self.doing = self.begin, ""
         self.headline, self.logs = headline, dict[str, Any]()
         self.live = Live(self, console=console, refresh_per_second=4, transient=True)
 
@@ -92,12 +96,12 @@ class LiveView:
     def left(self) -> float | None:
         """Seconds that the remaining steps will take."""
         done = self.step - self.first
-        return (time.monotonic() - self.begin) / done * (self.total - self.step) if done else None
+        return (time.monotonic() - self.first_step) / done * (self.total - self.step) if done else None
 
     def times(self, room: float = math.inf) -> str:
-        """`1:05 gone, 0:10 left, 850 tokens/s, 1.2 GiB`; what has no place in `room` goes, the time left last."""
+        """`1:05 gone, 0:10 left, 850 tokens/s, 1.2 GiB`; what has no place in `room` goes, the second last."""
         spent, tokens = time.monotonic() - self.begin, self.tokens - self.tokens_before
-        parts = [f"{clock(spent)} gone", f"{clock(self.left)} left"]
+        parts = [f"{clock(spent)} gone", self.doing or f"{clock(self.left)} left"]
         parts += [f"{tokens / spent:.0f} tokens/s"] if tokens and spent else []
         parts += [f"{self.logs['memory_peak']:.3g} GiB"] if "memory_peak" in self.logs else []
         choices = [", ".join(parts[:count]) for count in range(len(parts), 1, -1)]
@@ -109,7 +113,7 @@ class LiveView:
     def stop(self) -> None:
         self.live.stop()
 
-    def refresh(self) -> None:
+    def refresh(self, *, at_once: bool = False) -> None:
         """Nothing: the terminal's view is drawn anew by itself."""
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
@@ -145,8 +149,8 @@ class NotebookView(LiveView):
     def stop(self) -> None:
         self.output.update(self.html(self.text()))
 
-    def refresh(self) -> None:
-        if time.monotonic() - self.shown >= self.LEAST_SECONDS:
+    def refresh(self, *, at_once: bool = False) -> None:
+        if at_once or time.monotonic() - self.shown >= self.LEAST_SECONDS:
             self.shown = time.monotonic()
             self.stop()
 
@@ -174,13 +178,35 @@ class ProgressDisplay(TrainerCallback):
             kind = NotebookView if notebook else LiveView
             self.view = kind(args.method, state.max_steps, state.global_step, self.console, args.headline)
             self.view.tokens = self.view.tokens_before = state.num_input_tokens_seen
+            self.view.doing = "preparing"
             with unheard():
                 self.view.start()
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if self.view is not None and self.view.doing:
+            if self.view.step == self.view.first:
+                self.view.first_step = time.monotonic()
+            self.now("")
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if self.view is not None:
             self.view.step, self.view.tokens = state.global_step, state.num_input_tokens_seen
-            self.view.refresh()
+            self.now(coming(control))
+
+    def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.now(coming(control))
+
+    def on_evaluate(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.now(coming(control, evaluated=True))
+
+    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.now(coming(control, evaluated=True, saved=True))
+
+    def now(self, doing: str) -> None:
+        """Show what is being done, where that is no step."""
+        if self.view is not None:
+            at_once, self.view.doing = doing != self.view.doing, doing
+            self.view.refresh(at_once=at_once)
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
         if not state.is_world_process_zero or not logs or args.disable_tqdm or "train_runtime" in logs:
@@ -200,8 +226,39 @@ class ProgressDisplay(TrainerCallback):
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if self.view is not None:
+            view = self.view
+            self.close()
+            if view.logs and not self.console.is_jupyter:  # what stood there is wiped away with the view
+                self.line(f"{args.method} {view.step}/{view.total}", view.logs, args.headline)
+
+    def close(self) -> None:
+        """Give the terminal back, with its cursor; a run that failed has no other end."""
+        if self.view is not None:
             with unheard():
                 self.view.stop()
-            if self.view.logs and not self.console.is_jupyter:  # what stood there is wiped away with the view
-                self.line(f"{args.method} {self.view.step}/{self.view.total}", self.view.logs, args.headline)
             self.view = None
+
+
+def coming(control: Any, *, evaluated: bool = False, saved: bool = False) -> str:
+    """What comes before the next step, in a word; nothing where that is next."""
+    if control.should_evaluate and not evaluated:
+        return "evaluating"
+    if control.should_save and not saved:
+        return "saving"
+    return "ending" if control.should_training_stop else ""
+
+
+def use_display(handler: CallbackHandler) -> None:
+    """Take the displays of the parent out, and put ours in if none of its kind was given."""
+    for callback in list(handler.callbacks):
+        if type(callback) in (ProgressCallback, PrinterCallback) or type(callback).__name__ == NOTEBOOK:
+            handler.remove_callback(callback)
+    if not any(isinstance(callback, ProgressDisplay) for callback in handler.callbacks):
+        handler.add_callback(ProgressDisplay())
+
+
+def close_displays(handler: CallbackHandler) -> None:
+    """Give the terminal back, however the run ended."""
+    for callback in handler.callbacks:
+        if isinstance(callback, ProgressDisplay):
+            callback.close()

@@ -31,8 +31,14 @@ def show_samples(
         numbers = [f"{row[name]:.3f}" if isinstance(row.get(name), float) else "" for name in ("reward", "advantage")]
         noted = [_cell(str(row.get("notes", {}).get(name, ""))) for name in notes]
         table.add_row(_cell(plain_prompt(row["prompt"])), _cell(row["completion"]), *numbers, *noted)
+    console = console or Console()
     with unheard():
-        (console or Console()).print(table)
+        if console.is_jupyter:
+            console.print(table)
+            return
+        with console.capture() as text:
+            console.print(table)  # not at once: a second console writes across the live view
+        print(text.get(), end="", flush=True)
 
 
 def _cell(text: str) -> Text:

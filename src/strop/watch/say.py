@@ -31,6 +31,13 @@ def in_width(text: str) -> str:
     return "\n".join(parts)
 
 
+def show_cursor() -> None:
+    """Show what a live view has hidden, where a process ends at once."""
+    if sys.__stdout__ is not None and sys.__stdout__.isatty():
+        with unheard():
+            print("\x1b[?25h", end="", file=sys.__stdout__, flush=True)
+
+
 @contextlib.contextmanager
 def unheard() -> Iterator[None]:
     """Within it, an output that is closed, full, or has no such letters costs what would have been printed.

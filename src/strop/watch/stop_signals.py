@@ -14,7 +14,7 @@ from transformers.trainer_utils import SaveStrategy, get_last_checkpoint
 
 from strop.collectives import sum_over_ranks
 from strop.settings.config import TrainerConfig
-from strop.watch.say import say
+from strop.watch.say import say, show_cursor
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
@@ -110,6 +110,7 @@ class StopSignals(TrainerCallback):
             f"Stopped by {signal.Signals(number).name} in the course of step {self.step + 1}, which did not end within "
             f"stop_grace={self.args.stop_grace} seconds. {self._how_to_go_on()}",
         )
+        show_cursor()
         os._exit(128 + number)
 
     def _how_to_go_on(self) -> str:
