@@ -54,6 +54,7 @@ PROMISES: tuple[Promise, ...] = (
             "tests/engine/test_reference_scores.py",
             "tests/model/test_forward.py",
             "tests/model/test_head.py",
+            "tests/model/test_head_card.py",
             "tests/testing/test_check.py",
         ),
     ),
@@ -416,9 +417,9 @@ PROMISES: tuple[Promise, ...] = (
     Promise(
         32,
         "An accelerator's path is proved before it is trusted",
-        "The attention of a GPU equals the dense one on emulated operators, and a start-up test with a bound of a few "
-        "eps finds a fault in it.",
-        ("tests/model/test_attention_cuda.py", "tests/model/test_attention.py"),
+        "Attention and head of a GPU equal the plain ones on emulated operators, and a start-up test with a bound of a "
+        "few eps finds a fault in them.",
+        ("tests/model/test_attention_cuda.py", "tests/model/test_attention.py", "tests/model/test_head_card.py"),
         ("everything on a GPU itself",),
     ),
     Promise(

@@ -164,49 +164,6 @@ MUTATIONS = (
         tests=("tests/engine/test_oracle.py::test_reward_scores_the_last_token_of_each_side",),
     ),
     Mutation(
-        name="softcap-dropped-by-the-fused-head",
-        promises=(2,),
-        history="A fused head computed Gemma 2's logits without their soft cap (fused kernels; on fused losses see trl#7063).",
-        edits=(
-            Edit(
-                "model/head.py",
-                "        logits = self.options.head.transform_(raw)\n",
-                "        logits = raw\n",
-            ),
-        ),
-        tests=("tests/model/test_head.py::test_every_path_equals_the_plain_one",),
-    ),
-    Mutation(
-        name="temperature-dropped-by-the-fused-head",
-        promises=(2, 15),
-        history="Log-probs in the loss were those at temperature 1 while completions were sampled at another (trl#6789).",
-        edits=(
-            Edit(
-                "model/head.py",
-                "    budget = default_head_bytes(hidden.device) if head_bytes is None else max(int(head_bytes), 1)\n"
-                "    options = _Options(head, want, float(temperature), budget, grad_entropy)\n",
-                "    budget = default_head_bytes(hidden.device) if head_bytes is None else max(int(head_bytes), 1)\n"
-                "    options = _Options(head, want, 1.0, budget, grad_entropy)\n",
-            ),
-        ),
-        tests=("tests/model/test_forward.py::test_all_statistics_and_temperature[0.7-llama]",),
-    ),
-    Mutation(
-        name="full-logits",
-        promises=(21,),
-        history="The logits of all tokens were made at once, and kept for backward: [B, T, V] in float32 (every trainer once).",
-        edits=(
-            Edit(
-                "model/head.py",
-                "        return max(1, min(count, rows)), keep\n",
-                "        return max(1, count), bool(kept)\n",
-            ),
-        ),
-        tests=(
-            "tests/model/test_forward.py::test_no_tensor_of_prompt_times_vocabulary_and_none_beyond_the_budget[llama-False]",
-        ),
-    ),
-    Mutation(
         name="logits-of-the-prompt-too",
         promises=(21,),
         history="The head ran over prompt and padding, whose logits nobody reads (axolotl#1813).",

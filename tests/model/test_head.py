@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 import strop.model.head as head_module
-from strop.model.head import _Options, call_through, default_head_bytes, score_logits, score_tokens
+from strop.model.head import _Options, call_through, score_logits, score_tokens
 from strop.model.lm_head import LMHead
 from strop.records import Want
 
@@ -83,7 +83,6 @@ def test_chunks_are_planned_within_the_budget() -> None:
     rows, keep = bent.plan(101, 1000, torch.float32, True)
     assert rows == 16 and not keep
     assert straight.plan(0, 1000, torch.float32, True)[0] == 1
-    assert default_head_bytes(torch.device("cpu")) == 512 * 2**20
 
 
 @pytest.mark.parametrize("head_bytes", [1, None])
@@ -160,3 +159,46 @@ def test_logits_of_the_models_own() -> None:
     assert torch.allclose(out["logps"], logps, atol=1e-12) and torch.allclose(out["entropy"], entropy, atol=1e-12)
     a, b = (torch.autograd.grad(x.sum(), layer.weight, retain_graph=True)[0] for x in (out["logps"], logps))
     assert torch.allclose(a, b, atol=1e-12)
+
+
+@pytest.mark.parametrize("ruled_out", [-torch.inf, torch.finfo(torch.float32).min])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_tokens_that_a_model_rules_out_have_no_share_in_the_entropy(ruled_out: float, dtype: torch.dtype) -> None:
+    torch.manual_seed(2)
+    left = torch.randn(5, V - 8, dtype=torch.float64)
+    logits = torch.cat([left, torch.full((5, 8), ruled_out, dtype=torch.float64)], 1).to(dtype).requires_grad_()
+    out = score_logits(logits, torch.arange(5), Want.LOGPS | Want.ENTROPY, temperature=0.5, grad_entropy=True)
+    left.requires_grad_()
+    log_p = (left / 0.5).log_softmax(1)
+    logps, entropy = log_p[range(5), range(5)], -(log_p.exp() * log_p).sum(1)
+    assert torch.allclose(out["logps"].double(), logps, atol=1e-5)
+    assert torch.allclose(out["entropy"].double(), entropy, atol=1e-5)
+    (grad,) = torch.autograd.grad((out["logps"] + 0.3 * out["entropy"]).sum(), logits)
+    (right,) = torch.autograd.grad((logps + 0.3 * entropy).sum(), left)
+    assert torch.allclose(grad[:, :-8].double(), right, atol=1e-5) and float(grad[:, -8:].abs().max()) < 1e-30
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("head_bytes", [1, 40 * 400 * 8, None])
+@pytest.mark.parametrize("grad_entropy", [False, True])
+def test_a_cap_on_tokens_that_hardly_ever_come(dtype: torch.dtype, head_bytes: int | None, grad_entropy: bool) -> None:
+    """Their probability is lost beside the 1 of their residual, and a rounded one tells nothing of the slope."""
+    torch.manual_seed(4)
+    layer = nn.Linear(16, 400, bias=False, dtype=dtype)
+    nn.init.normal_(layer.weight, std=1.5)
+    hidden = torch.randn(40, 16).to(dtype).requires_grad_()
+    wide = nn.Linear(16, 400, bias=False, dtype=torch.float64)
+    wide.weight.data = layer.weight.data.double()
+    states = hidden.detach().double().requires_grad_()
+    targets = wide(states).argmin(1)  # down to e^-25
+    head = LMHead(wide, softcap=13.0)
+    logps, entropy, _ = plain(head, wide, states, targets, 1.0)
+    assert float(logps.detach().min()) < -20
+    bonus = 0.3 if grad_entropy else 0.0
+    expected = torch.autograd.grad((logps + bonus * entropy).sum(), [states, wide.weight])
+    out = score_tokens(
+        LMHead(layer, softcap=13.0), hidden, targets, Want.ENTROPY, head_bytes=head_bytes, grad_entropy=grad_entropy
+    )
+    grads = torch.autograd.grad((out["logps"] + bonus * out["entropy"]).sum(), [hidden, layer.weight])
+    for a, b in zip(grads, expected, strict=True):
+        assert float((a.double() - b).norm() / b.norm()) < {torch.float32: 1e-4}.get(dtype, 1e-2)

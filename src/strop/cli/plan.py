@@ -29,7 +29,7 @@ FLAGS = (
     Flag("max_prompt_length", int, help="Tokens of a prompt (default 512, or as max_length says)."),
     Flag("max_completion_length", int, help="Tokens of a completion (default 512, or at most half of max_length)."),
     Flag("num_generations", int, default=8, help="Completions of a prompt (GRPO, RLOO)."),
-    Flag("head_memory_mb", int, default=512, help="Megabytes that logits may take."),
+    Flag("head_memory_mb", int, help="Megabytes that logits may take (default: as a run on such a card has it)."),
     Flag("gradient_checkpointing", bool, default=False, help="Compute layers again in the backward pass."),
     Flag("beta", float, help="GRPO: above 0 a reference is kept."),
 )
@@ -56,9 +56,8 @@ def run(argv: list[str]) -> int:
 
 def answer(verb: str, values: dict[str, Any]) -> str:
     """The table of parts, whether it fits, and what would make it fit, for a terminal of 80 columns."""
-    devices, card = cards(values["gpus"])
+    devices, usable = cards(values["gpus"])[0], usable_bytes(values["gpus"])
     first = planned(verb, values, devices)
-    usable = int(card * (1 - RESERVED))
     lines = [f"{verb} of {values['model']} on {values['gpus']}", ""]
     lines += [f"  {name:<18}{size / GB:8.2f} GB" for name, size in first.parts.items() if size]
     lines += [f"  {'at the peak':<18}{first.peak / GB:8.2f} GB of {usable / GB:.1f} usable", ""]
@@ -143,7 +142,8 @@ def load_of(values: dict[str, Any]) -> Load:
         completion=completion,
         micro_batches=values["gradient_accumulation_steps"],
         generations=values["num_generations"],
-        head_bytes=values["head_memory_mb"] << 20,
+        head_bytes=None if values["head_memory_mb"] is None else values["head_memory_mb"] << 20,
+        card=usable_bytes(values["gpus"]),
         checkpointing=values["gradient_checkpointing"],
         reference=None if values["beta"] is None else values["beta"] > 0,
     )
@@ -180,6 +180,11 @@ def shape(source: str, rank: int | None) -> Any:
             raise ConfigError(f"--model {source}: no config can be read there ({first_line(error)}).") from None
         _SHAPES[source, rank] = shape_of(config, torch.bfloat16, lora_rank=rank)
     return _SHAPES[source, rank]
+
+
+def usable_bytes(gpus: str) -> int:
+    """Bytes of one of these cards that a run can have."""
+    return int(cards(gpus)[1] * (1 - RESERVED))
 
 
 def cards(text: str) -> tuple[int, int]:

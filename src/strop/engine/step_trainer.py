@@ -22,6 +22,7 @@ from strop.data import DatasetKind, plan_micro_batches
 from strop.engine import rows
 from strop.engine.adalora import adalora_config, orthogonality
 from strop.engine.guard import Guard
+from strop.engine.head_budget import bytes_of_logits
 from strop.engine.metrics import MetricLog
 from strop.engine.offloading import offloaded_activations
 from strop.engine.parts import Facts
@@ -405,8 +406,7 @@ class StepTrainer(ShardedTrainer):
 
     @property
     def head_bytes(self) -> int:
-        """Bytes of logits that may live at once."""
-        return int(self.args.head_memory_mb * 2**20)
+        return bytes_of_logits(self)
 
     def score_options(self) -> dict[str, Any]:
         """Keyword arguments of `score_batch` that policy and reference share."""

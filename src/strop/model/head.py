@@ -7,11 +7,14 @@ Only scored positions reach the output matrix. Their float logits live in one bu
 
 With one residual R = softmax - onehot per token, backward is dX = -g (R W) and dW = -R^T (g X); sums over chunks are
 kept in float32, because rounding every chunk's share to bfloat16 biases training.
+
+On a card, where passes over the logits take longer than their products, kernels make two passes of all that lies
+between the products (`head_kernels.py`); elsewhere, and where they are not right, PyTorch's operators go over them
+(`softmax.py`).
 """
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -19,16 +22,15 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
+from strop.model.head_kernels import Reading
+from strop.model.head_memory import default_head_bytes
+from strop.model.head_trial import kernels_for
 from strop.model.lm_head import LMHead
-from strop.model.softmax import TokenStatistics, softmax_residual_
+from strop.model.products import multiplies_bfloat16, stays_narrow, wide_product
+from strop.model.softmax import TokenStatistics, logit_gradient, softmax_residual_
 from strop.records import Want
 
 HEAD_KINDS = Want.LOGPS | Want.ENTROPY | Want.TOP1 | Want.MEAN_LOGIT | Want.LOG_SQUARE
-
-
-def default_head_bytes(device: torch.device) -> int:
-    """Bytes that logits may take by default: 512 MB on a CPU, 3 GB on an accelerator."""
-    return (512 << 20) if device.type == "cpu" else (3 << 30)
 
 
 def score_tokens(
@@ -114,13 +116,13 @@ class _Options:
         """Whether the gradient of the raw logits is a multiple of the residual."""
         return self.head.softcap is None and not self.grad_entropy
 
-    def plan(self, count: int, vocab: int, compute: torch.dtype, learns: bool) -> tuple[int, bool]:
-        """(rows per chunk, whether the residuals of all rows are kept for backward) within the budget."""
+    def plan(self, count: int, vocab: int, compute: torch.dtype, learns: bool, lean: bool = False) -> tuple[int, bool]:
+        """(rows per chunk, whether what backward needs of all rows is kept) within the budget; `lean` with kernels."""
         wide = torch.promote_types(compute, torch.float32).itemsize
         flying = vocab * (wide if compute.itemsize == wide else wide + compute.itemsize)  # bytes per row in flight
-        if not self.straight:
+        if not self.straight and not lean:
             flying = vocab * wide * 6  # the terms of `logit_gradient`
-        kept = count * vocab * compute.itemsize if learns else 0
+        kept = count * vocab * (compute.itemsize if self.straight or not lean else wide) if learns else 0
         if kept and self.straight and compute.itemsize == wide and kept <= self.budget:
             return count, True
         rows_beside_kept = (self.budget - kept) // flying
@@ -136,61 +138,45 @@ def _compute_dtype(hidden: torch.Tensor, weight: torch.Tensor) -> torch.dtype:
     return weight.dtype
 
 
-@functools.cache
-def multiplies_bfloat16() -> bool:
-    """Whether the processor has units for products of bfloat16 (AMX, AVX-512 BF16); PyTorch before 2.9 does not say."""
-    known: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
-    return bool(known.get("amx_bf16") or known.get("avx512_bf16"))
-
-
-def _product(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-    """a @ b with a float32 (or float64) result, whatever the inputs are."""
-    if a.dtype in (torch.float32, torch.float64):
-        return a @ b
-    if a.device.type == "cuda":
-        return torch.mm(a, b, out_dtype=torch.float32)
-    return a.float() @ b.float()
-
-
 class _FusedHead(torch.autograd.Function):
     """(hidden, weight, bias, targets) -> (logps, entropy, top1, log_square, mean_logit)."""
 
     @staticmethod
     def forward(ctx, hidden, weight, bias, targets, options: _Options):  # type: ignore[override]
-        work = _HeadWork(hidden, weight, bias, targets, _compute_dtype(hidden, weight), options)
+        compute = _compute_dtype(hidden, weight)
         count, vocab = hidden.shape[0], weight.shape[0]
         learns = options.learns and any(ctx.needs_input_grad[:3])
-        rows, keep = options.plan(count, vocab, work.compute, learns)
         with torch.autocast(hidden.device.type, enabled=False):
+            work = _HeadWork(hidden, weight, bias, targets, compute, options)
+            rows, keep = options.plan(count, vocab, compute, learns, work.kernels is not None)
             stats = TokenStatistics.empty(count, work.statistics, hidden.new_empty(0, dtype=work.wide))
-            kept = hidden.new_empty(count, vocab, dtype=work.compute) if keep else None  # (N, V)
+            kept = hidden.new_empty(count, vocab, dtype=work.kept_dtype) if keep else None  # (N, V)
             for start in range(0, count, rows):
                 chunk = slice(start, start + rows)
-                work.residual(chunk, stats.slice(chunk), out=None if kept is None else kept[chunk])
+                work.score(chunk, stats.slice(chunk), None if kept is None else kept[chunk])
             mean_logit = work.mean_logit() if work.mean_is_linear else stats.mean_logit
         outputs = (stats.logps, stats.entropy, stats.top1, stats.log_square, mean_logit)
         _mark_fixed(ctx, outputs, options)
         if learns:
-            ctx.save_for_backward(hidden, weight, bias, targets, kept, stats.lse, stats.entropy)
-            ctx.options, ctx.compute, ctx.rows = options, work.compute, rows
+            columns = stats.logps.clone(), stats.lse, stats.entropy, work.anchors
+            ctx.save_for_backward(hidden, weight, bias, targets, kept, *columns)
+            ctx.options, ctx.compute, ctx.rows = options, compute, rows
         return outputs
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx, grad_logps, grad_entropy, *_):  # type: ignore[override]
-        hidden, weight, bias, targets, kept, lse, entropy = ctx.saved_tensors
+        hidden, weight, bias, targets, kept, logps, lse, entropy, anchors = ctx.saved_tensors
         options = ctx.options
+        grad_entropy = grad_entropy if options.grad_entropy else None
         with torch.autocast(hidden.device.type, enabled=False):
-            work = _HeadWork(hidden, weight, bias, targets, ctx.compute, options)
+            work = _HeadWork(hidden, weight, bias, targets, ctx.compute, options, anchors)
             grads = _HeadGrads(work, ctx.needs_input_grad)
             for start in range(0, hidden.shape[0], ctx.rows):
                 chunk = slice(start, start + ctx.rows)
-                residual = work.residual(chunk) if kept is None else kept[chunk]  # (n, V)
-                if options.straight:
-                    grads.add(chunk, residual, grad_logps[chunk] * (-options.head.scale / options.temperature))
-                else:
-                    some = (None if x is None else x[chunk] for x in (targets, grad_logps, grad_entropy, lse, entropy))
-                    grads.add(chunk, logit_gradient(residual.to(work.wide), *some, options), None)
+                columns = (kept, grad_logps, grad_entropy, logps, lse, entropy)
+                some = (None if column is None else column[chunk] for column in columns)
+                grads.add(chunk, *work.gradient(chunk, *some))
         return *grads.results(), None, None
 
 
@@ -198,33 +184,6 @@ def _mark_fixed(ctx, outputs: tuple[torch.Tensor | None, ...], options: _Options
     """Only log-probabilities, and the entropy on request, carry a gradient."""
     fixed = outputs[2:] if options.grad_entropy else outputs[1:]
     ctx.mark_non_differentiable(*(x for x in fixed if x is not None))
-
-
-def logit_gradient(
-    residual: torch.Tensor,
-    targets: torch.Tensor,
-    grad_logps: torch.Tensor,
-    grad_entropy: torch.Tensor | None,
-    lse: torch.Tensor,
-    entropy: torch.Tensor | None,
-    options: _Options,
-) -> torch.Tensor:
-    """d loss / d raw logits, (n, V), where it is more than a multiple of the residual.
-
-    With q = softmax(z / T): d log q_y / dz = (onehot - q) / T, d H / dz_v = -q_v (log q_v + H) / T, and a cap
-    multiplies by d z / d raw, which is a function of z = T (log q + lse).
-    """
-    grad = residual * (grad_logps.unsqueeze(1) / -options.temperature)  # (n, V)
-    if options.straight:
-        return grad.mul_(options.head.scale)
-    one = residual.new_ones(residual.shape[0], 1)
-    q = residual.scatter_add(1, targets.unsqueeze(1), one).clamp_(min=torch.finfo(residual.dtype).tiny)
-    log_q = q.log()  # (n, V)
-    if options.grad_entropy and grad_entropy is not None and entropy is not None:
-        bonus = (log_q + entropy.unsqueeze(1)).mul_(q)
-        grad.sub_(bonus.mul_(grad_entropy.unsqueeze(1) / options.temperature))
-    logits = log_q.add_(lse.unsqueeze(1)).mul_(options.temperature)
-    return grad.mul_(options.head.slope(logits))
 
 
 class _HeadWork:
@@ -238,41 +197,91 @@ class _HeadWork:
         targets: torch.Tensor,
         compute: torch.dtype,
         options: _Options,
+        anchors: torch.Tensor | None = None,
     ) -> None:
         self.hidden, self.bias, self.targets = hidden, bias, targets
         self.compute, self.wide = compute, torch.promote_types(compute, torch.float32)
         self.options = options
         weight = weight.to(compute)
-        # Logits must not be rounded to half precision, and a CPU's products of it are: widen the matrix once, not per
-        # chunk. The gradient of the states is rounded anyway, as a linear layer's is: it may come from units for that.
-        on_cpu = weight.device.type == "cpu"
-        self.weight = weight.to(self.wide) if on_cpu else weight  # (V, H)
+        # Logits must not be rounded to half precision: where products of it are, widen the matrix once, not per chunk.
+        # The gradient of the states is rounded anyway, as a linear layer's is: it may come from units for that.
+        stays = stays_narrow(weight.device, compute)
+        self.weight = weight if stays else weight.to(self.wide)  # (V, H)
+        on_cpu = weight.device.type == "cpu" and not stays
         self.narrow = weight if on_cpu and compute == torch.bfloat16 and multiplies_bfloat16() else None  # (V, H)
         # The mean of linear logits needs one row, the mean row of the matrix; a cap needs them all.
         self.mean_is_linear = bool(options.want & Want.MEAN_LOGIT) and options.head.softcap is None
         self.statistics = options.want & ~Want.MEAN_LOGIT if self.mean_is_linear else options.want
+        self.kernels = kernels_for(weight.device, self.wide)
+        self.anchors = anchors  # (N, 3) what the kernels' first pass leaves for their second
+        if self.kernels is not None and anchors is None:
+            self.anchors = hidden.new_empty(len(hidden), 3, dtype=self.wide)
+
+    @property
+    def kept_dtype(self) -> torch.dtype:
+        """Of what is kept for backward: residuals, or the logits where kernels compute their gradient from these."""
+        return self.compute if self.options.straight or self.kernels is None else self.wide
+
+    @property
+    def reading(self) -> Reading:
+        return Reading.of(self.options.head, self.options.temperature, self.bias)
 
     def rows(self, chunk: slice) -> torch.Tensor:
         return self.hidden[chunk].to(self.compute).to(self.weight.dtype)  # (n, H)
 
-    def residual(
-        self, chunk: slice, into: TokenStatistics | None = None, out: torch.Tensor | None = None
-    ) -> torch.Tensor:
-        """softmax - onehot of a chunk, (n, V) in the compute dtype; written to `out` if given."""
-        rows = self.rows(chunk)
-        if out is not None and out.dtype == self.wide:
-            raw = torch.mm(rows, self.weight.t(), out=out)  # (n, V)
-        else:
-            raw = _product(rows, self.weight.t())  # (n, V)
+    def raw(self, chunk: slice, kept: torch.Tensor | None = None) -> torch.Tensor:
+        """Raw logits of a chunk, (n, V), without the bias; in `kept` where that is wide enough to hold them."""
+        out = kept if kept is not None and kept.dtype == self.wide else None
+        return wide_product(self.rows(chunk), self.weight.t(), out)
+
+    def residual(self, chunk: slice, into: TokenStatistics, kept: torch.Tensor | None = None) -> torch.Tensor:
+        """softmax - onehot of a chunk by PyTorch's operators, (n, V)."""
+        raw = self.raw(chunk, kept)
         if self.bias is not None:
             raw.add_(self.bias.to(self.wide))
         logits = self.options.head.transform_(raw)
-        if into is None:
-            into = TokenStatistics.empty(rows.shape[0], Want(0), raw)
-        residual = softmax_residual_(logits, self.targets[chunk], into, temperature=self.options.temperature)
-        if out is None:
-            return residual.to(self.compute)
-        return out if out.dtype == self.wide else out.copy_(residual)
+        return softmax_residual_(logits, self.targets[chunk], into, temperature=self.options.temperature)
+
+    def score(self, chunk: slice, into: TokenStatistics, kept: torch.Tensor | None) -> None:
+        """Statistics of a chunk of rows; in `kept`, if given, what its gradient is computed from."""
+        if self.kernels is None or self.anchors is None:
+            residual = self.residual(chunk, into, kept)
+            if kept is not None and kept.dtype != self.wide:
+                kept.copy_(residual)
+            return
+        raw, targets, anchors = self.raw(chunk, kept), self.targets[chunk], self.anchors[chunk]
+        self.kernels.statistics(raw, targets, into, anchors, self.reading)
+        if kept is not None and self.options.straight:
+            self.kernels.gradient(raw, targets, anchors, kept, self.reading)
+
+    def gradient(
+        self,
+        chunk: slice,
+        kept: torch.Tensor | None,
+        grad_logps: torch.Tensor,
+        grad_entropy: torch.Tensor | None,
+        logps: torch.Tensor,
+        lse: torch.Tensor,
+        entropy: torch.Tensor | None,
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """(matrix (n, V), factor (n,) or None): the gradient of a chunk's raw logits is factor[:, None] * matrix."""
+        head, temperature = self.options.head, self.options.temperature
+        factor = grad_logps * (-head.scale / temperature)
+        straight = self.options.straight
+        if straight and kept is not None:
+            return kept, factor
+        if self.kernels is None or self.anchors is None:
+            if kept is None:
+                kept = self.residual(chunk, TokenStatistics.empty(len(grad_logps), Want(0), lse))
+            if straight:
+                return kept.to(self.compute), factor
+            known = (self.targets[chunk], grad_logps, grad_entropy, logps, lse, entropy)
+            return logit_gradient(kept.to(self.wide), *known, head, temperature), None
+        raw = self.raw(chunk) if kept is None else kept
+        place = raw if kept is None and self.compute == self.wide else torch.empty_like(raw, dtype=self.compute)
+        scales = {} if straight else gradient_scales(head.scale / temperature, grad_logps, grad_entropy, entropy)
+        self.kernels.gradient(raw, self.targets[chunk], self.anchors[chunk], place, self.reading, **scales)
+        return place, factor if straight else None
 
     def mean_logit(self) -> torch.Tensor:
         """Mean over the vocabulary of linear logits: one row of the matrix instead of all, (N,)."""
@@ -298,7 +307,7 @@ class _HeadGrads:
         column = None if factor is None else factor.to(work.wide).unsqueeze(1)
         if self.hidden is not None:
             if work.narrow is None:
-                product = _product(matrix.to(work.weight.dtype), work.weight)  # (n, H)
+                product = wide_product(matrix.to(work.weight.dtype), work.weight)  # (n, H)
             else:
                 product = (matrix.to(work.compute) @ work.narrow).to(work.wide)
             self.hidden[chunk] = product if column is None else product.mul_(column)
@@ -309,11 +318,12 @@ class _HeadGrads:
             if self.weight is not None and matrix.dtype == work.wide:
                 self.weight.addmm_(matrix.t(), rows)
             else:
-                share = _product(matrix.t(), rows)  # (V, H)
+                share = wide_product(matrix.t(), rows)  # (V, H)
                 self.weight = share if self.weight is None else self.weight.add_(share)
         if self.needs_bias:
-            wide = matrix.to(work.wide)
-            share = wide.sum(0) if column is None else wide.t().mv(column.squeeze(1))
+            ones = torch.ones(1, len(matrix), dtype=matrix.dtype, device=matrix.device)
+            factors = ones if column is None else column.t().to(matrix.dtype)
+            share = wide_product(factors, matrix).squeeze(0)  # (V,)
             self.bias = share if self.bias is None else self.bias.add_(share)
 
     def results(self) -> tuple[torch.Tensor | None, torch.Tensor | None, torch.Tensor | None]:
@@ -332,14 +342,16 @@ def _through_module(hidden: torch.Tensor, targets: torch.Tensor, options: _Optio
     if vocab is None:
         with torch.no_grad():
             vocab = head.module(hidden[:1]).shape[-1]
-    wide = torch.promote_types(hidden.dtype, torch.float32).itemsize
-    # In flight per row: what the layer gives, its float copy, and the terms of the gradient.
-    size = vocab * (hidden.dtype.itemsize + wide * (2 if options.straight else 6))
+    wide = torch.promote_types(hidden.dtype, torch.float32)
+    # In flight per row: what the layer gives, and its gradient; without kernels a float copy and the gradient's terms.
+    beside = wide.itemsize if kernels_for(hidden.device, wide) else wide.itemsize * (2 if options.straight else 6)
+    size = vocab * (hidden.dtype.itemsize + beside)
     rows = max(1, min(hidden.shape[0], options.budget // size))
     whole = rows >= hidden.shape[0]
 
     def chunk_scores(rows_hidden: torch.Tensor, rows_targets: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        raw = head.module(rows_hidden)  # (n, V)
+        with casts_of_its_own(rows_hidden.device.type):
+            raw = head.module(rows_hidden)  # (n, V)
         return LogitScores.apply(raw, rows_targets, options)
 
     parts = []
@@ -352,24 +364,54 @@ def _through_module(hidden: torch.Tensor, targets: torch.Tensor, options: _Optio
     return [None if column[0] is None else torch.cat(column) for column in zip(*parts, strict=True)]  # type: ignore[arg-type]
 
 
+def casts_of_its_own(device: str) -> Any:
+    """Autocast as it is, but with weights rounded anew for each chunk: gradients of a copy that chunks share would be
+    added up in half precision, those of the weights themselves are in float32."""
+    enabled, dtype = torch.is_autocast_enabled(device), torch.get_autocast_dtype(device)
+    return torch.autocast(device, dtype=dtype, enabled=enabled, cache_enabled=False)
+
+
 class LogitScores(torch.autograd.Function):
-    """(raw logits (n, V), targets) -> (logps, entropy, top1, log_square, mean_logit), keeping one (n, V) residual."""
+    """(raw logits (n, V), targets) -> (logps, entropy, top1, log_square, mean_logit), keeping one (n, V) tensor: a
+    residual, or with kernels the logits themselves, which the model has made anyway."""
 
     @staticmethod
     def forward(ctx, raw, targets, options: _Options):  # type: ignore[override]
         wide = torch.promote_types(raw.dtype, torch.float32)
-        logits = options.head.transform_(raw.to(wide, copy=True))
-        stats = TokenStatistics.empty(raw.shape[0], options.want, logits)
-        residual = softmax_residual_(logits, targets, stats, temperature=options.temperature)
+        kernels = kernels_for(raw.device, raw.dtype)
+        stats = TokenStatistics.empty(raw.shape[0], options.want, raw.new_empty(0, dtype=wide))
+        if kernels is None:
+            logits = options.head.transform_(raw.to(wide, copy=True))
+            kept, anchors = softmax_residual_(logits, targets, stats, temperature=options.temperature), None
+        else:
+            kept, anchors = raw if raw.stride(-1) == 1 else raw.contiguous(), raw.new_empty(len(raw), 3, dtype=wide)
+            kernels.statistics(kept, targets, stats, anchors, Reading.of(options.head, options.temperature))
         outputs = (stats.logps, stats.entropy, stats.top1, stats.log_square, stats.mean_logit)
         _mark_fixed(ctx, outputs, options)
-        ctx.save_for_backward(residual, targets, stats.lse, stats.entropy)
-        ctx.options, ctx.dtype = options, raw.dtype
+        ctx.save_for_backward(kept, targets, stats.logps.clone(), stats.lse, stats.entropy, anchors)
+        ctx.options, ctx.dtype, ctx.kernels = options, raw.dtype, kernels
         return outputs
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx, grad_logps, grad_entropy, *_):  # type: ignore[override]
-        residual, targets, lse, entropy = ctx.saved_tensors
-        grad = logit_gradient(residual, targets, grad_logps, grad_entropy, lse, entropy, ctx.options)
-        return grad.to(ctx.dtype), None, None
+        kept, targets, logps, lse, entropy, anchors = ctx.saved_tensors
+        head, temperature = ctx.options.head, ctx.options.temperature
+        grad_entropy = grad_entropy if ctx.options.grad_entropy else None
+        if ctx.kernels is None:
+            known = (kept, targets, grad_logps, grad_entropy, logps, lse, entropy)
+            grad = logit_gradient(*known, head, temperature)
+            return grad.to(ctx.dtype), None, None
+        scales = gradient_scales(head.scale / temperature, grad_logps, grad_entropy, entropy)
+        grad = torch.empty_like(kept)
+        return ctx.kernels.gradient(kept, targets, anchors, grad, Reading.of(head, temperature), **scales), None, None
+
+
+def gradient_scales(
+    scale: float, grad_logps: torch.Tensor, grad_entropy: torch.Tensor | None, entropy: torch.Tensor | None
+) -> dict[str, torch.Tensor | None]:
+    """What the kernels multiply by where the gradient is more than a multiple of the residual, all (n,)."""
+    scales: dict[str, torch.Tensor | None] = {"factor": grad_logps * -scale}
+    if grad_entropy is not None:
+        scales |= {"bonus": grad_entropy * scale, "entropy": entropy}
+    return scales

@@ -37,7 +37,7 @@ def score(
         layout: "auto" (see `layout_of`), "tree", "packed" or "padded"; the numbers are the same.
         want: what to compute; flags add up.
         temperature: > 0, divides the logits; the one that was sampled with.
-        head_bytes: bytes that the logits of scored tokens may take; None for 512 MB on a CPU and 3 GB elsewhere.
+        head_bytes: bytes that the logits of scored tokens may take; None for `default_head_bytes`.
         grad_entropy: whether the entropy carries a gradient.
         aux_loss: also compute a mixture-of-experts model's load-balancing loss.
 

@@ -14,10 +14,13 @@ from dataclasses import dataclass
 
 import torch
 
+from strop.model.lm_head import LMHead
 from strop.records import Want
 
 # Logits worked on at a time: on a CPU they stay in the cache between the passes, elsewhere copies of them stay small.
 _CPU_BLOCK_BYTES, _BLOCK_BYTES = 4 << 20, 256 << 20
+# A token that far below the most probable one has probability 0, in float64 too; minus infinity times 0 is no number.
+_DEEP = -1e4
 
 
 @dataclass(slots=True)
@@ -81,7 +84,7 @@ def _block_(z: torch.Tensor, targets: torch.Tensor, into: TokenStatistics, tempe
     top = z.amax(1, keepdim=True)  # (n, 1)
     z.sub_(top)
     at_target = z.gather(1, targets)  # (n, 1)
-    shifted = z.clone() if into.entropy is not None else None
+    shifted = z.clamp(min=_DEEP) if into.entropy is not None else None
     z.exp_()
     total = z.sum(1, keepdim=True)  # (n, 1)
     z.div_(total)
@@ -99,3 +102,33 @@ def _block_(z: torch.Tensor, targets: torch.Tensor, into: TokenStatistics, tempe
 def _row_dot(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
     """sum_v a[n, v] b[n, v] without a third (n, V) tensor, (n,)."""
     return torch.bmm(a.unsqueeze(1), b.unsqueeze(2)).reshape(-1)
+
+
+def logit_gradient(
+    residual: torch.Tensor,
+    targets: torch.Tensor,
+    grad_logps: torch.Tensor,
+    grad_entropy: torch.Tensor | None,
+    logps: torch.Tensor,
+    lse: torch.Tensor,
+    entropy: torch.Tensor | None,
+    head: LMHead,
+    temperature: float,
+) -> torch.Tensor:
+    """d loss / d raw logits, (n, V); with `grad_entropy` None without that of the entropy.
+
+    With q = softmax(z / T): d log q_y / dz = (onehot - q) / T, d H / dz_v = -q_v (log q_v + H) / T, and a cap
+    multiplies by d z / d raw, which is a function of z = T (log q + lse). The target's log q comes from `logps`: its
+    residual q - 1 does not tell small q apart.
+    """
+    grad = residual * (grad_logps.unsqueeze(1) / -temperature)  # (n, V)
+    if head.softcap is None and grad_entropy is None:
+        return grad.mul_(head.scale)
+    at_target, known = targets.unsqueeze(1), logps.unsqueeze(1).clamp(min=_DEEP)  # (n, 1)
+    q = residual.scatter(1, at_target, known.exp()).clamp_(min=torch.finfo(residual.dtype).tiny)
+    log_q = q.log().scatter_(1, at_target, known)  # (n, V)
+    if grad_entropy is not None and entropy is not None:
+        bonus = (log_q + entropy.unsqueeze(1)).mul_(q)
+        grad.sub_(bonus.mul_(grad_entropy.unsqueeze(1) / temperature))
+    logits = log_q.add_(lse.unsqueeze(1)).mul_(temperature)
+    return grad.mul_(head.slope(logits))

@@ -19,6 +19,7 @@ from typing import Literal
 
 from strop.errors import ConfigError
 from strop.methods.registry import BY_VERB
+from strop.model.head_memory import LEAST, share_of
 from strop.online.trainer import OnlineTrainer
 from strop.plan.activations import Shape
 
@@ -74,7 +75,8 @@ class Load:
         micro_batches: gradient_accumulation_steps.
         generations: completions of a prompt that share it in a tree (group methods).
         slots: completions that are sampled at a time.
-        head_bytes: bytes that logits may take (head_memory_mb).
+        head_bytes: bytes that logits may take (head_memory_mb); None: what a trainer takes on this card.
+        card: bytes of the card, or None.
         half: the model computes in bfloat16; full training then keeps float32 masters.
         checkpointing: only the input of each layer is kept, and one layer at a time computed again.
         reference: the method compares with a reference (GRPO: beta above 0).
@@ -86,7 +88,8 @@ class Load:
     micro_batches: int = 1
     generations: int = 8
     slots: int = 32
-    head_bytes: int = 512 << 20
+    head_bytes: int | None = None
+    card: int | None = None
     half: bool = True
     checkpointing: bool = False
     reference: bool | None = None
@@ -150,7 +153,7 @@ def plan(
     gradients = int(trained * 4 / share["gradients"])
     tokens, scored = tokens_of(own, load)
     activations, again = activation_bytes(own, shape, load, tokens)
-    logits = min(scored * shape.vocabulary * 4, load.head_bytes) if own.logits else 0
+    logits = min(scored * shape.vocabulary * 4, logit_bytes(load, resident + gradients)) if own.logits else 0
     first = int(min(4 * shape.embedding, gradients)) if training == "full" else 0
     if engine == "ddp":
         gradients *= 2  # the buckets that are exchanged
@@ -208,6 +211,13 @@ def other_models(
     if "value_model" in own.models:
         parts["critic"] = int((weight_bytes(shape, load, training, trained) + trained * (ADAM_BYTES + 4)) / share)
     return parts
+
+
+def logit_bytes(load: Load, taken: int) -> int:
+    """Bytes that logits may take beside what is there for good, as `bytes_of_logits` has it in a run."""
+    if load.head_bytes is not None:
+        return load.head_bytes
+    return LEAST if load.card is None else share_of(load.card - taken)
 
 
 def tokens_of(own: Parts, load: Load) -> tuple[int, int]:

@@ -188,8 +188,9 @@ class TrainerConfig(TrainingArguments):
     max_tokens_per_micro_batch: Annotated[int, Range(min=1)] | None = None
     """Bound on the tokens computed at once. None: `per_device_train_batch_size` rows at once. Never changes the
     gradient."""
-    head_memory_mb: Annotated[int, Range(min=1)] = 512
-    """Megabytes of logits that may live at once in the language-model head; beyond it they are recomputed in chunks."""
+    head_memory_mb: Annotated[int, Range(min=1)] | None = None
+    """Megabytes of logits that may live at once in the language-model head; beyond it they are recomputed in chunks.
+    None: 512 on a CPU; on a card an eighth of what is free at the first batch, a power of two from 512 to 8192."""
     router_aux_loss_coef: Annotated[float, Range(min=0)] | None = None
     """Weight of the load-balancing loss of mixture-of-experts models. None: what the model's config names; 0: none."""
     overwrite_output_dir: bool = False

@@ -1,0 +1,38 @@
+"""How many bytes of logits may live at once in a run."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from strop.model.head_memory import default_head_bytes
+
+GRADIENT_BYTES, STATE_BYTES = 4, 8
+"""Of each trained weight: its gradient, and two moments of AdamW."""
+
+
+def bytes_of_logits(trainer: Any) -> int:
+    """`head_memory_mb` as it was given; where it is None, a share of what the device has free.
+
+    The share is taken once, at the first batch that is scored, and stays for the trainer's life.
+    """
+    asked = trainer.args.head_memory_mb
+    if asked is not None:
+        return int(asked * 2**20)
+    if "chosen_head_bytes" not in vars(trainer):
+        trainer.chosen_head_bytes = default_head_bytes(trainer.args.device, still_to_come(trainer))
+    return int(trainer.chosen_head_bytes)
+
+
+def still_to_come(trainer: Any) -> int:
+    """Bytes that gradients and the optimizer's state will take on this device, and do not take yet."""
+    trained = sum(local_size(p) for p in trainer.policy.parameters() if p.requires_grad)
+    state = getattr(getattr(trainer, "optimizer", None), "state", None)
+    return trained * (GRADIENT_BYTES + (0 if state else STATE_BYTES))
+
+
+def local_size(parameter: torch.Tensor) -> int:
+    """How many entries of a parameter lie on this rank."""
+    local: Any = parameter.to_local() if hasattr(parameter, "to_local") else parameter
+    return int(local.numel())
