@@ -20,8 +20,9 @@ BROUGHT = {
     "wandb": "who names it in report_to",
     "comet_ml": "who names it in report_to",
     "IPython": "the notebook that strop is running in",
+    "triton": "torch for CUDA on Linux; kernels are not used where it is not",
 }
-"""Import name -> who brings the package; imported inside functions only."""
+"""Import name -> who brings the package; imported where its absence is met."""
 
 
 def imports(tree: ast.Module) -> Iterator[tuple[str, bool]]:
