@@ -299,4 +299,18 @@ MUTATIONS = (
         ),
         tests=("tests/losses/test_jsd.py::test_fused_never_holds_the_logits_of_all_tokens",),
     ),
+    Mutation(
+        name="a-rank-that-is-its-own",
+        promises=(34,),
+        history="DPO's `aot` was its default wherever two orders happened to agree, which they did on processors without "
+        "AVX-512: what a test said of it was luck.",
+        edits=(
+            Edit(
+                "losses/aot.py",
+                "            return AOTPartners(_same_rank(gap, ref_gap), torch.zeros_like(gap))\n",
+                "            return AOTPartners(ref_gap, torch.zeros_like(gap))\n",
+            ),
+        ),
+        tests=("tests/options/test_allowed_values.py::test_every_name_is_a_run_of_its_own[dpo-loss_type-]",),
+    ),
 )

@@ -32,6 +32,45 @@ MUTATIONS = (
         tests=("tests/test_public_api.py::test_nothing_that_was_public_is_gone",),
     ),
     Mutation(
+        name="a-name-of-the-last-release-unknown",
+        promises=(25,),
+        history="Values that the last release wrote into its own config were refused by the next one.",
+        edits=(
+            Edit(
+                "settings/online.py",
+                '    engine: Literal["auto", "native", "transformers", "vllm", "ray"] = "auto"\n',
+                '    engine: Literal["native", "transformers", "vllm", "ray"] = "native"\n',
+            ),
+        ),
+        tests=("tests/settings/test_released_configs.py",),
+    ),
+    Mutation(
+        name="a-plan-without-the-shared-prompt",
+        promises=(21,),
+        history="Calculators of memory count every completion with a prompt of its own, or no logits at all.",
+        edits=(
+            Edit(
+                "plan/memory.py",
+                "    return trees * load.prompt + scored, scored\n",
+                "    return max(trees * max(1, each), load.rows) * load.prompt + scored, scored\n",
+            ),
+        ),
+        tests=("tests/plan/test_memory.py::test_a_step_takes_what_was_planned",),
+    ),
+    Mutation(
+        name="a-plan-without-logits",
+        promises=(21,),
+        history="accelerate's estimate of memory is the weights times four: no logits, no activations.",
+        edits=(
+            Edit(
+                "plan/memory.py",
+                "    logits = min(scored * shape.vocabulary * 4, load.head_bytes) if own.logits else 0\n",
+                "    logits = 0\n",
+            ),
+        ),
+        tests=("tests/plan/test_memory.py::test_a_step_takes_what_was_planned",),
+    ),
+    Mutation(
         name="reward-model-learns-the-opposite",
         promises=(17,),
         history="Chosen and rejected changed places on their way to the loss (a refactoring of paired columns).",
