@@ -68,7 +68,7 @@ MUTATIONS = (
                 "    logits = 0\n",
             ),
         ),
-        tests=("tests/plan/test_memory.py::test_a_step_takes_what_was_planned",),
+        tests=("tests/plan/test_memory.py::test_the_logits_of_a_large_vocabulary_are_planned",),
     ),
     Mutation(
         name="reward-model-learns-the-opposite",

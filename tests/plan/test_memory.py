@@ -58,7 +58,7 @@ def measured(config: Any, method: str, load: Load, *, lora: bool = False) -> int
     model.train()
     examples = trees(method, load)
     score(model, examples)  # what is made once
-    with LiveTensors(VOCABULARY) as live:
+    with LiveTensors(config.vocab_size) as live:
         score(model, examples).logps.sum().backward()  # type: ignore[union-attr]
     return live.peak_bytes
 
@@ -79,6 +79,15 @@ def test_a_step_under_an_adapter_takes_what_was_planned() -> None:
     found = plan(method, shape, load, training="lora", lora_rank=8)
     step = found.peak - found.parts["weights"] - found.parts["optimizer"]
     assert step == pytest.approx(measured(CONFIGS["wide"], method, load, lora=True), rel=0.15)
+
+
+def test_the_logits_of_a_large_vocabulary_are_planned() -> None:
+    config = LlamaConfig(hidden_size=96, num_attention_heads=4, **{**SIZES, "vocab_size": 16 * VOCABULARY})
+    load = Load(rows=2, prompt=64, completion=48, **BARE)
+    found = plan("dpo", shape_of(config, torch.float32, lora_rank=8), load, training="lora", lora_rank=8)
+    step = found.peak - found.parts["weights"] - found.parts["optimizer"]
+    assert found.parts["logits"] > 0.5 * step
+    assert step == pytest.approx(measured(config, "dpo", load, lora=True), rel=0.15)
 
 
 def test_the_counts_are_those_of_the_model() -> None:

@@ -3,7 +3,7 @@
 `observe("dpo", folder, beta=0.2)` constructs a trainer on a tiny model, trains it, and returns its aspects by name; two
 runs are compared aspect by aspect. A designed error is an aspect too; any other exception passes through.
 
-    weights   hash of all weights at the end         rows     ids and masks of every optimizer step
+    weights   all weights at the end, but for rounding  rows     ids and masks of every optimizer step
     log       lines of metrics.jsonl, times left out  rates    learning rate of every optimizer step
     files     names, and contents where a reader's    printed  lines in the terminal
     passes    shapes that went through each layer     engine   rollout engine and its settings
@@ -103,7 +103,7 @@ def aspects(trainer: Any) -> dict[str, Any]:
     tokenizer = trainer.processing_class
     loader = trainer.get_train_dataloader()
     return {
-        "weights": weights_hash(trainer.model),
+        "weights": Weights(trainer.model),
         "model": {
             "dropout": sorted({m.p for m in modules if isinstance(m, torch.nn.Dropout)}),
             "checkpointing": sorted({str(sorted(f.keywords.items())) for f in checkpointing if f is not None}),
@@ -122,12 +122,23 @@ def aspects(trainer: Any) -> dict[str, Any]:
     }
 
 
-def weights_hash(model: torch.nn.Module) -> str:
-    digest = hashlib.blake2b(digest_size=16)
-    for name, tensor in sorted(model.state_dict().items()):
-        digest.update(name.encode())
-        digest.update(tensor.detach().double().cpu().numpy().tobytes())
-    return digest.hexdigest()
+class Weights:
+    """All weights of a model; equal to others that differ by rounding alone."""
+
+    def __init__(self, model: torch.nn.Module) -> None:
+        self.values = {name: tensor.detach().double().clone() for name, tensor in model.state_dict().items()}
+
+    def __eq__(self, other: object) -> bool:
+        return (
+            isinstance(other, Weights)
+            and self.values.keys() == other.values.keys()
+            and all(
+                mine.shape == other.values[name].shape and torch.allclose(mine, other.values[name], 1e-9, 1e-11)
+                for name, mine in self.values.items()
+            )
+        )
+
+    __hash__ = None  # type: ignore[assignment]
 
 
 @contextlib.contextmanager
