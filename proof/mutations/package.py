@@ -64,7 +64,7 @@ MUTATIONS = (
         edits=(
             Edit(
                 "plan/memory.py",
-                "    logits = min(scored * shape.vocabulary * 4, load.head_bytes) if own.logits else 0\n",
+                "    logits = min(scored * shape.vocabulary * 4, logit_bytes(load, resident + gradients)) if own.logits else 0\n",
                 "    logits = 0\n",
             ),
         ),

@@ -128,8 +128,10 @@ class TrainerConfig(TrainingArguments):
         "remove_unused_columns": (True,),
         "dataloader_pin_memory": (True,),
         "do_train": (True,),
+        "head_memory_mb": (512,),
     }
-    """Settings that are not used -> values that ask for nothing of it: TRL's default, or what happens anyway."""
+    """Settings that are not used -> values that ask for nothing of it: TRL's default, an earlier default that files of
+    runs still name, or what happens anyway."""
     unused: ClassVar[dict[str, str]] = UNUSED
     needs: ClassVar[dict[str, Needs]] = {"num_completions_to_print": Needs({"generate_during_eval": (True,)})}
 
