@@ -39,6 +39,7 @@ SCRIPTS = """
 | `benchmarks/shared.py` | a step with common beginnings of rows computed once, and without |
 | `benchmarks/profile.py` | the parts of one step, by torch's profiler |
 | `benchmarks/overlap.py` | GRPO with a slow judge, in strict order and sampling ahead |
+| `benchmarks/gpu.py` | on a card, in one call: steps of SFT, DPO and GRPO, sampling, memory ([what](gpu.md)) |
 | `benchmarks/slow_environments.py` | environments that wait, one after the other and side by side |
 | `benchmarks/rollout.py` | sampling alone: the native engine against `generate`, the path that TRL takes without vLLM |
 
@@ -60,6 +61,7 @@ TITLES = {
     "rollout": "Sampling alone",
     "shared": "What rows begin with alike, computed once",
     "profile": "Where the time of a step goes",
+    "gpu": "On a card",
 }
 
 
@@ -134,7 +136,34 @@ def profile_section(record: dict[str, Any]) -> list[str]:
     return [*lines, f"| seconds | {' | '.join(format(parts['step'], '.1f') for parts in methods.values())} |"]
 
 
-SECTIONS = {"rollout": rollout_section, "shared": shared_section, "profile": profile_section}
+def gpu_section(record: dict[str, Any]) -> list[str]:
+    """Steps on a card, then what else was measured there, then what was not and why."""
+    results = record["results"]
+    steps = {name: n for name, n in results.items() if "seconds_per_step" in n}
+    lines = [
+        "| case | seconds a step | useful tokens/s | MFU | peak memory | first step, from the start |",
+        "|---|---|---|---|---|---|",
+    ]
+    for name, n in steps.items():
+        share, memory = (f"{n['mfu']:.0%}" if "mfu" in n else "", f"{n['peak_gb']:.1f} GB" if "peak_gb" in n else "")
+        lines.append(
+            f"| {name} | {n['seconds_per_step']:.3f} | {n['useful_tokens_per_second']:.0f} | {share} | {memory} "
+            f"| {n['first_step_from_start']:.0f} s |"
+        )
+    lines += ["", "| measured besides | |", "|---|---|"]
+    for name, n in results.items():
+        if name not in steps:
+            told = n.get("failed") or ", ".join(f"{key}: {shown(value)}" for key, value in n.items())
+            lines.append(f"| {name} | {told} |")
+    return lines
+
+
+def shown(value: Any) -> str:
+    """A number with three digits; of a test that found nothing, that it passed."""
+    return f"{value:.3g}" if isinstance(value, float) else str(value) or "passed"
+
+
+SECTIONS = {"rollout": rollout_section, "shared": shared_section, "profile": profile_section, "gpu": gpu_section}
 """Pages of their own form; the others are tables of methods and libraries."""
 
 

@@ -71,6 +71,8 @@ PROMISES: tuple[Promise, ...] = (
             f"{L}test_vectors_online.py",
             f"{L}test_jsd.py",
             "tests/scripts/test_config_fields.py",
+            "tests/settings/test_devices.py",
+            "tests/engine/test_fitting.py",
             "tests/options",
         ),
     ),
@@ -426,8 +428,16 @@ PROMISES: tuple[Promise, ...] = (
         32,
         "An accelerator's path is proved before it is trusted",
         "Attention and head of a GPU equal the plain ones on emulated operators, and a start-up test with a bound of a "
-        "few eps finds a fault in them.",
-        ("tests/model/test_attention_cuda.py", "tests/model/test_attention.py", "tests/model/test_head_card.py"),
+        "few eps finds a fault in them; layers that are compiled, or computed by other kernels, are held to plain ones.",
+        (
+            "tests/model/test_attention_cuda.py",
+            "tests/model/test_attention.py",
+            "tests/model/test_head_card.py",
+            "tests/model/test_compiled_layers.py",
+            "tests/engine/test_fast_layers.py",
+            "tests/engine/test_offloading.py",
+            "tests/settings/test_devices.py",
+        ),
         ("everything on a GPU itself",),
     ),
     Promise(

@@ -9,8 +9,6 @@ import peft
 import pytest
 import torch
 
-from strop.errors import ConfigError
-from strop.methods.dpo import DPOConfig
 from strop.testing.cases import make_trainer
 from strop.testing.tiny import tiny_model
 
@@ -53,9 +51,3 @@ def test_the_module_inside_is_trained(verb: str, make: Any, tmp_path: Path, caps
         assert "_orig_mod" not in str(trainer.model)
     assert losses[0] == pytest.approx(losses[1], abs=1e-6)
     assert capsys.readouterr().out.count("The model is compiled") == 1
-
-
-@pytest.mark.parametrize("setting", [{"torch_compile": True}, {"torch_compile_backend": "eager"}])
-def test_compiling_is_refused(setting: dict[str, Any], tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="every step has another size"):
-        DPOConfig(output_dir=str(tmp_path), **setting)

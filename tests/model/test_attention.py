@@ -143,7 +143,15 @@ def longer_branch(query: Any, key: Any, value: Any, segments: Segments, *, scale
     return out
 
 
+def not_a_number(query: Any, key: Any, value: Any, segments: Segments, *, scale: float) -> torch.Tensor:
+    """Attention whose first token, and no other, is not a number."""
+    hole = torch.zeros(segments.total, dtype=query.dtype).index_fill(0, torch.tensor([0]), torch.nan)
+    return dense_attention(query, key, value, segments, scale=scale) + hole.view(1, -1, 1, 1)
+
+
 FAULTS = {
+    "blind past a block": lambda q, k, v, s, *, scale: dense_attention(q, k, v, s, scale=scale, window=256),
+    "the first token is not a number": not_a_number,
     "half the scale": lambda q, k, v, s, *, scale: dense_attention(q, k, v, s, scale=scale / 2),
     "a scale that is a twentieth off": lambda q, k, v, s, *, scale: dense_attention(q, k, v, s, scale=scale * 1.05),
     "nothing shared": severed(*range(12)),

@@ -96,9 +96,23 @@ def accelerators() -> Iterator[list[Any]]:
         yield record
 
 
+@contextlib.contextmanager
+def compilers() -> Iterator[list[Any]]:
+    """What `torch.compile` is asked for."""
+    record: list[Any] = []
+
+    def noted(function: Any, **options: Any) -> Any:
+        record.append(options)
+        return function
+
+    with mock.patch.object(torch, "compile", noted):
+        yield record
+
+
 TRACKED: dict[str, Any] = {"seen": "extra", "given": {"report_to": "trackio"}, "within": trackio}
 PUSHED: dict[str, Any] = {"seen": "extra", "given": {**SAVED, "push_to_hub": True}, "within": hub}
 ASKED: dict[str, Any] = {"seen": "extra", "within": accelerators}
+COMPILED: dict[str, Any] = {"seen": "extra", "within": compilers}
 
 FLIPS: dict[str, Flip] = {
     "output_dir": Flip("elsewhere", "files"),
@@ -165,6 +179,10 @@ FLIPS: dict[str, Flip] = {
     "ddp_broadcast_buffers": Flip(True, **ASKED),
     "ddp_static_graph": Flip(True, **ASKED),
     "parallelism_config": Flip(accelerate.ParallelismConfig(), **ASKED),
+    "use_liger_kernel": Flip(True, "printed"),
+    "torch_compile": Flip(True, **COMPILED),
+    "torch_compile_backend": Flip("eager", **COMPILED),
+    "torch_compile_mode": Flip("max-autotune-no-cudagraphs", given={"torch_compile": True}, **COMPILED),
     "skip_memory_metrics": Flip(False, "log"),
     "resume_from_checkpoint": Flip("true", "error"),
 }
@@ -181,15 +199,13 @@ REFUSED: dict[str, Any] = {
     "fsdp": "full_shard",
     **dict.fromkeys(
         (
-            "use_liger_kernel", "auto_find_batch_size", "prediction_loss_only", "enable_jit_checkpoint",
+            "auto_find_batch_size", "prediction_loss_only", "enable_jit_checkpoint",
             "batch_eval_metrics", "eval_use_gather_object", "bf16_full_eval", "fp16_full_eval",
-            "do_predict", "torch_compile",
+            "do_predict",
         ),
         True,
     ),
     **dict.fromkeys(("eval_do_concat_batches", "average_tokens_across_devices"), False),
-    "torch_compile_backend": "eager",
-    "torch_compile_mode": "reduce-overhead",
     "label_smoothing_factor": 0.1,
     "label_names": ["labels"],
     "length_column_name": "size",

@@ -241,7 +241,8 @@ def resolve_model(
     if isinstance(model, torch.nn.Module) and any(map(is_compiled, model.modules())):
         say(
             args,
-            "The model is compiled. Rows are laid out flat, every step has another size: the module inside is used.",
+            "The model is compiled. Rows are laid out flat, every step has another size: the module inside is used. "
+            "torch_compile=True compiles its layers, for rows of any size.",
         )
     options = args.model_init_kwargs if init_kwargs is None else init_kwargs
     options = json.loads(options) if isinstance(options, str) else dict(options or {})

@@ -14,7 +14,8 @@ from transformers import TrainerCallback
 from transformers.trainer_utils import SaveStrategy
 
 from strop.disk import room_at
-from strop.engine.rehearsal import Rehearsed, rehearse, untouched, why_not
+from strop.engine.fitting import fitted
+from strop.engine.rehearsal import Rehearsed, untouched, why_not
 from strop.errors import StropError
 from strop.model import base_model
 
@@ -48,7 +49,7 @@ class Preflight(TrainerCallback):
         """Line by line, the rehearsal last; `reason` says why there is none."""
         for line in lines(self.trainer, folder):
             self.trainer.say(line)
-        self.trainer.say(f"  rehearsal  none: {reason}" if reason else told(self.trainer, rehearse(self.trainer)))
+        self.trainer.say(f"  rehearsal  none: {reason}" if reason else told(self.trainer, fitted(self.trainer)))
 
 
 def lines(trainer: BaseTrainer, folder: Path) -> Iterator[str]:

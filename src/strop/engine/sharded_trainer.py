@@ -12,13 +12,14 @@ from typing import Any
 
 import torch
 from accelerate.utils import DistributedType
-from transformers import Trainer
 from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME
 
+from strop.engine.fast_layers import FastLayersTrainer
 from strop.engine.sharding import Shards, check_shards, cut, load_whole_state, whole_state
+from strop.watch.say import say
 
 
-class ShardedTrainer(Trainer):
+class ShardedTrainer(FastLayersTrainer):
     """The parent, where a model may be cut into shards."""
 
     shards: Shards | None = None
@@ -37,6 +38,7 @@ class ShardedTrainer(Trainer):
             self.shards = Shards(self.model, self.accelerator)
         if hasattr(reference, "model") and not self.is_model_parallel:
             self.place(reference.model)
+        self.quicken_layers(reference, lambda line: say(self.args, line))
 
     def place(self, model: torch.nn.Module) -> None:
         """Bring a frozen model beside the policy to the device: cut into shards if the policy is."""

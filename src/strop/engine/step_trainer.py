@@ -319,7 +319,7 @@ class StepTrainer(ShardedTrainer):
         """The parent's mixed precision, and activations kept in host memory where that is asked for."""
         stack = super().compute_loss_context_manager()
         if self.args.activation_offloading:
-            stack.enter_context(offloaded_activations())
+            stack.enter_context(offloaded_activations(self.policy))
         return stack
 
     # ---- micro-batches, reference, score ----------------------------------------------------------------------

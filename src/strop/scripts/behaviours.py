@@ -106,6 +106,16 @@ BEHAVIOURS: tuple[Behaviour, ...] = (
         (r"test_iterable_dataset_(requires|forces)", r"assert None is False"),
     ),
     Behaviour(
+        "`use_liger_kernel` puts in the kernels of layers (norms, rotations, gates), and not the fused losses",
+        "strop's head bounds memory itself; what does not equal the plain layers is taken out, with a line",
+        (),
+    ),
+    Behaviour(
+        "`torch_compile` compiles each decoder layer, and not the model",
+        "rows are laid out flat and every step has another number of tokens; the layers' graphs take any",
+        (),
+    ),
+    Behaviour(
         "A bias of a 4-bit model takes the compute dtype when it is first used; its value stays",
         "bitsandbytes converts it",
         (r"test_peft_with_quantization",),

@@ -16,6 +16,7 @@ from strop.collectives import meet
 from strop.errors import ConfigError, did_you_mean
 from strop.plain_text import masked
 from strop.recipes import find_recipe
+from strop.settings.devices import device_problems, whole_float32_products
 from strop.settings.prerequisites import Needs, default_of, unmet
 from strop.settings.schema import Range, config, validate
 
@@ -24,8 +25,6 @@ Layout = Literal["auto", "tree", "packed", "padded"]
 UNUSED = {
     "label_smoothing_factor": "It belongs to the Trainer's own cross entropy; use the method's `label_smoothing` "
     "where it has one.",
-    "use_liger_kernel": "strop brings its own bounded-memory head, and Liger's fused losses would bypass it; remove "
-    "it.",
     "auto_find_batch_size": "Micro-batches are planned from the rows; set `max_tokens_per_micro_batch` to bound "
     "memory.",
     "label_names": "Labels are part of the trees that strop builds; remove it.",
@@ -39,17 +38,12 @@ UNUSED = {
     "eval_use_gather_object": "Evaluation keeps sums, not predictions; remove it.",
     "bf16_full_eval": "Evaluation computes as training does; set bf16.",
     "fp16_full_eval": "Evaluation computes as training does; set fp16.",
-    "liger_kernel_config": "strop brings its own bounded-memory head; remove it.",
     "average_tokens_across_devices": "Denominators count over all processes always; remove it.",
     "remove_unused_columns": "Rows keep their columns, and a method reads those that it names; remove it.",
     "dataloader_pin_memory": "Rows are lists of ids until they are laid out, with nothing to pin; remove it.",
     "do_train": "No trainer reads it: call train(), or do not; remove it.",
     "do_predict": "No trainer reads it: call predict(), or do not; remove it.",
     "debug": "Losses and gradients that are not finite are found at every step, and their rows named; remove it.",
-    **dict.fromkeys(
-        ("torch_compile", "torch_compile_backend", "torch_compile_mode"),
-        "Rows are laid out flat, and every step has another size, for which it would be compiled anew; remove it.",
-    ),
     "local_rank": "torchrun and accelerate launch set it in the environment; remove it.",
 }
 SCORES_ONLY = {
@@ -99,6 +93,7 @@ class TrainerConfig(TrainingArguments):
     headline: ClassVar[tuple[str, ...]] = ()  # metrics that say whether it learns; the terminal shows them first
     quiet: ClassVar[bool] = False  # of an instance: nothing is said but warnings
     given: ClassVar[frozenset[str]] = frozenset()  # of an instance: the settings that whoever made it named
+    checkpointing_open: ClassVar[bool] = False  # of an instance: whether memory may decide on gradient_checkpointing
     aliases: ClassVar[dict[str, str]] = {
         "max_seq_length": "max_length",
         "evaluation_strategy": "eval_strategy",
@@ -236,8 +231,10 @@ class TrainerConfig(TrainingArguments):
         if self.ddp_find_unused_parameters is None:
             self.ddp_find_unused_parameters = False  # every parameter gets a gradient, also on a rank without rows
         meet(self)
+        said = (getattr(self, name, None) for name in ("gradient_checkpointing", "activation_checkpointing"))
+        self.__dict__["checkpointing_open"] = not any(value is not None for value in said)
         try:
-            with warnings.catch_warnings():
+            with warnings.catch_warnings(), whole_float32_products(self):
                 warnings.filterwarnings("ignore", message=".*gradient_checkpointing.*deprecated.*")
                 super().__post_init__()
         except Exception as error:  # whatever the parent's own checks raise
@@ -277,6 +274,7 @@ class TrainerConfig(TrainingArguments):
         problems = unknown_trackers(self.report_to)
         sizes = ("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps")
         problems += [f"{name}={getattr(self, name)}: must be >= 1" for name in sizes if getattr(self, name) < 1]
+        problems += device_problems(self)
         if self.activation_offloading and not torch.cuda.is_available():
             problems.append(
                 "activation_offloading=True needs a CUDA device; on CPU the activations are in host memory already."

@@ -1,0 +1,71 @@
+"""What may be asked of cards, and what is refused because its result could not be stated."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+from strop.model.liger_layers import LOSSES
+
+LONG_ROWS = (
+    "For rows that do not fit: gradient_checkpointing=True, activation_offloading=True, one row at a time "
+    "(per_device_train_batch_size=1), and FSDP or ZeRO-3 for the weights."
+)
+
+
+def device_problems(settings: Any) -> list[str]:
+    """Problems with the settings of layers and of several cards."""
+    problems = []
+    kernels = chosen_kernels(settings)
+    if kernels and not settings.use_liger_kernel:
+        problems.append(
+            f"liger_kernel_config={kernels!r} has no effect unless use_liger_kernel is True; set that, or remove it."
+        )
+    if isinstance(kernels, Mapping) and (losses := [name for name in LOSSES if kernels.get(name)]):
+        problems.append(
+            f"liger_kernel_config: {', '.join(losses)} would compute logits in the place of strop's head, which no "
+            "method asks for; remove it. The kernels of layers are used without being named."
+        )
+    for name, size in sizes_along_rows(settings.parallelism_config).items():
+        problems.append(
+            f"{name}={size} cuts rows over processes, and strop lays several rows out as one, with an attention of its "
+            f"own: each process would compute all of them. Remove it. {LONG_ROWS}"
+        )
+    if os.environ.get("ACCELERATE_MIXED_PRECISION", "no").lower() == "fp8":
+        problems.append(
+            "mixed_precision fp8 rounds the inputs of every product to three bits or two: nobody can say how far the "
+            "gradient then is from the loss's, and policy and reference would differ by it. Take bf16."
+        )
+    return problems
+
+
+def chosen_kernels(settings: Any) -> Any:
+    """`liger_kernel_config` as a dictionary: on the command line it is JSON."""
+    given = settings.liger_kernel_config
+    return json.loads(given) if isinstance(given, str) else given
+
+
+def sizes_along_rows(parallelism: Any) -> dict[str, int]:
+    """Context and sequence parallelism above one process: of the settings, or of accelerate's launcher."""
+    names = ("cp_size", "sp_size")
+    launched = os.environ.get("ACCELERATE_USE_PARALLELISM_CONFIG", "false").lower() == "true"
+    if parallelism is None and launched:
+        sizes = {name: int(os.environ.get(f"PARALLELISM_CONFIG_{name.upper()}", "1")) for name in names}
+    else:
+        sizes = {name: getattr(parallelism, name, None) or 1 for name in names}
+    return {name: size for name, size in sizes.items() if size > 1}
+
+
+@contextmanager
+def whole_float32_products(settings: Any) -> Iterator[None]:
+    """Within it the parent does not round float32 products to TF32, as it does by itself where layers are compiled."""
+    asked = settings.tf32
+    if asked is None and (settings.torch_compile or settings.torch_compile_backend or settings.torch_compile_mode):
+        settings.tf32 = False
+    try:
+        yield
+    finally:
+        settings.tf32 = asked
