@@ -207,6 +207,7 @@ def test_an_implementation_of_the_users_own_is_left_where_it_is(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     card = Card(monkeypatch, FAULTS["half the scale"])
+    assert card.chosen() is KERNEL  # PyTorch's own, which passed
     card.activate("mine")
     with caplog.at_level(logging.WARNING):
         assert card.chosen() is None  # the dense path
