@@ -12,7 +12,7 @@ import peft
 import pytest
 import torch
 
-from strop.model import score_batch
+from strop.model import disable_dropout, score_batch
 from strop.model.compiled_layers import compile_layers, plain_layers
 from strop.model.layer_check import layers_of, problem_with, recorded_calls
 from strop.model.layout import build_batch
@@ -21,8 +21,8 @@ from strop.testing.tiny import tiny_model
 
 
 def single(arch: str) -> Any:
-    """A model in float32, which takes no detours in its norms."""
-    return tiny_model(arch, dtype=torch.float32).train()
+    """A model in float32, which takes no detours in its norms, without dropout."""
+    return disable_dropout(tiny_model(arch, dtype=torch.float32).train())
 
 
 class Counting:

@@ -63,7 +63,9 @@ def keep(version: str) -> None:
     """Write today's files, what all methods say alike said once."""
     files = {verb: written(verb) for verb in BY_VERB}
     first = next(iter(files.values()))
-    alike = {name: value for name, value in first.items() if all(name in f and f[name] == value for f in files.values())}
+    alike = {
+        name: value for name, value in first.items() if all(name in f and f[name] == value for f in files.values())
+    }
     kept = {"all": alike}
     kept |= {verb: {k: v for k, v in f.items() if k not in alike} for verb, f in files.items()}
     (RELEASED / f"{version}.json").write_text(json.dumps(kept, indent=1) + "\n", encoding="utf-8")
