@@ -239,6 +239,8 @@ PROMISES: tuple[Promise, ...] = (
             "tests/online/test_sampled_distribution.py",
             "tests/online/test_ahead.py",
             "tests/rollout/test_own_process.py",
+            "tests/rollout/test_on_a_card.py",
+            "tests/rollout/test_cast_weights.py",
             "tests/rollout/test_native.py",
             "tests/rollout/test_beginnings.py",
             "tests/model/test_forward.py",

@@ -6,6 +6,7 @@ from proof.mutation import Mutation
 from proof.mutations import (
     agents,
     architectures,
+    card_rollouts,
     data,
     files,
     folders,
@@ -31,6 +32,7 @@ MUTATIONS: tuple[Mutation, ...] = (
     *architectures.MUTATIONS,
     *rollout.MUTATIONS,
     *agents.MUTATIONS,
+    *card_rollouts.MUTATIONS,
     *rewards.MUTATIONS,
     *runs.MUTATIONS,
     *recovery.MUTATIONS,

@@ -12,8 +12,8 @@ MUTATIONS = (
         edits=(
             Edit(
                 "rollout/draw.py",
-                "    return draw(warped, torch.tensor(uniforms, dtype=torch.float64).to(warped.device))\n",
-                "    ids, _ = draw(warped, torch.tensor(uniforms, dtype=torch.float64).to(warped.device))\n"
+                "    return draw(warp_logits(logits, params, history, unsure=unsure), upload(uniforms, torch.float64, where))\n",
+                "    ids, _ = draw(warp_logits(logits, params, history, unsure=unsure), upload(uniforms, torch.float64, where))\n"
                 "    return ids, logits.double().log_softmax(-1).gather(-1, ids[:, None])[:, 0]\n",
             ),
         ),

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from strop.online.sampler_check import sampler_rounding
 from strop.records import Rollout
 from strop.testing.cases import ONLINE, make_trainer
 
@@ -39,3 +41,51 @@ def test_every_method_tells_a_true_engine_from_another(verb: str, tmp_path: Path
         assert list(trainer.guard.alarms.raised) == alarms
     assert torch.equal(torch.get_rng_state(), state)
     assert "0.005 nats a token" in trainer.guard.alarms.raised["sampler_mismatch"]
+
+
+@pytest.mark.parametrize("verb", sorted(ONLINE))
+def test_every_method_says_how_far_the_sampler_is(verb: str, tmp_path: Path) -> None:
+    settings: dict[str, Any] = {"lmbda": 1.0} if verb == "gkd" else {}
+    trainer, said = make_trainer(verb, tmp_path, max_steps=2, temperature=0.9, **settings), []
+    trainer.say = said.append
+    trainer.train()
+    lines = [line for line in said if line.startswith("Sampler and trainer")]
+    assert len(lines) == 1 and "(native, float64)" in lines[0] and "16 bits" not in lines[0]
+    first, second = trainer.state.log_history[:2]
+    assert 0 <= first["sampling/sampling_logp_difference/mean"] <= first["sampling/sampling_logp_difference/max"] < 1e-9
+    assert ("sampling/kl" in second) == (verb not in ("gkd", "ppo"))  # no log-probs; of a round, which serves it too
+
+
+@pytest.mark.parametrize("verb", ["online-dpo", "nash-md", "xpo-online", "ppo"])
+def test_the_difference_of_a_step_is_that_of_its_tokens(verb: str, tmp_path: Path) -> None:
+    trainer = make_trainer(verb, tmp_path, max_steps=1)
+    trainer._generator = Untrue(trainer.generator, 0.25)
+    trainer.train()
+    logged = trainer.state.log_history[0]
+    assert logged["sampling/sampling_logp_difference/mean"] == pytest.approx(0.25)
+    assert logged["sampling/importance_sampling_ratio/min"] == pytest.approx(math.exp(-0.25))
+
+
+def test_a_teacher_that_samples_is_not_taken_for_the_policy(tmp_path: Path) -> None:
+    trainer = make_trainer("gkd", tmp_path, max_steps=1, lmbda=0.0, seq_kd=True)
+    trainer.train()
+    assert "sampler_mismatch" not in trainer.guard.alarms.raised
+
+
+@pytest.mark.parametrize(
+    ("computed", "mixed", "advice"),
+    [
+        ("float32", False, None),
+        ("bfloat16", True, "fp16=True"),
+        ("float16", True, "fp16=False brings"),
+        ("bfloat16", False, "dtype"),
+    ],
+)
+def test_the_line_names_the_precision_that_closes_the_difference(
+    computed: str, mixed: bool, advice: str | None
+) -> None:
+    own, told = torch.tensor([-1.0, -2.0, -3.0]), torch.tensor([-1.0, -2.01, math.nan])
+    line = sampler_rounding(own, told, engine="native", computed=computed, mixed=mixed)
+    assert "of 2 tokens differ by 5.0e-03 nats a token, up to 1.0e-02" in line
+    assert (advice is None) == ("16 bits" not in line) and (advice or "") in line
+    assert sampler_rounding(own, own * math.nan, engine="native", computed=computed, mixed=mixed) == ""

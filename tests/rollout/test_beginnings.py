@@ -112,7 +112,7 @@ def test_what_is_kept_is_bounded(
     llama: nn.Module, monkeypatch: pytest.MonkeyPatch, largest_gap: Callable[..., float]
 ) -> None:
     anew = conversation(NativeGenerator(llama, shares=None))
-    monkeypatch.setattr("strop.rollout.limits.kept_tokens", lambda model: len(FORK) + 4)  # one row's
+    monkeypatch.setattr("strop.rollout.limits.kept_tokens", lambda model, dtype: len(FORK) + 4)  # one row's
     kept = conversation(NativeGenerator(llama, shares=always), turns=2)
     assert sum(len(ids) for ids in kept[1].prompts) > kept[1].prefilled > 4 * 3
     assert_same(kept[1], anew[1], torch.float64)

@@ -17,7 +17,8 @@ def test_buckets_hold_what_they_are_for_and_are_few() -> None:
         assert all(rows <= row_bucket(rows, slots) <= slots for rows in range(1, slots + 1))
     assert {row_bucket(rows, 64) for rows in range(1, 65)} == {1, 2, 4, 8, 16, 32, 64}
     assert row_bucket(5, 6) == 6
-    assert [column_bucket(n, 5000) for n in (1, 256, 257, 1025, 4097)] == [256, 256, 512, 2048, 5000]
+    assert [column_bucket(n, 5000) for n in (1, 256, 257, 1025, 4097)] == [256, 256, 512, 1536, 5000]
+    assert {column_bucket(n, 4096) for n in range(1, 4097)} == {256, 512, 768, 1024, 1536, 2048, 3072, 4096}
 
 
 def test_graphs_are_not_used_on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -68,7 +68,7 @@ def test_rounding_at_the_start_of_a_block_does_not_reach_excluded_tokens() -> No
 def test_sampled_frequencies_match_the_distribution(settings: dict) -> None:
     params = SamplingParams(max_new_tokens=1, **settings)
     logits = torch.randn(1, 12, generator=torch.Generator().manual_seed(3)).expand(20_000, -1)
-    ids, logps = sample(logits, params, None, row_uniforms(5, 0, 0, 20_000))  # type: ignore[arg-type]
+    _, ids, logps = sample(logits, params, None, row_uniforms(5, 0, 0, 20_000))  # type: ignore[arg-type]
     expected = warp_logps(logits[:1], params)[0]
     torch.testing.assert_close(logps.float(), expected[ids], atol=1e-6, rtol=0)
     kept = expected.isfinite()
@@ -106,3 +106,14 @@ def test_logits_that_are_not_finite_are_an_error(bad: float, settings: dict) -> 
     logits[1, 4] = bad
     with pytest.raises(RolloutError, match=r"row 1 .*1 of 3 rows"):
         sample(logits, SamplingParams(max_new_tokens=1, **settings), None, [0.1, 0.2, 0.3])
+
+
+@pytest.mark.parametrize("settings", [{}, {"top_p": 0.7}, {"top_k": 5, "min_p": 0.01}, {"temperature": 0}])
+def test_a_row_draws_what_it_draws_alone(settings: dict) -> None:
+    params = SamplingParams(max_new_tokens=1, **settings)
+    logits = torch.randn(9, 700, generator=torch.Generator().manual_seed(8))
+    uniforms = row_uniforms(5, 0, 0, 9).tolist()
+    together = sample(logits, params, None, uniforms)
+    alone = [sample(logits[i : i + 1], params, None, uniforms[i : i + 1]) for i in range(9)]
+    assert together.tokens.tolist() == [int(one.tokens) for one in alone]
+    assert together.logps.tolist() == [float(one.logps) for one in alone]

@@ -40,7 +40,7 @@ def test_what_may_be_read_holds_numbers() -> None:
 def test_forking_copies_the_prompt_into_slots() -> None:
     layer = filled()
     assert layer.keys is not None
-    layer.fork(4, [2, 0])
+    layer.fork(4, torch.tensor([2, 0]))
     assert (layer.keys[[0, 2], :, :3] == 1).all() and (layer.keys[1, :, :3] == 0).all()
 
 
@@ -84,6 +84,7 @@ def test_a_window_ends_inside_the_prompt_row_by_row() -> None:
     assert group.first_visible(None) == (0, 0)
     assert group.first_visible(100) == (0, 0)
     assert group.first_visible(4) == (1, 3)  # position 4 sees 1.., position 6 sees 3..
-    bias = plan([0, 2]).prompt_bias(group, 4, 2, torch.float32)
+    step = StepPlan(torch.tensor([0, 2]), torch.tensor([4, 6]), 3)
+    bias = step.prompt_bias(group, 4, 2, torch.float32)
     assert bias.shape == (1, 1, 4, 3)  # two query heads per key head; columns 1..3
     assert (bias[0, 0] == 0).tolist() == [[True] * 3] * 2 + [[False, False, True]] * 2

@@ -96,6 +96,7 @@ class NashMDTrainer(OnlinePairTrainer):
                 scores=group.rewards.tolist() if group.rewards is not None else [probability, 1 - probability],
                 baseline=(everyone["total"] - own) / max(everyone["count"] - 1, 1.0),
                 ended=[float(reason == "stop") for reason in group.finish_reasons],
+                sampler_logps=group.sampler_logps[:1],
             )
             trees.append(group.tree([0], drop_truncated=self.args.mask_truncated_completions, sampled=known))
         return trees
@@ -124,6 +125,7 @@ class NashMDTrainer(OnlinePairTrainer):
         ended = tree_field(batch, "ended", dtype=torch.float64)
         metrics = {
             **objective_metrics(scores, policy, ref, self.beta),
+            **self.sampler_gap(scores, batch),
             "loss/score": mean_of((probability - 0.5) * policy),
             "loss/kl": mean_of(self.beta * kl),
             "rewards/probabilities": mean_of(probability),

@@ -60,6 +60,7 @@ class OnlineDPOTrainer(OnlinePairTrainer):
                 index,
                 scores=[float(group.rewards[i]) for i in pair],
                 ended=[float(group.finish_reasons[i] == "stop") for i in pair],
+                sampler_logps=[group.sampler_logps[i] for i in pair],
             )
             trees.append(group.tree(pair, drop_truncated=self.args.mask_truncated_completions, sampled=known))
         self.count_dropped(groups, trees, training)
@@ -72,7 +73,7 @@ class OnlineDPOTrainer(OnlinePairTrainer):
         values = dpo_loss(*columns, beta=self.beta, loss_type=self.args.loss_type)
         rewards = self.beta * (policy - ref).detach()
         metrics = pair_metrics(scores, rewards, policy.detach())
-        metrics |= objective_metrics(scores, policy, ref, self.beta)
+        metrics |= objective_metrics(scores, policy, ref, self.beta) | self.sampler_gap(scores, batch)
         ranked = tree_field(batch, "scores", dtype=torch.float64)  # (B, 2)
         metrics["objective/scores"] = mean_of(ranked)
         metrics["objective/scores_margin"] = mean_of(ranked[:, 0] - ranked[:, 1])

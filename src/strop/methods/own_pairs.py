@@ -16,8 +16,9 @@ from strop.losses import mean_of
 from strop.metric import COMPLETIONS, REWARD, Entry
 from strop.online.groups import Group, replies
 from strop.online.opponents import PairVerdicts, check_judge, check_opponent, judged
+from strop.online.sampler_check import sampler_gap
 from strop.online.trainer import OnlineTrainer
-from strop.records import Example, Extreme, Mean, Scores
+from strop.records import Batch, Example, Extreme, Mean, Scores
 from strop.rewards.judges import as_judge
 from strop.settings.online import OnlineConfig
 from strop.settings.schema import OneOrMore, Range, config
@@ -144,6 +145,11 @@ class OnlinePairTrainer(OnlineTrainer):
             group.reward_names = table.names
             judged(group, verdicts.tolist())
         self._metrics[mode].add(table.log_metrics())
+
+    def sampler_gap(self, scores: Scores, batch: Batch) -> dict[str, Mean | Extreme]:
+        """How far the sampler's log-probs are from the policy's, where it has not moved since it sampled."""
+        assert scores.logps is not None
+        return sampler_gap(scores.logps, batch) if self.sizes.steps == 1 else {}
 
     def count_dropped(self, groups: list[Group], trees: list[Example], training: bool) -> None:
         """`pairs/dropped_ratio`: the share of groups that made no pair."""

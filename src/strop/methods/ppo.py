@@ -37,6 +37,7 @@ from strop.online.evaluation_samples import EvaluationSamples
 from strop.online.groups import Group
 from strop.online.pieces import one_each, trajectory_of
 from strop.online.sampled_distribution import changes_distribution, rescore
+from strop.online.sampler_check import sampler_gap
 from strop.online.trainer import OnlineTrainer
 from strop.records import Batch, Example, Extreme, LossOutput, Mean, Sampled, Scores, StepContext, Term, Want
 from strop.settings.online import OnlineConfig
@@ -219,9 +220,9 @@ class PPOTrainer(OnlineTrainer):
         keep = [i for i, known in enumerate(~group.rewards.isnan()) if known]
         if not keep:
             return []
-        known = Sampled(index, totals=group.rewards[keep].tolist())
+        told = Sampled(index, totals=group.rewards[keep].tolist(), sampler_logps=[group.sampler_logps[i] for i in keep])
         first = (index * self.args.world_size + self.args.process_index) * len(group.completions)
-        trees = group.trees(known, keep, drop_truncated=self.args.mask_truncated_completions, first=first)
+        trees = group.trees(told, keep, drop_truncated=self.args.mask_truncated_completions, first=first)
         return [piece for tree in trees for piece in self.pieces(tree)]
 
     @torch.no_grad()
@@ -244,15 +245,14 @@ class PPOTrainer(OnlineTrainer):
             token_lists(batch, name, values)
         whole = segment_sum(torch.stack((kl, -scores.logps), 1), *completions)  # (trajectories, 2)
         penalty = -self.args.beta * whole[:, 0]
-        self._metrics["train" if training else "eval"].add(
-            {
-                "objective/kl": mean_of(whole[:, 0]),
-                "objective/entropy": mean_of(whole[:, 1]),
-                "objective/non_score_reward": mean_of(penalty),
-                "objective/rlhf_reward": mean_of(totals.to(penalty) + penalty),
-                "objective/scores": mean_of(totals),
-            }
-        )
+        metrics = {
+            "objective/kl": mean_of(whole[:, 0]),
+            "objective/entropy": mean_of(whole[:, 1]),
+            "objective/non_score_reward": mean_of(penalty),
+            "objective/rlhf_reward": mean_of(totals.to(penalty) + penalty),
+            "objective/scores": mean_of(totals),
+        }
+        self._metrics["train" if training else "eval"].add(metrics | sampler_gap(scores.logps, batch))
 
     def add_advantages(self, trees: list[Example]) -> None:
         """GAE over each completion, through all stretches of a conversation that the template rewrote on the way;

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import math
 from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -194,6 +195,7 @@ class XPOTrainer(OnlinePairTrainer):
                 policy_wins=probability > 0.5,
                 scores=group.rewards.tolist(),
                 ended=[float(reason == "stop") for reason in group.finish_reasons],
+                sampler_logps=[group.sampler_logps[0], [math.nan] * len(group.completions[1])],  # the reference's own
             )
             trees.append(group.tree(drop_truncated=self.args.mask_truncated_completions, sampled=known))
         self.count_dropped(groups, trees, training)
@@ -213,7 +215,7 @@ class XPOTrainer(OnlinePairTrainer):
         )
         chosen_first, kl = policy.detach().gather(1, order), (policy - ref).detach()
         metrics = pair_metrics(scores, self.beta * kl.gather(1, order), chosen_first)
-        metrics |= objective_metrics(scores, policy[:, 0], ref[:, 0], self.beta)
+        metrics |= objective_metrics(scores, policy[:, 0], ref[:, 0], self.beta) | self.sampler_gap(scores, batch)
         ranked = tree_field(batch, "scores", dtype=torch.float64)
         ended = tree_field(batch, "ended", dtype=torch.float64)
         bonus = self.alpha * policy[:, 1]

@@ -23,11 +23,9 @@ from strop.engine import rows
 from strop.engine.evaluation import EvaluationSums
 from strop.engine.parts import Facts
 from strop.engine.refusals import check_apart
-from strop.engine.sharding import is_sharded
-from strop.engine.step import token_field
 from strop.engine.trainer import BaseTrainer
 from strop.errors import RolloutError
-from strop.model import base_model, evaluating, lm_head_of
+from strop.model import base_model, lm_head_of
 from strop.online.ahead import rounds_ahead, staleness
 from strop.online.batches import BatchSizes, batch_sizes, rounding_notices, share_steps, split_steps
 from strop.online.closing import CloseEnvironments
@@ -36,9 +34,9 @@ from strop.online.groups import Group, completion_metrics, sample_rows
 from strop.online.pieces import in_trajectories, pieces
 from strop.online.rewarding import check_rewards, make_rewards, reward_groups, reward_source
 from strop.online.sampled_distribution import changes_distribution, rescore
-from strop.online.sampler_check import sampler_mismatch
+from strop.online.sampler_check import compare_sampler
 from strop.online.sampling import Drawn, Load, make_engine, sample_groups, sampling_params
-from strop.records import Batch, Counts, Example, Sampled, Scores, Want
+from strop.records import Batch, Counts, Example, Scores, Want
 from strop.rewards.model_reward import ModelReward
 from strop.rollout import SamplingParams, default_stop_ids
 from strop.rollout.limits import position_limit, vocab_size
@@ -56,6 +54,9 @@ class OnlineTrainer(BaseTrainer):
     needs_reward: ClassVar[bool] = True
     can_fork: ClassVar[bool] = False
     """Whether a trajectory may have several contexts, as where a chat template rewrites past turns."""
+    tells_sampler: ClassVar[bool] = True
+    """Whether the loss reports what the sampler said of the tokens beside what the policy says; where it has no
+    log-probs, the first round does."""
     batch_counts: ClassVar[Literal["completions", "prompts"]] = "completions"
     """What per_device_train_batch_size counts; prompts where methods make pairs."""
 
@@ -263,27 +264,10 @@ class OnlineTrainer(BaseTrainer):
         return groups
 
     def compare_sampler(self, groups: list[Group]) -> None:
-        """An alarm if the engine's log-probs of the first groups are not the policy's own; not for one in shards."""
-        if self._sampler_compared:
-            return
-        self._sampler_compared = True
-        if is_sharded(self.accelerator):
-            return
-        trees = [
-            piece
-            for place, group in enumerate(groups)
-            for tree in group.trees(Sampled(place, sampler_logps=group.sampler_logps))
-            for piece in self.pieces(tree)
-        ]
-        batch = self.build(self.plan(trees, self.args.train_batch_size)[0])
-        with torch.no_grad(), evaluating(self.policy), torch.random.fork_rng(devices=[]):
-            own = self.score_with(self.policy, batch, Want.LOGPS, temperature=self.args.temperature).logps
-        assert own is not None
-        weight = next(base_model(self.policy).parameters())
-        half = self.accelerator.mixed_precision != "no" or weight.dtype.itemsize < 4
-        said = token_field(batch, "sampler_logps")
-        if text := sampler_mismatch(own, said, half=half, engine=self.generator.name):
-            self.guard.alarms.sound("sampler_mismatch", self.state.global_step + 1, text)
+        """Once, and of the policy's own samples: what the engine says of them beside what the policy says."""
+        if not self._sampler_compared and self.sampled_model is self.policy:
+            self._sampler_compared = True
+            compare_sampler(self, groups)
 
     def score_groups(self, groups: list[Group], mode: str) -> None:
         """Rewards of every completion, written into its group; metrics of rewards are recorded."""

@@ -8,6 +8,7 @@
 | `native.py` | the default engine; `scheduler.py` (slots), `stopping.py`, `limits.py` |
 | `decoder.py` | a model during a rollout; `attention_hook.py`, `attention.py`, `kv_cache.py`, `rollout_mode.py` |
 | `packed_linear.py`, `cuda_graph.py` | the same decode step, faster on CPU and on CUDA |
+| `cast_weights.py`, `transfer.py` | weights cast once under autocast; copies to the device that nobody waits for |
 | `own_process.py` | an engine in a process of its own, which samples while the policy learns |
 | `self_check.py` | whether the native engine serves a model |
 | `transformers_engine.py` | `model.generate` behind the same interface |

@@ -11,6 +11,7 @@ from torch import nn
 from strop.rollout.attention_hook import Decode, Prefill
 from strop.rollout.beginnings import Part
 from strop.rollout.kv_cache import KVCache, StepPlan
+from strop.rollout.transfer import upload
 
 
 class Decoder:
@@ -54,16 +55,17 @@ class Decoder:
             positions += range(part.start, part.start + len(part.ids))
             last.append(len(ids) - 1)
         self.prefilled_tokens += len(ids)
+        flat, keep = upload([ids, positions], torch.long, device), upload(last, torch.long, device)  # (2, T), (parts,)
         with self.context():
             output = self.model(
-                input_ids=torch.tensor([ids], device=device),
-                position_ids=torch.tensor([positions], device=device),
+                input_ids=flat[:1],
+                position_ids=flat[1:],
                 use_cache=False,
-                logits_to_keep=torch.tensor(last, device=device),
+                logits_to_keep=keep,
                 rollout=Prefill(self.cache, segments),
             )
         logits = output.logits[0]  # (parts, V); (T, V) from the few models that compute all logits
-        return _wide(logits if len(logits) == len(last) else logits[last])
+        return _wide(logits if len(logits) == len(last) else logits[keep])
 
     def step(self, ids: torch.Tensor, plan: StepPlan) -> torch.Tensor:
         """Feed one token per row, (R,), and return the logits of the next, (R, V)."""

@@ -13,10 +13,12 @@ Active rows are always slots 0..R-1, so the batch of a step is a plain slice.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
+
+from strop.rollout.transfer import upload
 
 _CLEAR_AHEAD = 64  # columns
 
@@ -76,7 +78,8 @@ class StepPlan:
         if name not in self._biases:
             first = group.first_visible(window)[0]
             column = torch.arange(first, group.length, device=self.own.device)[None, :]  # (1, T)
-            edge = torch.tensor(group.positions, device=self.own.device)[:, None] - window  # (n, 1)
+            placed = self.positions if self.order is None else self.positions[self.order]  # (R,) like the groups
+            edge = placed[group.start : group.stop, None] - window  # (n, 1)
             per_row = _bias(column <= edge, dtype)  # (n, T)
             self._biases[name] = per_row.repeat_interleave(groups, 0)[None, None]
         bias = self._biases[name]
@@ -139,14 +142,13 @@ class LayerCache:
             self.prompts[prompt] = torch.cat([keys, key], 2), torch.cat([values, value], 2)
         return self.prompts[prompt]
 
-    def fork(self, prompt: int, slots: list[int]) -> None:
-        """Copy a prompt's keys into the beginning of the given slots."""
+    def fork(self, prompt: int, slots: torch.Tensor) -> None:
+        """Copy a prompt's keys into the beginning of the given slots, (n,)."""
         assert self.keys is not None and self.values is not None
         key, value = self.prompts[prompt]
         self.reserve(key.shape[2])
-        where = torch.tensor(slots, device=key.device)
-        self.keys[where, :, : key.shape[2]] = key
-        self.values[where, :, : value.shape[2]] = value
+        self.keys[slots, :, : key.shape[2]] = key
+        self.values[slots, :, : value.shape[2]] = value
 
     def move(self, source: int, target: int, length: int) -> None:
         """Copy the first `length` keys of one slot into another."""
@@ -195,10 +197,14 @@ class KVCache:
         for layer in self.layers.values():
             layer.reserve(columns)
 
-    def fork(self, prompt: int, slots: list[int]) -> None:
-        """Copy a prompt into slots, in every layer."""
-        for layer in self.layers.values():
-            layer.fork(prompt, slots)
+    def fork(self, where: Mapping[int, Sequence[int]], device: torch.device) -> None:
+        """Copy prompts into slots, prompt -> slots, in every layer; one copy down for all of them."""
+        if not where:
+            return
+        places = upload([slot for slots in where.values() for slot in slots], torch.long, device)
+        for prompt, slots in zip(where, places.split([len(slots) for slots in where.values()]), strict=True):
+            for layer in self.layers.values():
+                layer.fork(prompt, slots)
 
     def move(self, source: int, target: int, length: int) -> None:
         """Move a row's own keys to another slot, in every layer."""

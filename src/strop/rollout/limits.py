@@ -44,8 +44,8 @@ def position_limit(model: PreTrainedModel) -> int | None:
     return None
 
 
-def key_bytes(model: PreTrainedModel) -> int:
-    """Bytes of keys and values that one token takes in all layers."""
+def key_bytes(model: PreTrainedModel, dtype: torch.dtype | None = None) -> int:
+    """Bytes of keys and values that one token takes in all layers; `dtype` is autocast's, None the model's own."""
     config = model.config.get_text_config(decoder=True)
     by_layer = getattr(config, "per_layer_config", None)  # since transformers 5: sizes may differ between layers
     layers = [by_layer[i] if by_layer else config for i in range(config.num_hidden_layers)]
@@ -54,20 +54,27 @@ def key_bytes(model: PreTrainedModel) -> int:
         * (getattr(layer, "head_dim", None) or layer.hidden_size // layer.num_attention_heads)
         for layer in layers
     )
-    return 2 * numbers * torch.empty((), dtype=model.dtype).element_size()
+    return 2 * numbers * (dtype or model.dtype).itemsize
 
 
-def default_slots(model: PreTrainedModel, device: torch.device, capacity: int) -> int:
+def default_slots(model: PreTrainedModel, device: torch.device, capacity: int, dtype: torch.dtype | None = None) -> int:
     """How many rows of `capacity` tokens are decoded at a time where the user does not say."""
-    return max(1, min(_MOST_SLOTS.get(device.type, 64), _tokens(model, device) // capacity))
+    return max(1, min(_MOST_SLOTS.get(device.type, 64), _tokens(model, device, dtype) // capacity))
 
 
-def kept_tokens(model: PreTrainedModel) -> int:
+def kept_tokens(model: PreTrainedModel, dtype: torch.dtype | None = None) -> int:
     """How many tokens' keys are kept from one turn of conversations to the next: half of what slots may take."""
-    return _tokens(model, model.device) // 2
+    return _tokens(model, model.device, dtype) // 2
 
 
-def _tokens(model: PreTrainedModel, device: torch.device) -> int:
+def free_bytes(device: torch.device) -> int:
+    """Memory that a rollout can have: on a card what is free, and what torch has taken and does not use."""
+    if device.type != "cuda":
+        return available_memory_bytes()
+    unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return int(torch.cuda.mem_get_info(device)[0] + unused)
+
+
+def _tokens(model: PreTrainedModel, device: torch.device, dtype: torch.dtype | None) -> int:
     """How many tokens' keys and values fit into the share of the free memory that they may take."""
-    free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else available_memory_bytes()
-    return int(free * _MEMORY_SHARE.get(device.type, 0.25) // key_bytes(model))
+    return int(free_bytes(device) * _MEMORY_SHARE.get(device.type, 0.25) // key_bytes(model, dtype))

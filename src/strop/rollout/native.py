@@ -26,6 +26,7 @@ from strop.model.wrappers import unwrap
 from strop.records import Rollout
 from strop.rollout import limits
 from strop.rollout.beginnings import Beginnings, Kept, Part
+from strop.rollout.cast_weights import can_be_cast, cast_weights
 from strop.rollout.cuda_graph import GraphedSteps
 from strop.rollout.decoder import Decoder
 from strop.rollout.draw import fresh_seed, row_uniforms
@@ -33,7 +34,7 @@ from strop.rollout.draw import sample as draw_sample
 from strop.rollout.generator import Mixture, check_prompts
 from strop.rollout.packed_linear import packed_linears
 from strop.rollout.rollout_mode import rollout_attention, sampling_mode, transformers_model
-from strop.rollout.sampling import SamplingParams
+from strop.rollout.sampling import SamplingParams, seen_tokens
 from strop.rollout.scheduler import Row, Scheduler, as_rollout_lists
 from strop.rollout.stopping import StopRule, default_stop_ids
 
@@ -54,8 +55,8 @@ class NativeGenerator:
         share_prompts: read a prompt's keys from one place for all its completions, instead of copying them into
             every slot. None: on the CPU from three completions per prompt on.
         shares: which common beginnings of prompts are computed once; None: none.
-        cuda_graphs: capture decode steps on CUDA.
-        autocast: dtype of `torch.autocast` around forward passes; None for none.
+        cuda_graphs: capture decode steps on CUDA, where prompts are copied into slots (`share_prompts` is not True).
+        autocast: dtype of `torch.autocast` around forward passes, with weights cast once per call; None for none.
     """
 
     name = "native"
@@ -88,10 +89,14 @@ class NativeGenerator:
         self.reason = "it was made directly"
         self.prefilled_tokens = 0  # prompt tokens computed by the last call
         self.decode_steps = 0  # forward passes over the slots in the last call
+        self.graph_replays = 0  # of these, how many were replays of CUDA graphs
+        self._can_be_cast: dict[int, bool] = {}  # by identity of the model, found on first use
 
     def sync(self, model: nn.Module | None = None) -> None:
         """Nothing to copy: the engine samples from the module it was given. Another module takes its place."""
         if model is not None:
+            if unwrap(model) is not self.model:
+                self._can_be_cast.clear()
             self.model, self.base = unwrap(model), transformers_model(model)
 
     def close(self) -> None:
@@ -100,7 +105,7 @@ class NativeGenerator:
     @contextmanager
     def keeping(self) -> Iterator[None]:
         """Inside the block, where weights must not change, a call keeps the keys of its rows for later ones."""
-        self.kept = Kept(limits.kept_tokens(self.base))
+        self.kept = Kept(limits.kept_tokens(self.base, self.autocast))
         try:
             yield
         finally:
@@ -125,12 +130,22 @@ class NativeGenerator:
             stack.enter_context(rollout_attention(models))
             if self.autocast is not None:
                 stack.enter_context(torch.autocast(self.base.device.type, self.autocast))
+                stack.enter_context(cast_weights(self._castable(models, prompts[0]), self.autocast))
             stack.enter_context(packed_linears(models, steps=max(row.limit for row in rows)))
             run = _Run(self, distinct, rows, sampling, stop, mixture)
             run.finish()
         self.prefilled_tokens, self.decode_steps = run.prefilled_tokens, run.decode_steps
+        self.graph_replays = sum(graphed.replays for graphed in run.graphed)
         found = as_rollout_lists(rows, len(prompts), n)
         return Rollout(prompts=[list(p) for p in prompts], **found, prefilled=run.prefilled_tokens)
+
+    def _castable(self, models: list[nn.Module], ids: list[int]) -> list[nn.Module]:
+        """Those of the models whose numbers stay the same where weights are cast once."""
+        assert self.autocast is not None
+        for model in models:
+            if id(model) not in self._can_be_cast:
+                self._can_be_cast[id(model)] = can_be_cast(model, ids, self.base.device, self.autocast)
+        return [model for model in models if self._can_be_cast[id(model)]]
 
 
 def completion_rows(
@@ -179,7 +194,8 @@ class _Run:
         if share is None:
             share = self.device.type == "cpu" and len(rows) >= _SHARE_FROM * len(prompts)
         capacity = max(row.limit + (0 if share else row.length) for row in rows)
-        slots = engine.max_slots or limits.default_slots(engine.base, self.device, max(map(len, prompts)) + capacity)
+        most = max(map(len, prompts)) + capacity
+        slots = engine.max_slots or limits.default_slots(engine.base, self.device, most, engine.autocast)
         slots = min(slots, len(rows))
         self.scheduler = Scheduler(rows, slots, share)
         self.decoders = _decoders(engine.model, slots, capacity, mixture)
@@ -194,8 +210,10 @@ class _Run:
         self.prefilled_tokens = self.decode_steps = 0
         self.seen: torch.Tensor | None = None  # (slots, V) bool: tokens that the repetition penalty applies to
         self.steps: list[Callable[..., torch.Tensor]] = [decoder.step for decoder, _ in self.decoders]
-        if engine.cuda_graphs and self.device.type == "cuda" and not share and engine.autocast is None:
-            self.steps = [GraphedSteps(decoder).step for decoder, _ in self.decoders]
+        self.graphed: list[GraphedSteps] = []
+        if engine.cuda_graphs and self.device.type == "cuda" and not share:
+            self.graphed = [GraphedSteps(decoder) for decoder, _ in self.decoders]
+            self.steps = [graphed.step for graphed in self.graphed]
 
     def finish(self) -> None:
         """Write every row to its end."""
@@ -272,13 +290,12 @@ class _Run:
                 kept.add(self.prompts[row.prompt] + row.ids[:-1], layers)
 
     def _draw(self, rows: list[Row], logits: torch.Tensor, seen: torch.Tensor | None) -> None:
-        """Draw one token per row and hand it over; `seen` learns it."""
-        ids, logps = draw_sample(logits, self.sampling, seen, [row.uniforms[len(row.ids)] for row in rows])
+        """Draw one token per row and hand it over; `seen` learns it. The host waits for the device here, and once."""
+        drawn = draw_sample(logits, self.sampling, seen, [row.uniform for row in rows])
         if seen is not None:
-            seen[torch.arange(len(rows), device=seen.device), ids] = True
-        drawn = torch.stack([ids.double(), logps]).tolist()  # one transfer; ids are exact in float64
-        for row, token, logp in zip(rows, *drawn, strict=True):
-            row.accept(int(token), logp, self.stop)
+            seen.scatter_(1, drawn.ids[:, None], True)
+        for row, token, logp in zip(rows, drawn.tokens.tolist(), drawn.logps.tolist(), strict=True):
+            row.accept(token, logp, self.stop)
 
     def _close_gaps(self) -> None:
         for move in self.scheduler.compact():
@@ -292,9 +309,8 @@ class _Run:
         where: dict[int, list[int]] = {}
         for row, slot in zip(rows, slots, strict=False):
             where.setdefault(row.prompt, []).append(slot)
-        for prompt, targets in where.items():
-            for decoder, _ in self.decoders:
-                decoder.cache.fork(prompt, targets)
+        for decoder, _ in self.decoders:
+            decoder.cache.fork(where, self.device)
 
     def _forget_prompts(self) -> None:
         """Free prompts, and beginnings of them, that nobody waits for and nobody reads; rows with a forked prompt read
@@ -308,10 +324,7 @@ class _Run:
 
     def _seen_prompts(self, rows: list[Row], vocab: int) -> torch.Tensor:
         """Tokens of each row's prompt, (rows, V) bool."""
-        seen = torch.zeros(len(rows), vocab, dtype=torch.bool, device=self.device)
-        for line, row in zip(seen, rows, strict=True):
-            line[torch.tensor(self.prompts[row.prompt], device=self.device)] = True
-        return seen
+        return seen_tokens([self.prompts[row.prompt] for row in rows], vocab, self.device)
 
     def _remember(self, slot: int, line: torch.Tensor) -> None:
         if self.seen is None:

@@ -14,11 +14,13 @@ from dataclasses import dataclass
 import torch
 
 from strop.errors import ConfigError
+from strop.model.attention import wide_dtype
 
 History = torch.Tensor | Sequence[Sequence[int]]
 """What stands before each row's next token: id lists (prompt and completion so far) or a (R, V) bool "already seen"."""
 
 _FIRST_CANDIDATES = 256  # tokens looked at first for the nucleus; grown until they hold enough mass
+_ONLY_CANDIDATES = 2048  # where the device is not asked whether they do
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,28 +162,40 @@ def warp_logits(
     history: History | None = None,
     *,
     always_keep: torch.Tensor | None = None,
+    unsure: list[torch.Tensor] | None = None,
 ) -> torch.Tensor:
-    """The logits whose softmax is sampled from, (R, V); see `warp_logps`. May return `logits` itself, unchanged."""
-    logits = logits if logits.dtype in (torch.float32, torch.float64) else logits.float()
-    if params.repetition_penalty != 1:
-        if history is None:
-            raise ConfigError(
-                f"repetition_penalty={params.repetition_penalty} needs the ids before each token, and none were given. "
-                "Pass history=, or set repetition_penalty=1."
-            )
-        seen = history if isinstance(history, torch.Tensor) else seen_tokens(history, logits.shape[-1], logits.device)
-        logits = penalise_repeats(logits, seen, params.repetition_penalty)
+    """The logits whose softmax is sampled from, (R, V); see `warp_logps`. May return `logits` itself, unchanged.
+
+    A nucleus may need more candidates than are looked at first, which only a question to the device tells. With
+    `unsure` nothing is asked, and where there is a nucleus the list gets (R,) bool: rows whose kept set is too small.
+    """
+    logits = penalised(logits, params, history)
+    asks = unsure is None
     if params.greedy:
-        return _mask(logits, keep_first(logits.detach(), 1), always_keep)
+        return _mask(logits, keep_first(logits.detach(), 1, ask=asks), always_keep)
     if params.temperature != 1:
         logits = logits / params.temperature
     if 0 < params.top_k < logits.shape[-1]:
-        logits = _mask(logits, keep_first(logits.detach(), params.top_k), always_keep)
+        logits = _mask(logits, keep_first(logits.detach(), params.top_k, ask=asks), always_keep)
     if params.top_p < 1:
-        logits = _mask(logits, keep_top_p(logits.detach(), params.top_p), always_keep)
+        logits = _mask(logits, keep_top_p(logits.detach(), params.top_p, unsure=unsure), always_keep)
     if params.min_p:
         logits = _mask(logits, keep_min_p(logits.detach(), params.min_p), always_keep)
     return logits
+
+
+def penalised(logits: torch.Tensor, params: SamplingParams, history: History | None) -> torch.Tensor:
+    """The logits in float32 or wider, with the repetition penalty, (R, V)."""
+    logits = logits if logits.dtype in (torch.float32, torch.float64) else logits.float()
+    if params.repetition_penalty == 1:
+        return logits
+    if history is None:
+        raise ConfigError(
+            f"repetition_penalty={params.repetition_penalty} needs the ids before each token, and none were given. "
+            "Pass history=, or set repetition_penalty=1."
+        )
+    seen = history if isinstance(history, torch.Tensor) else seen_tokens(history, logits.shape[-1], logits.device)
+    return penalise_repeats(logits, seen, params.repetition_penalty)
 
 
 def penalise_repeats(logits: torch.Tensor, seen: torch.Tensor, penalty: float) -> torch.Tensor:
@@ -197,46 +211,61 @@ def seen_tokens(histories: Sequence[Sequence[int]], vocab_size: int, device: tor
     return seen.to(device)
 
 
-def keep_first(logits: torch.Tensor, count: int | torch.Tensor) -> torch.Tensor:
+def keep_first(
+    logits: torch.Tensor, count: int | torch.Tensor, *, top: torch.Tensor | None = None, ask: bool = True
+) -> torch.Tensor:
     """The `count` highest logits of every row, (R, V) bool; among equals the lower id is kept.
 
     Args:
         logits: (R, V).
         count: how many to keep, >= 1: one number, or (R,) a number per row.
+        top: (R, K) the highest logits of every row, falling, where they are known and K is at least `count`.
+        ask: whether the device may be asked if there are equals at all, which saves a sum over the vocabulary.
     """
-    counts = torch.as_tensor(count, device=logits.device).expand(logits.shape[0])  # (R,)
-    largest = int(counts.max()) if counts.numel() else 1
-    top = logits.topk(min(largest, logits.shape[-1]), dim=-1).values  # (R, largest), falling
+    vocab = logits.shape[-1]
+    if isinstance(count, int):
+        counts = torch.full(logits.shape[:1], count, dtype=torch.long, device=logits.device)  # (R,)
+        top = logits.topk(min(count, vocab), dim=-1).values if top is None else top
+    else:
+        counts = count
+    if top is None:
+        largest = int(counts.max()) if counts.numel() else 1
+        top = logits.topk(min(largest, vocab), dim=-1).values  # (R, largest), falling
     threshold = top.gather(-1, (counts - 1).clamp(max=top.shape[-1] - 1)[:, None])  # (R, 1)
     at_least = logits >= threshold  # (R, V)
-    if torch.equal(at_least.sum(-1), counts):
+    if ask and torch.equal(at_least.sum(-1), counts):
         return at_least
     above = logits > threshold  # (R, V)
     equal = logits == threshold  # (R, V)
     room = counts - above.sum(-1)  # (R,) how many of the equals fit
-    return above | (equal & (equal.cumsum(-1) <= room[:, None]))
+    return above | (equal & (equal.cumsum(-1, dtype=torch.int32) <= room[:, None]))
 
 
-def keep_top_p(logits: torch.Tensor, top_p: float) -> torch.Tensor:
+def keep_top_p(logits: torch.Tensor, top_p: float, *, unsure: list[torch.Tensor] | None = None) -> torch.Tensor:
     """The smallest set of most probable tokens with mass >= `top_p`, (R, V) bool.
 
     A token is kept while the mass before it, in falling order, is below `top_p`; the first is always kept.
     Sorting a whole vocabulary is slow, so that a few hundred candidates are looked at first and more only where they
-    do not hold enough mass.
+    do not hold enough mass; see `warp_logits` for `unsure`.
 
     Reference: nucleus sampling, arXiv 1904.09751, section 3.1.
     """
     vocab = logits.shape[-1]
     log_total = logits.logsumexp(-1, keepdim=True)  # (R, 1)
-    size = min(vocab, _FIRST_CANDIDATES)
+    size = min(vocab, _FIRST_CANDIDATES if unsure is None else _ONLY_CANDIDATES)
     while True:
         top = logits.topk(size, dim=-1).values  # (R, size), falling
-        probs = (top - log_total).double().exp()  # (R, size)
+        probs = (top - log_total).to(wide_dtype(top.device)).exp()  # (R, size)
         mass = probs.cumsum(-1)  # (R, size)
-        if size == vocab or bool((mass[:, -1] >= top_p).all()):
+        if size == vocab:
+            break
+        if unsure is not None:
+            unsure.append(mass[:, -1] < top_p)
+            break
+        if bool((mass[:, -1] >= top_p).all()):
             break
         size = min(vocab, size * 8)
-    return keep_first(logits, ((mass - probs) < top_p).sum(-1))
+    return keep_first(logits, ((mass - probs) < top_p).sum(-1), top=top, ask=unsure is None)
 
 
 def keep_min_p(logits: torch.Tensor, min_p: float) -> torch.Tensor:

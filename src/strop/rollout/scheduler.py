@@ -12,6 +12,7 @@ import torch
 
 from strop.rollout.kv_cache import PromptGroup, StepPlan
 from strop.rollout.stopping import StopRule
+from strop.rollout.transfer import upload
 
 
 @dataclass(slots=True)
@@ -27,6 +28,11 @@ class Row:
     ids: list[int] = field(default_factory=list)
     logps: list[float] = field(default_factory=list)  # nats
     finish: str | None = None  # "stop" or "length" once it is done
+
+    @property
+    def uniform(self) -> float:
+        """The random number that its next token is drawn with."""
+        return float(self.uniforms[len(self.ids)])
 
     def accept(self, token: int, logp: float, stop: StopRule) -> None:
         """Write one token, and finish where it is the last."""
@@ -102,36 +108,37 @@ class Scheduler:
         return bool(self.waiting) and prompt >= self.waiting[0].prompt
 
     def plan(self, device: torch.device) -> tuple[torch.Tensor, StepPlan]:
-        """The newest token of every active row, (R,), and the plan of the step that feeds them."""
+        """The newest token of every active row, (R,), and the plan of the step that feeds them; one copy down."""
         rows = self.active
         own = [self.own(row) for row in rows]
         positions = [row.length + len(row.ids) - 1 for row in rows]
-        packed = torch.tensor([[row.ids[-1] for row in rows], own, positions]).to(device)  # (3, R), one transfer
+        lines = [[row.ids[-1] for row in rows], own, positions]
+        order = sorted(range(len(rows)), key=lambda r: rows[r].prompt) if self.share_prompts else []
+        if order != sorted(order):
+            inverse = sorted(range(len(order)), key=order.__getitem__)
+            lines += [order, inverse]
+        packed = upload(lines, torch.long, device)  # (3 or 5, R)
         plan = StepPlan(
             own=packed[1],
             positions=packed[2],
             capacity=max(own) + 1,
             lockstep=own[0] if min(own) == max(own) else None,
         )
-        if self.share_prompts:
-            self._add_groups(plan, rows, positions, device)
+        if len(lines) > 3:
+            plan.order, plan.inverse = packed[3], packed[4]
+        plan.groups = _groups([rows[r] for r in order])
         return packed[0], plan
 
-    def _add_groups(self, plan: StepPlan, rows: list[Row], positions: list[int], device: torch.device) -> None:
-        """Sort the rows by prompt and note where each prompt's rows are."""
-        order = sorted(range(len(rows)), key=lambda r: rows[r].prompt)
-        if order != list(range(len(rows))):
-            plan.order = torch.tensor(order, device=device)
-            plan.inverse = torch.argsort(plan.order)
-        start = 0
-        while start < len(order):
-            first = rows[order[start]]
-            stop = start
-            while stop < len(order) and rows[order[stop]].prompt == first.prompt:
-                stop += 1
-            where = [positions[r] for r in order[start:stop]]
-            plan.groups.append(PromptGroup(first.prompt, first.length, start, stop, where))
-            start = stop
+
+def _groups(rows: Sequence[Row]) -> list[PromptGroup]:
+    """Where each prompt's rows are, of rows sorted by prompt."""
+    groups: list[PromptGroup] = []
+    for place, row in enumerate(rows):
+        if not groups or groups[-1].prompt != row.prompt:
+            groups.append(PromptGroup(row.prompt, row.length, place, place, []))
+        groups[-1].stop = place + 1
+        groups[-1].positions.append(row.length + len(row.ids) - 1)
+    return groups
 
 
 def as_rollout_lists(rows: Sequence[Row], num_prompts: int, n: int) -> dict[str, Any]:

@@ -120,8 +120,8 @@ def _compare(
     parts = Beginnings(prompts, always)
     decoder.prefill([*parts.missing(0, ()), *parts.missing(1, parts.parts.keys() - {1})], base.device)
     if not share:
-        for slot, row in enumerate(rows):
-            decoder.cache.fork(row.prompt, [slot])
+        slots = {number: [s for s, row in enumerate(rows) if row.prompt == number] for number in range(len(prompts))}
+        decoder.cache.fork(slots, base.device)
     # accelerate keeps the forward that it wrapped in autocast under this name.
     dtype = torch.bfloat16 if autocast is not None or hasattr(base, "_original_forward") else base.dtype
     tolerance = _TOLERANCE.get(dtype, 0.05)

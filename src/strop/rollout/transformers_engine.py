@@ -200,11 +200,11 @@ class _Writer(LogitsProcessor):
             seen = seen_tokens(histories, logits.shape[-1], logits.device)
         step = input_ids.shape[1] - self.mask.shape[1]
         uniforms = [row.uniforms[step] if step < row.limit else 0.0 for row in self.rows]
-        ids, logps = sample(logits, self.sampling, seen, uniforms)
-        for row, token, logp in zip(self.rows, ids.tolist(), logps.tolist(), strict=True):
+        drawn = sample(logits, self.sampling, seen, uniforms)
+        for row, token, logp in zip(self.rows, drawn.tokens.tolist(), drawn.logps.tolist(), strict=True):
             if row.finish is None:
                 row.accept(token, logp, self.stop)
-        return torch.full_like(scores, -torch.inf).scatter_(-1, ids[:, None], 0.0)
+        return torch.full_like(scores, -torch.inf).scatter_(-1, drawn.ids[:, None], 0.0)
 
     def _mix(self, input_ids: torch.Tensor, scores: torch.Tensor, mixture: Mixture) -> torch.Tensor:
         """(1 - weight) * policy + weight * reference, (R, V)."""
