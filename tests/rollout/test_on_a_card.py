@@ -39,16 +39,23 @@ def on_card(model: Any, prompts: list[list[int]], n: int, params: SamplingParams
         return NativeGenerator(card.move(model), **options).generate(prompts, n, params)
 
 
+def logps_of(rollout: Rollout) -> torch.Tensor:
+    return torch.tensor([x for line in rollout.sampler_logps for row in line for x in row])
+
+
 @pytest.mark.parametrize("arch", ["llama", "gemma2"])
 def test_groups_that_share_slots_are_those_of_the_host(arch: str, plain_products: None) -> None:
-    """Groups of 8 of one prompt in 6 slots: rows end, the others close up, rows of the next prompt join."""
+    """Groups of 8 of one prompt in 11 slots: rows end, the others close up, rows of the next prompts join."""
     params = SamplingParams(max_new_tokens=7, temperature=2.0, stop_token_ids=STOPS, seed=3)
-    options: dict[str, Any] = {"max_slots": 6, "shares": always, "prefill_tokens": 16}
+    options: dict[str, Any] = {"max_slots": 11, "shares": always, "prefill_tokens": 16}
     host = NativeGenerator(tiny_model(arch), share_prompts=False, **options).generate(PROMPTS, 8, params)
     card = on_card(tiny_model(arch), PROMPTS, 8, params, cuda_graphs=False, **options)
     assert len({len(ids) for line in host.completions for ids in line}) > 3
     assert card.completions == host.completions and card.sampler_logps == host.sampler_logps
     assert card.finish_reasons == host.finish_reasons
+    alone = NativeGenerator(tiny_model(arch), share_prompts=True, max_slots=1).generate(PROMPTS, 8, params)
+    assert card.completions == alone.completions
+    torch.testing.assert_close(logps_of(card), logps_of(alone), atol=1e-12, rtol=0)
 
 
 @pytest.mark.parametrize("share", [True, False])
@@ -140,10 +147,6 @@ def both_ways(model: Any, prompts: list[list[int]], n: int, **options: Any) -> t
     eager = NativeGenerator(model, cuda_graphs=False, **options).generate(prompts, n, params, mixture=mixture)
     engine = NativeGenerator(model, **options)
     return eager, engine.generate(prompts, n, params, mixture=mixture), engine
-
-
-def logps_of(rollout: Rollout) -> torch.Tensor:
-    return torch.tensor([x for line in rollout.sampler_logps for row in line for x in row])
 
 
 @pytest.mark.parametrize("arch", ["llama", "gemma3"])

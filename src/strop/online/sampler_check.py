@@ -26,8 +26,8 @@ if TYPE_CHECKING:
 ROUNDING = {"half": 0.1, "wide": 1e-3}
 """Mean difference in nats a token that engines which round in other places may have, by precision."""
 CLOSER = {
-    "bfloat16": "fp16=True, where the model bears it, brings it down about eightfold, bf16=False to about 1e-6",
-    "float16": "fp16=False brings it down to about 1e-6",
+    "bfloat16": "fp16=True, where the model bears it, brings it down about eightfold, bf16=False to about 1e-5",
+    "float16": "fp16=False brings it down to about 1e-5",
 }
 """What closes the difference, by the 16 bits that mixed precision computes in."""
 
@@ -103,7 +103,7 @@ def sampler_rounding(own: torch.Tensor, said: torch.Tensor, *, engine: str, comp
     )
     if computed not in CLOSER:
         return line
-    wide = "model_init_kwargs={'dtype': 'float32'} brings it down to about 1e-6"
+    wide = "model_init_kwargs={'dtype': 'float32'} brings it down to about 1e-5"
     return f"{line} That is rounding to 16 bits: {CLOSER[computed] if mixed else wide}."
 
 

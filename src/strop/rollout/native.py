@@ -7,7 +7,8 @@
         finished rows leave, the rest close up
 
 What was left out: speculative decoding and beam search (other distributions), paged memory (slots are enough on one
-machine), reading a beginning that prompts share from one place in decode steps (each prompt has a copy of its keys).
+machine), reading a beginning that prompts share from one place in decode steps (each prompt has a copy of its keys: an
+eighth of a step at most is to be had).
 """
 
 from __future__ import annotations
