@@ -9,13 +9,12 @@ from typing import Any
 
 import pytest
 import torch
-from tests.support.flips import Flip, allowed_names, own_fields, owner, plain_run, run
+from tests.support.flips import Flip, allowed_names, hints_and_defaults, own_fields, owner, plain_run, run
 from tests.support.observation import differences
 from tests.support.option_table import entry
 
 from strop.losses.names import CPO_TERM_TYPES, DPO_TERM_TYPES
 from strop.methods.registry import METHODS
-from strop.settings.schema import field_hints
 from strop.testing.cases import method_of
 from strop.testing.tiny import tiny_model
 from strop.testing.tokenizers import toy_tokenizer
@@ -85,7 +84,7 @@ def home(method: Any, name: str) -> str | None:
 
 
 def names(method: Any, name: str) -> list[Any]:
-    return list(TEXTS.get((method.verb, name), allowed_names(field_hints(method.config())[name])))
+    return list(TEXTS.get((method.verb, name), allowed_names(hints_and_defaults(method.config())[name][0])))
 
 
 FIELDS = [
@@ -105,7 +104,7 @@ def test_every_name_is_a_run_of_its_own(
     flip = entry(case, config_class, name)
     given, make = {**flip.given, **GIVEN.get((case, name), {})}, MAKE.get((case, name), flip.make)
     flip = dataclasses.replace(flip, given=given, make=make)
-    default = DEFAULTS.get((case, name), next(f.default for f in dataclasses.fields(config_class) if f.name == name))
+    default = DEFAULTS.get((case, name), hints_and_defaults(config_class)[name][1])
     wrong: list[str] = []
     seen: dict[Any, dict[str, Any]] = {"the default": plain_run(flip, case, tmp_path / "default")}
     for index, value in enumerate(values):

@@ -6,12 +6,11 @@ other method a shared field is either read by a run or refused; the full product
 
 from __future__ import annotations
 
-import dataclasses
 from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.support.flips import Flip, NoValue, changed, derived, own_fields, owner, run, value_of
+from tests.support.flips import Flip, NoValue, changed, derived, hints_and_defaults, own_fields, owner, run, value_of
 from tests.support.option_table import TABLE, entry
 
 from strop.methods.registry import METHODS
@@ -142,5 +141,4 @@ def test_a_hint_without_values_needs_an_entry() -> None:
     for case, name in AT_HOME:
         config_class = method_of(case).config()
         value = value_of(entry(case, config_class, name), config_class, name)
-        default = next(f.default for f in dataclasses.fields(config_class) if f.name == name)
-        assert value != default, f"{case} {name} is moved to its default"
+        assert value != hints_and_defaults(config_class)[name][1], f"{case} {name} is moved to its default"

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import inspect
 import json
 import types
@@ -93,18 +94,26 @@ def allowed_names(hint: Any) -> list[Any]:
     return []
 
 
-def own_fields(config_class: type) -> list[str]:
+@functools.cache
+def own_fields(config_class: type) -> tuple[str, ...]:
     """Fields that strop declares, those that it takes over from `TrainingArguments` included, if they ask for
     anything."""
     names = [f.name for f in dataclasses.fields(config_class) if f.init]  # type: ignore[arg-type]
-    return [n for n in names if owner(config_class, n) is not None and not asks_for_nothing(config_class, n)]
+    return tuple(n for n in names if owner(config_class, n) is not None and not asks_for_nothing(config_class, n))
 
 
 def asks_for_nothing(config_class: Any, name: str) -> bool:
     """Whether each of a field's two values is its default or a neutral one."""
     neutral = config_class.neutral.get(name, ())
-    default = next(f.default for f in dataclasses.fields(config_class) if f.name == name)
-    return field_hints(config_class)[name] is bool and {True, False} <= {default, *neutral}
+    hint, default = hints_and_defaults(config_class)[name]
+    return hint is bool and {True, False} <= {default, *neutral}
+
+
+@functools.cache
+def hints_and_defaults(config_class: Any) -> dict[str, tuple[Any, Any]]:
+    """Type hint and default of every field, by name."""
+    hints = field_hints(config_class)
+    return {f.name: (hints[f.name], f.default) for f in dataclasses.fields(config_class) if f.init}
 
 
 def inherited_fields() -> list[str]:
@@ -112,6 +121,7 @@ def inherited_fields() -> list[str]:
     return [f.name for f in dataclasses.fields(TrainingArguments) if f.init]
 
 
+@functools.cache
 def owner(config_class: type, name: str) -> type | None:
     """The class of strop whose body declares a field last; None for fields of transformers."""
     for base in config_class.__mro__:
@@ -124,8 +134,7 @@ def value_of(flip: Flip, config_class: type, name: str) -> Any:
     """The value that a field is moved to."""
     if flip.value is not DERIVE:
         return flip.value
-    default = next(f.default for f in dataclasses.fields(config_class) if f.name == name)  # type: ignore[arg-type]
-    return derived(field_hints(config_class)[name], default)
+    return derived(*hints_and_defaults(config_class)[name])
 
 
 def run(flip: Flip, verb: str, folder: Path, **settings: Any) -> dict[str, Any]:
