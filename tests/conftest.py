@@ -6,6 +6,8 @@ from collections.abc import Iterator
 
 import pytest
 
+from tests.support.broken_files import BrokenFile, broken_files
+
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -20,3 +22,9 @@ def spared() -> Iterator[None]:
     gc.collect()
     gc.freeze()
     yield
+
+
+@pytest.fixture(scope="session")
+def all_broken_files(tmp_path_factory: pytest.TempPathFactory) -> list[BrokenFile]:
+    """Hundreds of broken files, which the rooms read through their own doors."""
+    return list(broken_files(tmp_path_factory.mktemp("broken")))

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.support.broken_files import BrokenFile, broken_files, write_jsonl
+from tests.support.broken_files import BrokenFile, write_jsonl
 
 from strop.cli import main
 from strop.methods.registry import METHODS
@@ -33,9 +33,9 @@ def trouble(broken: BrokenFile, status: int, captured: Any) -> str | None:
     return None
 
 
-def test_check(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_check(all_broken_files: list[BrokenFile], capsys: pytest.CaptureFixture[str]) -> None:
     found = []
-    for number, broken in enumerate(broken_files(tmp_path)):
+    for number, broken in enumerate(all_broken_files):
         if broken.needs_tokenizer:
             continue
         status = main(["check", str(broken.path), "--method", verb_for(broken, number)])
@@ -43,9 +43,9 @@ def test_check(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert len(found) > 300 and not [text for text in found if text], "\n".join(text for text in found if text)
 
 
-def test_check_in_a_process_of_its_own(tmp_path: Path) -> None:
+def test_check_in_a_process_of_its_own(all_broken_files: list[BrokenFile]) -> None:
     """All files in one process that may not import torch."""
-    files = [broken.path for broken in broken_files(tmp_path) if not broken.needs_tokenizer][::4]
+    files = [broken.path for broken in all_broken_files if not broken.needs_tokenizer][::4]
     code = (
         "import sys\nfrom strop.cli import main\n"
         "status = {main(['check', path]) for path in sys.argv[1:]}\n"
@@ -58,13 +58,17 @@ def test_check_in_a_process_of_its_own(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("every", [13, pytest.param(1, marks=pytest.mark.slow)])
 def test_training_verbs(
-    every: int, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    every: int,
+    all_broken_files: list[BrokenFile],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """The model is a folder with a tokenizer alone, so loading it would be another error."""
     toy_tokenizer("chatml").save_pretrained(tmp_path / "model")
     monkeypatch.chdir(tmp_path)
     found = []
-    for number, broken in enumerate(broken_files(tmp_path)):
+    for number, broken in enumerate(all_broken_files):
         if number % every:
             continue
         verb = verb_for(broken, number // every)

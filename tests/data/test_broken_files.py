@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.support.broken_files import BrokenFile, broken_files, whole_files
+from tests.support.broken_files import BrokenFile, whole_files
 
 from strop.data import check_rows, load_rows, prepare
 from strop.errors import StropError
@@ -44,7 +44,7 @@ def enter_prepare(variant: str) -> Entrance:
 
 
 @pytest.mark.parametrize("entrance", ["prepare", "check_rows", "stream"])
-def test_broken_files(entrance: str, tmp_path: Path) -> None:
+def test_broken_files(entrance: str, all_broken_files: list[BrokenFile]) -> None:
     """Every file, through the doors of the library. A stream is checked as far as its head goes."""
     enter: Entrance = {
         "prepare": enter_prepare("chatml"),
@@ -55,15 +55,15 @@ def test_broken_files(entrance: str, tmp_path: Path) -> None:
     }[entrance]
     found = [
         (broken.name, trouble)
-        for broken in broken_files(tmp_path)
+        for broken in all_broken_files
         if not (entrance == "check_rows" and broken.needs_tokenizer)
         if (trouble := trouble_of(broken, enter)) is not None
     ]
     assert not found, "\n".join(f"{name}: {trouble}" for name, trouble in found)
 
 
-def test_there_are_enough_of_every_kind(tmp_path: Path) -> None:
-    files = list(broken_files(tmp_path))
+def test_there_are_enough_of_every_kind(all_broken_files: list[BrokenFile]) -> None:
+    files = all_broken_files
     assert len(files) > 300 and len({broken.name for broken in files}) == len(files)
     kinds = Counter(broken.kind for broken in files)
     suffixes = Counter(broken.path.suffix for broken in files)

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.support.broken_files import BrokenFile, broken_files
+from tests.support.broken_files import BrokenFile
 
 from strop.errors import StropError
 from strop.methods.registry import METHODS
@@ -38,17 +38,12 @@ def no_model(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("transformers.PreTrainedModel.from_pretrained", load)
 
 
-@pytest.fixture(scope="module")
-def all_files(tmp_path_factory: pytest.TempPathFactory) -> list[BrokenFile]:
-    return list(broken_files(tmp_path_factory.mktemp("broken")))
-
-
 @pytest.mark.parametrize("verb", [method.verb for method in METHODS])
-def test_broken_files(verb: str, all_files: list[BrokenFile], tmp_path: Path, no_model: None) -> None:
+def test_broken_files(verb: str, all_broken_files: list[BrokenFile], tmp_path: Path, no_model: None) -> None:
     tokenizer = toy_tokenizer("chatml")
     kind = method_of(verb).kind
     sharing = [method.verb for method in METHODS if method.kind == kind]
-    files = [broken for broken in all_files if broken.kind == kind]
+    files = [broken for broken in all_broken_files if broken.kind == kind]
     wrong = []
     for broken in files[sharing.index(verb) :: len(sharing)]:
         try:
