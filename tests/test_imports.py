@@ -198,7 +198,9 @@ def test_circles_are_seen_in_every_form(tmp_path: Path) -> None:
     assert circles(import_graph(tmp_path, "p")) == {frozenset({"p", "p.a", "p.f"})}
 
 
-@pytest.mark.parametrize("module", ["strop", "strop.data", "strop.errors", "strop.records", "strop.report.glossary"])
+@pytest.mark.parametrize(
+    "module", ["strop", "strop.data", "strop.errors", "strop.records", "strop.report.glossary", "strop.agents.slots"]
+)
 def test_light_modules_do_not_import_torch(module: str) -> None:
     code = f"import sys, {module}; print(*(m for m in ('torch', 'transformers') if m in sys.modules))"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=SOURCE.parent, check=False)

@@ -2,46 +2,20 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import threading
-import time
 from pathlib import Path
 from typing import Any
 
 from strop.testing.tokenizers import toy_tokenizer
 from tests.support.conversations import Script
+from tests.support.environments import Endless, Homesick, Slow
 from tests.support.option_scenes import conversations, length_reward
 from tests.support.templates import KINDS, tokenizer_with
-
-
-class Endless:
-    """An environment that never ends by itself."""
-
-    def reset(self, **row: Any) -> str:
-        return "start"
-
-    def step(self, text: str) -> tuple[str, bool]:
-        return "go on", False
 
 
 def endless(verb: str, folder: Path) -> dict[str, Any]:
     made = {**conversations(verb, folder), "tokenizer": toy_tokenizer("chatml")}
     return {**made, "trainer": {"reward_funcs": length_reward, "environment_factory": Endless}}
-
-
-class Slow(Endless):
-    """Thinks for a moment."""
-
-    def step(self, text: str) -> tuple[str, bool]:
-        time.sleep(0.2)
-        return "go on", True
-
-
-class Homesick(Endless):
-    """Says whether it lives in the run's own process."""
-
-    def reset(self, **row: Any) -> str:
-        return "home" if multiprocessing.parent_process() is None else "away"
 
 
 def slow(verb: str, folder: Path) -> dict[str, Any]:

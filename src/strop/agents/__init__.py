@@ -15,12 +15,40 @@
 | `program.py` | an agent program as it is, which is given the policy behind OpenAI's chat API |
 | `chat_api.py`, `chat_server.py` | that dialect, and the server on this machine's own address |
 | `recorded.py`, `running.py` | its requests matched to recorded ids; the threads and processes of agents |
+
+Everything is loaded on first use: a process that an environment lives in imports `slots.py`, and no torch.
 """
 
-from strop.agents.openenv import OpenEnv
-from strop.agents.program import AgentProgram
-from strop.agents.running import Endpoint
-from strop.agents.tools import Rewarded
-from strop.agents.verifiers_tasks import VerifiersTasks
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from strop.agents.openenv import OpenEnv
+    from strop.agents.program import AgentProgram
+    from strop.agents.running import Endpoint
+    from strop.agents.tools import Rewarded
+    from strop.agents.verifiers_tasks import VerifiersTasks
+
+_HOME_OF = {
+    "AgentProgram": "program",
+    "Endpoint": "running",
+    "OpenEnv": "openenv",
+    "Rewarded": "tools",
+    "VerifiersTasks": "verifiers_tasks",
+}
 
 __all__ = ["AgentProgram", "Endpoint", "OpenEnv", "Rewarded", "VerifiersTasks"]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOME_OF:
+        return getattr(importlib.import_module(f"{__name__}.{_HOME_OF[name]}"), name)
+    from strop.errors import did_you_mean
+
+    raise AttributeError(f"module '{__name__}' has no attribute '{name}'.{did_you_mean(name, __all__)}")
+
+
+def __dir__() -> list[str]:
+    return __all__
