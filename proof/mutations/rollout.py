@@ -197,12 +197,26 @@ MUTATIONS = (
         history="Completions of older weights are learned from as if the policy had just written them.",
         edits=(
             Edit(
-                "methods/grpo.py",
-                'away = args.engine == "vllm" or args.max_staleness > 0',
-                'away = args.engine == "vllm"',
+                "settings/off_policy.py",
+                'away = self.engine == "vllm" or self.max_staleness > 0',
+                'away = self.engine == "vllm"',
             ),
         ),
         tests=("tests/online/test_ahead.py::test_completions_of_older_weights_are_weighted",),
+    ),
+    Mutation(
+        name="completions-weighted-by-their-last-token",
+        promises=(15,),
+        history="RLOO's weight for older weights is the product over a completion's tokens; one token's is not enough.",
+        edits=(
+            Edit(
+                "losses/sampler_correction.py",
+                "    gap = segment_sum(known_gap(old_logps, sampler_logps), segment, num_completions)  # (S,)\n",
+                "    gap = known_gap(old_logps, sampler_logps)\n"
+                "    gap = gap.new_zeros(num_completions).index_copy(0, segment, gap)\n",
+            ),
+        ),
+        tests=("tests/online/test_ahead.py::test_rloo_weighs_a_completion_by_all_of_its_tokens",),
     ),
     Mutation(
         name="weights-read-when-they-are-sent",

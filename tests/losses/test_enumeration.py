@@ -244,6 +244,28 @@ TOKEN_LOCAL_GAP = 0.12074288973921776
 """Largest entry of the gradient that token-by-token KL terms leave out, for this policy and reference (nats)."""
 
 
+@pytest.mark.parametrize("drifted", [False, True], ids=["first use", "used again"])
+def test_completions_of_another_policy_are_weighted_to_the_policy_gradient(theta, ref, drifted):
+    """RLOO on samples of other weights: their mean gradient is that of samples of the policy, baseline and all."""
+    outcomes = torch.linspace(-1, 1, V * V, dtype=torch.float64) ** 3
+    who = torch.cartesian_prod(*[torch.arange(V * V)] * 2).flatten()  # every pair of completions
+    chance = ref.sum(1).exp()[who].reshape(-1, 2).prod(1)  # drawn from the sampler
+    old, segment = token_logps(theta).detach(), torch.arange(len(who)).repeat_interleave(T)
+    given = (old[who].flatten(), ref[who].flatten(), segment, len(who))
+    weights = L.completion_weights(*given, mode="sequence_truncate", clip_max=None)
+    advantages = L.leave_one_out(outcomes[who], num_generations=2)
+
+    def estimated(leaf: torch.Tensor) -> torch.Tensor:
+        logps = token_logps(leaf).sum(1)[who]
+        before = old.sum(1)[who] if drifted else None
+        terms = L.rloo_loss(logps, before, advantages, weights=weights)
+        return (chance * terms.reshape(-1, 2).mean(1)).sum()
+
+    exact = gradient(lambda leaf: -(token_logps(leaf).sum(1).exp() * outcomes).sum(), theta)
+    assert exact.abs().max() > 0.05
+    torch.testing.assert_close(gradient(estimated, theta), exact, rtol=0, atol=1e-13)
+
+
 FIRST_TURNS = [0, 1, 1, 1, 2, 2, 2]
 """A tiny environment: the first word 0 ends it, 1 and 2 go on to a second turn of three words."""
 TURN_REWARDS = [[0.3], [-0.4, 1.0], [-0.4, 0.2], [-0.4, -0.7], [0.1, 0.0], [0.1, 0.5], [0.1, 2.0]]

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from strop.errors import ConfigError
-from strop.losses import reinforce_loss, rloo_loss
+from strop.losses import completion_weights, reinforce_loss, rloo_loss, sampler_weights
 
 
 def test_ratio_is_that_of_the_whole_completion():
@@ -31,6 +31,26 @@ def test_clipped_completions_have_no_gradient():
     logps = torch.tensor([0.5, -0.5], requires_grad=True)
     rloo_loss(logps, torch.zeros(2), torch.tensor([1.0, -1.0]), epsilon=0.2, epsilon_high=0.3).sum().backward()
     assert logps.grad.tolist() == [0.0, 0.0]
+
+
+def test_weights_multiply_and_have_no_gradient():
+    logps = torch.tensor([-3.0, -40.0], requires_grad=True)
+    weights = torch.tensor([2.0, 0.0], requires_grad=True)
+    rloo_loss(logps, None, torch.tensor([0.5, -1.0]), weights=weights).sum().backward()
+    assert logps.grad.tolist() == [-1.0, 0.0] and weights.grad is None
+
+
+@pytest.mark.parametrize("mode", ["sequence_truncate", "sequence_mask"])
+def test_the_weight_of_a_completion_is_that_of_its_tokens(mode):
+    """Of one without tokens, and where the sampler said nothing, it is 1."""
+    old = torch.tensor([-1.0, -2.0, -0.5, -3.0, -1.0], dtype=torch.float64)
+    sampler = torch.tensor([-1.5, -2.2, -0.1, -5.5, math.nan], dtype=torch.float64)
+    segment = torch.tensor([0, 0, 1, 2, 4])
+    weights = completion_weights(old, sampler, segment, 5, mode=mode, clip_max=3.0)
+    assert weights.tolist() == pytest.approx(
+        [math.exp(0.7), math.exp(-0.4), 3.0 if mode == "sequence_truncate" else 0.0, 1.0, 1.0]
+    )
+    assert weights[segment].equal(sampler_weights(old, sampler, segment, 5, mode=mode, clip_max=3.0))
 
 
 def test_negative_epsilon():

@@ -63,14 +63,22 @@ class Learned(TrainerCallback):
         return [sorted({tree.sampled.version for tree in trees}) for trees in self.steps]
 
 
-def ahead(folder: Any, engine: Any = Weighed, reward: Any = letters_reward, prompts: int = 5, **options: Any) -> Any:
-    """GRPO on two prompts a step, an epoch of two steps and a half, with an engine that says which weights it had."""
+def ahead(
+    folder: Any,
+    engine: Any = Weighed,
+    reward: Any = letters_reward,
+    prompts: int = 5,
+    verb: str = "grpo",
+    **options: Any,
+) -> Any:
+    """GRPO, or another method, on two prompts a step, an epoch of two steps and a half, with an engine that says which
+    weights it had."""
     defaults = {
         "num_generations": 2, "per_device_train_batch_size": 4, "max_staleness": 1, "max_steps": 5, "beta": 0.1,
         "max_completion_length": 8,
     }  # fmt: skip
     rows = [{"prompt": row["prompt"]} for row in rows_for("grpo", prompts)]
-    trainer = make_trainer("grpo", folder, rows=rows, trainer={"reward_funcs": reward}, **defaults | options)
+    trainer = make_trainer(verb, folder, rows=rows, trainer={"reward_funcs": reward}, **defaults | options)
     trainer._generator = engine(trainer)
     trainer._sampler_compared = True
     trainer.learned = Learned(trainer)
@@ -93,6 +101,7 @@ def same(first: list[torch.Tensor], second: list[torch.Tensor]) -> bool:
         ({"max_staleness": 2}, [[0], [0], [0], [1], [2]]),
         ({"steps_per_generation": 2, "max_steps": 6, "prompts": 8}, [[0], [0], [0], [0], [2], [2]]),
         ({"max_staleness": 9}, [[0]] * 5),
+        ({"verb": "rloo"}, [[0], [0], [1], [2], [3]]),
     ],
     ids=str,
 )
@@ -154,17 +163,61 @@ def test_the_rows_and_rewards_of_every_step_are_those_of_strict_order(tmp_path):
         assert other[0] == asked and other[1] == lines and same(other[2], end)
 
 
-def test_completions_of_older_weights_are_weighted(tmp_path):
+@pytest.mark.parametrize(("verb", "mode"), [("grpo", "token_truncate"), ("rloo", "sequence_truncate")])
+def test_completions_of_older_weights_are_weighted(verb, mode, tmp_path):
     ends = []
     for corrects in (True, False):
         trainer = ahead(
-            tmp_path / str(corrects), vllm_importance_sampling_correction=corrects, max_steps=2, learning_rate=0.1,
-            vllm_importance_sampling_mode="token_truncate" if corrects else None,
+            tmp_path / str(corrects), verb=verb, vllm_importance_sampling_correction=corrects, max_steps=2,
+            learning_rate=0.1, vllm_importance_sampling_mode=mode if corrects else None,
         )  # fmt: skip
         trainer.train()
         assert trainer.state.log_history[0]["sampling/kl"] > 0
         ends.append(weights(trainer))
     assert not same(*ends)
+
+
+class Near(Weighed):
+    """An engine that says about what a policy says that knows nothing yet."""
+
+    def generate(self, *given: Any, **kwargs: Any) -> Any:
+        rollout = super().generate(*given, **kwargs)
+        rollout.sampler_logps = [[[-5.5] * len(ids) for ids in group] for group in rollout.completions]
+        return rollout
+
+
+class ByHand(TrainerCallback):
+    """Holds the gradient of every step against that of -w A log pi, completion by completion."""
+
+    def __init__(self, trainer: Any) -> None:
+        self.trainer, self.gaps, self.weights = trainer, [], []
+
+    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        model, work = self.trainer.model, self.trainer.step_work
+        given = [p.grad.clone() for p in model.parameters()]
+        loss = torch.zeros((), dtype=torch.float64)
+        for tree in work.examples:
+            for ids, said, advantage in zip(
+                tree.completions, tree.sampled.sampler_logps, tree.sampled.advantages, strict=True
+            ):
+                logits = model(input_ids=torch.tensor([tree.prompt_ids + ids])).logits[0, len(tree.prompt_ids) - 1 : -1]
+                logp = logits.log_softmax(-1).gather(1, torch.tensor(ids)[:, None]).sum()
+                self.weights.append(float((logp.detach() - sum(said)).exp()))
+                loss = loss - self.weights[-1] * advantage * logp / work.counts["completions"]
+        own = torch.autograd.grad(loss, list(model.parameters()))
+        self.gaps.append(max(float((a - b).abs().max() / b.abs().max()) for a, b in zip(given, own, strict=True)))
+
+
+def test_rloo_weighs_a_completion_by_all_of_its_tokens(tmp_path):
+    trainer = ahead(
+        tmp_path, Near, verb="rloo", beta=0.0, dtype=torch.float64, max_grad_norm=0.0, max_steps=3, learning_rate=0.05,
+        vllm_importance_sampling_mode="sequence_truncate", vllm_importance_sampling_clip_max=None,
+    )  # fmt: skip
+    hand = ByHand(trainer)
+    trainer.add_callback(hand)
+    trainer.train()
+    assert len(hand.gaps) == 3 and max(hand.gaps) < 1e-9
+    assert max(abs(weight - 1) for weight in hand.weights) > 0.1
 
 
 class Stepped(TrainerCallback):
@@ -298,7 +351,7 @@ def test_settings_that_need_strict_order_are_refused(options, said, tmp_path):
         settings("grpo", tmp_path, max_staleness=1, **options)
 
 
-@pytest.mark.parametrize("verb", ["rloo", "ppo", "online-dpo", "nash-md", "xpo", "gkd"])
+@pytest.mark.parametrize("verb", ["ppo", "online-dpo", "nash-md", "xpo", "gkd"])
 def test_methods_without_a_correction_say_so(verb, tmp_path):
     with pytest.raises(ConfigError, match=r"max_staleness=1 is not a field of .* Its loss has no weight"):
         settings(verb, tmp_path, max_staleness=1)
@@ -336,10 +389,12 @@ def test_a_lane_keeps_the_order_and_goes_on_after_an_error():
 
 
 def test_two_ranks_learn_what_one_learns(tmp_path):
-    alone = learned(str(tmp_path / "one"), per_device=4)
-    for rank in run_ranks(learned, 2, tmp_path / "ranks", str(tmp_path / "two"), 2):
-        torch.testing.assert_close(rank["weights"], alone["weights"], atol=1e-9, rtol=0)
-        if rank["logs"]:
-            assert [line["staleness/mean"] for line in rank["logs"]] == [0, 1, 1, 1, 1]
-            for one, other in zip(alone["logs"], rank["logs"], strict=True):
-                assert other == pytest.approx(one, rel=1e-6, abs=1e-9)
+    wholes = learned(str(tmp_path / "one"), per_device=4)
+    for ranks in run_ranks(learned, 2, tmp_path / "ranks", str(tmp_path / "two"), 2):
+        for verb, alone in wholes.items():
+            rank = ranks[verb]
+            torch.testing.assert_close(rank["weights"], alone["weights"], atol=1e-9, rtol=0)
+            if rank["logs"]:
+                assert [line["staleness/mean"] for line in rank["logs"]] == [0, 1, 1, 1, 1]
+                for one, other in zip(alone["logs"], rank["logs"], strict=True):
+                    assert other == pytest.approx(one, rel=1e-6, abs=1e-9)

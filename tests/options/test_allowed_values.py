@@ -29,7 +29,7 @@ EQUAL: dict[tuple[str, str, Any], str] = {
     ("dpo", "layout", "tree"): "what auto chooses for this model",
     ("grpo", "loss_type", "bnpo"): "dapo: both are a mean over the tokens of the step",
     ("grpo", "importance_sampling_level", "token"): "what None is",
-    ("grpo", "vllm_importance_sampling_mode", "sequence_mask"): "what None is",
+    **{(verb, "vllm_importance_sampling_mode", "sequence_mask"): "what None is" for verb in ("grpo", "rloo")},
     ("grpo", "engine", "native"): "what auto chooses for this model",
     ("xpo-online", "mode", "online"): "what auto is where a reward is given",
     ("xpo-online", "loss_type", "sigmoid"): "what auto is where a reward is given",
@@ -46,9 +46,12 @@ GIVEN: dict[tuple[str, str], dict[str, Any]] = {
     ("cpo", "loss_type"): {"cpo_alpha": 1.0},
     ("grpo", "scale_rewards"): {"num_generations": 2},
     ("grpo", "loss_type"): {"num_iterations": 2, "stop_token_ids": list(range(2, 20))},  # lengths differ
-    ("grpo", "vllm_importance_sampling_mode"): {
-        "vllm_importance_sampling_clip_max": 0.05,
-        "vllm_importance_sampling_clip_min": 0.01,
+    **{
+        (verb, "vllm_importance_sampling_mode"): {
+            "vllm_importance_sampling_clip_max": 0.05,
+            "vllm_importance_sampling_clip_min": 0.01,
+        }
+        for verb in ("grpo", "rloo")
     },
 }
 NEEDS: dict[tuple[str, str, Any], dict[str, Any]] = {("dpo", "loss_type", "exo_pair"): {"label_smoothing": 0.001}}
@@ -76,6 +79,7 @@ def home(method: Any, name: str) -> str | None:
         "TrainerConfig": "dpo",
         "ReferenceConfig": "dpo",
         "OnlineConfig": "grpo",
+        "OffPolicyConfig": "grpo",
         "OnlinePairConfig": "online-dpo",
     }
     case = shared.get(declared.__name__, method.verb) if declared else None

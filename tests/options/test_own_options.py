@@ -20,6 +20,7 @@ HOMES = {
     "TrainerConfig": "dpo",
     "ReferenceConfig": "dpo",
     "OnlineConfig": "grpo",
+    "OffPolicyConfig": "grpo",
     "OnlinePairConfig": "online-dpo",
     "XPOConfig": "xpo-online",
     **{method.config_name: method.verb for method in METHODS if method.verb != "xpo"},
@@ -34,7 +35,12 @@ def home(case: str, name: str) -> str:
 
 
 EVERYWHERE = [(case, name) for case in CASES for name in own_fields(method_of(case).config())]
-ALSO = [("rloo", "reward_weights"), ("ppo", "router_aux_loss_coef"), ("online-dpo", "head_memory_mb")]
+WEIGHED = ("max_staleness", "vllm_importance_sampling_correction", "vllm_importance_sampling_clip_max")
+ALSO = [
+    *(("rloo", name) for name in ("reward_weights", *WEIGHED)),
+    ("ppo", "router_aux_loss_coef"),
+    ("online-dpo", "head_memory_mb"),
+]
 """Shared fields that a method has code of its own for."""
 AT_HOME = [(case, name) for case, name in EVERYWHERE if home(case, name) == case or (case, name) in ALSO]
 

@@ -27,10 +27,14 @@ class Versioned(FixedGenerator):
         return super()._completion(f"{key} {self.version}")
 
 
-def learned(folder: str, per_device: int) -> dict[str, Any]:
-    """GRPO a window ahead, on an epoch of two steps and a short one, and again: what is logged, and the weights."""
+def learned(folder: str, per_device: int) -> dict[str, dict[str, Any]]:
+    """A window ahead, on an epoch of two steps and a short one, and again: what is logged, and the weights."""
+    return {verb: learned_by(verb, f"{folder}/{verb}", per_device) for verb in ("grpo", "rloo")}
+
+
+def learned_by(verb: str, folder: str, per_device: int) -> dict[str, Any]:
     trainer = make_trainer(
-        "grpo", f"{folder}/{os.environ.get('RANK', 'alone')}", rows=rows_for("grpo", 5), dtype=torch.float64,
+        verb, f"{folder}/{os.environ.get('RANK', 'alone')}", rows=rows_for(verb, 5), dtype=torch.float64,
         num_generations=2, per_device_train_batch_size=per_device, max_staleness=1, max_steps=5, beta=0.0,
         optim="sgd", learning_rate=1e-2, max_completion_length=8,
         **({"ddp_backend": "gloo"} if "WORLD_SIZE" in os.environ else {}),

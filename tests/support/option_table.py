@@ -40,6 +40,10 @@ TWO_REWARDS = scenes.rewarded(scenes.letters_reward, scenes.length_reward)
 FAILING = scenes.rewarded(scenes.failing_reward)
 
 
+def truncated(mode: str) -> dict[str, Any]:
+    return {**VLLM, "given": {"engine": "vllm", "vllm_importance_sampling_mode": mode}}
+
+
 def again(**settings: Any) -> dict[str, Any]:
     return {"given": AGAIN | settings}
 
@@ -217,6 +221,13 @@ TABLE: dict[str, dict[str, Flip]] = {
         "lam": Flip(0.2),
         "reward_model_path": Flip("score", make=scenes.no_reward, seen="error"),
     },
+    "OffPolicyConfig": {
+        "max_staleness": Flip(1, within=scenes.engine_beside),
+        "vllm_importance_sampling_correction": Flip(False, **VLLM),
+        "vllm_importance_sampling_mode": Flip("token_mask", **VLLM),
+        "vllm_importance_sampling_clip_max": Flip(0.5, **truncated("token_truncate")),
+        "vllm_importance_sampling_clip_min": Flip(0.5, **truncated("token_truncate")),
+    },
     "GRPOConfig": {
         "disable_dropout": Flip(True, given={"disable_dropout": False}, make=scenes.with_dropout),
         "loss_type": Flip("dr_grpo"),
@@ -228,7 +239,6 @@ TABLE: dict[str, dict[str, Flip]] = {
         "use_bias_correction_kl": Flip(False, **again(beta=0.4)),
         "scale_rewards": Flip("batch", given={"num_generations": 2}),
         "multi_objective_aggregation": Flip("normalize_then_sum", make=TWO_REWARDS),
-        "max_staleness": Flip(1, within=scenes.engine_beside),
         "stream_prompts": Flip(1, within=scenes.engine_beside),
         "dynamic_sampling": Flip(True, make=scenes.rewarded(scenes.flat_reward), given={"max_steps": 4}),
         "max_resampling_rounds": Flip(
@@ -244,14 +254,6 @@ TABLE: dict[str, dict[str, Flip]] = {
         "entropy_coef_delta": Flip(0.1, given={"use_adaptive_entropy": True, "entropy_target": 9.0}),
         "entropy_target": Flip(9.0, given={"use_adaptive_entropy": True, "entropy_coef": 0.1}),
         "off_policy_mask_threshold": Flip(0.0, **again()),
-        "vllm_importance_sampling_correction": Flip(False, **VLLM),
-        "vllm_importance_sampling_mode": Flip("token_mask", **VLLM),
-        "vllm_importance_sampling_clip_max": Flip(
-            0.5, given={"engine": "vllm", "vllm_importance_sampling_mode": "token_truncate"}, within=scenes.stub_vllm
-        ),
-        "vllm_importance_sampling_clip_min": Flip(
-            0.5, given={"engine": "vllm", "vllm_importance_sampling_mode": "token_truncate"}, within=scenes.stub_vllm
-        ),
         "sapo_temperature_pos": Flip(3.0, **again(loss_type="sapo")),
         "sapo_temperature_neg": Flip(3.0, **again(loss_type="sapo")),
         "vespo_k_pos": Flip(0.5, **again(loss_type="vespo")),
@@ -267,6 +269,11 @@ TABLE: dict[str, dict[str, Flip]] = {
         "epsilon_high": Flip(0.00001, **again(learning_rate=0.00001)),
         "normalize_advantages": Flip(True),
         "reward_clip_range": Flip([0.2, 0.5]),
+        "vllm_importance_sampling_mode": Flip(
+            "sequence_truncate",
+            given={**VLLM["given"], "vllm_importance_sampling_clip_min": 0.5},
+            within=scenes.stub_vllm,
+        ),
         "num_generations_eval": Flip(3, "log", EVALUATED),
     },
     "OnlinePairConfig": {
@@ -325,7 +332,12 @@ TABLE: dict[str, dict[str, Flip]] = {
         "mode": Flip("online", "error"),
         "reward_model_path": Flip("score", make=scenes.no_reward),
     },
-    **{case: ONLINE for case in ("grpo", "rloo")},
+    "grpo": ONLINE,
+    "rloo": {
+        **ONLINE,
+        "vllm_importance_sampling_clip_max": Flip(0.0, **truncated("sequence_truncate")),
+        "vllm_importance_sampling_clip_min": Flip(0.5, **truncated("sequence_truncate")),
+    },
     **{case: {**ONLINE, "num_iterations": Flip(2, "error")} for case in ("online-dpo", "nash-md", "xpo-online")},
     "ppo": {**ONLINE, "log_unique_prompts": Flip(True, "printed", {**TABLE_SHOWN, "num_generations": 2})},
     "gkd": {**ONLINE, "eos_token": Flip("e", "rows", {"lmbda": 0.0})},

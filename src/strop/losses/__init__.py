@@ -121,7 +121,7 @@ EXPORTS: dict[str, tuple[str, ...]] = {
     "reduce": ("class_terms", "policy_term", "step_loss"),
     "reward": ("reward_loss",),
     "rloo": ("reinforce_loss", "rloo_loss"),
-    "sampler_correction": ("off_policy_mask", "sampler_weights"),
+    "sampler_correction": ("completion_weights", "off_policy_mask", "sampler_weights"),
     "segments": ("segment_lengths", "segment_mean", "segment_positions", "segment_sum"),
     "stepwise": ("last_steps", "solution_scores", "step_probabilities", "stepwise_loss"),
     "wpo": ("wpo_alignment", "wpo_weights"),

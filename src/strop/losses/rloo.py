@@ -31,8 +31,9 @@ def rloo_loss(
     *,
     epsilon: float = 0.2,
     epsilon_high: float | None = None,
+    weights: Tensor | None = None,
 ) -> Tensor:
-    """Clipped policy gradient of whole completions: -min(r A, clip(r, 1 - epsilon, 1 + epsilon_high) A).
+    """Clipped policy gradient of whole completions: -w min(r A, clip(r, 1 - epsilon, 1 + epsilon_high) A).
 
     r = pi(y|x) / pi_old(y|x), the product over the completion's tokens; for long completions a narrow range.
 
@@ -40,6 +41,7 @@ def rloo_loss(
         logps, old_logps: (S,) log-probs summed over the completion, nats; old_logps None: the policy has not moved.
         advantages: (S,), from `leave_one_out`.
         epsilon, epsilon_high: clip range; epsilon_high None: epsilon.
+        weights: (S,) w = pi_old(y|x) / pi_sampler(y|x) within bounds (`completion_weights`); None: 1.
 
     Returns:
         (S,); a step's loss is their mean over all completions.
@@ -56,4 +58,5 @@ def rloo_loss(
     check_range(upper, "epsilon_high", 0.0, float("inf"))
     old_logps = logps.detach() if old_logps is None else old_logps.detach()
     ratio = importance_ratio(logps - old_logps)
-    return clipped_surrogate(ratio, advantages.detach(), epsilon=epsilon, epsilon_high=upper)
+    loss = clipped_surrogate(ratio, advantages.detach(), epsilon=epsilon, epsilon_high=upper)
+    return loss if weights is None else loss * weights.detach()

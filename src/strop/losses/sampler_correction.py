@@ -38,10 +38,35 @@ def sampler_weights(
         (N,) without gradient. Denominators stay those of all tokens, masked ones included.
     """
     check_name(mode, IMPORTANCE_SAMPLING_MODES, "importance_sampling_mode")
-    gap = (old_logps - sampler_logps).detach()  # (N,)
-    gap = torch.where(gap.isnan(), torch.zeros_like(gap), gap)
+    gap = known_gap(old_logps, sampler_logps)  # (N,)
     if mode.startswith("sequence"):
         gap = segment_sum(gap, segment, num_completions)[segment]
+    return bounded_weights(gap, mode=mode, clip_max=clip_max, clip_min=clip_min)
+
+
+def completion_weights(
+    old_logps: Tensor,
+    sampler_logps: Tensor,
+    segment: Tensor,
+    num_completions: int,
+    *,
+    mode: str = "sequence_mask",
+    clip_max: float | None = 3.0,
+    clip_min: float | None = None,
+) -> Tensor:
+    """The weights of whole completions, (S,) without gradient: `sampler_weights` in its modes `sequence_*`."""
+    gap = segment_sum(known_gap(old_logps, sampler_logps), segment, num_completions)  # (S,)
+    return bounded_weights(gap, mode=mode, clip_max=clip_max, clip_min=clip_min)
+
+
+def known_gap(old_logps: Tensor, sampler_logps: Tensor) -> Tensor:
+    """log pi_old - log pi_sampler of each token, (N,) without gradient; 0 where the sampler said nothing."""
+    gap = (old_logps - sampler_logps).detach()
+    return torch.where(gap.isnan(), torch.zeros_like(gap), gap)
+
+
+def bounded_weights(gap: Tensor, *, mode: str, clip_max: float | None, clip_min: float | None) -> Tensor:
+    """exp of a difference of log-probs, any shape, clamped or masked by the bounds."""
     weights = importance_ratio(gap)
     low, high = 0.0 if clip_min is None else clip_min, math.inf if clip_max is None else clip_max
     if mode.endswith("truncate"):

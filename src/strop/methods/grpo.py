@@ -25,47 +25,37 @@ from strop.losses import (
 )
 from strop.losses.names import POLICY_AGGREGATION
 from strop.methods.policy_gradient import PolicyGradientTrainer, kept_tokens
-from strop.metric import CLIPPING, LOSS, SAMPLING, Entry
+from strop.metric import CLIPPING, LOSS, Entry
 from strop.online.groups import Group
-from strop.online.in_parts import check_can_learn_in_parts, learn_in_parts, why_in_order
+from strop.online.in_parts import check_can_learn_in_parts, learn_in_parts, why_whole
 from strop.online.pieces import trajectory_of
 from strop.records import Batch, LossOutput, Mean, Scores, StepContext, StepWork, Term, Want
-from strop.settings.online import OnlineConfig
+from strop.settings.off_policy import OffPolicyConfig
 from strop.settings.prerequisites import ABOVE_ZERO, Needs
 from strop.settings.schema import Range, config
 
 Positive = Annotated[float, Range(min=0, open_min=True)]
-CORRECTED = {"vllm_importance_sampling_correction": (True,)}
-OVERLAP = ("max_staleness", "stream_prompts")
-OFF_POLICY = Needs({"engine": ("vllm",), "max_staleness": Range(min=1)})
 
 
 @config
-class GRPOConfig(OnlineConfig):
+class GRPOConfig(OffPolicyConfig):
     """Settings of `GRPOTrainer`."""
 
-    aliases: ClassVar[dict[str, str]] = {
-        **OnlineConfig.aliases,
-        "vllm_importance_sampling_cap": "vllm_importance_sampling_clip_max",
-    }
+    overlapping: ClassVar[tuple[str, ...]] = (*OffPolicyConfig.overlapping, "stream_prompts")
     removed: ClassVar[dict[str, str]] = {
-        **{name: text for name, text in OnlineConfig.removed.items() if name not in OVERLAP},
+        **{name: text for name, text in OffPolicyConfig.removed.items() if name != "stream_prompts"},
         "cast_lm_head_to_fp32": "Logits are added up and normalised in float32 always; remove it.",
     }
-    neutral: ClassVar[dict[str, tuple[Any, ...]]] = {**OnlineConfig.neutral, "cast_lm_head_to_fp32": (True,)}
+    neutral: ClassVar[dict[str, tuple[Any, ...]]] = {**OffPolicyConfig.neutral, "cast_lm_head_to_fp32": (True,)}
 
     needs: ClassVar[dict[str, Needs]] = {
-        **OnlineConfig.needs,
+        **OffPolicyConfig.needs,
         "use_bias_correction_kl": Needs({"beta": ABOVE_ZERO}),
         "max_resampling_rounds": Needs({"dynamic_sampling": (True,)}),
         **dict.fromkeys(
             ("entropy_coef_min", "entropy_coef_max", "entropy_coef_delta", "entropy_target"),
             Needs({"use_adaptive_entropy": (True,)}),
         ),
-        "vllm_importance_sampling_correction": OFF_POLICY,
-        "vllm_importance_sampling_mode": Needs(CORRECTED, elsewhere=("sequence_mask",)),
-        "vllm_importance_sampling_clip_max": Needs(CORRECTED, elsewhere=(2.0, None)),
-        "vllm_importance_sampling_clip_min": Needs(CORRECTED),
         **dict.fromkeys(("sapo_temperature_pos", "sapo_temperature_neg"), Needs({"loss_type": ("sapo",)})),
         **dict.fromkeys(
             ("vespo_k_pos", "vespo_lambda_pos", "vespo_k_neg", "vespo_lambda_neg"), Needs({"loss_type": ("vespo",)})
@@ -93,9 +83,6 @@ class GRPOConfig(OnlineConfig):
     none."""
     multi_objective_aggregation: Literal["sum_then_normalize", "normalize_then_sum"] = "sum_then_normalize"
     """Several rewards: sum, then normalise; or normalise each, then sum (GDPO)."""
-    max_staleness: Annotated[int, Range(min=0)] = 0  # type: ignore[misc]
-    """Windows that sampling and rewards may be ahead of learning: completions of the next windows are made by another
-    process, or a vLLM server, while this one is learned from, and weighted for it. 0: in strict order."""
     stream_prompts: Annotated[int, Range(min=1)] | None = None
     """Learn from so many prompts of a step as soon as their completions are rewarded, while the rest are still sampled
     or judged: the same gradient. None: when all are there."""
@@ -119,16 +106,6 @@ class GRPOConfig(OnlineConfig):
     """Entropy (nats per token) that the adaptive coefficient holds."""
     off_policy_mask_threshold: float | None = None
     """Drop failed completions that drifted by more than this many nats per token. None: keep all."""
-    vllm_importance_sampling_correction: bool = True
-    """Correct for completions whose sampler had other probabilities than the policy (vllm engine, max_staleness)."""
-    vllm_importance_sampling_mode: (
-        Literal["token_truncate", "token_mask", "sequence_truncate", "sequence_mask"] | None
-    ) = None
-    """How. None: sequence_mask, token_truncate for vespo."""
-    vllm_importance_sampling_clip_max: Annotated[float, Range(min=0)] | None = 3.0
-    """Upper bound of the correction's weight."""
-    vllm_importance_sampling_clip_min: Annotated[float, Range(min=0)] | None = None
-    """Lower bound of the correction's weight."""
     sapo_temperature_pos: Positive = 1.0
     """Sharpness of SAPO's gate where the advantage is positive."""
     sapo_temperature_neg: Positive = 1.05
@@ -157,8 +134,6 @@ class GRPOConfig(OnlineConfig):
             problems += self.unfit_for_turns()
         if self.num_generations < 2:
             problems.append("num_generations=1 leaves no group to compare with; set 2 or more.")
-        if self.overlap:
-            problems += [f"{self.overlap}: {why}" for why in why_in_order(self)]
         if POLICY_AGGREGATION.get(self.loss_type) == "constant" and self.max_completion_length is None:
             problems.append(f"loss_type={self.loss_type!r} divides by max_completion_length; give it.")
         try:
@@ -167,9 +142,9 @@ class GRPOConfig(OnlineConfig):
             problems.append(str(error))
         return problems
 
-    @property
-    def overlap(self) -> str:  # type: ignore[override]
-        return ", ".join(f"{name}={value}" for name in OVERLAP if (value := getattr(self, name)))
+    def why_in_order(self) -> list[str]:
+        resampled = ["dynamic_sampling=True samples again when it has seen the rewards; remove it."]
+        return [*(resampled if self.dynamic_sampling else []), *super().why_in_order(), *why_whole(self)]
 
     def unfit_for_turns(self) -> list[str]:
         """What credit by turn has no meaning with."""
@@ -217,8 +192,6 @@ class GRPOTrainer(PolicyGradientTrainer):
         Entry("cispo_clip_ratio", CLIPPING, "Share of tokens whose importance weight is capped.", "share", "token",
               high=0.3),
         Entry("vespo/phi_seq_mean", CLIPPING, "VESPO's mean sequence weight.", "none", "completion", healthy="near 1"),
-        Entry("staleness/*", SAMPLING, "Optimizer steps made since the weights that wrote a completion.", "steps",
-              "completion", healthy="the steps of max_staleness windows"),
     )  # fmt: skip
 
     def after_init(self) -> None:
@@ -316,16 +289,14 @@ class GRPOTrainer(PolicyGradientTrainer):
         completions = trajectory_of(batch)
         given = (scores.logps, old_logps, advantages, *completions)
         options = {**loss_options(args), "ref_logps": step.ref.logps if step.ref is not None else None}
-        away = args.engine == "vllm" or args.max_staleness > 0
-        corrects = away and args.vllm_importance_sampling_correction
         share, drift = args.top_entropy_quantile, args.off_policy_mask_threshold
         keep = kept_tokens(scores, batch, advantages, share, step.statistics.get("threshold"), drift)
-        values = policy_loss_flat(*given, sampler_logps=sampler_logps if corrects else None, keep=keep, **options)
+        values = policy_loss_flat(*given, sampler_logps=sampler_logps if args.corrects else None, keep=keep, **options)
         sums = {"aggregation": POLICY_AGGREGATION[args.loss_type], "max_completion_length": args.max_completion_length}
         terms = [policy_term(values, *completions, **sums)]
         metrics = policy_metrics(*given, **options)
         start = scores.logps.detach() if old_logps is None else old_logps
-        bounds = PolicyOptions(**loss_options(args)).correction if corrects else {}
+        bounds = PolicyOptions(**loss_options(args)).correction if args.corrects else {}
         metrics |= sampler_metrics(start, sampler_logps, *completions, **bounds)
         if scores.entropy is not None:
             metrics["entropy"] = mean_of(scores.entropy)

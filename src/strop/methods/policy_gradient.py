@@ -10,7 +10,7 @@ from strop.engine.step import MicroBatch, token_field, token_lists
 from strop.engine.windows import epoch_order
 from strop.errors import ConfigError
 from strop.losses import off_policy_mask, returns_by_turn, top_entropy_mask
-from strop.metric import CLIPPING, LOSS, REWARD, Entry
+from strop.metric import CLIPPING, LOSS, REWARD, SAMPLING, Entry
 from strop.online.groups import Group
 from strop.online.pieces import trajectory_of
 from strop.online.trainer import OnlineTrainer
@@ -57,6 +57,10 @@ class PolicyGradientTrainer(OnlineTrainer):
         ),
         Entry(
             "clip_ratio/region_mean", CLIPPING, "Share of tokens clipped at either side.", "share", "token", high=0.3,
+        ),
+        Entry(
+            "staleness/*", SAMPLING, "Optimizer steps made since the weights that wrote a completion.", "steps",
+            "completion", healthy="the steps of max_staleness windows",
         ),
     )  # fmt: skip
     tree_completions = 0

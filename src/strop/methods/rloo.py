@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any, Literal
 
 import torch
 
 from strop.engine.step import completion_field, token_field
 from strop.losses import (
     clip_metrics,
+    completion_weights,
     leave_one_out,
     mean_of,
     normalize_advantages,
@@ -22,12 +23,12 @@ from strop.online.groups import Group
 from strop.online.pieces import one_each, trajectory_of
 from strop.online.turn_credit import turns_of
 from strop.records import Batch, LossOutput, Scores, StepContext, Term, Want
-from strop.settings.online import OnlineConfig
+from strop.settings.off_policy import OffPolicyConfig
 from strop.settings.schema import Range, config
 
 
 @config
-class RLOOConfig(OnlineConfig):
+class RLOOConfig(OffPolicyConfig):
     """Settings of `RLOOTrainer`."""
 
     disable_dropout: bool = False
@@ -46,6 +47,8 @@ class RLOOConfig(OnlineConfig):
     """Divide advantages by their std over the batch, after centring."""
     reward_clip_range: list[float] | None = None
     """Clip rewards to [low, high] before the KL is taken off."""
+    vllm_importance_sampling_mode: Literal["sequence_truncate", "sequence_mask"] | None = None
+    """How: of whole completions, as the ratio is. None: sequence_mask."""
 
     def contradictions(self) -> list[str]:
         problems = super().contradictions()
@@ -55,13 +58,25 @@ class RLOOConfig(OnlineConfig):
             problems.append(f"reward_clip_range={self.reward_clip_range}: give [low, high] with low <= high.")
         return problems
 
+    @property
+    def correction(self) -> dict[str, Any]:
+        """Keyword arguments of `completion_weights`; empty where nothing is corrected."""
+        if not self.corrects:
+            return {}
+        return {
+            "mode": self.vllm_importance_sampling_mode or "sequence_mask",
+            "clip_max": self.vllm_importance_sampling_clip_max,
+            "clip_min": self.vllm_importance_sampling_clip_min,
+        }
+
 
 class RLOOTrainer(PolicyGradientTrainer):
     """REINFORCE leave-one-out: A_i = R~_i - mean of R~_j over the others, R~ = R - beta (log pi - log mu)(y).
 
-    L = -mean of min(r A, clip(r) A) over completions, r the ratio of the whole completion; at first use r = 1 and the
-    gradient is the paper's. With `advantage_level="turn"` a completion has the sum over its turns, each with its own r
-    and A. Rows: `prompt` and any columns that the rewards ask for. Source: arXiv 2402.14740.
+    L = -mean of w min(r A, clip(r) A) over completions, r the ratio of the whole completion; at first use r = 1 and the
+    gradient is the paper's. w is 1, or pi / pi_sampler of the completion where other weights, or vLLM, wrote it. With
+    `advantage_level="turn"` a completion has the sum over its turns, each with its own r and A. Rows: `prompt` and any
+    columns that the rewards ask for. Source: arXiv 2402.14740.
     """
 
     config_class = RLOOConfig
@@ -132,11 +147,20 @@ class RLOOTrainer(PolicyGradientTrainer):
             advantages = one_each(shared, batch)  # (trajectories,)
         sums = segment_sum(scores.logps, *units)  # (units,)
         old_sums = None if old_logps is None else segment_sum(old_logps, *units)
-        values = rloo_loss(sums, old_sums, advantages, **clip)
+        sampler_logps, correction = token_field(batch, "sampler_logps").to(start), self.args.correction
+        weights = None
+        if correction:
+            weights = completion_weights(start, sampler_logps, *completions, **correction)  # (trajectories,)
+            weights = weights[completion_of(units, completions)] if self.by_turn else weights
+        values = rloo_loss(sums, old_sums, advantages, weights=weights, **clip)
         ratio = (sums.detach() - segment_sum(start, *units)).exp()[units[0]]  # (N,)
-        sampler_logps = token_field(batch, "sampler_logps").to(start)
         metrics = clip_metrics(ratio, each, *units, by_completion=True, **clip)
-        metrics |= sampler_metrics(start, sampler_logps, *completions)
+        metrics |= sampler_metrics(start, sampler_logps, *completions, **correction)
         if scores.entropy is not None:
             metrics["entropy"] = mean_of(scores.entropy)
         return LossOutput([Term(values, "completions")], metrics)
+
+
+def completion_of(units: tuple[torch.Tensor, int], completions: tuple[torch.Tensor, int]) -> torch.Tensor:
+    """The completion that each unit of tokens is a part of, (units,)."""
+    return completions[0].new_zeros(units[1]).index_copy(0, units[0], completions[0])

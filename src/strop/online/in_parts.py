@@ -84,15 +84,8 @@ def check_can_learn_in_parts(trainer: OnlineTrainer) -> None:
         raise ConfigError.collect(f"{trainer.args.overlap} cannot be used here:", problems)
 
 
-def why_in_order(args: Any) -> list[str]:
-    """What GRPO's settings have that must sample, or learn, in strict order."""
-    reasons = {
-        "dynamic_sampling=True samples again when it has seen the rewards; remove it.": args.dynamic_sampling,
-        "ignore_data_skip=True moves the rows of the next windows; remove it.": args.ignore_data_skip,
-        "a vLLM in the training process shares its device and weights; set vllm_mode='server'.": (
-            args.engine == "vllm" and args.vllm_mode == "colocate"
-        ),
-    }
+def why_whole(args: Any) -> list[str]:
+    """What GRPO's settings have that needs all completions of a step at once, where its parts are streamed."""
     whole = {
         "max_staleness": args.max_staleness > 0,
         "scale_rewards='batch'": args.scale_rewards == "batch",
@@ -103,6 +96,5 @@ def why_in_order(args: Any) -> list[str]:
         "num_iterations": args.num_iterations > 1,
         "steps_per_generation": args.steps_per_generation is not None or args.generation_batch_size is not None,
     }
-    if args.stream_prompts is not None:
-        reasons |= {f"{name} needs all completions of a step at once; remove one.": on for name, on in whole.items()}
-    return [text for text, found in reasons.items() if found]
+    found = [name for name, on in whole.items() if on and args.stream_prompts is not None]
+    return [f"{name} needs all completions of a step at once; remove one." for name in found]

@@ -87,6 +87,12 @@ BEHAVIOURS: tuple[Behaviour, ...] = (
         (r"no attribute 'generation_config'",),
     ),
     Behaviour(
+        "RLOO weighs completions that vLLM sampled by the ratio of both probabilities, as GRPO does "
+        "(`vllm_importance_sampling_correction`)",
+        "a sampler in 16 bits is not quite the policy; TRL corrects GRPO only",
+        (),
+    ),
+    Behaviour(
         "RLOO evaluates with two completions of a prompt or more",
         "one has no other to be compared with",
         (r"test_train_with_num_generations_eval",),

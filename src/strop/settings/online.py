@@ -62,7 +62,7 @@ class OnlineConfig(ReferenceConfig):
         "vllm_tensor_parallel_size": "A vLLM in the training process has its one device; start a server with "
         "--tensor-parallel-size.",
         "vllm_group_port": "No process group is opened: a server gets new weights over HTTP; remove it.",
-        "max_staleness": "Its loss has no weight for completions that older weights wrote; GRPO's has.",
+        "max_staleness": "Its loss has no weight for completions that older weights wrote; GRPO's and RLOO's have.",
         "stream_prompts": "Only GRPO adds up its gradient before all completions of a step are there.",
     }
     neutral: ClassVar[dict[str, tuple[Any, ...]]] = {
