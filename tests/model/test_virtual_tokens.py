@@ -74,6 +74,8 @@ def test_training_and_the_file_that_peft_loads(verb: str, kind: str, tmp_path: P
     start = score(trainer.policy, EXAMPLES).logps.detach()
     if verb != "sft":
         assert isinstance(trainer.reference, AdapterCopy)
+        copies = [p for name, p in trainer.model.named_parameters() if "strop_reference" in name]
+        assert copies and not any(p.requires_grad for p in copies)
     trainer.train()
     if verb == "dpo":
         assert abs(trainer.state.log_history[0]["loss"] - 0.6931471805599453) < 1e-8

@@ -124,6 +124,11 @@ class AdapterOff:
         self._policy = policy
         self._kept = KeptWeights(policy)
 
+    @property
+    def keeps_weights(self) -> bool:
+        """Whether it puts other weights in the place of trained ones."""
+        return bool(self._kept)
+
     @contextmanager
     def active(self, policy: nn.Module | None = None) -> Iterator[nn.Module]:
         with ExitStack() as stack:
@@ -159,6 +164,11 @@ class OtherAdapter:
                 "Leave it unset: the reference is then the adapter as it was at the start."
             )
         self._kept = KeptWeights(policy)
+
+    @property
+    def keeps_weights(self) -> bool:
+        """Whether it puts other weights in the place of trained ones."""
+        return bool(self._kept)
 
     @contextmanager
     def active(self, policy: nn.Module | None = None) -> Iterator[nn.Module]:
@@ -197,6 +207,7 @@ class AdapterCopy(OtherAdapter):
             self._policy.add_adapter(REFERENCE_ADAPTER, config)
             for own, trained in self._pairs():
                 own.data = trained.detach().clone()  # in its dtype too: PEFT would widen a bfloat16 adapter
+                own.requires_grad_(False)  # PEFT leaves learned tokens of an idle adapter trainable
             self._policy.set_adapter(self._trained)
 
     @property
