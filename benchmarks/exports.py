@@ -38,8 +38,9 @@ import json, sys
 from vllm import LLM, SamplingParams
 folder, prompts, rows, new = json.loads(sys.stdin.read())
 model = LLM(folder, dtype="float32", enforce_eager=True, max_model_len=128, max_num_seqs=4, disable_log_stats=True)
-texts = [o.outputs[0].text for o in model.generate(prompts, SamplingParams(temperature=0, max_tokens=new))]
 token, logps = model.get_tokenizer(), []
+ids = [o.outputs[0].token_ids for o in model.generate(prompts, SamplingParams(temperature=0, max_tokens=new))]
+texts = [token.decode(one, skip_special_tokens=True) for one in ids]  # its own text leaves half a character out
 for prompt, completion in rows:
     start, whole = len(token(prompt).input_ids), token(prompt + completion).input_ids
     given = SamplingParams(temperature=0, max_tokens=1, prompt_logprobs=0)

@@ -31,6 +31,8 @@ PROMISES: tuple[Promise, ...] = (
             "tests/online/test_in_parts.py",
             "tests/engine/test_windows.py",
             "tests/engine/test_step.py",
+            "tests/engine/test_sharded.py",
+            "tests/model/test_zero3.py",
             "tests/engine/test_oracle.py",
             f"{L}test_reduce.py",
             "tests/testing/test_check.py",

@@ -183,11 +183,21 @@ def _cell(row: Row | None, reasons: list[str]) -> str:
 def _reach(columns: dict[str, Row]) -> list[str]:
     """Methods x columns; a word, and a number that leads to the reason."""
     reasons: list[str] = []
+    columns = {
+        name: {**row, "found": {v: _shared(w) for v, w in row.get("found", {}).items()}}
+        for name, row in columns.items()
+    }
     lines = [REACH, f"| | {' | '.join(columns)} |", "|---" * (len(columns) + 1) + "|"]
     for verb in VERBS:
         words = [row.get("found", {}).get(verb, row.get("failed", UNKNOWN)) for row in columns.values()]
         lines.append(f"| {verb} | {' | '.join(_reached(word, reasons) for word in words)} |")
     return [*lines, "", *(f"{number}. {_plain(reason)}" for number, reason in enumerate(reasons, 1)), ""]
+
+
+def _shared(word: str) -> str:
+    """A reason without the name of the config that gave it: one for all methods."""
+    word = re.sub(r" Did you mean '\w+'\?", "", word)
+    return re.sub(r"\b(?!Config)[A-Z]\w*Config\b", "its config", word)
 
 
 def _reached(word: str, reasons: list[str]) -> str:

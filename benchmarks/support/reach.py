@@ -186,7 +186,9 @@ def rank_of_zero(folder: str) -> None:
 def weights_of_zero(verb: str, folder: str) -> dict[str, torch.Tensor]:
     """The whole weights after the run of `record_run`."""
     import deepspeed
+    from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
+    unset_hf_deepspeed_config()  # of the run before: the model would be made in shards, with other random weights
     group = {"num_generations": 2} if verb in ("grpo", "rloo", "online-dpo") else {}
     made = make_trainer(
         verb, folder, rows=rows_for(verb, ROWS_PER_STEP + 1), dtype=torch.float32, per_device_train_batch_size=2,

@@ -19,6 +19,7 @@ from proof.mutations import (
     rewards,
     rollout,
     runs,
+    shards,
 )
 
 MUTATIONS: tuple[Mutation, ...] = (
@@ -36,5 +37,6 @@ MUTATIONS: tuple[Mutation, ...] = (
     *rewards.MUTATIONS,
     *runs.MUTATIONS,
     *recovery.MUTATIONS,
+    *shards.MUTATIONS,
     *package.MUTATIONS,
 )

@@ -24,6 +24,7 @@ SCORED_LORA = {"trainer": {"peft_config": LoraConfig(**ADAPTED, task_type="SEQ_C
 RUNS: list[Run] = [
     ("sft", {"gradient_checkpointing": True}),
     ("dpo", {"num_train_epochs": 2}),  # a second time the reference knows other rows on each rank
+    ("dpo", {"sync_ref_model": True, "ref_model_sync_steps": 1}),
     ("kto", {}),
     ("reward", {}),
     ("grpo", {"beta": 0.1}),  # groups without a gradient: ranks have unequal numbers of micro-batches
@@ -31,8 +32,9 @@ RUNS: list[Run] = [
     ("gkd", {"lmbda": 0.5}),
 ]
 MORE: list[Run] = [
-    *((verb, {}) for verb in ("orpo", "cpo", "bco", "prm", "rloo", "online-dpo")),
+    *((verb, {}) for verb in ("orpo", "cpo", "bco", "prm", "rloo", "online-dpo", "nash-md", "xpo-online")),
     *(("dpo", lora) for lora in (LORA, TRAINED_LORA)),
+    ("dpo", {**TRAINED_LORA, "sync_ref_model": True, "ref_model_sync_steps": 1, "ref_model_mixup_alpha": 1.0}),
     ("reward", SCORED_LORA),
     ("ppo", LORA),
     ("grpo", {"beta": 0.1, "top_k": 5}),  # the output layer is read beside the forward pass
@@ -70,13 +72,18 @@ def test_what_shards_hold_sample_save_and_refuse(tmp_path: Path) -> None:
         assert rank["moved"] == [], "the other rank's loss was not finite"
         assert rank["engine"] == "native"
         assert torch.allclose(rank["own"].float(), rank["said"].float(), atol=1e-5)
-        assert "sync_ref_model" in rank["synced"] and "opponent" in rank["opponent"]
+        assert "beside the adapter" in rank["biases"] and "opponent" in rank["opponent"]
+        assert rank["put back"] == 0, "weights that were written into the whole model are lost"
     saved = AutoModelForCausalLM.from_pretrained(tmp_path / "saved").state_dict()
     assert all(torch.equal(saved[name], weight.to(saved[name].dtype)) for name, weight in ranks[0]["weights"].items())
+    kept = AutoModelForCausalLM.from_pretrained(tmp_path / "averaged" / "bema", dtype=torch.float64).state_dict()
+    assert all(torch.allclose(kept[name], mean, atol=1e-12) for name, mean in ranks[0]["averaged"].items())
 
 
 @pytest.mark.slow
 def test_shards_and_one_process_go_on_with_each_others_runs(tmp_path: Path) -> None:
-    runs = [(verb, GOES_ON, 3) for verb in ("dpo", "ppo")]
+    synced = {"sync_ref_model": True, "ref_model_sync_steps": 2}
+    runs = [(verb, {**GOES_ON, **more}, 3) for verb in ("dpo", "ppo") for more in ({}, {"lora": 0.0})]
+    runs.append(("dpo", {**GOES_ON, **synced}, 3))
     for result in everything(runs, tmp_path, go_on_in_shards):
         check(result)

@@ -9,10 +9,13 @@ from types import SimpleNamespace
 import pytest
 import torch
 from torch import nn
+from transformers import AutoModelForCausalLM
 from transformers.integrations import deepspeed as zero
 
+from strop.engine.sharding import comparable
 from strop.model.load import load_model
 from strop.model.zero3 import make_whole, whole_models
+from strop.scripts.averaging import BEMACallback
 from strop.testing.tiny import tiny_model
 
 
@@ -26,14 +29,17 @@ def cut_model(monkeypatch):
         parameter.data = torch.empty(0)
 
     @contextmanager
-    def gathered(parameters):
+    def gathered(parameters, modifier_rank=None):
         for parameter in parameters:
             parameter.data = weights[id(parameter)].clone()
         yield
         for parameter in parameters:
+            if modifier_rank == 0:
+                weights[id(parameter)] = parameter.detach().clone()
             parameter.data = torch.empty(0)
 
-    monkeypatch.setitem(sys.modules, "deepspeed", SimpleNamespace(zero=SimpleNamespace(GatheredParameters=gathered)))
+    ns = SimpleNamespace(GatheredParameters=gathered)
+    monkeypatch.setitem(sys.modules, "deepspeed", SimpleNamespace(zero=ns, __spec__=ns))
     return model, list(weights.values())
 
 
@@ -47,6 +53,27 @@ def test_a_model_that_was_cut_is_whole_again(cut_model):
     assert [p.requires_grad for p in again] == [False, *[True] * (len(again) - 1)]
     assert not any(hasattr(p, "ds_id") for p in again)
     assert model.lm_head.weight is model.model.embed_tokens.weight  # tied weights stay one
+
+
+def test_what_is_written_into_whole_weights_stays(cut_model):
+    model, weights = cut_model
+    with comparable([model]), torch.no_grad():
+        for parameter, weight in zip(model.parameters(), weights, strict=True):
+            assert torch.equal(parameter, weight)
+            parameter += 1
+    assert not any(parameter.numel() for parameter in model.parameters())
+    make_whole(model)
+    assert all(torch.equal(p, weight + 1) for p, weight in zip(model.parameters(), weights, strict=True))
+
+
+def test_an_average_of_cut_weights_is_whole(cut_model, tmp_path):
+    model, weights = cut_model
+    callback, state = BEMACallback(), SimpleNamespace(is_world_process_zero=True)
+    callback.on_train_begin(None, state, None, model=model)
+    assert all(torch.equal(callback.ema[n], w) for (n, _), w in zip(model.named_parameters(), weights, strict=True))
+    callback.on_train_end(SimpleNamespace(output_dir=str(tmp_path)), state, None)
+    saved = AutoModelForCausalLM.from_pretrained(tmp_path / "bema")
+    assert all(torch.equal(p, w) for p, w in zip(saved.parameters(), weights, strict=True))
 
 
 def test_a_whole_model_keeps_its_weights():

@@ -57,8 +57,8 @@ class SaveAt(TrainerCallback):
 def run_of(verb: str, folder: Path | str, options: Mapping[str, Any]) -> Any:
     """A trainer for a run of about six steps, three to an epoch: two micro-batches of two, the last step is short.
 
-    Beside settings, `options` may hold `lora`, `stream`, `eval`, `noisy` (all True), `fixed` (rollouts that
-    depend on the prompt alone), `rows` (how many) and arguments of `make_trainer`.
+    Beside settings, `options` may hold `lora` (True, or its dropout), `stream`, `eval`, `noisy` (all True), `fixed`
+    (rollouts that depend on the prompt alone), `rows` (how many) and arguments of `make_trainer`.
     """
     settings: dict[str, Any] = {
         "dtype": torch.float32,
@@ -74,10 +74,11 @@ def run_of(verb: str, folder: Path | str, options: Mapping[str, Any]) -> Any:
     groups = verb in ("grpo", "rloo")  # two completions of a prompt make the rows of a micro-batch
     rows: Any = rows_for(verb, settings.pop("rows", 5 if groups else 10))
     extra: dict[str, Any] = {"reward_funcs": NoisyReward()} if settings.pop("noisy", False) else {}
-    if settings.pop("lora", False):
+    if (dropout := settings.pop("lora", False)) is not False:
         from peft import LoraConfig
 
-        extra["peft_config"] = LoraConfig(r=4, lora_dropout=0.1, target_modules=["q_proj", "v_proj"])
+        dropout = 0.1 if dropout is True else dropout
+        extra["peft_config"] = LoraConfig(r=4, lora_dropout=dropout, target_modules=["q_proj", "v_proj"])
     if settings.pop("eval", False):
         settings["eval_rows"] = rows_for(verb, 3, seed=1)
     if settings.pop("stream", False):

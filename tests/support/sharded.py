@@ -12,11 +12,14 @@ from typing import Any
 
 import torch
 from accelerate import DistributedType, PartialState
+from peft import LoraConfig
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 
+from strop.engine.sharding import whole
 from strop.errors import ConfigError
 from strop.records import Want
+from strop.scripts.averaging import BEMACallback
 from strop.testing.cases import make_trainer, rows_for
 from tests.support.geometry import Run, record_runs
 from tests.support.resume import on_two_ranks, run_of
@@ -67,13 +70,34 @@ def facts_of_shards(folder: str) -> dict[str, Any]:
     found = {"held": [share_of(trainer.policy), share_of(trainer.reference.model)]}
     found["moved"] = [name for name, tensor in before.items() if not torch.equal(tensor, after[name].full_tensor())]
     trainer.save_model(f"{folder}/saved")
-    found |= {"weights": before} | sampled(folder)
+    found |= {"weights": before, "put back": put_back(trainer)} | sampled(folder)
+    found["averaged"] = averaged(folder)
     for name, make in refused(folder).items():
         try:
             make()
         except ConfigError as error:
             found[name] = str(error)
     return found
+
+
+def put_back(trainer: Any) -> float:
+    """By how much weights differ from those that were written into the whole model."""
+    with trainer.gathered(put_back=True):
+        for number, weight in enumerate(trainer.model.parameters()):
+            weight.data.fill_(float(number))
+    found = trainer.policy.named_parameters()
+    return max(float((whole(weight.detach()) - number).abs().max()) for number, (_, weight) in enumerate(found))
+
+
+def averaged(folder: str) -> dict[str, torch.Tensor]:
+    """What `BEMACallback` must save: theta + alpha (theta - theta_0), where its average is the last weights."""
+    settings = {"max_steps": 2, "optim": "sgd", "learning_rate": 0.1, "dtype": torch.float64}
+    trainer = run_of("sft", f"{folder}/averaged", settings)
+    trainer.add_callback(BEMACallback(update_freq=1, min_ema_multiplier=1.0))
+    start = {name: whole(weight.detach()).clone() for name, weight in trainer.policy.named_parameters()}
+    trainer.train()
+    end = {name: whole(weight.detach()) for name, weight in trainer.policy.named_parameters()}
+    return {name: end[name] + 12**-0.2 * (end[name] - start[name]) for name in start}
 
 
 def sampled(folder: str) -> dict[str, Any]:
@@ -90,10 +114,15 @@ def sampled(folder: str) -> dict[str, Any]:
 
 def refused(folder: str) -> dict[str, Callable[[], Any]]:
     settings = {"ddp_backend": "gloo"}
-    synced = {"sync_ref_model": True, "ref_model_sync_steps": 1}
+    adapted = {"peft_config": LoraConfig(r=2, target_modules=["q_proj"])}
+    biased = {"peft_config": LoraConfig(r=2, target_modules=["q_proj"], bias="all")}
     return {
-        "synced": lambda: make_trainer("dpo", f"{folder}/synced", rows=rows_for("dpo", 4), **synced, **settings),
-        "opponent": lambda: make_trainer("nash-md", f"{folder}/nash", rows=rows_for("nash-md", 4), **settings),
+        "biases": lambda: make_trainer(
+            "dpo", f"{folder}/bias", rows=rows_for("dpo", 4), arch="qwen2", trainer=biased, **settings
+        ),
+        "opponent": lambda: make_trainer(
+            "nash-md", f"{folder}/nash", rows=rows_for("nash-md", 4), trainer=adapted, **settings
+        ),
     }
 
 

@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 from transformers import TrainerCallback
 
 from strop.engine.reference_scores import ReferenceScores
+from strop.engine.sharding import comparable, share_of, whole
 from strop.model.reference import REFERENCE_ADAPTER
 from strop.records import Batch, Example
 from strop.watch.say import say
@@ -51,10 +52,16 @@ class SyncReference(TrainerCallback):
     def __init__(self, reference: Any, scores: ReferenceScores) -> None:
         self.reference, self.scores = reference, scores
 
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+    def on_step_end(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
         if state.global_step % args.ref_model_sync_steps == 0:
-            self.reference.sync(args.ref_model_mixup_alpha)
+            with comparable([model, *own_models(self.reference)]):
+                self.reference.sync(args.ref_model_mixup_alpha)
             self.scores.forget()
+
+
+def own_models(reference: Any) -> list[torch.nn.Module]:
+    """The model that a reference has beside the policy, if it has one."""
+    return [reference.model] if hasattr(reference, "model") else []
 
 
 def reference_weights(args: Any, reference: Any, policy: torch.nn.Module) -> dict[str, torch.nn.Parameter]:
@@ -66,18 +73,26 @@ def reference_weights(args: Any, reference: Any, policy: torch.nn.Module) -> dic
     return {name: p for name, p in policy.named_parameters() if f".{REFERENCE_ADAPTER}." in name}
 
 
-def save_reference(weights: Mapping[str, torch.Tensor], folder: Path) -> None:
-    """Keep a moving reference in a checkpoint."""
-    if weights:
-        save_file({name: p.detach().cpu().contiguous() for name, p in weights.items()}, folder / MOVED)
+def save_reference(args: Any, reference: Any, policy: torch.nn.Module, folder: Path) -> None:
+    """Keep a moving reference in a checkpoint, as one process has it; all ranks call this together."""
+    with comparable(moving_models(args, reference, policy)):
+        weights = {name: whole(p.detach()) for name, p in reference_weights(args, reference, policy).items()}
+        if weights and args.should_save:
+            save_file({name: weight.cpu().contiguous() for name, weight in weights.items()}, folder / MOVED)
 
 
-def load_reference(weights: Mapping[str, torch.Tensor], folder: Path) -> None:
+def load_reference(args: Any, reference: Any, policy: torch.nn.Module, folder: Path) -> None:
     """Put a moving reference back to where a checkpoint left it."""
-    saved = load_file(folder / MOVED) if weights else {}
-    with torch.no_grad():
+    with torch.no_grad(), comparable(moving_models(args, reference, policy)):
+        weights = reference_weights(args, reference, policy)
+        saved = load_file(folder / MOVED) if weights else {}
         for name, parameter in weights.items():
-            parameter.copy_(saved[name])
+            parameter.copy_(share_of(saved[name], parameter))
+
+
+def moving_models(args: Any, reference: Any, policy: torch.nn.Module) -> list[torch.nn.Module]:
+    """The models that the weights of a moving reference are in; none where it does not move."""
+    return (own_models(reference) or [policy]) if reference_weights(args, reference, policy) else []
 
 
 def upkeep(
@@ -90,6 +105,7 @@ def upkeep(
         given = [dataset for dataset in sets if dataset is not None]
         callbacks.append(PrecomputeReference(scores, build, given, args.output_dir))
     if getattr(args, "sync_ref_model", False):
-        scores.reference.check_sync(args.ref_model_mixup_alpha)
+        with comparable(own_models(scores.reference)):
+            scores.reference.check_sync(args.ref_model_mixup_alpha)
         callbacks.append(SyncReference(scores.reference, scores))
     return callbacks

@@ -1,6 +1,6 @@
-"""What differs for a trainer whose weights FSDP2 cut into shards: whole weights for a while, and plain checkpoints.
+"""What differs for a trainer whose weights are cut into shards: whole weights for a while, and its checkpoints.
 
-A checkpoint is written as by one process, so that any number of processes, with FSDP or without, goes on with it.
+FSDP2's is written as by one process, so that any number of processes, with FSDP or without, goes on with it.
 """
 
 from __future__ import annotations
@@ -15,7 +15,9 @@ from accelerate.utils import DistributedType
 from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME
 
 from strop.engine.fast_layers import FastLayersTrainer
-from strop.engine.sharding import Shards, check_shards, cut, load_whole_state, whole_state
+from strop.engine.sharding import Shards, check_shards, cut, is_zero3, load_whole_state, whole_state
+from strop.engine.zero_checkpoints import check_goes_on
+from strop.model.zero3 import cut_frozen
 from strop.watch.say import say
 
 
@@ -23,29 +25,29 @@ class ShardedTrainer(FastLayersTrainer):
     """The parent, where a model may be cut into shards."""
 
     shards: Shards | None = None
+    samples_reference = False
+    """Whether completions are drawn from the reference, which stays whole for it."""
     policy: Any
     _learned: list[list[torch.Tensor]]  # by the optimizer, group by group
 
     def cut_models(self, reference: Any, *, adapted: bool) -> None:
         """Cut policy and reference where FSDP is asked for; a reference that stays whole moves to the device."""
-        check_shards(
-            self.accelerator,
-            self.policy,
-            synced=getattr(self.args, "sync_ref_model", False),
-            adapted=adapted,
-        )
+        check_shards(self.accelerator, self.policy, reference, adapted=adapted)
         if self.accelerator.distributed_type == DistributedType.FSDP:
             self.shards = Shards(self.model, self.accelerator)
         if hasattr(reference, "model") and not self.is_model_parallel:
-            self.place(reference.model)
+            self.place(reference.model, sampled=self.samples_reference)
         self.quicken_layers(reference, lambda line: say(self.args, line))
 
-    def place(self, model: torch.nn.Module) -> None:
-        """Bring a frozen model beside the policy to the device: cut into shards if the policy is."""
-        if self.shards is None:
-            model.to(self.args.device)
-        else:
+    def place(self, model: torch.nn.Module, *, sampled: bool = False) -> None:
+        """Bring a frozen model beside the policy to the device: cut into shards if the policy is, but for one that is
+        sampled from."""
+        if self.shards is not None and not sampled:
             cut(model, self.accelerator)
+        elif is_zero3(self.accelerator) and not sampled:
+            cut_frozen(model, self.accelerator)
+        else:
+            model.to(self.args.device)
 
     @contextmanager
     def gathered(self, *, keep: bool = True, put_back: bool = False) -> Iterator[None]:
@@ -79,6 +81,11 @@ class ShardedTrainer(FastLayersTrainer):
                 yield
         finally:
             self.accelerator.sync_gradients = synced
+
+    def train(self, resume_from_checkpoint: Any = None, **kwargs: Any) -> Any:
+        if resume_from_checkpoint:
+            check_goes_on(Path(resume_from_checkpoint), self.accelerator)
+        return super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
 
     def create_optimizer(self, *args: Any, **kwargs: Any) -> torch.optim.Optimizer:
         optimizer = super().create_optimizer(*args, **kwargs)

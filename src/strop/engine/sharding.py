@@ -11,7 +11,7 @@ read the output layer. What needs whole weights (sampling, saving, loading) gets
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
@@ -23,6 +23,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 
 from strop.errors import ConfigError
 from strop.model.virtual_tokens import has_virtual_tokens
+from strop.model.zero3 import written_whole
 from strop.records import Example
 
 
@@ -45,18 +46,25 @@ def fillers(accelerator: Any, parts: list[list[Example]], other: Callable[[], Ex
     return [[parts[0][0] if parts else other()] for _ in range(int(most) - len(parts))]
 
 
-def check_shards(accelerator: Any, model: nn.Module, *, synced: bool, adapted: bool) -> None:
+def is_zero3(accelerator: Any) -> bool:
+    """Whether DeepSpeed cuts the weights too."""
+    deepspeed = accelerator.distributed_type == DistributedType.DEEPSPEED
+    return deepspeed and accelerator.state.deepspeed_plugin.zero_stage == 3
+
+
+def check_shards(accelerator: Any, model: nn.Module, reference: Any, *, adapted: bool) -> None:
     """Refuse, where weights are cut into shards, what would go wrong.
 
     Args:
-        synced: whether the reference is to follow the policy.
         adapted: whether an AdaLoRA adapter is trained.
     """
     fsdp = accelerator.distributed_type == DistributedType.FSDP
-    zero3 = is_sharded(accelerator) and getattr(accelerator.state.deepspeed_plugin, "zero_stage", 3) == 3
     problems = []
-    if zero3 and synced:
-        problems.append("sync_ref_model=True moves weights into the reference, and they are cut into shards.")
+    if (fsdp or is_zero3(accelerator)) and getattr(reference, "keeps_weights", False):
+        problems.append(
+            "weights beside the adapter are trained, and the reference needs their start; train the adapter alone "
+            "(bias='none', nothing unfrozen), or give a ref_model."
+        )
     if fsdp:
         plugin = accelerator.state.fsdp_plugin
         reasons = {
@@ -125,6 +133,23 @@ def share_of(tensor: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
     return distribute_tensor(there, like.device_mesh, like.placements, src_data_rank=None)
 
 
+def reshard(model: nn.Module) -> None:
+    """Let go of what a forward pass left gathered."""
+    for module in model.modules():
+        if hasattr(module, "reshard"):
+            module.reshard()  # type: ignore[operator]
+
+
+@contextmanager
+def comparable(models: Sequence[nn.Module]) -> Iterator[None]:
+    """In here the weights of models that are cut alike can be read and written one by one: FSDP2's as shards, ZeRO-3's
+    as whole ones. All ranks enter it together, and do the same."""
+    for model in models:
+        reshard(model)
+    with written_whole([weight for model in models for weight in model.parameters()]):
+        yield
+
+
 class Shards:
     """A model in shards, and the same modules without weights, which take the whole ones for a while."""
 
@@ -144,7 +169,7 @@ class Shards:
         Args:
             put_back: weights were changed in it: afterwards the shards are theirs.
         """
-        self.reshard()
+        reshard(self.model)
         weights = dict(self.hollow.named_parameters())
         for name, shard in self.model.named_parameters():
             full = whole(shard.detach())
@@ -160,12 +185,6 @@ class Shards:
         finally:
             for weight in self.hollow.parameters():
                 weight.data = weight.new_empty(0)
-
-    def reshard(self) -> None:
-        """Let go of what a forward pass left gathered."""
-        for module in self.model.modules():
-            if hasattr(module, "reshard"):
-                module.reshard()  # type: ignore[operator]
 
     def take_back(self) -> None:
         weights = dict(self.hollow.named_parameters())

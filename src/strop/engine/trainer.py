@@ -38,7 +38,7 @@ from strop.engine.metrics import LastWindow, MetricLog
 from strop.engine.parts import prepare
 from strop.engine.preflight import Preflight
 from strop.engine.reference_scores import ReferenceScores, part_path, parts_until
-from strop.engine.reference_upkeep import load_reference, reference_weights, save_reference, upkeep
+from strop.engine.reference_upkeep import load_reference, save_reference, upkeep
 from strop.engine.refusals import check_learns
 from strop.engine.run_identity import RunLock, finished_at, folder_for, identity
 from strop.engine.run_state import load_rank_state, save_rank_state
@@ -361,8 +361,8 @@ class BaseTrainer(ScriptSeams, StepTrainer):
 
     def load_strop_state(self, folder: Path) -> None:
         same_ranks = load_rank_state(folder, self.args, self._metrics, self)
-        load_reference(reference_weights(self.args, self.reference, self.policy), folder)
-        if self.reference_scores is not None:
+        load_reference(self.args, self.reference, self.policy, folder)
+        if self.reference_scores is not None and self.reference_scores.remembers:  # in shards each would know others
             rank = self.args.process_index if same_ranks else None
             for part in parts_until(folder.parent, int(folder.name.rsplit("-", 1)[1]), rank):
                 self.reference_scores.load(part)
@@ -379,9 +379,9 @@ class BaseTrainer(ScriptSeams, StepTrainer):
             save_rank_state(beside, self.args, self._metrics, self)
             if self.reference_scores is not None:
                 self.reference_scores.save(part_path(run_dir, step, self.args.process_index), new_only=True)
+            save_reference(self.args, self.reference, self.policy, beside)
             self.wait_for_all()
             if self.args.should_save:
-                save_reference(reference_weights(self.args, self.reference, self.policy), beside)
                 publish(beside, run_dir, self.state, run=self.identity(), limit=self.args.save_total_limit)
         self.wait_for_all()
         if self.args.push_to_hub:

@@ -205,10 +205,7 @@ class GKDTrainer(OnlineTrainer):
         )
         check_apart("teacher_model", self.teacher, self.model)
         self.teacher.eval().requires_grad_(False)
-        if self.args.seq_kd and self.shards is not None:  # it samples, and stays whole
-            self.teacher.to(self.args.device)
-        else:
-            self.place(self.teacher)
+        self.place(self.teacher, sampled=self.args.seq_kd)
         self.vocabulary = shared_vocabulary(
             base_model(self.model), base_model(self.teacher), len(self.processing_class)
         )

@@ -73,6 +73,7 @@ class NashMDTrainer(OnlinePairTrainer):
     )
     # fmt: on
     verdict_metric = "rewards/probabilities"
+    samples_reference = True
 
     @property
     def mixture_coef(self) -> float:

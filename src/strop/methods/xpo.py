@@ -159,6 +159,10 @@ class XPOTrainer(OnlinePairTrainer):
         return self.args.mode == "offline_exponential"
 
     @property
+    def samples_reference(self) -> bool:  # type: ignore[override]
+        return not self.offline
+
+    @property
     def remembers_reference(self) -> bool:  # type: ignore[override]
         return self.offline
 

@@ -48,12 +48,13 @@ def rollout_against(
 ) -> list[Group]:
     """Groups of two: one completion of the policy, then one of the mixture in which the reference has `weight`."""
     groups = sample(prompts, 1, training)
-    if not groups:
-        return groups
-    with trainer.reference.active() as reference:
-        mixture = Mixture(reference, weight, context=trainer.reference.active)
-    sampling = trainer.sampling(training, player=1)
-    other = trainer.generator.generate([p.prompt_ids for p in prompts], 1, sampling, mixture=mixture)
+    with trainer.gathered():  # a meeting of all ranks, of those without prompts too
+        if not groups:
+            return groups
+        with trainer.reference.active() as reference:
+            mixture = Mixture(reference, weight, context=trainer.reference.active)
+        sampling = trainer.sampling(training, player=1)
+        other = trainer.generator.generate([p.prompt_ids for p in prompts], 1, sampling, mixture=mixture)
     for index, group in enumerate(groups):
         group.completions = [group.completions[0], other.completions[index][0]]
         group.sampler_logps = [group.sampler_logps[0], other.sampler_logps[index][0]]
@@ -81,8 +82,11 @@ def check_opponent(trainer: OnlineTrainer) -> None:
         problems.append(
             f"engine={trainer.args.engine!r}: {name} samples its opponent from two models at once; take 'auto'."
         )
-    if trainer.shards is not None:
-        problems.append(f"FSDP: {name} samples its opponent from the reference, whose weights are cut; use ZeRO-2.")
+    if trainer.shards is not None and not hasattr(trainer.reference, "model"):
+        problems.append(
+            f"FSDP: {name} samples its opponent from the policy without its adapter, whose weights are cut; train all "
+            "weights, or use ZeRO-2."
+        )
     if trainer.turns_wanted:
         problems.append(
             f"tools, environments and rollout functions: the opponent of {name} has none; use OnlineDPOTrainer."

@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from transformers import TrainerCallback
 
+from strop.engine.sharding import comparable, whole
+
 
 class BEMACallback(TrainerCallback):
     """Keeps an average of the trained weights and saves it at the end of training, in `output_dir/bema`.
@@ -19,7 +21,8 @@ class BEMACallback(TrainerCallback):
         ema   <- (1 - beta) ema + beta theta_t
         saved  = ema + alpha (theta_t - theta_0)
 
-    Of a model with an adapter, the adapter is averaged and saved. A resumed run begins its average anew.
+    Of a model with an adapter, the adapter is averaged and saved. A resumed run begins its average anew. Of several
+    processes the first one keeps the average, of weights in shards too (FSDP2, ZeRO-3).
     Source: arXiv 2508.00180.
 
     Args:
@@ -52,9 +55,10 @@ class BEMACallback(TrainerCallback):
         self.ema: dict[str, torch.Tensor] = {}
         self.corrected: dict[str, torch.Tensor] = {}  # what is saved
         self.model: Any = None
+        self.keeps = True  # this process has the average
 
     def on_train_begin(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
-        self.model = getattr(model, "module", model)
+        self.model, self.keeps = getattr(model, "module", model), state.is_world_process_zero
         self.restart()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -65,17 +69,21 @@ class BEMACallback(TrainerCallback):
             self.update(state.global_step)
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if state.is_world_process_zero:
-            whole = {**self.model.state_dict(), **self.corrected}
-            self.model.save_pretrained(Path(args.output_dir) / "bema", state_dict=whole)
+        with comparable([self.model]):
+            weights = {name: whole(weight) for name, weight in self.model.state_dict().items()} | self.corrected
+            if self.keeps:
+                self.model.save_pretrained(Path(args.output_dir) / "bema", state_dict=weights)
 
     def trained(self) -> dict[str, torch.Tensor]:
-        """The trained weights as they are now, copied to `device`."""
-        return {
-            name: weight.detach().to(self.device, copy=True)
-            for name, weight in self.model.named_parameters()
-            if weight.requires_grad
-        }
+        """The trained weights as they are now, copied to `device`; nothing on other processes than the first."""
+        taken = {}
+        with comparable([self.model]):
+            for name, weight in self.model.named_parameters():
+                if weight.requires_grad:
+                    now = whole(weight.detach())  # a meeting of all ranks
+                    if self.keeps:
+                        taken[name] = now.to(self.device, copy=True)
+        return taken
 
     def restart(self) -> None:
         """Begin the average at the present weights."""

@@ -1,0 +1,83 @@
+"""Bugs of weights that are cut into shards over ranks: FSDP2 and DeepSpeed's ZeRO-3."""
+
+from __future__ import annotations
+
+from proof.mutation import Edit, Mutation
+
+LEARNS = "tests/engine/test_sharded.py::test_shards_learn_what_one_process_does"
+HOLDS = "tests/engine/test_sharded.py::test_what_shards_hold_sample_save_and_refuse"
+
+MUTATIONS = (
+    Mutation(
+        name="shards-divided-by-one-rank",
+        promises=(1,),
+        history="Shards average their gradients over ranks, and the loss is not multiplied by them: half the step on two.",
+        edits=(
+            Edit(
+                "engine/step_trainer.py",
+                "step_loss(output.terms, micro.step.counts, world_size=self.args.world_size)",
+                "step_loss(output.terms, micro.step.counts, world_size=1 if self.shards else self.args.world_size)",
+            ),
+        ),
+        tests=(LEARNS,),
+    ),
+    Mutation(
+        name="fillers-learn",
+        promises=(1,),
+        history="What a rank computes to keep the others company is learned from, as a row more.",
+        edits=(
+            Edit(
+                "engine/step_trainer.py",
+                "counts = index < len(own) and not work.stand_in",
+                "counts = not work.stand_in",
+            ),
+        ),
+        tests=(LEARNS,),
+    ),
+    Mutation(
+        name="reference-moved-where-it-is-gathered",
+        promises=(1,),
+        history="A moving reference is written into the copy that its forward pass left gathered, which is thrown away.",
+        edits=(
+            Edit(
+                "engine/sharding.py",
+                "    for model in models:\n        reshard(model)\n",
+                "",
+            ),
+        ),
+        tests=(LEARNS,),
+    ),
+    Mutation(
+        name="whole-weights-not-put-back",
+        promises=(1,),
+        history="A checkpoint is read into a whole copy of a model in shards, and the shards stay what they were.",
+        edits=(
+            Edit(
+                "engine/sharding.py",
+                "            if put_back:\n                self.take_back()\n",
+                "",
+            ),
+        ),
+        tests=(HOLDS,),
+    ),
+    Mutation(
+        name="weights-made-whole-without-gathering",
+        promises=(1,),
+        history="Under ZeRO-3 a model is copied while its weights lie on other ranks.",
+        edits=(
+            Edit(
+                "model/zero3.py",
+                "    with deepspeed.zero.GatheredParameters(list(cut.values())):\n        whole",
+                "    with deepspeed.zero.GatheredParameters([]):\n        whole",
+            ),
+        ),
+        tests=("tests/model/test_zero3.py::test_a_model_that_was_cut_is_whole_again",),
+    ),
+    Mutation(
+        name="writes-into-gathered-weights-lost",
+        promises=(1,),
+        history="ZeRO-3 forgets what is written into gathered weights where no rank is named that wrote it.",
+        edits=(Edit("model/zero3.py", "GatheredParameters(cut, modifier_rank=0)", "GatheredParameters(cut)"),),
+        tests=("tests/model/test_zero3.py::test_what_is_written_into_whole_weights_stays",),
+    ),
+)

@@ -1,0 +1,45 @@
+"""A checkpoint whose optimizer DeepSpeed cut is gone on with by the run that can read it, and by no other."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from accelerate.utils import DistributedType
+from tests.support.resume import record, run_of
+
+from strop.engine.zero_checkpoints import check_goes_on
+from strop.errors import CheckpointError
+
+
+def leave_states(folder: Path, ranks: int) -> None:
+    """What ZeRO leaves of the optimizer."""
+    (folder / "global_step1").mkdir(parents=True)
+    for rank in range(ranks):
+        (folder / "global_step1" / f"bf16_zero_pp_rank_{rank}_mp_rank_00_optim_states.pt").touch()
+
+
+def test_a_run_without_deepspeed_does_not_begin_with_a_fresh_optimizer(tmp_path):
+    record("sft", tmp_path, {"max_steps": 2}, save_at=[1])
+    leave_states(tmp_path / "checkpoint-1", 2)
+    with pytest.raises(CheckpointError, match=r"an optimizer that DeepSpeed cut.*model=that folder"):
+        run_of("sft", tmp_path, {"max_steps": 2}).train(resume_from_checkpoint=str(tmp_path / "checkpoint-1"))
+
+
+@pytest.mark.parametrize(
+    ("ranks", "said"), [(0, "written without DeepSpeed"), (2, "for 2 processes, and this run has 4")]
+)
+def test_deepspeed_says_which_checkpoints_it_cannot_read(ranks, said, tmp_path):
+    if ranks:
+        leave_states(tmp_path, ranks)
+    accelerator = SimpleNamespace(distributed_type=DistributedType.DEEPSPEED, num_processes=4)
+    with pytest.raises(CheckpointError, match=said):
+        check_goes_on(tmp_path, accelerator)
+
+
+@pytest.mark.parametrize("ranks", [0, 4])
+def test_deepspeed_goes_on_from_its_own(ranks, tmp_path):
+    """Of stage 0 too, which leaves no state by rank."""
+    leave_states(tmp_path, ranks)
+    check_goes_on(tmp_path, SimpleNamespace(distributed_type=DistributedType.DEEPSPEED, num_processes=4))
