@@ -432,7 +432,8 @@ PROMISES: tuple[Promise, ...] = (
         32,
         "An accelerator's path is proved before it is trusted",
         "Attention and head of a GPU equal the plain ones on emulated operators, and a start-up test with a bound of a "
-        "few eps finds a fault in them; layers that are compiled, or computed by other kernels, are held to plain ones.",
+        "few eps finds a fault in them; layers that are compiled, or computed by other kernels, are held to the plain "
+        "ones.",
         (
             "tests/model/test_attention_cuda.py",
             "tests/model/test_attention.py",
