@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,6 +18,8 @@ from strop.model import head_kernels, head_trial, products
 from strop.model.head import _HeadWork, _Options, score_tokens
 from strop.model.lm_head import LMHead
 from strop.records import Want
+from strop.testing.cases import make_trainer, rows_for, step_gradients
+from strop.testing.scene import move
 
 N, H, V = 23, 8, 41
 BUDGETS = {"one row at a time": 1, "chunks": 5 * V * 4 * 2, "whole": None}
@@ -233,10 +236,35 @@ def test_no_rows_on_a_card(card: Any) -> None:  # noqa: F811
     assert all(column.shape == (0,) for column in out.values()) and not any(g.any() for g in grads)
 
 
+@pytest.mark.parametrize(
+    ("verb", "arch", "settings", "bound"),
+    [
+        ("dpo", "llama", {}, 1e-5),
+        ("sft", "gemma2", {"head_memory_mb": 1}, 1e-5),
+        ("dpo", "gemma2", {"bf16": True}, 2e-2),
+    ],
+)
+def test_a_step_on_a_card_is_the_step_on_a_cpu(
+    verb: str, arch: str, settings: dict[str, Any], bound: float, tmp_path: Path, card: Any  # noqa: F811
+) -> None:  # fmt: skip
+    def gradients() -> dict[str, torch.Tensor]:
+        trainer = make_trainer(verb, tmp_path, rows=rows_for(verb, 4), arch=arch, dtype=torch.float32, **settings)
+        move(trainer.model, seed=1)
+        return step_gradients(trainer)
+
+    right = gradients()
+    card()
+    assert head_module.kernels_for(torch.device("cpu"), torch.float32) is emulated_card
+    found = gradients()
+    size = torch.cat([g.flatten() for g in right.values()]).norm()
+    assert found.keys() == right.keys()
+    for name, gradient in right.items():
+        assert float((found[name] - gradient).norm()) <= bound * float(size), name
+
+
 def test_plans_of_kernels_are_leaner() -> None:
     layer = nn.Linear(H, 1000, bias=False)
     bent = _Options(LMHead(layer, softcap=5.0), Want.LOGPS, 1.0, 100 * 1000 * 4, False)
     assert bent.plan(1000, 1000, torch.bfloat16, True, False) == (16, False)  # six terms in float32
     assert bent.plan(1000, 1000, torch.bfloat16, True, True) == (66, False)  # logits and their gradient
     assert bent.plan(30, 1000, torch.bfloat16, True, True) == (30, True)  # logits are kept, not residuals
-    assert head_module.HEAD_KINDS & Want.LOGPS

@@ -27,6 +27,7 @@ EXTRAS = {
     "wandb": "Weights & Biases",
     "mlflow": "MLflow",
     "deepspeed": "ZeRO",
+    "triton": "the head's kernels on a card (comes with PyTorch for CUDA)",
 }
 GB = 10**9
 LITTLE_DISK = 10 * GB
