@@ -198,6 +198,7 @@ def test_a_phone_shows_everything_in_its_width(browser: Any, files: dict[str, Pa
     page.goto(files["both"].as_uri())
     page.wait_for_selector("#groups article")
     assert page.evaluate("document.documentElement.scrollWidth") <= 360
+    assert page.locator(".advice td").last.bounding_box()["width"] > 250, "a sentence has the width of the page"
     context.close()
 
 

@@ -16,3 +16,4 @@ def test_model_data_and_adapter_are_named(tmp_path) -> None:
 def test_a_command_is_told_without_its_secrets() -> None:
     argv = ["/usr/bin/strop", "sft", "--hub_token", "abc", "--api_key=def", "--model", "a model"]
     assert command_of(argv) == "strop sft --hub_token '***' '--api_key=***' --model 'a model'"
+    assert command_of(["/lib/strop/__main__.py", "sft"]) == "strop sft", "as python -m strop"

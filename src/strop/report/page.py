@@ -102,9 +102,9 @@ def render(book: Book, version: str | None = None) -> str:
     policy += "; connect-src 'self'" if version is not None else ""
     data = json.dumps(payload(book, version), ensure_ascii=False, allow_nan=False, separators=(",", ":"))
     data = visible(data).replace("<", "\\u003c")  # nothing in it ends the element that it stands in
-    body = "".join([_hero(book.summary), _SHELL, *(_documents(run, book) for run in book.runs)])
-    if len(book.runs) > 1:
-        body += f"<section><h2>Settings that differ</h2>{sections.differences(book.runs)}</section>"
+    differing = f"<section><h2>Settings that differ</h2>{sections.differences(book.runs)}</section>"
+    shell = (_HEADS, differing if len(book.runs) > 1 else "", _DRAWN)
+    body = "".join([_hero(book.summary), *shell, *(_documents(run, book) for run in book.runs)])
     title = escape(book.title)
     page = (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
@@ -120,9 +120,11 @@ def render(book: Book, version: str | None = None) -> str:
     return visible(page) + end
 
 
-_SHELL = (
+_HEADS = (
     '<noscript><p class="warn">Curves and samples are drawn by the script in this page, which is switched off.</p>'
     '</noscript><nav id="runs" aria-label="Runs"></nav><div id="heads"></div>'
+)
+_DRAWN = (
     '<section id="charts" tabindex="-1" aria-label="Curves"></section>'
     '<section id="samples" tabindex="-1" aria-label="Samples"></section>'
 )

@@ -32,6 +32,8 @@ NOT_COMPARED = ("output_dir", "run_name", "logging_dir", "hub_model_id")
 HEADLINES = ("loss", "eval_loss", "reward", "rewards/accuracies", "accuracy", "eval_accuracy", "mean_token_accuracy")
 """Metrics whose last value stands at the top of a run."""
 MAX_FINDINGS = 30
+MOST_OPEN = 12
+"""Settings that differ, up to which their table is open."""
 DATA_FACTS = {
     "rows_read": "rows",
     "trees": "trees",
@@ -106,7 +108,8 @@ def advice(run: Run, series: Series, alarms: Sequence[Mapping[str, Any]]) -> str
     said = f"{len(known) - len(outside)} of {len(known)} metrics with a known range ended in it." if known else ""
     if not rows:
         return f'<p class="good">{said} No alarm was raised.</p>' if run.metrics.lines else ""
-    return (f'<p class="warn">{said}</p>' if said else "") + table(
+    kind = "warn" if outside else "good"
+    return (f'<p class="{kind}">{said}</p>' if said else "") + table(
         ("what", "where", "what to try next"), rows, "advice"
     )
 
@@ -126,7 +129,8 @@ def differences(runs: Sequence[Run]) -> str:
             rows.append((Html(f"<code>{escape(name)}</code>"), *values))
     if not rows:
         return '<p class="good">The runs have the same settings.</p>'
-    return table(("setting", *(run.name for run in runs)), rows, "differences")
+    found = table(("setting", *(run.name for run in runs)), rows, "differences")
+    return found if len(rows) <= MOST_OPEN else f"<details><summary>{len(rows)} settings</summary>{found}</details>"
 
 
 def data(run: Run) -> str:

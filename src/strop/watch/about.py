@@ -42,7 +42,7 @@ def adapter_of(policy: Any) -> str:
 
 def command_of(argv: Sequence[str]) -> str:
     """The command line that started this process, with secrets as `***`."""
-    words = [Path(argv[0]).name] if argv else []
+    words = [_program(Path(argv[0]))] if argv else []
     for before, word in pairwise(argv):
         name, equals, value = word.partition("=")
         if word.startswith("--") and equals:
@@ -50,3 +50,8 @@ def command_of(argv: Sequence[str]) -> str:
         else:
             words.append(str(masked(word, before.removeprefix("--") if before.startswith("--") else "")))
     return shlex.join(words)
+
+
+def _program(path: Path) -> str:
+    """The name of a script; of a package that was started by `python -m`, the package's."""
+    return path.parent.name if path.name == "__main__.py" else path.name
