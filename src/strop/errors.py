@@ -9,6 +9,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable, Sequence
 from itertools import islice
+from pathlib import Path
 
 from strop.plain_text import bounded, visible
 
@@ -95,3 +96,11 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
         return f" Did you mean '{SPOKEN[name]}'?"
     near = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
     return f" Did you mean '{near[0]}'?" if near else ""
+
+
+def folder_beside(name: str) -> str:
+    """The same for a folder that is not there, from those that are in its place."""
+    try:
+        return did_you_mean(name, (str(path) for path in Path(name).parent.iterdir() if path.is_dir()))
+    except OSError:
+        return ""

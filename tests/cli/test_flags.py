@@ -103,3 +103,13 @@ def test_no_is_a_word_where_a_name_is_meant(hint: Any, raw: Any) -> None:
     """YAML reads a bare `no` as false, and a parser of transformers leaves an enumeration in place of its text."""
     assert fit(raw, Flag("save_strategy", hint)) == "no"
     assert fit(raw, Flag("do_eval", bool)) is False
+
+
+@pytest.mark.parametrize("words", [["plan", "dpo", "--model"], ["report"], ["generate", "--prompt", "hi", "--model"]])
+def test_a_folder_that_is_not_there_names_the_one_beside(
+    words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("smollm2").mkdir()
+    assert main([*words, "smolm2"]) == 2
+    assert "Did you mean 'smollm2'" in capsys.readouterr().err

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from strop.cli.flags import Flag, all_values, helped
-from strop.errors import ConfigError, did_you_mean
+from strop.errors import ConfigError, did_you_mean, folder_beside
 from strop.methods.registry import BY_VERB
 from strop.plain_text import first_line
 
@@ -173,11 +173,13 @@ def shape(source: str, rank: int | None) -> Any:
         path = Path(source)
         place = path.parent if path.is_file() else path
         if not place.exists() and (source.endswith(".json") or source.startswith((".", "/"))):
-            raise ConfigError(f"--model {source}: there is no such file or folder.")
+            raise ConfigError(f"--model {source}: there is no such file or folder.{folder_beside(source)}")
         try:
             config = AutoConfig.from_pretrained(str(place) if place.exists() else source)
         except (OSError, ValueError) as error:
-            raise ConfigError(f"--model {source}: no config can be read there ({first_line(error)}).") from None
+            raise ConfigError(
+                f"--model {source}: no config can be read there ({first_line(error)}).{folder_beside(source)}"
+            ) from None
         _SHAPES[source, rank] = shape_of(config, torch.bfloat16, lora_rank=rank)
     return _SHAPES[source, rank]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from strop.cli.flags import Flag, all_values, helped, separate
-from strop.errors import ConfigError
+from strop.errors import ConfigError, folder_beside
 
 TITLE = """strop report RUN [RUN ...]: the page of a run, or of several beside each other.
 
@@ -24,7 +24,9 @@ def run(argv: list[str]) -> int:
     folders, flags = separate(argv, FLAGS)
     values = all_values(flags, FLAGS)
     if not folders or (missing := [folder for folder in folders if not Path(folder).is_dir()]):
-        said = f"{', '.join(missing)}: there is no such folder." if folders else "No folder is named."
+        said = "No folder is named."
+        if folders:
+            said = f"{', '.join(missing)}: there is no such folder.{folder_beside(missing[0])}"
         raise ConfigError(f"{said} Give the output_dir of a finished or running training: strop report RUN")
     if values["serve"]:
         return serve(folders, values["port"])

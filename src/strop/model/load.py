@@ -24,7 +24,7 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 from transformers.utils import find_adapter_config_file
 
-from strop.errors import ConfigError, SetupError, did_you_mean
+from strop.errors import ConfigError, SetupError, did_you_mean, folder_beside
 from strop.model.beside_adapter import load_beside
 from strop.model.heads import TASKS, auto_class, class_with_head, head_class, with_head
 from strop.model.padding_token import padding_row_kept
@@ -313,14 +313,15 @@ class _Place:
                 f"The {self.what} in {where} cannot be loaded: its files can be read, but transformers "
                 f"{transformers.__version__} cannot make the {self.what} that they describe. ({cause})"
             )
+        beside = folder_beside(self.name)
         if os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "TRUE", "YES", "ON"):
             return (
-                f"The {self.what} {where!r} is neither a folder here nor in the hub cache, and HF_HUB_OFFLINE is set. "
-                f"Check the name, unset HF_HUB_OFFLINE to download it, or give a folder. ({cause})"
+                f"The {self.what} {where!r} is neither a folder here nor in the hub cache, and HF_HUB_OFFLINE is set."
+                f"{beside} Check the name, unset HF_HUB_OFFLINE to download it, or give a folder. ({cause})"
             )
         return (
-            f"The {self.what} {where!r} cannot be loaded from the hub. Check the name, the network, and for a gated "
-            f"model your access (hf auth login). ({cause})"
+            f"The {self.what} {where!r} cannot be loaded from the hub.{beside} Check the name, the network, and for a "
+            f"gated model your access (hf auth login). ({cause})"
         )
 
 
