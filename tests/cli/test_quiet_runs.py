@@ -10,6 +10,7 @@ import pytest
 
 from strop.cli import main
 from strop.errors import ConfigError
+from strop.plan.memory import parts_of
 from strop.testing.cases import settings
 from strop.testing.tiny import tiny_model
 from strop.testing.tokenizers import toy_tokenizer
@@ -50,3 +51,9 @@ def test_a_tracker_that_is_not_installed_is_a_sentence(tmp_path: Path, monkeypat
     monkeypatch.setattr("strop.settings.config.get_available_reporting_integrations", lambda: ["tensorboard"])
     with pytest.raises(ConfigError, match=r"report_to='comet_ml' needs a package .* pip install comet-ml"):
         settings("sft", tmp_path, report_to=["tensorboard", "comet_ml"])
+
+
+def test_a_run_whose_rehearsal_stands_beside_the_plan_goes_on(words: list[str], tmp_path: Path, capfd: Any) -> None:
+    parts_of.cache_clear()  # as in a process of its own: what it makes must leave the state of the run alone
+    assert main([*words, "--output_dir", str(tmp_path), "--rehearsal", "true"]) == 0
+    assert "(plan: " in capfd.readouterr().out

@@ -55,7 +55,8 @@ class Parts:
 def parts_of(verb: str) -> Parts:
     """What the method of a verb computes and keeps."""
     method = BY_VERB[verb]
-    trainer, defaults = method.trainer(), method.config()(use_cpu=True, report_to="none")
+    trainer, config = method.trainer(), method.config()
+    defaults = config.__new__(config)  # as declared: to make a whole one resets the state of a run that is going on
     return Parts(
         completions=trainer.tree_completions,
         logits=trainer.task == "causal",
