@@ -33,6 +33,7 @@ PROMISES: tuple[Promise, ...] = (
             "tests/engine/test_step.py",
             "tests/engine/test_sharded.py",
             "tests/model/test_zero3.py",
+            "tests/engine/test_collectives.py",
             "tests/engine/test_oracle.py",
             f"{L}test_reduce.py",
             "tests/testing/test_check.py",
@@ -330,6 +331,7 @@ PROMISES: tuple[Promise, ...] = (
             "tests/engine/test_truthful_metrics.py",
             "tests/engine/test_metrics.py",
             "tests/engine/test_step.py",
+            "tests/engine/test_collectives.py",
             "tests/engine/test_oracle.py",
             "tests/engine/test_resume.py",
             "tests/engine/test_resume_processes.py",
@@ -433,7 +435,7 @@ PROMISES: tuple[Promise, ...] = (
         "An accelerator's path is proved before it is trusted",
         "Attention and head of a GPU equal the plain ones on emulated operators, and a start-up test with a bound of a "
         "few eps finds a fault in them; layers that are compiled, or computed by other kernels, are held to the plain "
-        "ones.",
+        "ones; a step waits for the device once.",
         (
             "tests/model/test_attention_cuda.py",
             "tests/model/test_attention.py",
@@ -442,6 +444,9 @@ PROMISES: tuple[Promise, ...] = (
             "tests/engine/test_fast_layers.py",
             "tests/engine/test_offloading.py",
             "tests/settings/test_devices.py",
+            "tests/engine/test_waits.py",
+            "tests/engine/test_determinism.py",
+            "tests/methods/test_policy_gradient.py",
         ),
         ("everything on a GPU itself",),
     ),

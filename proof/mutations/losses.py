@@ -120,7 +120,7 @@ MUTATIONS = (
         edits=(
             Edit(
                 "losses/nash_md.py",
-                "        gap = reverse_cumsum(gap, segment, num_completions)\n",
+                "        gap = reverse_cumsum(gap, segment)\n",
                 "        gap = gap * 1\n",
             ),
         ),
@@ -267,8 +267,8 @@ MUTATIONS = (
         edits=(
             Edit(
                 "losses/kto.py",
-                "return (total / count.clamp(min=1)).clamp(min=0)",
-                "return total / count.clamp(min=1)",
+                "return (total / count).clamp(min=0)",
+                "return total / count",
             ),
         ),
         tests=("tests/losses/test_kto.py::test_reference_point_is_clamped_after_the_mean_and_carries_no_gradient",),
@@ -280,8 +280,8 @@ MUTATIONS = (
         edits=(
             Edit(
                 "losses/bco.py",
-                "return 0.5 * ((self.desirable or 0.0) + (self.undesirable or 0.0))",
-                "return (self.desirable or 0.0) if self.desirable is not None else (self.undesirable or 0.0)",
+                "return 0.5 * (_or_zero(self.desirable) + _or_zero(self.undesirable))",
+                "return _or_zero(self.desirable if self.desirable is not None else self.undesirable)",
             ),
         ),
         tests=("tests/losses/test_bco.py::test_balanced_delta_ignores_the_share_of_classes",),

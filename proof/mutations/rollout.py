@@ -146,7 +146,7 @@ MUTATIONS = (
             ),
             Edit(
                 "methods/ppo.py",
-                "gae_flat(rewards, values, *trajectory_of(batch), **options)",
+                'gae_flat(rewards, values, *trajectory_of(batch, "cpu"), **options)',
                 "gae_flat(rewards, values, batch.segment, batch.num_completions, **options)",
             ),
         ),

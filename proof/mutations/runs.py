@@ -31,7 +31,7 @@ MUTATIONS = (
         edits=(
             Edit(
                 "methods/ppo.py",
-                "whiten(values, shift_mean=shift_mean, statistics=statistics.to(values.device))",
+                "whiten(values, shift_mean=shift_mean, statistics=statistics)",
                 "whiten(values, shift_mean=shift_mean)",
             ),
         ),
@@ -385,8 +385,8 @@ MUTATIONS = (
         edits=(
             Edit(
                 "engine/evaluation.py",
-                "            entry[0] += term.weight * float(term.values.detach().sum())\n",
-                "            entry[0] += term.weight * float(term.values.detach().mean())\n",
+                "            entry[0] = entry[0] + term.weight * wide(term.values.detach().sum())\n",
+                "            entry[0] = entry[0] + term.weight * wide(term.values.detach().mean())\n",
             ),
             Edit(
                 "engine/evaluation.py",
@@ -400,7 +400,7 @@ MUTATIONS = (
         name="metrics-of-one-rank",
         promises=(22,),
         history="The first rank logged its own metrics as if they were those of the run.",
-        edits=(Edit("engine/metrics.py", "        if world_size > 1:\n", "        if world_size > 10**9:\n"),),
+        edits=(Edit("engine/metrics.py", "parts = gather_numbers(told, world_size)\n", "parts = [told]\n"),),
         tests=("tests/engine/test_metrics.py::test_all_ranks_are_counted",),
     ),
     Mutation(

@@ -1,8 +1,14 @@
-"""What ranks tell each other: counts added up, rows of a step one after the other; and how they meet."""
+"""What ranks tell each other: counts added up, rows of a step one after the other; and how they meet.
+
+Numbers that the host has (counts, metrics that were read) travel between hosts, over gloo: no device is asked, so none
+is waited for. What the device has stays there: rows of a step are gathered as bytes, in one call. Nothing is pickled.
+"""
 
 from __future__ import annotations
 
+import json
 import os
+import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
@@ -11,15 +17,104 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+_hosts: tuple[Any, Any] = (None, None)  # the default group, and the group of the hosts beside it
+_patience: timedelta | None = None  # that the run has with its ranks
+
 
 def sum_over_ranks(counts: Mapping[str, float], world_size: int) -> dict[str, float]:
-    """Element-wise sum of small dictionaries over all ranks."""
+    """Element-wise sum of small dictionaries over all ranks, in the order of the ranks."""
     if world_size == 1:
         return dict(counts)
-    parts: list[Any] = [None] * world_size
-    torch.distributed.all_gather_object(parts, dict(counts))
+    parts = gather_numbers(counts, world_size)
     names = dict.fromkeys(name for part in parts for name in part)
     return {name: sum(part.get(name, 0.0) for part in parts) for name in names}
+
+
+def gather_numbers(numbers: Mapping[str, float], world_size: int) -> list[dict[str, float]]:
+    """The numbers of every rank under their names, rank by rank. Ranks may have different names."""
+    if world_size == 1:
+        return [dict(numbers)]
+    own = list(numbers)
+    text = json.dumps(own).encode()
+    sizes = _gathered(torch.tensor([len(own), len(text), zlib.crc32(text)]), world_size)  # (3,) each
+    names = [own] * world_size
+    if any(not torch.equal(size, sizes[0]) for size in sizes):
+        padded = text.ljust(max(int(size[1]) for size in sizes))
+        texts = _gathered(torch.tensor(list(padded), dtype=torch.uint8), world_size)
+        names = [json.loads(bytes(each.tolist())) for each in texts]
+    values = torch.zeros(max(map(len, names)), dtype=torch.float64)
+    values[: len(own)] = torch.tensor([float(value) for value in numbers.values()], dtype=torch.float64)
+    every = _gathered(values, world_size) if len(values) else [values] * world_size
+    return [dict(zip(named, part.tolist(), strict=False)) for named, part in zip(names, every, strict=True)]
+
+
+def gather_tensors(
+    local: Mapping[str, torch.Tensor], world_size: int, device: torch.device
+) -> list[dict[str, torch.Tensor]]:
+    """The tensors (rows, ...) of every rank, rank by rank; `device` is where this rank's lie, and the answer will.
+
+    Ranks may have different rows, and lack names. How many rows there are the hosts tell each other.
+    """
+    kept = {name: tensor.detach().contiguous() for name, tensor in local.items()}
+    rows = {f"{name}|{str(t.dtype).removeprefix('torch.')}|{list(t.shape[1:])}": len(t) for name, t in kept.items()}
+    everyone = gather_numbers({key: float(count) for key, count in rows.items()}, world_size)
+    layouts = [[_layout(key, int(count)) for key, count in part.items()] for part in everyone]
+    longest = max(sum(each.bytes for each in part) for part in layouts)
+    buffer = torch.zeros(longest, dtype=torch.uint8, device=device)
+    start = 0
+    for tensor in kept.values():
+        flat = tensor.reshape(-1).view(torch.uint8)
+        buffer[start : start + flat.numel()] = flat
+        start += flat.numel()
+    buffers = _gathered(buffer, world_size) if longest else [buffer] * world_size
+    return [_unpacked(part, each) for part, each in zip(layouts, buffers, strict=True)]
+
+
+@dataclass(frozen=True)
+class _Layout:
+    """How a tensor lies in the bytes of its rank."""
+
+    name: str
+    dtype: torch.dtype
+    shape: tuple[int, ...]  # with its rows
+
+    @property
+    def bytes(self) -> int:
+        return torch.Size(self.shape).numel() * self.dtype.itemsize
+
+
+def _layout(key: str, rows: int) -> _Layout:
+    name, dtype, shape = key.rsplit("|", 2)
+    return _Layout(name, getattr(torch, dtype), (rows, *json.loads(shape)))
+
+
+def _unpacked(layouts: Sequence[_Layout], buffer: torch.Tensor) -> dict[str, torch.Tensor]:
+    found, start = {}, 0
+    for layout in layouts:
+        own = buffer[start : start + layout.bytes].clone()  # a place of its own, aligned for its dtype
+        found[layout.name] = own.view(layout.dtype).view(layout.shape)
+        start += layout.bytes
+    return found
+
+
+def _gathered(tensor: torch.Tensor, world_size: int) -> list[torch.Tensor]:
+    """A tensor of every rank, all of one size: of hosts over gloo, of devices where they are."""
+    every = [torch.empty_like(tensor) for _ in range(world_size)]
+    dist.all_gather(every, tensor, group=hosts() if tensor.device.type == "cpu" else None)
+    return every
+
+
+def hosts() -> Any:
+    """The group in which hosts tell each other numbers: the default one where that is gloo, else one beside it.
+
+    It is made on first use, which all ranks come to together.
+    """
+    global _hosts
+    default = dist.group.WORLD
+    if _hosts[0] is not default:
+        shared = dist.get_backend(default) == "gloo"
+        _hosts = default, None if shared else dist.new_group(backend="gloo", timeout=_patience)
+    return _hosts[1]
 
 
 @dataclass
@@ -39,22 +134,23 @@ def gather_rows(parts: Sequence[Mapping[str, torch.Tensor]], world_size: int, de
     """Concatenate per-row statistics of all micro-batches and ranks. Rows may differ in number between ranks."""
     names = list(dict.fromkeys(name for part in parts for name in part))
     sizes = [len(next(iter(part.values()))) if part else 0 for part in parts]
-    local = {name: torch.cat([part[name].detach() for part in parts if part]).cpu() for name in names}
+    local = {name: torch.cat([part[name].detach() for part in parts if part]).to(device) for name in names}
     if world_size == 1:
-        return Gathered({name: value.to(device) for name, value in local.items()}, 0, sizes)
-    everyone: list[Any] = [None] * world_size
-    torch.distributed.all_gather_object(everyone, local)
-    rank = torch.distributed.get_rank()
+        return Gathered(local, 0, sizes)
+    everyone = gather_tensors(local, world_size, device)
+    rank = dist.get_rank()
     first = next(iter(names), None)
     offset = sum(len(part[first]) for part in everyone[:rank] if first in part) if first else 0
     names = list(dict.fromkeys(name for part in everyone for name in part))
-    values = {name: torch.cat([part[name] for part in everyone if name in part]).to(device) for name in names}
+    values = {name: torch.cat([part[name] for part in everyone if name in part]) for name in names}
     return Gathered(values, offset, sizes)
 
 
 def meet(args: Any) -> None:
     """Make the process group of a run on CPUs: the parent would make it without `ddp_timeout`, and wait for ever."""
+    global _patience
+    _patience = timedelta(seconds=args.ddp_timeout)
     known = {"RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"} <= os.environ.keys()
     on_cpu = args.use_cpu or os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true", "yes", "on")
     if on_cpu and known and int(os.environ["WORLD_SIZE"]) > 1 and not dist.is_initialized():
-        dist.init_process_group(args.ddp_backend or "gloo", timeout=timedelta(seconds=args.ddp_timeout))
+        dist.init_process_group(args.ddp_backend or "gloo", timeout=_patience)

@@ -194,6 +194,7 @@ class Batch:
     given_tokens: int = 0  # of the completions' rows, each with a prompt of its own and without padding
     distinct: torch.Tensor | None = None  # (K,) scored tokens that differ in source or target; None: all of them do
     alike: torch.Tensor | None = None  # (N,) which of these each scored token is
+    sizes: list[int] = field(default_factory=list)  # (S,) scored tokens of each completion, as the host knows them
 
     @property
     def num_completions(self) -> int:
@@ -294,7 +295,7 @@ class Term:
 
     values: torch.Tensor  # (n,)
     per: str  # "tokens", "completions", "trees", or a count that the method declares
-    weight: float = 1.0
+    weight: Any = 1.0  # a number, or a tensor () of one in the dtype of the values
 
 
 @dataclass(slots=True)

@@ -12,6 +12,8 @@ import pytest
 import torch
 from safetensors import SafetensorError
 
+from strop.device import Fetched
+from strop.engine import reference_scores
 from strop.engine.reference_scores import content_keys
 from strop.model import apply_peft
 from strop.records import Example, Want
@@ -165,3 +167,27 @@ def test_a_full_disk_costs_the_remembered_log_probs_and_not_the_run(
     said = capsys.readouterr().out
     assert "reference_logps.safetensors cannot be written" in said and "No space left" in said
     assert not list(tmp_path.glob("*partial*"))
+
+
+KEPT: dict[str, tuple[str, dict[str, Any], bool]] = {
+    "one epoch": ("dpo", {}, False),
+    "two epochs": ("dpo", {"num_train_epochs": 2}, True),
+    "two passes over a step": ("dpo", {"loss_type": "aot"}, True),
+    "two passes over parts of a step": ("kto", {}, False),
+    "evaluation": ("dpo", {"eval_strategy": "steps", "eval_steps": 1}, True),
+}
+
+
+@pytest.mark.parametrize("name", KEPT)
+def test_what_comes_once_is_not_kept(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    verb, options, kept = KEPT[name]
+    fetched: list[int] = []
+    monkeypatch.setattr(reference_scores, "Fetched", lambda logps: fetched.append(len(logps)) or Fetched(logps))
+    cut = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 2}
+    trainer = make_trainer(verb, tmp_path, rows=rows_for(verb, 8), eval_rows=rows_for(verb, 2, seed=1), **cut | options)
+    trainer.train()
+    assert bool(trainer.reference_scores._known) is bool(fetched) is kept
+    if name == "evaluation":
+        assert len(fetched) == 1  # for one batch one copy; its rows are known the second time
+    if name == "two epochs":
+        assert len(fetched) == 4

@@ -11,7 +11,7 @@ import pytest
 from strop import losses
 
 SOURCES = sorted(Path(losses.__file__).parent.glob("*.py"))
-ALLOWED_IMPORTS = ("strop.losses", "strop.errors", "strop.records", "torch", "__future__")
+ALLOWED_IMPORTS = ("strop.losses", "strop.errors", "strop.records", "strop.device", "torch", "__future__")
 STANDARD = ("math", "collections.abc", "typing", "dataclasses", "warnings", "importlib")
 
 

@@ -12,6 +12,7 @@ from strop.losses import (
     exponential_metrics,
     kl_estimate,
     log_odds_ratio,
+    mean_of,
     orpo_metrics,
     policy_metrics,
     ppo_metrics,
@@ -168,7 +169,8 @@ def test_sampler(group):
         extremes = [found[f"sampling/importance_sampling_ratio/{name}"] for name in ("min", "max")]
         assert [float(e.value) for e in extremes] == pytest.approx([min(weights), max(weights)])
         assert [e.largest for e in extremes] == [False, True]
-    assert sampler_metrics(group["old_logps"], torch.full((6,), math.nan), group["segment"], 3) == {}
+    nothing = sampler_metrics(group["old_logps"], torch.full((6,), math.nan), group["segment"], 3).values()
+    assert all(float(each.count) == 0 if isinstance(each, Mean) else math.isinf(each.value) for each in nothing)
 
 
 def test_ppo_where_nothing_moved():
@@ -187,3 +189,11 @@ def test_ppo_value_clipping_is_counted():
     values, old, returns = torch.tensor([1.0, 0.1]), torch.zeros(2), torch.tensor([2.0, 2.0])
     found = ppo_metrics(torch.zeros(2), torch.zeros(2), torch.ones(2), values, old, returns)
     assert value(found["val/clipfrac_avg"]) == 0.5
+
+
+def test_a_mean_over_some_of_the_elements():
+    values, keep = torch.tensor([1.0, float("nan"), 4.0, 100.0]), torch.tensor([True, False, True, False])
+    found = mean_of(values, keep)
+    assert (float(found.total), float(found.count)) == (5.0, 2.0)
+    assert float(mean_of(values[2:]).count) == 2.0
+    assert float(mean_of(keep, ~keep).total) == 0.0

@@ -1,10 +1,14 @@
-"""Dynamic sampling: groups that teach nothing are replaced by groups of further prompts."""
+"""Dynamic sampling: groups that teach nothing are replaced by groups of further prompts; what a round leaves behind."""
 
 from __future__ import annotations
 
 import pytest
+import torch
 
-from strop.testing.cases import make_trainer
+from strop.engine.step import token_field
+from strop.records import Want
+from strop.testing.cases import make_trainer, rows_for
+from strop.testing.rollouts import fix_rollouts
 
 ROWS = [{"prompt": f"{kind} {i}", "kind": kind} for i in range(4) for kind in ("flat", "steep")]
 
@@ -46,3 +50,19 @@ def test_where_nothing_teaches_the_groups_stay_and_count(tmp_path):
     trees = trainer.prepare_step(list(trainer.train_dataset))
     assert len(trees) == 4 and not any(any(tree.sampled.advantages) for tree in trees)
     assert trainer._metrics["train"].drain()["dynamic_sampling/kept_ratio"] == pytest.approx(0.0)
+
+
+def in_order(completions, **columns):
+    return [float(i) for i in range(len(completions))]
+
+
+@pytest.mark.parametrize("verb", ["grpo", "rloo"])
+def test_the_first_use_of_a_round_leaves_its_log_probs_behind(verb, tmp_path):
+    options = {"num_iterations": 2, "num_generations": 2, "trainer": {"reward_funcs": in_order}}
+    trainer = fix_rollouts(make_trainer(verb, tmp_path, rows=rows_for(verb, 4), **options))
+    step = trainer.prepare_step([trainer.train_dataset[i] for i in range(2)])
+    batch = trainer.build(step)
+    expected = trainer.score_with(trainer.policy, batch, Want.LOGPS).logps.detach()
+    trainer.training_step(trainer.model, trainer.make_work(step))
+    torch.testing.assert_close(token_field(batch, "old_logps"), expected, rtol=0, atol=1e-12)
+    assert not trainer.left_behind

@@ -11,6 +11,7 @@ import torch
 from transformers.trainer_utils import EvalPrediction
 
 from strop.collectives import sum_over_ranks
+from strop.device import read, wide
 from strop.records import Counts, Example, LossOutput
 
 
@@ -32,14 +33,14 @@ class EvaluationSums:
 
     def __init__(self, *, predicts: bool = False) -> None:
         self.rows, self.predicts = 0, predicts
-        self._terms: dict[str, list[float]] = {}  # "position:count's name" -> [weighted sum, count]
+        self._terms: dict[str, list[Any]] = {}  # "position:count's name" -> [weighted sum, a tensor (); count]
         self._predicted: list[tuple[list[int], np.ndarray, np.ndarray | None]] = []  # row numbers, predictions, labels
 
     def add(self, output: LossOutput) -> None:
         """The loss terms of a micro-batch."""
         for position, term in enumerate(output.terms):
             entry = self._terms.setdefault(f"{position}:{term.per}", [0.0, 0.0])
-            entry[0] += term.weight * float(term.values.detach().sum())
+            entry[0] = entry[0] + term.weight * wide(term.values.detach().sum())
 
     def count(self, own: Counts, *, rows: int) -> None:
         """The counts of a window whose terms were added."""
@@ -54,7 +55,8 @@ class EvaluationSums:
 
     def mean_loss(self, world_size: int) -> dict[str, float]:
         """`loss` over all ranks; not a number where there was no tree at all (online: no pair)."""
-        sums = {f"{key}|{i}": value[i] for key, value in self._terms.items() for i in (0, 1)}
+        numbers = read(value for entry in self._terms.values() for value in entry)
+        sums = dict(zip((f"{key}|{i}" for key in self._terms for i in (0, 1)), numbers, strict=True))
         totals = sum_over_ranks(sums, world_size)
         keys = dict.fromkeys(name.rsplit("|", 1)[0] for name in totals)
         shares = [totals[f"{key}|0"] / max(totals[f"{key}|1"], 1.0) for key in keys]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -9,13 +10,15 @@ import torch
 from transformers import TrainerCallback
 from transformers.trainer_utils import IntervalStrategy
 
+from strop.collectives import gather_numbers
+from strop.device import read
 from strop.records import Extreme, Mean, PushedMean
 
 KINDS = {
     "sum": lambda a, b: [a[0] + b[0], a[1] + b[1]],
     "pushed": lambda a, b: [a[0] + b[0], a[1] + b[1]],
-    "max": lambda a, b: [max(a[0], b[0]), 1],
-    "min": lambda a, b: [min(a[0], b[0]), 1],
+    "max": lambda a, b: [largest(a[0], b[0]), 1],
+    "min": lambda a, b: [-largest(-a[0], -b[0]), 1],
 }
 RUN_NAMES = frozenset(
     ("loss", "step", "epoch", "grad_norm", "learning_rate", "num_tokens", "total_flos", "step_time", "runtime")
@@ -44,8 +47,9 @@ class MetricLog:
         return f"sum:{name}" in self._sums
 
     def state(self) -> dict[str, list[float]]:
-        """The sums so far, for a checkpoint between two log lines."""
-        return {key: [float(value) for value in entry] for key, entry in self._sums.items()}
+        """The sums so far as numbers, read in one go: for a log line, or a checkpoint between two."""
+        numbers = iter(read(value for entry in self._sums.values() for value in entry))
+        return {key: [next(numbers) for _ in entry] for key, entry in self._sums.items()}
 
     def load(self, state: Mapping[str, list[float]]) -> None:
         if unknown := [key for key in state if key.split(":", 1)[0] not in KINDS]:
@@ -59,13 +63,11 @@ class MetricLog:
     def drain(self, *, world_size: int = 1) -> dict[str, float]:
         """Values over everything added since the last call, on all ranks; a metric without a single item is left
         out."""
-        parts: list[Any] = [self.state()]
-        self._sums = {}
-        if world_size > 1:
-            local, parts = parts[0], [None] * world_size
-            torch.distributed.all_gather_object(parts, local)
-        merged = merge(parts)
-        values = {key: total / count for key, (total, count) in merged.items() if count > 0}
+        own_sums, self._sums = self.state(), {}
+        told = {f"{place}{key}": entry[place] for key, entry in own_sums.items() for place in (0, 1)}
+        parts = gather_numbers(told, world_size)
+        merged = merge({key[1:]: [part[key], part["1" + key[1:]]] for key in part if key[0] == "0"} for part in parts)
+        values = {key: total / count for key, (total, count) in merged.items() if count > 0 and not _unseen(key, total)}
         own = {key.split(":", 1)[1]: value for key, value in values.items() if not key.startswith("pushed:")}
         pushed = {key.split(":", 1)[1]: value for key, value in values.items() if key.startswith("pushed:")}
         return own | {_pushed_name(name, own): value for name, value in pushed.items()}
@@ -96,6 +98,18 @@ def merge(parts: Iterable[Mapping[str, list[float]]]) -> dict[str, list[float]]:
         for key, entry in part.items():
             merged[key] = KINDS[key.split(":", 1)[0]](merged[key], entry) if key in merged else list(entry)
     return merged
+
+
+def largest(a: Any, b: Any) -> Any:
+    """The larger of two numbers or tensors (); the first where neither is."""
+    if isinstance(a, torch.Tensor) or isinstance(b, torch.Tensor):
+        return torch.where(b > a, b, a)
+    return max(a, b)
+
+
+def _unseen(key: str, value: float) -> bool:
+    """Whether an extreme is that of nothing."""
+    return value == {"max": -math.inf, "min": math.inf}.get(key.split(":", 1)[0])
 
 
 def _detached(value: Any) -> Any:

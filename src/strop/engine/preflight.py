@@ -14,6 +14,7 @@ from transformers import TrainerCallback
 from transformers.trainer_utils import SaveStrategy
 
 from strop.disk import room_at
+from strop.engine.determinism import repeats
 from strop.engine.fitting import fitted
 from strop.engine.rehearsal import Rehearsed, untouched, why_not
 from strop.errors import StropError
@@ -60,6 +61,7 @@ def lines(trainer: BaseTrainer, folder: Path) -> Iterator[str]:
     yield f"  devices    {devices(trainer)}"
     yield f"  model      {computing(trainer)}"
     yield f"  layout     {trainer.layout_text()}"
+    yield f"  repeats    {repeats(trainer.args.device)}"
     if hasattr(trainer, "generator"):
         yield f"  rollout    {trainer.generator.name}: {trainer.generator.reason}"
     yield f"  disk       {disk(trainer, folder)}"

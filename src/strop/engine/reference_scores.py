@@ -14,10 +14,11 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
+from strop.device import Fetched, sent
 from strop.engine.rows import flatten
 from strop.engine.sharding import whole
 from strop.model.adapters import idle_adapters
-from strop.records import Batch, Example, Scores
+from strop.records import Batch, Example, Scores, StepWork
 
 MAX_CACHED_TOKENS = 100_000_000
 PARTS = "reference_logps"
@@ -67,27 +68,44 @@ class ReferenceScores:
         """
         self.reference, self.score, self.settings, self.remembers = reference, score, settings, remembers
         self._known: dict[str, torch.Tensor] = {}
+        self._arriving: list[tuple[list[str], list[int], Fetched]] = []  # batches on their way to the host
+        self._coming: set[str] = set()  # the keys of these
         self._tokens = 0
         self._unsaved: list[str] = []
         self._fingerprint: str | None = None
 
-    def __call__(self, batch: Batch) -> Scores:
+    def __call__(self, batch: Batch, *, again: bool = True) -> Scores:
+        """The scores of a batch; `again`: its rows will be asked for once more, so they are worth remembering."""
+        self._settle(wait=False)
         keys = [key for example in batch.examples for key in content_keys(example)]
-        if all(key in self._known for key in keys):
-            logps = torch.cat([self._known[key] for key in keys]).to(batch.targets.device)
+        if self._has(keys):
+            self._settle(wait=any(key not in self._known for key in keys))
+            logps = sent(torch.cat([self._known[key] for key in keys]), batch.targets.device)
             return Scores(batch.segment, batch.num_completions, logps=logps)
         scores = self.compute(batch)
-        if self.remembers and self._tokens < MAX_CACHED_TOKENS and not batch.examples[0].score_prompt:
+        room = self._tokens < MAX_CACHED_TOKENS and not batch.examples[0].score_prompt
+        if again and self.remembers and room:
             self.remember(keys, batch, scores)
         return scores
 
     def remember(self, keys: list[str], batch: Batch, scores: Scores) -> None:
-        """Keep the log-probs of the completions of a batch."""
+        """Keep the log-probs of the completions of a batch: they set out for the host together, and nobody waits."""
         assert scores.logps is not None
-        for index, key in enumerate(keys):
-            self._known[key] = scores.logps[batch.segment == index].cpu()
-            self._tokens += self._known[key].numel()
-            self._unsaved.append(key)
+        self._arriving.append((keys, batch.sizes, Fetched(scores.logps)))
+        self._coming.update(keys)
+        self._tokens += sum(batch.sizes)
+        self._unsaved += keys
+        self._settle(wait=False)
+
+    def _has(self, keys: list[str]) -> bool:
+        return all(key in self._known or key in self._coming for key in keys)
+
+    def _settle(self, *, wait: bool) -> None:
+        """Take in what has come, each completion's log-probs in a place of their own; `wait`: all of it.""" ""
+        while self._arriving and (wait or self._arriving[0][2].has_come):
+            keys, sizes, logps = self._arriving.pop(0)
+            self._known |= {key: part.clone() for key, part in zip(keys, logps.take().split(sizes), strict=True)}
+            self._coming.difference_update(keys)
 
     @torch.no_grad()
     def compute(self, batch: Batch) -> Scores:
@@ -102,6 +120,7 @@ class ReferenceScores:
     def forget(self) -> None:
         """Drop what is remembered, because the reference changed."""
         self._known.clear()
+        self._arriving, self._coming = [], set()
         self._unsaved, self._tokens, self._fingerprint = [], 0, None
 
     def precompute(self, dataset: Any, rows_at_once: int, build: Callable[[list[Example]], Batch]) -> int:
@@ -109,11 +128,12 @@ class ReferenceScores:
         fresh = 0
         for start in range(0, len(dataset), rows_at_once):
             examples = flatten(dataset[i] for i in range(start, min(start + rows_at_once, len(dataset))))
-            unknown = [example for example in examples if not self._known.keys() >= {*content_keys(example)}]
+            unknown = [example for example in examples if not self._has(content_keys(example))]
             if unknown:
                 batch = build(unknown)
                 self.remember([key for example in unknown for key in content_keys(example)], batch, self.compute(batch))
             fresh += len(unknown)
+        self._settle(wait=True)
         return fresh
 
     def let_go(self) -> None:
@@ -124,6 +144,7 @@ class ReferenceScores:
 
     def save(self, path: Path, *, new_only: bool = False) -> None:
         """Write what is remembered (`new_only`: since the last such call) to a safetensors file."""
+        self._settle(wait=True)
         values = {key: self._known[key] for key in self._unsaved} if new_only else self._known
         self._unsaved = []
         if not values:
@@ -180,3 +201,11 @@ def parts_until(run_dir: str | Path, step: int, rank: int | None) -> list[Path]:
 
 def part_path(run_dir: str | Path, step: int, rank: int = 0) -> Path:
     return Path(run_dir) / PARTS / f"step-{step}{f'-rank-{rank}' if rank else ''}.safetensors"
+
+
+def scored_again(trainer: Any, batch: Batch, work: StepWork, training: bool) -> bool:
+    """Whether the reference will be asked for the rows of a batch once more: in the next epoch or evaluation, or by the
+    pass with gradient, where this is the one for statistics before it. Rows of a stream may come again."""
+    if not training or trainer.state.num_train_epochs != 1:
+        return True
+    return not work.parts and trainer.gradient_rows(batch.examples) is batch.examples

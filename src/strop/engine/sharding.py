@@ -21,6 +21,7 @@ from accelerate.utils import DistributedType
 from torch import nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 
+from strop.collectives import gather_numbers
 from strop.errors import ConfigError
 from strop.model.virtual_tokens import has_virtual_tokens
 from strop.model.zero3 import written_whole
@@ -41,9 +42,9 @@ def fillers(accelerator: Any, parts: list[list[Example]], other: Callable[[], Ex
     """
     if not is_sharded(accelerator) or accelerator.num_processes == 1:
         return []
-    most = torch.tensor(len(parts), device=accelerator.device)
-    torch.distributed.all_reduce(most, op=torch.distributed.ReduceOp.MAX)
-    return [[parts[0][0] if parts else other()] for _ in range(int(most) - len(parts))]
+    everyone = gather_numbers({"parts": float(len(parts))}, accelerator.num_processes)
+    most = int(max(said["parts"] for said in everyone))
+    return [[parts[0][0] if parts else other()] for _ in range(most - len(parts))]
 
 
 def is_zero3(accelerator: Any) -> bool:

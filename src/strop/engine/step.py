@@ -7,13 +7,14 @@ depends on the set of rows only, not on how they are cut into micro-batches or s
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from strop.collectives import Gathered
+from strop.device import Fetched, sent
 from strop.records import Batch, Counts, Example, LossOutput, Mean, Scores, StepContext, Term
 
 
@@ -79,37 +80,45 @@ def scored_tokens(example: Example, index: int) -> int:
 def tree_field(batch: Batch, name: str, *, dtype: torch.dtype | None = None) -> torch.Tensor:
     """What every tree of a batch carries under a name, by its row or since it was sampled, as a tensor (B, ...)."""
     values = [dict(e.extras)[name] if e.sampled is None else getattr(e.sampled, name) for e in batch.examples]
-    return torch.tensor(values, dtype=dtype, device=batch.targets.device)
+    return sent(values, batch.targets.device, dtype=dtype)
 
 
-def token_field(batch: Batch, name: str) -> torch.Tensor:
-    """A field of `Sampled` that each token has an entry of, in the flat order of the scored tokens, (N,) float64."""
+def token_field(batch: Batch, name: str, device: torch.device | str | None = None) -> torch.Tensor:
+    """A field of `Sampled` that each token has an entry of, in the flat order of the scored tokens, (N,), in the widest
+    float of the device: the batch's, if none is named."""
     parts = []
     for example in batch.examples:
         for index, values in enumerate(getattr(example.sampled, name)):
-            keep = torch.tensor(example.mask(index), dtype=torch.bool)
-            if not example.prompt_ids and len(keep):
-                keep[0] = False
-            parts.append(torch.as_tensor(values, dtype=torch.float64)[keep])
-    return torch.cat(parts).to(batch.targets.device)
+            parts.append(torch.as_tensor(values, dtype=torch.float64)[_scored(example, index)])
+    return sent(torch.cat(parts), batch.targets.device if device is None else device)
 
 
-def token_lists(batch: Batch, name: str, values: torch.Tensor) -> None:
-    """Write per-token values (N,) into a field of `Sampled`: a list per completion, 0 where a token is not scored."""
-    sizes = torch.bincount(batch.segment, minlength=batch.num_completions).tolist()
-    parts = iter(values.detach().cpu().split(sizes))
-    for example in batch.examples:
-        lists = []
-        for index in range(len(example.completions)):
-            mask = torch.tensor(example.mask(index), dtype=torch.bool)
-            if not example.prompt_ids:
-                mask[0] = False
-            own = next(parts)
-            lists.append(own.new_zeros(len(mask)).masked_scatter(mask, own).tolist())
-        setattr(example.sampled, name, lists)
+def token_lists(batch: Batch, **fields: torch.Tensor) -> None:
+    """Write per-token values (N,) into fields of `Sampled`: a list per completion, 0 where a token is not scored."""
+    write_token_lists(batch, {name: Fetched(values) for name, values in fields.items()})
+
+
+def write_token_lists(batch: Batch, fields: Mapping[str, Fetched]) -> None:
+    """As `token_lists`, of values that are on their way."""
+    for name, coming in fields.items():
+        parts = iter(coming.take().split(batch.sizes))
+        for example in batch.examples:
+            lists = []
+            for index in range(len(example.completions)):
+                mask, own = _scored(example, index), next(parts)
+                lists.append(own.new_zeros(len(mask)).masked_scatter(mask, own).tolist())
+            setattr(example.sampled, name, lists)
+
+
+def _scored(example: Example, index: int) -> torch.Tensor:
+    """Which tokens of a completion are scored, (C,) bool."""
+    mask = torch.tensor(example.mask(index), dtype=torch.bool)
+    if not example.prompt_ids:
+        mask[:1] = False
+    return mask
 
 
 def completion_field(batch: Batch, name: str, *, dtype: torch.dtype | None = None) -> torch.Tensor:
     """A field of `Sampled` that each completion has an entry of, as a tensor (S,)."""
     values = [value for example in batch.examples for value in getattr(example.sampled, name)]
-    return torch.tensor(values, dtype=dtype, device=batch.targets.device)
+    return sent(values, batch.targets.device, dtype=dtype)

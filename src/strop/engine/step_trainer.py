@@ -27,7 +27,7 @@ from strop.engine.metrics import MetricLog
 from strop.engine.offloading import offloaded_activations
 from strop.engine.parts import Facts
 from strop.engine.precision import in_one_precision
-from strop.engine.reference_scores import ReferenceScores
+from strop.engine.reference_scores import ReferenceScores, scored_again
 from strop.engine.sharded_trainer import ShardedTrainer
 from strop.engine.sharding import fillers, is_sharded
 from strop.engine.step import MicroBatch, StepStatistics, add_router_loss, default_counts, in_training, zero_loss
@@ -387,7 +387,7 @@ class StepTrainer(ShardedTrainer):
         """
         ref = None
         if self.reference_scores is not None and self.reference_in_loss:
-            ref = self.reference_scores(batch)
+            ref = self.reference_scores(batch, again=scored_again(self, batch, work, training))
         return StepContext(work.counts, ref=ref, training=training, log=work.log)
 
     def score(self, model: torch.nn.Module, batch: Batch, log: bool) -> Scores:

@@ -1,9 +1,9 @@
 """From rewards of completions to advantages: groups, leave-one-out, several rewards at once, penalties.
 
 Rewards are in group order: the `num_generations` completions of a prompt are neighbours. A reward that is None or NaN
-abstains: it counts in no statistic and its advantage is 0. Statistics are computed in float64, and a group whose
-rewards are all equal has advantages of exactly 0: in float32 eight copies of 0.1 differ from their mean, and dividing
-by a tiny deviation would blow that up.
+abstains: it counts in no statistic and its advantage is 0. Statistics are computed in the widest float, and a group
+whose rewards are all equal has advantages of exactly 0: in float32 eight copies of 0.1 differ from their mean, and
+dividing by a tiny deviation would blow that up.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from strop.device import wide
 from strop.errors import ConfigError, RewardError
 from strop.losses.names import MULTI_OBJECTIVE_AGGREGATIONS, SCALE_REWARDS, check_name
 
@@ -39,7 +40,7 @@ def group_advantages(rewards: Rewards, *, num_generations: int, scale: str = "gr
     Source: arXiv 2402.03300; batch 2508.08221; none 2503.20783.
     """
     check_name(scale, SCALE_REWARDS, "scale_rewards")
-    flat, dtype = _float64(rewards)
+    flat, dtype = _in_wide(rewards)
     groups = _groups(flat, num_generations)  # (P, G)
     deviation, count = _deviation(groups)
     if scale == "group":
@@ -70,7 +71,7 @@ def leave_one_out(rewards: Rewards, *, num_generations: int) -> Tensor:
         raise ConfigError(
             f"num_generations is {num_generations}; leave-one-out compares with others: set it to 2 or more."
         )
-    flat, dtype = _float64(rewards)
+    flat, dtype = _in_wide(rewards)
     deviation, count = _deviation(_groups(flat, num_generations))
     return (deviation * count / (count - 1).clamp(min=1)).reshape(-1).to(dtype)
 
@@ -124,7 +125,7 @@ def rloo_rewards(
 
 def normalize_advantages(advantages: Tensor, *, eps: float = 1e-4) -> Tensor:
     """(A - mean) / (std + eps) over the whole batch of all ranks, (B,); all equal gives exactly 0."""
-    deviation, count = _deviation(advantages.double()[None])
+    deviation, count = _deviation(wide(advantages)[None])
     return (deviation / (_std(deviation, count) + eps))[0].to(advantages.dtype)
 
 
@@ -172,7 +173,7 @@ def multi_reward_advantages(
     """
     check_name(aggregation, MULTI_OBJECTIVE_AGGREGATIONS, "multi_objective_aggregation")
     if aggregation == "sum_then_normalize":
-        summed = weighted_rewards(rewards_per_func.double(), weights)
+        summed = weighted_rewards(wide(rewards_per_func), weights)
         advantages = group_advantages(summed, num_generations=num_generations, scale=scale, eps=eps)
         return advantages.to(rewards_per_func.dtype)
     if scale != "group":
@@ -182,7 +183,7 @@ def multi_reward_advantages(
         )
     columns = [
         group_advantages(column, num_generations=num_generations, eps=eps)
-        for column in rewards_per_func.double().unbind(dim=1)
+        for column in wide(rewards_per_func).unbind(dim=1)
     ]
     summed = torch.stack(columns, dim=1) @ weights.to(columns[0])  # (B,)
     # Every column is centred in its group, so the batch mean is 0 already, and groups without spread stay exactly 0.
@@ -195,10 +196,10 @@ def missing_eos_penalty(scores: Tensor, has_eos: Tensor, *, penalty: float | Non
     return scores if penalty is None else scores - penalty * (~has_eos.bool()).to(scores.dtype)
 
 
-def _float64(rewards: Rewards) -> tuple[Tensor, torch.dtype]:
+def _in_wide(rewards: Rewards) -> tuple[Tensor, torch.dtype]:
     if isinstance(rewards, Tensor):
         dtype = rewards.dtype if rewards.is_floating_point() else torch.get_default_dtype()
-        flat = rewards.detach().double()
+        flat = wide(rewards.detach())
     else:
         dtype = torch.get_default_dtype()
         flat = torch.tensor(
@@ -222,7 +223,7 @@ def _groups(flat: Tensor, num_generations: int) -> Tensor:
 def _deviation(groups: Tensor) -> tuple[Tensor, Tensor]:
     """Distance of every valid reward from its row's mean, exactly 0 in rows of equal rewards, and counts (P, 1)."""
     valid = ~groups.isnan()
-    count = valid.sum(dim=1, keepdim=True).double()
+    count = wide(valid.sum(dim=1, keepdim=True))
     mean = groups.nansum(dim=1, keepdim=True) / count.clamp(min=1)
     highest = groups.masked_fill(~valid, -torch.inf).amax(dim=1, keepdim=True)
     lowest = groups.masked_fill(~valid, torch.inf).amin(dim=1, keepdim=True)

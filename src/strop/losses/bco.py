@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+import math
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn.functional import softplus
 
+from strop.device import wide
 from strop.losses.names import check_range
 from strop.losses.numerics import choose
+
+Number = Tensor | float
+"""A number, or a tensor () of one."""
 
 
 def bco_loss(rewards: Tensor, labels: Tensor, delta: Tensor | float, *, weights: Tensor | None = None) -> Tensor:
@@ -27,7 +32,7 @@ def bco_loss(rewards: Tensor, labels: Tensor, delta: Tensor | float, *, weights:
     Source: arXiv 2404.04656.
     """
     labels = torch.as_tensor(labels, device=rewards.device).bool()
-    delta = torch.as_tensor(delta, dtype=rewards.dtype, device=rewards.device).detach()
+    delta = delta.detach().to(rewards) if isinstance(delta, Tensor) else delta
     logit = choose(labels, 1.0, -1.0, rewards) * (rewards - delta)  # (B,)
     if weights is None:
         return softplus(-logit)
@@ -51,30 +56,36 @@ def discriminator_loss(logratios: Tensor, labels: Tensor, *, beta: float = 1.0) 
 class ClassSums(NamedTuple):
     """Sums and counts of rewards by class, to be added up over micro-batches and ranks of a step."""
 
-    desirable_total: float = 0.0
-    desirable_count: float = 0.0
-    undesirable_total: float = 0.0
-    undesirable_count: float = 0.0
+    desirable_total: Number = 0.0
+    desirable_count: Number = 0.0
+    undesirable_total: Number = 0.0
+    undesirable_count: Number = 0.0
 
 
 def class_sums(rewards: Tensor, labels: Tensor) -> ClassSums:
-    """`ClassSums` of rewards (B,) with labels (B,)."""
+    """`ClassSums` of rewards (B,) with labels (B,), tensors () on their device."""
     labels = torch.as_tensor(labels, device=rewards.device).bool()
-    rewards = rewards.detach().double()
-    good, bad = rewards[labels], rewards[~labels]
-    return ClassSums(float(good.sum()), float(good.numel()), float(bad.sum()), float(bad.numel()))
+    rewards = wide(rewards.detach())
+    good, bad = rewards.masked_fill(~labels, 0.0), rewards.masked_fill(labels, 0.0)
+    return ClassSums(good.sum(), wide(labels).sum(), bad.sum(), wide(~labels).sum())
 
 
 class BalancedMean(NamedTuple):
-    """Running mean reward of each class; None until the class has been seen."""
+    """Running mean reward of each class; None, or not a number, until the class has been seen."""
 
-    desirable: float | None = None
-    undesirable: float | None = None
+    desirable: Number | None = None
+    undesirable: Number | None = None
 
     @property
-    def delta(self) -> float:
+    def delta(self) -> Number:
         """The shift: the middle between both means. A class never seen counts 0, its reward where pi = mu."""
-        return 0.5 * ((self.desirable or 0.0) + (self.undesirable or 0.0))
+        return 0.5 * (_or_zero(self.desirable) + _or_zero(self.undesirable))
+
+
+def _or_zero(mean: Number | None) -> Any:
+    if isinstance(mean, Tensor):
+        return mean.nan_to_num(nan=0.0)
+    return 0.0 if mean is None or math.isnan(mean) else mean
 
 
 def ema_balanced(state: BalancedMean, sums: ClassSums, *, decay: float = 0.99) -> BalancedMean:
@@ -88,6 +99,9 @@ def ema_balanced(state: BalancedMean, sums: ClassSums, *, decay: float = 0.99) -
         sums: rewards of the whole step, all ranks.
         decay: in [0, 1). The paper does not give it.
 
+    Returns:
+        as the sums are: of tensors tensors, for which nothing waits.
+
     Raises:
         ConfigError: decay out of range.
 
@@ -100,23 +114,28 @@ def ema_balanced(state: BalancedMean, sums: ClassSums, *, decay: float = 0.99) -
     )
 
 
-def _ema(old: float | None, total: float, count: float, decay: float) -> float | None:
-    if count == 0:
-        return old
-    mean = total / count
-    return mean if old is None else decay * old + (1 - decay) * mean
+def _ema(old: Number | None, total: Number, count: Number, decay: float) -> Number | None:
+    if not isinstance(total, Tensor) or not isinstance(count, Tensor):
+        if count == 0:
+            return old
+        mean = total / count
+        return mean if old is None or old != old else decay * old + (1 - decay) * mean
+    before = old if isinstance(old, Tensor) else torch.full_like(total, math.nan if old is None else old)
+    now = total / count  # not a number where the class is absent
+    moved = torch.where(before.isnan(), now, decay * before + (1 - decay) * now)
+    return torch.where(count > 0, moved, before)
 
 
 class PooledMean(NamedTuple):
     """Sum of all rewards so far, and how many they were."""
 
-    total: float = 0.0
-    seen: float = 0.0
+    total: Number = 0.0
+    seen: Number = 0.0
 
     @property
-    def delta(self) -> float:
+    def delta(self) -> Number:
         """The shift: the mean of all rewards so far."""
-        return self.total / max(self.seen, 1.0)
+        return self.total / (self.seen.clamp(min=1) if isinstance(self.seen, Tensor) else max(self.seen, 1.0))
 
 
 def cumulative_pooled(state: PooledMean, sums: ClassSums) -> PooledMean:

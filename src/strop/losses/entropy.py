@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -24,7 +26,7 @@ def entropy_threshold(entropy: Tensor, *, top_quantile: float) -> Tensor:
     """
     check_range(top_quantile, "top_entropy_quantile", torch.finfo(torch.float32).tiny, 1.0, closed_high=True)
     if entropy.numel() == 0 or top_quantile == 1.0:
-        return entropy.new_tensor(-torch.inf)
+        return entropy.new_full((), -torch.inf)
     ordered = entropy.detach().sort().values  # (N,)
     place = (1.0 - top_quantile) * (ordered.numel() - 1)
     low = int(place)
@@ -51,8 +53,8 @@ def entropy_bonus(entropy: Tensor, *, keep: Tensor | None = None) -> Tensor:
 
 
 def adapt_entropy_coef(
-    coef: float, mean_entropy: float, *, target: float, step: float, minimum: float, maximum: float
-) -> float:
+    coef: Tensor | float, mean_entropy: Tensor | float, *, target: float, step: float, minimum: float, maximum: float
+) -> Any:
     """The coefficient of the next step: `step` more while the mean entropy is at or below `target`, less above.
 
     Args:
@@ -61,7 +63,13 @@ def adapt_entropy_coef(
         target: entropy to hold, nats.
         step, minimum, maximum: of the coefficient.
 
+    Returns:
+        a number, or a tensor () where the entropy is one: nothing waits for it.
+
     The bonus itself is paid only while the last step's mean entropy was at or below the target.
     """
+    if isinstance(mean_entropy, Tensor):
+        start = torch.zeros_like(mean_entropy) + coef
+        return torch.where(mean_entropy <= target, start + step, start - step).clamp(minimum, maximum)
     moved = coef + step if mean_entropy <= target else coef - step
     return min(max(moved, minimum), maximum)

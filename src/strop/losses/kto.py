@@ -23,8 +23,8 @@ def kto_reference_point(total: Tensor | float, count: Tensor | float) -> Tensor:
     Source: arXiv 2402.01306.
     """
     total = torch.as_tensor(total).detach()
-    count = torch.as_tensor(count, dtype=total.dtype, device=total.device)
-    return (total / count.clamp(min=1)).clamp(min=0)
+    count = count.to(total.dtype).clamp(min=1) if isinstance(count, Tensor) else max(count, 1)
+    return (total / count).clamp(min=0)
 
 
 def kto_loss(
@@ -77,8 +77,8 @@ def kto_loss(
     weight = choose(labels, desirable_weight, undesirable_weight, logratios)
     if loss_type == "apo_zero_unpaired":
         return weight * torch.sigmoid(-sign * beta * logratios)
-    point = torch.as_tensor(0.0 if kl is None else kl, dtype=logratios.dtype, device=logratios.device)
-    advantage = sign * (logratios - point.detach().clamp(min=0))  # (B,)
+    point = kl.detach().to(logratios).clamp(min=0) if isinstance(kl, Tensor) else max(kl or 0.0, 0.0)
+    advantage = sign * (logratios - point)  # (B,)
     if loss_type == "kto_exp":
         return weight * (1 - _saturating_value(advantage, beta))
     return weight * torch.sigmoid(-beta * advantage)

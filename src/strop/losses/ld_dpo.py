@@ -10,7 +10,8 @@ from strop.losses.segments import segment_positions, segment_sum
 
 def shared_lengths(lengths: Tensor) -> Tensor:
     """For completions in order (chosen, rejected, chosen, rejected, ...): the shorter length of each pair, (S,)."""
-    return lengths.reshape(-1, 2).min(dim=1).values.repeat_interleave(2)
+    pairs = lengths.reshape(-1, 2)
+    return pairs.min(dim=1, keepdim=True).values.expand_as(pairs).reshape(-1)
 
 
 def ld_logps(logps: Tensor, segment: Tensor, num_completions: int, shared: Tensor, *, alpha: float) -> Tensor:

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from strop.device import wide
 from strop.losses.kl import kl_estimate
 from strop.losses.names import CLIPPED_LOSS_TYPES
 from strop.losses.numerics import EXP_LIMIT, importance_ratio, logsigmoid
@@ -25,9 +26,21 @@ Metrics = dict[str, Mean | Extreme]
 
 
 def mean_of(values: Tensor, keep: Tensor | None = None) -> Mean:
-    """`Mean` over the elements where `keep` is true (default: all)."""
-    values = (values if keep is None else values[keep]).detach().double()
-    return Mean(values.sum(), float(values.numel()))
+    """`Mean` over the elements where `keep` is true (default: all); how many those are is not asked of the device."""
+    values = wide(values.detach())
+    if keep is None:
+        return Mean(values.sum(), float(values.numel()))
+    return Mean(torch.where(keep, values, torch.zeros_like(values)).sum(), wide(keep).sum())
+
+
+def greatest_of(values: Tensor, keep: Tensor) -> Extreme:
+    """`Extreme` of the largest element where `keep` is true; where that is nowhere it is left out of the log."""
+    return Extreme(values.masked_fill(~keep, -math.inf).amax())
+
+
+def least_of(values: Tensor, keep: Tensor) -> Extreme:
+    """As `greatest_of`, of the smallest."""
+    return Extreme(values.masked_fill(~keep, math.inf).amin(), largest=False)
 
 
 def preference_metrics(rewards_chosen: Tensor, rewards_rejected: Tensor) -> Metrics:
@@ -40,10 +53,12 @@ def preference_metrics(rewards_chosen: Tensor, rewards_rejected: Tensor) -> Metr
     }
 
 
-def class_metrics(values: Tensor, labels: Tensor, *, prefix: str = "rewards") -> Metrics:
-    """`<prefix>/chosen` over desirable rows and `<prefix>/rejected` over the others, of values (B,), labels (B,)."""
+def class_metrics(values: Tensor, labels: Tensor, *, prefix: str = "rewards", keep: Tensor | None = None) -> Metrics:
+    """`<prefix>/chosen` over desirable rows and `<prefix>/rejected` over the others, of values (B,), labels (B,); of
+    those where `keep` is true, if it is given."""
     labels = torch.as_tensor(labels, device=values.device).bool()
-    return {f"{prefix}/chosen": mean_of(values, labels), f"{prefix}/rejected": mean_of(values, ~labels)}
+    good, bad = (labels, ~labels) if keep is None else (labels & keep, ~labels & keep)
+    return {f"{prefix}/chosen": mean_of(values, good), f"{prefix}/rejected": mean_of(values, bad)}
 
 
 def exponential_metrics(losses: Tensor) -> Metrics:
@@ -85,11 +100,10 @@ def clip_metrics(
     found: Metrics = {}
     shares = {}
     for name, hit in {"low": low, "high": high, "region": low | high}.items():
-        shares[name] = segment_mean(hit.double(), segment, num_completions)[present]
-        found[f"clip_ratio/{name}_mean"] = mean_of(shares[name] if by_completion else hit)
-    if bool(present.any()):
-        found["clip_ratio/low_min"] = Extreme(shares["low"].min(), largest=False)
-        found["clip_ratio/high_max"] = Extreme(shares["high"].max())
+        shares[name] = segment_mean(wide(hit), segment, num_completions)
+        found[f"clip_ratio/{name}_mean"] = mean_of(shares[name], present) if by_completion else mean_of(hit)
+    found["clip_ratio/low_min"] = least_of(shares["low"], present)
+    found["clip_ratio/high_max"] = greatest_of(shares["high"], present)
     return found
 
 
@@ -146,27 +160,27 @@ def sampler_metrics(
     `sampling/sampling_logp_difference/mean|max` (|difference|, nats per token) and
     `sampling/importance_sampling_ratio/mean|min|max`: the weights of the correction `mode` (see `sampler_weights`), or
     without one the ratio of each token. Tokens that the engine gave no log-prob (NaN) count in neither; nothing is
-    reported where it gave none at all.
+    logged where it gave none at all.
     """
     gap = (old_logps - sampler_logps).detach()  # (N,)
-    known = ~gap.isnan()
-    if not bool(known.any()):
+    if not gap.numel():
         return {}
+    known = ~gap.isnan()
+    gap = torch.where(known, gap, torch.zeros_like(gap))
     if mode is None:
-        weights = importance_ratio(gap[known])
+        weights = importance_ratio(gap)
     else:
-        corrected = sampler_weights(
+        weights = sampler_weights(
             old_logps, sampler_logps, segment, num_completions, mode=mode, clip_max=clip_max, clip_min=clip_min
         )
-        weights = corrected[known]
-    away = gap[known].abs()
+    away = gap.abs()
     return {
-        "sampling/kl": mean_of(torch.expm1(gap[known]) - gap[known]),
-        "sampling/sampling_logp_difference/mean": mean_of(away),
-        "sampling/sampling_logp_difference/max": Extreme(away.max()),
-        "sampling/importance_sampling_ratio/mean": mean_of(weights),
-        "sampling/importance_sampling_ratio/min": Extreme(weights.min(), largest=False),
-        "sampling/importance_sampling_ratio/max": Extreme(weights.max()),
+        "sampling/kl": mean_of(torch.expm1(gap) - gap, known),
+        "sampling/sampling_logp_difference/mean": mean_of(away, known),
+        "sampling/sampling_logp_difference/max": greatest_of(away, known),
+        "sampling/importance_sampling_ratio/mean": mean_of(weights, known),
+        "sampling/importance_sampling_ratio/min": least_of(weights, known),
+        "sampling/importance_sampling_ratio/max": greatest_of(weights, known),
     }
 
 

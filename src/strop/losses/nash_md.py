@@ -47,7 +47,7 @@ def nash_md_loss_flat(
     if form == "sequence":
         gap = segment_sum(gap, segment, num_completions)[segment]
     elif form == "reward_to_go":
-        gap = reverse_cumsum(gap, segment, num_completions)
+        gap = reverse_cumsum(gap, segment)
     return -(preferences.detach().to(gap.dtype)[segment] - 0.5 - beta * gap) * logps
 
 

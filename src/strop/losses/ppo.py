@@ -8,6 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from strop.device import wide
 from strop.losses.names import check_range
 from strop.losses.segments import flatten, from_rows, segment_last, to_rows, unflatten
 
@@ -92,9 +93,9 @@ def gae(
 
 
 def moments(values: Tensor, mask: Tensor | None = None) -> Tensor:
-    """Count, sum and sum of squares of the valid values, (3,) float64; they add up over micro-batches and ranks."""
-    valid = (values if mask is None else values[mask.bool()]).detach().double()
-    return torch.stack([valid.new_tensor(float(valid.numel())), valid.sum(), valid.square().sum()])
+    """Count, sum and sum of squares of the valid values, (3,), wide; they add up over micro-batches and ranks."""
+    valid = wide((values if mask is None else values[mask.bool()]).detach())
+    return torch.stack([valid.new_full((), float(valid.numel())), valid.sum(), valid.square().sum()])
 
 
 def whiten(
@@ -111,12 +112,11 @@ def whiten(
     Returns:
         like values. Fewer than two values have no deviation: they are only centred.
     """
-    count, total, squares = (moments(values, mask) if statistics is None else statistics.double()).unbind()
+    count, total, squares = (moments(values, mask) if statistics is None else wide(statistics)).unbind()
     mean = total / count.clamp(min=1)
     variance = ((squares - count * mean.square()) / (count - 1).clamp(min=1)).clamp(min=0)
     scale = torch.where(count >= 2, torch.rsqrt(variance + 1e-8), torch.ones_like(variance))
-    wide = values.double()
-    whitened = (wide - mean) * scale + (0.0 if shift_mean else mean)
+    whitened = (wide(values) - mean) * scale + (0.0 if shift_mean else mean)
     whitened = whitened.to(values.dtype)
     return whitened if mask is None else torch.where(mask.bool(), whitened, torch.zeros_like(whitened))
 

@@ -112,4 +112,6 @@ def class_terms(values: Tensor, labels: Tensor, *, weight: float = 1.0) -> list[
     A class that is absent from the step contributes 0.
     """
     labels = torch.as_tensor(labels, device=values.device).bool()
-    return [Term(values[labels], "desirable", weight), Term(values[~labels], "undesirable", weight)]
+    none = torch.zeros_like(values)
+    good, bad = torch.where(labels, values, none), torch.where(labels, none, values)
+    return [Term(good, "desirable", weight), Term(bad, "undesirable", weight)]

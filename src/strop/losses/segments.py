@@ -17,7 +17,7 @@ def segment_sum(values: Tensor, segment: Tensor, num_completions: int) -> Tensor
 
 def segment_lengths(segment: Tensor, num_completions: int) -> Tensor:
     """Scored tokens of each completion, (S,) int64."""
-    return torch.bincount(segment, minlength=num_completions)
+    return segment.new_zeros(num_completions).index_add(0, segment, torch.ones_like(segment))
 
 
 def segment_mean(values: Tensor, segment: Tensor, num_completions: int) -> Tensor:
@@ -51,10 +51,18 @@ def from_rows(rows: Tensor, segment: Tensor) -> Tensor:
     return rows[segment, segment_positions(segment, rows.shape[0])]
 
 
-def reverse_cumsum(values: Tensor, segment: Tensor, num_completions: int) -> Tensor:
-    """Sum of the values from each token to the end of its completion, itself included, (N,)."""
-    rows = to_rows(values, segment, num_completions)
-    return from_rows(rows.flip(1).cumsum(1).flip(1), segment)
+def reverse_cumsum(values: Tensor, segment: Tensor) -> Tensor:
+    """Sum of the values from each token to the end of its completion, itself included, (N,).
+
+    Sums of 2, 4, 8 ... neighbours, so that the order of additions is fixed on every device and no length is asked for.
+    """
+    reach = 1
+    while reach < len(values):
+        same = segment[reach:] == segment[:-reach]
+        further = torch.where(same, values[reach:], torch.zeros_like(values[reach:]))
+        values = torch.cat([values[:-reach] + further, values[-reach:]])
+        reach *= 2
+    return values
 
 
 def flatten(mask: Tensor) -> tuple[Tensor, Tensor]:

@@ -7,6 +7,7 @@ from typing import Annotated, Any, ClassVar, Literal, get_type_hints
 
 import torch
 
+from strop.device import read, sent
 from strop.engine.step import tree_field
 from strop.errors import DataError, SetupError
 from strop.losses import (
@@ -206,7 +207,7 @@ class BCOTrainer(UnpairedTrainer):
         assert step.ref is not None
         policy, ref = scores.sum(), step.ref.sum()  # (B,)
         labels = tree_field(batch, "label", dtype=torch.bool)
-        weights = self.density(batch.examples).to(policy) if self.density is not None else None  # (B,)
+        weights = None if self.density is None else sent(self.density(batch.examples), policy.device)  # (B,)
         delta = step.statistics.get("delta", 0.0)
         if self.args.loss_type == "bco":
             terms = [Term(bco_loss(self.args.beta * (policy - ref), labels, delta, weights=weights), "trees")]
@@ -217,7 +218,8 @@ class BCOTrainer(UnpairedTrainer):
         return LossOutput(terms, label_metrics(scores, own, labels, rewards, policy.detach(), delta=delta))
 
     def extra_state(self) -> dict[str, Any]:
-        kept = {name: getattr(self.delta_state, name) for name in get_type_hints(type(self.delta_state))}
+        names = get_type_hints(type(self.delta_state))
+        kept = {n: None if (value := getattr(self.delta_state, n)) is None else read([value])[0] for n in names}
         return {**super().extra_state(), "delta": kept}
 
     def load_extra_state(self, state: dict[str, Any]) -> None:

@@ -11,9 +11,9 @@ import torch
 from strop.engine.parts import Facts
 from strop.engine.step import scored_tokens
 from strop.errors import ConfigError
-from strop.losses import check_cpo_options, contrastive_hidden_loss, cpo_loss, cpo_score, mean_of, nll_loss, pool_hidden
+from strop.losses import check_cpo_options, contrastive_hidden_loss, cpo_loss, cpo_score, mean_of, pool_hidden
 from strop.losses.names import CPO_AVERAGED_TYPES, CPO_TERM_TYPES, check_name
-from strop.methods.pairs import PairTrainer, pair_metrics
+from strop.methods.pairs import PairTrainer, chosen_nll, pair_metrics
 from strop.metric import REWARD, Entry
 from strop.records import Batch, Counts, Example, LossOutput, Scores, StepContext, Term, Want
 from strop.settings.config import TrainerConfig
@@ -130,12 +130,12 @@ class CPOTrainer(PairTrainer):
             )
             averaged = name in CPO_AVERAGED_TYPES
             rewards = beta * (cpo_score(sums / lengths, alpha=self.args.alpha) if averaged else sums)
-        nll = nll_loss(scores.logps[scores.segment % 2 == 0])
+        nll, chosen = chosen_nll(scores)
         terms = [Term(values, "trees")]
         if self.args.cpo_alpha:
             terms.append(Term(nll, "chosen_tokens", self.args.cpo_alpha))
         metrics = pair_metrics(scores, rewards.detach(), sums.detach())
-        metrics["nll_loss"] = mean_of(nll)
+        metrics["nll_loss"] = mean_of(nll, chosen)
         return LossOutput(terms, metrics)
 
     def contrast(self, scores: Scores, step: StepContext) -> torch.Tensor:

@@ -16,13 +16,12 @@ from strop.losses import (
     dpo_loss,
     exponential_metrics,
     ld_logps,
-    nll_loss,
     shared_lengths,
     wpo_alignment,
     wpo_weights,
 )
 from strop.losses.names import DPO_BATCH_LOSS_TYPES, DPO_OPTIONS, DPO_TERM_TYPES, check_name, check_option
-from strop.methods.pairs import PairTrainer, pair_metrics
+from strop.methods.pairs import PairTrainer, chosen_nll, pair_metrics
 from strop.metric import LN2, LOSS, Entry
 from strop.records import Batch, Counts, Example, LossOutput, Scores, StepContext, Term, Want
 from strop.settings.config import ReferenceConfig
@@ -172,8 +171,7 @@ class DPOTrainer(PairTrainer):
             self.args.loss_type, self.args.loss_weights or [1.0] * len(self.args.loss_type), strict=True
         ):
             if name == "sft":
-                chosen = scores.segment % 2 == 0
-                terms.append(Term(nll_loss(scores.logps[chosen]), "chosen_tokens", weight))
+                terms.append(Term(chosen_nll(scores)[0], "chosen_tokens", weight))
                 continue
             values = self.pair_loss(name, policy, ref, lengths, step)
             terms.append(Term(values if weights is None else values * weights, "trees", weight))

@@ -7,6 +7,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 
+from strop.device import read, wide
 from strop.engine.step import completion_field, token_field
 from strop.errors import ConfigError
 from strop.losses import (
@@ -263,10 +264,10 @@ class GRPOTrainer(PolicyGradientTrainer):
 
     def reduce_statistics(self, values: dict[str, torch.Tensor], training: bool) -> dict[str, Any]:
         entropy, args = values["entropy"], self.args
-        mean = float(entropy.mean()) if entropy.numel() else 0.0
         coef = following = self.entropy_coef
         if args.use_adaptive_entropy:
-            coef = self.entropy_coef if mean <= args.entropy_target else 0.0
+            mean = wide(entropy.mean() if entropy.numel() else entropy.new_zeros(()))
+            coef = (self.entropy_coef * wide(mean <= args.entropy_target)).to(entropy.dtype)
             bounds = {"minimum": args.entropy_coef_min, "maximum": args.entropy_coef_max}
             following = adapt_entropy_coef(
                 self.entropy_coef, mean, target=args.entropy_target, step=args.entropy_coef_delta, **bounds
@@ -307,7 +308,7 @@ class GRPOTrainer(PolicyGradientTrainer):
         return LossOutput(terms, metrics)
 
     def extra_state(self) -> dict[str, Any]:
-        return {**super().extra_state(), "entropy_coef": self.entropy_coef}
+        return {**super().extra_state(), "entropy_coef": read([self.entropy_coef])[0]}
 
     def load_extra_state(self, state: dict[str, Any]) -> None:
         super().load_extra_state(state)

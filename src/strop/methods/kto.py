@@ -9,8 +9,10 @@ from typing import Annotated, Any, ClassVar, Literal
 import torch
 
 from strop.data import mismatched
+from strop.device import sent
 from strop.engine.parts import Facts
 from strop.engine.rows import RowPreparation, tokenized
+from strop.engine.step import tree_field
 from strop.losses import class_terms, kto_loss, kto_reference_point
 from strop.losses.names import KTO_CLASS_MEAN_TYPES, KTO_KL_TYPES
 from strop.methods.unpaired import UnpairedTrainer, advise_weights, label_metrics
@@ -96,7 +98,7 @@ class KTOTrainer(UnpairedTrainer):
     def statistics(self, scores: Scores, batch: Batch, step: StepContext) -> dict[str, torch.Tensor]:
         assert step.ref is not None
         ratios = (scores.sum() - step.ref.sum()).detach()
-        return {"mismatched": ratios[~first_completions(batch)]}
+        return {"mismatched": ratios.index_select(0, numbers_of(batch, own=False))}
 
     def reduce_statistics(self, values: dict[str, torch.Tensor], training: bool) -> dict[str, Any]:
         ratios = values.get("mismatched")
@@ -104,9 +106,10 @@ class KTOTrainer(UnpairedTrainer):
 
     def loss(self, scores: Scores, batch: Batch, step: StepContext) -> LossOutput:
         assert step.ref is not None
-        own = first_completions(batch)  # (S,)
-        policy, ref = scores.sum()[own], step.ref.sum()[own]  # (B,)
-        labels = torch.tensor([bool(e.extras["label"]) for e in batch.examples], device=policy.device)  # (B,)
+        first = numbers_of(batch, own=True)  # (B,)
+        policy, ref = (each.sum().index_select(0, first) for each in (scores, step.ref))  # (B,)
+        labels = tree_field(batch, "label", dtype=torch.bool)  # (B,)
+        own = torch.zeros_like(batch.tree_of, dtype=torch.bool).index_fill(0, first, True)  # (S,)
         kl = step.statistics.get("kl")
         values = kto_loss(
             policy - ref,
@@ -138,10 +141,12 @@ def part(example: Example, which: slice) -> Example:
     return replace(example, completions=example.completions[which], loss_mask=masks)
 
 
-def first_completions(batch: Batch) -> torch.Tensor:
-    """Which completions are a row's own, not the mismatched one that it was given for the KL term, (S,) bool."""
+def numbers_of(batch: Batch, *, own: bool) -> torch.Tensor:
+    """The numbers, 0..S-1, of the completions that are a row's own, or of the mismatched ones that rows were given for
+    the KL term."""
     flags = []
     for example in batch.examples:
-        own = not example.extras.get("mismatched_only", False)
-        flags += [own, *[False] * (len(example.completions) - 1)]
-    return torch.tensor(flags, device=batch.targets.device)
+        first = not example.extras.get("mismatched_only", False)
+        flags += [first, *[False] * (len(example.completions) - 1)]
+    numbers = [number for number, flag in enumerate(flags) if flag is own]
+    return sent(torch.tensor(numbers, dtype=torch.long), batch.targets.device)

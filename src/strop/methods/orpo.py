@@ -12,7 +12,7 @@ from strop.engine import rows
 from strop.engine.parts import Facts
 from strop.engine.step import scored_tokens
 from strop.losses import log_odds_ratio, mean_of, nll_loss, orpo_loss, orpo_metrics
-from strop.methods.pairs import PairTrainer, pair_metrics
+from strop.methods.pairs import PairTrainer, chosen_nll, pair_metrics
 from strop.metric import LOGPS, LOSS, REWARD, Entry
 from strop.records import Batch, Counts, Example, LossOutput, Scores, StepContext, Term
 from strop.settings.config import TrainerConfig
@@ -80,12 +80,13 @@ class ORPOTrainer(PairTrainer):
         assert scores.logps is not None
         sums = scores.sum().view(-1, 2)
         values = sums / scores.lengths.view(-1, 2) if self.args.length_normalize else sums  # (B, 2)
-        nll = nll_loss(scores.logps[scores.segment % 2 == 0])
+        nll, chosen = chosen_nll(scores)
         if scores.prompt_logps is not None:
             nll = torch.cat([nll, nll_loss(scores.prompt_logps)])
+            chosen = torch.cat([chosen, torch.ones_like(scores.prompt_logps, dtype=torch.bool)])
         terms = [Term(nll, "nll_tokens"), Term(orpo_loss(values[:, 0], values[:, 1], beta=self.args.beta), "trees")]
         values = values.detach()
         metrics = pair_metrics(scores, self.args.beta * values, values)
         metrics |= orpo_metrics(log_odds_ratio(values[:, 0], values[:, 1]))
-        metrics["nll_loss"] = mean_of(nll)
+        metrics["nll_loss"] = mean_of(nll, chosen)
         return LossOutput(terms, metrics)

@@ -6,6 +6,7 @@ import torch
 
 from strop.data import DatasetKind
 from strop.engine.trainer import BaseTrainer
+from strop.losses import nll_loss
 from strop.losses.metrics import Metrics, mean_of, preference_metrics
 from strop.online.evaluation_samples import EvaluationSamples
 from strop.records import Scores
@@ -32,3 +33,13 @@ def pair_metrics(scores: Scores, rewards: torch.Tensor, logps: torch.Tensor) -> 
     if scores.top1 is not None:
         metrics["mean_token_accuracy"] = mean_of(scores.top1, chosen)
     return metrics
+
+
+def chosen_nll(scores: Scores) -> tuple[torch.Tensor, torch.Tensor]:
+    """Negative log-likelihood of the chosen completions' tokens, 0 at all others, and which are theirs, (N,) each.
+
+    Picking them out would make the host wait for their number.
+    """
+    assert scores.logps is not None
+    chosen = scores.segment % 2 == 0
+    return torch.where(chosen, nll_loss(scores.logps), torch.zeros_like(scores.logps)), chosen

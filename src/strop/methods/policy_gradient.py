@@ -6,16 +6,17 @@ from typing import Any, ClassVar
 
 import torch
 
-from strop.engine.step import MicroBatch, token_field, token_lists
+from strop.device import Fetched
+from strop.engine.step import MicroBatch, token_field, token_lists, write_token_lists
 from strop.engine.windows import epoch_order
 from strop.errors import ConfigError
 from strop.losses import off_policy_mask, returns_by_turn, top_entropy_mask
 from strop.metric import CLIPPING, LOSS, REWARD, SAMPLING, Entry
-from strop.online.groups import Group
+from strop.online.groups import Group, groups_of_all_ranks
 from strop.online.pieces import trajectory_of
 from strop.online.trainer import OnlineTrainer
 from strop.online.turn_credit import unrewarded, with_turns
-from strop.records import Batch, Example, LossOutput, Mean, Sampled, Scores
+from strop.records import Batch, Example, LossOutput, Mean, Sampled, Scores, StepWork
 
 
 class PolicyGradientTrainer(OnlineTrainer):
@@ -69,6 +70,7 @@ class PolicyGradientTrainer(OnlineTrainer):
 
     def after_init(self) -> None:
         super().after_init()
+        self.left_behind: list[tuple[Batch, dict[str, Fetched]]] = []  # of the step in progress
         if self.by_turn and not self.turns_wanted:
             raise ConfigError(
                 "advantage_level='turn' needs completions of several turns; give tools, environment_factory or "
@@ -139,16 +141,7 @@ class PolicyGradientTrainer(OnlineTrainer):
             for group in groups:
                 group.turn_rewards = group.turn_rewards or unrewarded(group)
         if self.advantages_need_all_ranks and self.args.world_size > 1:
-            parts: list[Any] = [None] * self.args.world_size
-            names = ("values", "shaped", "rewards", "turn_rewards")
-            told = [{name: getattr(group, name) for name in names} for group in groups]
-            torch.distributed.all_gather_object(parts, told)
-            rank = self.args.process_index
-            everyone = [
-                group if r == rank else Group(Example([], []), [[]] * len(known["values"]), [], [], **known)
-                for r, part in enumerate(parts)
-                for group, known in zip(groups if r == rank else part, part, strict=True)
-            ]
+            everyone = groups_of_all_ranks(groups, self.args.world_size, self.args.process_index)
         if not everyone:
             return
         by_turn = self.turn_advantages(everyone) if self.by_turn else None  # (completions, turns)
@@ -202,8 +195,15 @@ class PolicyGradientTrainer(OnlineTrainer):
         """The first use of a round that is used again leaves its log-probs behind, to be compared with."""
         loss, scores, batch = super().reduce(output, micro), micro.scores, micro.batch
         if self.sizes.steps > 1 and scores.logps is not None and self.old_logps(scores, batch) is None:
-            token_lists(batch, "old_logps", scores.logps)
+            self.left_behind.append((batch, {"old_logps": Fetched(scores.logps)}))
         return loss
+
+    def record(self, work: StepWork, loss: torch.Tensor) -> None:
+        """As for other methods; what the step left behind is there by now, because the guard has waited."""
+        super().record(work, loss)
+        for batch, fields in self.left_behind:
+            write_token_lists(batch, fields)
+        self.left_behind.clear()
 
     def fix_old_logps(self, steps: list[list[Example]]) -> None:
         """Steps after the first compare with the policy as it is now: score them before it moves."""
@@ -215,7 +215,7 @@ class PolicyGradientTrainer(OnlineTrainer):
                     logps = self.score(self.model, batch, False).logps
                 if index < len(own):
                     assert logps is not None
-                    token_lists(batch, "old_logps", logps)
+                    token_lists(batch, old_logps=logps)
 
 
 def learned_from(tree: Example) -> Sampled:

@@ -11,6 +11,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 
+from strop.collectives import sum_over_ranks
 from strop.engine.checkpoint import check_whole, without_progress_bars
 from strop.engine.parts import Facts, resolve_model
 from strop.engine.precision import in_one_precision
@@ -241,8 +242,7 @@ class PPOTrainer(OnlineTrainer):
         completions = trajectory_of(batch)
         totals = one_each(completion_field(batch, "totals", dtype=kl.dtype), batch)  # (trajectories,)
         rewards = token_rewards_flat(kl, totals, *completions, kl_coef=self.args.beta)
-        for name, values in (("old_logps", scores.logps), ("old_values", scores.values), ("token_rewards", rewards)):
-            token_lists(batch, name, values)
+        token_lists(batch, old_logps=scores.logps, old_values=scores.values, token_rewards=rewards)
         whole = segment_sum(torch.stack((kl, -scores.logps), 1), *completions)  # (trajectories, 2)
         penalty = -self.args.beta * whole[:, 0]
         metrics = {
@@ -259,22 +259,21 @@ class PPOTrainer(OnlineTrainer):
         `token_advantages` and `returns` of every token."""
         for part in self.plan(trees, self.args.train_batch_size):
             batch = self.build(part)
-            rewards, values = token_field(batch, "token_rewards"), token_field(batch, "old_values")
+            rewards, values = (token_field(batch, name, "cpu") for name in ("token_rewards", "old_values"))
             options = {"gamma": self.args.gamma, "lam": self.args.lam}
-            estimated = gae_flat(rewards, values, *trajectory_of(batch), **options)
-            for name, values in zip(("token_advantages", "returns"), estimated, strict=True):
-                token_lists(batch, name, values)
+            advantages, returns = gae_flat(rewards, values, *trajectory_of(batch, "cpu"), **options)
+            token_lists(batch, token_advantages=advantages, returns=returns)
 
     def whiten(self, trees: list[Example], name: str, *, shift_mean: bool) -> None:
         """Whiten a per-token field over the round of all ranks; masked tokens neither count nor change."""
         batches = [self.build(part) for part in self.plan(trees, self.args.train_batch_size)]
-        flat = [token_field(batch, name) for batch in batches]
-        statistics = moments(torch.cat(flat)) if flat else torch.zeros(3, dtype=torch.float64)
-        if self.args.world_size > 1:
-            statistics = statistics.to(self.args.device)
-            torch.distributed.all_reduce(statistics)
+        flat = [token_field(batch, name, "cpu") for batch in batches]
+        own = moments(torch.cat(flat)).tolist() if flat else [0.0] * 3
+        sums = sum_over_ranks(dict(zip(("count", "total", "squares"), own, strict=True)), self.args.world_size)
+        statistics = torch.tensor(list(sums.values()), dtype=torch.float64)
         for batch, values in zip(batches, flat, strict=True):
-            token_lists(batch, name, whiten(values, shift_mean=shift_mean, statistics=statistics.to(values.device)))
+            whitened = whiten(values, shift_mean=shift_mean, statistics=statistics)
+            token_lists(batch, **{name: whitened})
 
     def loss(self, scores: Scores, batch: Batch, step: StepContext) -> LossOutput:
         assert scores.logps is not None and scores.values is not None

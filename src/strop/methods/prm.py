@@ -9,6 +9,7 @@ from typing import Annotated, Any, ClassVar, Literal
 import torch
 
 from strop.data import DatasetKind, TokenizeOptions, prepare
+from strop.device import sent
 from strop.engine import rows
 from strop.engine.parts import Facts
 from strop.engine.trainer import BaseTrainer
@@ -94,13 +95,11 @@ class PRMTrainer(BaseTrainer):
 
     def loss(self, scores: Scores, batch: Batch, step: StepContext) -> LossOutput:
         assert scores.step_logits is not None
-        labels = torch.tensor(
-            [label for e in batch.examples for label in e.extras["labels"]], device=batch.targets.device
-        )
+        labels = sent([label for e in batch.examples for label in e.extras["labels"]], batch.targets.device)
         values = stepwise_loss(scores.step_logits, labels)  # (N,)
         metrics = step_metrics(scores, labels.float())
         if self.args.train_on_last_step_only and step.training:
-            values = values[last_steps(scores.segment, scores.num_completions)]
+            values = values.masked_fill(~last_steps(scores.segment, scores.num_completions), 0.0)
             return LossOutput([Term(values, "steps")], metrics)
         return LossOutput([Term(values, "all_steps")], metrics)
 
@@ -109,16 +108,19 @@ def step_metrics(scores: Scores, labels: torch.Tensor) -> dict[str, Mean | Extre
     """Accuracy over labelled steps (a probability of 1/2 or more counts as good), and over the first wrong step."""
     assert scores.step_logits is not None
     good, truth = step_probabilities(scores.step_logits.detach()) >= 0.5, labels >= 0.5
-    metrics: dict[str, Mean | Extreme] = {"accuracy": Mean((good == truth).float().sum(), good.numel())}
-    hits = total = 0
-    for index in range(scores.num_completions):
-        own = scores.segment == index
-        wrong = (~truth[own]).nonzero().flatten().tolist()
-        if wrong:
-            judged = (~good[own]).nonzero().flatten().tolist()
-            hits, total = hits + int(bool(judged) and judged[0] == wrong[0]), total + 1
-    metrics["first_error_accuracy"] = Mean(float(hits), float(total))
-    return metrics
+    judged, wrong = (first_place(~flags, scores.segment, scores.num_completions) for flags in (good, truth))
+    some = wrong < len(truth)  # solutions with a wrong step
+    return {
+        "accuracy": Mean((good == truth).float().sum(), good.numel()),
+        "first_error_accuracy": Mean((some & (judged == wrong)).float().sum(), some.float().sum()),
+    }
+
+
+def first_place(flags: torch.Tensor, segment: torch.Tensor, num_completions: int) -> torch.Tensor:
+    """The first place in the flat order at which a flag (N,) is up, for each completion, (S,); N where none is."""
+    count = len(flags)
+    places = torch.where(flags, torch.arange(count, device=flags.device), count)
+    return segment.new_full((num_completions,), count).scatter_reduce(0, segment, places, "amin")
 
 
 def step_options(args: PRMConfig) -> TokenizeOptions:

@@ -115,7 +115,7 @@ class RLOOTrainer(PolicyGradientTrainer):
                 continue
             assert policy.logps is not None and ref.logps is not None
             self._metrics[mode].add({"kl": mean_of(policy.logps - ref.logps)})
-            whole = torch.stack((policy.sum(), ref.sum())).double().cpu()  # (2, completions)
+            whole = torch.stack((policy.sum(), ref.sum())).cpu().double()  # (2, completions)
             known = [learned_from(piece) for piece in part]
             for piece, values in zip(known, whole.split([len(k.of or ()) for k in known], 1), strict=True):
                 sums[piece.place].index_add_(1, torch.tensor(piece.of), values)

@@ -53,10 +53,9 @@ def label_metrics(
     """
     metrics = class_metrics(rewards, labels) | class_metrics(logps, labels, prefix="logps")
     tokens = own[scores.segment]  # (N,)
-    token_labels = tokens.clone()
-    token_labels[tokens] = labels.repeat_interleave(torch.bincount(scores.segment, minlength=len(own))[own])
+    row = (own.long().cumsum(0) - 1).clamp(min=0)  # (S,) whose label is that of a completion of its own
     if scores.mean_logit is not None:
-        metrics |= class_metrics(scores.mean_logit[tokens], token_labels[tokens], prefix="logits")
+        metrics |= class_metrics(scores.mean_logit, labels[row[scores.segment]], prefix="logits", keep=tokens)
     if scores.entropy is not None:
         metrics["entropy"] = mean_of(scores.entropy, tokens)
     for name, value in once_per_step.items():

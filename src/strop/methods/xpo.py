@@ -214,9 +214,8 @@ class XPOTrainer(OnlinePairTrainer):
         columns = (policy[:, 0], ref[:, 0], policy[:, 1], ref[:, 1], wins)
         options = {"beta": self.beta, "loss_type": self.args.loss_type}
         values = xpo_loss(*columns, alpha=self.alpha, **options)
-        order = torch.where(
-            wins[:, None], torch.tensor([0, 1], device=wins.device), torch.tensor([1, 0], device=wins.device)
-        )
+        lost = (~wins).long()
+        order = torch.stack([lost, 1 - lost], 1)  # (B, 2), the chosen one first
         chosen_first, kl = policy.detach().gather(1, order), (policy - ref).detach()
         metrics = pair_metrics(scores, self.beta * kl.gather(1, order), chosen_first)
         metrics |= objective_metrics(scores, policy[:, 0], ref[:, 0], self.beta) | self.sampler_gap(scores, batch)

@@ -23,6 +23,7 @@ import torch
 from torch import nn
 from transformers import AttentionInterface
 
+from strop.device import wide_dtype as wide_dtype
 from strop.errors import SetupError
 from strop.model import flash_implementation
 from strop.model.attention_cpu import cpu_flash_attention
@@ -223,11 +224,6 @@ def difference_to_dense(
             if not error <= worst:
                 worst, place = error if error > worst else math.inf, f"{name}, tokens {span.start} on"  # inf: of NaN
     return "" if worst <= bound else f"relative error {worst:.1e} in {place}"
-
-
-def wide_dtype(device: torch.device) -> torch.dtype:
-    """float64 where the device has it; Apple's does not."""
-    return torch.float32 if device.type == "mps" else torch.float64
 
 
 @contextmanager

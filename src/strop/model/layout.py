@@ -17,9 +17,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate
+from typing import Any
 
 import torch
 
+from strop.device import sent, sent_together
 from strop.errors import ConfigError, DataError, did_you_mean
 from strop.model.forest import Rule, forest, in_order, pays
 from strop.model.segments import Segments, Span
@@ -176,8 +178,8 @@ def _flat(
         completions,
         want,
         layout,
-        input_ids=torch.tensor([input_ids], device=device),  # (1, T)
-        position_ids=torch.tensor([position_ids], device=device),  # (1, T)
+        input_ids=torch.tensor([input_ids]),  # (1, T)
+        position_ids=torch.tensor([position_ids]),  # (1, T)
         attention_mask=None,
         segments=segments,
         device=device,
@@ -220,9 +222,9 @@ def _padded(
         completions,
         want,
         "padded",
-        input_ids=torch.tensor(input_ids, device=device),  # (S, T)
-        position_ids=torch.arange(width, device=device).expand(len(completions), width),  # (S, T)
-        attention_mask=torch.tensor(attention_mask, device=device),  # (S, T)
+        input_ids=torch.tensor(input_ids),  # (S, T)
+        position_ids=torch.arange(width).expand(len(completions), width),  # (S, T)
+        attention_mask=torch.tensor(attention_mask),  # (S, T)
         segments=None,
         device=device,
     )
@@ -253,31 +255,36 @@ def _finish(
         last.append(item.places[item.prompt_length + len(item.ids) - 1] if item.fed == len(item.ids) else -1)
 
     prompt_source, prompt_targets, prompt_segment = _prompt_scores(examples, completions)
-    tensor = lambda values: torch.tensor(values, dtype=torch.long, device=device)  # noqa: E731
     pairs = list(zip(source, targets, strict=True))
     shared = len(set(pairs)) < len(pairs)
     first: dict[tuple[int, int], int] = {}  # of scored tokens with one source and target
     for number, pair in enumerate(pairs if shared else ()):
         first.setdefault(pair, number)
     numbers = {pair: number for number, pair in enumerate(first)}
+    lists: dict[str, list[int] | None] = {
+        "source": source,  # (N,)
+        "targets": targets,  # (N,)
+        "segment": segment,  # (N,)
+        "last": last,  # (S,)
+        "tree_of": [item.tree for item in completions],  # (S,)
+        "prompt_source": prompt_source or None,  # (M,)
+        "prompt_targets": prompt_targets or None,  # (M,)
+        "prompt_segment": prompt_segment or None,  # (M,)
+        "distinct": list(first.values()) if shared else None,  # (K,)
+        "alike": [numbers[pair] for pair in pairs] if shared else None,  # (N,)
+    }
+    inputs = {"input_ids": input_ids, "position_ids": position_ids, "attention_mask": attention_mask}
+    tensors = {name: torch.tensor(values, dtype=torch.long) for name, values in lists.items() if values is not None}
+    tensors |= {name: values for name, values in inputs.items() if values is not None}
+    found: dict[str, Any] = dict.fromkeys((*lists, *inputs))
+    found |= sent_together(tensors, device)
     return Batch(
         examples=list(examples),
         layout=layout,
-        input_ids=input_ids,
-        position_ids=position_ids,
-        attention_mask=attention_mask,
         segments=segments,
-        source=tensor(source),  # (N,)
-        targets=tensor(targets),  # (N,)
         given_tokens=sum(len(item.places) for item in completions),
-        distinct=tensor(list(first.values())) if shared else None,  # (K,)
-        alike=tensor([numbers[pair] for pair in pairs]) if shared else None,  # (N,)
-        segment=tensor(segment),  # (N,)
-        last=tensor(last),  # (S,)
-        tree_of=tensor([item.tree for item in completions]),  # (S,)
-        prompt_source=tensor(prompt_source) if prompt_source else None,  # (M,)
-        prompt_targets=tensor(prompt_targets) if prompt_source else None,  # (M,)
-        prompt_segment=tensor(prompt_segment) if prompt_source else None,  # (M,)
+        sizes=[len(item.scored) for item in completions],
+        **found,
     )
 
 
@@ -312,4 +319,4 @@ def token_copies(batch: Batch) -> torch.Tensor:
     for row in batch.segments.rows:
         for span in row:
             copies[span.slice] += 1
-    return copies.to(batch.input_ids.device)  # (T,)
+    return sent(copies, batch.input_ids.device)  # (T,)

@@ -19,6 +19,7 @@ from torch import nn
 from torch.nn import functional
 from transformers.activations import ACT2FN
 
+from strop.device import sent
 from strop.model.attention import KEYWORD, record_call
 from strop.model.segments import Segments
 
@@ -79,7 +80,7 @@ def _tokens_before(segments: Segments, steps: int, device: torch.device) -> list
             ends.append(span.end - 1 if span.length else before)
             if span.length:
                 previous[span.start] = before
-        previous = torch.cat([previous[:total], previous.new_tensor([total])]).to(device)
+        previous = sent(torch.cat([previous[:total], previous.new_tensor([total])]), device)
         found = [torch.arange(total, device=device)]
         for _ in range(steps):
             found.append(previous[found[-1]])
@@ -147,7 +148,7 @@ def _along(segments: Segments, inputs: list[torch.Tensor], step: Step) -> torch.
         index = torch.full((len(numbers), longest), segments.total)
         for row, n in enumerate(numbers):
             index[row, : spans[n].length] = torch.arange(spans[n].start, spans[n].end)
-        index = index.to(inputs[0].device)
+        index = sent(index, inputs[0].device)
         above = [parents[n] for n in numbers]
         start = None if above[0] < 0 else torch.stack([states[parent] for parent in above])
         out, final = step([x[index] for x in padded], start)

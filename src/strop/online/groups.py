@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from strop.collectives import gather_tensors
 from strop.errors import RolloutError
 from strop.records import Example, Extreme, Mean, Sampled, Stretch
 
@@ -214,3 +215,29 @@ def sample_rows(tokenizer: Any, groups: Sequence[Group]) -> list[dict[str, Any]]
                 row["notes"] = {name: values[i] for name, values in group.notes.items()}
             rows.append(row)
     return rows
+
+
+def groups_of_all_ranks(groups: Sequence[Group], world_size: int, rank: int) -> list[Group]:
+    """The groups of every rank, rank by rank: this rank's own, and of others their rewards alone."""
+    told = {"sizes": torch.tensor([len(group.completions) for group in groups], dtype=torch.long)}
+    for name in ("values", "shaped", "rewards"):
+        if parts := [part for group in groups if (part := getattr(group, name)) is not None]:
+            told[name] = torch.cat(parts)
+    turns = [turn for group in groups for turn in group.turn_rewards or []]
+    told["turns"] = torch.tensor([len(turn) for turn in turns], dtype=torch.long)
+    told["turn_rewards"] = torch.tensor([reward for turn in turns for reward in turn], dtype=torch.float64)
+    everyone = gather_tensors(told, world_size, torch.device("cpu"))
+    return [group for r, part in enumerate(everyone) for group in (groups if r == rank else _rewards_alone(part))]
+
+
+def _rewards_alone(told: dict[str, torch.Tensor]) -> list[Group]:
+    sizes = told["sizes"].tolist()
+    known = {name: told[name].split(sizes) for name in ("values", "shaped", "rewards") if name in told}
+    turns = [rewards.tolist() for rewards in told["turn_rewards"].split(told["turns"].tolist())]
+    found = []
+    for number, size in enumerate(sizes):
+        own: dict[str, Any] = {name: parts[number] for name, parts in known.items()}
+        if turns:
+            own["turn_rewards"], turns = turns[:size], turns[size:]
+        found.append(Group(Example([], []), [[]] * size, [], [], **own))
+    return found

@@ -11,6 +11,7 @@ from dataclasses import replace
 
 import torch
 
+from strop.device import sent
 from strop.records import Batch, Example
 
 
@@ -50,21 +51,25 @@ def in_trajectories(trees: Sequence[Example]) -> list[list[Example]]:
     return list(units.values())
 
 
-def trajectory_of(batch: Batch) -> tuple[torch.Tensor, int]:
-    """Number of the trajectory of each scored token (N,), and how many trajectories there are.
+def trajectory_of(batch: Batch, device: torch.device | str | None = None) -> tuple[torch.Tensor, int]:
+    """Number of the trajectory of each scored token (N,), and how many trajectories there are; on the batch's device,
+    or on another.
 
     A completion is a trajectory; so are all stretches of a conversation that a chat template rewrote on the way.
     """
     numbers, count = _numbers(batch)
-    if count == batch.num_completions:
+    if count == batch.num_completions and device is None:
         return batch.segment, count
-    return torch.tensor(numbers, device=batch.segment.device)[batch.segment], count
+    each = [number for number, size in zip(numbers, batch.sizes, strict=True) for _ in range(size)]
+    return sent(torch.tensor(each, dtype=torch.long), batch.segment.device if device is None else device), count
 
 
 def one_each(values: torch.Tensor, batch: Batch) -> torch.Tensor:
     """Of values that all completions of a trajectory share, (S,): one for each trajectory, (trajectories,)."""
     numbers, count = _numbers(batch)
-    return values if count == batch.num_completions else values[[numbers.index(number) for number in range(count)]]
+    if count == batch.num_completions:
+        return values
+    return values.index_select(0, sent([numbers.index(number) for number in range(count)], values.device))
 
 
 def _numbers(batch: Batch) -> tuple[list[int], int]:

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from strop.device import sent
 from strop.engine.step import token_field
 from strop.online.groups import Group
 from strop.online.pieces import trajectory_of
@@ -78,7 +79,7 @@ def with_turns(known: Sampled, group: Group) -> Sampled:
 
 def turns_of(batch: Batch) -> tuple[torch.Tensor, int]:
     """Number of the turn of each scored token (N,), counted over all trajectories, and how many turns there are."""
-    trajectory, _ = trajectory_of(batch)
-    turn = token_field(batch, "token_turns").long()
+    trajectory, _ = trajectory_of(batch, "cpu")
+    turn = token_field(batch, "token_turns", "cpu").long()
     pairs = torch.stack((trajectory, turn), 1).unique(dim=0, return_inverse=True)
-    return pairs[1], len(pairs[0])
+    return sent(pairs[1], batch.segment.device), len(pairs[0])
