@@ -104,7 +104,10 @@ def training(
         name = method.upper()
         from datasets import Dataset
 
+        # TRL would read its reference from the disk by the model's name, and this one was never written.
+        beside = {"ref_model": model_of(shape, device)} if library != "strop" and method == "dpo" else {}
         trainer = getattr(module, f"{name}Trainer")(
+            **beside,
             model=model,
             args=getattr(module, f"{name}Config")(**settings),
             train_dataset=Dataset.from_list(rows_of(method, rows * options.steps, prompt, completion)),

@@ -195,4 +195,17 @@ MUTATIONS = (
         ),
         tests=("tests/settings/test_devices.py::test_what_is_refused",),
     ),
+    Mutation(
+        name="the-launchers-precision-passed-over",
+        promises=(3, 32),
+        history="A run that was launched in float16 trained in bfloat16, the default of the settings, without a word.",
+        edits=(
+            Edit(
+                "settings/devices.py",
+                '    if settings.bf16 is None and not settings.fp16 and launched in ("bf16", "fp16"):\n',
+                '    if settings.bf16 is None and not settings.fp16 and launched == "bf16":\n',
+            ),
+        ),
+        tests=("tests/settings/test_devices.py::test_the_launchers_precision_is_taken_where_nothing_else_is_said",),
+    ),
 )

@@ -58,3 +58,17 @@ def test_compiling_does_not_round_float32_products(bf16: bool, tmp_path: Path, m
     assert not torch.backends.cuda.matmul.allow_tf32
     DPOConfig(output_dir=str(tmp_path), use_cpu=True, torch_compile=True, tf32=True)
     assert switched[-1] is True
+
+
+@pytest.mark.parametrize("launched", ["bf16", "fp16"])
+def test_the_launchers_precision_is_taken_where_nothing_else_is_said(
+    launched: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", launched)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)  # where strop would choose bf16 by itself
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: True)
+    monkeypatch.setattr(DPOConfig, "contradictions", lambda self: [])
+    settings = DPOConfig(output_dir=str(tmp_path), use_cpu=True)
+    assert (settings.bf16, settings.fp16) == (launched == "bf16", launched == "fp16")
+    own = DPOConfig(output_dir=str(tmp_path), use_cpu=True, bf16=False)
+    assert not own.bf16 and not own.fp16

@@ -16,7 +16,7 @@ from strop.collectives import meet
 from strop.errors import ConfigError, did_you_mean
 from strop.plain_text import masked
 from strop.recipes import find_recipe
-from strop.settings.devices import device_problems, whole_float32_products
+from strop.settings.devices import device_problems, take_launched_precision, whole_float32_products
 from strop.settings.prerequisites import Needs, default_of, unmet
 from strop.settings.schema import Range, config, validate
 
@@ -210,6 +210,7 @@ class TrainerConfig(TrainingArguments):
     """Completions shown in the terminal at a time. None: 4."""
 
     def __post_init__(self) -> None:
+        take_launched_precision(self)
         problems = validate(self)
         problems += self.idle()
         if not problems:  # what follows compares values that have their types

@@ -59,6 +59,13 @@ def sizes_along_rows(parallelism: Any) -> dict[str, int]:
     return {name: size for name, size in sizes.items() if size > 1}
 
 
+def take_launched_precision(settings: Any) -> None:
+    """Train in the precision that accelerate's launcher was given, where the settings say nothing of their own."""
+    launched = os.environ.get("ACCELERATE_MIXED_PRECISION", "no").lower()
+    if settings.bf16 is None and not settings.fp16 and launched in ("bf16", "fp16"):
+        setattr(settings, launched, True)
+
+
 @contextmanager
 def whole_float32_products(settings: Any) -> Iterator[None]:
     """Within it the parent does not round float32 products to TF32, as it does by itself where layers are compiled."""
