@@ -8,6 +8,8 @@ import sys
 import textwrap
 import threading
 import time
+from concurrent.futures import Future
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
 import pytest
@@ -136,6 +138,16 @@ def test_a_death_is_reported_and_the_next_request_works(worker, trouble, said):
     outcome = ask(worker, [trouble])
     assert outcome.failure.kind == "death" and said in outcome.failure.text
     assert ask(worker, ["abc"]).values == [3.0]
+
+
+def test_a_death_is_told_from_the_process_where_its_pipe_broke_first(worker):
+    """On a machine with much to do, pebble reads from the dead process before it looks whether it lives."""
+    worker.ask({"completions": ["exit3"]}, 1, 20.0)
+    wait_for(lambda: is_gone(worker.pid))
+    broken = Future()
+    broken.set_exception(BrokenProcessPool())
+    worker._asked = (broken, 20.0, 1)
+    assert worker.answer().failure.text == "it ended its process with exit code 3"
 
 
 @pytest.mark.parametrize(

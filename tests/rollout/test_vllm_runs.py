@@ -12,10 +12,11 @@ from strop.engine.checkpoint import newest_valid
 from strop.errors import RolloutError
 from strop.testing.cases import make_trainer
 
-TIMEOUT = 0.5
+PATIENCE, STALL = 1.5, 60.0
+"""Seconds that a run waits for a server that stalls, and for how long one does; any other may be slow to answer."""
 
 
-def run(stub: Any, folder: Path) -> Any:
+def run(stub: Any, folder: Path, timeout: float = STALL) -> Any:
     """A trainer whose policy is what the server serves."""
     trainer = make_trainer(
         "grpo",
@@ -25,7 +26,7 @@ def run(stub: Any, folder: Path) -> Any:
         engine="vllm",
         vllm_mode="server",
         vllm_server_base_url=stub.url,
-        vllm_server_timeout=TIMEOUT,
+        vllm_server_timeout=timeout,
         max_completion_length=4,
         save_strategy="steps",
         save_steps=1,
@@ -36,7 +37,7 @@ def run(stub: Any, folder: Path) -> Any:
 
 
 def stall(stub: Any, handler: Any) -> None:
-    stub.released.wait(20)
+    stub.released.wait(STALL)
 
 
 def refuse(stub: Any, handler: Any) -> None:
@@ -55,13 +56,13 @@ def die(stub: Any, handler: Any) -> None:
 @pytest.mark.parametrize("path", ["/v1/completions", "/collective_rpc"], ids=["sampling", "sync"])
 @pytest.mark.parametrize(
     ("trouble", "said"),
-    [(stall, r"within 0\.5 s"), (refuse, "500: engine is dead"), (hang_up, "died"), (die, "not running, or died")],
+    [(stall, r"within 1\.5 s"), (refuse, "500: engine is dead"), (hang_up, "died"), (die, "not running, or died")],
     ids=["stalls", "refuses", "hangs up", "dies"],
 )
 def test_a_server_that_fails_ends_the_run_with_its_name(
     trouble: Any, said: str, path: str, stub: Any, tmp_path: Path
 ) -> None:
-    trainer = run(stub, tmp_path)
+    trainer = run(stub, tmp_path, PATIENCE if trouble is stall else STALL)
     healthy = stub.answer
 
     def answer(handler: Any, body: dict[str, Any]) -> None:
@@ -72,7 +73,7 @@ def test_a_server_that_fails_ends_the_run_with_its_name(
     start = time.monotonic()
     with pytest.raises(RolloutError, match=said):
         trainer.train()
-    assert time.monotonic() - start < 15  # a stall is 20 s
+    assert time.monotonic() - start < STALL / 2
     newest, skipped = newest_valid(tmp_path)
     assert newest is not None and newest.name == "checkpoint-1" and not skipped
     if trouble is not die:

@@ -22,6 +22,7 @@ import time
 import weakref
 from concurrent.futures import Future, wait
 from concurrent.futures.process import BrokenProcessPool
+from multiprocessing.process import BaseProcess
 from typing import Any
 
 import cloudpickle
@@ -68,6 +69,7 @@ class Worker:
         self._asked: tuple[Future[Any], float | None, int] | None = None  # the answer, its limit in seconds, rows
         self._deadline = math.inf
         self.pid: int | None = None
+        self._process: BaseProcess | None = None  # that holds the function
         self.starts = 0
         weakref.finalize(self, _stop, self._pools, os.getpid())
 
@@ -100,6 +102,7 @@ class Worker:
         if wrong:
             self.kill()
             raise NotMovable(f"a worker could not load it ({wrong})")
+        self._process = next((child for child in multiprocessing.active_children() if child.pid == self.pid), None)
         self._loading = None
 
     def ask(self, arguments: dict[str, Any], n_rows: int, seconds: float | None) -> None:
@@ -123,7 +126,7 @@ class Worker:
         except TimeoutError:
             failure = timeout_failure(seconds, n_rows)
         except (ProcessExpired, BrokenProcessPool) as error:
-            failure = Failure("death", _how_it_died(error))
+            failure = Failure("death", _how_it_died(error, self._exit_code()))
         finally:
             self._asked = None
         self.kill()
@@ -135,7 +138,14 @@ class Worker:
             if time.monotonic() >= self._deadline:
                 return
             if not _is_alive(self.pid) and not wait([future], _LOOK_SECONDS).done:
-                raise ProcessExpired("left", code=0)
+                raise ProcessExpired("left", code=self._exit_code() or 0)
+
+    def _exit_code(self) -> int | None:
+        """How the process ended; pebble may see that its pipe broke before it sees that."""
+        if self._process is None:
+            return None
+        self._process.join(_LOOK_SECONDS)
+        return self._process.exitcode
 
     def kill(self) -> None:
         """End the process and everything in its process group, now."""
@@ -143,7 +153,7 @@ class Worker:
         if self.pid is not None:
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.killpg(self.pid, signal.SIGKILL)
-        self.pid, self._loading = None, None
+        self.pid, self._process, self._loading = None, None, None
 
 
 def _pickled(name: str, value: Any) -> bytes:
@@ -161,8 +171,8 @@ def _is_alive(pid: int | None) -> bool:
     return True
 
 
-def _how_it_died(error: BaseException) -> str:
-    code = error.exitcode if isinstance(error, ProcessExpired) else None
+def _how_it_died(error: BaseException, code: int | None = None) -> str:
+    code = error.exitcode if isinstance(error, ProcessExpired) else code
     if code is None:
         return "its worker process died"
     if code >= 0:

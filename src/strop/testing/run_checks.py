@@ -50,13 +50,13 @@ def resumed_is_never_stopped(subject: Subject) -> None:
 
 
 def run(subject: Subject, folder: str | None = None, *, stop: int | None = None, resume: bool = False) -> Any:
-    """Two epochs with a checkpoint at every step; online methods sample for real."""
+    """Two epochs, with a checkpoint where it is stopped or ends; online methods sample for real."""
     settings: dict[str, Any] = {
         "num_train_epochs": 2,
         "per_device_train_batch_size": 2,
         "gradient_accumulation_steps": 2,
         "save_strategy": "steps",
-        "save_steps": 1,
+        "save_steps": stop or 1000,
         "logging_steps": 2,
         "lr_scheduler_type": "linear",
     }
