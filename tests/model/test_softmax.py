@@ -48,3 +48,19 @@ def test_extreme_logits_stay_finite() -> None:
     assert into.logps.tolist() == [-1e4, 0.0]
     assert into.entropy.tolist() == [0.0, 0.0] and into.log_square.tolist() == [0.0, 0.0]
     assert residual.tolist() == [[-1.0, 1.0], [0.0, 0.0]]
+
+
+def test_blocks_on_other_devices_are_larger(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a CPU a block stays in the cache; elsewhere it only bounds what copies of it take."""
+    sizes: list[tuple[str, int]] = []
+    monkeypatch.setattr(
+        softmax, "_block_", lambda z, *rest: sizes.append((z.device.type, z.numel() * z.element_size()))
+    )
+    for device in ("cpu", "meta"):  # a device of another kind, whose tensors hold nothing
+        logits = torch.empty(40_000 if device == "meta" else 400, 4_000, device=device)
+        targets = torch.zeros(len(logits), dtype=torch.int64, device=device)
+        softmax_residual_(logits, targets, TokenStatistics.empty(len(logits), Want(0), logits))
+    for device, bound in (("cpu", 4 << 20), ("meta", 256 << 20)):
+        found = [size for name, size in sizes if name == device]
+        assert len(found) > 1 and max(found) <= bound < 1.1 * max(found)
+    assert sum(size for _, size in sizes) == (40_000 + 400) * 4_000 * 4

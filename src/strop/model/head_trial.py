@@ -22,7 +22,7 @@ from strop.records import Want
 
 logger = logging.getLogger(__name__)
 
-BOUND = 64
+BOUND = 16
 """Error that a kernel may have in units of float32's precision, beside one rounding of what it writes; errors of logits
 grow with them."""
 EVERYTHING = Want.ENTROPY | Want.TOP1 | Want.LOG_SQUARE | Want.MEAN_LOGIT
