@@ -14,7 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from strop.model import score
 from strop.records import Example, Rollout
-from strop.rollout import SamplingParams, cast_weights, limits
+from strop.rollout import SamplingParams, cast_weights, limits, native
 from strop.rollout.cast_weights import can_be_cast
 from strop.rollout.native import NativeGenerator
 from strop.rollout.rollout_mode import rollout_attention
@@ -102,6 +102,22 @@ def test_nothing_is_cast_at_a_step() -> None:
         found.append(Casts.numbers)
     smallest = model.model.layers[0].self_attn.k_proj.weight.numel()
     assert found[1] - found[0] < 10 * 3 * smallest  # activations of ten steps, and no weight
+
+
+def test_autocast_holds_no_copies_beside(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It remembers the casts of trained weights to the end of its block: those of the question whether they agree."""
+    held, finish = [], native._Run.finish
+    with emulated_card() as card:
+
+        def watched(run: Any) -> None:
+            held.append(len(card.casts))
+            finish(run)
+            held.append(len(card.casts))
+
+        monkeypatch.setattr(native._Run, "finish", watched)
+        model = card.move(tiny_model("llama", dtype=torch.float32, num_hidden_layers=1))
+        NativeGenerator(model, autocast=torch.bfloat16).generate([[5]], 1, PARAMS)
+    assert held == [0, 0]
 
 
 def test_a_policy_is_as_it_was_and_moves(monkeypatch: pytest.MonkeyPatch) -> None:
