@@ -127,6 +127,7 @@ def main(argv: list[str] | None = None) -> list[tuple[float, float]]:
     parser.add_argument("--steps", type=int, default=3)
     given = vars(parser.parse_args(argv))
     with_environments(Environments, 0.0, 2, 1)  # what only a first run pays for
+    with_tools(1, 0.0, 2, 1)
     found = []
     for what, work, ways in (
         ("environments", with_environments, (Environments, OneByOne)),

@@ -3,7 +3,7 @@
     python -m examples.openai_agent --output_dir runs/openai_agent          # pip install openai
 
 It has a loop of its own, as with a model behind any such API, and knows nothing of training but an address and a key.
-The model, made in code, has seen scripted conversations, of which a third look the price up: the others guess. GRPO
+The model, made in code, has seen scripted conversations, of which half look the price up: the others guess. GRPO
 learns from whether the number at the end was right.
 """
 
@@ -70,8 +70,8 @@ def answered(shop: Shop, arguments: str) -> str:
 
 
 def script(row: Row, rng: random.Random) -> list[Message]:
-    """A conversation about a row; with probability 2/3 a guess."""
-    if rng.random() < 2 / 3:
+    """A conversation about a row; with probability 1/2 a guess."""
+    if rng.random() < 0.5:
         return [*row["prompt"], {"role": "assistant", "content": str(rng.randint(11, 99))}]
     price = str(row["price"])
     told = {"role": "tool", "name": "price", "content": price}
@@ -90,7 +90,7 @@ def main(argv: list[str] | None = None) -> tuple[float, float]:
     parser.set_defaults(
         learning_rate=5e-4, per_device_train_batch_size=64, num_generations=8, max_completion_length=64,
         per_device_eval_batch_size=100, num_generations_eval=1, num_train_epochs=1, gradient_checkpointing=False,
-        logging_steps=2, save_strategy="no", report_to="none", demonstrations=6400, prompts=160, held_out=100,
+        logging_steps=2, save_strategy="no", report_to="none", demonstrations=12_800, prompts=160, held_out=100,
     )  # fmt: skip
     args, task = parser.parse_args_and_config(argv)
     model, tokenizer = character_model(args, task, script, [Shop().price], QUESTION)

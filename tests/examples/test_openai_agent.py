@@ -32,10 +32,10 @@ def test_its_loop_answers_the_call_of_a_right_script():
     assert len(game.conversation.stretches) == 1 and game.calls == 1
 
 
-def test_a_third_of_the_scripts_look_up():
+def test_half_of_the_scripts_look_up():
     rows, rng = make_rows(["stone"], 600, seed=0, question=QUESTION), random.Random(0)
     looked = [len(script(row, rng)) == 4 for row in rows]
-    assert sum(looked) / 600 == pytest.approx(1 / 3, abs=0.06)
+    assert sum(looked) / 600 == pytest.approx(0.5, abs=0.06)
 
 
 def test_it_runs(tmp_path):
@@ -45,3 +45,10 @@ def test_it_runs(tmp_path):
     }  # fmt: skip
     words = [word for name, value in settings.items() for word in (f"--{name}", str(value))]
     assert all(0 <= share <= 1 for share in main(words))
+
+
+@pytest.mark.slow
+def test_it_learns_to_look_up(tmp_path):
+    """As docs/agents.md says, with its own settings."""
+    before, after = main(["--output_dir", str(tmp_path), "--use_cpu", "true"])
+    assert before < 0.45 and after > before + 0.1
