@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import random
 from pathlib import Path
@@ -47,6 +48,20 @@ def trees(method: str, load: Load) -> list[Example]:
     return [Example(ids(load.prompt), [ids(load.completion) for _ in range(completions)]) for _ in range(count)]
 
 
+def elsewhere(model: Any) -> torch.autograd.graph.saved_tensors_hooks:
+    """Activations out of torch's memory between forward and backward, as offloading takes them off a card."""
+    weights = {tuple(weight.shape) for weight in model.parameters() if weight.dim() > 1}
+    weights |= {shape[::-1] for shape in weights}
+
+    def pack(tensor: torch.Tensor) -> Any:
+        stays = tuple(tensor.shape) in weights or not tensor.is_floating_point()
+        return tensor if stays else tensor.detach().numpy().copy()
+
+    return torch.autograd.graph.saved_tensors_hooks(
+        pack, lambda saved: saved if isinstance(saved, torch.Tensor) else torch.from_numpy(saved)
+    )
+
+
 def measured(config: Any, method: str, load: Load, *, lora: bool = False) -> int:
     """Bytes that forward and backward of a micro-batch add at their peak."""
     torch.manual_seed(0)
@@ -59,7 +74,9 @@ def measured(config: Any, method: str, load: Load, *, lora: bool = False) -> int
     examples = trees(method, load)
     score(model, examples)  # what is made once
     with LiveTensors(config.vocab_size) as live:
-        score(model, examples).logps.sum().backward()  # type: ignore[union-attr]
+        with elsewhere(model) if load.offloading else contextlib.nullcontext():
+            loss = score(model, examples).logps.sum()  # type: ignore[union-attr]
+        loss.backward()
     return live.peak_bytes
 
 
@@ -79,6 +96,19 @@ def test_a_step_under_an_adapter_takes_what_was_planned() -> None:
     found = plan(method, shape, load, training="lora", lora_rank=8)
     step = found.peak - found.parts["weights"] - found.parts["optimizer"]
     assert step == pytest.approx(measured(CONFIGS["wide"], method, load, lora=True), rel=0.15)
+
+
+@pytest.mark.parametrize("lora", [False, True])
+def test_offloaded_activations_take_at_most_what_was_planned(lora: bool) -> None:
+    """Of three layers one is planned for; half of it is there at once."""
+    load = Load(rows=2, prompt=64, completion=48, offloading=True, **BARE)
+    kept, there = (Load(**{**load.__dict__, "offloading": on}) for on in (False, True))
+    shape = shape_of(CONFIGS["wide"], torch.float32, lora_rank=8 if lora else None)
+    how: dict[str, Any] = {"training": "lora", "lora_rank": 8} if lora else {}
+    before, found = (plan("dpo", shape, each, **how) for each in (kept, there))
+    step = found.peak - found.parts["weights"] - found.parts["optimizer"]
+    taken = measured(CONFIGS["wide"], "dpo", load, lora=lora)
+    assert 0.5 * step < taken < 1.15 * step and found.peak < before.peak
 
 
 def test_the_logits_of_a_large_vocabulary_are_planned() -> None:
@@ -114,7 +144,8 @@ def test_what_saves_memory_does(shape: Shape) -> None:
     full = plan("dpo", shape, load).peak
     assert plan("dpo", shape, load, training="lora").peak < full
     assert plan("dpo", shape, load, training="4bit").peak < plan("dpo", shape, load, training="lora").peak
-    assert plan("dpo", shape, Load(micro_batches=4, checkpointing=True)).peak < full
+    checkpointed = plan("dpo", shape, Load(micro_batches=4, checkpointing=True)).peak
+    assert plan("dpo", shape, Load(micro_batches=4, checkpointing=True, offloading=True)).peak <= checkpointed < full
     by_engine = [plan("dpo", shape, load, engine=e, devices=8).peak for e in ("ddp", "zero1", "zero2")]  # type: ignore[arg-type]
     assert by_engine == sorted(by_engine, reverse=True) and len(set(by_engine)) == 3
     with pytest.raises(ConfigError, match="need an engine"):

@@ -31,6 +31,7 @@ FLAGS = (
     Flag("num_generations", int, default=8, help="Completions of a prompt (GRPO, RLOO)."),
     Flag("head_memory_mb", int, help="Megabytes that logits may take (default: as a run on such a card has it)."),
     Flag("gradient_checkpointing", bool, default=False, help="Compute layers again in the backward pass."),
+    Flag("activation_offloading", bool, default=False, help="Keep activations in host memory until they are needed."),
     Flag("beta", float, help="GRPO: above 0 a reference is kept."),
 )
 TITLE = "strop plan METHOD --model CONFIG [--gpus 1x24GB] [--lora]: will it fit?"
@@ -92,6 +93,7 @@ def sent(verb: str, values: dict[str, Any], devices: int) -> list[str]:
 REMEDIES: tuple[tuple[str, dict[str, Any]], ...] = (
     ("--per_device_train_batch_size 1", {"per_device_train_batch_size": 1}),
     ("--gradient_checkpointing", {"gradient_checkpointing": True}),
+    ("--activation_offloading", {"activation_offloading": True}),
     ("--lora", {"lora": True}),
     ("--load_in_4bit", {"load_in_4bit": True}),
 )
@@ -145,6 +147,7 @@ def load_of(values: dict[str, Any]) -> Load:
         head_bytes=None if values["head_memory_mb"] is None else values["head_memory_mb"] << 20,
         card=usable_bytes(values["gpus"]),
         checkpointing=values["gradient_checkpointing"],
+        offloading=values["activation_offloading"],
         reference=None if values["beta"] is None else values["beta"] > 0,
     )
 

@@ -80,6 +80,7 @@ class Load:
         card: bytes of the card, or None.
         half: the model computes in bfloat16; full training then keeps float32 masters.
         checkpointing: only the input of each layer is kept, and one layer at a time computed again.
+        offloading: what is kept waits in host memory; on the device is at most one layer's at a time.
         reference: the method compares with a reference (GRPO: beta above 0).
     """
 
@@ -93,6 +94,7 @@ class Load:
     card: int | None = None
     half: bool = True
     checkpointing: bool = False
+    offloading: bool = False
     reference: bool | None = None
 
 
@@ -233,6 +235,8 @@ def activation_bytes(own: Parts, shape: Shape, load: Load, tokens: int) -> tuple
     """What is kept from forward to backward, and what a layer that is computed again needs on top."""
     whole = shape.saved_token * tokens + shape.saved_square * tokens * (load.prompt + load.completion)
     critics = 2 if "value_model" in own.models else 1
+    if load.offloading:  # at most: of the layer in work only a part is there at once
+        return int(critics * whole / shape.layers), 0
     if load.checkpointing:
         return int(critics * shape.input_token * tokens), int(whole / shape.layers)
     return int(critics * whole), 0

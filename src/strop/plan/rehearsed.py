@@ -28,6 +28,7 @@ def planned_bytes(verb: str, trainer: BaseTrainer, found: Rehearsed) -> int:
         head_bytes=trainer.head_bytes,
         half=half,
         checkpointing=args.gradient_checkpointing,
+        offloading=args.activation_offloading,
         reference=trainer.reference is not None,
     )
     try:
