@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,7 +14,7 @@ import yaml
 from strop.cli import main
 from strop.data import DatasetKind
 from strop.errors import ConfigError
-from strop.methods.registry import BY_VERB
+from strop.methods.registry import BY_VERB, Advice, Method
 from strop.plan.recommend import HAVE, recommend
 
 PAIR = {"prompt": "Say hi.", "chosen": "Hi!", "rejected": "No."}
@@ -49,6 +50,20 @@ def test_every_kind_and_every_answer_names_methods_that_exist() -> None:
             for choice in (found.first, found.runner_up):
                 assert choice is None or choice.verb in BY_VERB
             assert found.runner_up is None or found.runner_up.verb != found.first.verb
+
+
+def test_text_has_no_completion_that_a_teacher_could_look_at() -> None:
+    assert recommend("language_modeling", ["teacher"]).first.verb == "gkd"
+    assert recommend("language_modeling", ["teacher"], form="text").first.verb == "sft"
+
+
+def test_a_method_of_another_package_says_in_its_class_when_it_is_the_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    trainer = SimpleNamespace(advice=(Advice(("preference",), 0, "It is mine."),), dataset_kind="preference")
+    monkeypatch.setitem(sys.modules, "a_package", SimpleNamespace(MineTrainer=trainer))
+    monkeypatch.setitem(BY_VERB, "mine", Method("mine", "Mine", "", home="a_package"))
+    found = recommend("preference")
+    assert (found.first.verb, found.first.reason) == ("mine", "It is mine.")
+    assert not any("nothing more" in line for line in found.others)
 
 
 def test_short_memory_prefers_a_method_without_reference() -> None:

@@ -289,7 +289,7 @@ class RewardSet:
 
 def _title(n_problems: int) -> str:
     what = "A reward failed." if n_problems == 1 else "Rewards failed."
-    return f"{what} Repair it, or pass on_error='skip' (leave such rows out) or 'penalize' (give them the penalty)."
+    return f"{what} Repair it, or set reward_on_error='skip' (such rows are left out) or 'penalize' (the penalty)."
 
 
 def _explain(name: str, outcome: Outcome, failed: Mapping[int, Failure], request: ScoringRequest) -> list[str]:
