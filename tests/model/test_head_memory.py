@@ -68,7 +68,7 @@ class OnCard:
 def test_a_trainer_takes_it_once_and_a_given_number_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     trainer = make_trainer("sft", tmp_path)
     assert trainer.head_bytes == 512 << 20 and trainer.args.head_memory_mb is None
-    del trainer.chosen_head_bytes
+    trainer.chosen_head_bytes = None
     trained = sum(p.numel() for p in trainer.model.parameters())
     trainer.args = OnCard(trainer.args)
     faked(monkeypatch, 32 * GB + 12 * trained)

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from strop.model.head_memory import default_head_bytes
 
+if TYPE_CHECKING:
+    from strop.engine.step_trainer import StepTrainer
+
 GRADIENT_BYTES, STATE_BYTES = 4, 8
 """Of each trained weight: its gradient, and two moments of AdamW."""
 
 
-def bytes_of_logits(trainer: Any) -> int:
+def bytes_of_logits(trainer: StepTrainer) -> int:
     """`head_memory_mb` as it was given; where it is None, a share of what the device has free.
 
     The share is taken once, at the first batch that is scored, and stays for the trainer's life.
@@ -20,12 +23,12 @@ def bytes_of_logits(trainer: Any) -> int:
     asked = trainer.args.head_memory_mb
     if asked is not None:
         return int(asked * 2**20)
-    if "chosen_head_bytes" not in vars(trainer):
+    if trainer.chosen_head_bytes is None:
         trainer.chosen_head_bytes = default_head_bytes(trainer.args.device, still_to_come(trainer))
-    return int(trainer.chosen_head_bytes)
+    return trainer.chosen_head_bytes
 
 
-def still_to_come(trainer: Any) -> int:
+def still_to_come(trainer: StepTrainer) -> int:
     """Bytes that gradients and the optimizer's state will take on this device, and do not take yet."""
     trained = sum(local_size(p) for p in trainer.policy.parameters() if p.requires_grad)
     state = getattr(getattr(trainer, "optimizer", None), "state", None)

@@ -8,7 +8,7 @@ import zlib
 from array import array
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -19,6 +19,9 @@ from strop.engine.rows import flatten
 from strop.engine.sharding import whole
 from strop.model.adapters import idle_adapters
 from strop.records import Batch, Example, Scores, StepWork
+
+if TYPE_CHECKING:
+    from strop.engine.step_trainer import StepTrainer
 
 MAX_CACHED_TOKENS = 100_000_000
 PARTS = "reference_logps"
@@ -203,7 +206,7 @@ def part_path(run_dir: str | Path, step: int, rank: int = 0) -> Path:
     return Path(run_dir) / PARTS / f"step-{step}{f'-rank-{rank}' if rank else ''}.safetensors"
 
 
-def scored_again(trainer: Any, batch: Batch, work: StepWork, training: bool) -> bool:
+def scored_again(trainer: StepTrainer, batch: Batch, work: StepWork, training: bool) -> bool:
     """Whether the reference will be asked for the rows of a batch once more: in the next epoch or evaluation, or by the
     pass with gradient, where this is the one for statistics before it. Rows of a stream may come again."""
     if not training or trainer.state.num_train_epochs != 1:

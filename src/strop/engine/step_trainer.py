@@ -66,6 +66,7 @@ class StepTrainer(ShardedTrainer):
     _last_means: Mapping[str, float]  # of the last log line
     _unwrapped: tuple[Any, Any] = (None, None)  # a model and what of it is trained
     _layout_confirmed: bool = False  # whether the layout was held against real rows
+    chosen_head_bytes: int | None = None  # that logits may take, where the device chose
 
     # ---- what a method declares -------------------------------------------------------------------------------
 
@@ -381,10 +382,7 @@ class StepTrainer(ShardedTrainer):
         return adalora_config(self.policy) is not None
 
     def context(self, batch: Batch, work: StepWork, training: bool) -> StepContext:
-        """What the method's loss sees beside the policy's scores.
-
-        The reference goes first: its pass then holds memory while no activations of the policy do.
-        """
+        """What the loss sees beside the policy's scores. The reference goes first, before activations are held."""
         ref = None
         if self.reference_scores is not None and self.reference_in_loss:
             ref = self.reference_scores(batch, again=scored_again(self, batch, work, training))
