@@ -22,6 +22,19 @@ MUTATIONS = (
         tests=(LEARNS,),
     ),
     Mutation(
+        name="fillers-learn",
+        promises=(1,),
+        history="What a rank computes to keep the others company is learned from, as a row more.",
+        edits=(
+            Edit(
+                "engine/step_trainer.py",
+                "counts = index < len(own) and not work.stand_in",
+                "counts = not work.stand_in",
+            ),
+        ),
+        tests=(LEARNS,),
+    ),
+    Mutation(
         name="reference-moved-where-it-is-gathered",
         promises=(1,),
         history="A moving reference is written into the copy that its forward pass left gathered, which is thrown away.",

@@ -22,12 +22,12 @@ LORA = {"trainer": {"peft_config": LoraConfig(**ADAPTED)}}
 TRAINED_LORA = {"trainer": {"peft_config": LoraConfig(**ADAPTED, init_lora_weights=False)}}
 SCORED_LORA = {"trainer": {"peft_config": LoraConfig(**ADAPTED, task_type="SEQ_CLS")}}
 RUNS: list[Run] = [
-    ("sft", {"gradient_checkpointing": True}),
+    ("sft", {"gradient_checkpointing": True, "max_tokens_per_micro_batch": 40}),  # unequal numbers of micro-batches
     ("dpo", {"num_train_epochs": 2}),  # a second time the reference knows other rows on each rank
     ("dpo", {"sync_ref_model": True, "ref_model_sync_steps": 1}),
     ("kto", {}),
     ("reward", {}),
-    ("grpo", {"beta": 0.1}),  # groups without a gradient: ranks have unequal numbers of micro-batches
+    ("grpo", {"beta": 0.1}),
     ("ppo", {}),
     ("gkd", {"lmbda": 0.5}),
 ]
