@@ -21,7 +21,7 @@ from strop.records import Want
 from strop.testing.cases import make_trainer, rows_for, step_gradients
 from strop.testing.scene import move
 
-N, H, V = 23, 8, 41
+N, H, V = 11, 8, 41
 BUDGETS = {"one row at a time": 1, "chunks": 5 * V * 4 * 2, "whole": None}
 BOUNDS = {torch.float32: 2e-5, torch.bfloat16: 1e-2, torch.float16: 1.5e-3}
 """Relative error of a gradient, which is rounded to the dtype of what it is of."""
@@ -126,7 +126,7 @@ def test_products_are_tried_as_the_head_uses_them(card: Any) -> None:  # noqa: F
 def test_shares_of_many_chunks_are_added_up_in_float32(kernels: bool, kind: str, card: Any) -> None:  # noqa: F811
     """Each share is a hundredth of what bfloat16 can still add to the sum: rounded, the gradient would stand still."""
     card(kernels=kernels)
-    count = 1200
+    count = 700
     layer = nn.Linear(H, V, dtype=torch.bfloat16)
     nn.init.normal_(layer.weight, std=0.1)
     nn.init.zeros_(layer.bias)
@@ -150,7 +150,7 @@ def test_shares_of_many_chunks_are_added_up_in_float32(kernels: bool, kind: str,
 
 def test_shares_of_chunks_through_a_called_layer_are_added_up_in_float32() -> None:
     """Under autocast, where chunks that shared a rounded copy of the weight would add up in its dtype."""
-    count, layer = 1200, nn.Linear(H, V, bias=False)
+    count, layer = 700, nn.Linear(H, V, bias=False)
     nn.init.normal_(layer.weight, std=0.1)
     layer.weight.data = layer.weight.data.bfloat16().float()
     hidden, targets = torch.ones(count, H), torch.zeros(count, dtype=torch.int64)
