@@ -201,8 +201,8 @@ def test_a_body_that_is_announced_too_long_is_not_awaited(server: RawServer, len
     server.pieces, server.hold = [f"HTTP/1.1 200 OK\r\nContent-Length: {length}\r\n\r\n{{}}".encode()], True
     start = time.monotonic()
     with pytest.raises(HttpError):
-        JsonClient(server.url, most_bytes=1000).get("/x", 5.0)
-    assert time.monotonic() - start < 2.0
+        JsonClient(server.url, most_bytes=1000).get("/x", 60.0)
+    assert time.monotonic() - start < 30.0
 
 
 @pytest.mark.parametrize("chunked", [False, True])

@@ -57,8 +57,10 @@ class StepTool:
 
 
 class Sleeper(Counter):
-    def reset(self, seconds: float = 0.1, **row):
+    def reset(self, seconds: float = 0.0, meeting=None, **row):
         time.sleep(seconds)
+        if meeting is not None:
+            meeting.wait()
         return "awake"
 
 
@@ -95,11 +97,10 @@ def test_rows_choose_among_several_and_slots_are_used_again():
 
 
 def test_they_answer_side_by_side_and_one_that_hangs_is_left_behind():
-    environments = Environments(Sleeper, seconds=2.0)
+    environments = Environments(Sleeper, seconds=60.0)
     slots = environments.take([{}] * 8)
-    began = time.monotonic()
-    assert environments.ask([(slot, "reset", (), {"other": 1}) for slot in slots]) == ["awake"] * 8
-    assert time.monotonic() - began < 0.6
+    together = {"other": 1, "meeting": threading.Barrier(8, timeout=50)}  # nobody goes on before all have come
+    assert environments.ask([(slot, "reset", (), together) for slot in slots]) == ["awake"] * 8
     environments.seconds = 0.05
     (result,) = environments.ask([(slots[0], "reset", (), {"seconds": 3.0})])
     assert isinstance(result, Hung) and slots[0].lost and environments.hung == 1

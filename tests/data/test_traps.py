@@ -24,10 +24,10 @@ from strop.testing.tokenizers import toy_tokenizer
 
 
 def message_in_seconds(action: Any, error: type[Exception] = DataError) -> str:
-    begin = time.monotonic()
+    begin = time.process_time()
     with pytest.raises(error) as caught:
         action()
-    assert time.monotonic() - begin < 2
+    assert time.process_time() - begin < 2
     assert len(str(caught.value)) < 3000
     return str(caught.value)
 
