@@ -7,6 +7,7 @@ import math
 import pytest
 import torch
 
+from strop import NashMDConfig, XPOConfig
 from strop.errors import ConfigError
 from strop.online.groups import Group
 from strop.online.opponents import judged, preferences
@@ -136,3 +137,13 @@ def test_a_judge_of_trl_judges_pairs(tmp_path):
     trainer = trainer_with(LongerOfTwo(), "online-dpo", tmp_path)
     trainer.train()
     assert trainer.has_judge and trainer.rewards.names == ["LongerOfTwo"]
+
+
+@pytest.mark.parametrize("config", [XPOConfig, NashMDConfig])
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("tool_timeout", 5.0), ("tools_at_once", 2), ("environment_isolation", True), ("past_turns", "sampled")],
+)
+def test_settings_of_tools_are_refused_where_there_are_none(config, name, value, tmp_path):
+    with pytest.raises(ConfigError, match=f"{name}.*use OnlineDPOTrainer"):
+        config(output_dir=str(tmp_path), use_cpu=True, **{name: value})

@@ -34,7 +34,10 @@ OPPONENT_UNUSED = {
         "The opponent is sampled from two models at once, which vLLM cannot do; remove it.",
     ),
     **dict.fromkeys(("ray_workers", "ray_timeout"), "The opponent is sampled from two models here; remove it."),
-    "max_tool_calling_iterations": "The opponent has no tools and no environment; use OnlineDPOTrainer.",
+    **dict.fromkeys(
+        ("max_tool_calling_iterations", "tool_timeout", "tools_at_once", "environment_isolation", "past_turns"),
+        "The opponent has no tools and no environment; use OnlineDPOTrainer.",
+    ),
 }
 """Settings that have no effect where the policy meets an opponent."""
 
