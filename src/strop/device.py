@@ -36,6 +36,16 @@ def wide(values: torch.Tensor) -> torch.Tensor:
     return values.to(wide_dtype(values.device))
 
 
+def running_sum(values: torch.Tensor) -> torch.Tensor:
+    """Sums of the first 1, 2, 3 ... entries of the last dimension, like `values`.
+
+    In deterministic mode PyTorch refuses those of floats on CUDA, whose order is not fixed: the host takes them.
+    """
+    if copies_aside(values.device) and torch.are_deterministic_algorithms_enabled():
+        return values.cpu().cumsum(-1).to(values.device)
+    return values.cumsum(-1)
+
+
 def copies_aside(device: torch.device) -> bool:
     """Whether copies between a device and pinned memory go on beside what is computed."""
     return device.type in PINNING

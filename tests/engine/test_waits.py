@@ -12,6 +12,8 @@ from tests.support.card import CARD, Card, Traced, played
 from strop.device import Fetched, read, sent, sent_together, wide_dtype
 from strop.engine.metrics import MetricLog
 from strop.records import Extreme, Mean
+from strop.rollout.draw import draw
+from strop.rollout.sampling import keep_top_p
 from strop.testing.cases import CASES, make_trainer, rows_for
 from strop.testing.rollouts import fix_rollouts
 
@@ -106,6 +108,23 @@ def test_what_is_fetched_is_what_it_was_when_it_set_out() -> None:
         there.add_(1.0)
         assert not card.found.waits
     assert coming.has_come and coming.take().tolist() == [0, 1, 2]
+
+
+@pytest.mark.parametrize("deterministic", [False, True])
+def test_draws_are_in_order_where_that_is_asked_for(deterministic: bool) -> None:
+    """Floats are not added up one after the other on a card in deterministic mode, which refuses to."""
+    logits, uniforms = torch.linspace(-2, 3, 600).view(2, 300), torch.tensor([0.2, 0.9], dtype=torch.float64)
+    expected, kept = draw(logits, uniforms), keep_top_p(logits, 0.5)
+    before = torch.are_deterministic_algorithms_enabled()
+    torch.use_deterministic_algorithms(deterministic)
+    try:
+        with played(), Card([there := logits.clone()]) as card:
+            ids, logps = draw(there, sent(uniforms, CARD))
+            assert torch.equal(keep_top_p(there, 0.5).cpu(), kept)
+    finally:
+        torch.use_deterministic_algorithms(before)
+    assert torch.equal(ids, expected[0]) and torch.equal(logps, expected[1])
+    assert bool(card.found.unordered) is not deterministic, card.found.unordered
 
 
 def test_a_log_line_reads_the_card_once() -> None:

@@ -23,7 +23,7 @@ import torch
 from torch import nn
 from transformers import AttentionInterface
 
-from strop.device import wide_dtype as wide_dtype
+from strop.device import wide_dtype
 from strop.errors import SetupError
 from strop.model import flash_implementation
 from strop.model.attention_cpu import cpu_flash_attention

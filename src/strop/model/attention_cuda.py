@@ -14,6 +14,7 @@ from itertools import accumulate
 
 import torch
 
+from strop.device import sent
 from strop.model.segments import Segments, Span
 
 _forward = torch.ops.aten._flash_attention_forward
@@ -86,7 +87,7 @@ class _Calls:
 
 
 def _cumulative(lengths: list[int], device: torch.device) -> torch.Tensor:
-    return torch.tensor([0, *accumulate(lengths)], dtype=torch.int32, device=device)
+    return sent([0, *accumulate(lengths)], device, dtype=torch.int32)
 
 
 class _CudaFlash(torch.autograd.Function):

@@ -19,7 +19,7 @@ import torch
 from torch import nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from strop.model.attention import wide_dtype
+from strop.device import wide_dtype
 from strop.model.dropout import evaluating
 from strop.model.forest import always
 from strop.model.forward import Scoring, input_device, vocab_size

@@ -20,8 +20,8 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
+from strop.device import running_sum, wide_dtype
 from strop.errors import RolloutError
-from strop.model.attention import wide_dtype
 from strop.rollout.sampling import History, SamplingParams, penalised, warp_logits
 from strop.rollout.transfer import asks_freely, upload
 
@@ -118,7 +118,7 @@ def draw(logits: torch.Tensor, uniforms: torch.Tensor) -> tuple[torch.Tensor, to
     if whole < vocab:
         blocks = torch.cat([blocks, weights[:, whole:].sum(-1, keepdim=True)], -1)  # (R, blocks)
     sums = _wide(blocks)
-    cumulative = sums.cumsum(-1)  # (R, blocks)
+    cumulative = running_sum(sums)  # (R, blocks)
     target = uniforms[:, None] * cumulative[:, -1:]  # (R, 1)
     block = _first_above(cumulative, target, sums)  # (R, 1)
     before = cumulative.gather(-1, block) - sums.gather(-1, block)  # (R, 1) mass before the block
@@ -126,7 +126,7 @@ def draw(logits: torch.Tensor, uniforms: torch.Tensor) -> tuple[torch.Tensor, to
     inside = _wide(weights.gather(-1, columns.clamp(max=vocab - 1).to(weights.device)))  # (R, block)
     inside = inside.masked_fill(columns >= vocab, 0.0)
     rest = (target - before).clamp_(min=0.0)  # (R, 1); rounding below 0 would reach entries of weight 0
-    ids = block * _BLOCK + _first_above(inside.cumsum(-1), rest, inside)  # (R, 1)
+    ids = block * _BLOCK + _first_above(running_sum(inside), rest, inside)  # (R, 1)
     logps = _wide(logits.gather(-1, ids.to(logits.device))) - _wide(top) - cumulative[:, -1:].log()  # (R, 1)
     return ids[:, 0], logps[:, 0]
 

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 
 import torch
 
+from strop.device import running_sum, wide_dtype
 from strop.errors import ConfigError
-from strop.model.attention import wide_dtype
 
 History = torch.Tensor | Sequence[Sequence[int]]
 """What stands before each row's next token: id lists (prompt and completion so far) or a (R, V) bool "already seen"."""
@@ -256,7 +256,7 @@ def keep_top_p(logits: torch.Tensor, top_p: float, *, unsure: list[torch.Tensor]
     while True:
         top = logits.topk(size, dim=-1).values  # (R, size), falling
         probs = (top - log_total).to(wide_dtype(top.device)).exp()  # (R, size)
-        mass = probs.cumsum(-1)  # (R, size)
+        mass = running_sum(probs)  # (R, size)
         if size == vocab:
             break
         if unsure is not None:
