@@ -67,7 +67,7 @@ def test_policy_and_reference_are_compiled_together(
     assert "_orig_mod" not in str(trainer.model_wrapped), "the parent compiled the whole model"
 
 
-@pytest.mark.parametrize("verb", ["grpo", "ppo", "reward"])
+@pytest.mark.parametrize("verb", ["ppo", *(pytest.param(verb, marks=pytest.mark.slow) for verb in ("grpo", "reward"))])
 def test_every_kind_of_method_trains_so(verb: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     plain = make_trainer(verb, tmp_path / "plain", max_steps=1)
     compiler = Compiler(monkeypatch)
