@@ -55,7 +55,6 @@ def unequal(runs: list[Run], folder: Path) -> dict[str, dict[str, float]]:
             for each in gaps
             for name, gap in each.items()
             if gap > (1e-6 if name == "loss" else 1e-10)
-            and not (verb == "gkd" and name.startswith("sampling/"))  # said once, of a whole policy only
         }
     return found
 

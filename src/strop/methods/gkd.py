@@ -169,7 +169,6 @@ class GKDTrainer(OnlineTrainer):
     dataset_kind = DatasetKind.PROMPT_COMPLETION
     needs_reward = False
     can_fork = True
-    tells_sampler = False
 
     def __init__(
         self, model: Any = None, teacher_model: Any = None, args: GKDConfig | None = None, **kwargs: Any

@@ -56,8 +56,6 @@ def compare_sampler(trainer: OnlineTrainer, groups: list[Group]) -> None:
         computed = {"bf16": "bfloat16", "fp16": "float16"}.get(mixed, str(weights).removeprefix("torch."))
         if line := sampler_rounding(own, said, engine=trainer.generator.name, computed=computed, mixed=mixed != "no"):
             trainer.say(line)
-    if not trainer.tells_sampler:
-        trainer._metrics["train"].add(sampler_metrics(own, said.to(own), *trajectory_of(batch)))
 
 
 def sampler_gap(logps: torch.Tensor, batch: Batch) -> dict[str, Mean | Extreme]:

@@ -54,9 +54,6 @@ class OnlineTrainer(BaseTrainer):
     needs_reward: ClassVar[bool] = True
     can_fork: ClassVar[bool] = False
     """Whether a trajectory may have several contexts, as where a chat template rewrites past turns."""
-    tells_sampler: ClassVar[bool] = True
-    """Whether the loss reports what the sampler said of the tokens beside what the policy says; where it has no
-    log-probs, the first round does."""
     batch_counts: ClassVar[Literal["completions", "prompts"]] = "completions"
     """What per_device_train_batch_size counts; prompts where methods make pairs."""
 
