@@ -51,10 +51,7 @@ def unequal(runs: list[Run], folder: Path) -> dict[str, dict[str, float]]:
         one = record_run(verb, folder / f"one-{index}", 4, 2, **options)
         gaps = [differences(one, rank[index]) for rank in ranks]
         found[f"{verb} {' '.join(options)}"] = {
-            name: gap
-            for each in gaps
-            for name, gap in each.items()
-            if gap > (1e-6 if name == "loss" else 1e-10)
+            name: gap for each in gaps for name, gap in each.items() if gap > (1e-6 if name == "loss" else 1e-10)
         }
     return found
 
