@@ -28,7 +28,7 @@ class Remover(TrainerCallback):
 @pytest.mark.skipif(not READ_ONLY.is_dir(), reason="Linux has it")
 @pytest.mark.parametrize("folder", [READ_ONLY, READ_ONLY / "run"], ids=["there", "new"])
 def test_a_folder_that_is_read_only_is_named_before_a_step(folder: Path) -> None:
-    with pytest.raises(SetupError, match=rf"{folder} cannot be written: .*choose another folder"):
+    with pytest.raises(SetupError, match=rf"{folder} cannot be written: .*Choose another folder"):
         tiny_run(str(folder)).train()
 
 

@@ -50,7 +50,7 @@ def test_decoding_step_by_step_is_causal_attention(window: int | None, share: bo
                 prompt = prompt_of[row]
                 scheduler.slots[slot] = Row(prompt, prompt, row, LENGTHS[prompt], 99, random(0).numpy(), [0], [0.0])
                 if not share:
-                    cache.fork(prompt, [slot])
+                    cache.fork({prompt: [slot]}, torch.device("cpu"))
         active = [row.sample for row in scheduler.active]
         _, plan = scheduler.plan(torch.device("cpu"))
         assert (plan.lockstep is not None) == (len({len(r.ids) for r in scheduler.active}) == 1) or not share
