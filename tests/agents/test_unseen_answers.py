@@ -13,7 +13,11 @@ from tests.support.conversations import asked
 from tests.support.templates import KINDS, tokenizer_with
 
 from strop.agents import AgentProgram
+from strop.agents.answers import Answers, nobody_waits
+from strop.agents.chat_api import ChatRequest
+from strop.agents.chat_server import Call
 from strop.agents.program import make_agent_turns
+from strop.agents.recorded import Asked, Recorded
 from strop.data.options import TokenizeOptions
 from strop.online.sampling import turn_metrics
 from strop.rollout import SamplingParams
@@ -78,6 +82,18 @@ def test_an_answer_that_nobody_saw_is_asked_for_again_with_the_same_random_numbe
     assert engine.seen[1] == engine.seen[2] and len({p.max_new_tokens for p in engine.params[1:3]}) == 1
     assert len(lines) == 1 and "closed the connection" in lines[0]
     assert turn_metrics([trajectory])["turns/unseen"].total == 1.0
+
+
+def test_what_a_client_is_told_that_is_gone_holds_no_other_request():
+    """Each that raises one exception adds its frames to it, with the request and the connection in them."""
+    here, there = socket.socketpair()
+    with here, there:
+        answers, request = Answers(Recorded(None, "template", 10), 0, 9), ChatRequest([])
+        calls = [Call(0, request, here) for _ in range(2)]
+        for call in calls:
+            answers.take_back(call, Asked(request, None, 1, [], "", lambda: None), 0)
+    assert [call.answer.status for call in calls] == [408, 408] and answers.unseen == 2
+    assert calls[0].answer is not calls[1].answer and nobody_waits() is not nobody_waits()
 
 
 def test_a_first_request_and_a_branch_leave_nothing_behind():

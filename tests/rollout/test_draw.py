@@ -100,7 +100,7 @@ def test_greedy_takes_the_lowest_id_and_reports_a_point_mass() -> None:
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
-@pytest.mark.parametrize("settings", [{}, {"temperature": 0}, {"top_k": 2}])
+@pytest.mark.parametrize("settings", [{}, {"temperature": 0}, {"top_k": 2}, {"top_p": 0.9}, {"min_p": 0.1}])
 def test_logits_that_are_not_finite_are_an_error(bad: float, settings: dict) -> None:
     logits = torch.zeros(3, 8)
     logits[1, 4] = bad

@@ -12,7 +12,6 @@ from strop.agents.recorded import Asked, Recorded
 
 SETTLE_SECONDS = 1.0
 """How long an answer that was given is waited for; one that is still being sent then has reached the agent."""
-UNSEEN = Refused("The client has closed the connection.", 408)
 
 
 class Answers:
@@ -47,12 +46,12 @@ class Answers:
         self._sent.append((call, asked, number))
         call.give(reply)
 
-    def take_back(self, call: Call, asked: Asked, number: int, why: Refused = UNSEEN) -> None:
-        """Forget a request, whose answer the agent does not have."""
+    def take_back(self, call: Call, asked: Asked, number: int, why: Refused | None = None) -> None:
+        """Forget a request, whose answer the agent does not have; without `why`, because its client is gone."""
         self.recorded.take_back(asked)
         self._free = sorted([*self._free, number])
-        self.unseen += why is UNSEEN
-        call.give(why)
+        self.unseen += why is None
+        call.give(why or nobody_waits())
 
     def settle(self) -> None:
         """Take back what was sent and did not arrive."""
@@ -64,3 +63,8 @@ class Answers:
                 self.take_back(call, asked, number)
             else:
                 asked.undo = None
+
+
+def nobody_waits() -> Refused:
+    """The answer to a client that is gone, made anew for each: an exception holds all that it was raised through."""
+    return Refused("The client has closed the connection.", 408)

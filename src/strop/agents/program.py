@@ -15,7 +15,7 @@ from dataclasses import dataclass, field, replace
 from itertools import groupby
 from typing import Any
 
-from strop.agents.answers import UNSEEN, Answers
+from strop.agents.answers import Answers, nobody_waits
 from strop.agents.chat_api import Refused
 from strop.agents.chat_server import Call, ChatServer
 from strop.agents.conversation import Conversation, PastTurns, TurnRecord
@@ -299,7 +299,7 @@ class AgentBatch:
         for call in [call for call in self.calls if not call.is_awaited()]:
             self.calls.remove(call)
             self.given_up += 1
-            call.give(UNSEEN)
+            call.give(nobody_waits())
 
     def _expire(self) -> None:
         waiting = {call.trajectory for call in self.calls}

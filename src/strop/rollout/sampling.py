@@ -231,7 +231,8 @@ def keep_first(
     if top is None:
         largest = int(counts.max()) if counts.numel() else 1
         top = logits.topk(min(largest, vocab), dim=-1).values  # (R, largest), falling
-    threshold = top.gather(-1, (counts - 1).clamp(max=top.shape[-1] - 1)[:, None])  # (R, 1)
+    last = (counts - 1).clamp(0, top.shape[-1] - 1)  # (R,); below 0 where logits are no numbers, refused elsewhere
+    threshold = top.gather(-1, last[:, None])  # (R, 1)
     at_least = logits >= threshold  # (R, V)
     if ask and torch.equal(at_least.sum(-1), counts):
         return at_least
