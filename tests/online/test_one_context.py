@@ -11,10 +11,10 @@ from strop.records import Example, Stretch
 from strop.testing.cases import make_trainer
 
 
-def build(folder, function, reward):
+def build(folder, function, reward, **settings):
     return make_trainer(
         "online-dpo", folder, trainer={"rollout_func": function, "reward_funcs": reward}, num_generations=3,
-        max_steps=3, logging_steps=1, per_device_train_batch_size=2,
+        max_steps=3, logging_steps=1, per_device_train_batch_size=2, **settings,
     )  # fmt: skip
 
 
@@ -59,6 +59,24 @@ def test_later_ones_are_left_out_and_counted(tmp_path):
     logged = [line for line in trainer.state.log_history if "loss" in line]
     assert [line.get("pairs/apart_ratio", 0.0) for line in logged] == [0.0, 1.0, 0.0]
     assert [line["pairs/dropped_ratio"] for line in logged] == [0.0, 1.0, 0.0]
+
+
+def test_a_run_that_is_gone_on_with_has_compared_before(tmp_path):
+    def reward(completions, **columns):
+        return [float(i) for i in range(len(completions))]
+
+    saving = {"save_strategy": "steps", "save_steps": 1}
+    build(tmp_path, answers, reward, **saving).train()
+    rounds = []
+
+    def function(prompts, n, sampling, trainer):
+        rounds.append(len(prompts))
+        return answers(prompts, n, sampling, trainer, own=lambda place: [7 + place] if len(rounds) == 1 else [])
+
+    trainer = build(tmp_path, function, reward, **saving)
+    trainer.train(resume_from_checkpoint=str(tmp_path / "checkpoint-1"))
+    logged = [line.get("pairs/apart_ratio", 0.0) for line in trainer.state.log_history if "loss" in line]
+    assert logged == [0.0, 1.0, 0.0]
 
 
 def test_completions_of_several_parts_are_compared_with_none():

@@ -104,7 +104,7 @@ class ReferenceScores:
         return all(key in self._known or key in self._coming for key in keys)
 
     def _settle(self, *, wait: bool) -> None:
-        """Take in what has come, each completion's log-probs in a place of their own; `wait`: all of it.""" ""
+        """Take in what has come, each completion's log-probs in a place of their own; `wait`: all of it."""
         while self._arriving and (wait or self._arriving[0][2].has_come):
             keys, sizes, logps = self._arriving.pop(0)
             self._known |= {key: part.clone() for key, part in zip(keys, logps.take().split(sizes), strict=True)}

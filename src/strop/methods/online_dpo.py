@@ -43,7 +43,7 @@ class OnlineDPOTrainer(OnlinePairTrainer):
 
     def rollout(self, prompts: Sequence[Example], n: int, training: bool) -> list[Group]:
         groups = super().rollout(prompts, n, training)
-        self.one_context.check(groups)
+        self.one_context.check(groups, has_learned=self.state.global_step > 0)
         return groups
 
     def make_trees(self, groups: list[Group], training: bool) -> list[Example]:

@@ -25,9 +25,9 @@ class OneContext:
     def __init__(self, method: str) -> None:
         self.method, self.has_compared = method, False
 
-    def check(self, groups: Sequence[Group]) -> None:
-        """Raises `RolloutError`."""
-        self.has_compared |= any(len(comparable(group)) > 1 for group in groups)
+    def check(self, groups: Sequence[Group], *, has_learned: bool) -> None:
+        """Raises `RolloutError`. A run that `has_learned`, before it was gone on with too, has compared some."""
+        self.has_compared |= has_learned or any(len(comparable(group)) > 1 for group in groups)
         if groups and not self.has_compared:
             raise RolloutError(
                 f"{self.method} compares completions of one prompt, and no two completions of a prompt lie on one "
