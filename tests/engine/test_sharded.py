@@ -33,6 +33,7 @@ RUNS: list[Run] = [
 ]
 MORE: list[Run] = [
     *((verb, {}) for verb in ("orpo", "cpo", "bco", "prm", "rloo", "online-dpo", "nash-md", "xpo-online")),
+    ("nash-md", {"sync_ref_model": True, "ref_model_sync_steps": 1}),  # whole, beside a policy in shards
     *(("dpo", lora) for lora in (LORA, TRAINED_LORA)),
     ("dpo", {**TRAINED_LORA, "sync_ref_model": True, "ref_model_sync_steps": 1, "ref_model_mixup_alpha": 1.0}),
     ("reward", SCORED_LORA),

@@ -21,6 +21,7 @@ from typing import Any, Protocol
 
 import torch
 from torch import nn
+from torch.distributed.tensor import DTensor
 
 from strop.errors import ConfigError, SetupError
 from strop.model.adapters import active_adapter, check_adapter
@@ -280,6 +281,9 @@ def _copied(model: nn.Module) -> nn.Module:
 def _mix(pairs: list[tuple[torch.Tensor, torch.Tensor]], alpha: float) -> None:
     for own, new in pairs:
         new = new.detach().to(own.device)
+        if isinstance(new, DTensor) and not isinstance(own, DTensor):  # a reference that is sampled from stays whole
+            there: Any = new.to(new.device_mesh.device_type)  # shards that are offloaded meet on the device
+            new = there.full_tensor()
         if alpha == 1.0:
             own.copy_(new)
         elif own.is_floating_point():
