@@ -225,6 +225,31 @@ def test_an_architecture_without_kernels_is_said(
     assert "Liger has no kernels for LlamaForCausalLM" in capsys.readouterr().out
 
 
+def test_kernels_that_fit_a_model_in_part_are_taken_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], namespace: dict[str, Any]
+) -> None:
+    from transformers.models.llama import modeling_llama
+
+    liger = Liger(monkeypatch)
+
+    def half_way(model: Any, **kernels: Any) -> None:
+        liger.apply(model, **kernels)
+        raise AttributeError("'LlamaMLP' object has no attribute 'gate_up_proj'")
+
+    sys.modules["liger_kernel.transformers"]._apply_liger_kernel_to_instance = half_way  # type: ignore[attr-defined]
+    trainer = make_trainer("sft", tmp_path, model=single(), max_steps=1, use_liger_kernel=True)
+    assert "layers stay transformers' own" in capsys.readouterr().out
+    assert not [name for name, value in namespace.items() if vars(modeling_llama)[name] is not value]
+    assert not any("forward" in vars(module) for module in trainer.policy.modules())
+
+
+def test_a_run_records_what_was_set(tmp_path: Path) -> None:
+    trainer = make_trainer("sft", tmp_path, model=single(), max_steps=1, use_liger_kernel=True, save_strategy="steps")
+    trainer.train()
+    assert "use_liger_kernel: true" in (tmp_path / "config.yaml").read_text()
+    assert torch.load(tmp_path / "checkpoint-1" / "training_args.bin", weights_only=False).use_liger_kernel is True
+
+
 def test_shards_are_not_changed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fast_layers, "is_sharded", lambda accelerator: True)
     assert "cut into shards" in fast_layers.compiled([], "inductor", None, None)

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 
+from strop.engine import rehearsal
 from strop.engine.preflight import DryRunEnds
 from strop.engine.rehearsal import longest_known, rehearse, untouched
 from strop.testing.cases import CASES, make_trainer, rows_for, words
@@ -88,3 +89,13 @@ def test_a_dry_run_trains_nothing(tmp_path: Path) -> None:
         trainer.train()
     assert trainer.state.global_step == 0
     assert all(torch.equal(weight, before[name]) for name, weight in trainer.policy.state_dict().items())
+
+
+def test_memory_for_logits_is_chosen_before_the_moments_take_theirs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They are counted among what is still to come, and would be counted twice."""
+    chosen: list[Any] = []
+    monkeypatch.setattr(rehearsal, "moments", lambda trainer: chosen.append(trainer.chosen_head_bytes))
+    trained("sft", tmp_path, rehearsal=True, max_steps=1)
+    assert chosen == [512 << 20]

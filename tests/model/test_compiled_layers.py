@@ -3,6 +3,7 @@ is wrong is not used."""
 
 from __future__ import annotations
 
+import functools
 import random
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -12,6 +13,7 @@ import peft
 import pytest
 import torch
 
+from strop.errors import SetupError
 from strop.model import disable_dropout, score_batch
 from strop.model.compiled_layers import compile_layers, plain_layers
 from strop.model.layer_check import layers_of, problem_with, recorded_calls
@@ -143,6 +145,14 @@ def test_half_precision_is_held_to_its_own_rounding() -> None:
     assert "LlamaDecoderLayer" in problem_with(
         [model], lambda: layer.self_attn.register_forward_hook(lambda m, a, out: (out[0] * 1.1, *out[1:]))
     )
+
+
+def test_where_one_forward_is_not_the_class_s_all_layers_stay_as_they_were() -> None:
+    layers = layers_of(single("llama"))
+    layers[-1].forward = own = functools.partial(type(layers[-1]).forward, layers[-1])  # as accelerate's hooks do
+    with pytest.raises(SetupError, match="replaced the forward of LlamaDecoderLayer"):
+        compile_layers(layers, backend="eager")
+    assert ["forward" in vars(layer) for layer in layers] == [False, True] and layers[-1].forward is own
 
 
 @pytest.mark.slow

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
@@ -31,14 +31,20 @@ class FastLayersTrainer(Trainer):
 
     args: Any
     policy: Any
+    _aside = ExitStack()  # settings that the parent does not see while it prepares its model
 
     def create_accelerator_and_postprocess(self) -> None:
         with set_aside(self.args, torch_compile_backend="no"):
             super().create_accelerator_and_postprocess()
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
-        with set_aside(self.args, use_liger_kernel=False):
+        with ExitStack() as self._aside:
+            self._aside.enter_context(set_aside(self.args, use_liger_kernel=False))
             return super().train(*args, **kwargs)
+
+    def settings_are_back(self) -> None:
+        """To be called once the parent has prepared its model: what the run records is what was set."""
+        self._aside.close()
 
     def quicken_layers(self, reference: Any, say: Callable[[str], None]) -> None:
         """Make the layers of policy and reference faster, as the settings ask for, or say why they stay as they are."""

@@ -160,6 +160,7 @@ class StepTrainer(ShardedTrainer):
         return self.args.train_sampling_strategy != "sequential"
 
     def get_train_dataloader(self) -> Any:
+        self.settings_are_back()
         if self.train_dataset is None:
             raise rows.missing_dataset(type(self).__name__)
         size, steps = self.window_size()

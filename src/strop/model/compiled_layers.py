@@ -26,11 +26,15 @@ Backend = str | Callable[..., Any]
 
 
 def compile_layers(layers: Sequence[nn.Module], *, backend: Backend = "inductor", mode: str | None = None) -> None:
-    """Let these layers compute flat rows through graphs; `plain_layers` undoes it."""
+    """Let these layers compute flat rows through graphs; `plain_layers` undoes it.
+
+    Raises:
+        SetupError: the forward of one of them is not its class's; all are left as they were.
+    """
+    if replaced := next((layer for layer in layers if "forward" in vars(layer)), None):
+        raise SetupError(f"something else replaced the forward of {type(replaced).__name__}")
     graphs: dict[Any, Any] = {}
     for layer in layers:
-        if "forward" in vars(layer):
-            raise SetupError(f"something else replaced the forward of {type(layer).__name__}")
         plain = inspect.unwrap(type(layer).forward)  # without transformers' checkpointing around it
         if plain not in graphs:
             graphs[plain] = torch.compile(plain, backend=backend, mode=mode, dynamic=True)

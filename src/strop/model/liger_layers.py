@@ -60,25 +60,33 @@ def put_liger_layers(model: nn.Module, chosen: Mapping[str, bool] | None = None)
     modules = {module: dict(vars(module)) for module in inner.modules()}
     sources = [sys.modules[name] for name in sorted({type(module).__module__ for module in inner.modules()})]
     names = [(source, dict(vars(source))) for source in sources if ".modeling_" in source.__name__]
-    apply_liger_kernel(inner, {**(chosen or {}), **dict.fromkeys(LOSSES, False)})
-    replaced = [
-        (source, name, vars(source)[name], plain)
-        for source, before in names
-        for name, plain in before.items()
-        if vars(source)[name] is not plain
-    ]
-    for source, name, fast, plain in replaced:
-        setattr(source, name, plain if isinstance(plain, type) else _on_a_card(fast, plain))
+
+    def replaced() -> list[tuple[Any, str, Any, Any]]:
+        return [
+            (source, name, vars(source)[name], plain)
+            for source, before in names
+            for name, plain in before.items()
+            if vars(source)[name] is not plain
+        ]
 
     def take_out() -> None:
         for module, before in modules.items():
             for name in [name for name in vars(module) if name not in before]:
                 del vars(module)[name]
             vars(module).update(before)
-        for source, name, _, plain in replaced:
+        for source, name, _, plain in replaced():
             setattr(source, name, plain)
 
-    if not replaced and all(vars(module).keys() == before.keys() for module, before in modules.items()):
+    try:
+        apply_liger_kernel(inner, {**(chosen or {}), **dict.fromkeys(LOSSES, False)})
+    except Exception:  # it may have changed some parts already
+        take_out()
+        raise
+    changed = replaced()
+    for source, name, fast, plain in changed:
+        setattr(source, name, plain if isinstance(plain, type) else _on_a_card(fast, plain))
+
+    if not changed and all(vars(module).keys() == before.keys() for module, before in modules.items()):
         raise SetupError(f"Liger has no kernels for {type(inner).__name__}")
     return take_out
 
