@@ -118,6 +118,32 @@ MUTATIONS = (
         tests=(f"{COMPILED}::test_layers_that_differ_are_named", f"{FAST}::test_a_compiler_that_is_wrong_is_not_used"),
     ),
     Mutation(
+        name="layers-half-compiled-and-unchecked",
+        promises=(32,),
+        history="One layer could not be compiled; those before it stayed so, unchecked, and the run said that none was.",
+        edits=(
+            Edit(
+                "model/compiled_layers.py",
+                "next((layer for layer in layers if",
+                "next((layer for layer in layers[:1] if",
+            ),
+        ),
+        tests=(f"{COMPILED}::test_where_one_forward_is_not_the_class_s_all_layers_stay_as_they_were",),
+    ),
+    Mutation(
+        name="a-setting-recorded-as-the-parent-saw-it",
+        promises=(32,),
+        history="What was hidden from the parent was written into config.yaml as switched off.",
+        edits=(
+            Edit(
+                "engine/fast_layers.py",
+                "        self._aside.close()\n",
+                "        pass\n",
+            ),
+        ),
+        tests=(f"{FAST}::test_a_run_records_what_was_set",),
+    ),
+    Mutation(
         name="a-plain-reference-beside-a-compiled-policy",
         promises=(32,),
         history="The policy's layers were compiled and the reference's not: the first step did not begin at the reference.",
@@ -137,8 +163,8 @@ MUTATIONS = (
         edits=(
             Edit(
                 "model/liger_layers.py",
-                "    apply_liger_kernel(inner, {**(chosen or {}), **dict.fromkeys(LOSSES, False)})\n",
-                "    apply_liger_kernel(inner, {**(chosen or {})})\n",
+                "        apply_liger_kernel(inner, {**(chosen or {}), **dict.fromkeys(LOSSES, False)})\n",
+                "        apply_liger_kernel(inner, {**(chosen or {})})\n",
             ),
         ),
         tests=(f"{FAST}::test_ligers_layers_are_used_and_its_losses_are_not",),
