@@ -8,10 +8,15 @@ from typing import Any
 import peft
 import pytest
 import torch
+import yaml
 
 from strop.errors import SetupError
+from strop.methods.sft import SFTConfig
 from strop.model.layer_check import layers_of
 from strop.testing.cases import make_trainer, settings
+
+
+CHECKPOINTING = ("gradient_checkpointing", "activation_checkpointing")
 
 
 def cramped(trainer: Any, *, fits_with_checkpointing: bool = True) -> Any:
@@ -55,7 +60,7 @@ def test_an_adapter_learns_as_it_did(tmp_path: Path) -> None:
     assert all(torch.equal(weight, own[name]) for name, weight in weights(plain).items())
 
 
-@pytest.mark.parametrize("name", ["gradient_checkpointing", "activation_checkpointing"])
+@pytest.mark.parametrize("name", CHECKPOINTING)
 def test_what_was_set_is_kept(name: str, tmp_path: Path) -> None:
     trainer = cramped(make_trainer("sft", tmp_path, max_steps=2, rehearsal=True, **{name: False}))
     with pytest.raises(SetupError, match=r"do not fit .* per_device_train_batch_size=1 \(now 4\).*gradient_checkpoint"):
@@ -77,3 +82,15 @@ def test_settings_say_whether_memory_may_decide(tmp_path: Path) -> None:
     assert settings("dpo", tmp_path).checkpointing_open
     assert not settings("dpo", tmp_path, gradient_checkpointing=False).checkpointing_open
     assert not settings("dpo", tmp_path, activation_checkpointing=True).checkpointing_open
+
+
+def test_what_was_left_open_is_open_in_the_record_too(tmp_path: Path) -> None:
+    """A run that is made of config.yaml decides as this one did."""
+    said = {None: True, False: False, True: False}
+    for value, is_open in said.items():
+        given = {} if value is None else {"gradient_checkpointing": value}
+        trainer = make_trainer("sft", tmp_path / str(value), max_steps=1, **given)
+        trainer.train()
+        record = yaml.safe_load((tmp_path / str(value) / "config.yaml").read_text())
+        again = SFTConfig(**{name: record[name] for name in CHECKPOINTING}, output_dir=str(tmp_path), use_cpu=True)
+        assert again.checkpointing_open == is_open and again.gradient_checkpointing == bool(value)

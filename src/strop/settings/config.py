@@ -326,6 +326,8 @@ class TrainerConfig(TrainingArguments):
         values = self.to_dict()
         values.pop("hub_token", None)
         values |= {"eos_token": self.eos_token, "pad_token": self.pad_token}  # no secrets: the parent masks *_token
+        if self.checkpointing_open:  # a run that is made of them leaves it to memory too
+            values |= dict.fromkeys(("gradient_checkpointing", "activation_checkpointing"))
         return values
 
 
