@@ -19,7 +19,15 @@ LONG_ROWS = (
 def device_problems(settings: Any) -> list[str]:
     """Problems with the settings of layers and of several cards."""
     problems = []
-    kernels = chosen_kernels(settings)
+    try:
+        kernels = chosen_kernels(settings)
+    except ValueError:
+        kernels = settings.liger_kernel_config
+    if not switches(kernels):
+        problems.append(
+            f"liger_kernel_config={kernels!r}: give kernels by Liger's names, with true or false for each, as in "
+            '{"swiglu": false}.'
+        )
     if kernels and not settings.use_liger_kernel:
         problems.append(
             f"liger_kernel_config={kernels!r} has no effect unless use_liger_kernel is True; set that, or remove it."
@@ -46,6 +54,11 @@ def chosen_kernels(settings: Any) -> Any:
     """`liger_kernel_config` as a dictionary: on the command line it is JSON."""
     given = settings.liger_kernel_config
     return json.loads(given) if isinstance(given, str) else given
+
+
+def switches(kernels: Any) -> bool:
+    """Whether this is None, or names with true or false for each."""
+    return kernels is None or (isinstance(kernels, Mapping) and all(isinstance(on, bool) for on in kernels.values()))
 
 
 def sizes_along_rows(parallelism: Any) -> dict[str, int]:
