@@ -15,7 +15,6 @@ from strop.methods.sft import SFTConfig
 from strop.model.layer_check import layers_of
 from strop.testing.cases import make_trainer, settings
 
-
 CHECKPOINTING = ("gradient_checkpointing", "activation_checkpointing")
 
 

@@ -21,7 +21,7 @@ from strop.settings.devices import chosen_kernels
         ({"liger_kernel_config": {"rope": True}}, "no effect unless use_liger_kernel"),
         ({"use_liger_kernel": True, "liger_kernel_config": {"fused_linear_cross_entropy": True}}, "strop's head"),
         ({"use_liger_kernel": True, "liger_kernel_config": '{"cross_entropy": true}'}, "strop's head"),
-        ({"use_liger_kernel": True, "liger_kernel_config": "rope"}, "liger_kernel_config='rope': give .* true or false"),
+        ({"use_liger_kernel": True, "liger_kernel_config": "rope"}, "liger_kernel_config='rope': give .* true"),
         ({"use_liger_kernel": True, "liger_kernel_config": ["rope"]}, r"liger_kernel_config=\['rope'\]: give"),
         ({"use_liger_kernel": True, "liger_kernel_config": {"rope": "yes"}}, "'yes'}: give"),
         ({"parallelism_config": ParallelismConfig(cp_size=2)}, "cp_size=2 cuts rows .* activation_offloading=True"),
