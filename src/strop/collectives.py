@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import weakref
 import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-_hosts: tuple[Any, Any] = (None, None)  # the default group, and the group of the hosts beside it
+_hosts: tuple[Any, Any] = (None, None)  # weak references: the default group, and that of the hosts beside it, if any
 _patience: timedelta | None = None  # that the run has with its ranks
 
 
@@ -107,14 +108,16 @@ def _gathered(tensor: torch.Tensor, world_size: int) -> list[torch.Tensor]:
 def hosts() -> Any:
     """The group in which hosts tell each other numbers: the default one where that is gloo, else one beside it.
 
-    It is made on first use, which all ranks come to together.
+    It is made on first use, which all ranks come to together. Neither is held here: a group that outlives
+    `destroy_process_group` has threads that run when Python ends, and the process would abort.
     """
     global _hosts
     default = dist.group.WORLD
-    if _hosts[0] is not default:
+    if _hosts[0] is None or _hosts[0]() is not default:
         shared = dist.get_backend(default) == "gloo"
-        _hosts = default, None if shared else dist.new_group(backend="gloo", timeout=_patience)
-    return _hosts[1]
+        beside = None if shared else weakref.ref(dist.new_group(backend="gloo", timeout=_patience))
+        _hosts = weakref.ref(default), beside
+    return None if _hosts[1] is None else _hosts[1]()
 
 
 @dataclass

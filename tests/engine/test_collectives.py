@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import types
+import weakref
 from typing import Any
 
 import pytest
@@ -9,7 +11,6 @@ import torch
 from tests.support.processes import run_ranks
 from tests.support.talk import RUNS, told
 
-import strop.collectives
 from strop.collectives import gather_rows, hosts, sum_over_ranks
 
 
@@ -56,13 +57,31 @@ def test_rewards_of_all_ranks_come_as_groups(ranks: list[dict[str, Any]]) -> Non
         ]
 
 
+class Group:
+    """Stands for a process group."""
+
+
 def test_hosts_talk_over_gloo_beside_a_group_of_devices(monkeypatch: pytest.MonkeyPatch) -> None:
-    made: list[Any] = []
-    monkeypatch.setattr(strop.collectives, "_hosts", (object(), None))
+    made, beside = [], Group()
+    monkeypatch.setattr(torch.distributed, "group", types.SimpleNamespace(WORLD=Group()))
     monkeypatch.setattr(torch.distributed, "get_backend", lambda group: "nccl")
-    monkeypatch.setattr(torch.distributed, "new_group", lambda **given: made.append(given) or "beside")
-    assert hosts() == hosts() == "beside"
+    monkeypatch.setattr(torch.distributed, "new_group", lambda **given: made.append(given) or beside)
+    assert hosts() is hosts() is beside
     assert [given["backend"] for given in made] == ["gloo"]
+
+
+@pytest.mark.parametrize("backend", ["gloo", "nccl"])
+def test_a_group_that_a_script_is_done_with_is_gone(backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A group that is still held when Python ends has threads that cannot, and the process aborts."""
+    world, beside = types.SimpleNamespace(WORLD=Group()), [Group()]
+    monkeypatch.setattr(torch.distributed, "group", world)
+    monkeypatch.setattr(torch.distributed, "get_backend", lambda group: backend)
+    monkeypatch.setattr(torch.distributed, "new_group", lambda **given: beside[0])
+    hosts()
+    left = [weakref.ref(world.WORLD), weakref.ref(beside[0])]
+    world.WORLD, beside[0] = Group(), Group()  # another one is made
+    assert [group() for group in left] == [None, None]
+    assert hosts() is (beside[0] if backend == "nccl" else None)
 
 
 def test_one_process_asks_nobody() -> None:
