@@ -99,6 +99,19 @@ MUTATIONS = (
         tests=("tests/engine/test_collectives.py::test_ranks_need_not_have_the_same_names",),
     ),
     Mutation(
+        name="a-process-group-held-after-its-end",
+        promises=(1, 22),
+        history="A process group that a script had destroyed was still held, and its process aborted when Python ended.",
+        edits=(
+            Edit(
+                "collectives.py",
+                "        _hosts = weakref.ref(default), beside\n",
+                "        _hosts = (lambda: default), beside\n",
+            ),
+        ),
+        tests=("tests/engine/test_collectives.py::test_a_group_that_a_script_is_done_with_is_gone",),
+    ),
+    Mutation(
         name="remembered-log-probs-cut-in-the-wrong-places",
         promises=(8,),
         history="The log-probs of a batch were fetched together and shared out in equal parts.",
