@@ -45,7 +45,7 @@ REFUSED = {
 GIVEN: dict[tuple[str, str], dict[str, Any]] = {
     ("cpo", "loss_type"): {"cpo_alpha": 1.0},
     ("grpo", "scale_rewards"): {"num_generations": 2},
-    ("grpo", "loss_type"): {"num_iterations": 2},
+    ("grpo", "loss_type"): {"num_iterations": 2, "stop_token_ids": list(range(2, 20))},  # lengths differ
     **{
         (verb, "vllm_importance_sampling_mode"): {
             "vllm_importance_sampling_clip_max": 0.05,
