@@ -35,19 +35,6 @@ MUTATIONS = (
         tests=(LEARNS,),
     ),
     Mutation(
-        name="reference-moved-where-it-is-gathered",
-        promises=(1,),
-        history="A moving reference is written into the copy that its forward pass left gathered, which is thrown away.",
-        edits=(
-            Edit(
-                "engine/sharding.py",
-                "    for model in models:\n        reshard(model)\n",
-                "",
-            ),
-        ),
-        tests=(LEARNS,),
-    ),
-    Mutation(
         name="whole-weights-not-put-back",
         promises=(1,),
         history="A checkpoint is read into a whole copy of a model in shards, and the shards stay what they were.",

@@ -63,7 +63,7 @@ def pairs(prompts: list[str], seed: int = 0) -> list[dict[str, Any]]:
     """The most and the least skilled of six completions for each prompt."""
     rng, rows = random.Random(seed), []
     for prompt in prompts:
-        ranked = sorted({draw(prompt, rng, 0.5) for _ in range(6)}, key=lambda text: skill(prompt, text))
+        ranked = sorted({draw(prompt, rng, 0.5) for _ in range(6)}, key=lambda text: (skill(prompt, text), text))
         if skill(prompt, ranked[-1]) > skill(prompt, ranked[0]):
             rows.append({"prompt": prompt, "chosen": ranked[-1], "rejected": ranked[0]})
     return rows
