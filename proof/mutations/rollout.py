@@ -308,8 +308,8 @@ MUTATIONS = (
         edits=(
             Edit(
                 "rollout/vllm_server.py",
-                "                self.client.abort()\n                raise _as_rollout_error(failed.exception())\n",
-                "                raise _as_rollout_error(failed.exception())\n",
+                "                    self.client.abort()\n                    pending = wait(pending,",
+                "                    pending = wait(pending,",
             ),
         ),
         tests=("tests/rollout/test_vllm_server.py::test_one_failure_ends_all_requests",),

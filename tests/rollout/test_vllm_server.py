@@ -61,14 +61,39 @@ def test_one_failure_ends_all_requests(stub: Any) -> None:
         if body["prompt"] == [3]:
             stub.send(handler, {"error": {"message": "engine is dead", "code": 500}}, 500)
         else:
-            stub.released.wait(20)
+            stub.released.wait(25)
         return True
 
     stub.behaviour = third_fails
     start = time.monotonic()
     with pytest.raises(RolloutError, match="500: engine is dead"):
-        connect(stub, timeout_s=15.0).complete([request(prompt) for prompt in range(1, 9)])
-    assert time.monotonic() - start < 8  # it would be 15 s if the others were waited for
+        connect(stub, timeout_s=20.0).complete([request(prompt) for prompt in range(1, 9)])
+    assert time.monotonic() - start < 15  # it would be 20 s if the others were waited for
+
+
+def test_a_request_that_begins_after_the_failure_ends_too(stub: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def first_fails(handler: Any, body: dict) -> bool:
+        if body["prompt"] == [1]:
+            stub.send(handler, {"error": {"message": "engine is dead", "code": 500}}, 500)
+        else:
+            stub.released.wait(25)
+        return True
+
+    def late(body: dict) -> Any:
+        if body["prompt"] != [1]:
+            failed.wait()
+            time.sleep(0.2)
+        return complete_one(body)
+
+    stub.behaviour = first_fails
+    server, failed = connect(stub, timeout_s=20.0), threading.Event()
+    complete_one, abort = server._complete_one, server.client.abort
+    monkeypatch.setattr(server, "_complete_one", late)
+    monkeypatch.setattr(server.client, "abort", lambda: (abort(), failed.set()))
+    start = time.monotonic()
+    with pytest.raises(RolloutError, match="500: engine is dead"):
+        server.complete([request(prompt) for prompt in range(1, 4)])
+    assert time.monotonic() - start < 15
 
 
 @pytest.mark.parametrize(

@@ -74,9 +74,10 @@ class VllmServer:
             done, pending = wait(futures, return_when=FIRST_EXCEPTION)
             failed = next((future for future in done if future.exception() is not None), None)
             if failed is not None:
-                for future in pending:
-                    future.cancel()
-                self.client.abort()
+                pending = {future for future in pending if not future.cancel()}
+                while pending:  # also those that were about to begin
+                    self.client.abort()
+                    pending = wait(pending, timeout=0.1).not_done
                 raise _as_rollout_error(failed.exception())
         return [future.result() for future in futures]
 
