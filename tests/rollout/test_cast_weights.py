@@ -80,7 +80,7 @@ def test_a_weight_that_another_layer_adds_up_is_left_to_autocast() -> None:
 
 
 def test_nothing_is_cast_at_a_step() -> None:
-    """Frozen weights were cast at every step before."""
+    """Frozen weights are cast once and not at every step."""
 
     class Casts(TorchDispatchMode):
         numbers = 0
