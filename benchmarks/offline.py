@@ -6,8 +6,10 @@ Each configuration trains on the same rows from the same weights, in turns. Ever
 that is remembered from an earlier epoch helps. *Useful* tokens are those of the rows themselves, a prompt counted once
 for each row. "TRL tuned" is float32 without checkpointing, the settings strop has on a CPU; "TRL defaults" are bfloat16
 autocast and checkpointing, "strop bf16" is strop with bfloat16 autocast. Completions have log-normal lengths, as
-answers have. *Share of peak* is the time that the needed matrix products take at the peak that this process measures,
-over the time of a step. Needs TRL for the comparison; BCO and PRM need the last one that had them, 1.13.
+answers have. *Share of peak* is the time that the needed matrix products take at this machine's peak, over the time of
+a step: layers and output layer, and attention below the diagonal. The peak is measured before and after every step, by
+the process that trains, since what else a machine does changes it. Needs TRL for the comparison; BCO and PRM need the
+last one that had them, 1.13.
 """
 
 from __future__ import annotations
@@ -19,11 +21,11 @@ import os
 import random
 import statistics
 import tempfile
-import time
 import warnings
+from dataclasses import dataclass
 from typing import Any
 
-from benchmarks.turns import Clock, peak_bytes, run, touch
+from benchmarks.turns import Clock, peak_bytes, peak_rate, run, touch
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
@@ -41,6 +43,27 @@ STEPS = 4
 """Steps of a solution that a process reward model judges."""
 
 
+@dataclass
+class Work:
+    """What rows ask for: their tokens, those of completions, and the pairs of a token and one that it attends to."""
+
+    tokens: int = 0
+    completions: int = 0
+    attended: float = 0.0
+
+    def prompt(self, length: int) -> None:
+        self.tokens += length
+        self.attended += length**2 / 2
+
+    def completion(self, length: int, prompt: int) -> None:
+        self.tokens += length
+        self.completions += length
+        self.attended += length * prompt + length**2 / 2
+
+    def per_step(self, steps: int) -> Work:
+        return Work(self.tokens // steps, self.completions // steps, self.attended / steps)
+
+
 def single_token_words(tokenizer: Any) -> list[str]:
     """Words that are one token each, so that lengths can be chosen."""
     return [w for w in (tokenizer.decode([i]) for i in range(1000, 6000)) if w.startswith(" ") and w[1:].isalpha()]
@@ -48,20 +71,19 @@ def single_token_words(tokenizer: Any) -> list[str]:
 
 def make_rows(
     method: str, tokenizer: Any, count: int, prompt: int, completion: tuple[int, int], seed: int = 0
-) -> tuple[list[dict[str, Any]], int]:
+) -> tuple[list[dict[str, Any]], Work]:
     """Rows with prompts of `prompt` tokens and completions of `completion[0]` (median) to `completion[1]` (the most)
-    tokens; and all their tokens."""
+    tokens; and what they ask for."""
     rng = random.Random(seed)
     words = single_token_words(tokenizer)
-    tokens = count * prompt
+    work = Work()
 
     def text(length: int) -> str:
         return "".join(rng.choice(words) for _ in range(length))
 
     def answer() -> str:
-        nonlocal tokens
         length = min(max(round(rng.lognormvariate(math.log(completion[0]), SPREAD)), 2 * STEPS), completion[1])
-        tokens += length
+        work.completion(length, prompt)
         return text(length - 1)  # and an end of text
 
     def steps() -> list[str]:
@@ -70,6 +92,7 @@ def make_rows(
 
     rows: list[dict[str, Any]] = []
     for index in range(count):
+        work.prompt(prompt)
         if method == "prm":
             rows.append(
                 {"prompt": text(prompt), "completions": steps(), "labels": [True] * (STEPS - 1) + [index % 2 == 0]}
@@ -80,7 +103,7 @@ def make_rows(
             rows.append({"prompt": text(prompt), "completion": answer()})
         else:
             rows.append({"prompt": text(prompt), "chosen": answer(), "rejected": answer()})
-    return rows, tokens
+    return rows, work
 
 
 def make_trainer(
@@ -127,30 +150,26 @@ def load(path: str, method: str = "") -> Any:
     return model
 
 
-def peak_rate() -> float:
-    """Floating-point operations a second in a large float32 matrix product, here and now."""
-    import torch
-
-    side = 2048
-    matrix = torch.randn(side, side)
-    times = []
-    for _ in range(4):
-        start = time.perf_counter()
-        matrix @ matrix
-        times.append(time.perf_counter() - start)
-    return 2 * side**3 / min(times)
-
-
-def needed_operations(method: str, model: Any, tokens: float, completions: float) -> float:
-    """Of a step's matrix products outside attention: forward and backward for every token, forward for the reference
-    (and for KTO's mismatched completions under both models), and the output layer over the scored tokens.
+def needed_operations(method: str, model: Any, work: Work) -> float:
+    """Of a step's matrix products: forward and backward for every token, forward for the reference (and for KTO's
+    mismatched completions under both models), and the output layer over the scored tokens.
     """
     body = sum(p.numel() for n, p in model.named_parameters() if p.dim() == 2 and "embed" not in n and "head" not in n)
     head = 0 if method in ("reward", "prm") else model.get_output_embeddings().weight.numel()
-    forwards = {"dpo": (tokens, completions), "bco": (tokens, completions)}
-    forwards["kto"] = (tokens + 2 * completions, 3 * completions)
-    more, more_scored = forwards.get(method, (0, 0))
-    return 2 * (body * (3 * tokens + more) + head * (3 * completions + more_scored))
+    config = model.config
+    kinds = getattr(config, "layer_types", None) or ["full_attention"] * config.num_hidden_layers
+    width = config.num_attention_heads * (
+        getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    )
+    attention = 2 * width * kinds.count("full_attention")
+    forwards = {"dpo": (1, 0), "bco": (1, 0), "kto": (1, 2)}  # reference, mismatched completions
+    reference, mismatched = forwards.get(method, (0, 0))
+    passes = 3 + reference
+    return 2 * (
+        body * (passes * work.tokens + mismatched * work.completions)
+        + head * (passes + mismatched) * work.completions
+        + attention * passes * work.attended
+    )
 
 
 def one_turn(library: str, method: str, options: argparse.Namespace) -> dict[str, Any]:
@@ -159,18 +178,17 @@ def one_turn(library: str, method: str, options: argparse.Namespace) -> dict[str
 
     tokenizer = AutoTokenizer.from_pretrained(options.model)
     tokenizer.chat_template = None
-    rows, tokens = make_rows(method, tokenizer, options.rows * options.steps, options.prompt, tuple(options.completion))
+    rows, work = make_rows(method, tokenizer, options.rows * options.steps, options.prompt, tuple(options.completion))
     model = load(options.model, method)
     touch(model)
-    completions = tokens / options.steps - options.rows * options.prompt
-    needed = needed_operations(method, model, tokens / options.steps, completions) / peak_rate()
-    weights, clock = peak_bytes(), Clock()
+    needed = needed_operations(method, model, work.per_step(options.steps))
+    weights, clock = peak_bytes(), Clock(peak_rate)
     with tempfile.TemporaryDirectory() as folder:
         clock.time(make_trainer(library, method, model, tokenizer, rows, options.steps, folder))
     return {
         "seconds": clock.seconds,
-        "useful_tokens_per_step": tokens / options.steps,
-        "share_of_peak": needed / statistics.median(clock.seconds[1:]),
+        "useful_tokens_per_step": work.tokens / options.steps,
+        "of_peak": statistics.median(needed / done for done in clock.possible[1:]),
         "loss": clock.logs["train_loss"],
         "peak_bytes": peak_bytes(),
         "above_weights_bytes": peak_bytes() - weights,

@@ -61,11 +61,11 @@ def make_rows(method: str, tokenizer: Any, options: argparse.Namespace) -> list[
 def settings_for(library: str, method: str, options: argparse.Namespace, folder: str) -> dict[str, Any]:
     """Arguments of the config; both libraries sample the same number of completions for the same prompts."""
     group = GROUPS.get(method, options.generations)
-    in_completions = method in ("grpo", "rloo") or library == "strop"
+    batch = options.prompts * (group if method in ("grpo", "rloo") else 1)  # the others count prompts, in both
     settings: dict[str, Any] = {
         "output_dir": folder, "max_steps": options.steps, "save_strategy": "no", "report_to": "none",
         "learning_rate": 1e-6, "use_cpu": True, "seed": 0, "temperature": 1.0, "disable_tqdm": True,
-        "per_device_train_batch_size": options.prompts * (group if in_completions else 1),
+        "per_device_train_batch_size": batch,
     }  # fmt: skip
     if method in ("grpo", "rloo"):
         settings |= {"num_generations": group, "max_completion_length": options.completion}

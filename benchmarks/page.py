@@ -26,7 +26,9 @@ depend on the machine and its load; the ratios of one run are what counts. This 
 * **Useful tokens**: those of the rows; a prompt counts once for each row (for online methods once for its group).
 * **Speed**: strop's useful tokens per second over the other's. **Memory**: the peak above the weights, and the
   other's over strop's, optimizer and reference included. **Of peak**: the time that a step's needed matrix products
-  would take at the peak of this machine (float32, measured in the same process), over the time it took.
+  would take at this machine's peak (float32, measured before and after every step, in the same process), over the
+  time it took. Needed are every token once, forward and backward, what it attends to, the output layer over scored
+  tokens, and the reference's forward pass.
 """
 SCRIPTS = """
 ## What is measured by which script
@@ -54,8 +56,9 @@ TITLES = {
     "offline-removed": "Offline methods that TRL has given up, against the last TRL that had them",
     "hybrid-lfm2": "DPO on short convolutions and attention (LFM2, random weights)",
     "hybrid-qwen3-next": "DPO on gated delta rules and attention (Qwen3-Next, random weights)",
-    "online": "GRPO, sampling included",
-    "online-earlier": "Online methods, sampling included, an earlier version on another machine",
+    "peak": "How near the processor's peak offline steps are",
+    "online": "GRPO and OnlineDPO, sampling included",
+    "online-rest": "RLOO and GKD, sampling included",
     "online-xpo": "XPO and Nash-MD, against the last TRL that had them",
     "online-ppo": "PPO, against the last TRL that had it",
     "rollout": "Sampling alone",
@@ -77,7 +80,7 @@ def training_section(record: dict[str, Any]) -> list[str]:
             speed, memory = (
                 ("", "") if library == first else (f"**{n['speed_ratio']:.1f}x**", f"{n['memory_ratio']:.1f}x")
             )
-            peak = f"{n['share_of_peak']:.0%}" if "share_of_peak" in n else ""
+            peak = f"{n['of_peak']:.0%}" if "of_peak" in n else ""
             loss = f"{n['loss']:.4f}" if "loss" in n else ""
             lines.append(
                 f"| {method} | {library} | {n['seconds_per_step']:.1f} | {n['useful_tokens_per_second']:.0f} | {speed} "
@@ -108,13 +111,13 @@ def shared_section(record: dict[str, Any]) -> list[str]:
         "one micro-batch; eight conversations of two turns whose second context is not the first one continued. "
         "*Before* shares prompts within a tree only. Tokens are those computed, over those given.",
         "",
-        "| rows | seconds a step, before | now | speed | tokens, before | now |",
-        "|---|---|---|---|---|---|",
+        "| rows | seconds a step, before | now | speed | tokens, before | now | processor |",
+        "|---|---|---|---|---|---|---|",
     ]
     for name, n in record["cases"].items():
         lines.append(
             f"| {name} | {n['seconds_before']:.1f} | {n['seconds']:.1f} | **{n['times_as_fast']:.1f}x** "
-            f"| {n['tokens_before']:.2f} | {n['tokens']:.2f} |"
+            f"| {n['tokens_before']:.2f} | {n['tokens']:.2f} | {n['processor']} |"
         )
     return lines
 

@@ -98,7 +98,7 @@ def steps_of(method: str, count: int, folder: str) -> Callable[[bool, random.Ran
     return step
 
 
-def measured(name: str, turns: int) -> dict[str, float]:
+def measured(name: str, turns: int) -> dict[str, Any]:
     """Before and after in turns; the ratio is the median over turns."""
     draw = random.Random(0)
     with tempfile.TemporaryDirectory() as folder:
@@ -125,10 +125,11 @@ def main() -> None:
     path = RESULTS / f"{options.name}.json"
     results = json.loads(path.read_text())["cases"] if options.name and path.exists() else {}
     for name in options.cases:
-        results[name] = measured(name, options.turns)
-        print(name, json.dumps({key: round(value, 3) for key, value in results[name].items()}), flush=True)
+        results[name] = measured(name, options.turns) | {"turns": options.turns, "processor": processor()}
+        print(name, json.dumps(results[name]), flush=True)
         if options.name:
-            record = {"processor": processor(), "versions": versions(), "turns": options.turns, "cases": results}
+            command = f"python -m benchmarks.shared --turns {options.turns} --name {options.name}"
+            record = {"command": command, "processor": processor(), "versions": versions(), "cases": results}
             path.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
 
 

@@ -23,10 +23,17 @@ RESULTS = Path(__file__).parent / "results"
 
 
 class Clock:
-    """Seconds of every optimizer step of a run, and what it logged last."""
+    """Seconds of every optimizer step of a run, and what it logged last.
 
-    def __init__(self) -> None:
+    Args:
+        rate: gives the operations a second that the machine can do; asked between steps, outside their time. `possible`
+            is then, of each step, how many could have been done in its seconds, by the better of the rates around it.
+    """
+
+    def __init__(self, rate: Callable[[], float] | None = None) -> None:
+        self.rate = rate
         self.seconds: list[float] = []
+        self.possible: list[float] = []
         self.logs: dict[str, float] = {}
 
     def time(self, trainer: Any) -> None:
@@ -34,21 +41,39 @@ class Clock:
         from transformers import TrainerCallback
 
         clock = self
+        rate = self.rate or (lambda: 0.0)
 
         class Times(TrainerCallback):
             def on_train_begin(self, *args: Any, **kwargs: Any) -> None:
+                self.rate = rate()
                 self.start = time.perf_counter()
 
             def on_step_end(self, *args: Any, **kwargs: Any) -> None:  # TRL's PPO never says that a step begins
                 now = time.perf_counter()
+                before, self.rate = self.rate, rate()
                 clock.seconds.append(now - self.start)
-                self.start = now
+                clock.possible.append((now - self.start) * max(before, self.rate))
+                self.start = time.perf_counter()
 
             def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
                 clock.logs |= {name: value for name, value in (logs or {}).items() if isinstance(value, float | int)}
 
         trainer.add_callback(Times())
         trainer.train()
+
+
+def peak_rate() -> float:
+    """Floating-point operations a second in a large float32 matrix product, here and now."""
+    import torch
+
+    side = 2048
+    matrix = torch.randn(side, side)
+    times = []
+    for _ in range(4):
+        start = time.perf_counter()
+        matrix @ matrix
+        times.append(time.perf_counter() - start)
+    return 2 * side**3 / min(times)
 
 
 def peak_bytes() -> int:
@@ -106,7 +131,7 @@ def summary_of(turns: list[dict[str, Any]]) -> dict[str, float]:
     }
     if all("loss" in turn for turn in turns):
         numbers["loss"] = turns[0]["loss"]
-        numbers["share_of_peak"] = statistics.median(turn["share_of_peak"] for turn in turns)
+        numbers["of_peak"] = statistics.median(turn["of_peak"] for turn in turns)
     return numbers
 
 
