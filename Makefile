@@ -73,7 +73,7 @@ proof: $(VENV)/.dev
 	@$(MAKE) slow
 
 faults: $(VENV)/.dev
-	@$(TEST_ENV) $(BIN)/python -m proof.faults
+	@$(TEST_ENV) $(BIN)/python -m proof.faults $(ONLY)
 
 site: $(VENV)/.dev
 	@NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet

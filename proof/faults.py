@@ -1,6 +1,8 @@
-"""`python -m proof.faults`: try every kind of fault, and write what was survived into docs/reliability.md.
+"""`python -m proof.faults [WORD ...]`: try every kind of fault, or those with a word in their name, and write what was
+survived into docs/reliability.md.
 
-What was tried is kept in runs/faults.json, so that a run that was cut off goes on; another source begins anew.
+What was tried is kept in runs/faults.json, so that a run that was cut off goes on; another source begins anew. Each row
+of the page says when it was last tried: a row that is not tried stays as it is.
 """
 
 from __future__ import annotations
@@ -9,7 +11,9 @@ import functools
 import hashlib
 import json
 import re
-from collections.abc import Mapping
+import sys
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
 
 from proof.attacks import KINDS as ATTACKS
 from proof.trials import KINDS, PROGRAMS, ROOT
@@ -18,27 +22,35 @@ PAGE = ROOT / "docs" / "reliability.md"
 KEPT = ROOT / "runs" / "faults.json"
 Kept = dict[str, dict[str, tuple[int, str]]]
 """Kind -> trial -> how many faults it was, and what went wrong."""
+Row = tuple[int, int, str]
+"""Faults that were tried, and survived; the day."""
+HEAD = ["| kind of fault, and what surviving means | tried | survived | on |", "|---|---|---|---|"]
 
 
-def main() -> int:
+def main(words: Sequence[str] = ()) -> int:
     """Try what was not tried yet; 1 where something was lost, or nothing could be tried."""
-    kept = read()
-    for kind, trials in KINDS.items():
+    asked = [kind for kind in KINDS if not words or any(word in kind for word in words)]
+    if not asked:
+        print("No kind of fault has such a word in its name. There are:", *KINDS, sep="\n  ")
+        return 2
+    kept, page = read(), PAGE.read_text(encoding="utf-8")
+    for kind in asked:
         found = kept.setdefault(kind, {})
         if not found.pop("complete", None):
-            for name, size, wrong in trials(found):
+            for name, size, wrong in KINDS[kind](found):
                 found[name] = (size, wrong)
                 write(kept)
                 print(f"{'LOST' if wrong else 'ok':5} {kind[:40]}: {name} {wrong}", flush=True)
         found["complete"] = (0, "")
         write(kept)
-    for mark, text in {"faults": faults(kept), "attacks": attacks(kept[PROGRAMS])}.items():
-        page = PAGE.read_text(encoding="utf-8")
-        begin, end = f"<!-- {mark}: written by `make faults` -->\n", f"<!-- end of {mark} -->"
-        before, _, rest = page.partition(begin)
-        PAGE.write_text(before + begin + text + end + rest.partition(end)[2], encoding="utf-8")
-        print(text)
-    return 0 if all(tried == survived > 0 for tried, survived in map(count, kept.values())) else 1
+    today = datetime.now(UTC).date().isoformat()
+    rows = rows_of(part(page, "faults")) | {kind: (*count(kept[kind]), today) for kind in asked}
+    page = with_part(page, "faults", faults({kind: rows[kind] for kind in KINDS if kind in rows}))
+    if PROGRAMS in asked:
+        page = with_part(page, "attacks", attacks(kept[PROGRAMS]))
+    PAGE.write_text(page, encoding="utf-8")
+    print(part(page, "faults"))
+    return 0 if all(tried == survived > 0 for tried, survived in (count(kept[kind]) for kind in asked)) else 1
 
 
 @functools.cache
@@ -69,12 +81,29 @@ def count(found: Mapping[str, tuple[int, str]]) -> tuple[int, int]:
     return sum(size for size, _ in found.values()), sum(size for size, wrong in found.values() if not wrong)
 
 
-def faults(kept: Kept) -> str:
+def part(page: str, mark: str) -> str:
+    """What a page has between two marks."""
+    return page.partition(f"<!-- {mark}: written by `make faults` -->\n")[2].partition(f"<!-- end of {mark} -->")[0]
+
+
+def with_part(page: str, mark: str, text: str) -> str:
+    """The page with other text between two marks."""
+    begin, end = f"<!-- {mark}: written by `make faults` -->\n", f"<!-- end of {mark} -->"
+    before, _, rest = page.partition(begin)
+    return before + begin + text + end + rest.partition(end)[2]
+
+
+def rows_of(table: str) -> dict[str, Row]:
+    """The rows of a table that `faults` wrote, without that of the sums."""
+    rows = re.findall(r"^\| ([^*|].*?) \| ([\d,]+) \| ([\d,]+) \| (\S+) \|$", table, re.MULTILINE)
+    return {kind: (int(tried.replace(",", "")), int(kept.replace(",", "")), day) for kind, tried, kept, day in rows}
+
+
+def faults(rows: Mapping[str, Row]) -> str:
     """The table of kinds of faults in Markdown."""
-    rows = [(kind, *count(found)) for kind, found in kept.items()]
-    rows.append(("**all**", sum(row[1] for row in rows), sum(row[2] for row in rows)))
-    lines = ["| kind of fault, and what surviving means | tried | survived |", "|---|---|---|"]
-    return "\n".join(lines + [f"| {kind} | {tried:,} | {survived:,} |" for kind, tried, survived in rows]) + "\n"
+    lines = [f"| {kind} | {tried:,} | {survived:,} | {day} |" for kind, (tried, survived, day) in rows.items()]
+    every = [sum(row[place] for row in rows.values()) for place in range(2)]
+    return "\n".join([*HEAD, *lines, f"| **all** | {every[0]:,} | {every[1]:,} | |"]) + "\n"
 
 
 def attacks(found: Mapping[str, tuple[int, str]]) -> str:
@@ -89,4 +118,4 @@ def attacks(found: Mapping[str, tuple[int, str]]) -> str:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    raise SystemExit(main(sys.argv[1:]))

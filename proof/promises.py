@@ -76,6 +76,7 @@ PROMISES: tuple[Promise, ...] = (
             "tests/scripts/test_config_fields.py",
             "tests/settings/test_devices.py",
             "tests/engine/test_fitting.py",
+            "tests/online/test_turn_settings.py",
             "tests/options",
         ),
     ),

@@ -127,6 +127,15 @@ KINDS: dict[str, Callable[[Collection[str]], Iterator[Trial]]] = {
     "judge and reward servers that stall, lie, flood or die: counted, named, in bounded time": tests(
         "tests/test_http_client.py", "tests/rewards/test_endpoint_judge.py", only=SERVERS
     ),
+    "small files that unpack without end, or could cost hours: a sentence in seconds, nothing half written": tests(
+        "tests/data/test_traps.py"
+    ),
+    "agents that send what no agent should, or leave: refused in words, and what is learned is what was sampled": tests(
+        "tests/agents/test_hostile_agents.py", "tests/agents/test_unseen_answers.py", "tests/agents/test_left_behind.py"
+    ),
+    "outputs that are full, closed, gone or know no such letters: the run goes on": tests(
+        "tests/watch/test_say.py", "tests/cli/test_closed_pipe.py", only=re.compile("test_(an_output|a_reader)")
+    ),
     "run folders given to `strop report`: a page or a sentence": tests(
         "tests/report/test_odd_folders.py", only=re.compile("test_odd")
     ),

@@ -16,6 +16,7 @@ SOURCE = ROOT / "src" / "strop"
 
 BASE = {
     "plain_text",
+    "terminal",
     "errors",
     "disk",
     "records",
@@ -31,6 +32,7 @@ TOOLS = WAIST | {"rollout", "rewards", "losses", "agents"}
 ENGINE = TOOLS | {"settings", "watch", "engine", "online", "methods"}
 MAY_IMPORT: dict[str, set[str]] = {
     "plain_text": set(),
+    "terminal": set(),
     "errors": {"plain_text"},
     "records": {"errors"},
     "collectives": {"errors", "records"},

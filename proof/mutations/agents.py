@@ -141,4 +141,28 @@ MUTATIONS = (
         ),
         tests=("tests/online/test_turn_credit.py::test_a_wrong_number_of_turn_rewards_is_a_reward_that_failed",),
     ),
+    Mutation(
+        name="settings-of-tools-beside-an-agent",
+        promises=(3,),
+        history="tool_timeout and bounds on rounds were taken and not looked at where an agent program, or a function of "
+        "the user's own, made the turns.",
+        edits=(Edit("online/trainer.py", "        check_turn_settings(self.args, self.given)\n", ""),),
+        tests=("tests/online/test_turn_settings.py::test_a_trainer_asks",),
+    ),
+    Mutation(
+        name="threads-left-behind-uncounted",
+        promises=(28,),
+        history="Tools that hung side by side left a thread each at every step, and no number said so.",
+        edits=(
+            Edit(
+                "agents/side_by_side.py",
+                "                left.add(threads[number])\n",
+                "                pass\n",
+            ),
+        ),
+        tests=(
+            "tests/agents/test_side_by_side.py::test_threads_that_are_left_behind_are_counted_while_they_run",
+            "tests/agents/test_left_behind.py::test_threads_are_counted_while_they_run_and_said",
+        ),
+    ),
 )

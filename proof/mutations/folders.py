@@ -55,4 +55,17 @@ MUTATIONS = (
             "tests/engine/test_overrides.py::test_an_override_that_nothing_calls_is_refused_when_the_class_is_made",
         ),
     ),
+    Mutation(
+        name="corrected-from-here-on-and-not-said",
+        promises=(31,),
+        history="A run that was gone on with had a correction by default that its first half had not been learned with.",
+        edits=(
+            Edit(
+                "engine/checkpoint.py",
+                '    for line in new_since(folder, manifest.get("run"), run):\n        say(line)\n',
+                "",
+            ),
+        ),
+        tests=("tests/engine/test_run_identity.py::test_a_run_that_is_corrected_from_here_on_is_told",),
+    ),
 )

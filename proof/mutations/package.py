@@ -122,4 +122,17 @@ MUTATIONS = (
         ),
         tests=("tests/test_private_names.py::test_private_names_of_dependencies_are_listed",),
     ),
+    Mutation(
+        name="a-mistyped-compiler",
+        promises=(3,),
+        history="torch_compile_backend='inducto' was accepted, and layers stayed as they were: one reason among others.",
+        edits=(
+            Edit(
+                "settings/devices.py",
+                "    problems += compiler_problems(settings.torch_compile_backend, settings.torch_compile_mode)\n",
+                "",
+            ),
+        ),
+        tests=("tests/settings/test_devices.py::test_what_is_refused",),
+    ),
 )

@@ -103,7 +103,7 @@ def test_they_answer_side_by_side_and_one_that_hangs_is_left_behind():
     assert environments.ask([(slot, "reset", (), together) for slot in slots]) == ["awake"] * 8
     environments.seconds = 0.05
     (result,) = environments.ask([(slots[0], "reset", (), {"seconds": 3.0})])
-    assert isinstance(result, Hung) and slots[0].lost and environments.hung == 1
+    assert isinstance(result, Hung) and slots[0].lost and environments.left_behind.running == 1
     assert environments.take([{}])[0] is not slots[0]
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 
+from strop.agents.left_behind import LeftBehind
 from strop.agents.side_by_side import side_by_side
 
 
@@ -66,3 +67,14 @@ def test_one_that_hangs_is_left_behind_and_its_completion_goes_on():
     began = time.monotonic()
     assert side_by_side([[hang, wake], [lambda: "quick"]], 1, 0.2, "late") == [["late", "after"], ["quick"]]
     assert time.monotonic() - began < 5
+
+
+def test_threads_that_are_left_behind_are_counted_while_they_run():
+    release, left = threading.Event(), LeftBehind()
+    chains = [[lambda: release.wait(50)], [lambda: release.wait(50)], [lambda: "quick"]]
+    assert side_by_side(chains, 8, 0.2, "late", left) == [["late"], ["late"], ["quick"]]
+    assert left.running == 2
+    release.set()
+    while left.running:
+        time.sleep(0.01)
+    assert side_by_side([[lambda: "quick"]] * 3, 8, 50.0, "late", left) == [["quick"]] * 3 and not left.running

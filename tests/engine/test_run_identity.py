@@ -13,7 +13,7 @@ import pytest
 from tests.support.crash import tiny_run
 
 from strop.cli.train import refuse_used_folder
-from strop.engine.checkpoint import checkpoints, newest_valid
+from strop.engine.checkpoint import checkpoints, find_checkpoint, newest_valid, write_manifest
 from strop.engine.run_identity import RunLock
 from strop.errors import CheckpointError, ConfigError, SetupError
 
@@ -175,3 +175,36 @@ def test_odd_manifests_are_passed_over(used: Path, text: str) -> None:
     (used / "checkpoint-4" / "manifest.json").write_text(text)
     folder, skipped = newest_valid(used)
     assert folder == used / "checkpoint-3" and len(skipped) == 1 and "manifest" in skipped[0]
+
+
+@pytest.mark.parametrize(
+    ("saved", "now", "said"),
+    [
+        ({}, {}, 1),
+        ({}, {"vllm_importance_sampling_correction": False}, 0),
+        ({}, {"engine": "native"}, 0),
+        ({"vllm_importance_sampling_correction": True}, {}, 0),
+        ({"vllm_importance_sampling_correction": False}, {}, "changed"),
+    ],
+    ids=["older", "as before", "another engine", "known", "switched"],
+)
+def test_a_run_that_is_corrected_from_here_on_is_told(
+    saved: dict[str, Any], now: dict[str, Any], said: Any, tmp_path: Path
+) -> None:
+    """RLOO's checkpoints on vLLM from before its correction, which is on by default."""
+    folder = tmp_path / "checkpoint-2"
+    folder.mkdir()
+    (folder / "model.safetensors").write_bytes(b"weights")
+    run = {"method": "rloo", "engine": "vllm"}
+    write_manifest(folder, 2, {**run, **saved})
+    now = {**run, "vllm_importance_sampling_correction": True, **now}
+    lines: list[str] = []
+    if said == "changed":
+        with pytest.raises(CheckpointError, match="vllm_importance_sampling_correction: False, now True"):
+            find_checkpoint(True, str(tmp_path), now, lines.append)
+        return
+    if "engine" in now and now["engine"] != "vllm":
+        write_manifest(folder, 2, {**run, **saved, "engine": now["engine"]})
+    assert find_checkpoint(True, str(tmp_path), now, lines.append) == folder
+    told = [line for line in lines if "vllm_importance_sampling_correction=True" in line]
+    assert len(told) == said and all("rloo did not have" in line and "to False" in line for line in told)

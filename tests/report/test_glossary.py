@@ -77,7 +77,8 @@ ONLY_TRAINING = (
 CONVERSATIONS = ("mean_count", "answer_tokens", "rolled_back", "forked", "rewritten", "failed", "respelled")
 ELSEWHERE = (
     "tools/call_frequency", "tools/failure_frequency", *(f"turns/{name}" for name in CONVERSATIONS),
-    "held_out_accuracy", "rewards/*/*_fraction", "staleness/*", "turns/unseen", "pairs/apart_ratio",
+    "held_out_accuracy", "rewards/*/*_fraction", "staleness/*", "turns/unseen", "turns/left_behind",
+    "pairs/apart_ratio",
 )  # fmt: skip
 """Logged by runs with tools, by `strop demo`, where a reward failed, and where rounds are sampled ahead; where a client
 did not wait (tests/agents/test_unseen_answers.py), and where contexts differ (tests/online/test_one_context.py)."""

@@ -24,6 +24,8 @@ from strop.settings.devices import chosen_kernels
         ({"use_liger_kernel": True, "liger_kernel_config": "rope"}, "liger_kernel_config='rope': give .* true"),
         ({"use_liger_kernel": True, "liger_kernel_config": ["rope"]}, r"liger_kernel_config=\['rope'\]: give"),
         ({"use_liger_kernel": True, "liger_kernel_config": {"rope": "yes"}}, "'yes'}: give"),
+        ({"torch_compile_backend": "inducto"}, "torch_compile_backend='inducto' is no compiler .* mean 'inductor'"),
+        ({"torch_compile": True, "torch_compile_mode": "max-autotun"}, "torch_compile_mode='max-autotun': inductor"),
         ({"parallelism_config": ParallelismConfig(cp_size=2)}, "cp_size=2 cuts rows .* activation_offloading=True"),
         ({"parallelism_config": ParallelismConfig(sp_size=4)}, "sp_size=4 cuts rows"),
     ],

@@ -11,7 +11,6 @@ import pytest
 
 from strop.cli.ending import print_comparison
 from strop.testing.cases import make_trainer
-from strop.watch.say import in_width
 
 
 class Refusing(io.StringIO):
@@ -45,15 +44,6 @@ def test_an_output_that_takes_nothing_costs_what_is_printed(
     trainer.say("a line")
     trainer.train()
     assert trainer.state.global_step == 1
-
-
-def test_a_terminal_gets_lines_broken_between_words(monkeypatch: pytest.MonkeyPatch) -> None:
-    text = "short  line\n  warning: the evaluation rows are the training rows of this run"
-    assert in_width(text) == text, "a file has whole lines"
-    monkeypatch.setattr(sys.stdout, "isatty", lambda: True, raising=False)
-    monkeypatch.setenv("COLUMNS", "40")
-    lines = in_width(text).splitlines()
-    assert lines == ["short  line", "  warning: the evaluation rows are the", "  training rows of this run"]
 
 
 def test_a_long_name_in_the_comparison_is_whole(capsys: pytest.CaptureFixture[str]) -> None:

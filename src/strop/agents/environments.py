@@ -17,6 +17,7 @@ import weakref
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from strop.agents.left_behind import LeftBehind
 from strop.agents.slots import Hung, ProcessSlot, Slot, ThreadSlot
 from strop.agents.tools import describe_tool
 from strop.errors import ConfigError, did_you_mean
@@ -100,7 +101,7 @@ class Environments:
         self.seconds, self.isolated = seconds, isolated
         self.kinds: dict[Any, EnvironmentKind] = {}
         self._pool: dict[Any, list[Slot]] = {}
-        self.hung = 0
+        self.left_behind = LeftBehind()
         weakref.finalize(self, _leave, self._pool)  # nobody asks them any more: no thread waits for a call
         for name, make in factories.items():
             if not callable(make):
@@ -162,7 +163,7 @@ class Environments:
             result = slot.wait(answer, left)
             if isinstance(result, Hung) and not slot.lost:
                 slot.abandon()
-                self.hung += 1
+                self.left_behind.add(slot.thread)
             results.append(result)
         return results
 

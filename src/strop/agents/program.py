@@ -20,6 +20,7 @@ from strop.agents.chat_api import Refused
 from strop.agents.chat_server import Call, ChatServer
 from strop.agents.conversation import Conversation, PastTurns, TurnRecord
 from strop.agents.environments import Environments
+from strop.agents.left_behind import LeftBehind
 from strop.agents.recorded import Asked, Recorded
 from strop.agents.running import Agent, AgentAtWork, Ended, Endpoint
 from strop.agents.set_up import make_turns
@@ -152,6 +153,7 @@ class AgentTurns:
     no_tools: str = ""
     has_worked: bool = False
     said: set[str] = field(default_factory=set)
+    left_behind: LeftBehind = field(default_factory=LeftBehind)
 
     def __post_init__(self) -> None:
         self.columns = set(self.program.columns)  # what agents have returned, from the first batch on
@@ -184,6 +186,11 @@ class AgentTurns:
         for trajectory in everyone:
             trajectory.extra = {name: trajectory.extra.get(name) for name in sorted(self.columns)}
         return [everyone[start : start + n] for start in range(0, len(everyone), n)]
+
+    @property
+    def threads_left(self) -> int:
+        """Threads of agents that did not end in time and still run."""
+        return self.left_behind.running
 
     def tell(self, about: str, line: str) -> None:
         """A line for the user, once."""
@@ -307,6 +314,7 @@ class AgentBatch:
             if slot.deadline <= time.monotonic() and slot.number not in waiting:
                 assert slot.work is not None
                 slot.work.abandon()
+                self.owner.left_behind.add(slot.work.thread)
                 self._end(slot, Ended(slot.number, {}, f"no end within {self.program.seconds:g} seconds"))
 
     def _end(self, slot: Slot, ended: Ended) -> None:

@@ -67,7 +67,8 @@ class AgentAtWork:
         self._taken = {*OFFERED, *row}
         self._stop: Callable[[], None] | None = None
         self._lock, self._left = threading.Lock(), False
-        threading.Thread(target=self._live, name=f"strop-agent-{trajectory}", daemon=True).start()
+        self.thread = threading.Thread(target=self._live, name=f"strop-agent-{trajectory}", daemon=True)
+        self.thread.start()
 
     def abandon(self) -> None:
         """Kill a program, cancel a coroutine; a thread cannot be killed, and is left alone."""

@@ -24,6 +24,7 @@ class Slot(Protocol):
 
     environment: Any
     made_by: Callable[[], Any]
+    thread: threading.Thread
     lost: bool  # it hangs, died or was closed: its calls are not answered any more
 
     def call(self, method: str, *args: Any, **kwargs: Any) -> concurrent.futures.Future[Any]:
@@ -45,8 +46,8 @@ class _Slot:
     def __init__(self, factory: Callable[[], Any]) -> None:
         self.made_by, self.lost = factory, False
         self._work: queue.SimpleQueue[Any] = queue.SimpleQueue()
-        self._thread = threading.Thread(target=self._live, name="strop-environment", daemon=True)
-        self._thread.start()
+        self.thread = threading.Thread(target=self._live, name="strop-environment", daemon=True)
+        self.thread.start()
 
     def submit(self, work: Callable[[], Any]) -> concurrent.futures.Future[Any]:
         future: concurrent.futures.Future[Any] = concurrent.futures.Future()

@@ -13,6 +13,7 @@ from itertools import chain
 from typing import Any
 
 from strop.agents.call_formats import ToolCall
+from strop.agents.left_behind import LeftBehind
 from strop.agents.side_by_side import side_by_side
 from strop.errors import ConfigError, did_you_mean
 from strop.rewards.event_loop import run_in_loop
@@ -28,7 +29,6 @@ class Answer:
 
     text: str
     worked: bool = True
-    hung: bool = False  # it did not answer in time
     listed: list[Any] | None = None  # the list that it gave, if it gave one: rewards see that
     reward: float = 0.0  # of the turn that called
 
@@ -57,6 +57,7 @@ class Tools:
 
     def __init__(self, functions: Sequence[Callable[..., Any]] = ()) -> None:
         self.functions = {function.__name__: function for function in functions}
+        self.left_behind = LeftBehind()
         problems = ["two tools have the same name; rename one."] if len(self.functions) < len(functions) else []
         self.schemas: list[dict[str, Any]] = []
         for name, function in self.functions.items():
@@ -112,7 +113,7 @@ class Tools:
         """Answers by the number of the call; `chains` are the calls of each completion."""
         works = [[partial(_alone, self.functions[calls[i].name], calls[i].arguments) for i in own] for own in chains]
         late = no_answer(math.inf if seconds is None else seconds)
-        said = side_by_side(works, at_once, seconds, late)
+        said = side_by_side(works, at_once, seconds, late, self.left_behind)
         return dict(zip(chain.from_iterable(chains), chain.from_iterable(said), strict=True))
 
 
@@ -181,7 +182,7 @@ def answer_of(result: Any) -> Answer:
 
 
 def no_answer(seconds: float | None) -> Answer:
-    return Answer(f"Error: no answer within {seconds:g} seconds.", False, hung=True)
+    return Answer(f"Error: no answer within {seconds:g} seconds.", False)
 
 
 def error_text(error: BaseException) -> str:

@@ -91,6 +91,12 @@ class Turns:
         """Of every tool that a row may show."""
         return [*self.tools.schemas, *(self.environments.schemas if self.environments is not None else [])]
 
+    @property
+    def threads_left(self) -> int:
+        """Threads of tools and environments that did not end in time and still run."""
+        environments = 0 if self.environments is None else self.environments.left_behind.running
+        return self.tools.left_behind.running + environments
+
     def run(
         self, generator: Generator, prompts: Sequence[Example], n: int, sampling: SamplingParams
     ) -> list[list[Trajectory]]:

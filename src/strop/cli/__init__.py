@@ -12,6 +12,7 @@ import warnings
 
 from strop.errors import StropError, did_you_mean
 from strop.methods.registry import BY_VERB, register_installed
+from strop.terminal import in_width
 
 TOOLS = {
     "check": "look at a data file: what is in it, what is wrong, what it fits",
@@ -58,7 +59,7 @@ def answer(argv: list[str] | None) -> int:
     argv = list(sys.argv[1:] if argv is None else argv)
     register_installed()
     if not argv or argv[0] in ("-h", "--help", "help"):
-        print(usage())
+        print(in_width(usage()))
         return 0
     if argv[0] in ("-V", "--version", "version"):
         from strop import __version__
@@ -67,10 +68,7 @@ def answer(argv: list[str] | None) -> int:
         return 0
     verb, rest = argv[0], argv[1:]
     if verb not in BY_VERB and verb not in TOOLS:
-        print(
-            f"strop: there is no verb '{verb}'.{did_you_mean(verb, [*BY_VERB, *TOOLS])} See strop --help.",
-            file=sys.stderr,
-        )
+        complain(f"strop: there is no verb '{verb}'.{did_you_mean(verb, [*BY_VERB, *TOOLS])} See strop --help.")
         return 2
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
@@ -82,8 +80,13 @@ def answer(argv: list[str] | None) -> int:
     try:
         return module.run(verb, rest) if verb in BY_VERB else module.run(rest)
     except StropError as error:
-        print(f"strop {verb}: {error}", file=sys.stderr)
+        complain(f"strop {verb}: {error}")
         return 2
     except KeyboardInterrupt:
-        print(f"strop {verb}: stopped.", file=sys.stderr)
+        complain(f"strop {verb}: stopped.")
         return 1
+
+
+def complain(text: str) -> None:
+    """What went wrong, to the error stream."""
+    print(in_width(text, sys.stderr), file=sys.stderr)

@@ -13,6 +13,7 @@ from strop.cli.flags import Flag, all_values, helped, separate
 from strop.cli.row_view import Shown, as_text, as_the_model_sees, show
 from strop.errors import ConfigError, DataError, StropError, did_you_mean
 from strop.methods.registry import BY_VERB
+from strop.terminal import in_width
 
 if TYPE_CHECKING:
     from strop.data import DataReport
@@ -108,7 +109,7 @@ def look(file: str, values: dict[str, Any]) -> Looked:
 def tell(found: Looked, evaluation: str | None) -> None:
     """What was found, for a terminal; what cannot be used goes to the error stream."""
     if found.error:
-        print(f"strop check: {found.error}", file=sys.stderr)
+        print(in_width(f"strop check: {found.error}", sys.stderr), file=sys.stderr)
         return
     report = found.reports["train"]
     left_out = sum(out.count for out in report.left_out.values())
@@ -119,9 +120,9 @@ def tell(found: Looked, evaluation: str | None) -> None:
         held_back = found.reports["eval"]
         lines.append(f"{evaluation}: {counted(held_back.rows_read, 'row')} to evaluate on")
         lines += [f"  {finding.severity}: {finding}" for finding in held_back.findings]
-    print("\n".join(lines))
+    print(in_width("\n".join(lines)))
     show(found.rows)
-    print(found.closing)
+    print(in_width(found.closing))
 
 
 def with_columns(error: DataError, file: str, kind: str | None) -> DataError:

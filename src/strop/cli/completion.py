@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 
 from strop.errors import ConfigError, did_you_mean
 from strop.methods.registry import BY_VERB
+from strop.terminal import in_width
 
 HELP = """usage: strop completion SHELL      Prints what makes SHELL (bash, zsh or fish) complete verbs and flags.
 
@@ -17,7 +18,7 @@ HELP = """usage: strop completion SHELL      Prints what makes SHELL (bash, zsh 
 
 def run(argv: list[str]) -> int:
     if not argv or argv[0] in ("-h", "--help"):
-        print(HELP)
+        print(in_width(HELP))
         return 0
     if argv[0] not in SCRIPTS:
         raise ConfigError(f"{argv[0]}: choose one of {', '.join(SCRIPTS)}.{did_you_mean(argv[0], SCRIPTS)}")

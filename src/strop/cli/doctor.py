@@ -6,12 +6,12 @@ import importlib.metadata
 import importlib.util
 import os
 import platform
-import textwrap
 from collections.abc import Iterator
 from pathlib import Path
 
 from strop.disk import room_at
 from strop.methods.registry import BY_VERB
+from strop.terminal import in_width
 
 HELP = """usage: strop doctor                       what this machine has for a training, and what is amiss
        strop doctor METHOD --model ...    everything of that training up to its first step: strop METHOD --dry_run
@@ -27,7 +27,7 @@ EXTRAS = {
     "wandb": "Weights & Biases",
     "mlflow": "MLflow",
     "deepspeed": "ZeRO",
-    "triton": "the head's kernels on a card (comes with PyTorch for CUDA)",
+    "triton": "the head's kernels on a card (with CUDA's torch)",
 }
 GB = 10**9
 LITTLE_DISK = 10 * GB
@@ -35,7 +35,7 @@ LITTLE_DISK = 10 * GB
 
 def run(argv: list[str]) -> int:
     if "--help" in argv[:1] or "-h" in argv[:1]:
-        print(HELP)
+        print(in_width(HELP))
         return 0
     if argv and argv[0] in BY_VERB:
         from strop.cli import train
@@ -48,9 +48,10 @@ def run(argv: list[str]) -> int:
     problems = [*wrong_versions()]
     sections = {"versions": versions(), "devices": devices(), "disk": disk(problems), "optional": extras()}
     for name, lines in sections.items():
-        print(name)
-        print("\n".join(f"  {line}" for line in lines))
-    print("\n".join(["amiss", *(f"  {problem}" for problem in problems)]) if problems else "Nothing is amiss.")
+        print(in_width("\n".join([name, *(f"  {line}" for line in lines)])))
+    print(
+        in_width("\n".join(["amiss", *(f"  {problem}" for problem in problems)])) if problems else "Nothing is amiss."
+    )
     return 1 if problems else 0
 
 
@@ -69,7 +70,7 @@ def requirements() -> Iterator[tuple[str, str, str]]:
 
 def versions() -> Iterator[str]:
     yield f"Python {platform.python_version()}, {platform.platform()}"
-    yield from textwrap.wrap(", ".join(f"{name} {found or 'missing'}" for name, _, found in requirements()), 78)
+    yield ", ".join(f"{name} {found or 'missing'}" for name, _, found in requirements())
 
 
 def wrong_versions() -> Iterator[str]:

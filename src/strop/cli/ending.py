@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from strop.terminal import in_width
+
 if TYPE_CHECKING:
     from strop.engine.trainer import BaseTrainer
 
@@ -34,7 +36,7 @@ def train_and_save(trainer: BaseTrainer, own: dict[str, Any]) -> int:
         return 0
     if before and after:
         print_comparison(before, after, first=told_first(trainer, after))
-    print(closing(trainer, result.metrics, page))
+    print(in_width(closing(trainer, result.metrics, page)))
     return 0
 
 

@@ -11,7 +11,7 @@ from strop.errors import ConfigError
 
 FLAGS = (
     Flag("to", str, help="Folder to write to; it must be new or empty. Required."),
-    Flag("gguf", str, help="Also write model.gguf of this type, and a Modelfile: f16, bf16, q8_0, q5_1, q4_0, ..."),
+    Flag("gguf", str, help="Also write gguf/model-TYPE.gguf, and a Modelfile: f16, bf16, q8_0, q5_1, q4_0, ..."),
     Flag("dtype", str, help="Weights' precision: float32, bfloat16, float16. Default: as the base was saved."),
     Flag("max_shard_size", str, "5GB", "Largest file of safetensors."),
 )

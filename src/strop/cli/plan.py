@@ -10,6 +10,7 @@ from strop.cli.flags import Flag, all_values, helped
 from strop.errors import ConfigError, did_you_mean, folder_beside
 from strop.methods.registry import BY_VERB
 from strop.plain_text import first_line
+from strop.terminal import in_width
 
 if TYPE_CHECKING:
     from strop.plan.memory import Load, Plan
@@ -51,7 +52,7 @@ def run(argv: list[str]) -> int:
     values = all_values(argv[1:], FLAGS)
     if not values["model"]:
         raise ConfigError("--model must be given: a hub id, a folder, or a config.json.")
-    print(answer(verb, values))
+    print(in_width(answer(verb, values)))
     return 0
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import textwrap
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 from strop.cli.flags import Flag, all_values, helped, separate
 from strop.disk import write_text
 from strop.errors import ConfigError
+from strop.terminal import width_of
 
 FLAGS = (
     Flag("have", list[str] | str, help="What else you have: reward, verifier, judge, teacher, steps (a list is fine)."),
@@ -18,7 +20,7 @@ FLAGS = (
     Flag("write", str, help="Write the config to this file; without it, it is only shown."),
 )
 TITLE = "strop recommend FILE [--have reward,teacher] [--gpu 24GB]: which method fits these rows?"
-WIDTH = 80
+WIDEST = 80
 
 
 def run(argv: list[str]) -> int:
@@ -101,4 +103,5 @@ def gigabytes(text: str | None) -> float | None:
 
 
 def wrapped(text: str, bullet: str = "") -> list[str]:
-    return textwrap.wrap(text, WIDTH, initial_indent=bullet, subsequent_indent=" " * len(bullet))
+    width = min(width_of(sys.stdout), WIDEST)
+    return textwrap.wrap(text, width, initial_indent=bullet, subsequent_indent=" " * len(bullet))

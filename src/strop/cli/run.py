@@ -6,6 +6,7 @@ import subprocess
 import sys
 
 from strop.errors import ConfigError
+from strop.terminal import in_width
 
 USAGE = """usage: strop run [--processes N] SCRIPT [ARGUMENTS ...]
 
@@ -19,7 +20,7 @@ At the end it says which names and settings behaved differently from TRL; docs/m
 def run(argv: list[str]) -> int:
     """Run the script here, or start the processes that do."""
     if not argv or argv[0] in ("-h", "--help"):
-        print(USAGE)
+        print(in_width(USAGE))
         return 0
     processes, words = take_processes(argv)
     if not words:

@@ -16,7 +16,7 @@ from transformers import TrainerState
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from transformers.utils import logging
 
-from strop.engine.run_identity import check_same_run
+from strop.engine.run_identity import check_same_run, new_since
 from strop.errors import CheckpointError, SetupError
 
 MANIFEST = "manifest.json"
@@ -161,8 +161,11 @@ def find_checkpoint(resume: str | bool, output_dir: str, run: dict[str, Any], sa
         if not folder.is_dir():
             raise CheckpointError(f"resume_from_checkpoint={str(folder)!r} is not a folder.")
         check_whole(folder)
-    check_same_run(folder, read_manifest(folder), run)
+    manifest = read_manifest(folder)
+    check_same_run(folder, manifest, run)
     say(f"Resuming from {folder}")
+    for line in new_since(folder, manifest.get("run"), run):
+        say(line)
     return folder
 
 

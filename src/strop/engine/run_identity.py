@@ -103,6 +103,17 @@ def check_same_run(folder: Path, manifest: Mapping[str, Any], now: Mapping[str, 
         )
 
 
+def new_since(folder: Path, saved: Any, now: Mapping[str, Any]) -> list[str]:
+    """A line for each setting that changes numbers by its default, and that a checkpoint's run did not have yet."""
+    name = "vllm_importance_sampling_correction"
+    if not isinstance(saved, Mapping) or name in saved or not now.get(name) or now.get("engine") != "vllm":
+        return []
+    return [
+        f"Warning: what vLLM samples is weighted by the ratio of policy and sampler from here on ({name}=True), which "
+        f"{now.get('method')} did not have when {folder.name} was written. Set it to False to go on as before."
+    ]
+
+
 def folder_for(output_dir: str | Path, *, overwrite: bool) -> Path:
     """Where a new run may write: the folder itself, or one beside it where another run's checkpoints lie in it.
 

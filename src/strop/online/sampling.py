@@ -98,7 +98,7 @@ def sample_groups(
         with keeping(engine):
             trajectories = turns.run(engine, prompts, n, params)
         groups = [conversation_group(tokenizer, *pair) for pair in zip(prompts, trajectories, strict=True)]
-        return groups, turn_metrics([t for group in trajectories for t in group]) | engine.metrics
+        return groups, turn_metrics([t for group in trajectories for t in group], turns.threads_left) | engine.metrics
     sampled = engine.generate([prompt.prompt_ids for prompt in prompts], n, params)
     lists = zip(prompts, sampled.completions, sampled.sampler_logps, sampled.finish_reasons, strict=True)
     return [Group(prompt, *parts, prompt=prompt_of(tokenizer, prompt)) for prompt, *parts in lists], engine.metrics
@@ -166,8 +166,9 @@ def on_contexts(group: Group, stretches: list[list[Stretch]]) -> Group:
     return group
 
 
-def turn_metrics(everyone: Sequence[Trajectory]) -> dict[str, Mean]:
-    """Calls and failures of tools; turns, tokens of tools and environments, forks and failures per completion."""
+def turn_metrics(everyone: Sequence[Trajectory], threads_left: int = 0) -> dict[str, Mean]:
+    """Calls and failures of tools; turns, tokens of tools and environments, forks and failures per completion; threads
+    that were left behind, where there are any."""
     count = float(len(everyone))
     metrics: dict[str, Mean] = {}
     if any(t.shown for t in everyone):
@@ -189,6 +190,8 @@ def turn_metrics(everyone: Sequence[Trajectory]) -> dict[str, Mean]:
         per_completion["turns/unseen"] = unseen
     for name, total in per_completion.items():
         add(metrics, name, float(total), count)  # type: ignore[arg-type]
+    if threads_left:
+        add(metrics, "turns/left_behind", float(threads_left), 1.0)  # type: ignore[arg-type]
     respelled = sum(t.conversation.respelled for t in everyone)
     add(metrics, "turns/respelled", float(respelled), float(turns))  # type: ignore[arg-type]
     return metrics

@@ -36,6 +36,7 @@ from strop.online.rewarding import check_rewards, make_rewards, reward_groups, r
 from strop.online.sampled_distribution import changes_distribution, rescore
 from strop.online.sampler_check import compare_sampler
 from strop.online.sampling import Drawn, Load, make_engine, sample_groups, sampling_params
+from strop.online.turn_settings import check_turn_settings
 from strop.records import Batch, Counts, Example, Scores, Want
 from strop.rewards.model_reward import ModelReward
 from strop.rollout import SamplingParams, default_stop_ids
@@ -113,6 +114,7 @@ class OnlineTrainer(BaseTrainer):
         return replace(super().facts(args, given), uses_reference=max(betas) > 0, tokenize=options, samples=True)
 
     def after_init(self) -> None:
+        check_turn_settings(self.args, self.given)
         self.buffer: deque[list[Example]] = deque()
         self.rounds = 0
         self._sampler_compared = False  # with the policy, at the first round

@@ -199,6 +199,10 @@ _TOKEN_ENTRIES = (
     Entry("turns/rewritten", TOOLS, "Times the past was not as it was sampled.", "times", "completion"),
     Entry("turns/failed", TOOLS, "Completions that an environment or agent lost.", "share", "completion", high=0.1),
     Entry("turns/unseen", TOOLS, "Answers that an agent did not wait for.", "answers", "completion", high=0.1),
+    Entry(
+        "turns/left_behind", TOOLS, "Threads of tools, environments and agents that did not end in time and still run.",
+        "threads", "round", high=0, advice="Give such calls a time limit of their own, or make them async.",
+    ),
     Entry("turns/respelled", TOOLS, "Turns that the template would spell otherwise.", "share", "turn"),
 )
 

@@ -36,9 +36,16 @@ BEHAVIOURS: tuple[Behaviour, ...] = (
         (r"is an encoder-decoder",),
     ),
     Behaviour(
-        "Adapters of virtual tokens (prompt, prefix and p-tuning) are refused",
-        "positions of scored tokens are counted from the row's own beginning",
-        (r"puts virtual tokens before the prompt",),
+        "P-tuning is refused, and prompt and prefix tuning where completions are sampled",
+        "PEFT saves what the encoder of P-tuning makes and not the encoder; rollout engines' caches do not hold the "
+        "learned tokens",
+        (r"P_TUNING cannot be trained here", r"The adapter puts learned tokens before every prompt"),
+    ),
+    Behaviour(
+        "`max_tool_calling_iterations` and `environment_factory` are refused where nothing asks for them: without "
+        "tools, beside a `rollout_func`",
+        "no option is ignored",
+        (),
     ),
     Behaviour(
         "Models get no tag `trl`",

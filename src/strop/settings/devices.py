@@ -8,7 +8,11 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
+import torch
+
+from strop.errors import did_you_mean
 from strop.model.liger_layers import LOSSES
+from strop.plain_text import first_line
 
 LONG_ROWS = (
     "For rows that do not fit: gradient_checkpointing=True, activation_offloading=True, one row at a time "
@@ -37,6 +41,7 @@ def device_problems(settings: Any) -> list[str]:
             f"liger_kernel_config: {', '.join(losses)} would compute logits in the place of strop's head, which no "
             "method asks for; remove it. The kernels of layers are used without being named."
         )
+    problems += compiler_problems(settings.torch_compile_backend, settings.torch_compile_mode)
     for name, size in sizes_along_rows(settings.parallelism_config).items():
         problems.append(
             f"{name}={size} cuts rows over processes, and strop lays several rows out as one, with an attention of its "
@@ -48,6 +53,27 @@ def device_problems(settings: Any) -> list[str]:
             "gradient then is from the loss's, and policy and reference would differ by it. Take bf16."
         )
     return problems
+
+
+def compiler_problems(backend: str | None, mode: str | None) -> list[str]:
+    """What torch says against a compiler, or a way of compiling, before there is anything to compile.
+
+    Asked later it would be one of many reasons for which layers stay as they are.
+    """
+    if backend is None and mode is None:
+        return []
+    known = torch.compiler.list_backends(None)
+    if backend is not None and backend not in known:
+        usual = ", ".join(torch.compiler.list_backends())
+        return [
+            f"torch_compile_backend='{backend}' is no compiler that torch finds here."
+            f"{did_you_mean(backend.lower(), known)} There are {usual}, and others to debug with."
+        ]
+    try:
+        torch.compile(lambda x: x, backend=backend or "inductor", mode=mode)
+    except Exception as error:  # of whatever kind a compiler raises
+        return [f"torch_compile_mode='{mode}': {backend or 'inductor'} refuses it ({first_line(error)})."]
+    return []
 
 
 def chosen_kernels(settings: Any) -> Any:

@@ -108,6 +108,7 @@ def found_in(logs: Mapping[str, Any], num_generations: int, args: Any) -> Iterat
                 "write calls in another form than its chat template, or run out of tokens before them."
             ),
         )
+    yield from threads_left(value("turns/left_behind"))
     if value("completions/clipped_ratio") >= FULL:
         yield (
             "all_truncated",
@@ -135,6 +136,20 @@ def found_in(logs: Mapping[str, Any], num_generations: int, args: Any) -> Iterat
                     "Read samples.jsonl; lower the learning rate or raise beta."
                 ),
             )
+
+
+def threads_left(count: float) -> Iterator[tuple[str, str]]:
+    """(kind, text) where calls did not end in time and still run; `count` is their mean over rounds and processes."""
+    if count:
+        yield (
+            "left_behind",
+            (
+                f"{math.ceil(count)} calls of tools, environments or agents did not end in time and still run, in "
+                "threads that nothing can end: their memory, connections and locks stay held. Give such a call a limit "
+                "of its own (the timeout of its client), or make it async; environment_isolation=True kills an "
+                "environment, and an agent that is a command line is killed."
+            ),
+        )
 
 
 def no_reward_at_all(logs: Mapping[str, Any]) -> str:

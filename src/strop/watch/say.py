@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shutil
 import sys
-import textwrap
 from collections.abc import Iterator
 
 from strop.settings.config import TrainerConfig
+from strop.terminal import in_width
 
 
 def say(args: TrainerConfig, line: str) -> None:
@@ -17,18 +16,6 @@ def say(args: TrainerConfig, line: str) -> None:
     if args.process_index == 0 and (not args.quiet or line.startswith("Warning")):
         with unheard():
             print(in_width(line), flush=True)
-
-
-def in_width(text: str) -> str:
-    """In a terminal its lines are broken between words, each part as far in as its line; elsewhere they are whole."""
-    if not sys.stdout.isatty():
-        return text
-    width, parts = shutil.get_terminal_size().columns, []
-    for line in text.splitlines():
-        deeper = " " * (len(line) - len(line.lstrip()))
-        broken = textwrap.wrap(line, width, subsequent_indent=deeper, break_long_words=False, break_on_hyphens=False)
-        parts += broken if len(line) > width else [line]
-    return "\n".join(parts)
 
 
 def show_cursor() -> None:
