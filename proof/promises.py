@@ -127,6 +127,7 @@ PROMISES: tuple[Promise, ...] = (
             "tests/engine/test_resume_processes.py",
             "tests/engine/test_resume_ranks.py",
             "tests/online/test_ahead.py",
+            "tests/online/test_ahead_methods.py",
             "tests/methods/test_ppo.py",
             "tests/engine/test_windows.py",
             "tests/testing/test_check.py",
@@ -242,6 +243,8 @@ PROMISES: tuple[Promise, ...] = (
         (
             "tests/online/test_sampled_distribution.py",
             "tests/online/test_ahead.py",
+            "tests/online/test_ahead_methods.py",
+            "tests/online/test_ahead_by_hand.py",
             "tests/rollout/test_own_process.py",
             "tests/rollout/test_on_a_card.py",
             "tests/rollout/test_cast_weights.py",
@@ -284,6 +287,7 @@ PROMISES: tuple[Promise, ...] = (
         (
             f"{L}test_ppo.py",
             "tests/methods/test_ppo.py",
+            "tests/online/test_ahead_by_hand.py",
             "tests/online/test_pieces.py",
             "tests/learning/test_learning.py",
         ),

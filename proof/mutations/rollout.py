@@ -258,6 +258,80 @@ MUTATIONS = (
         tests=("tests/online/test_ahead.py::test_a_run_that_is_gone_on_with_learns_from_what_was_sampled_ahead",),
     ),
     Mutation(
+        name="ppo-takes-older-weights-for-its-own",
+        promises=(15, 18),
+        history="PPO learned from completions of older weights as if the policy had just written them.",
+        edits=(
+            Edit(
+                "methods/ppo.py",
+                'sampler_logps=token_field(batch, "sampler_logps").to(old_logps) if weigh else None, **weigh,',
+                "**weigh,",
+            ),
+        ),
+        tests=("tests/online/test_ahead_by_hand.py::test_ppo_weighs_the_policy_term_and_not_the_critic",),
+    ),
+    Mutation(
+        name="ppo-clips-around-the-sampler",
+        promises=(15, 18),
+        history="Ratios were clipped around the weights that sampled, and not around those at the start of the update, so that "
+        "stale completions were clipped before anything had moved (arXiv 2110.00641, section 1).",
+        edits=(
+            Edit(
+                "methods/ppo.py",
+                "token_lists(batch, old_logps=scores.logps, old_values=scores.values, token_rewards=rewards)",
+                'said = token_field(batch, "sampler_logps").to(scores.logps)\n'
+                "        token_lists(batch, old_logps=said, old_values=scores.values, token_rewards=rewards)",
+            ),
+        ),
+        tests=("tests/online/test_ahead_by_hand.py::test_ppo_weighs_the_policy_term_and_not_the_critic",),
+    ),
+    Mutation(
+        name="given-rounds-sampled-ahead",
+        promises=(6, 15),
+        history="Whether a round ahead learns from the student's completions was decided by the round in progress.",
+        edits=(Edit("methods/gkd.py", "yield self.on_policy(moment)", "yield self.on_policy(self.rounds)"),),
+        tests=("tests/online/test_ahead_methods.py::test_rounds_on_given_completions_sample_nothing",),
+    ),
+    Mutation(
+        name="a-judge-of-pairs-asked-of-single-completions",
+        promises=(15,),
+        history="Ahead, rewards were asked by a path of its own, which knew nothing of judges that compare two completions.",
+        edits=(
+            Edit(
+                "online/ahead.py",
+                "log.add(trainer.ask(groups, state))",
+                "log.add(__import__('strop.online.trainer', fromlist=['x']).OnlineTrainer.ask(trainer, groups, state))",
+            ),
+        ),
+        tests=("tests/online/test_ahead_methods.py::test_a_judge_of_pairs_is_asked_of_pairs_in_the_order_of_rounds",),
+    ),
+    Mutation(
+        name="opponent-ahead-drawn-from-the-policy",
+        promises=(15,),
+        history="The process that samples ahead drew the reference's completions from its copy of the policy.",
+        edits=(
+            Edit(
+                "rollout/own_process.py",
+                "sampling, None if mixture is None else mixture.weight)",
+                "sampling)",
+            ),
+        ),
+        tests=("tests/rollout/test_own_process.py::test_it_samples_from_its_own_copy_of_the_reference",),
+    ),
+    Mutation(
+        name="opponents-said-to-be-of-the-policy",
+        promises=(15,),
+        history="samples.jsonl gave the completions of the reference a version of the policy's weights.",
+        edits=(
+            Edit(
+                "online/groups.py",
+                "if group.version is not None and (group.own is None or i < group.own):",
+                "if group.version is not None:",
+            ),
+        ),
+        tests=("tests/online/test_ahead_methods.py::test_every_tree_carries_the_weights_that_wrote_it",),
+    ),
+    Mutation(
         name="adapters-merged-for-every-sync",
         promises=(13,),
         history=(

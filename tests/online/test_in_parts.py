@@ -33,11 +33,18 @@ def gradients(folder: Any, stream: int | None, **options: Any) -> tuple[dict[str
     return {name: p.grad.clone() for name, p in trainer.model.named_parameters()}, float(loss), trainer
 
 
-@pytest.mark.parametrize("loss_type", ["dapo", "grpo", "dr_grpo", "luspo"])
-def test_the_gradient_is_that_of_the_whole_step(loss_type, tmp_path):
-    whole, loss, strict = gradients(tmp_path / "whole", None, loss_type=loss_type)
+@pytest.mark.parametrize(
+    "options",
+    [
+        *({"loss_type": name} for name in ("dapo", "grpo", "dr_grpo", "luspo")),
+        {"verb": "rloo"}, {"verb": "rloo", "reward_clip_range": [0.2, 0.6], "beta": 0.0},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_the_gradient_is_that_of_the_whole_step(options, tmp_path):
+    whole, loss, strict = gradients(tmp_path / "whole", None, **options)
     for size in (1, 4):
-        parts, added, trainer = gradients(tmp_path / str(size), size, loss_type=loss_type)
+        parts, added, trainer = gradients(tmp_path / str(size), size, **options)
         assert largest_difference(whole, parts) < 1e-12 and added == pytest.approx(loss, abs=1e-6)
         assert trainer.step_work.counts == pytest.approx(strict.step_work.counts)
         assert [e.row for e in trainer.step_work.examples] == [e.row for e in strict.step_work.examples]
@@ -82,10 +89,12 @@ def test_the_first_prompts_are_learned_from_while_the_last_are_made(slow, tmp_pa
     assert calls == [f"strop-{slow}"] * 2
 
 
-def test_a_run_in_parts_is_the_run_of_whole_steps(tmp_path):
+@pytest.mark.parametrize("verb", ["grpo", "rloo"])
+def test_a_run_in_parts_is_the_run_of_whole_steps(verb, tmp_path):
     ends = []
     for stream in (None, 1):
-        trainer = ahead(tmp_path / str(stream), Sharing, max_staleness=0, stream_prompts=stream, optim="sgd")
+        options = {"verb": verb, "max_staleness": 0, "stream_prompts": stream, "optim": "sgd"}
+        trainer = ahead(tmp_path / str(stream), Sharing, **options)
         trainer.train()
         names = ("loss", "grad_norm", "reward", "num_tokens", "completions/mean_length", "sampling/kl")
         lines = [[line[name] for name in names] for line in trainer.state.log_history if "loss" in line]
@@ -115,6 +124,11 @@ def test_what_looks_at_the_whole_step_is_refused_by_name(options, tmp_path):
     (name,) = options
     with pytest.raises(ConfigError, match=f"stream_prompts=2: {name}.* needs all completions of a step at once"):
         settings("grpo", tmp_path, stream_prompts=2, **options)
+
+
+def test_rloo_refuses_statistics_of_the_whole_step(tmp_path):
+    with pytest.raises(ConfigError, match="stream_prompts=2: normalize_advantages needs all completions of a step"):
+        settings("rloo", tmp_path, stream_prompts=2, normalize_advantages=True)
 
 
 def test_a_router_that_is_balanced_over_the_step_is_refused(tmp_path):

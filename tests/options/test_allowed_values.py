@@ -80,6 +80,7 @@ def home(method: Any, name: str) -> str | None:
         "ReferenceConfig": "dpo",
         "OnlineConfig": "grpo",
         "OffPolicyConfig": "grpo",
+        "PolicyGradientConfig": "grpo",
         "OnlinePairConfig": "online-dpo",
     }
     case = shared.get(declared.__name__, method.verb) if declared else None

@@ -21,6 +21,7 @@ HOMES = {
     "ReferenceConfig": "dpo",
     "OnlineConfig": "grpo",
     "OffPolicyConfig": "grpo",
+    "PolicyGradientConfig": "grpo",
     "OnlinePairConfig": "online-dpo",
     "XPOConfig": "xpo-online",
     **{method.config_name: method.verb for method in METHODS if method.verb != "xpo"},
@@ -38,6 +39,7 @@ EVERYWHERE = [(case, name) for case in CASES for name in own_fields(method_of(ca
 WEIGHED = ("max_staleness", "vllm_importance_sampling_correction", "vllm_importance_sampling_clip_max")
 ALSO = [
     *(("rloo", name) for name in ("reward_weights", *WEIGHED)),
+    *(("ppo", name) for name in WEIGHED[1:]),
     ("ppo", "router_aux_loss_coef"),
     ("online-dpo", "head_memory_mb"),
 ]

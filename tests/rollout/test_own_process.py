@@ -7,15 +7,18 @@ import signal
 import threading
 from collections.abc import Iterator
 
+import cloudpickle
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 from torch import nn
 
 from strop.errors import DataError, RolloutError, SetupError
+from strop.model import make_reference
 from strop.rollout import SamplingParams
 from strop.rollout.generator import Mixture
 from strop.rollout.native import NativeGenerator
-from strop.rollout.own_process import ProcessGenerator
+from strop.rollout.own_process import ProcessGenerator, Sampler, trained_weights
 from strop.testing.tiny import tiny_model
 
 SAMPLING = SamplingParams(max_new_tokens=6, seed=3, stop_token_ids=())
@@ -31,7 +34,7 @@ def policy() -> nn.Module:
 
 @pytest.fixture(scope="module")
 def engine(policy: nn.Module) -> Iterator[ProcessGenerator]:
-    made = ProcessGenerator(policy, engine="native")
+    made = ProcessGenerator(policy, reference=make_reference(policy), engine="native")
     yield made
     made.close()
 
@@ -59,6 +62,34 @@ def test_it_samples_what_the_engine_here_samples_from_the_weights_that_were_stag
     assert engine.generate(PROMPTS, 2, SAMPLING) == staged != here.generate(PROMPTS, 2, SAMPLING)
 
 
+def test_it_samples_from_its_own_copy_of_the_reference(policy: nn.Module, engine: ProcessGenerator) -> None:
+    move(policy)
+    engine.sync(policy)
+    here, reference = NativeGenerator(policy), engine.reference.model
+    drawn = []
+    for weight in (0.5, 1.0):
+        mixture = Mixture(reference, weight)
+        drawn.append(engine.generate(PROMPTS, 2, SAMPLING, mixture=mixture))
+        assert drawn[-1] == here.generate(PROMPTS, 2, SAMPLING, mixture=mixture)
+    move(policy)
+    engine.sync(policy)
+    again = [engine.generate(PROMPTS, 2, SAMPLING, mixture=Mixture(reference, weight)) for weight in (0.5, 1.0)]
+    assert again[1] == drawn[1] != drawn[0] != again[0]
+
+
+def test_a_reference_inside_the_policy_goes_with_it() -> None:
+    base = tiny_model("llama", dtype=torch.float32)
+    config = LoraConfig(r=2, target_modules="all-linear", task_type="CAUSAL_LM")
+    alone = NativeGenerator(tiny_model("llama", dtype=torch.float32)).generate(PROMPTS, 2, SAMPLING)
+    policy = get_peft_model(base, config)
+    reference = make_reference(policy)
+    sampler = Sampler()
+    sampler.start(cloudpickle.dumps((policy, None, {"engine": "native"}, reference)))
+    move(policy)
+    sampler.load(trained_weights(policy))
+    assert sampler.generate(PROMPTS, 2, SAMPLING, 1.0) == alone != sampler.generate(PROMPTS, 2, SAMPLING)
+
+
 def test_errors_cross_the_border_with_their_names(policy: nn.Module, engine: ProcessGenerator) -> None:
     engine.sync(policy)
     with pytest.raises(DataError, match="prompt 0 has no tokens"):
@@ -66,7 +97,7 @@ def test_errors_cross_the_border_with_their_names(policy: nn.Module, engine: Pro
     with pytest.raises(RolloutError, match="Sampling failed in its process: AttributeError"):
         engine.generate(PROMPTS, 1, None)  # type: ignore[arg-type]
     with pytest.raises(SetupError, match="no second model"):
-        engine.generate(PROMPTS, 1, SAMPLING, mixture=Mixture(policy, 0.5))
+        ProcessGenerator(policy).generate(PROMPTS, 1, SAMPLING, mixture=Mixture(policy, 0.5))
 
 
 def test_a_policy_that_cannot_be_sent_is_named() -> None:

@@ -11,6 +11,17 @@ from strop.testing.cases import make_trainer, rows_for
 from strop.testing.rollouts import FixedGenerator
 from tests.support.geometry import UNEVEN
 
+IN_GROUPS: dict[str, Any] = {"num_generations": 2}
+OWN: dict[str, dict[str, Any]] = {
+    "grpo": IN_GROUPS,
+    "rloo": IN_GROUPS,
+    "ppo": {**IN_GROUPS, "num_iterations": 1, "beta": 0.1},
+    "online-dpo": {**IN_GROUPS, "beta": 0.1},
+    "xpo-online": {"beta": 0.1, "alpha": 0.01},
+    "gkd": {"lmbda": 0.5, "beta": 0.5},
+}
+"""Case -> its settings; the first three count completions, and the others prompts."""
+
 
 class Versioned(FixedGenerator):
     """Writes other completions with every version of the weights that it is handed."""
@@ -27,20 +38,32 @@ class Versioned(FixedGenerator):
         return super()._completion(f"{key} {self.version}")
 
 
-def learned(folder: str, per_device: int) -> dict[str, dict[str, Any]]:
-    """A window ahead, on an epoch of two steps and a short one, and again: what is logged, and the weights."""
-    return {verb: learned_by(verb, f"{folder}/{verb}", per_device) for verb in ("grpo", "rloo")}
+def learned(folder: str, prompts: int, resumed: tuple[str, ...] = ()) -> dict[str, dict[str, Any]]:
+    """A window ahead, on an epoch of two steps and a short one, and again: what is logged, and the weights; of cases
+    that are `resumed`, the weights of a run that went on from the second step, too.
+
+    `prompts` of a step are this rank's.
+    """
+    found = {case: learned_by(case, f"{folder}/{case}", prompts) for case in OWN}
+    for case in resumed:
+        saving = {"save_strategy": "steps", "save_steps": 2}
+        whole = learned_by(case, f"{folder}/{case} saved", prompts, **saving)
+        torch.distributed.barrier()
+        again = learned_by(case, f"{folder}/{case} saved", prompts, resume="checkpoint-2", **saving)
+        found[case] |= {"whole": whole["weights"], "again": again["weights"]}
+    return found
 
 
-def learned_by(verb: str, folder: str, per_device: int) -> dict[str, Any]:
+def learned_by(case: str, folder: str, prompts: int, resume: str | None = None, **settings: Any) -> dict[str, Any]:
+    each = 2 if case in ("grpo", "rloo", "ppo") else 1
+    defaults = {"beta": 0.0, "max_staleness": 1, "max_steps": 5, "optim": "sgd", "learning_rate": 1e-2}
     trainer = make_trainer(
-        verb, f"{folder}/{os.environ.get('RANK', 'alone')}", rows=rows_for(verb, 5), dtype=torch.float64,
-        num_generations=2, per_device_train_batch_size=per_device, max_staleness=1, max_steps=5, beta=0.0,
-        optim="sgd", learning_rate=1e-2, max_completion_length=8,
+        case, folder, rows=rows_for(case, 5), dtype=torch.float64, per_device_train_batch_size=each * prompts,
+        max_completion_length=8, **{**defaults, **OWN[case], **settings},
         **({"ddp_backend": "gloo"} if "WORLD_SIZE" in os.environ else {}),
     )  # fmt: skip
     trainer._generator, trainer._sampler_compared = Versioned(trainer), True
-    trainer.train()
+    trainer.train(resume_from_checkpoint=f"{folder}/{resume}" if resume else None)
     lines = [line for line in trainer.state.log_history if "loss" in line]
     logs = [{name: value for name, value in line.items() if not name.endswith(UNEVEN)} for line in lines]
     policy = trainer.accelerator.unwrap_model(trainer.model)

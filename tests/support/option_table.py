@@ -118,6 +118,7 @@ TABLE: dict[str, dict[str, Flip]] = {
         "ray_workers": Flip(3, "extra", {"engine": "ray"}, within=scenes.ray_actors),
         "ray_timeout": Flip(5.0, "extra", {"engine": "ray"}, within=scenes.ray_actors),
         "max_slots": Flip(1, "engine"),
+        "max_staleness": Flip(1, within=scenes.engine_beside),
         "use_vllm": Flip(True, "extra", within=scenes.stub_vllm),
         "vllm_mode": Flip("server", "extra", **VLLM),
         "vllm_server_base_url": Flip("http://other:1234", **SERVER),
@@ -222,12 +223,12 @@ TABLE: dict[str, dict[str, Flip]] = {
         "reward_model_path": Flip("score", make=scenes.no_reward, seen="error"),
     },
     "OffPolicyConfig": {
-        "max_staleness": Flip(1, within=scenes.engine_beside),
         "vllm_importance_sampling_correction": Flip(False, **VLLM),
         "vllm_importance_sampling_mode": Flip("token_mask", **VLLM),
         "vllm_importance_sampling_clip_max": Flip(0.5, **truncated("token_truncate")),
         "vllm_importance_sampling_clip_min": Flip(0.5, **truncated("token_truncate")),
     },
+    "PolicyGradientConfig": {"stream_prompts": Flip(1, within=scenes.engine_beside)},
     "GRPOConfig": {
         "disable_dropout": Flip(True, given={"disable_dropout": False}, make=scenes.with_dropout),
         "loss_type": Flip("sapo"),
@@ -239,7 +240,6 @@ TABLE: dict[str, dict[str, Flip]] = {
         "use_bias_correction_kl": Flip(False, **again(beta=0.4)),
         "scale_rewards": Flip("batch", given={"num_generations": 2}),
         "multi_objective_aggregation": Flip("normalize_then_sum", make=TWO_REWARDS),
-        "stream_prompts": Flip(1, within=scenes.engine_beside),
         "dynamic_sampling": Flip(True, make=scenes.rewarded(scenes.flat_reward), given={"max_steps": 4}),
         "max_resampling_rounds": Flip(
             1, "log", {"dynamic_sampling": True}, make=scenes.rewarded(scenes.constant_reward)

@@ -22,9 +22,9 @@ from strop.metric import LOSS, Entry
 from strop.model import LMHead, base_model, lm_head_of, score_batch
 from strop.model.forward import vocab_size
 from strop.online.groups import Group, completion_metrics
+from strop.online.sampling import teacher_engine
 from strop.online.trainer import OnlineTrainer
 from strop.records import Batch, Example, LossOutput, Mean, Sampled, Scores, StepContext, Term, Want
-from strop.rollout import make_generator
 from strop.settings.online import OnlineConfig
 from strop.settings.prerequisites import Needs
 from strop.settings.schema import Range, config
@@ -148,6 +148,8 @@ class GKDTrainer(OnlineTrainer):
     with `seq_kd`, the teacher's); the draw is the same on all ranks. No gradient flows through sampling or teacher.
     The mean counts the tokens that are trained on. Rows: `prompt` + `completion`, or `messages`; where every step
     samples (`lmbda=1`, `seq_kd`) `prompt` alone will do, and evaluation samples too.
+    With `max_staleness` the student's completions are those of older weights: other states, at each of which the loss
+    is exact, because no gradient flows through sampling; nothing corrects which states are seen.
     Source: arXiv 2306.13649 Eq. 1.
     """
 
@@ -219,21 +221,26 @@ class GKDTrainer(OnlineTrainer):
 
     # ---- which completions a step learns on -------------------------------------------------------------------
 
-    def on_policy(self) -> bool:
-        """Whether the round in progress uses the student's completions; the same on all ranks and after a resume."""
-        return random.Random(f"{self.args.seed} {self.rounds}").random() < self.args.lmbda
+    def on_policy(self, moment: int) -> bool:
+        """Whether a round uses the student's completions; the same on all ranks and after a resume."""
+        return random.Random(f"{self.args.seed} {moment}").random() < self.args.lmbda
+
+    @contextmanager
+    def speaker(self, moment: int) -> Iterator[bool]:
+        if not self.on_policy(moment) and self.args.seq_kd:
+            with self.teacher_samples():
+                yield True
+        else:
+            yield self.on_policy(moment)
 
     def fill_buffer(self, prompts: list[Example]) -> None:
-        student = self.on_policy()
-        share = 1 / self.args.world_size
+        student, share = self.on_policy(self.rounds), 1 / self.args.world_size
         self._metrics["train"].add({"on_policy_fraction": Mean(student * share, share)})
-        if student:
-            groups = self.rollout(prompts, 1, training=True)
-        elif self.args.seq_kd:
-            with self.teacher_samples():
-                groups = self.rollout(prompts, 1, training=True)
+        if self.ahead is not None:
+            groups = self.ahead.take(prompts)
         else:
-            groups = []
+            with self.speaker(self.rounds) as samples:
+                groups = self.rollout(prompts, 1, training=True) if samples else []
         if groups:
             self._metrics["train"].add(completion_metrics(groups))
             self.remember_samples(groups)
@@ -246,7 +253,7 @@ class GKDTrainer(OnlineTrainer):
     def teacher_samples(self) -> Iterator[None]:
         """Within this context the rollout engine runs the teacher."""
         if self._teacher_generator is None:
-            self._teacher_generator = make_generator("auto", model=self.teacher, tokenizer=self.processing_class)
+            self._teacher_generator = teacher_engine(self.args, self.teacher, self.processing_class)
         own, self._generator, self._teacher_speaks = self.generator, self._teacher_generator, True
         try:
             yield
@@ -268,7 +275,9 @@ class GKDTrainer(OnlineTrainer):
         return [
             tree
             for place, group in enumerate(groups)
-            for tree in group.trees(Sampled(place), drop_truncated=drop, first=place * ranks + rank)
+            for tree in group.trees(
+                Sampled(place, version=group.version), drop_truncated=drop, first=place * ranks + rank
+            )
         ]
 
     def prepare_evaluation(self, examples: list[Example]) -> list[Example]:

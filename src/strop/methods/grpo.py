@@ -28,10 +28,9 @@ from strop.losses.names import POLICY_AGGREGATION
 from strop.methods.policy_gradient import PolicyGradientTrainer, kept_tokens
 from strop.metric import CLIPPING, LOSS, Entry
 from strop.online.groups import Group
-from strop.online.in_parts import check_can_learn_in_parts, learn_in_parts, why_whole
 from strop.online.pieces import trajectory_of
-from strop.records import Batch, LossOutput, Mean, Scores, StepContext, StepWork, Term, Want
-from strop.settings.off_policy import OffPolicyConfig
+from strop.records import Batch, LossOutput, Mean, Scores, StepContext, Term, Want
+from strop.settings.off_policy import PolicyGradientConfig
 from strop.settings.prerequisites import ABOVE_ZERO, Needs
 from strop.settings.schema import Range, config
 
@@ -39,18 +38,17 @@ Positive = Annotated[float, Range(min=0, open_min=True)]
 
 
 @config
-class GRPOConfig(OffPolicyConfig):
+class GRPOConfig(PolicyGradientConfig):
     """Settings of `GRPOTrainer`."""
 
-    overlapping: ClassVar[tuple[str, ...]] = (*OffPolicyConfig.overlapping, "stream_prompts")
     removed: ClassVar[dict[str, str]] = {
-        **{name: text for name, text in OffPolicyConfig.removed.items() if name != "stream_prompts"},
+        **PolicyGradientConfig.removed,
         "cast_lm_head_to_fp32": "Logits are added up and normalised in float32 always; remove it.",
     }
-    neutral: ClassVar[dict[str, tuple[Any, ...]]] = {**OffPolicyConfig.neutral, "cast_lm_head_to_fp32": (True,)}
+    neutral: ClassVar[dict[str, tuple[Any, ...]]] = {**PolicyGradientConfig.neutral, "cast_lm_head_to_fp32": (True,)}
 
     needs: ClassVar[dict[str, Needs]] = {
-        **OffPolicyConfig.needs,
+        **PolicyGradientConfig.needs,
         "use_bias_correction_kl": Needs({"beta": ABOVE_ZERO}),
         "max_resampling_rounds": Needs({"dynamic_sampling": (True,)}),
         **dict.fromkeys(
@@ -84,9 +82,6 @@ class GRPOConfig(OffPolicyConfig):
     none."""
     multi_objective_aggregation: Literal["sum_then_normalize", "normalize_then_sum"] = "sum_then_normalize"
     """Several rewards: sum, then normalise; or normalise each, then sum (GDPO)."""
-    stream_prompts: Annotated[int, Range(min=1)] | None = None
-    """Learn from so many prompts of a step as soon as their completions are rewarded, while the rest are still sampled
-    or judged: the same gradient. None: when all are there."""
     dynamic_sampling: bool = False
     """Replace groups whose rewards are all equal by groups of further prompts (DAPO)."""
     max_resampling_rounds: Annotated[int, Range(min=1)] = 4
@@ -145,7 +140,22 @@ class GRPOConfig(OffPolicyConfig):
 
     def why_in_order(self) -> list[str]:
         resampled = ["dynamic_sampling=True samples again when it has seen the rewards; remove it."]
-        return [*(resampled if self.dynamic_sampling else []), *super().why_in_order(), *why_whole(self)]
+        return [*(resampled if self.dynamic_sampling else []), *super().why_in_order()]
+
+    def looks_at_whole_step(self) -> dict[str, bool]:
+        return {
+            **super().looks_at_whole_step(),
+            "scale_rewards='batch'": self.scale_rewards == "batch",
+            "multi_objective_aggregation='normalize_then_sum'": self.multi_objective_aggregation
+            != "sum_then_normalize",
+            "top_entropy_quantile": self.top_entropy_quantile < 1,
+            "use_adaptive_entropy": self.use_adaptive_entropy,
+            "entropy_coef": self.entropy_coef > 0,
+        }
+
+    @property
+    def correction(self) -> dict[str, Any]:
+        return PolicyOptions(**loss_options(self)).correction if self.corrects else {}
 
     def unfit_for_turns(self) -> list[str]:
         """What credit by turn has no meaning with."""
@@ -197,17 +207,13 @@ class GRPOTrainer(PolicyGradientTrainer):
 
     def after_init(self) -> None:
         super().after_init()
-        if self.args.stream_prompts is not None:
-            check_can_learn_in_parts(self)
         self.entropy_coef = self.args.entropy_coef
         if self.args.dynamic_sampling and not hasattr(self.train_dataset or [], "__len__"):
             raise ConfigError("dynamic_sampling=True draws further prompts from the rows; a stream keeps none.")
 
-    def training_step(self, model: torch.nn.Module, inputs: Any, num_items_in_batch: Any = None) -> torch.Tensor:
-        if self.args.stream_prompts is None or not inputs or isinstance(inputs, StepWork):
-            return super().training_step(model, inputs, num_items_in_batch)
-        over_tokens = POLICY_AGGREGATION[self.args.loss_type] == "token_mean_global"
-        return learn_in_parts(self, model, inputs, "tokens" if over_tokens else "completions")
+    @property
+    def divided_by(self) -> str:
+        return "tokens" if POLICY_AGGREGATION[self.args.loss_type] == "token_mean_global" else "completions"
 
     @property
     def coupled(self) -> bool:  # type: ignore[override]
@@ -297,8 +303,7 @@ class GRPOTrainer(PolicyGradientTrainer):
         terms = [policy_term(values, *completions, **sums)]
         metrics = policy_metrics(*given, **options)
         start = scores.logps.detach() if old_logps is None else old_logps
-        bounds = PolicyOptions(**loss_options(args)).correction if args.corrects else {}
-        metrics |= sampler_metrics(start, sampler_logps, *completions, **bounds)
+        metrics |= sampler_metrics(start, sampler_logps, *completions, **args.correction)
         if scores.entropy is not None:
             metrics["entropy"] = mean_of(scores.entropy)
             if self.bonus:

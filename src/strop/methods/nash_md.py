@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 import torch
 
@@ -12,7 +12,7 @@ from strop.losses import adversarial_loss, mean_of, nash_md_loss_flat, preferenc
 from strop.methods.own_pairs import OnlinePairConfig, OnlinePairTrainer, at_epoch, objective_metrics
 from strop.metric import LOSS, REWARD, Entry
 from strop.online.groups import Group
-from strop.online.opponents import OPPONENT_UNUSED, preferences, rollout_against
+from strop.online.opponents import OPPONENT_UNUSED, preferences
 from strop.records import Batch, Example, LossOutput, Mean, Sampled, Scores, StepContext, Term
 from strop.settings.prerequisites import Needs
 from strop.settings.schema import OneOrMore, Range, config
@@ -28,6 +28,8 @@ class NashMDConfig(OnlinePairConfig):
         **OPPONENT_UNUSED,
         "loss_type": "Nash-MD has one loss; see gradient_form and objective.",
         "num_generations_eval": "Each prompt has one completion of the policy and one of the opponent.",
+        "max_staleness": "The opponent is mixed from the policy of the moment: completions sampled ahead would be "
+        "an older opponent's, and the loss has no weight for that; remove it.",
     }
     needs: ClassVar[dict[str, Needs]] = {**OnlinePairConfig.needs, "gradient_form": Needs({"objective": ("nash",)})}
 
@@ -47,6 +49,7 @@ class NashMDTrainer(OnlinePairTrainer):
     y comes from the policy; y' from (1 - eta) log pi + eta log mu, mixed token by token. P is a judge's probability,
     or sigmoid(R(y) - R(y')) of rewards. The value of the loss says nothing. Rows: `prompt`.
     Source: arXiv 2312.00886, Appendix F. Differs from the paper: the KL is summed from each token on (`gradient_form`).
+    Both expectations are over the policy of the moment, y' through its mixture: `max_staleness` is refused.
     """
 
     config_class = NashMDConfig
@@ -80,8 +83,9 @@ class NashMDTrainer(OnlinePairTrainer):
         """The opponent's coefficient of the current epoch."""
         return at_epoch(self.args.mixture_coef, self.state.epoch)
 
-    def rollout(self, prompts: Any, n: int, training: bool) -> list[Group]:
-        return rollout_against(self, super().rollout, prompts, training, self.mixture_coef)
+    @property
+    def opponent_weight(self) -> float:
+        return self.mixture_coef
 
     def make_trees(self, groups: list[Group], training: bool) -> list[Example]:
         probabilities = preferences(groups, judge=self.has_judge)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Annotated
 
 import torch
@@ -13,7 +13,9 @@ from strop.methods.own_pairs import OnlinePairConfig, OnlinePairTrainer, objecti
 from strop.methods.pairs import pair_metrics
 from strop.online.groups import Group
 from strop.online.one_context import OneContext, comparable
+from strop.online.sampling import Drawn, Load
 from strop.records import Batch, Example, LossOutput, Mean, Sampled, Scores, StepContext, Term
+from strop.rollout import SamplingParams
 from strop.settings.schema import Range, config
 
 
@@ -32,6 +34,8 @@ class OnlineDPOTrainer(OnlinePairTrainer):
 
     `reward_funcs` are functions, models, ids or judges. Ties and identical completions carry no preference: they are
     left out and counted (`pairs/dropped_ratio`). Completions without an end lose `missing_eos_penalty`.
+    With `max_staleness` pairs are of older weights and learned from as they are: DPO's minimiser is the same for every
+    distribution of pairs that covers the completions (off-policy preference learning, arXiv 2410.18252).
     Rows: `prompt`. Source: arXiv 2402.04792.
     """
 
@@ -41,10 +45,15 @@ class OnlineDPOTrainer(OnlinePairTrainer):
         super().after_init()
         self.one_context = OneContext("OnlineDPO")
 
-    def rollout(self, prompts: Sequence[Example], n: int, training: bool) -> list[Group]:
-        groups = super().rollout(prompts, n, training)
-        self.one_context.check(groups, has_learned=self.state.global_step > 0)
-        return groups
+    def drawing(self, prompts: Sequence[Example], n: int, params: SamplingParams, load: Load) -> Callable[[], Drawn]:
+        draw, has_learned = super().drawing(prompts, n, params, load), self.state.global_step > 0
+
+        def checked() -> Drawn:
+            groups, counted = draw()
+            self.one_context.check(groups, has_learned=has_learned)
+            return groups, counted
+
+        return checked
 
     def make_trees(self, groups: list[Group], training: bool) -> list[Example]:
         if apart := sum(len(group.completions) - len(comparable(group)) for group in groups):
@@ -61,6 +70,7 @@ class OnlineDPOTrainer(OnlinePairTrainer):
                 scores=[float(group.rewards[i]) for i in pair],
                 ended=[float(group.finish_reasons[i] == "stop") for i in pair],
                 sampler_logps=[group.sampler_logps[i] for i in pair],
+                version=group.version,
             )
             trees.append(group.tree(pair, drop_truncated=self.args.mask_truncated_completions, sampled=known))
         self.count_dropped(groups, trees, training)

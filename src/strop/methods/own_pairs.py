@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from itertools import combinations
 from typing import Annotated, Any, ClassVar, Literal
@@ -15,11 +15,13 @@ from strop.engine.parts import Facts
 from strop.losses import mean_of
 from strop.metric import COMPLETIONS, REWARD, Entry
 from strop.online.groups import Group, replies
-from strop.online.opponents import PairVerdicts, check_judge, check_opponent, judged
+from strop.online.opponents import PairVerdicts, check_judge, check_opponent, drawing_against, judged, of_policy
 from strop.online.sampler_check import sampler_gap
+from strop.online.sampling import Drawn, Load
 from strop.online.trainer import OnlineTrainer
 from strop.records import Batch, Example, Extreme, Mean, Scores
 from strop.rewards.judges import as_judge
+from strop.rollout import SamplingParams
 from strop.settings.online import OnlineConfig
 from strop.settings.schema import OneOrMore, Range, config
 
@@ -131,11 +133,24 @@ class OnlinePairTrainer(OnlineTrainer):
             )
         return PairVerdicts(judge)
 
-    def score_groups(self, groups: list[Group], mode: str) -> None:
+    @property
+    def opponent_weight(self) -> float:
+        """Weight of the reference in the mixture that opponents are drawn from."""
+        return 1.0
+
+    def drawing(self, prompts: Sequence[Example], n: int, params: SamplingParams, load: Load) -> Callable[[], Drawn]:
+        if not self.has_opponent:
+            return super().drawing(prompts, n, params, load)
+        own = super().drawing(prompts, 1, params, load)
+        return drawing_against(self, own, prompts, params, self.opponent_weight)
+
+    def compare_sampler(self, groups: list[Group]) -> None:
+        super().compare_sampler([of_policy(group) for group in groups])
+
+    def ask(self, groups: list[Group], state: Any) -> dict[str, Mean | Extreme]:
         """Rewards of every completion; with a judge the share of its duels within the group that it won."""
-        if not self.has_judge or not groups:
-            super().score_groups(groups, mode)
-            return
+        if not self.has_judge:
+            return super().ask(groups, state)
         assert self.rewards is not None
         duels = [pair for group in groups for pair in combinations(replies(self.processing_class, group), 2)]
         sizes = [math.comb(len(group.completions), 2) for group in groups]
@@ -144,10 +159,10 @@ class OnlinePairTrainer(OnlineTrainer):
         for group, verdicts in zip(groups, np.split(table.values[0], np.cumsum(sizes)[:-1]), strict=True):
             group.reward_names = table.names
             judged(group, verdicts.tolist())
-        self._metrics[mode].add(table.log_metrics())
+        return table.log_metrics()
 
     def sampler_gap(self, scores: Scores, batch: Batch) -> dict[str, Mean | Extreme]:
-        """How far the sampler's log-probs are from the policy's, where it has not moved since it sampled."""
+        """How far the sampler's log-probs are from the policy's, when a round is learned from for the first time."""
         assert scores.logps is not None
         return sampler_gap(scores.logps, batch) if self.sizes.steps == 1 else {}
 

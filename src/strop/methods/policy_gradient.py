@@ -11,8 +11,9 @@ from strop.engine.step import MicroBatch, token_field, token_lists, write_token_
 from strop.engine.windows import epoch_order
 from strop.errors import ConfigError
 from strop.losses import off_policy_mask, returns_by_turn, top_entropy_mask
-from strop.metric import CLIPPING, LOSS, REWARD, SAMPLING, Entry
+from strop.metric import CLIPPING, LOSS, REWARD, Entry
 from strop.online.groups import Group, groups_of_all_ranks
+from strop.online.in_parts import check_can_learn_in_parts, learn_in_parts
 from strop.online.pieces import trajectory_of
 from strop.online.trainer import OnlineTrainer
 from strop.online.turn_credit import unrewarded, with_turns
@@ -59,10 +60,6 @@ class PolicyGradientTrainer(OnlineTrainer):
         Entry(
             "clip_ratio/region_mean", CLIPPING, "Share of tokens clipped at either side.", "share", "token", high=0.3,
         ),
-        Entry(
-            "staleness/*", SAMPLING, "Optimizer steps made since the weights that wrote a completion.", "steps",
-            "completion", healthy="the steps of max_staleness windows",
-        ),
     )  # fmt: skip
     tree_completions = 0
     advantages_need_all_ranks = False
@@ -76,6 +73,18 @@ class PolicyGradientTrainer(OnlineTrainer):
                 "advantage_level='turn' needs completions of several turns; give tools, environment_factory or "
                 "rollout_func, or leave it at 'completion'."
             )
+        if self.args.stream_prompts is not None:
+            check_can_learn_in_parts(self)
+
+    def training_step(self, model: torch.nn.Module, inputs: Any, num_items_in_batch: Any = None) -> torch.Tensor:
+        if self.args.stream_prompts is None or not inputs or isinstance(inputs, StepWork):
+            return super().training_step(model, inputs, num_items_in_batch)
+        return learn_in_parts(self, model, inputs, self.divided_by)
+
+    @property
+    def divided_by(self) -> str:
+        """The count that divides all terms of the loss, where a step is learned from in parts."""
+        return "completions"
 
     @property
     def by_turn(self) -> bool:

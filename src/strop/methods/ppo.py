@@ -13,10 +13,10 @@ import torch
 
 from strop.collectives import sum_over_ranks
 from strop.engine.checkpoint import check_whole, without_progress_bars
-from strop.engine.parts import Facts, resolve_model
+from strop.engine.parts import Facts
 from strop.engine.precision import in_one_precision
 from strop.engine.step import completion_field, token_field, token_lists
-from strop.errors import ConfigError, SetupError
+from strop.errors import ConfigError
 from strop.losses import (
     gae_flat,
     kl_estimate,
@@ -30,10 +30,10 @@ from strop.losses import (
     whiten,
 )
 from strop.metric import CLIPPING, COMPLETIONS, CRITIC, DRIFT, LOSS, PROGRESS, TOKENS, Entry
-from strop.model import as_to_save, base_model, disable_dropout, lm_head_of
-from strop.model.actor_critic import VALUE_FOLDER, ActorCritic, critic_like, score_both
-from strop.model.forward import vocab_size
+from strop.model import as_to_save, base_model, lm_head_of
+from strop.model.actor_critic import VALUE_FOLDER, score_both
 from strop.online.batches import BatchSizes
+from strop.online.critic import check_reads, with_critic
 from strop.online.evaluation_samples import EvaluationSamples
 from strop.online.groups import Group
 from strop.online.pieces import one_each, trajectory_of
@@ -41,36 +41,36 @@ from strop.online.sampled_distribution import changes_distribution, rescore
 from strop.online.sampler_check import sampler_gap
 from strop.online.trainer import OnlineTrainer
 from strop.records import Batch, Example, Extreme, LossOutput, Mean, Sampled, Scores, StepContext, Term, Want
-from strop.settings.online import OnlineConfig
+from strop.settings.off_policy import OffPolicyConfig
 from strop.settings.schema import Range, config
 from strop.watch.samples import show_samples
 
 
 @config
-class PPOConfig(OnlineConfig):
+class PPOConfig(OffPolicyConfig):
     """Settings of `PPOTrainer`."""
 
     headline: ClassVar[tuple[str, ...]] = ("reward", "objective/kl")
     aliases: ClassVar[dict[str, str]] = {
-        **OnlineConfig.aliases,
+        **OffPolicyConfig.aliases,
         "num_ppo_epochs": "num_iterations",
         "gamma_": "gamma",
     }
     removed: ClassVar[dict[str, str]] = {
-        **OnlineConfig.removed,
+        **OffPolicyConfig.removed,
         "local_rollout_forward_batch_size": "Use per_device_train_batch_size, or max_tokens_per_micro_batch.",
         "num_sample_generations": "Completions are in samples.jsonl; log_completions=True shows them.",
         "stop_token": "Completions end at the tokenizer's and the model's own end tokens; else use stop or "
         "stop_token_ids.",
     }
     neutral: ClassVar[dict[str, tuple[Any, ...]]] = {
-        **OnlineConfig.neutral,
+        **OffPolicyConfig.neutral,
         "local_rollout_forward_batch_size": (64,),
         "num_sample_generations": (10,),
         "stop_token": ("eos",),
     }
     unused: ClassVar[dict[str, str]] = {
-        **OnlineConfig.unused,
+        **OffPolicyConfig.unused,
         "advantage_level": "The critic gives each token an advantage of its own; remove it.",
         "steps_per_generation": "Use num_mini_batches, the optimizer steps that one pass over a round takes.",
         "generation_batch_size": "A round has per_device_train_batch_size x gradient_accumulation_steps x "
@@ -126,8 +126,12 @@ class PPOTrainer(OnlineTrainer):
     all ranks. L = mean over tokens of max(-A r, -A clip(r)) + vf_coef / 2 max((V - G)^2, (V_clip - G)^2).
     `value_model` starts the critic (default: a fresh head on a copy of the policy's layers, and of its adapter where it
     has one); both are trained by one optimizer, saved together (the critic in `value_model/`) and resumed together.
+    Where older weights (`max_staleness`) or vLLM wrote the completions, the policy term has the weight pi_old /
+    pi_sampler, bounded as in GRPO; pi_old is the policy when the round is taken, around which ratios are clipped, and
+    whose are log-probs, values, KL and GAE. The critic learns without weights, from what was sampled: no V-trace.
     Rows: `prompt`.
-    Sources: arXiv 1707.06347 Eqs. 7 and 9; GAE 1506.02438; KL in the reward 1909.08593.
+    Sources: arXiv 1707.06347 Eqs. 7 and 9; GAE 1506.02438; KL in the reward 1909.08593; decoupled clipping 2110.00641,
+    2505.24298.
     Differs from TRL: the score sits on the last token, not one step after it; whitening sees all ranks.
     """
 
@@ -172,12 +176,7 @@ class PPOTrainer(OnlineTrainer):
 
     def after_init(self) -> None:
         super().after_init()
-        known, needed = vocab_size(self.model.critic), len(self.processing_class)
-        if known is not None and known < needed:
-            raise SetupError(
-                f"value_model embeds {known} tokens and the tokenizer has {needed}. Give one with the policy's tokens, "
-                "or none: the critic then starts from the policy's layers."
-            )
+        check_reads(self.model.critic, len(self.processing_class))
 
     @property
     def policy(self) -> Any:
@@ -221,7 +220,8 @@ class PPOTrainer(OnlineTrainer):
         keep = [i for i, known in enumerate(~group.rewards.isnan()) if known]
         if not keep:
             return []
-        told = Sampled(index, totals=group.rewards[keep].tolist(), sampler_logps=[group.sampler_logps[i] for i in keep])
+        said, totals = [group.sampler_logps[i] for i in keep], group.rewards[keep].tolist()
+        told = Sampled(index, totals=totals, sampler_logps=said, version=group.version)
         first = (index * self.args.world_size + self.args.process_index) * len(group.completions)
         trees = group.trees(told, keep, drop_truncated=self.args.mask_truncated_completions, first=first)
         return [piece for tree in trees for piece in self.pieces(tree)]
@@ -252,7 +252,9 @@ class PPOTrainer(OnlineTrainer):
             "objective/rlhf_reward": mean_of(totals.to(penalty) + penalty),
             "objective/scores": mean_of(totals),
         }
-        self._metrics["train" if training else "eval"].add(metrics | sampler_gap(scores.logps, batch))
+        self._metrics["train" if training else "eval"].add(
+            metrics | sampler_gap(scores.logps, batch, **self.args.correction)
+        )
 
     def add_advantages(self, trees: list[Example]) -> None:
         """GAE over each completion, through all stretches of a conversation that the template rewrote on the way;
@@ -279,9 +281,11 @@ class PPOTrainer(OnlineTrainer):
         assert scores.logps is not None and scores.values is not None
         names = ("old_logps", "token_advantages", "old_values", "returns")
         old_logps, advantages, old_values, returns = (token_field(batch, name).to(scores.logps.dtype) for name in names)
+        weigh = {f"importance_sampling_{name}": bound for name, bound in self.args.correction.items()}
         policy = policy_loss_flat(
-            scores.logps, old_logps, advantages, *trajectory_of(batch), epsilon=self.args.cliprange
-        )
+            scores.logps, old_logps, advantages, *trajectory_of(batch), epsilon=self.args.cliprange,
+            sampler_logps=token_field(batch, "sampler_logps").to(old_logps) if weigh else None, **weigh,
+        )  # fmt: skip
         critic = value_loss(scores.values, old_values, returns, clip=self.args.cliprange_value)
         moved = (scores.logps, old_logps, advantages, scores.values, old_values, returns)
         clip = {"cliprange": self.args.cliprange, "cliprange_value": self.args.cliprange_value}
@@ -337,13 +341,3 @@ class PPOTrainer(OnlineTrainer):
         """Policy and critic of the best checkpoint; the parent looks for one model there."""
         check_whole(Path(str(self.state.best_model_checkpoint)))
         self._load_from_checkpoint(self.state.best_model_checkpoint)
-
-
-def with_critic(args: PPOConfig, given: Any, policy: Any) -> ActorCritic:
-    """The policy with its critic beside it: the one `given`, or one with the policy's layers."""
-    if given is not None:
-        return ActorCritic(policy, resolve_model(args, given, "score", None, None))
-    critic = critic_like(policy)
-    if args.disable_dropout:
-        disable_dropout(critic)
-    return ActorCritic(policy, critic)

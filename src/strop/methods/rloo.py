@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import torch
 
@@ -23,12 +23,12 @@ from strop.online.groups import Group
 from strop.online.pieces import one_each, trajectory_of
 from strop.online.turn_credit import turns_of
 from strop.records import Batch, LossOutput, Scores, StepContext, Term, Want
-from strop.settings.off_policy import OffPolicyConfig
+from strop.settings.off_policy import PolicyGradientConfig
 from strop.settings.schema import Range, config
 
 
 @config
-class RLOOConfig(OffPolicyConfig):
+class RLOOConfig(PolicyGradientConfig):
     """Settings of `RLOOTrainer`."""
 
     disable_dropout: bool = False
@@ -58,16 +58,8 @@ class RLOOConfig(OffPolicyConfig):
             problems.append(f"reward_clip_range={self.reward_clip_range}: give [low, high] with low <= high.")
         return problems
 
-    @property
-    def correction(self) -> dict[str, Any]:
-        """Keyword arguments of `completion_weights`; empty where nothing is corrected."""
-        if not self.corrects:
-            return {}
-        return {
-            "mode": self.vllm_importance_sampling_mode or "sequence_mask",
-            "clip_max": self.vllm_importance_sampling_clip_max,
-            "clip_min": self.vllm_importance_sampling_clip_min,
-        }
+    def looks_at_whole_step(self) -> dict[str, bool]:
+        return {**super().looks_at_whole_step(), "normalize_advantages": self.normalize_advantages}
 
 
 class RLOOTrainer(PolicyGradientTrainer):

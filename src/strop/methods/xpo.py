@@ -22,7 +22,7 @@ from strop.methods.own_pairs import OnlinePairConfig, OnlinePairTrainer, at_epoc
 from strop.methods.pairs import pair_metrics
 from strop.metric import LN2, LOSS, Entry
 from strop.online.groups import Group
-from strop.online.opponents import OPPONENT_UNUSED, preferences, rollout_against
+from strop.online.opponents import OPPONENT_UNUSED, preferences
 from strop.records import Batch, Example, LossOutput, Mean, Sampled, Scores, StepContext, Term, Want
 from strop.settings.config import ReferenceConfig
 from strop.settings.schema import OneOrMore, Range, config
@@ -50,6 +50,10 @@ class XPOConfig(OnlinePairConfig):
     """Weight of the exploration bonus (online); it must be tiny. A list: one per epoch."""
     num_generations: Annotated[int, Range(min=1, max=1)] = 1
     """Completions of the policy per prompt; each meets one of the reference."""
+
+    def why_in_order(self) -> list[str]:
+        moves = "sync_ref_model=True moves the reference, whose completions are sampled ahead from a copy; remove one."
+        return [*super().why_in_order(), *([moves] if self.sync_ref_model else [])]
 
 
 WITH_SAMPLING = ("reward_processing_classes", "tools", "environment_factory", "rollout_func")
@@ -103,7 +107,9 @@ class XPOTrainer(OnlinePairTrainer):
     Without one (offline): DPO's `exponential` loss, L = e^(-beta (u_w - u_l)), on preference pairs; rows: `prompt`,
     `chosen`, `rejected`.
     Source: arXiv 2405.21046 Algorithm 1; offline: the exponential member of GPO, arXiv 2402.05749.
-    Differs from the paper: each step learns from its own pairs, not from all pairs so far.
+    Differs from the paper: each step learns from its own pairs, not from all pairs so far. With `max_staleness` y is of
+    an earlier policy, as most of the paper's pairs are, and needs no weight; y~ is of the reference, which does not
+    move.
     """
 
     config_class = XPOConfig
@@ -183,9 +189,6 @@ class XPOTrainer(OnlinePairTrainer):
 
     # ---- sampled pairs ----------------------------------------------------------------------------------------
 
-    def rollout(self, prompts: Any, n: int, training: bool) -> list[Group]:
-        return rollout_against(self, super().rollout, prompts, training, 1.0)
-
     def make_trees(self, groups: list[Group], training: bool) -> list[Example]:
         trees = []
         for index, (group, probability) in enumerate(
@@ -200,6 +203,7 @@ class XPOTrainer(OnlinePairTrainer):
                 scores=group.rewards.tolist(),
                 ended=[float(reason == "stop") for reason in group.finish_reasons],
                 sampler_logps=[group.sampler_logps[0], [math.nan] * len(group.completions[1])],  # the reference's own
+                version=group.version,
             )
             trees.append(group.tree(drop_truncated=self.args.mask_truncated_completions, sampled=known))
         self.count_dropped(groups, trees, training)

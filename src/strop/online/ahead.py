@@ -27,15 +27,14 @@ from strop.engine.windows import window_sampler
 from strop.errors import ConfigError, RolloutError
 from strop.online.groups import Group, prompt_of
 from strop.online.lane import Lane
-from strop.online.rewarding import reward_groups
-from strop.online.sampling import Load
+from strop.online.sampling import Drawn, Load
 from strop.records import Example, Extreme, Mean
 from strop.rollout import SamplingParams
 
 if TYPE_CHECKING:
     from strop.online.trainer import OnlineTrainer
 
-KEPT = ("completions", "sampler_logps", "finish_reasons", "reward_names", "values", "rewards")
+KEPT = ("completions", "sampler_logps", "finish_reasons", "reward_names", "values", "rewards", "own", "version")
 """Fields of a group that a checkpoint holds as they are."""
 
 
@@ -74,11 +73,13 @@ class RoundsAhead:
         now = self.window
         last = math.ceil(self.trainer.state.max_steps / self.trainer.sizes.steps) - 1
         following = self.rounds[-1].number + 1 if self.rounds else now
-        load = self.trainer.generator.stage(self.trainer.sampled_model)
+        loads: dict[int, Load] = {}
         for number in range(following, max(now, min(now + self.windows, last)) + 1):
-            params = self.trainer.sampling(True, moment=self.trainer.rounds + number - now)
-            self.rounds.append(self.begin(number, self.prompts_of(number), params, load))
-            load = already
+            moment = self.trainer.rounds + number - now
+            with self.trainer.speaker(moment) as samples:
+                params = self.trainer.sampling(True, moment=moment)
+                load = self.load_once(loads) if samples else None
+                self.rounds.append(self.begin(number, self.prompts_of(number), params, load))
         first = self.rounds.popleft()
         if [e.row for e in prompts] != [e.row for e in first.prompts]:
             raise RolloutError(
@@ -86,6 +87,14 @@ class RoundsAhead:
                 f"{[e.row for e in first.prompts]}. Rows in an order of one's own need max_staleness=0."
             )
         return self.finished(first)
+
+    def load_once(self, loads: dict[int, Load]) -> Load:
+        """What hands the weights to the engine of the moment, unless one of `loads` does so already."""
+        engine = self.trainer.generator
+        if id(engine) in loads:
+            return already
+        loads[id(engine)] = engine.stage(self.trainer.sampled_model)
+        return loads[id(engine)]
 
     def parts(self, prompts: Sequence[Example], size: int) -> Iterator[list[Group]]:
         """The rewarded groups of a window, `size` prompts at a time, in their order; all are begun at once."""
@@ -100,7 +109,7 @@ class RoundsAhead:
         """The groups of a round, once they are rewarded."""
         with self.trainer.clock.part("sampling"):
             groups = waited.sampled.result()
-        if waited.version == self.trainer.state.global_step:
+        if groups and groups[0].version == self.trainer.state.global_step:
             self.trainer.compare_sampler(groups)
         with self.trainer.clock.part("rewards"):
             self.trainer._metrics["train"].join(waited.rewarded.result())
@@ -118,30 +127,31 @@ class RoundsAhead:
         sampler = window_sampler(trainer.train_dataset, trainer.args, size, steps=steps, shuffle=trainer.shuffles)
         return flatten([[trainer.train_dataset[i] for i in sampler.rows_of(number)]])
 
-    def begin(self, number: int, prompts: list[Example], params: SamplingParams, load: Load) -> Round:
-        """Sample prompts of a window with the weights that `load` hands over, then ask the rewards."""
+    def begin(self, number: int, prompts: list[Example], params: SamplingParams, load: Load | None) -> Round:
+        """Sample prompts of a window with the weights that `load` hands over, then ask the rewards; nothing is sampled
+        for a round that learns from given completions, which has no `load`."""
         trainer, version, log = self.trainer, int(self.trainer.state.global_step), MetricLog()
-        draw = trainer.drawing(prompts, trainer.group_size, params, load)
+        draw = nothing_drawn if load is None else trainer.drawing(prompts, trainer.group_size, params, load)
+        written = version if trainer.sampled_model is trainer.policy else None  # a teacher's are of no version
 
         def sample() -> list[Group]:
             groups: list[Group]
             groups, counted = draw()
             log.add(counted)
             for group in groups:
-                group.version = version
+                group.version = written
             return groups
 
         sampled = self.sampling(sample)
-        if not self._sampled_once:  # an engine may hold its first answer against the policy, which must stand still
-            sampled.result()
+        if load is not None and not self._sampled_once:
+            sampled.result()  # an engine may hold its first answer against the policy, which must stand still
             self._sampled_once = True
         state = copy.copy(trainer.state)
         state.log_history = list(state.log_history)
-        options = {"state": state, "missing_eos_penalty": trainer.args.missing_eos_penalty}
 
         def reward() -> dict[str, list[float]]:
-            if groups := sampled.result():
-                log.add(reward_groups(groups, trainer.rewards, trainer.processing_class, **options))
+            if (groups := sampled.result()) and trainer.rewards is not None:
+                log.add(trainer.ask(groups, state))
             return log.state()
 
         return Round(number, version, prompts, sampled, self.rewarding(reward))
@@ -176,8 +186,8 @@ class RoundsAhead:
             prompts = self.prompts_of(kept["number"])
             text, version = partial(prompt_of, self.trainer.processing_class), kept["version"]
             groups = [
-                Group(prompt, **values, prompt=text(prompt), version=version)
-                for prompt, values in zip(prompts, kept["groups"], strict=True)
+                Group(prompt, **{"version": version, **values}, prompt=text(prompt))
+                for prompt, values in zip(prompts, kept["groups"], strict=bool(kept["groups"]))
             ]
             done: tuple[Future[Any], Future[Any]] = Future(), Future()
             done[0].set_result(groups)
@@ -187,6 +197,11 @@ class RoundsAhead:
 
 def already() -> None:
     """The sampler has the weights."""
+
+
+def nothing_drawn() -> Drawn:
+    """Of a round that learns from given completions."""
+    return [], {}
 
 
 def plain_notes(group: Group) -> dict[str, list[Any]]:

@@ -38,6 +38,7 @@ class Group:
     stretches: list[list[Stretch] | None] | None = None  # G; of a completion that does not lie on the group's prompt
     extra: dict[str, list[Any]] = field(default_factory=dict)  # what a rollout function said of each, G values by name
     version: int | None = None  # optimizer steps that the weights had seen which wrote it, where it was made ahead
+    own: int | None = None  # completions that the policy wrote, the first ones, where an opponent wrote the others
 
     @property
     def columns(self) -> dict[str, Any]:
@@ -196,7 +197,7 @@ def sample_rows(tokenizer: Any, groups: Sequence[Group]) -> list[dict[str, Any]]
             row: dict[str, Any] = {"prompt": group.prompt if group.prompts is None else group.prompts[i]}
             row["completion"] = text
             row["finish_reason"] = group.finish_reasons[i]
-            if group.version is not None:
+            if group.version is not None and (group.own is None or i < group.own):
                 row["weights_of_step"] = group.version
             if group.replies is not None and group.turn_tokens is not None:
                 row["turns"] = [{**m, "tokens": n} for m, n in zip(group.replies[i], group.turn_tokens[i], strict=True)]

@@ -9,7 +9,7 @@ parts come in the order of their prompts, whichever is finished first: the sum o
 from __future__ import annotations
 
 from collections import Counter
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -82,19 +82,3 @@ def check_can_learn_in_parts(trainer: OnlineTrainer) -> None:
         problems.append("AdaLoRA's term is shared out over the parts of a step.")
     if problems:
         raise ConfigError.collect(f"{trainer.args.overlap} cannot be used here:", problems)
-
-
-def why_whole(args: Any) -> list[str]:
-    """What GRPO's settings have that needs all completions of a step at once, where its parts are streamed."""
-    whole = {
-        "max_staleness": args.max_staleness > 0,
-        "scale_rewards='batch'": args.scale_rewards == "batch",
-        "multi_objective_aggregation='normalize_then_sum'": args.multi_objective_aggregation != "sum_then_normalize",
-        "top_entropy_quantile": args.top_entropy_quantile < 1,
-        "use_adaptive_entropy": args.use_adaptive_entropy,
-        "entropy_coef": args.entropy_coef > 0,
-        "num_iterations": args.num_iterations > 1,
-        "steps_per_generation": args.steps_per_generation is not None or args.generation_batch_size is not None,
-    }
-    found = [name for name, on in whole.items() if on and args.stream_prompts is not None]
-    return [f"{name} needs all completions of a step at once; remove one." for name in found]

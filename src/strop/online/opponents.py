@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from itertools import combinations
 from typing import TYPE_CHECKING, Any
 
@@ -11,8 +12,9 @@ import torch
 
 from strop.errors import ConfigError
 from strop.online.groups import Group
+from strop.online.sampling import Drawn, of_opponent
 from strop.records import Example
-from strop.rollout import Mixture
+from strop.rollout import Mixture, SamplingParams
 
 if TYPE_CHECKING:
     from strop.online.trainer import OnlineTrainer
@@ -42,27 +44,43 @@ OPPONENT_UNUSED = {
 """Settings that have no effect where the policy meets an opponent."""
 
 
-def rollout_against(
+def drawing_against(
     trainer: OnlineTrainer,
-    sample: Callable[..., list[Group]],
+    own: Callable[[], Drawn],
     prompts: Sequence[Example],
-    training: bool,
+    params: SamplingParams,
     weight: float,
-) -> list[Group]:
-    """Groups of two: one completion of the policy, then one of the mixture in which the reference has `weight`."""
-    groups = sample(prompts, 1, training)
-    with trainer.gathered():  # a meeting of all ranks, of those without prompts too
-        if not groups:
-            return groups
-        with trainer.reference.active() as reference:
-            mixture = Mixture(reference, weight, context=trainer.reference.active)
-        sampling = trainer.sampling(training, player=1)
-        other = trainer.generator.generate([p.prompt_ids for p in prompts], 1, sampling, mixture=mixture)
-    for index, group in enumerate(groups):
-        group.completions = [group.completions[0], other.completions[index][0]]
-        group.sampler_logps = [group.sampler_logps[0], other.sampler_logps[index][0]]
-        group.finish_reasons = [group.finish_reasons[0], other.finish_reasons[index][0]]
-    return groups
+) -> Callable[[], Drawn]:
+    """What samples groups of two: the completion of the policy that `own` draws, then one of the mixture in which the
+    reference has `weight`."""
+    engine, other = trainer.generator, of_opponent(params)
+    with trainer.reference.active() as reference:
+        mixture = Mixture(reference, weight, context=trainer.reference.active)
+
+    def draw() -> Drawn:
+        groups, counted = own()
+        if groups:
+            met = engine.generate([prompt.prompt_ids for prompt in prompts], 1, other, mixture=mixture)
+            lists = zip(groups, met.completions, met.sampler_logps, met.finish_reasons, strict=True)
+            for group, completions, sampler_logps, reasons in lists:
+                group.completions = [group.completions[0], completions[0]]
+                group.sampler_logps = [group.sampler_logps[0], sampler_logps[0]]
+                group.finish_reasons = [group.finish_reasons[0], reasons[0]]
+                group.own = 1
+        return groups, counted
+
+    return draw
+
+
+def of_policy(group: Group) -> Group:
+    """A group with the policy's own completions alone, of those that were sampled."""
+    some = slice(group.own)
+    return replace(
+        group,
+        completions=group.completions[some],
+        sampler_logps=group.sampler_logps[some],
+        finish_reasons=group.finish_reasons[some],
+    )
 
 
 class PairVerdicts:

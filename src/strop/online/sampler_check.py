@@ -8,7 +8,7 @@ cache that is wrong, a sampler with settings of its own. Every ratio, KL and cor
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -58,11 +58,13 @@ def compare_sampler(trainer: OnlineTrainer, groups: list[Group]) -> None:
             trainer.say(line)
 
 
-def sampler_gap(logps: torch.Tensor, batch: Batch) -> dict[str, Mean | Extreme]:
-    """`sampler_metrics` of log-probs (N,) under the weights that sampled; empty where the batch was not sampled."""
+def sampler_gap(logps: torch.Tensor, batch: Batch, **correction: Any) -> dict[str, Mean | Extreme]:
+    """`sampler_metrics` of log-probs (N,) under the weights that sampled, or that learn from what older ones sampled;
+    empty where the batch was not sampled."""
     if any(example.sampled is None or example.sampled.sampler_logps is None for example in batch.examples):
         return {}
-    return sampler_metrics(logps.detach(), token_field(batch, "sampler_logps").to(logps), *trajectory_of(batch))
+    sampler_logps = token_field(batch, "sampler_logps").to(logps)
+    return sampler_metrics(logps.detach(), sampler_logps, *trajectory_of(batch), **correction)
 
 
 def sampler_mismatch(own: torch.Tensor, said: torch.Tensor, *, half: bool, engine: str) -> str:

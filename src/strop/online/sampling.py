@@ -24,11 +24,12 @@ Drawn = tuple[list[Group], dict[str, Mean]]
 """Groups, and what was counted on the way."""
 Load = Callable[[], None]
 """What gives an engine the weights that it samples with."""
+SEEDS = 2**31 - 1
 
 
-def sampling_params(args: Any, *, moment: int, player: int = 0) -> SamplingParams:
-    """Sampling settings of a run's config; the seed follows from run seed, moment, rank and player."""
-    seed = ((args.seed * 1_000_003 + moment) * 4099 + args.process_index) * 2 + player
+def sampling_params(args: Any, *, moment: int) -> SamplingParams:
+    """Sampling settings of a run's config; the seed follows from run seed, moment and rank."""
+    seed = ((args.seed * 1_000_003 + moment) * 4099 + args.process_index) * 2
     return SamplingParams(
         max_new_tokens=args.max_completion_length or 512,
         temperature=args.temperature,
@@ -38,12 +39,19 @@ def sampling_params(args: Any, *, moment: int, player: int = 0) -> SamplingParam
         repetition_penalty=args.repetition_penalty,
         stop_token_ids=args.stop_token_ids,
         stop_strings=tuple(args.stop or ()),
-        seed=seed % (2**31 - 1),
+        seed=seed % SEEDS,
     )
 
 
-def make_engine(args: Any, model: Any, tokenizer: Any) -> Any:
-    """The rollout engine that the config names; one that samples while the policy learns has a process."""
+def of_opponent(params: SamplingParams) -> SamplingParams:
+    """The same for an opponent of the policy: another draw."""
+    assert params.seed is not None
+    return replace(params, seed=(params.seed + 1) % SEEDS)
+
+
+def make_engine(args: Any, model: Any, tokenizer: Any, reference: Any = None) -> Any:
+    """The rollout engine that the config names; one that samples while the policy learns has a process, with a copy of
+    the `reference` where that is sampled from too."""
     settings = {
         "engine": args.engine,
         "tokenizer": tokenizer,
@@ -55,8 +63,15 @@ def make_engine(args: Any, model: Any, tokenizer: Any) -> Any:
         settings["engine"] = "auto"
         return RayGenerator(model, workers=args.ray_workers, seconds=args.ray_timeout, **settings)
     if args.overlap and args.engine != "vllm":
-        return ProcessGenerator(model, timeout_s=args.ddp_timeout, **settings)
+        return ProcessGenerator(model, reference=reference, timeout_s=args.ddp_timeout, **settings)
     return make_generator(model=model, **settings)
+
+
+def teacher_engine(args: Any, teacher: Any, tokenizer: Any) -> Any:
+    """An engine for a model that is not trained, in a process of its own where it samples while the policy learns."""
+    if args.overlap:
+        return ProcessGenerator(teacher, tokenizer, timeout_s=args.ddp_timeout)
+    return make_generator("auto", model=teacher, tokenizer=tokenizer)
 
 
 class Counted:

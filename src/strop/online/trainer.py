@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -37,7 +38,7 @@ from strop.online.sampled_distribution import changes_distribution, rescore
 from strop.online.sampler_check import compare_sampler
 from strop.online.sampling import Drawn, Load, make_engine, sample_groups, sampling_params
 from strop.online.turn_settings import check_turn_settings
-from strop.records import Batch, Counts, Example, Scores, Want
+from strop.records import Batch, Counts, Example, Extreme, Mean, Scores, Want
 from strop.rewards.model_reward import ModelReward
 from strop.rollout import SamplingParams, default_stop_ids
 from strop.rollout.limits import position_limit, vocab_size
@@ -217,7 +218,8 @@ class OnlineTrainer(BaseTrainer):
         """The rollout engine, made on first use."""
         if self._generator is None:
             with self.gathered():
-                self._generator = make_engine(self.args, self.policy, self.processing_class)
+                reference = self.reference if self.samples_reference else None
+                self._generator = make_engine(self.args, self.policy, self.processing_class, reference)
         return self._generator
 
     @property
@@ -225,11 +227,15 @@ class OnlineTrainer(BaseTrainer):
         """The model that completions are sampled from."""
         return self.policy
 
-    def sampling(self, training: bool, player: int = 0, moment: int | None = None) -> SamplingParams:
+    def speaker(self, moment: int) -> AbstractContextManager[bool]:
+        """Within this context engine and `sampled_model` are those of the round `moment`; whether it is sampled."""
+        return nullcontext(True)
+
+    def sampling(self, training: bool, moment: int | None = None) -> SamplingParams:
         """Sampling settings of the next round; a resumed run draws what the stopped one would have drawn."""
         if moment is None:
             moment = self.rounds if training else 2**31 + self.state.global_step
-        return sampling_params(self.args, moment=moment, player=player)
+        return sampling_params(self.args, moment=moment)
 
     def drawing(self, prompts: Sequence[Example], n: int, params: SamplingParams, load: Load) -> Callable[[], Drawn]:
         """What samples `n` completions of each prompt, at once, or, where rounds are sampled ahead, in another thread.
@@ -272,11 +278,15 @@ class OnlineTrainer(BaseTrainer):
         """Rewards of every completion, written into its group; metrics of rewards are recorded."""
         if self.rewards is None or not groups or groups[0].values is not None:  # asked ahead, where they are there
             return
-        options = {"state": self.state, "missing_eos_penalty": self.args.missing_eos_penalty}
-        ask = partial(reward_groups, groups, self.rewards, self.processing_class, **options)
+        ask = partial(self.ask, groups, self.state)
         with self.clock.part("rewards"):
             metrics = ask() if self.ahead is None else self.ahead.rewarding(ask).result()
         self._metrics[mode].add(metrics)
+
+    def ask(self, groups: list[Group], state: Any) -> dict[str, Mean | Extreme]:
+        """Ask the rewards, in the thread of the rewards where rounds are made ahead."""
+        penalty = self.args.missing_eos_penalty
+        return reward_groups(groups, self.rewards, self.processing_class, state=state, missing_eos_penalty=penalty)
 
     def plan(self, examples: Sequence[Example], rows_at_once: int) -> list[list[Example]]:
         """A micro-batch has as many completions as `rows_at_once` says, however many of them a tree has."""

@@ -190,6 +190,10 @@ _TOKEN_ENTRIES = (
         "Correction weight between the sampling engine and the trainer.", "ratio", "token or completion", low=0.5,
         high=2, healthy="near 1",
     ),
+    Entry(
+        "staleness/*", SAMPLING, "Optimizer steps made since the weights that wrote a completion.", "steps",
+        "completion", healthy="the steps of max_staleness windows",
+    ),
     Entry("tools/call_frequency", TOOLS, "Calls of tools in a completion.", "calls", "completion"),
     Entry("tools/failure_frequency", TOOLS, "Share of tool calls that failed.", "share", "call", high=0.2),
     Entry("turns/mean_count", TOOLS, "Turns of the model.", "turns", "completion"),

@@ -37,6 +37,8 @@ class ProcessGenerator:
     Args:
         model: the policy, whole; on an accelerator the copy is on the same device.
         tokenizer: for stop strings and default stop ids only.
+        reference: a `strop.model.Reference` of the policy that stays as it is; the process has a copy of it too, and
+            samples from mixtures of the two.
         timeout_s: seconds that an answer may take, > 0; a process that gives none is ended.
         settings: for `make_generator`.
 
@@ -44,7 +46,15 @@ class ProcessGenerator:
         SetupError: the policy is spread over processes; when it is started, a policy that cannot be pickled.
     """
 
-    def __init__(self, model: nn.Module, tokenizer: Any = None, *, timeout_s: float = 1800.0, **settings: Any) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        tokenizer: Any = None,
+        *,
+        reference: Any = None,
+        timeout_s: float = 1800.0,
+        **settings: Any,
+    ) -> None:
         if is_sharded(model):
             raise SetupError(
                 "A sampling process has a whole copy of the policy, whose weights are spread over processes here "
@@ -52,6 +62,7 @@ class ProcessGenerator:
             )
         self.model, self.tokenizer, self.timeout_s, self.settings = unwrap(model), tokenizer, timeout_s, settings
         self.name, self.reason = str(settings.get("engine", "auto")), "it samples in a process of its own"
+        self.reference = reference
         self.process: FreshProcess | None = None
         self._pipe: Connection | None = None
         self._farewell: Callable[[], Any] = lambda: None
@@ -59,10 +70,11 @@ class ProcessGenerator:
     def generate(
         self, prompts: list[list[int]], n: int, sampling: SamplingParams, *, mixture: Mixture | None = None
     ) -> Rollout:
-        """Sample `n` completions of every prompt; see `Generator.generate`."""
-        if mixture is not None:
+        """Sample `n` completions of every prompt; see `Generator.generate`. Of a mixture its weight is looked at: the
+        reference is the one that the process has."""
+        if mixture is not None and self.reference is None:
             raise SetupError("A sampling process has the policy alone, and no second model to mix it with.")
-        rollout: Rollout = self._ask("generate", prompts, n, sampling)
+        rollout: Rollout = self._ask("generate", prompts, n, sampling, None if mixture is None else mixture.weight)
         return rollout
 
     def sync(self, model: nn.Module | None = None) -> None:
@@ -85,7 +97,7 @@ class ProcessGenerator:
 
     def _start(self) -> None:
         try:
-            policy = cloudpickle.dumps((self.model, self.tokenizer, self.settings))
+            policy = cloudpickle.dumps((self.model, self.tokenizer, self.settings, self.reference))
         except Exception as error:
             raise SetupError(
                 f"This policy cannot be sent to a sampling process: {type(error).__name__}: {error}. Train with "
@@ -165,7 +177,7 @@ class Sampler:
 
     def start(self, policy: bytes, device: str | None = None) -> tuple[str, str]:
         """Take the policy, to a device of another kind than it was sent from; the engine's name, why it was chosen."""
-        self.model, tokenizer, settings = pickle.loads(policy)
+        self.model, tokenizer, settings, self.reference = pickle.loads(policy)
         if device is not None:
             self.model.to(device)
         self.generator = make_generator(model=self.model, tokenizer=tokenizer, **settings)
@@ -182,6 +194,12 @@ class Sampler:
         """Of the process it is in."""
         return os.getpid()
 
-    def generate(self, prompts: list[list[int]], n: int, sampling: SamplingParams) -> Rollout:
-        """Sample with the weights as they are."""
-        return self.generator.generate(prompts, n, sampling)
+    def generate(
+        self, prompts: list[list[int]], n: int, sampling: SamplingParams, weight: float | None = None
+    ) -> Rollout:
+        """Sample with the weights as they are; with `weight`, from the mixture in which the reference has it."""
+        if weight is None:
+            return self.generator.generate(prompts, n, sampling)
+        with self.reference.active() as reference:
+            mixture = Mixture(reference, weight, context=self.reference.active)
+        return self.generator.generate(prompts, n, sampling, mixture=mixture)

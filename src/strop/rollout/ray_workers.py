@@ -112,7 +112,7 @@ class RayGenerator:
     def _start(self) -> None:
         ray, device = cluster(), next(self.model.parameters()).device.type
         whole = self.model if device == "cpu" else copy.deepcopy(self.model).cpu()
-        policy = ray.put(cloudpickle.dumps((whole, self.tokenizer, self.settings)))
+        policy = ray.put(cloudpickle.dumps((whole, self.tokenizer, self.settings, None)))
         make = ray.remote(Sampler).options(num_cpus=1, num_gpus=int(device == "cuda"))
         self.actors = [make.remote() for _ in range(self.workers)]
         ((_, why), *_) = self._ask("start", *[(policy, device)] * self.workers)

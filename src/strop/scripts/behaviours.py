@@ -94,7 +94,7 @@ BEHAVIOURS: tuple[Behaviour, ...] = (
         (r"no attribute 'generation_config'",),
     ),
     Behaviour(
-        "RLOO weighs completions that vLLM sampled by the ratio of both probabilities, as GRPO does "
+        "RLOO and PPO weigh completions that vLLM sampled by the ratio of both probabilities, as GRPO does "
         "(`vllm_importance_sampling_correction`)",
         "a sampler in 16 bits is not quite the policy; TRL corrects GRPO only",
         (),

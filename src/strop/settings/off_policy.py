@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from strop.settings.online import OnlineConfig
 from strop.settings.prerequisites import Needs
@@ -15,14 +15,9 @@ CORRECTED = {"vllm_importance_sampling_correction": (True,)}
 class OffPolicyConfig(OnlineConfig):
     """Settings of online methods that correct for the sampler."""
 
-    overlapping: ClassVar[tuple[str, ...]] = ("max_staleness",)
-    """Settings by which sampling goes on while the policy learns."""
     aliases: ClassVar[dict[str, str]] = {
         **OnlineConfig.aliases,
         "vllm_importance_sampling_cap": "vllm_importance_sampling_clip_max",
-    }
-    removed: ClassVar[dict[str, str]] = {
-        name: text for name, text in OnlineConfig.removed.items() if name != "max_staleness"
     }
     needs: ClassVar[dict[str, Needs]] = {
         **OnlineConfig.needs,
@@ -32,9 +27,6 @@ class OffPolicyConfig(OnlineConfig):
         "vllm_importance_sampling_clip_min": Needs(CORRECTED),
     }
 
-    max_staleness: Annotated[int, Range(min=0)] = 0  # type: ignore[misc]
-    """Windows that sampling and rewards may be ahead of learning: completions of the next windows are made by another
-    process, or a vLLM server, while this one is learned from, and weighted for it. 0: in strict order."""
     vllm_importance_sampling_correction: bool = True
     """Correct for completions whose sampler had other probabilities than the policy (vllm engine, max_staleness)."""
     vllm_importance_sampling_mode: (
@@ -46,27 +38,48 @@ class OffPolicyConfig(OnlineConfig):
     vllm_importance_sampling_clip_min: Annotated[float, Range(min=0)] | None = None
     """Lower bound of the correction's weight."""
 
-    def contradictions(self) -> list[str]:
-        problems = super().contradictions()
-        if self.overlap:
-            problems += [f"{self.overlap}: {why}" for why in self.why_in_order()]
-        return problems
-
-    @property
-    def overlap(self) -> str:  # type: ignore[override]
-        return ", ".join(f"{name}={value}" for name in self.overlapping if (value := getattr(self, name)))
-
     @property
     def corrects(self) -> bool:
         """Whether completions may have been written by other weights, or another engine, and are weighted for it."""
         away = self.engine == "vllm" or self.max_staleness > 0
         return away and self.vllm_importance_sampling_correction
 
+    @property
+    def correction(self) -> dict[str, Any]:
+        """Keyword arguments of `sampler_weights`; empty where nothing is corrected."""
+        if not self.corrects:
+            return {}
+        return {
+            "mode": self.vllm_importance_sampling_mode or "sequence_mask",
+            "clip_max": self.vllm_importance_sampling_clip_max,
+            "clip_min": self.vllm_importance_sampling_clip_min,
+        }
+
+
+@config
+class PolicyGradientConfig(OffPolicyConfig):
+    """Settings of GRPO and RLOO, whose gradient can be added up before all completions of a step are there."""
+
+    overlapping: ClassVar[tuple[str, ...]] = (*OffPolicyConfig.overlapping, "stream_prompts")
+    removed: ClassVar[dict[str, str]] = {
+        name: text for name, text in OffPolicyConfig.removed.items() if name != "stream_prompts"
+    }
+
+    stream_prompts: Annotated[int, Range(min=1)] | None = None
+    """Learn from so many prompts of a step as soon as their completions are rewarded, while the rest are still sampled
+    or judged: the same gradient. None: when all are there."""
+
     def why_in_order(self) -> list[str]:
-        """What here must sample in strict order."""
-        problems = []
-        if self.ignore_data_skip:
-            problems.append("ignore_data_skip=True moves the rows of the next windows; remove it.")
-        if self.engine == "vllm" and self.vllm_mode == "colocate":
-            problems.append("a vLLM in the training process shares its device and weights; set vllm_mode='server'.")
+        problems = super().why_in_order()
+        if self.stream_prompts is not None:
+            whole = [name for name, on in self.looks_at_whole_step().items() if on]
+            problems += [f"{name} needs all completions of a step at once; remove one." for name in whole]
         return problems
+
+    def looks_at_whole_step(self) -> dict[str, bool]:
+        """Settings that need all completions of a step at once, and whether they are on."""
+        return {
+            "max_staleness": self.max_staleness > 0,
+            "num_iterations": self.num_iterations > 1,
+            "steps_per_generation": self.steps_per_generation is not None or self.generation_batch_size is not None,
+        }

@@ -62,8 +62,7 @@ class OnlineConfig(ReferenceConfig):
         "vllm_tensor_parallel_size": "A vLLM in the training process has its one device; start a server with "
         "--tensor-parallel-size.",
         "vllm_group_port": "No process group is opened: a server gets new weights over HTTP; remove it.",
-        "max_staleness": "Its loss has no weight for completions that older weights wrote; GRPO's and RLOO's have.",
-        "stream_prompts": "Only GRPO adds up its gradient before all completions of a step are there.",
+        "stream_prompts": "Only GRPO and RLOO add up their gradient before all completions of a step are there.",
     }
     neutral: ClassVar[dict[str, tuple[Any, ...]]] = {
         **ReferenceConfig.neutral,
@@ -71,12 +70,11 @@ class OnlineConfig(ReferenceConfig):
         "log_multimodal": (True,),
         "vllm_tensor_parallel_size": (1,),
         "vllm_group_port": (51216,),
-        "max_staleness": (0,),
     }
     holders: ClassVar[dict[str, tuple[str, ...]]] = {"generation_kwargs": IN_GENERATION_KWARGS}
     held_anyway: ClassVar[dict[str, Any]] = AS_IT_IS
-    max_staleness: ClassVar[int] = 0  # a setting where a method's loss corrects for it
-    overlap: ClassVar[str] = ""  # what a config says of sampling while learning, as `name=value`
+    overlapping: ClassVar[tuple[str, ...]] = ("max_staleness",)
+    """Settings by which sampling goes on while the policy learns."""
 
     unused: ClassVar[dict[str, str]] = {
         **ReferenceConfig.unused,
@@ -136,6 +134,10 @@ class OnlineConfig(ReferenceConfig):
     """Seconds that Ray actors may take for the weights, or the completions, of a round."""
     max_slots: Annotated[int, Range(min=1)] | None = None
     """Completions decoded at a time. None: chosen by device and memory."""
+    max_staleness: Annotated[int, Range(min=0)] = 0
+    """Windows that sampling and rewards may be ahead of learning: completions of the next windows are made by another
+    process, or a vLLM server, while this one is learned from. What a method corrects for that stands in
+    docs/overlap.md. 0: in strict order."""
     use_vllm: bool = False
     """Another way to say engine='vllm'."""
     vllm_mode: Literal["colocate", "server"] = "colocate"
@@ -234,6 +236,22 @@ class OnlineConfig(ReferenceConfig):
                     f"stop: a vLLM server takes {most} texts, and {len(self.stop)} are given. Take fewer, or "
                     "stop_token_ids; or give server and run a higher VLLM_MAX_STOP_STRINGS."
                 )
+        if self.overlap:
+            problems += [f"{self.overlap}: {why}" for why in self.why_in_order()]
+        return problems
+
+    @property
+    def overlap(self) -> str:
+        """What the settings say of sampling while learning, as `name=value`; empty in strict order."""
+        return ", ".join(f"{name}={value}" for name in self.overlapping if (value := getattr(self, name)))
+
+    def why_in_order(self) -> list[str]:
+        """What here must sample in strict order."""
+        problems = []
+        if self.ignore_data_skip:
+            problems.append("ignore_data_skip=True moves the rows of the next windows; remove it.")
+        if self.engine == "vllm" and self.vllm_mode == "colocate":
+            problems.append("a vLLM in the training process shares its device and weights; set vllm_mode='server'.")
         return problems
 
     def vllm_settings(self) -> dict[str, Any]:
