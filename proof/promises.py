@@ -201,6 +201,7 @@ PROMISES: tuple[Promise, ...] = (
             "tests/engine/test_checkpoint.py",
             "tests/engine/test_resume.py",
             "tests/engine/test_resume_ranks.py",
+            "tests/engine/test_zero_checkpoints.py",
         ),
     ),
     Promise(

@@ -94,6 +94,14 @@ MUTATIONS = (
         tests=("tests/losses/test_vectors_online.py::test_policy",),
     ),
     Mutation(
+        name="rounding-counted-as-clipped",
+        promises=(22,),
+        history="A value that was not clipped, but rounded on its way through the clip, counted in val/clipfrac_avg: two "
+        "processes logged other shares than one.",
+        edits=(Edit("losses/metrics.py", "(change.abs() > bound) & ((moved", "((moved"),),
+        tests=("tests/losses/test_metrics.py::test_rounding_is_no_clipped_value",),
+    ),
+    Mutation(
         name="k3-without-bias-correction",
         promises=(14,),
         history="k3 as a loss without the ratio follows the forward KL, not the one in the objective (TRL, verl, OpenRLHF).",

@@ -100,7 +100,7 @@ MUTATIONS = (
         edits=(
             Edit(
                 "engine/trainer.py",
-                "        check_whole(Path(str(self.state.best_model_checkpoint)))\n",
+                "        check_whole(best)\n",
                 "",
             ),
         ),
@@ -108,6 +108,20 @@ MUTATIONS = (
             "tests/online/test_best_checkpoint.py::"
             "test_a_best_checkpoint_that_was_damaged_meanwhile_is_not_loaded[grpo]",
         ),
+    ),
+    Mutation(
+        name="best-checkpoint-of-the-first-rank-alone",
+        promises=(19,),
+        history="Other ranks than the first looked for the best checkpoint where it had been in the making: their run died "
+        "at its end, with load_best_model_at_end.",
+        edits=(
+            Edit(
+                "engine/checkpoint.py",
+                "        state.best_model_checkpoint = named[0]\n",
+                "",
+            ),
+        ),
+        tests=("tests/engine/test_ranks_together.py::test_no_rank_runs_the_model_alone",),
     ),
     Mutation(
         name="lost-rank-shows-a-foreign-traceback",

@@ -48,6 +48,20 @@ MUTATIONS = (
         tests=(HOLDS,),
     ),
     Mutation(
+        name="gathered-weights-learn",
+        promises=(1,),
+        history="FSDP2 kept embeddings and head gathered after an evaluation, and the optimizer that training made then held "
+        "these copies: they never moved.",
+        edits=(
+            Edit(
+                "engine/sharded_trainer.py",
+                "            reshard(self.shards.model)  # what an evaluation left",
+                "            pass  # what an evaluation left",
+            ),
+        ),
+        tests=(HOLDS,),
+    ),
+    Mutation(
         name="weights-made-whole-without-gathering",
         promises=(1,),
         history="Under ZeRO-3 a model is copied while its weights lie on other ranks.",
@@ -66,5 +80,42 @@ MUTATIONS = (
         history="ZeRO-3 forgets what is written into gathered weights where no rank is named that wrote it.",
         edits=(Edit("model/zero3.py", "GatheredParameters(cut, modifier_rank=0)", "GatheredParameters(cut)"),),
         tests=("tests/model/test_zero3.py::test_what_is_written_into_whole_weights_stays",),
+    ),
+    Mutation(
+        name="fingerprint-of-no-weights",
+        promises=(1,),
+        history="Under ZeRO-3 a reference was known by weights that lay on other ranks: log-probs of another reference, kept "
+        "in a file of the folder, were taken for its own.",
+        edits=(Edit("engine/reference_scores.py", "model.state_dict(keep_vars=True)", "model.state_dict()"),),
+        tests=("tests/model/test_zero3.py::test_what_identifies_a_run_and_its_reference_does_not_depend_on_the_cut",),
+    ),
+    Mutation(
+        name="run-identified-by-what-a-rank-holds",
+        promises=(1,),
+        history="Under ZeRO-3 a checkpoint said that its model has no weights, and its own run could not go on from it.",
+        edits=(
+            Edit(
+                "engine/run_identity.py",
+                "sum(map(size_of, model.parameters()))",
+                "sum(parameter.numel() for parameter in model.parameters())",
+            ),
+        ),
+        tests=("tests/model/test_zero3.py::test_what_identifies_a_run_and_its_reference_does_not_depend_on_the_cut",),
+    ),
+    Mutation(
+        name="policy-and-critic-saved-without-weights",
+        promises=(11,),
+        history="Under ZeRO-3 PPO saved what its modules held while their weights lay on other ranks: nothing.",
+        edits=(
+            Edit(
+                "methods/ppo.py",
+                'getattr(self.reference, "adapter_names", None), state_dict)',
+                'getattr(self.reference, "adapter_names", None))',
+            ),
+        ),
+        tests=(
+            "tests/engine/test_zero_checkpoints.py::"
+            "test_policy_and_critic_are_saved_from_the_weights_that_were_gathered[full]",
+        ),
     ),
 )

@@ -32,26 +32,31 @@ def meet(module: torch.nn.Module, inputs: Any) -> None:
         torch.distributed.monitored_barrier(timeout=PATIENCE)
 
 
-def train_all(folder: str) -> int:
-    """Train, evaluate, write a checkpoint and the model, with ranks that meet at every forward pass."""
+def train_all(folder: str) -> list[str]:
+    """Train, evaluate, write a checkpoint and the model, with ranks that meet at every forward pass; what each run
+    calls its best checkpoint, and has loaded."""
     torch.distributed.init_process_group("gloo")
     hook = register_module_forward_pre_hook(meet)
+    best = []
     try:
         for verb, options in RUNS.items():
             run = {"max_steps": 1, "save_strategy": "steps", "save_steps": 1, "eval_strategy": "steps", "eval_steps": 1}
             run |= {"per_device_train_batch_size": 2, "per_device_eval_batch_size": 2, "ddp_backend": "gloo"}
+            run |= {"load_best_model_at_end": True, "metric_for_best_model": "loss"}
             place = Path(folder) / verb
             rows = {"rows": rows_for(verb, 4), "eval_rows": rows_for(verb, 4, seed=1)}
             trainer = make_trainer(verb, place, dtype=torch.float32, **rows, **run, **options)
             trainer.train()
             trainer.save_model(str(place / "saved"))
+            best.append(trainer.state.best_model_checkpoint)
     finally:
         hook.remove()
-    return len(RUNS)
+    return best
 
 
 def test_no_rank_runs_the_model_alone(tmp_path: Path) -> None:
-    assert run_ranks(train_all, 2, tmp_path / "ranks", str(tmp_path)) == [len(RUNS)] * 2
+    named = [str(tmp_path / verb / "checkpoint-1") for verb in RUNS]
+    assert run_ranks(train_all, 2, tmp_path / "ranks", str(tmp_path)) == [named] * 2
 
 
 def alone(folder: str) -> str:

@@ -75,6 +75,7 @@ def test_what_shards_hold_sample_save_and_refuse(tmp_path: Path) -> None:
         assert torch.allclose(rank["own"].float(), rank["said"].float(), atol=1e-5)
         assert "beside the adapter" in rank["biases"] and "opponent" in rank["opponent"]
         assert rank["put back"] == 0, "weights that were written into the whole model are lost"
+        assert rank["not learned"] == [], "an evaluation before training left weights gathered, which are no shards"
     saved = AutoModelForCausalLM.from_pretrained(tmp_path / "saved").state_dict()
     assert all(torch.equal(saved[name], weight.to(saved[name].dtype)) for name, weight in ranks[0]["weights"].items())
     kept = AutoModelForCausalLM.from_pretrained(tmp_path / "averaged" / "bema", dtype=torch.float64).state_dict()

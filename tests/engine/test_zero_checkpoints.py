@@ -6,11 +6,14 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import torch
 from accelerate.utils import DistributedType
+from safetensors.torch import load_file
 from tests.support.resume import record, run_of
 
 from strop.engine.zero_checkpoints import check_goes_on
 from strop.errors import CheckpointError
+from strop.model.actor_critic import VALUE_FOLDER
 
 
 def leave_states(folder: Path, ranks: int) -> None:
@@ -43,3 +46,18 @@ def test_deepspeed_goes_on_from_its_own(ranks, tmp_path):
     """Of stage 0 too, which leaves no state by rank."""
     leave_states(tmp_path, ranks)
     check_goes_on(tmp_path, SimpleNamespace(distributed_type=DistributedType.DEEPSPEED, num_processes=4))
+
+
+@pytest.mark.parametrize("lora", [False, True], ids=["full", "lora"])
+def test_policy_and_critic_are_saved_from_the_weights_that_were_gathered(lora, tmp_path):
+    """ZeRO-3 leaves nothing of the weights in the modules while a checkpoint is written."""
+    trainer = run_of("ppo", tmp_path, {"lora": 0.0} if lora else {})
+    whole = {name: tensor.clone() for name, tensor in trainer.model.state_dict().items()}
+    for parameter in trainer.model.parameters():
+        parameter.data = torch.empty(0)
+    trainer._save(str(tmp_path / "saved"), state_dict=whole)
+    for part, folder in (("policy", tmp_path / "saved"), ("critic", tmp_path / "saved" / VALUE_FOLDER)):
+        saved = {name: w for path in folder.glob("*.safetensors") for name, w in load_file(path).items()}
+        own = [tensor for name, tensor in whole.items() if name.startswith(f"{part}.") and (not lora or "lora" in name)]
+        assert len(saved) >= len(own) > 0
+        assert all(any(torch.equal(w, tensor) for tensor in saved.values()) for w in own)

@@ -191,6 +191,16 @@ def test_ppo_value_clipping_is_counted():
     assert value(found["val/clipfrac_avg"]) == 0.5
 
 
+def test_rounding_is_no_clipped_value():
+    torch.manual_seed(0)
+    values, old = (0.09 * (2 * torch.rand(1000, dtype=torch.float64) - 1) for _ in range(2))  # less than 0.2 apart
+    returns = torch.randn(1000, dtype=torch.float64)
+    assert (old + (values - old) != values).any(), "no value of these is rounded on its way"
+    zeros = torch.zeros_like(values)
+    found = ppo_metrics(zeros, zeros, zeros + 1, values, old, returns)
+    assert value(found["val/clipfrac_avg"]) == 0.0
+
+
 def test_a_mean_over_some_of_the_elements():
     values, keep = torch.tensor([1.0, float("nan"), 4.0, 100.0]), torch.tensor([True, False, True, False])
     found = mean_of(values, keep)

@@ -12,11 +12,16 @@ from torch import nn
 from transformers import AutoModelForCausalLM
 from transformers.integrations import deepspeed as zero
 
+from strop.engine.reference_scores import ReferenceScores
+from strop.engine.run_identity import identity
 from strop.engine.sharding import comparable
+from strop.model import score_batch
 from strop.model.load import load_model
+from strop.model.reference import FrozenReference
 from strop.model.zero3 import make_whole, whole_models
 from strop.scripts.averaging import BEMACallback
 from strop.testing.tiny import tiny_model
+from strop.watch.still_weights import sample
 
 
 @pytest.fixture
@@ -25,7 +30,8 @@ def cut_model(monkeypatch):
     model = tiny_model("llama", tie_word_embeddings=True)
     weights = {id(p): p.detach().clone() for p in model.parameters()}
     for number, parameter in enumerate(model.parameters()):
-        parameter.ds_id = number
+        parameter.ds_id, parameter.ds_numel, parameter.ds_tensor = number, parameter.numel(), parameter.detach()[:1]
+        parameter.ds_status = SimpleNamespace(name="NOT_AVAILABLE")
         parameter.data = torch.empty(0)
 
     @contextmanager
@@ -74,6 +80,27 @@ def test_an_average_of_cut_weights_is_whole(cut_model, tmp_path):
     callback.on_train_end(SimpleNamespace(output_dir=str(tmp_path)), state, None)
     saved = AutoModelForCausalLM.from_pretrained(tmp_path / "bema")
     assert all(torch.equal(p, w) for p, w in zip(saved.parameters(), weights, strict=True))
+
+
+def test_what_identifies_a_run_and_its_reference_does_not_depend_on_the_cut(cut_model):
+    model, _ = cut_model
+    whole = tiny_model("llama", tie_word_embeddings=True)
+    assert identity("dpo", {}, model) == identity("dpo", {}, whole)
+    cut, own, other = (
+        ReferenceScores(FrozenReference(each, each), score_batch, dict, remembers=False).fingerprint()
+        for each in (model, whole, tiny_model("llama", tie_word_embeddings=True, seed=1))
+    )
+    assert cut == own and cut != other
+    assert not any(parameter.numel() for parameter in model.parameters())
+
+
+def test_weights_that_stand_still_are_seen_in_the_part_that_is_held(cut_model):
+    model, _ = cut_model
+    before = sample(model)
+    assert before.keys() == dict(model.named_parameters()).keys()
+    model.lm_head.weight.ds_tensor.add_(1)
+    moved = {name for name, part in sample(model).items() if not torch.equal(part, before[name])}
+    assert moved == {"model.embed_tokens.weight"}  # its name, being tied
 
 
 def test_a_whole_model_keeps_its_weights():

@@ -71,7 +71,7 @@ def facts_of_shards(folder: str) -> dict[str, Any]:
     found["moved"] = [name for name, tensor in before.items() if not torch.equal(tensor, after[name].full_tensor())]
     trainer.save_model(f"{folder}/saved")
     found |= {"weights": before, "put back": put_back(trainer)} | sampled(folder)
-    found["averaged"] = averaged(folder)
+    found["averaged"], found["not learned"] = averaged(folder), not_learned(folder)
     for name, make in refused(folder).items():
         try:
             make()
@@ -98,6 +98,16 @@ def averaged(folder: str) -> dict[str, torch.Tensor]:
     trainer.train()
     end = {name: whole(weight.detach()) for name, weight in trainer.policy.named_parameters()}
     return {name: end[name] + 12**-0.2 * (end[name] - start[name]) for name in start}
+
+
+def not_learned(folder: str) -> list[str]:
+    """The weights that a run does not move which evaluated before it trained."""
+    trainer = run_of("sft", f"{folder}/evaluated", {"max_steps": 2, "learning_rate": 0.1, "eval": True})
+    before = {name: whole(weight.detach()).clone() for name, weight in trainer.policy.named_parameters()}
+    trainer.evaluate()
+    trainer.train()
+    after = dict(trainer.policy.named_parameters())
+    return [name for name, weight in before.items() if torch.equal(whole(after[name].detach()), weight)]
 
 
 def sampled(folder: str) -> dict[str, Any]:

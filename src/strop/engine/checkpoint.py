@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError
 from transformers import TrainerState
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
@@ -253,6 +254,15 @@ def publish(draft: Path, run_dir: Path, state: TrainerState, *, run: dict[str, A
         rest = [path for path in checkpoints(run_dir) if path.name not in keep]
         for old in rest[max(1, limit - len(keep & {p.name for p in checkpoints(run_dir)})) :]:
             remove(old)
+
+
+def same_best(state: TrainerState, world_size: int) -> None:
+    """Name the best checkpoint on every rank as the first one does, which has put it into its place: others saw it in
+    the making. They wait for that."""
+    if world_size > 1:
+        named = [state.best_model_checkpoint]
+        torch.distributed.broadcast_object_list(named)
+        state.best_model_checkpoint = named[0]
 
 
 def remove(path: Path) -> None:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
-
-import torch
+from typing import TYPE_CHECKING
 
 from strop.model.head_memory import default_head_bytes
+from strop.model.shards import local_part
 
 if TYPE_CHECKING:
     from strop.engine.step_trainer import StepTrainer
@@ -30,12 +29,6 @@ def bytes_of_logits(trainer: StepTrainer) -> int:
 
 def still_to_come(trainer: StepTrainer) -> int:
     """Bytes that gradients and the optimizer's state will take on this device, and do not take yet."""
-    trained = sum(local_size(p) for p in trainer.policy.parameters() if p.requires_grad)
+    trained = sum(local_part(p).numel() for p in trainer.policy.parameters() if p.requires_grad)
     state = getattr(getattr(trainer, "optimizer", None), "state", None)
     return trained * (GRADIENT_BYTES + (0 if state else STATE_BYTES))
-
-
-def local_size(parameter: torch.Tensor) -> int:
-    """How many entries of a parameter lie on this rank."""
-    local: Any = parameter.to_local() if hasattr(parameter, "to_local") else parameter
-    return int(local.numel())

@@ -19,6 +19,7 @@ from strop.engine.fitting import fitted
 from strop.engine.rehearsal import Rehearsed, untouched, why_not
 from strop.errors import StropError
 from strop.model import base_model
+from strop.model.shards import size_of
 
 if TYPE_CHECKING:
     from strop.engine.trainer import BaseTrainer
@@ -85,11 +86,11 @@ def computing(trainer: BaseTrainer) -> str:
     """Class, trained weights, dtype, attention."""
     model, args = base_model(trainer.policy), trainer.args
     weights = list(trainer.policy.parameters())
-    trained = sum(each.numel() for each in weights if each.requires_grad)
+    trained = sum(size_of(each) for each in weights if each.requires_grad)
     mixed = " under bfloat16" if args.bf16 else " under float16" if args.fp16 else ""
     attention = getattr(getattr(model, "config", None), "_attn_implementation", None)
     return (
-        f"{type(model).__name__}, {trained:,} of {sum(each.numel() for each in weights):,} weights trained, "
+        f"{type(model).__name__}, {trained:,} of {sum(size_of(each) for each in weights):,} weights trained, "
         f"{str(weights[0].dtype).removeprefix('torch.')}{mixed}, attention {attention}"
     )
 
@@ -102,7 +103,7 @@ def disk(trainer: BaseTrainer, folder: Path) -> str:
     weights = list(trainer.policy.parameters())
     trained = [each for each in weights if each.requires_grad]
     saved = trained if hasattr(trainer.policy, "peft_config") else weights
-    size = sum(each.numel() * each.element_size() for each in saved) + sum(8 * each.numel() for each in trained)
+    size = sum(size_of(each) * each.element_size() for each in saved) + sum(8 * size_of(each) for each in trained)
     steps = trainer.state.max_steps - trainer.state.global_step
     every = args.save_steps if args.save_strategy == SaveStrategy.STEPS else steps / max(args.num_train_epochs, 1)
     count = max(1, round(steps / max(every, 1)))

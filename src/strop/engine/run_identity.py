@@ -21,6 +21,7 @@ from filelock import FileLock, Timeout
 
 from strop.disk import refusals_named
 from strop.errors import CheckpointError, SetupError
+from strop.model.shards import size_of
 
 logger = logging.getLogger(__name__)
 
@@ -61,7 +62,7 @@ def identity(method: str, settings: Mapping[str, Any], model: Any) -> dict[str, 
     facts |= {name: plain(value) for name, value in settings.items() if name not in FREE_TO_CHANGE}
     config = getattr(model, "config", None)
     facts["model type"] = getattr(config, "model_type", type(model).__name__)
-    facts["weights of the model"] = sum(parameter.numel() for parameter in model.parameters())
+    facts["weights of the model"] = sum(map(size_of, model.parameters()))
     adapters = getattr(model, "peft_config", None) or {}
     for adapter in adapters.values() if isinstance(adapters, Mapping) else ():
         values = adapter.to_dict()

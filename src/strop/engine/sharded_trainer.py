@@ -15,7 +15,7 @@ from accelerate.utils import DistributedType
 from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME
 
 from strop.engine.fast_layers import FastLayersTrainer
-from strop.engine.sharding import Shards, check_shards, cut, is_zero3, load_whole_state, whole_state
+from strop.engine.sharding import Shards, check_shards, cut, is_zero3, load_whole_state, reshard, whole_state
 from strop.engine.zero_checkpoints import check_goes_on
 from strop.model.zero3 import cut_frozen
 from strop.watch.say import say
@@ -88,6 +88,8 @@ class ShardedTrainer(FastLayersTrainer):
         return super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
 
     def create_optimizer(self, *args: Any, **kwargs: Any) -> torch.optim.Optimizer:
+        if self.shards is not None:
+            reshard(self.shards.model)  # what an evaluation left gathered is no weight that learns
         optimizer = super().create_optimizer(*args, **kwargs)
         self._learned = [list(group["params"]) for group in optimizer.param_groups]
         return optimizer

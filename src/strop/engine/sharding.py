@@ -24,7 +24,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from strop.collectives import gather_numbers
 from strop.errors import ConfigError
 from strop.model.virtual_tokens import has_virtual_tokens
-from strop.model.zero3 import written_whole
+from strop.model.zero3 import read_whole, written_whole
 from strop.records import Example
 
 
@@ -121,7 +121,7 @@ def cut(model: nn.Module, accelerator: Any) -> None:
 def whole(tensor: Any) -> Any:
     """All of a tensor; of one in shards gathered from all ranks, which call this together."""
     if not isinstance(tensor, DTensor):
-        return tensor
+        return read_whole(tensor)
     there: Any = tensor.to(tensor.device_mesh.device_type)  # shards that are offloaded meet on the device
     return there.full_tensor()
 

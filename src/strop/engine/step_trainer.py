@@ -36,6 +36,7 @@ from strop.engine.windows import train_loader
 from strop.losses.reduce import step_loss
 from strop.metric import Entry
 from strop.model import LayoutChoice, accepted_layout, build_batch, confirm_layout, layout_of, pays, score_batch
+from strop.model.shards import size_of
 from strop.records import Batch, Counts, Example, LossOutput, Mean, Scores, StepContext, StepWork, Want
 from strop.settings.config import TrainerConfig
 from strop.watch.say import say
@@ -442,7 +443,7 @@ class StepTrainer(ShardedTrainer):
         if inputs is None or self.step_work is None:
             return 0
         if not hasattr(self, "_num_parameters"):
-            self._num_parameters = sum(p.numel() for p in self.model.parameters())
+            self._num_parameters = sum(map(size_of, self.model.parameters()))
         return 6 * self._num_parameters * self.step_work.num_tokens
 
     def _track_num_input_tokens(self, inputs: Any) -> None:

@@ -28,6 +28,7 @@ from strop.engine.checkpoint import (
     find_checkpoint,
     newest_valid,
     publish,
+    same_best,
     without_progress_bars,
 )
 from strop.engine.evaluation import EvaluationSums, own_metrics
@@ -353,11 +354,13 @@ class BaseTrainer(ScriptSeams, StepTrainer):
             load_beside(model, Path(resume_from_checkpoint))
 
     def _load_best_model(self) -> None:
-        """As the parent, if the best checkpoint still is what was written."""
-        check_whole(Path(str(self.state.best_model_checkpoint)))
-        with self.gathered(put_back=True), whole_ranks(self.policy):
+        """The weights of the best checkpoint, if it still is what was written; DeepSpeed reads its own files."""
+        best = Path(str(self.state.best_model_checkpoint))
+        check_whole(best)
+        if self.is_deepspeed_enabled:
             super()._load_best_model()
-            load_beside(self.policy, Path(str(self.state.best_model_checkpoint)))
+        else:
+            self._load_from_checkpoint(str(best))
 
     def load_strop_state(self, folder: Path) -> None:
         same_ranks = load_rank_state(folder, self.args, self._metrics, self)
@@ -383,7 +386,7 @@ class BaseTrainer(ScriptSeams, StepTrainer):
             self.wait_for_all()
             if self.args.should_save:
                 publish(beside, run_dir, self.state, run=self.identity(), limit=self.args.save_total_limit)
-        self.wait_for_all()
+        same_best(self.state, self.args.world_size)
         if self.args.push_to_hub:
             self._push_from_checkpoint(str(run_dir / beside.name))
 

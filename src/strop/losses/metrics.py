@@ -196,13 +196,14 @@ def ppo_metrics(
     cliprange_value: float | None = 0.2,
 ) -> Metrics:
     """PPO's update metrics over scored tokens (N,): `policy/approxkl_avg` (half the mean squared change of log-probs),
-    `policy/clipfrac_avg` and `val/clipfrac_avg` (share of tokens where the clipped term is strictly larger),
-    `val/ratio` (mean ratio) and `val/ratio_square`, from which the variance follows."""
+    `policy/clipfrac_avg` and `val/clipfrac_avg` (share of tokens beyond the clip range where the clipped term is
+    larger), `val/ratio` (mean ratio) and `val/ratio_square`, from which the variance follows."""
     ratio = importance_ratio((logps - old_logps).detach())
     low, high = clipped_tokens(ratio, advantages, epsilon=cliprange)
     change = values.detach() - old_values
-    moved = old_values + (change if cliprange_value is None else change.clamp(-cliprange_value, cliprange_value))
-    value_clipped = (moved - returns).square() > (values.detach() - returns).square()
+    bound = math.inf if cliprange_value is None else cliprange_value
+    moved = old_values + change.clamp(-bound, bound)
+    value_clipped = (change.abs() > bound) & ((moved - returns).square() > (values.detach() - returns).square())
     return {
         "policy/approxkl_avg": mean_of(0.5 * (logps - old_logps).detach().square()),
         "policy/clipfrac_avg": mean_of(low | high),

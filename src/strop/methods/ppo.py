@@ -12,7 +12,7 @@ from typing import Annotated, Any, ClassVar, Literal
 import torch
 
 from strop.collectives import sum_over_ranks
-from strop.engine.checkpoint import check_whole, without_progress_bars
+from strop.engine.checkpoint import without_progress_bars
 from strop.engine.parts import Facts
 from strop.engine.precision import in_one_precision
 from strop.engine.step import completion_field, token_field, token_lists
@@ -327,7 +327,7 @@ class PPOTrainer(OnlineTrainer):
             folder = Path(output_dir or self.args.output_dir)
             both = super().policy
             with without_progress_bars(), as_to_save(both):
-                both.save(folder, self.processing_class, getattr(self.reference, "adapter_names", None))
+                both.save(folder, self.processing_class, getattr(self.reference, "adapter_names", None), state_dict)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         with self.gathered(put_back=True):
@@ -336,8 +336,3 @@ class PPOTrainer(OnlineTrainer):
             if VALUE_FOLDER in getattr(both.policy, "peft_config", {}):  # taken for the policy's second one there
                 both.policy.delete_adapter(VALUE_FOLDER)
             super()._load_from_checkpoint(str(Path(resume_from_checkpoint) / VALUE_FOLDER), both.critic)
-
-    def _load_best_model(self) -> None:
-        """Policy and critic of the best checkpoint; the parent looks for one model there."""
-        check_whole(Path(str(self.state.best_model_checkpoint)))
-        self._load_from_checkpoint(self.state.best_model_checkpoint)

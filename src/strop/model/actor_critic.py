@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -71,21 +72,36 @@ class ActorCritic(nn.Module):
         for model in (self.policy, self.critic):
             model.gradient_checkpointing_enable(**kwargs)  # type: ignore[operator]
 
-    def save(self, folder: Path, tokenizer: Any, selected_adapters: list[str] | None = None) -> None:
+    def save(
+        self,
+        folder: Path,
+        tokenizer: Any,
+        selected_adapters: list[str] | None = None,
+        state: Mapping[str, torch.Tensor] | None = None,
+    ) -> None:
         """The policy in `folder`, as any model is saved (of several adapters those selected), the critic in a
-        folder within, each with its tokenizer: the critic's pads with a token that ends nothing."""
+        folder within, each with its tokenizer: the critic's pads with a token that ends nothing. `state` are the whole
+        weights of both where the module's own are cut into shards."""
         options = {} if selected_adapters is None else {"selected_adapters": selected_adapters}
-        self.policy.save_pretrained(folder, **options)  # type: ignore[operator]
-        tokenizer.save_pretrained(folder)
         within, own = folder / VALUE_FOLDER, copy.deepcopy(tokenizer)
+        policy, critic = (part_of(state, name) for name in ("policy", "critic"))
+        self.policy.save_pretrained(folder, state_dict=policy, **options)  # type: ignore[operator]
+        tokenizer.save_pretrained(folder)
         unsaid = set_scoring_pad(self.critic, own, ())
-        self.critic.save_pretrained(within)  # type: ignore[operator]
+        self.critic.save_pretrained(within, state_dict=critic)  # type: ignore[operator]
         own.save_pretrained(within)
         if unsaid:
             note_in_card(within)
-        for model, place in ((self.policy, folder), (self.critic, within)):
-            save_beside(model, place)
+        save_beside(self.policy, folder, policy)
+        save_beside(self.critic, within, critic)
         note_loading(self.critic, within)
+
+
+def part_of(state: Mapping[str, torch.Tensor] | None, name: str) -> dict[str, torch.Tensor] | None:
+    """The weights of a module's child, under their names in it."""
+    if state is None:
+        return None
+    return {key.removeprefix(f"{name}."): value for key, value in state.items() if key.startswith(f"{name}.")}
 
 
 def score_both(model: nn.Module, batch: Batch, want: Want, **options: Any) -> Scores:

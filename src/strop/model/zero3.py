@@ -38,6 +38,16 @@ def written_whole(weights: Iterable[nn.Parameter]) -> Iterator[None]:
         yield
 
 
+def read_whole(tensor: Any) -> Any:
+    """A tensor; of a weight that ZeRO-3 has cut all of it, which every rank asks for together."""
+    if not hasattr(tensor, "ds_id") or tensor.ds_status.name == "AVAILABLE":
+        return tensor
+    import deepspeed
+
+    with deepspeed.zero.GatheredParameters([tensor]):
+        return tensor.detach().clone()
+
+
 def cut_frozen(model: nn.Module, accelerator: Any) -> None:
     """Cut a model that is only read into shards, in place, by the settings that the policy is cut by."""
     import deepspeed

@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch.distributed.tensor import DTensor
 from transformers import TrainerCallback
 
+from strop.model.shards import local_part
 from strop.watch.alarms import Alarms
 
 STEPS = 10
@@ -64,7 +64,7 @@ def sample(model: torch.nn.Module) -> dict[str, torch.Tensor]:
     """Some entries of every trained weight that this rank holds, by name, spread over the weight."""
     found = {}
     for name, weight in model.named_parameters():
-        values = (weight.to_local() if isinstance(weight, DTensor) else weight).flatten()
+        values = local_part(weight).flatten()
         if weight.requires_grad and values.numel():
             found[name] = values[:: max(1, values.numel() // SAMPLED)].clone()
     return found
