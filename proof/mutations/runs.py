@@ -269,8 +269,8 @@ MUTATIONS = (
         edits=(
             Edit(
                 "model/actor_critic.py",
-                "        self.critic.save_pretrained(within)  # type: ignore[operator]\n",
-                "        self.policy.save_pretrained(within)  # type: ignore[operator]\n",
+                "        self.critic.save_pretrained(within, state_dict=critic)  # type: ignore[operator]\n",
+                "        self.policy.save_pretrained(within, state_dict=policy)  # type: ignore[operator]\n",
             ),
         ),
         tests=("tests/methods/test_ppo.py::test_saved_models_are_the_trained_ones_and_start_the_next_run",),
