@@ -52,3 +52,8 @@ def on_post_build(config: Any) -> None:
     lines += [f"- [{method.verb}: {method.summary}](methods/{method.verb}/)" for method in METHODS]
     (out / "llms.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
     (out / "llms-full.txt").write_text("\n\n".join([home(), *whole]), encoding="utf-8")
+
+
+def on_page_markdown(markdown: str, **given: Any) -> str:
+    """A page of docs/ as the site has it: what lies one folder above there lies beside it here."""
+    return markdown.replace("](../CONTRIBUTING.md)", "](contributing.md)")

@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from safetensors import SafetensorError
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from strop.cli import main
 from strop.errors import ConfigError
@@ -117,6 +118,37 @@ def test_what_cannot_be_written_is_said_at_once(tmp_path: Path) -> None:
     model = tiny_model("gpt2", dtype=torch.float32)
     with pytest.raises(ConfigError, match=r"(?s)q4_k_m.*llama-quantize.*gpt2"):
         write_gguf(model, toy_tokenizer(), tmp_path / "m.gguf", "q4_k_m")
+
+
+def test_an_export_that_fails_leaves_nothing_behind(
+    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A full disk is a sentence, whatever library meets it; the folder can be named again."""
+    target = tmp_path / "out"
+    save = PreTrainedModel.save_pretrained
+
+    def full(self: Any, folder: Any, **options: Any) -> None:
+        save(self, folder, **options)
+        raise SafetensorError("I/O error: No space left on device (os error 28)")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(PreTrainedModel, "save_pretrained", full)
+        assert main(["export", str(trained), "--to", str(target)]) == 2
+    said = capsys.readouterr().err
+    assert "cannot be written: I/O error: No space left on device" in said and "nothing is left" in said
+    assert not list(target.iterdir())
+    assert main(["export", str(trained), "--to", str(target)]) == 0
+
+
+def test_a_model_that_gguf_cannot_hold_is_refused_before_anything_is_written(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source, target = tmp_path / "source", tmp_path / "out"
+    tiny_model("gpt2", dtype=torch.float32, vocab_size=len(toy_tokenizer())).save_pretrained(source)
+    toy_tokenizer().save_pretrained(source)
+    assert main(["export", str(source), "--to", str(target), "--gguf", "q8_0"]) == 2
+    shown = capsys.readouterr()
+    assert "architecture 'gpt2'" in shown.err and "model  " not in shown.out and not list(target.iterdir())
 
 
 def test_a_modelfile_names_the_weights_and_the_ends(tmp_path: Path) -> None:

@@ -66,9 +66,25 @@ def test_a_method_of_another_package_says_in_its_class_when_it_is_the_one(monkey
     assert not any("nothing more" in line for line in found.others)
 
 
-def test_short_memory_prefers_a_method_without_reference() -> None:
-    assert recommend("preference", gpu_gb=16).first.verb == "orpo"
-    assert recommend("preference", gpu_gb=80).first.verb == "dpo"
+def test_a_small_card_changes_the_settings_and_not_the_method(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """With an adapter, which a small card gets, the reference takes no memory."""
+    file = rows_file(tmp_path, PAIR)
+    for gpu, said in (("80GB", ""), ("24GB", "lora: true"), ("8GB", "load_in_4bit: true")):
+        assert main(["recommend", file, "--gpu", gpu]) == 0
+        shown = capsys.readouterr().out
+        assert "Take dpo." in shown and said in shown and ("lora" in shown) == bool(said)
+
+
+def test_columns_of_other_names(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """What the error about unknown columns says to do is a flag here too, and stands in the config."""
+    file = rows_file(tmp_path, {"question": "2+2?", "better": "4", "worse": "5"})
+    assert main(["recommend", file]) == 2 and "--columns" in capsys.readouterr().err
+    columns = "prompt=question,chosen=better,rejected=worse"
+    assert main(["recommend", file, "--columns", columns]) == 0
+    shown = capsys.readouterr().out
+    assert "Take dpo." in shown and f"columns: {columns}" in shown
 
 
 def test_prompts_alone_ask_what_is_at_hand() -> None:

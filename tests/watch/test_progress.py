@@ -139,18 +139,37 @@ def test_times(seconds: float | None, said: str) -> None:
     assert clock(seconds) == said
 
 
-def test_a_notebook_has_one_output_that_is_written_anew(monkeypatch: pytest.MonkeyPatch) -> None:
-    shown: list[str] = []
-    output = SimpleNamespace(update=shown.append)
-    fake = SimpleNamespace(HTML=str, display=lambda text, display_id: (shown.append(text), output)[1])
+@pytest.fixture
+def cell(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, str]]:
+    """What stands below a cell, writing by writing."""
+    shown: list[dict[str, str]] = []
+    output = SimpleNamespace(update=lambda bundle, raw: shown.append(bundle))
+    fake = SimpleNamespace(display=lambda bundle, raw, display_id: (shown.append(bundle), output)[1])
     monkeypatch.setitem(sys.modules, "IPython", SimpleNamespace(display=fake))
     monkeypatch.setitem(sys.modules, "IPython.display", fake)
     monkeypatch.setattr(NotebookView, "LEAST_SECONDS", 0.0)
-    console = Console(file=io.StringIO(), force_jupyter=True)
-    display = ProgressDisplay(console)
+    return shown
+
+
+def test_a_notebook_has_one_output_that_is_written_anew(cell: list[dict[str, str]]) -> None:
+    display = ProgressDisplay(Console(file=io.StringIO(), force_jupyter=True))
     display.on_train_begin(ARGS, state(0), None)
     display.on_log(ARGS, state(1), None, logs={"loss": 0.5, "<b>": 1.0})
     display.on_step_end(ARGS, state(1), TrainerControl())
     display.on_train_end(ARGS, state(1), None)
+    shown = [bundle["text/html"] for bundle in cell]
     assert len(shown) == 3 and "0/12000" in shown[0] and "1/12000" in shown[1]
     assert "loss 0.5" in shown[2] and "&lt;b&gt; 1" in shown[2] and "<progress" in shown[2]
+    plain = cell[2]["text/plain"].splitlines()
+    assert plain[0].startswith("online_dpo 1/12000  ") and plain[1] == "loss 0.5  <b> 1"
+
+
+@pytest.mark.parametrize(("step", "word"), [(12000, "done after 0:0"), (3, "stopped after 0:0")])
+def test_what_a_notebook_keeps_says_how_the_run_ended(step: int, word: str, cell: list[dict[str, str]]) -> None:
+    """Its file has the last writing for ever: nothing is left, being done or ending then."""
+    display = ProgressDisplay(Console(file=io.StringIO(), force_jupyter=True))
+    display.on_train_begin(ARGS, state(0), None)
+    display.on_step_end(ARGS, state(step), SimpleNamespace(**vars(TrainerControl()) | {"should_training_stop": True}))
+    display.close()  # as a run that failed, too
+    for text in cell[-1].values():
+        assert word in text and "left" not in text and "ending" not in text and "gone" not in text

@@ -9,6 +9,7 @@ import logging
 import os
 import sys
 import warnings
+from typing import Any
 
 from strop.errors import StropError, did_you_mean
 from strop.methods.registry import BY_VERB, register_installed
@@ -48,10 +49,25 @@ def main(argv: list[str] | None = None) -> int:
     try:
         status = answer(argv)
         sys.stdout.flush()
-    except BrokenPipeError:  # `strop ... | head`: whoever reads has enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except OSError as error:
+        if not refuses(sys.stdout):
+            raise
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is left would be tried again at the end
+        if not isinstance(error, BrokenPipeError):  # `strop ... | head`: whoever reads has enough
+            complain(
+                f"strop: standard output cannot be written: {error.strerror}. Make room there, or print elsewhere."
+            )
         return 1
     return status
+
+
+def refuses(stream: Any) -> bool:
+    """Whether an output takes no more of what it was given."""
+    try:
+        stream.flush()
+    except OSError:
+        return True
+    return False
 
 
 def answer(argv: list[str] | None) -> int:

@@ -85,7 +85,9 @@ def wrong_versions() -> Iterator[str]:
 def devices() -> Iterator[str]:
     import torch
 
-    yield f"{os.cpu_count()} CPU cores, {torch.get_num_threads()} threads, {memory() / GB:.0f} GB of memory"
+    threads = torch.get_num_threads()
+    used = f"{threads} thread{'' if threads == 1 else 's'}"
+    yield f"{os.cpu_count()} CPU cores, {used}, {memory() / GB:.0f} GB of memory"
     for index in range(torch.cuda.device_count()):
         card = torch.cuda.get_device_properties(index)
         free = torch.cuda.mem_get_info(index)[0]

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from strop.cli.flags import Flag, all_values, helped, separate
 from strop.disk import refusals_named
-from strop.errors import ConfigError
+from strop.errors import ConfigError, SetupError
 
 FLAGS = (
     Flag("to", str, help="Folder to write to; it must be new or empty. Required."),
@@ -32,8 +35,32 @@ def run(argv: list[str]) -> int:
         if target.exists() and any(target.iterdir()):
             raise ConfigError(f"--to {target}: the folder is not empty; name a new one, so that nothing is mixed up.")
         target.mkdir(parents=True, exist_ok=True)
-    export(sources[0], target, values)
+    with whole_or_nothing(target):
+        export(sources[0], target, values)
     return 0
+
+
+@contextmanager
+def whole_or_nothing(target: Path) -> Iterator[None]:
+    """Within it, what goes wrong leaves the folder empty, so that it can be named again.
+
+    Raises:
+        SetupError: the disk is full, or cannot be written.
+    """
+    try:
+        yield
+    except BaseException as error:  # Ctrl-C too
+        from strop.engine.checkpoint import write_failure
+
+        for path in target.iterdir():
+            shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink()
+        why = write_failure(error) if isinstance(error, Exception) else None
+        if why is None or isinstance(error, ConfigError):
+            raise
+        raise SetupError(
+            f"{target} cannot be written: {why}. Free disk space, or choose another folder; nothing is left of the "
+            "export."
+        ) from error
 
 
 def export(source: str, target: Path, values: dict[str, Any]) -> None:
@@ -41,7 +68,7 @@ def export(source: str, target: Path, values: dict[str, Any]) -> None:
     import torch
     from transformers.utils import logging
 
-    from strop.export.gguf_file import TYPES
+    from strop.export.gguf_file import TYPES, check, gguf_package
     from strop.export.merge import merged
     from strop.model import load_tokenizer
 
@@ -51,15 +78,18 @@ def export(source: str, target: Path, values: dict[str, Any]) -> None:
         raise ConfigError(f"--dtype {values['dtype']}: choose float32, bfloat16 or float16.")
     if values["gguf"] and values["gguf"] not in TYPES:
         raise ConfigError(f"--gguf {values['gguf']}: choose one of {', '.join(TYPES)}.")
+    if values["gguf"]:
+        gguf_package()
     model, tokenizer = merged(source, dtype=dtype or None), load_tokenizer(source)
+    if values["gguf"]:
+        check(model, tokenizer, values["gguf"])
     size = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
     print(f"{source}: {size / 1e9:.2f} GB in {str(next(model.parameters()).dtype).removeprefix('torch.')}", flush=True)
-    with refusals_named(target):
-        model.save_pretrained(target, max_shard_size=values["max_shard_size"])
-        tokenizer.save_pretrained(target)
-        print(f"model   {target}")
-        if values["gguf"]:
-            write_for_llama_cpp(model, tokenizer, target, values["gguf"])
+    model.save_pretrained(target, max_shard_size=values["max_shard_size"])
+    tokenizer.save_pretrained(target)
+    print(f"model   {target}")
+    if values["gguf"]:
+        write_for_llama_cpp(model, tokenizer, target, values["gguf"])
     print(f"try it  strop chat --model {target}")
 
 

@@ -16,6 +16,7 @@ FLAGS = (
     Flag("have", list[str] | str, help="What else you have: reward, verifier, judge, teacher, steps (a list is fine)."),
     Flag("gpu", str, help="Memory of your card, for example 24GB."),
     Flag("model", str, help="The model to train; it is written into the config."),
+    Flag("columns", str, help="Which columns hold what: prompt=instruction+input,chosen=better."),
     Flag("split", str, "train", "Split, where the file or folder has several."),
     Flag("write", str, help="Write the config to this file; without it, it is only shown."),
 )
@@ -39,10 +40,10 @@ def recommendation(file: str, values: dict[str, Any]) -> str:
     from strop.data import detect, load_rows
     from strop.plan.recommend import recommend
 
-    rows = load_rows(file, split=values["split"])
+    rows = load_rows(file, split=values["split"], columns=values["columns"])
     detected, gpu = detect(rows), gigabytes(values["gpu"])
     form = detected.forms.most_common(1)[0][0]
-    found = recommend(detected.kind, names(values["have"]), gpu_gb=gpu, form=form)
+    found = recommend(detected.kind, names(values["have"]), form=form)
     lines = [f"{file}: {detected.kind} rows", ""]
     lines += wrapped(f"Take {found.first.verb}. {found.first.reason}")
     if found.runner_up:
@@ -61,6 +62,8 @@ def config_text(choice: Any, file: str, values: dict[str, Any], gpu: float | Non
     output = f"runs/{choice.verb}"
     settings = settings_for(choice, dataset=file, output_dir=output, gpu_gb=gpu)
     settings["model"] = values["model"] or settings["model"]
+    if values["columns"]:
+        settings["columns"] = values["columns"]
     text = yaml.safe_dump(settings, sort_keys=False, allow_unicode=True)
     fill = [name for name, value in settings.items() if value == name.upper()]
     target = values["write"] or f"{choice.verb}.yaml"

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from strop.data import DataReport
 
 ROWS = 3
-LONGEST = 2000
+LONGEST = 600
 """Characters of a part that are shown."""
 LEARNED, READ = "bold green", "dim"
 

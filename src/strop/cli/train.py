@@ -69,7 +69,7 @@ def run(verb: str, argv: list[str]) -> int:
         print(help_for(method, topic[0] if topic else ""))
         return 0
     sys.path.insert(0, os.getcwd())  # so that --reward_funcs finds modules beside, as `python script.py` would
-    early_checks(verb, argv)
+    early_checks(argv)
     quiet_loading()
     config_class, flags = method.config(), {flag.name: flag for group in flag_groups(method).values() for flag in group}
     for alias, target in getattr(config_class, "aliases", {}).items():
@@ -113,7 +113,7 @@ def dry_run(method: Method, args: Any, own: dict[str, Any]) -> int:
     return 0
 
 
-def early_checks(verb: str, argv: list[str]) -> None:
+def early_checks(argv: list[str]) -> None:
     """Missing files are reported before anything heavy is imported."""
     problems = []
     for word, value in itertools.pairwise(argv):
@@ -121,7 +121,7 @@ def early_checks(verb: str, argv: list[str]) -> None:
             beside = [str(other) for other in Path(value).parent.glob(f"*{Path(value).suffix}")]
             problems.append(f"{word} {value}: there is no such file.{did_you_mean(value, beside)}")
     if problems:
-        raise ConfigError.collect(f"strop {verb} cannot start:", problems)
+        raise ConfigError.collect("Files that are named are not there:", problems)
 
 
 def refuse_used_folder(args: Any) -> None:

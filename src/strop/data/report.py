@@ -154,7 +154,7 @@ class DataReport:
             severity = "warning" if share > MANY_TRUNCATED else "info"
             message = f"{self.truncated} of {len(self.tree_lengths)} trees are cut to length ({share:.0%})"
             whole = quantiles(self.uncut_lengths)
-            fix = f"max_length={whole['p99']} would keep 99 % of the rows whole, max_length={whole['max']} all of them"
+            fix = f"max_length={whole['p99']} would keep 99% of the rows whole, max_length={whole['max']} all of them"
             found.append(Finding(None, None, severity, message, fix))
         if self.split:
             message = f"{self.split} of {len(self.tree_lengths)} trees are longer than a pack and are split, not cut"

@@ -29,7 +29,6 @@ class Advice:
     have: tuple[str, ...] = ()
     settings: Mapping[str, Any] = field(default_factory=dict)  # what the config starts with
     fill: tuple[str, ...] = ()  # settings that a person must fill in
-    rank_if_short: int | None = None  # the rank where memory is short, if another
     no_forms: tuple[str, ...] = ()  # of `strop.data.kinds.FORMS`: rows of the kind that it cannot take
 
 
@@ -91,7 +90,7 @@ METHODS = (
     )),
     Method("dpo", "DPO", "learn from preference pairs against a reference model", rows="preference", advice=(
         Advice(("preference",), 1, "Pairs say which answer is better; DPO learns that directly, and the reference "
-               "keeps the model near its start.", settings={"beta": 0.1}, rank_if_short=3),
+               "keeps the model near its start.", settings={"beta": 0.1}),
     )),
     Method("kto", "KTO", "learn from completions labelled good or bad", rows="unpaired_preference", advice=(
         Advice(("unpaired_preference",), 1, "Each answer is marked good or bad on its own, and KTO needs no pairs.",

@@ -3,7 +3,7 @@
 The rows decide what can be learned at all, and the answers decide between the methods that remain:
 
     prompt + steps + labels            -> PRM
-    chosen / rejected                  -> DPO      (ORPO where memory is short; Reward to make a judge of them)
+    chosen / rejected                  -> DPO      (ORPO in one stage with SFT; Reward to make a judge of them)
     completion + true / false          -> KTO      (BCO where prompts of the two classes differ)
     prompt + completion, messages      -> SFT      (GKD with a teacher)
     text                               -> SFT
@@ -62,15 +62,12 @@ class Recommendation:
     others: tuple[str, ...]  # sentences: what another branch would need
 
 
-def recommend(
-    kind: DatasetKind | str, have: Collection[str] = (), *, gpu_gb: float | None = None, form: str = ""
-) -> Recommendation:
+def recommend(kind: DatasetKind | str, have: Collection[str] = (), *, form: str = "") -> Recommendation:
     """The method that rows of a kind are best learned with.
 
     Args:
         kind: what the rows are (`strop.data.detect`).
         have: names of `HAVE` that are at hand.
-        gpu_gb: memory of the card in GB; None: not said.
         form: the shape of the rows (`strop.data.kinds.FORMS`), if known.
 
     Raises:
@@ -78,10 +75,9 @@ def recommend(
     """
     kind = DatasetKind(kind)
     check_have(have)
-    short = gpu_gb is not None and gpu_gb < SMALL_GPU_GB
     found = [
         (method, advice)
-        for method, advice in all_advice(short)
+        for method, advice in all_advice()
         if kind in advice.rows and form not in advice.no_forms and (not advice.have or set(advice.have) & set(have))
     ]
     if not found:
@@ -94,14 +90,13 @@ def recommend(
     return Recommendation(choices[0], choices[1] if len(choices) > 1 else None, tuple(branches(kind, set(have))))
 
 
-def all_advice(short: bool = False) -> list[tuple[Method, Advice]]:
-    """What all methods are recommended for, best first, given whether memory is short."""
+def all_advice() -> list[tuple[Method, Advice]]:
+    """What all methods are recommended for, best first.
 
-    def rank(entry: tuple[Method, Advice]) -> int:
-        other = entry[1].rank_if_short
-        return other if short and other is not None else entry[1].rank
-
-    return sorted(((method, advice) for method in BY_VERB.values() for advice in method.advised), key=rank)
+    A small card changes the settings and not the method: with an adapter DPO's reference takes no memory.
+    """
+    every = ((method, advice) for method in BY_VERB.values() for advice in method.advised)
+    return sorted(every, key=lambda entry: entry[1].rank)
 
 
 def check_have(have: Collection[str]) -> None:

@@ -88,7 +88,7 @@ class LiveView:
     def __init__(self, method: str, total: int, step: int, console: Console, headline: Sequence[str] = ()) -> None:
         self.method, self.total, self.first, self.step = method, total, step, step
         self.begin, self.tokens_before, self.tokens = time.monotonic(), 0, 0
-        self.first_step, self.doing = self.begin, ""
+        self.first_step, self.doing, self.over = self.begin, "", False
         self.headline, self.logs = headline, dict[str, Any]()
         self.live = Live(self, console=console, refresh_per_second=4, transient=True)
 
@@ -102,10 +102,12 @@ class LiveView:
         """`1:05 gone, 0:10 left, 850 tokens/s, 1.2 GiB`; what has no place in `room` goes, the second last."""
         spent, tokens = time.monotonic() - self.begin, self.tokens - self.tokens_before
         parts = [f"{clock(spent)} gone", self.doing or f"{clock(self.left)} left"]
+        parts = [f"{self.doing} after {clock(spent)}"] if self.over else parts
         parts += [f"{tokens / spent:.0f} tokens/s"] if tokens and spent else []
         parts += [f"{self.logs['memory_peak']:.3g} GiB"] if "memory_peak" in self.logs else []
-        choices = [", ".join(parts[:count]) for count in range(len(parts), 1, -1)]
-        return next((text for text in choices if len(text) <= room), parts[1])
+        least = 1 if self.over else 2
+        choices = [", ".join(parts[:count]) for count in range(len(parts), least - 1, -1)]
+        return next((text for text in choices if len(text) <= room), parts[least - 1])
 
     def start(self) -> None:
         self.live.start()
@@ -141,25 +143,29 @@ class NotebookView(LiveView):
         self.shown = 0.0
 
     def start(self) -> None:
-        from IPython.display import HTML, display
+        from IPython.display import display
 
-        self.html: Any = HTML
-        self.output = display(HTML(self.text()), display_id=True)
+        self.output = display(self.bundle(), raw=True, display_id=True)
 
     def stop(self) -> None:
-        self.output.update(self.html(self.text()))
+        """What the cell says from now on: it stays in the notebook's file."""
+        self.over, self.doing = True, "done" if self.step >= self.total else "stopped"
+        self.output.update(self.bundle(), raw=True)
 
     def refresh(self, *, at_once: bool = False) -> None:
         if at_once or time.monotonic() - self.shown >= self.LEAST_SECONDS:
             self.shown = time.monotonic()
-            self.stop()
+            self.output.update(self.bundle(), raw=True)
 
-    def text(self) -> str:
-        """A bar, the times, the numbers."""
+    def bundle(self) -> dict[str, str]:
+        """A bar, the times, the numbers: as HTML, and as text for those who show none."""
         bar = f'<progress value="{self.step}" max="{max(self.total, 1)}" style="width:20em"></progress>'
-        head = f"<b>{escape(self.method)}</b> {self.step}/{self.total}"
-        numbers = escape(short_metrics(self.logs, self.headline))
-        return f"<div>{head} {bar} {escape(self.times())}<br><code>{numbers}</code></div>"
+        count, times = f"{self.step}/{self.total}", self.times()
+        numbers = short_metrics(self.logs, self.headline)
+        html = (
+            f"<div><b>{escape(self.method)}</b> {count} {bar} {escape(times)}<br><code>{escape(numbers)}</code></div>"
+        )
+        return {"text/html": html, "text/plain": f"{self.method} {count}  {times}\n{numbers}".rstrip()}
 
 
 class ProgressDisplay(TrainerCallback):
