@@ -14,6 +14,7 @@ from urllib.parse import urlsplit
 import httpx2
 import pytest
 from tests.support.conversations import QUESTION, Script, asked
+from tests.support.patience import with_patience
 from tests.support.templates import KINDS, tokenizer_with
 
 from strop.agents import AgentProgram
@@ -152,7 +153,8 @@ def test_a_body_that_is_too_large_or_has_no_length_is_not_read():
     assert trajectory.extra == {"statuses": [411, 413]}, trajectory.problem
 
 
-def test_agents_that_fail_cost_their_completions_alone():
+@with_patience(1.0, 15.0)
+def test_agents_that_fail_cost_their_completions_alone(seconds):
     """One raises, one hangs, one asks for nothing, one does its work; the run goes on."""
     release = threading.Event()
     ways = iter(["raise", "hang", "nothing", "work"])
@@ -167,32 +169,31 @@ def test_agents_that_fail_cost_their_completions_alone():
         if way == "raise":
             raise ValueError("no idea")
         if way == "hang":
-            release.wait(30)
+            release.wait(60)
             return {"late": post(endpoint).status_code}
         return {"way": way}
 
-    begun = time.monotonic()
-    everyone, _, lines = run(agent, n=4, seconds=1.5)
+    everyone, _, lines = run(agent, n=4, seconds=seconds)
     release.set()
-    assert time.monotonic() - begun < 25
     problems = sorted(t.problem for t in everyone)
     assert ["" in problems, sum(t.reason == "failed" for t in everyone)] == [True, 3]
-    assert (
-        "no idea" in str(problems) and "no end within 1.5 seconds" in str(problems) and "for nothing" in str(problems)
-    )
+    late = f"no end within {seconds:g} seconds"
+    assert "no idea" in str(problems) and late in str(problems) and "for nothing" in str(problems)
     assert [t.extra for t in everyone if t.reason == "stop"] == [{"way": "work"}]
     assert all(any(s.ids for s in t.conversation.stretches) for t in everyone)
     assert len(lines) == 1 and "failed on 3 of 4" in lines[0]
 
 
-def test_the_model_has_time():
+@with_patience(0.8, 10.0)
+def test_the_model_has_time(seconds):
     """What an agent waits for the model is not its own time."""
 
     def slow(text, place):
-        time.sleep(0.6)
+        time.sleep(0.6 * seconds)
         return "so"
 
-    (trajectory,), _, _ = run(lambda endpoint, row: {"said": [ask(endpoint), ask(endpoint)]}, slow, n=1, seconds=1.0)
+    twice = lambda endpoint, row: {"said": [ask(endpoint), ask(endpoint)]}  # noqa: E731
+    (trajectory,), _, _ = run(twice, slow, n=1, seconds=seconds)
     assert trajectory.reason == "stop", trajectory.problem
 
 
@@ -229,7 +230,8 @@ def test_a_coroutine_and_requests_side_by_side():
     assert len(trajectory.conversation.stretches) == 2
 
 
-def test_a_coroutine_that_hangs_is_cancelled():
+@with_patience(0.3, 10.0)
+def test_a_coroutine_that_hangs_is_cancelled(seconds):
     ended = threading.Event()
 
     async def agent(endpoint, row):
@@ -240,7 +242,7 @@ def test_a_coroutine_that_hangs_is_cancelled():
             ended.set()
 
     with pytest.raises(RolloutError, match="no end within"):
-        run(agent, n=1, seconds=0.3)
+        run(agent, n=1, seconds=seconds)
     assert ended.wait(10)
 
 
@@ -262,10 +264,11 @@ def test_a_command_line_is_an_agent():
         run([sys.executable, "-I", "-c", "import sys; print('oh no', file=sys.stderr); sys.exit(3)"], n=1)
 
 
-def test_a_command_line_that_hangs_is_killed_with_its_children(tmp_path):
+@with_patience(0.5, 10.0)
+def test_a_command_line_that_hangs_is_killed_with_its_children(tmp_path, seconds):
     with pytest.raises(RolloutError, match="no end within"):
-        run(["sh", "-c", f"sleep 4321 & echo $! > {tmp_path}/child; wait"], n=1, seconds=0.5)
-    child, deadline = int((tmp_path / "child").read_text()), time.monotonic() + 10
+        run(["sh", "-c", f"sleep 4321 & echo $! > {tmp_path}/child; wait"], n=1, seconds=seconds)
+    child, deadline = int((tmp_path / "child").read_text()), time.monotonic() + 30
     while is_alive(child) and time.monotonic() < deadline:
         time.sleep(0.02)
     assert not is_alive(child)

@@ -102,7 +102,7 @@ def test_they_answer_side_by_side_and_one_that_hangs_is_left_behind():
     together = {"other": 1, "meeting": threading.Barrier(8, timeout=50)}  # nobody goes on before all have come
     assert environments.ask([(slot, "reset", (), together) for slot in slots]) == ["awake"] * 8
     environments.seconds = 0.05
-    (result,) = environments.ask([(slots[0], "reset", (), {"seconds": 3.0})])
+    (result,) = environments.ask([(slots[0], "reset", (), {"seconds": 30.0})])
     assert isinstance(result, Hung) and slots[0].lost and environments.left_behind.running == 1
     assert environments.take([{}])[0] is not slots[0]
 
@@ -162,7 +162,7 @@ def test_threads_end_with_environments_that_nobody_closed():
     del made
     gc.collect()
     for thread in begun:
-        thread.join(5.0)
+        thread.join(60)
         assert not thread.is_alive()
 
 
@@ -172,7 +172,7 @@ def test_a_process_of_its_own_is_killed_when_it_hangs():
     assert environments.ask([(slot, "reset", (), {"seconds": 0})]) == ["awake"]
     environments.seconds = 0.2
     (result,) = environments.ask([(slot, "reset", (), {"seconds": 30.0})])
-    slot._process.join(5)
+    slot._process.join(60)
     assert isinstance(result, Hung) and slot._process.exitcode == -9
 
     class Local(Counter):

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import socket
 import threading
 import time
 
 import pytest
 from tests.support.conversations import trained
+from tests.support.patience import with_patience
 
 from strop.agents import OpenEnv
 
 core = pytest.importorskip("openenv.core", reason="pip install 'strop[openenv]'")
 SESSIONS = 4
-PING_S = 0.4
 
 
 class Word(core.Action):
@@ -47,19 +48,26 @@ class Repeats(core.Environment):
         return core.State(step_count=len(self.said))
 
 
-@pytest.fixture(scope="module")
-def url():
+@contextlib.contextmanager
+def serving(ping_s):
+    """The address of a server that asks each client so often whether it is there, and leaves one that is not."""
     import uvicorn
     from openenv.core.env_server import create_fastapi_app
 
     app = create_fastapi_app(Repeats, Word, Heard, max_concurrent_envs=SESSIONS)
     listening = socket.create_server(("127.0.0.1", 0))
-    server = uvicorn.Server(uvicorn.Config(app, log_level="error", ws_ping_interval=PING_S, ws_ping_timeout=2 * PING_S))
+    server = uvicorn.Server(uvicorn.Config(app, log_level="error", ws_ping_interval=ping_s, ws_ping_timeout=2 * ping_s))
     thread = threading.Thread(target=server.run, args=([listening],), daemon=True)
     thread.start()
     yield f"http://127.0.0.1:{listening.getsockname()[1]}"
     server.should_exit = True
-    thread.join(5)
+    thread.join(60)
+
+
+@pytest.fixture(scope="module")
+def url():
+    with serving(20.0) as address:
+        yield address
 
 
 ROWS = [{"prompt": [{"role": "user", "content": "go"}], "seed": 7}] * 2
@@ -117,10 +125,12 @@ def test_a_class_of_tools_may_hold_a_client(url, tmp_path):
     assert trainer.state.log_history[0]["reward"] == 0.5
 
 
-def test_the_servers_pings_are_answered_while_nobody_asks(url):
-    environment = OpenEnv(core.GenericEnvClient(base_url=url), action=lambda text: Word(word=text))
-    assert environment.reset(seed=3)["text"] == " task None"
-    time.sleep(4 * PING_S)
-    assert environment.step("a")[0]["text"] == "heard a"
-    assert environment.step("a")[1:] == (0.0, True)
-    environment.close()
+@with_patience(0.4, 4.0)
+def test_the_servers_pings_are_answered_while_nobody_asks(seconds):
+    with serving(seconds) as url:
+        environment = OpenEnv(core.GenericEnvClient(base_url=url), action=lambda text: Word(word=text))
+        assert environment.reset(seed=3)["text"] == " task None"
+        time.sleep(4 * seconds)
+        assert environment.step("a")[0]["text"] == "heard a"
+        assert environment.step("a")[1:] == (0.0, True)
+        environment.close()

@@ -5,31 +5,35 @@ from __future__ import annotations
 import threading
 import time
 
+from tests.support.patience import with_patience
+
 from strop.agents.left_behind import LeftBehind
 from strop.agents.side_by_side import side_by_side
 
+PATIENCE_S = 60
+"""After which a work that waits for another has waited in vain."""
 
-def chain(events, name, *seconds):
-    """Works that wait, and note when they begin and end."""
 
-    def work(number, wait):
+def chain(events, name, *meetings):
+    """Works that note when they begin and end, and in between wait for those that they are to meet."""
+
+    def work(number, meeting):
         def run():
             events.append(("begin", name, number))
-            time.sleep(wait)
+            if meeting is not None:
+                meeting.wait()
             events.append(("end", name, number))
             return f"{name}{number}"
 
         return run
 
-    return [work(number, wait) for number, wait in enumerate(seconds)]
+    return [work(number, meeting) for number, meeting in enumerate(meetings)]
 
 
 def test_completions_wait_together_and_each_keeps_its_order():
-    events = []
-    chains = [chain(events, "a", 0.2, 0.1), [], chain(events, "b", 0.2, 0.1), chain(events, "c", 0.3)]
-    began = time.monotonic()
+    events, meeting = [], threading.Barrier(3, timeout=PATIENCE_S)  # nobody ends before all three have begun
+    chains = [chain(events, "a", meeting, None), [], chain(events, "b", meeting, None), chain(events, "c", meeting)]
     said = side_by_side(chains, 8, None, "late")
-    assert time.monotonic() - began < 0.6, "one after the other they take 0.9 s"
     assert said == [["a0", "a1"], [], ["b0", "b1"], ["c0"]]
     for name in "ab":
         own = [(what, number) for what, who, number in events if who == name]
@@ -38,12 +42,15 @@ def test_completions_wait_together_and_each_keeps_its_order():
 
 def test_no_more_than_so_many_at_a_time():
     now, most, lock = [0], [0], threading.Lock()
+    two, first = threading.Barrier(2, timeout=PATIENCE_S), iter([True, True])
 
     def work():
         with lock:
             now[0] += 1
             most[0] = max(most[0], now[0])
-        time.sleep(0.02)
+            meets = next(first, False)
+        if meets:  # the first two
+            two.wait()
         with lock:
             now[0] -= 1
         return threading.current_thread() is not threading.main_thread()
@@ -52,27 +59,28 @@ def test_no_more_than_so_many_at_a_time():
     assert most == [2]
 
 
-def test_one_that_hangs_is_left_behind_and_its_completion_goes_on():
-    release = threading.Event()
+@with_patience(0.2, 10.0)
+def test_one_that_hangs_is_left_behind_and_its_completion_goes_on(seconds):
+    release, left = threading.Event(), []
 
     def hang():
-        release.wait(30)
+        left.append(threading.current_thread())
+        release.wait(PATIENCE_S)
         return "too late"
 
     def wake():
-        release.set()  # what was left behind ends now, and is not heard
-        time.sleep(0.05)
+        release.set()
+        left[0].join(PATIENCE_S)  # what was left behind has ended now, and is not heard
         return "after"
 
-    began = time.monotonic()
-    assert side_by_side([[hang, wake], [lambda: "quick"]], 1, 0.2, "late") == [["late", "after"], ["quick"]]
-    assert time.monotonic() - began < 5
+    assert side_by_side([[hang, wake], [lambda: "quick"]], 1, seconds, "late") == [["late", "after"], ["quick"]]
 
 
-def test_threads_that_are_left_behind_are_counted_while_they_run():
+@with_patience(0.2, 10.0)
+def test_threads_that_are_left_behind_are_counted_while_they_run(seconds):
     release, left = threading.Event(), LeftBehind()
     chains = [[lambda: release.wait(50)], [lambda: release.wait(50)], [lambda: "quick"]]
-    assert side_by_side(chains, 8, 0.2, "late", left) == [["late"], ["late"], ["quick"]]
+    assert side_by_side(chains, 8, seconds, "late", left) == [["late"], ["late"], ["quick"]]
     assert left.running == 2
     release.set()
     while left.running:

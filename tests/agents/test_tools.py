@@ -9,6 +9,7 @@ import time
 
 import numpy as np
 import pytest
+from tests.support.patience import with_patience
 
 from strop.agents.call_formats import ToolCall
 from strop.agents.tools import Tools, as_text
@@ -57,7 +58,7 @@ def test_what_goes_wrong_becomes_words():
 
     assert answer(raises) == ("Error: ValueError: bad x", False)
     assert answer(leaves) == ("Error: SystemExit: 3", False)
-    assert answer(lambda x: time.sleep(5), 0.1) == ("Error: no answer within 0.1 seconds.", False)
+    assert answer(lambda x: time.sleep(50), 0.1) == ("Error: no answer within 0.1 seconds.", False)
     tools = made(lambda x: x)
     said = tools.answer([ToolCall("g", {}), ToolCall("f", {}), ToolCall("f", {}, "the call is not valid JSON.")])
     assert [a.worked for a in said] == [False] * 3
@@ -75,14 +76,15 @@ def test_async_tools_are_awaited_together():
     assert [a.text for a in said] == ["0", "1", "2", "3", "4"]
 
     async def slow(x):
-        await asyncio.sleep(9)
+        await asyncio.sleep(90)
 
     assert answer(slow, 0.1) == ("Error: no answer within 0.1 seconds.", False)
 
 
-def test_plain_tools_of_several_completions_may_answer_side_by_side():
+@with_patience(0.5, 10.0)
+def test_plain_tools_of_several_completions_may_answer_side_by_side(seconds):
     """In threads, each completion's in order; what goes wrong becomes words there too."""
-    seen, meeting = [], threading.Barrier(3, timeout=50)
+    seen, meeting, ended = [], threading.Barrier(3, timeout=50), threading.Event()
 
     def f(x):
         seen.append(x)
@@ -90,12 +92,14 @@ def test_plain_tools_of_several_completions_may_answer_side_by_side():
             raise KeyboardInterrupt
         if x in (0, 1, 5):  # the first of each
             meeting.wait()
-        time.sleep(9 if x == 5 else 0)
+        if x == 5:
+            ended.wait(60)
         return threading.current_thread().name
 
     calls = [ToolCall("f", {"x": n}) for n in range(6)]
-    said = made(f).answer(calls, 2.0, whose=["a", "b", "a", "b", "a", "c"], at_once=3)
-    late = "Error: no answer within 2 seconds."
+    said = made(f).answer(calls, seconds, whose=["a", "b", "a", "b", "a", "c"], at_once=3)
+    ended.set()
+    late = f"Error: no answer within {seconds:g} seconds."
     assert [a.text for a in said] == ["strop-tool", "strop-tool", "Error: KeyboardInterrupt: ", "strop-tool",
                                       "strop-tool", late]  # fmt: skip
     assert [x for x in seen if x in (0, 2, 4)] == [0, 2, 4] and seen.index(1) < seen.index(3)

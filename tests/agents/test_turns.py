@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import threading
-import time
 
 import pytest
 from tests.support.conversations import QUESTION, Letters, Script, asked
+from tests.support.patience import with_patience
 from tests.support.templates import KINDS, tokenizer_with
 
 from strop.agents.environments import Environments
@@ -204,7 +204,10 @@ def test_calls_are_read_before_special_tokens_are_dropped(tokenizer):
     assert trajectory.calls == 1 and trajectory.conversation.turns[0].message["content"] == "I call."
 
 
-def test_failures_cost_one_completion(tokenizer):
+@with_patience(0.2, 10.0)
+def test_failures_cost_one_completion(tokenizer, seconds):
+    ended = threading.Event()
+
     class Moody(Talk):
         made = 0
 
@@ -217,10 +220,10 @@ def test_failures_cost_one_completion(tokenizer):
             if self.number == 2:
                 raise ValueError("illegal move")
             if self.number == 3:
-                time.sleep(5)
+                ended.wait(60)
             return super().step(text)
 
-    environments = Environments(Moody, seconds=0.2)
+    environments = Environments(Moody, seconds=seconds)
     group, _ = run(tokenizer, ["a"], n=3, environments=environments)
     assert [t.reason for t in group] == ["stop", "failed", "failed"]
     assert (
@@ -230,6 +233,7 @@ def test_failures_cost_one_completion(tokenizer):
     )
     group, _ = run(tokenizer, ["a"], n=3, environments=environments)
     assert Moody.made == 4 and group[2].reason == "stop"  # the one that hung was made anew, the others were not
+    ended.set()
 
     class Broken(Talk):
         def reset(self, **row):

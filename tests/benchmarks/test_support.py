@@ -13,6 +13,7 @@ from benchmarks.support.architecture import measure
 from benchmarks.support.configs import ARCHITECTURES, small_config
 from benchmarks.support.subjects import subjects
 from packaging.version import Version
+from tests.support.patience import with_patience
 
 RIGHT: dict[str, Any] = {
     "class": "C", "built": "1 parameters", "precision": "float64", "layout": "tree", "why": "", "engine": "native",
@@ -58,18 +59,19 @@ def test_every_architecture_is_on_the_page() -> None:
     assert [arch for arch in ARCHITECTURES if f"\n| {arch} | " not in text] == []
 
 
-def test_a_subject_that_hangs_or_dies_is_a_result(monkeypatch: pytest.MonkeyPatch) -> None:
+@with_patience(2, 30)
+def test_a_subject_that_hangs_or_dies_is_a_result(monkeypatch: pytest.MonkeyPatch, seconds: float) -> None:
     import os
     import time
 
     made = {
-        "hangs": lambda folder: time.sleep(60),
+        "hangs": lambda folder: time.sleep(600),
         "dies": lambda folder: os._exit(3),
         "works": lambda folder: {"a": 1},
     }
     monkeypatch.setattr("benchmarks.support.subjects.subjects", lambda: made)
-    found = {row["subject"]: row for row in run(list(made), limit=2)}
-    assert found["hangs"]["failed"] == "no result within 2 s" and "code 3" in found["dies"]["failed"]
+    found = {row["subject"]: row for row in run(list(made), limit=seconds)}
+    assert found["hangs"]["failed"] == f"no result within {seconds} s" and "code 3" in found["dies"]["failed"]
     assert found["works"] == {"subject": "works", "a": 1}
 
 

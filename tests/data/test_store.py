@@ -288,27 +288,28 @@ def test_a_lock_that_another_process_holds_is_named(
     monkeypatch.setattr(cache_folder, "PATIENCE_S", 0.1)
     folder = tmp_path / "set"
     context = multiprocessing.get_context("fork")
-    held = context.Event()
+    warning = cache_folder.logger.warning
+    held, go_on = context.Event(), context.Event()
 
     def hold() -> None:
         with TreeStore(3, folder).alone():
             held.set()
             if stopped:
                 os.kill(os.getpid(), signal.SIGSTOP)
-            time.sleep(0.4)
+            assert go_on.wait(60)
 
     holder = context.Process(target=hold)
     holder.start()
     assert held.wait(60)
     waiting = TreeStore(3, folder)
-    begin = time.monotonic()
+    monkeypatch.setattr(cache_folder.logger, "warning", lambda *said: (warning(*said), go_on.set()))  # it is named
     with waiting.alone():
-        waited = time.monotonic() - begin
+        assert stopped or go_on.is_set(), "one that works is waited for, and named meanwhile"
         waiting.put(0, TREES[0])
         waiting.flush()
+    go_on.set()
     os.kill(holder.pid or 0, signal.SIGCONT)
     holder.join()
     assert f"process {holder.pid} on {socket.gethostname()}" in caplog.text
     assert ("which is stopped, and was not waited for" in (waiting.trouble or "")) is stopped
-    assert stopped or waited > 0.2
     assert TreeStore(3, folder).get(0) == TREES[0]

@@ -27,7 +27,7 @@ def message_in_seconds(action: Any, error: type[Exception] = DataError) -> str:
     begin = time.process_time()
     with pytest.raises(error) as caught:
         action()
-    assert time.process_time() - begin < 2
+    assert time.process_time() - begin < 20  # of this process alone; what is meant takes hours
     assert len(str(caught.value)) < 3000
     return str(caught.value)
 

@@ -20,6 +20,7 @@ from tests.support.crash import (
     train_and_never_end,
     train_on_small_disk,
     train_tiny,
+    train_until_signalled,
 )
 from tests.support.processes import start
 from transformers import TrainerCallback
@@ -82,7 +83,7 @@ def test_a_signal_ends_the_run_after_the_step_with_a_checkpoint(
     number: signal.Signals, tmp_path: Path, undisturbed: tuple[str, float]
 ) -> None:
     settings = {"save_steps": 1000}
-    process = start(train_tiny, str(tmp_path), "dpo", settings)
+    process = start(train_until_signalled, str(tmp_path), settings)
     wait_for(tmp_path / "metrics.jsonl")
     assert process.pid is not None
     os.kill(process.pid, number)
@@ -90,7 +91,7 @@ def test_a_signal_ends_the_run_after_the_step_with_a_checkpoint(
     assert process.exitcode == 128 + number
     (checkpoint,) = checkpoints(tmp_path)
     step = int(checkpoint.name.split("-")[1])
-    assert not problems_of(checkpoint) and 0 < step <= 8
+    assert not problems_of(checkpoint) and step == 2
     printed = (tmp_path / "printed").read_text()
     assert f"Stopped by {number.name} after step {step}" in printed and "resume_from_checkpoint=True" in printed
     assert not (tmp_path / DONE).exists()
@@ -105,8 +106,8 @@ def test_a_step_that_does_not_end_ends_within_the_grace(settings: dict[str, Any]
     wait_for(tmp_path / "begun")
     begin = time.monotonic()
     os.kill(process.pid or 0, signal.SIGTERM)
-    process.join(SECONDS)
-    assert process.exitcode == 128 + signal.SIGTERM and 0.5 <= time.monotonic() - begin < 20
+    process.join(SECONDS)  # the step takes hours
+    assert process.exitcode == 128 + signal.SIGTERM and time.monotonic() - begin >= 0.5
     printed = (tmp_path / "printed").read_text()
     assert "SIGTERM" in printed and "stop_grace=0.5" in printed
     if settings:

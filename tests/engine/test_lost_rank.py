@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -17,7 +18,8 @@ from types import SimpleNamespace
 import pytest
 import torch.distributed as dist
 from tests.support.lost_ranks import STEP, train_and_fall
-from tests.support.processes import _free_port, start
+from tests.support.ports import reserved_port
+from tests.support.processes import start
 
 from strop.engine import lost_ranks
 from strop.engine.checkpoint import checkpoints, problems_of
@@ -45,10 +47,10 @@ class Scene:
     def __str__(self) -> str:
         return f"{self.verb} {self.number.name} rank {self.falls} of {self.world} {self.moment}"
 
-    def begin(self, folder: Path) -> None:
+    def begin(self, folder: Path, port: int) -> None:
         folder.mkdir()
         self.folder = folder
-        shared = {"WORLD_SIZE": str(self.world), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port())}
+        shared = {"WORLD_SIZE": str(self.world), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
         arguments = (str(folder), self.verb, self.falls, self.moment, self.number, self.timeout)
         for rank in range(self.world):
             environment = {**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)}
@@ -79,15 +81,17 @@ def over(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """All runs, at the same time; over when every rank that did not fall has ended by itself, or time is up."""
     place = tmp_path_factory.mktemp("lost")
     scenes = [*KILLED, *STALLED, *ASKED]
+    held = ExitStack()
     try:
         for index, scene in enumerate(scenes):
-            scene.begin(place / str(index))
+            scene.begin(place / str(index), held.enter_context(reserved_port()))
         deadline = time.monotonic() + SECONDS
         for scene in scenes:
             for rank in range(scene.world) if scene in ASKED else scene.others:
                 scene.ranks[rank].join(max(0.1, deadline - time.monotonic()))
         yield
     finally:
+        held.close()
         for scene in scenes:
             for process in scene.ranks:
                 process.kill()
@@ -112,6 +116,12 @@ def test_all_ranks_end_after_the_step_in_which_one_is_asked(scene: Scene, over: 
     assert {rank: process.exitcode for rank, process in enumerate(scene.ranks)} == codes
     newest = checkpoints(scene.folder)[0]
     assert newest.name == f"checkpoint-{STEP}" and not problems_of(newest)
+
+
+@pytest.fixture
+def port() -> Iterator[int]:
+    with reserved_port() as port:
+        yield port
 
 
 @pytest.mark.slow
@@ -144,11 +154,11 @@ def test_a_launcher_that_is_asked_to_end_leaves_a_checkpoint_and_no_rank(
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP], ids=["killed", "stalled"])
 @pytest.mark.parametrize(("world", "falls"), [(2, 0), (2, 1), (4, 1)])
-def test_scripts_end_too(world: int, falls: int, number: signal.Signals, tmp_path: Path) -> None:
+def test_scripts_end_too(world: int, falls: int, number: signal.Signals, port: int, tmp_path: Path) -> None:
     """An interpreter that ends takes down threads and process group as well: it must not hang there."""
     arguments = (str(tmp_path), "dpo", falls, "backward", int(number), STALL_SECONDS)
     code = f"from tests.support.lost_ranks import train_and_fall; train_and_fall(*{arguments!r})"
-    shared = {"WORLD_SIZE": str(world), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port())}
+    shared = {"WORLD_SIZE": str(world), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     ranks = [
         subprocess.Popen(
             [sys.executable, "-c", code],
@@ -204,10 +214,12 @@ def test_errors_of_the_run_itself_pass_through(tmp_path: Path) -> None:
         assert caught.value is error and trainer.heartbeat is None
 
 
-def test_a_store_that_is_gone_before_the_heart_beats_tells_who_is_lost(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_store_that_is_gone_before_the_heart_beats_tells_who_is_lost(
+    port: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(lost_ranks, "STORE_SECONDS", 0.2)
     monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
-    monkeypatch.setenv("MASTER_PORT", str(_free_port()))
+    monkeypatch.setenv("MASTER_PORT", str(port))
     monkeypatch.delenv("TORCHELASTIC_USE_AGENT_STORE", raising=False)
     assert lost_ranks.Heartbeat(1, 2).silent_ranks() == [0]
     monkeypatch.setenv("TORCHELASTIC_USE_AGENT_STORE", "True")

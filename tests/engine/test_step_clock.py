@@ -1,5 +1,6 @@
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -7,18 +8,24 @@ from strop.engine.step_clock import GIBIBYTE, StepClock, peak_bytes
 from strop.testing.cases import make_trainer, rows_for
 
 
-def test_parts_add_up_within_a_step_and_begin_anew() -> None:
+def test_parts_add_up_within_a_step_and_begin_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    seconds = 100.0
+    monkeypatch.setattr("strop.engine.step_clock.time", SimpleNamespace(perf_counter=lambda: seconds))
     clock = StepClock()
+    seconds += 32
     clock.start()
     for _ in range(2):
         with clock.part("rows"):
-            time.sleep(0.02)
+            seconds += 2
+        seconds += 0.5
     first = clock.metrics()
-    assert 0.04 <= first["rows_time"].total <= first["step_time"].total
+    assert (first["rows_time"].total, first["step_time"].total) == (4.0, 5.0)
+    seconds += 16  # an evaluation
     clock.start()
+    seconds += 1
     second = clock.metrics()
     assert second["rows_time"].total == 0 and second["rows_time"].count == 1, "a step without the part counts too"
-    assert second["step_time"].total < 0.02
+    assert second["step_time"].total == 1.0
 
 
 def test_the_peak_grows_with_what_is_held() -> None:

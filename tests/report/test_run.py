@@ -1,4 +1,5 @@
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -55,6 +56,19 @@ def test_runs_of_a_pipeline_come_in_the_order_they_started(tmp_path: Path) -> No
     write(tmp_path / "checkpoint-10", ["{}"])
     (tmp_path / "empty").mkdir()
     assert [run.name for run in find_runs(tmp_path)] == ["sft", "areward", "dpo"]
+
+
+@pytest.mark.parametrize("backwards", [True, False])
+def test_runs_of_one_moment_come_by_their_names(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, backwards: bool
+) -> None:
+    """A file system lists folders in an order of its own, and its clock may tick slowly."""
+    for name in ("b", "a", "c"):
+        write(tmp_path / name, ["{}"])
+        os.utime(tmp_path / name / "metrics.jsonl", (5, 5))
+    listed = sorted(tmp_path.iterdir(), reverse=backwards)
+    monkeypatch.setattr(Path, "iterdir", lambda self: iter(listed))
+    assert [run.name for run in find_runs(tmp_path)] == ["a", "b", "c"]
 
 
 @pytest.mark.parametrize(("name", "said"), [("none", "is not a folder"), ("empty", "holds no run")])

@@ -4,6 +4,7 @@ import threading
 
 import numpy as np
 import pytest
+from tests.support.patience import with_patience
 
 from strop.errors import ConfigError, SetupError
 from strop.rewards import RewardSet
@@ -76,9 +77,10 @@ def test_it_works_in_threads_and_under_a_time_limit():
     assert call_with_limit(lambda: accuracy_reward([r"\boxed{1}"], solution=["1"]), 30.0) == [1.0]
 
 
-def test_an_answer_that_takes_for_ever_costs_its_row_only():
+@with_patience(1.0, 20.0)
+def test_an_answer_that_takes_for_ever_costs_its_row_only(seconds):
     tower = r"\boxed{9^{9^{9^{9}}}}"
-    with RewardSet("accuracy_reward", on_error="skip", timeout_seconds=1.0) as rewards:
+    with RewardSet("accuracy_reward", on_error="skip", timeout_seconds=seconds) as rewards:
         assert rewards.places["accuracy_reward"] == "this process"
         table = rewards.score(["p"] * 2, [tower, r"\boxed{1}"], None, {"solution": ["1", "1"]})
     assert table.values[0, 1] == 1.0

@@ -5,6 +5,7 @@ import json
 import os
 
 import pytest
+from tests.support.patience import with_patience
 
 from strop.errors import ConfigError, DataError, SetupError
 from strop.rewards import RewardSet
@@ -97,16 +98,18 @@ def test_human_eval_form():
     assert code_reward([DOUBLE, HALF_RIGHT], [test] * 2, entry_point=["double"] * 2) == [1.0, 0.0]
 
 
-def test_hangs_and_crashes_are_zero():
+@with_patience(0.5, 10.0)
+def test_hangs_and_crashes_are_zero(seconds):
     completions = ["while True: pass", "import os; os._exit(0)", "x = 1"]
-    reward = get_code_reward(timeout_seconds=0.5)
+    reward = get_code_reward(timeout_seconds=seconds)
     assert reward(completions, ["pass"] * 3) == [0.0, 0.0, 1.0]
 
 
-def test_a_program_that_never_ends_passes_nothing_even_if_its_tests_do():
+@with_patience(0.5, 10.0)
+def test_a_program_that_never_ends_passes_nothing_even_if_its_tests_do(seconds):
     forever = "import threading, time\nthreading.Thread(target=lambda: [time.sleep(1) for _ in iter(int, 1)]).start()"
-    assert get_code_reward(timeout_seconds=0.5)([forever], ["pass"]) == [0.0]
-    assert get_code_reward(timeout_seconds=0.5, partial=True)([forever], ["pass"]) == [1.0]
+    assert get_code_reward(timeout_seconds=seconds)([forever], ["pass"]) == [0.0]
+    assert get_code_reward(timeout_seconds=seconds, partial=True)([forever], ["pass"]) == [1.0]
 
 
 @pytest.mark.skipif(find_wall()[0] is None, reason=f"no wall here: {find_wall()[1]}")

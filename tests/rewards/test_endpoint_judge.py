@@ -9,6 +9,7 @@ import traceback
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
+from tests.support.ports import reserved_port
 
 from strop.errors import ConfigError, RewardError
 from strop.rewards.endpoint_judge import EndpointJudge, MalformedReply, read_verdict
@@ -189,9 +190,10 @@ def test_a_key_that_the_server_echoes_is_masked(stub):
 
 
 def test_nobody_listens():
-    made = EndpointJudge("http://127.0.0.1:9/v1", "m", retries=0, timeout_seconds=1.0)
-    with pytest.raises(RewardError, match="ConnectionRefusedError"):
-        made.compare(["p"], [("a", "b")])
+    with reserved_port() as port:
+        made = EndpointJudge(f"http://127.0.0.1:{port}/v1", "m", retries=0, timeout_seconds=60.0)
+        with pytest.raises(RewardError, match="ConnectionRefusedError"):
+            made.compare(["p"], [("a", "b")])
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,8 @@ from __future__ import annotations
 import asyncio
 import time
 
+from tests.support.patience import with_patience
+
 from strop.rewards.gather import run_together
 
 
@@ -21,14 +23,15 @@ def test_async_functions_wait_at_the_same_time():
         together.append(1)
         if len(together) == 3:
             ready.set()
-        await asyncio.wait_for(ready.wait(), 10)
+        await asyncio.wait_for(ready.wait(), 50)
         return [float(len(together))]
 
-    outcomes = run_together([(meet, {"completions": ["a"]}, 1)] * 3, 20.0)
+    outcomes = run_together([(meet, {"completions": ["a"]}, 1)] * 3, 60.0)
     assert [outcome.values for outcome in outcomes] == [[3.0], [3.0], [3.0]]
 
 
-def test_one_hanging_coroutine_does_not_take_the_others_with_it():
+@with_patience(0.3, 10.0)
+def test_one_hanging_coroutine_does_not_take_the_others_with_it(seconds):
     async def hang(completions):
         await asyncio.sleep(1000)
 
@@ -43,8 +46,8 @@ def test_one_hanging_coroutine_does_not_take_the_others_with_it():
         raise TimeoutError("my own")
 
     calls = [(f, {"completions": ["a"]}, 1) for f in (hang, slow_lengths, hang_on, fail)]
-    hung, fine, stubborn, failed = run_together(calls, 0.5)
-    assert hung.failure.kind == "timeout" and "0.5 seconds" in hung.failure.text
+    hung, fine, stubborn, failed = run_together(calls, seconds)
+    assert hung.failure.kind == "timeout" and f"{seconds:g} seconds" in hung.failure.text
     assert fine.values == [1.0]
     assert stubborn.failure.kind == "timeout"
     assert failed.failure.kind == "exception" and "my own" in failed.failure.text

@@ -1,12 +1,31 @@
 from __future__ import annotations
 
-import time
+import pytest
 
 from strop.rewards.contract import Failure, Outcome
 from strop.rewards.row_search import search_rows, worth_searching
 
 BROKEN = Failure("exception", "it raised ValueError")
 LATE = Failure("timeout", "it did not return within 1 seconds")
+
+
+class Clock:
+    """Seconds pass in `sleep` alone."""
+
+    now = 0.0
+
+    def monotonic(self):
+        return self.now
+
+    def sleep(self, seconds):
+        self.now += seconds
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    made = Clock()
+    monkeypatch.setattr("strop.rewards.row_search.time", made)
+    return made
 
 
 def asker(bad, calls=None, failure=BROKEN):
@@ -48,24 +67,24 @@ def test_each_row_gets_a_tenth_or_its_fair_share():
     assert calls == [(0, None), (1, None)]
 
 
-def test_the_budget_ends_the_search():
+def test_the_budget_ends_the_search(clock):
     def ask(row, seconds):
-        time.sleep(seconds)
+        clock.sleep(seconds)
         return Outcome(failure=LATE)
 
-    found = search_rows(ask, 20, LATE, timeout_seconds=0.2)
+    found = search_rows(ask, 20, LATE, timeout_seconds=2.0)
     assert len(found.failed) == 20
     assert {failure.kind for failure in found.failed.values()} == {"timeout"}
     assert "ran out" in found.failed[19].text or "not tried" in found.failed[19].text
 
 
-def test_rows_after_the_budget_fail_like_the_batch():
+def test_rows_after_the_budget_fail_like_the_batch(clock):
     def ask(row, seconds):
-        time.sleep(0.06)
+        clock.sleep(6.0)
         return Outcome(values=[1.0])
 
-    found = search_rows(ask, 10, LATE, timeout_seconds=0.1)
-    assert found.values[0] == 1.0 and found.values[9] is None
+    found = search_rows(ask, 10, LATE, timeout_seconds=10.0)
+    assert found.values == [1.0, 1.0, *[None] * 8] and list(found.failed) == [*range(2, 10)]
     assert found.failed[9].kind == "timeout" and "ran out before this row" in found.failed[9].text
 
 
@@ -89,9 +108,8 @@ def test_wrong_shapes_and_single_rows_are_not_searched():
     assert not worth_searching(Outcome(values=[1.0, 2.0]), 2)
 
 
-def test_starting_workers_has_a_budget_of_its_own(monkeypatch):
-    monkeypatch.setattr("strop.rewards.row_search._STARTS_SECONDS", 0.1)
-    found = search_rows(asker(set()), 5, LATE, timeout_seconds=0.05, prepare=lambda: time.sleep(0.07))
-    assert [row for row in range(5) if row in found.failed] == [2, 3, 4]
-    found = search_rows(asker(set()), 5, LATE, timeout_seconds=10.0, prepare=lambda: time.sleep(0.03))
+def test_starting_workers_has_a_budget_of_its_own(clock):
+    found = search_rows(asker(set()), 5, LATE, timeout_seconds=5.0, prepare=lambda: clock.sleep(20.0))
+    assert [row for row in range(5) if row in found.failed] == [2, 3, 4], "30 seconds are over in the second start"
+    found = search_rows(asker(set()), 5, LATE, timeout_seconds=101.0, prepare=lambda: clock.sleep(20.0))
     assert found.failed == {}

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.support.patience import with_patience
 
 from strop.engine.checkpoint import newest_valid
 from strop.errors import RewardError
@@ -46,10 +47,12 @@ def run(folder: Path, reward: Any, **settings: Any) -> Any:
     return trainer
 
 
-def test_a_reward_that_hangs_ends_the_run_with_its_name(tmp_path: Path) -> None:
+@with_patience(0.2, 10.0)
+def test_a_reward_that_hangs_ends_the_run_with_its_name(tmp_path: Path, seconds: float) -> None:
+    folder = tmp_path / str(seconds)
     with pytest.raises(RewardError, match=r"'reward'.*did not return within"):
-        run(tmp_path, after_one_step(hang), reward_timeout=0.2)
-    newest, _ = newest_valid(tmp_path)
+        run(folder, after_one_step(hang), reward_timeout=seconds)
+    newest, _ = newest_valid(folder)
     assert newest is not None and newest.name == "checkpoint-1"
 
 

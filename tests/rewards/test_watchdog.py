@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 
 import pytest
+from tests.support.patience import with_patience
 
 import strop
 from strop.rewards import watchdog
@@ -22,7 +23,7 @@ import os, sys, threading, time
 from types import SimpleNamespace
 from strop.rewards import RewardSet, watchdog
 
-watchdog.GRACE_SECONDS = 0.2
+watchdog.GRACE_SECONDS = float(sys.argv[3])
 
 def trouble(completions, **kwargs):
     text = completions[0]
@@ -54,7 +55,7 @@ async def blocking(completions, **kwargs):
         sum(range(10**13))
     return [1.0] * len(completions)
 
-options = {"timeout_seconds": 0.2, "on_error": "skip", "run_directory": lambda: sys.argv[1]}
+options = {"timeout_seconds": float(sys.argv[3]), "on_error": "skip", "run_directory": lambda: sys.argv[1]}
 rewards = RewardSet([trouble, Model(), blocking], **options)
 work = lambda: rewards.score(["p"], [sys.argv[2]], trainer_state=SimpleNamespace(global_step=7))
 if sys.argv[2] == "thread":
@@ -68,9 +69,9 @@ print("scored", work().values.tolist())
 HINT = "reward_isolation=True"
 
 
-def run(folder: Path, trouble: str) -> subprocess.CompletedProcess[str]:
+def run(folder: Path, trouble: str, seconds: float) -> subprocess.CompletedProcess[str]:
     environment = {**os.environ, "PYTHONPATH": str(Path(strop.__file__).parents[1])}
-    command = [sys.executable, "-c", textwrap.dedent(SCRIPT), str(folder), trouble]
+    command = [sys.executable, "-c", textwrap.dedent(SCRIPT), str(folder), trouble, str(seconds)]
     return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=100, check=False)
 
 
@@ -85,19 +86,22 @@ def run(folder: Path, trouble: str) -> subprocess.CompletedProcess[str]:
         ("crash", -signal.SIGSEGV, "'trouble'", "ended in the middle of reward"),
     ],
 )
-def test_the_run_ends_with_a_named_error(tmp_path, trouble, code, reward, said):
-    done = run(tmp_path, trouble)
+@with_patience(0.2, 10.0)
+def test_the_run_ends_with_a_named_error(tmp_path, trouble, code, reward, said, seconds):
+    folder = tmp_path / str(seconds)
+    folder.mkdir()
+    done = run(folder, trouble, seconds)
     assert done.returncode == code and "scored" not in done.stdout
     (line,) = [line for line in done.stderr.splitlines() if line.startswith("RewardError")]
     assert reward in line and said in line
     assert (HINT in line) == (reward != "'Model'")  # models stay in this process
-    (alarm,) = map(json.loads, (tmp_path / "alarms.jsonl").read_text().splitlines())
+    (alarm,) = map(json.loads, (folder / "alarms.jsonl").read_text().splitlines())
     assert alarm == {"step": 7, "alarm": "reward_ended_the_run", "text": line}
 
 
 @pytest.mark.parametrize(("text", "value"), [("fine", "1.0"), ("sys.exit", "nan")])
 def test_nothing_is_said_where_nothing_happened(tmp_path, text, value):
-    done = run(tmp_path, text)
+    done = run(tmp_path, text, 60.0)
     assert done.returncode == 0 and done.stdout == f"scored [[{value}], [1.0], [1.0]]\n"
     assert "RewardError: reward" not in done.stderr and not list(tmp_path.iterdir())
 
@@ -115,7 +119,7 @@ def test_a_stopped_process_is_told_from_one_that_hangs():
     try:
         assert not is_stopped(child.pid)
         child.send_signal(signal.SIGSTOP)
-        deadline = time.monotonic() + 10
+        deadline = time.monotonic() + 60
         while not is_stopped(child.pid):
             assert time.monotonic() < deadline
             time.sleep(0.01)

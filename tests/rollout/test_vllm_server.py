@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import socket
 import threading
 import time
 from collections.abc import Callable
@@ -8,9 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.support.ports import reserved_port
 
 from strop.errors import RolloutError, SetupError
+from strop.http_client import HttpConnectionError, HttpStatusError, HttpTimeoutError
 from strop.rollout.vllm_server import VllmServer
+from strop.rollout.vllm_servers import VllmServers
 
 
 def connect(stub: Any, timeout_s: float = 5.0, max_slots: int | None = None, **settings: Any) -> VllmServer:
@@ -44,19 +46,40 @@ def test_a_server_of_another_kind_is_a_setup_error(stub: Any, card: Any) -> None
 
 
 def test_answers_come_in_the_order_of_the_requests(stub: Any) -> None:
+    others = threading.Semaphore(0)
+
     def slow_first(handler: Any, body: dict) -> bool:
-        time.sleep(0.2 if body["prompt"] == [1] else 0.0)
+        if body["prompt"] == [1]:
+            assert all(others.acquire(timeout=20) for _ in range(5))
+        else:
+            others.release()
         return False
 
     stub.behaviour = slow_first
-    answers = connect(stub).complete([request(prompt) for prompt in range(1, 7)])
+    answers = connect(stub, timeout_s=60.0).complete([request(prompt) for prompt in range(1, 7)])
     assert [choices[0]["ids"][0] for choices in answers] == [1, 2, 3, 4, 5, 6]
     assert [choice["index"] for choice in answers[0]] == [1, 0]
     body = stub.sent("/v1/completions")[0]
     assert body["model"] == "base-model" and body["return_token_ids"] is True and body["logprobs"] == 0
 
 
-def test_one_failure_ends_all_requests(stub: Any) -> None:
+def noted(server: VllmServer, monkeypatch: pytest.MonkeyPatch) -> list[type[BaseException]]:
+    """What requests end with that fail."""
+    ends: list[type[BaseException]] = []
+    complete_one = server._complete_one
+
+    def complete(body: dict) -> Any:
+        try:
+            return complete_one(body)
+        except BaseException as error:
+            ends.append(type(error))
+            raise
+
+    monkeypatch.setattr(server, "_complete_one", complete)
+    return ends
+
+
+def test_one_failure_ends_all_requests(stub: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     def third_fails(handler: Any, body: dict) -> bool:
         if body["prompt"] == [3]:
             stub.send(handler, {"error": {"message": "engine is dead", "code": 500}}, 500)
@@ -65,15 +88,19 @@ def test_one_failure_ends_all_requests(stub: Any) -> None:
         return True
 
     stub.behaviour = third_fails
-    start = time.monotonic()
+    server = connect(stub, timeout_s=20.0)
+    ends = noted(server, monkeypatch)
     with pytest.raises(RolloutError, match="500: engine is dead"):
-        connect(stub, timeout_s=20.0).complete([request(prompt) for prompt in range(1, 9)])
-    assert time.monotonic() - start < 15  # it would be 20 s if the others were waited for
+        server.complete([request(prompt) for prompt in range(1, 9)])
+    assert HttpStatusError in ends and HttpTimeoutError not in ends, "the others were waited for"
 
 
 def test_a_request_that_begins_after_the_failure_ends_too(stub: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    begun = threading.Semaphore(0)
+
     def first_fails(handler: Any, body: dict) -> bool:
         if body["prompt"] == [1]:
+            assert begun.acquire(timeout=15) and begun.acquire(timeout=15)
             stub.send(handler, {"error": {"message": "engine is dead", "code": 500}}, 500)
         else:
             stub.released.wait(25)
@@ -81,19 +108,37 @@ def test_a_request_that_begins_after_the_failure_ends_too(stub: Any, monkeypatch
 
     def late(body: dict) -> Any:
         if body["prompt"] != [1]:
+            begun.release()
             failed.wait()
             time.sleep(0.2)
         return complete_one(body)
 
     stub.behaviour = first_fails
     server, failed = connect(stub, timeout_s=20.0), threading.Event()
+    ends = noted(server, monkeypatch)
     complete_one, abort = server._complete_one, server.client.abort
     monkeypatch.setattr(server, "_complete_one", late)
     monkeypatch.setattr(server.client, "abort", lambda: (abort(), failed.set()))
-    start = time.monotonic()
     with pytest.raises(RolloutError, match="500: engine is dead"):
         server.complete([request(prompt) for prompt in range(1, 4)])
-    assert time.monotonic() - start < 15
+    assert ends.count(HttpConnectionError) == 2 and HttpTimeoutError not in ends
+
+
+def test_a_request_that_begins_after_another_servers_failure_ends_too(
+    make_stub: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stubs, failed = [make_stub(), make_stub()], threading.Event()
+    stubs[0].behaviour = lambda handler, body: stubs[0].released.wait(25)
+    stubs[1].behaviour = lambda handler, body: stubs[1].send(handler, "engine is dead", 500) or True
+    servers = VllmServers([stub.url for stub in stubs], None, 20.0)
+    server = servers.servers[0]
+    ends = noted(server, monkeypatch)
+    complete_one, abort = server._complete_one, server.client.abort
+    monkeypatch.setattr(server, "_complete_one", lambda body: (failed.wait(), time.sleep(0.2), complete_one(body))[2])
+    monkeypatch.setattr(server.client, "abort", lambda: (abort(), failed.set()))
+    with pytest.raises(RolloutError, match="500: engine is dead"):
+        servers.complete([request(prompt) for prompt in range(1, 3)])
+    assert ends == [HttpConnectionError]
 
 
 @pytest.mark.parametrize(
@@ -154,19 +199,17 @@ def test_weights_on_a_server_that_dies_are_a_named_error(stub: Any, tmp_path: Pa
 
 
 def test_a_server_that_is_starting_is_waited_for(make_stub: Callable[..., Any]) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
-    threading.Timer(0.3, make_stub, kwargs={"port": port}).start()
-    assert VllmServer(f"http://127.0.0.1:{port}", None, 5.0, wait_s=20.0).serves == "base-model"
+    with reserved_port() as port:
+        threading.Timer(0.3, make_stub, kwargs={"port": port}).start()
+        assert VllmServer(f"http://127.0.0.1:{port}", None, 5.0, wait_s=60.0).serves == "base-model"
 
 
 def test_the_wait_for_a_server_has_an_end() -> None:
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
-    start = time.monotonic()
-    with pytest.raises(SetupError, match=r"waited 0\.3 s.*strop vllm-serve --model MODEL"):
+    with (
+        reserved_port() as port,
+        pytest.raises(SetupError, match=r"waited 0\.3 s.*strop vllm-serve --model MODEL"),
+    ):
         VllmServer(f"http://127.0.0.1:{port}", None, 5.0, wait_s=0.3)
-    assert time.monotonic() - start < 5
 
 
 def test_a_smaller_vocabulary_is_a_setup_error(stub: Any) -> None:
@@ -178,20 +221,25 @@ def test_a_smaller_vocabulary_is_a_setup_error(stub: Any) -> None:
 @pytest.mark.parametrize(("slots", "most"), [(4, 2), (1, 1), (None, 6)])
 def test_slots_bound_the_completions_asked_for_at_once(stub: Any, slots: int | None, most: int) -> None:
     running, peak, lock = 0, 0, threading.Lock()
+    together = threading.Barrier(min(most, 2), timeout=50)  # the first of them go on when so many are there
+    first = iter([True] * min(most, 2))
 
     def count(handler: Any, body: dict) -> bool:
         nonlocal running, peak
         with lock:
             running += 1
             peak = max(peak, running)
-        time.sleep(0.05)
+            meets = next(first, False)
+        if meets:
+            together.wait()
         with lock:
             running -= 1
         return False
 
     stub.behaviour = count
-    connect(stub, max_slots=slots).complete([request(prompt) for prompt in range(1, 7)])  # two completions each
-    assert peak <= most and (peak > 1 or most == 1)
+    two_each = [request(prompt) for prompt in range(1, 7)]
+    connect(stub, max_slots=slots, timeout_s=60.0).complete(two_each)
+    assert min(most, 2) <= peak <= most
 
 
 def test_the_key_comes_from_the_environment(stub: Any, monkeypatch: pytest.MonkeyPatch) -> None:

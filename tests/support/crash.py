@@ -11,7 +11,9 @@ import errno
 import hashlib
 import io
 import os
+import signal
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -24,6 +26,7 @@ from transformers import TrainerCallback
 
 from strop.engine.checkpoint import newest_valid
 from strop.testing.cases import make_trainer, rows_for
+from strop.watch.stop_signals import SIGNALS
 
 DONE = "done"
 
@@ -41,7 +44,9 @@ def tiny_run(folder: str, verb: str = "dpo", *, epochs: int = 4, **settings: Any
     )
 
 
-def train_tiny(folder: str, verb: str = "dpo", settings: dict[str, Any] | None = None) -> None:
+def train_tiny(
+    folder: str, verb: str = "dpo", settings: dict[str, Any] | None = None, *callbacks: TrainerCallback
+) -> None:
     """Train in `folder`, from its newest checkpoint if it has one; what is printed goes to a file there.
 
     When the run is over, `done` holds the hash of its weights.
@@ -50,8 +55,27 @@ def train_tiny(folder: str, verb: str = "dpo", settings: dict[str, Any] | None =
     with (Path(folder) / "printed").open("a", buffering=1) as printed:
         sys.stdout = printed
         trainer = tiny_run(folder, verb, **(settings or {}))
+        for callback in callbacks:
+            trainer.add_callback(callback)
         trainer.train(resume_from_checkpoint=newest_valid(folder)[0] is not None or None)
         (Path(folder) / DONE).write_text(fingerprint(trainer.model))
+
+
+class UntilSignalled(TrainerCallback):
+    """The second step does not go on before a signal has come: however late, it comes in the middle of the run."""
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.global_step == 0:
+            self.before = [signal.getsignal(number) for number in SIGNALS]
+        deadline = time.monotonic() + 100
+        while state.global_step == 1 and self.before == [signal.getsignal(number) for number in SIGNALS]:
+            assert time.monotonic() < deadline, "no signal came"
+            time.sleep(0.01)
+
+
+def train_until_signalled(folder: str, settings: dict[str, Any]) -> None:
+    """`train_tiny` that waits for a signal in its second step."""
+    train_tiny(folder, "dpo", settings, UntilSignalled())
 
 
 def fingerprint(model: torch.nn.Module) -> str:

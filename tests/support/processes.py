@@ -9,7 +9,6 @@ from __future__ import annotations
 import gc
 import multiprocessing
 import os
-import socket
 import sys
 import traceback
 from collections.abc import Callable
@@ -18,6 +17,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+
+from tests.support.ports import reserved_port
 
 PRELOADED = ("torch", "torch.distributed", "strop.testing.cases", "strop.testing.rollouts")
 _context: Any = None
@@ -37,19 +38,20 @@ def run_ranks(work: Callable[..., Any], world_size: int, folder: Path, *args: An
         RuntimeError: a rank failed (with its traceback) or did not finish in time; the others are ended.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    shared = {"WORLD_SIZE": str(world_size), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port())}
-    ranks = []
-    for rank in range(world_size):
-        environment = {**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)}
-        ranks.append(start(_rank, work, args, folder / f"rank-{rank}", environment=environment))
-    for rank, process in enumerate(ranks):
-        process.join(seconds)
-        if process.exitcode != 0:
-            for other in ranks:
-                other.kill()
-            failure = folder / f"rank-{rank}.error"
-            text = failure.read_text() if failure.is_file() else f"exit code {process.exitcode} (None: out of time)"
-            raise RuntimeError(f"rank {rank} of {world_size}: {text}")
+    with reserved_port() as port:
+        shared = {"WORLD_SIZE": str(world_size), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+        ranks = []
+        for rank in range(world_size):
+            environment = {**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)}
+            ranks.append(start(_rank, work, args, folder / f"rank-{rank}", environment=environment))
+        for rank, process in enumerate(ranks):
+            process.join(seconds)
+            if process.exitcode != 0:
+                for other in ranks:
+                    other.kill()
+                failure = folder / f"rank-{rank}.error"
+                text = failure.read_text() if failure.is_file() else f"exit code {process.exitcode} (None: out of time)"
+                raise RuntimeError(f"rank {rank} of {world_size}: {text}")
     return [torch.load(folder / f"rank-{rank}.pt", weights_only=False) for rank in range(world_size)]
 
 
@@ -83,9 +85,3 @@ def _server() -> Any:
         if hasattr(_context, "set_forkserver_preload"):
             _context.set_forkserver_preload(list(PRELOADED))
     return _context
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])

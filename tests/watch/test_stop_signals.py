@@ -20,11 +20,11 @@ def test_a_forked_worker_ends_when_it_is_told_to(tmp_path) -> None:
     try:
         context = multiprocessing.get_context("fork")
         begun = context.Event()
-        worker = context.Process(target=lambda: (begun.set(), time.sleep(60)))
+        worker = context.Process(target=lambda: (begun.set(), time.sleep(600)), daemon=True)
         worker.start()
-        assert begun.wait(10)
+        assert begun.wait(60)
         worker.terminate()
-        worker.join(10)
+        worker.join(60)
         assert worker.exitcode == -signal.SIGTERM and signals.received is None
         assert not signals._countdown.first.is_set()
     finally:

@@ -103,7 +103,8 @@ def find_runs(folder: Path) -> list[Run]:
             "Give a run's output_dir."
         )
     runs = [read_run(place, folder.resolve().name if place == folder else place.name) for place in places]
-    return sorted(runs, key=lambda run: (run.folder != folder, str(run.facts.get("started", "")), changed(run.folder)))
+    began = lambda run: (str(run.facts.get("started", "")), changed(run.folder), run.name)  # noqa: E731
+    return sorted(runs, key=lambda run: (run.folder != folder, began(run)))
 
 
 def read_summary(folder: Path) -> dict[str, Any]:

@@ -45,9 +45,10 @@ class VllmServers:
         with ThreadPoolExecutor(max_workers=len(shares)) as pool:
             futures = [pool.submit(server.complete, share) for server, share in shares]
             done, pending = wait(futures, return_when=FIRST_EXCEPTION)
-            if pending:
+            while pending:  # also those that were about to begin
                 for server in self.servers:
                     server.client.abort()
+                pending = wait(pending, timeout=0.1).not_done
             for future in done:
                 future.result()
         return [futures[place % count].result()[place // count] for place in range(len(requests))]
