@@ -5,6 +5,7 @@ import os
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -82,6 +83,9 @@ def _run(name: str, code: str, outside, tmp_path: Path, monkeypatch, tests=(), s
     assert "SyntaxError" not in done.error and "NameError" not in done.error  # it did attack
     namespace = done.stderr.partition("NS=")[2].partition("=")[0]
     assert namespace and namespace != os.readlink("/proc/self/ns/pid")
+    deadline = time.monotonic() + 60
+    while _left_in(namespace) and time.monotonic() < deadline:  # what was killed needs the processor to be gone
+        time.sleep(0.01)
     assert _left_in(namespace) == []
     return done
 
