@@ -80,12 +80,12 @@ def test_the_budget_ends_the_search(clock):
 
 def test_rows_after_the_budget_fail_like_the_batch(clock):
     def ask(row, seconds):
-        clock.sleep(6.0)
+        clock.sleep(seconds)
         return Outcome(values=[1.0])
 
-    found = search_rows(ask, 10, LATE, timeout_seconds=10.0)
-    assert found.values == [1.0, 1.0, *[None] * 8] and list(found.failed) == [*range(2, 10)]
-    assert found.failed[9].kind == "timeout" and "ran out before this row" in found.failed[9].text
+    found = search_rows(ask, 20, LATE, timeout_seconds=10.0)
+    assert found.values == [1.0] * 10 + [None] * 10 and list(found.failed) == [*range(10, 20)]
+    assert found.failed[19].kind == "timeout" and "ran out before this row" in found.failed[19].text
 
 
 def test_a_function_that_fails_on_every_row_is_not_tried_to_the_end():
@@ -113,3 +113,16 @@ def test_starting_workers_has_a_budget_of_its_own(clock):
     assert [row for row in range(5) if row in found.failed] == [2, 3, 4], "30 seconds are over in the second start"
     found = search_rows(asker(set()), 5, LATE, timeout_seconds=101.0, prepare=lambda: clock.sleep(20.0))
     assert found.failed == {}
+
+
+def test_what_it_takes_to_end_a_late_worker_costs_no_other_row_its_time(clock):
+    def ask(row, seconds):
+        if row != 1:
+            return Outcome(values=[1.0])
+        clock.sleep(seconds + 20.0)  # a busy machine takes its time to kill a process
+        return Outcome(failure=LATE)
+
+    found = search_rows(ask, 3, LATE, timeout_seconds=10.0)
+    assert found.values == [1.0, None, 1.0] and found.failed == {1: LATE}
+    found = search_rows(lambda row, seconds: ask(1, seconds), 9, LATE, timeout_seconds=10.0)
+    assert "ran out before this row" in found.failed[2].text, "it has an end"

@@ -5,7 +5,7 @@ of all the others. Here the rows are asked about one at a time, under a budget:
 
 * asking takes at most `timeout_seconds` in all, so a batch costs at most twice its timeout;
 * one row gets at most max(timeout / n_rows, timeout / 10);
-* starting new workers in between may take as long again, but at least `_STARTS_SECONDS`;
+* ending workers that are late and starting new ones may take as long again, but at least `_STARTS_SECONDS`;
 * when the first `_HOPELESS` rows fail one after the other, the function is broken rather than the rows, and the rest
   is not tried.
 
@@ -53,7 +53,7 @@ def search_rows(
         n_rows: rows in the batch.
         batch_failure: why the whole batch failed.
         timeout_seconds: the reward's timeout for a batch.
-        prepare: called before every question; its time is counted apart.
+        prepare: called before every question; its time is counted apart, as is what `ask` takes beyond its limit.
         stop_at_first: stop at the first row that fails (enough to name it in an error).
 
     Returns:
@@ -61,18 +61,22 @@ def search_rows(
         searching are kept; extras are put together row by row.
     """
     merged = Outcome(values=[None] * n_rows)
-    asking = _Budget(timeout_seconds)
-    starting = _Budget(None if timeout_seconds is None else max(timeout_seconds, _STARTS_SECONDS))
+    asking = math.inf if timeout_seconds is None else timeout_seconds  # what is left
+    starting = max(asking, _STARTS_SECONDS)
     share = None if timeout_seconds is None else timeout_seconds / min(n_rows, _ROW_SHARE)
     for row in range(n_rows):
-        if asking.is_spent or starting.is_spent:
+        if min(asking, starting) <= 0:
             text = f"{batch_failure.text}; the time for trying rows one by one ran out before this row"
             _give_up(merged, row, n_rows, Failure(batch_failure.kind, text))
             break
-        with starting:
-            prepare()
-        with asking:
-            outcome = ask(row, None if share is None else min(share, asking.left))
+        begin = time.monotonic()
+        prepare()
+        asked = time.monotonic()
+        outcome = ask(row, None if share is None else min(share, asking))
+        answered = time.monotonic()
+        due = asked + min(share or math.inf, asking)
+        asking -= min(answered, due) - asked
+        starting -= asked - begin + max(answered - due, 0.0)
         _merge(merged, row, n_rows, outcome)
         if merged.failed and stop_at_first:
             break
@@ -82,24 +86,6 @@ def search_rows(
             _give_up(merged, row + 1, n_rows, Failure(last.kind, text))
             break
     return merged
-
-
-class _Budget:
-    """Seconds that may be spent inside of it, in several visits."""
-
-    def __init__(self, seconds: float | None) -> None:
-        self.left = math.inf if seconds is None else seconds
-        self._entered = 0.0
-
-    @property
-    def is_spent(self) -> bool:
-        return self.left <= 0
-
-    def __enter__(self) -> None:
-        self._entered = time.monotonic()
-
-    def __exit__(self, *exc: object) -> None:
-        self.left -= time.monotonic() - self._entered
 
 
 def _merge(merged: Outcome, row: int, n_rows: int, outcome: Outcome) -> None:
