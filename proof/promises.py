@@ -27,6 +27,7 @@ PROMISES: tuple[Promise, ...] = (
         (
             "tests/engine/test_geometry.py",
             "tests/engine/test_geometry_runs.py",
+            "tests/engine/test_router_share.py",
             "tests/online/test_pieces.py",
             "tests/online/test_in_parts.py",
             "tests/engine/test_windows.py",
@@ -147,6 +148,7 @@ PROMISES: tuple[Promise, ...] = (
             "tests/engine/test_shared_weights.py",
             "tests/engine/test_several_adapters.py",
             "tests/engine/test_eight_bit.py",
+            "tests/engine/test_script_seams.py",
             "tests/model/test_reference.py",
             "tests/engine/test_reference_scores.py",
             "tests/testing/test_check.py",
@@ -186,6 +188,7 @@ PROMISES: tuple[Promise, ...] = (
             "tests/data/test_large_files.py",
             "tests/data/test_truncate.py",
             "tests/data/test_load.py",
+            "tests/data/test_arrow.py",
             "tests/data/test_layouts.py",
             "tests/data/test_padding.py",
             "tests/cli",

@@ -20,6 +20,7 @@ from proof.mutations import (
     rewards,
     rollout,
     runs,
+    scripts,
     shards,
 )
 
@@ -37,6 +38,7 @@ MUTATIONS: tuple[Mutation, ...] = (
     *card_rollouts.MUTATIONS,
     *rewards.MUTATIONS,
     *runs.MUTATIONS,
+    *scripts.MUTATIONS,
     *card_steps.MUTATIONS,
     *recovery.MUTATIONS,
     *shards.MUTATIONS,

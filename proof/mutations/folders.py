@@ -47,8 +47,8 @@ MUTATIONS = (
         edits=(
             Edit(
                 "engine/overrides.py",
-                "            problems += [f",
-                "            problems += [] and [f",
+                "        for name, value in vars(base).items():\n",
+                "        for name, value in [] and vars(base).items():\n",
             ),
         ),
         tests=(

@@ -195,7 +195,9 @@ MUTATIONS = (
         promises=(3,),
         history="The learning rate for adapters replaced the one that was given.",
         edits=(
-            Edit("engine/arguments.py", 'if "learning_rate" in args.given or rate == default', "if rate == default"),
+            Edit(
+                "engine/arguments.py", 'if "learning_rate" in args.given or args.learning_rate', "if args.learning_rate"
+            ),
         ),
         tests=("tests/engine/test_adapter_rate.py::test_an_adapter_has_a_rate_of_its_own_where_none_was_given",),
     ),

@@ -109,3 +109,72 @@ def test_values_without_a_counterpart(tmp_path: Path) -> None:
     for walked in (rows, load_rows(tmp_path / "a.parquet", streaming=True)):
         with pytest.raises(DataError, match=r"a\.parquet, rows 0 to 1: a value has no counterpart"):
             list(walked)
+
+
+CALLS: list[dict[str, Any]] = [
+    {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "tool_calls": [
+        {"function": {"name": "f", "arguments": {"x": 1}}}, {"function": {"name": "g", "arguments": {"y": "b"}}}]}]},
+    {"messages": [{"role": "user", "content": "c"}, {"role": "assistant", "content": "d"}]},
+]  # fmt: skip
+"""Calls whose arguments have different keys, in lists within lists."""
+
+
+class PolarsFrame:
+    """What is used of a polars DataFrame: the project does without the package."""
+
+    columns = ("messages",)
+
+    def to_arrow(self) -> pa.Table:
+        return pa.Table.from_pylist(CALLS)
+
+    def to_dicts(self) -> list[dict[str, Any]]:
+        return pa.Table.from_pylist(CALLS).to_pylist()
+
+    def to_dict(self, *, as_series: bool = True) -> dict[str, Any]:
+        return {}
+
+
+def test_one_file_gives_one_text_by_whatever_it_is_read(tmp_path: Path) -> None:
+    pq.write_table(pa.Table.from_pylist(CALLS), tmp_path / "a.parquet")
+    assert list(load_rows(tmp_path / "a.parquet")) == CALLS
+    pandas = pytest.importorskip("pandas")
+    for source in (pandas.read_parquet(tmp_path / "a.parquet"), pq.read_table(tmp_path / "a.parquet"), PolarsFrame()):
+        assert list(load_rows(source)) == CALLS, type(source)
+
+
+def test_what_a_script_wrote_into_a_frame_stays() -> None:
+    pandas = pytest.importorskip("pandas")
+    rows = [{"prompt": "a", "chat_template_kwargs": {"x": None}}, {"prompt": "b", "chat_template_kwargs": {"x": 1}}]
+    assert list(load_rows(pandas.DataFrame(rows))) == rows
+
+
+def test_a_format_that_converts_some_columns_shows_the_others_too() -> None:
+    rows = [{"input_ids": [1, 2, 3], "completion_mask": [0, 0, 1]}]
+    shown = datasets.Dataset.from_list(rows).with_format("numpy", columns=["input_ids"], output_all_columns=True)
+    assert [sorted(row) for row in load_rows(shown)] == [["completion_mask", "input_ids"]]
+    (example,) = prepare(shown, "language_modeling", toy_tokenizer("plain"))
+    assert example.completions == [[3]]
+    hidden = datasets.Dataset.from_list(rows).with_format("numpy", columns=["input_ids"])
+    assert [list(row) for row in load_rows(hidden)] == [["input_ids"]]
+
+
+@pytest.mark.parametrize("kind", ["numpy", "pandas", "arrow"])
+def test_a_stream_in_a_format_gives_plain_rows(kind: str) -> None:
+    stream = datasets.Dataset.from_list(ROWS).to_iterable_dataset().with_format(kind)
+    rows = load_rows(stream)
+    assert isinstance(rows, RowStream) and list(rows) == ROWS
+
+
+def test_a_set_that_may_draw_at_random_is_read_once_and_it_is_said() -> None:
+    class Drawn:
+        reads = 0
+
+        def __len__(self) -> int:
+            return 2
+
+        def __getitem__(self, index: int) -> dict[str, str]:
+            self.reads += 1
+            return {"text": f"{index} {self.reads}"}
+
+    rows = load_rows(Drawn())
+    assert list(rows) == list(rows) and "was read once" in rows.notes[0]

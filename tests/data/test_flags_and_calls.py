@@ -10,7 +10,10 @@ from strop.data import TokenizeOptions, prepare
 from strop.errors import DataError
 from strop.testing.tokenizers import toy_tokenizer
 
-OFF = [("weight", 0), ("train", False), ("training", False), ("trainable", False), ("loss_mask", 0), ("masked", True)]
+OFF = [
+    ("weight", 0), ("train", False), ("training", False), ("trainable", False), ("loss_mask", 0), ("masked", True),
+    ("loss", False), ("loss_weight", 0.0), ("loss_scale", 0), ("train_on_turn", False), ("learn", 0), ("mask_loss", 1),
+]  # fmt: skip
 
 
 def talk(key: str, value: Any) -> list[dict[str, Any]]:
@@ -53,6 +56,8 @@ def test_flags_in_completions() -> None:
     [
         ({"role": "assistant", "content": "x", "weight": 0.5}, "message 1 has the number 0.5 as its weight"),
         ({"role": "assistant", "content": "x", "train": "no"}, "message 1 has the string 'no' as its train"),
+        ({"role": "assistant", "content": "x", "loss": 0.5}, "message 1 has the number 0.5 as its loss"),
+        ({"role": "assistant", "content": "x", "mask": 0}, "message 1 has a .mask., which hides it in some data"),
         ({"role": "user", "content": "x", "train": True}, "a flag to learn another's message"),
     ],
 )

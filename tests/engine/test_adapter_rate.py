@@ -1,11 +1,13 @@
 """The learning rate of adapters where nobody named one."""
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
 import pytest
 from peft import LoraConfig
 
+import strop
 from strop.scripts.alias import Asked
 from strop.testing.cases import make_trainer, settings
 
@@ -34,3 +36,34 @@ def test_an_adapter_has_a_rate_of_its_own_where_none_was_given(
 def test_a_script_for_trl_keeps_its_defaults(tmp_path: Path) -> None:
     config = Asked().recording(config_of("dpo", tmp_path))
     assert "learning_rate" in config(output_dir=str(tmp_path), use_cpu=True, report_to=[]).given
+
+
+def rate_of(args: Any, folder: Path, *, adapter: bool = True) -> float:
+    """The learning rate that a trainer made of these settings has."""
+    extra = {"peft_config": LoraConfig(r=4, target_modules=["q_proj"])} if adapter else {}
+    made = make_trainer("dpo", folder)
+    trainer = type(made)(
+        model=made.model, args=args, train_dataset=made.train_dataset, processing_class=made.processing_class, **extra
+    )
+    return float(trainer.args.learning_rate)
+
+
+@pytest.mark.parametrize("rate", [5e-6, 1e-6])
+def test_a_rate_written_later_was_named(rate: float, tmp_path: Path) -> None:
+    args = strop.DPOConfig(output_dir=str(tmp_path), use_cpu=True, report_to=[])
+    args.learning_rate = rate
+    assert rate_of(args, tmp_path) == rate
+
+
+def test_a_rate_in_a_dataclass_of_a_script_was_named(tmp_path: Path) -> None:
+    @dataclasses.dataclass
+    class Mine(strop.DPOConfig):
+        note: str = "mine"
+
+    assert rate_of(Mine(output_dir=str(tmp_path), use_cpu=True, report_to=[], learning_rate=5e-6), tmp_path) == 5e-6
+
+
+def test_settings_that_serve_several_trainers(tmp_path: Path) -> None:
+    args = strop.DPOConfig(output_dir=str(tmp_path), use_cpu=True, report_to=[])
+    rates = [rate_of(args, tmp_path, adapter=adapter) for adapter in (True, True, False, True)]
+    assert rates == pytest.approx([1e-5, 1e-5, 1e-6, 1e-5])

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 
 import strop
 from strop.engine.overrides import HOOKS
@@ -80,3 +81,23 @@ def test_the_hooks_that_are_named_exist() -> None:
     owners: list[Callable[..., Any]] = [BaseTrainer, strop.GRPOTrainer]
     missing = {name for name in named if not any(hasattr(owner, name) for owner in owners)}
     assert not missing
+
+
+@pytest.mark.parametrize("owner", [strop.DPOTrainer, BaseTrainer, transformers.Trainer])
+def test_a_method_put_on_the_class_later_is_refused_when_a_trainer_is_made(
+    owner: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Assigned to the class itself, so that no subclass is made: ours, a parent of ours, or transformers' own."""
+    monkeypatch.setattr(owner, "compute_loss", lambda *args, **kwargs: None)
+    with pytest.raises(ConfigError, match="compute_loss: override loss"):
+        trainer_of(strop.DPOTrainer, tmp_path)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["_compute_advantages", "_get_sequence_logps", "_compute_rewards", "forward", "_precompute_ref_logps",
+     "_generate_transformers", "store_metrics", "match_underlying_distribution", "_get_dataloader"],
+)  # fmt: skip
+def test_methods_of_rarer_trainers_are_known_too(name: str) -> None:
+    with pytest.raises(ConfigError, match=f"{name}: override "):
+        type("Mine", (strop.NashMDTrainer,), {name: lambda self: None})

@@ -15,6 +15,7 @@ from strop.testing.cases import make_trainer, rows_for
 RIGHT = {
     "reward": lambda row: 0,
     "dpo": lambda row: 0,
+    "xpo": lambda row: 0,
     "orpo": lambda row: 0,
     "kto": lambda row: int(row["label"]),
     "bco": lambda row: int(row["label"]),

@@ -5,10 +5,13 @@ from __future__ import annotations
 import itertools
 
 import pytest
+import torch
 
+import strop
 from strop.data import RowStream
 from strop.engine.rows import is_prepared, model_facts
 from strop.errors import ConfigError, DataError
+from strop.model import apply_peft, load_model
 from strop.testing.cases import make_trainer, rows_for
 from strop.testing.tiny import tiny_model
 from strop.testing.tokenizers import toy_tokenizer
@@ -34,6 +37,30 @@ def test_the_turn_end_of_a_generation_config_ends_a_completion(tmp_path, by_path
     assert [example.completions[0][-1] for example in trainer.train_dataset] == [end] * 4
     assert "no_stop" not in trainer.reports["train"].flags
     assert 70 not in trainer.train_dataset.builder.encoder.stops
+
+
+def test_an_adapters_folder_ends_texts_as_its_base_does(tmp_path):
+    """It holds neither a config nor a generation config of its own; rows are prepared before anything is loaded."""
+    tokenizer = toy_tokenizer("chatml_other_eos")
+    base = tiny_model("gpt2", vocab_size=288, max_position_embeddings=64)
+    base.generation_config.eos_token_id = [tokenizer.eos_token_id, tokenizer.convert_tokens_to_ids("<|im_end|>")]
+    base.save_pretrained(tmp_path / "base")
+    adapted = load_model(tmp_path / "base")
+    apply_peft(adapted, {"r": 2, "target_modules": ["c_attn"]}).save_pretrained(tmp_path / "adapter")
+    facts = model_facts(tmp_path / "adapter", tokenizer)
+    assert facts == model_facts(base, tokenizer) and len(facts["stop_token_ids"]) == 2
+    assert facts["learned_positions"] == 64
+    (tmp_path / "base").rename(tmp_path / "gone")
+    assert model_facts(tmp_path / "adapter", tokenizer) == {"stop_token_ids": (), "learned_positions": None}
+
+
+def test_batches_of_a_dataloader_of_ones_own_are_named(tmp_path):
+    class Mine(strop.SFTTrainer):
+        def get_train_dataloader(self):
+            return torch.utils.data.DataLoader([{"input_ids": [1, 2]}] * 4, batch_size=2)
+
+    with pytest.raises(ConfigError, match=r"A batch holds a dict where prepared rows are wanted"):
+        make_trainer("sft", tmp_path, trainer_class=Mine, max_steps=1).train()
 
 
 @pytest.mark.parametrize("method", ["sft", "dpo", "grpo"])

@@ -68,3 +68,52 @@ def test_the_reference_is_read_by_its_name_in_trl(tmp_path: Path) -> None:
     adapter = LoraConfig(r=2, target_modules="all-linear")
     assert trainer_of("DPO", net(), tmp_path, peft_config=adapter).ref_model is None
     assert trainer_of("Reward", net(), tmp_path).ref_model is None
+
+
+@pytest.mark.parametrize("whose", ["nobody's", "another's"])
+def test_a_schedule_of_another_optimizer_is_refused(whose: str, tmp_path: Path) -> None:
+    """Its steps would move a rate that nothing is trained with."""
+    model = net()
+    elsewhere = torch.optim.SGD(model.parameters(), lr=0.5)
+    schedule = torch.optim.lr_scheduler.LambdaLR(elsewhere, lambda step: 0.0)
+    own = torch.optim.SGD(model.parameters(), lr=0.5) if whose == "another's" else None
+    with pytest.raises(ConfigError, match="the schedule moves the learning rate of its own optimizer"):
+        trainer_of("DPO", model, tmp_path, optimizers=(own, schedule))
+    trainer = trainer_of("DPO", model, tmp_path, optimizers=(elsewhere, schedule))
+    assert trainer.lr_scheduler is schedule
+
+
+def test_an_optimizer_assigned_later_is_looked_at_too(tmp_path: Path) -> None:
+    trainer = trainer_of("DPO", net(), tmp_path)
+    trainer.optimizer = torch.optim.SGD(net().parameters(), lr=0.5)
+    with pytest.raises(ConfigError, match="holds none of the"):
+        trainer.train()
+
+
+@pytest.mark.parametrize("resumed", [False, True])
+def test_weights_unfrozen_after_the_trainer_was_made_do_not_move_the_reference(resumed: bool, tmp_path: Path) -> None:
+    """The reference is the policy with its adapter off; what is trained beside the adapter stands in it as it was."""
+
+    def run(**how: Any) -> tuple[list[float], Any]:
+        adapter = LoraConfig(r=2, target_modules=["q_proj"])
+        settings = {"max_steps": 3, "save_strategy": "steps", "save_steps": 1, "learning_rate": 0.1, "logging_steps": 1}
+        args = strop.DPOConfig(
+            output_dir=str(tmp_path), use_cpu=True, report_to="none", disable_tqdm=True, lr_scheduler_type="constant",
+            **settings,
+        )  # fmt: skip
+        trainer = strop.DPOTrainer(
+            net(), args=args, train_dataset=PAIRS, processing_class=toy_tokenizer("plain"), peft_config=adapter
+        )
+        for name, weight in trainer.model.named_parameters():
+            if "norm" in name:
+                weight.requires_grad_(True)
+        trainer.train(**how)
+        with trainer.reference.active() as model, torch.no_grad():
+            return model(torch.tensor([[5, 6, 7, 8]])).logits.flatten().tolist(), trainer
+
+    if resumed:
+        run()
+    logits, trainer = run(resume_from_checkpoint=str(tmp_path / "checkpoint-1") if resumed else None)
+    moved = dict(trainer.model.named_parameters())["base_model.model.model.norm.weight"]
+    assert not torch.equal(moved, net().model.norm.weight)
+    assert logits == net()(torch.tensor([[5, 6, 7, 8]])).logits.flatten().tolist()

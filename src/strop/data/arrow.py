@@ -78,6 +78,8 @@ class DatasetRows(Rows):
 
     def __init__(self, dataset: Any, source: str = "dataset") -> None:
         shown = dataset.format["columns"]  # a format may show some of the columns only
+        if dataset.format["output_all_columns"]:
+            shown = None  # it converts some of them, and shows the others too
         self.dataset, self.source = dataset.with_format(None, columns=shown), source
         self.clean = cleaner_of_schema(dataset.features.arrow_schema)
 
@@ -110,7 +112,8 @@ def read_dataset(dataset: Any, source: str = "dataset") -> Rows:
 
 
 def stream_dataset(dataset: Any, source: str = "dataset") -> RowStream:
-    """The rows of a `datasets.IterableDataset`."""
+    """The rows of a `datasets.IterableDataset`, as plain values."""
+    dataset = dataset.with_format(None)
     if dataset.features is not None:
         clean = cleaner_of_schema(dataset.features.arrow_schema)
         return RowStream(lambda: map(clean, iter(dataset)), source)

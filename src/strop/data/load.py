@@ -11,7 +11,18 @@ from pathlib import Path
 from typing import Any
 
 from strop.data import arrow, textfiles
-from strop.data.rows import JoinedRows, ListRows, Rows, RowStream, choose_columns, map_columns, parse_columns, plain
+from strop.data.padding import cleaner_of_rows
+from strop.data.rows import (
+    JoinedRows,
+    ListRows,
+    Rows,
+    RowStream,
+    choose_columns,
+    deep_plain,
+    map_columns,
+    parse_columns,
+    plain,
+)
 from strop.data.signatures import refuse_disguised
 from strop.errors import DataError, SetupError, did_you_mean
 from strop.plain_text import first_line
@@ -39,7 +50,8 @@ def load_rows(
     Args:
         source: `.jsonl`, `.json`, `.parquet`, `.csv`, `.tsv`, `.arrow` or `.txt` (a row per line) path or a list of
             them; a folder written by `save_to_disk` or holding such files; a hub id; `Dataset`,
-            `IterableDataset`, `DatasetDict`; a pandas `DataFrame`; `list[dict]`; a dict of splits.
+            `IterableDataset`, `DatasetDict`; a frame of pandas or polars, a pyarrow `Table`; `list[dict]`; a dict of
+            splits.
         split: which split to take where there are several.
         name: configuration of a hub dataset.
         streaming: walk the rows from the start, without reading or checking all of them first.
@@ -94,10 +106,17 @@ def _open(source: Any, split: str, name: str | None, streaming: bool) -> Rows | 
         if len(source) == 0:
             raise DataError("The dataset holds no rows.")
         return arrow.read_dataset(source)
+    if hasattr(source, "to_pylist") and hasattr(source, "schema"):  # pyarrow
+        return arrow.TableRows(source, "table")
+    if hasattr(source, "to_dicts") and hasattr(source, "to_arrow"):  # polars
+        return arrow.TableRows(source.to_arrow(), "frame")
     if hasattr(source, "to_dict") and hasattr(source, "columns"):  # pandas
-        return _open_list(source.to_dict("records"), split, name, streaming)
+        return _open_list(_rows_of_frame(source), split, name, streaming)
     if hasattr(source, "__getitem__") and hasattr(source, "__len__"):
-        return _open_list([source[i] for i in range(len(source))], split, name, streaming)
+        rows = _open_list([source[i] for i in range(len(source))], split, name, streaming)
+        if isinstance(rows, ListRows):
+            rows.notes = (f"every row of the {type(source).__name__} was read once, and is the same in every epoch",)
+        return rows
     if hasattr(source, "__iter__") and iter(source) is not source:
         return RowStream(lambda: iter(source))
     raise DataError(
@@ -132,6 +151,15 @@ def _open_list(source: Sequence[Any], split: str, name: str | None, streaming: b
     if wrong:
         raise DataError.collect(f"{len(wrong)} of {len(source)} rows are not dicts of columns.", wrong)
     return ListRows([{key: plain(value) for key, value in row.items()} for row in source])
+
+
+def _rows_of_frame(frame: Any) -> list[Any]:
+    """The rows of a pandas frame. Where lists came as arrays Arrow read it, which fills up with None."""
+    records = frame.to_dict("records")
+    if not any(hasattr(value, "dtype") and hasattr(value, "__len__") for row in records for value in row.values()):
+        return records
+    rows = [{key: deep_plain(value) for key, value in row.items()} for row in records]
+    return list(map(cleaner_of_rows(rows), rows))
 
 
 def _not_a_row(row: Any) -> str | None:

@@ -30,8 +30,14 @@ SHAREGPT = {
 """Who speaks in a ShareGPT `from`, and the role it is."""
 
 
-FLAGS = {"weight": 1, "train": 1, "training": 1, "trainable": 1, "loss_mask": 1, "masked": 0}
+FLAGS = {
+    **dict.fromkeys(("weight", "train", "training", "trainable", "loss_mask", "loss", "loss_weight", "loss_scale"), 1),
+    **dict.fromkeys(("train_on_turn", "is_trainable", "learn"), 1),
+    **dict.fromkeys(("masked", "is_masked", "mask_loss"), 0),
+}
 """Keys of a message that say whether it is learned, and the value that says yes."""
+EITHER_WAY = "mask"
+"""A key that says yes with 1 in some data and with 0 in others."""
 
 
 def is_conversation(value: Any) -> bool:
@@ -90,6 +96,12 @@ def _read_message(message: Any, number: int, column: str, extra_roles: Sequence[
         if not found["tool_calls"]:
             del found["tool_calls"]
     found["content"] = _read_content(found, number, column)
+    if EITHER_WAY in found:
+        raise RowProblem(
+            column,
+            f"message {number} has a {EITHER_WAY!r}, which hides it in some data and has it learned in others",
+            "Name it loss_mask (1: learned) or masked (1: not learned)",
+        )
     for key in FLAGS.keys() & found.keys():
         if not isinstance(found[key], bool | int | float) or found[key] not in (0, 1):
             message = f"message {number} has {kind_of_value(found[key])} as its {key}"

@@ -216,3 +216,11 @@ def plain(value: Any) -> Any:
     if hasattr(value, "tolist") and not isinstance(value, str | bytes | list | dict):
         return value.tolist()
     return value
+
+
+def deep_plain(value: Any) -> Any:
+    """As `plain`, in lists and objects too."""
+    value = plain(value)
+    if isinstance(value, list | tuple):
+        return [deep_plain(item) for item in value]
+    return {key: deep_plain(item) for key, item in value.items()} if isinstance(value, dict) else value

@@ -65,16 +65,20 @@ ADAPTER_FACTOR, ADAPTER_MOST = 10, 2e-4
 
 
 def adapter_learning_rate(args: TrainerConfig, model: Any) -> str:
-    """Where a model has an adapter and nobody named a learning rate: set that of adapters; returns what to say.
+    """Where nobody named a learning rate: set that of adapters, if the model has one; returns what to say.
 
     An adapter wants about ten times the rate of full training (Schulman et al. 2025, LoRA Without Regret), and the
-    2e-4 of QLoRA (arXiv 2305.14314) is the most that is taken without being asked for.
+    2e-4 of QLoRA (arXiv 2305.14314) is the most that is taken without being asked for. The settings may have served
+    another trainer before.
     """
-    default = args.learning_rate
+    default = next(default_of(f) for f in dataclasses.fields(args) if f.name == "learning_rate")
     rate = min(ADAPTER_FACTOR * default, max(default, ADAPTER_MOST))
-    if "learning_rate" in args.given or rate == default or not is_peft(getattr(model, "policy", model)):
+    if "learning_rate" in args.given or args.learning_rate not in (default, rate):
         return ""
-    args.learning_rate = rate
+    adapted = is_peft(getattr(model, "policy", model))
+    args.__dict__["learning_rate"] = rate if adapted else default  # which nobody named
+    if not adapted or rate == default:
+        return ""
     return (
         f"learning_rate {rate:g}, for an adapter: ten times the {default:g} of full training, at most {ADAPTER_MOST:g} "
         "(LoRA Without Regret, 2025; QLoRA, arXiv 2305.14314). Set learning_rate to choose another."

@@ -7,7 +7,8 @@ it is made, with the hook that does the same here. Whatever the parent itself ca
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Iterator
+from typing import Any, Self
 
 from strop.errors import ConfigError
 
@@ -18,13 +19,19 @@ SCORES = "score(model, batch, log), which gives the per-token log-probs of the p
 REFERENCE = "the argument ref_model, or reference_in_loss"
 SAMPLING = "the argument rollout_func, or rollout(prompts, n, training=...)"
 REWARDS = "the argument reward_funcs, or score_groups(groups, mode)"
+ADVANTAGES = "advantages(groups) of GRPO and RLOO, or loss(scores, batch, step)"
+METRICS = "the metrics of what loss(scores, batch, step) returns, or log(logs)"
+TEACHER = "the argument teacher_model, or context(batch, work, training)"
+WEIGHTS = "the argument embedding_func, or loss(scores, batch, step)"
 
 HOOKS: dict[str, str] = {
     **dict.fromkeys(
         (
             "compute_loss", "dpo_loss", "kto_loss", "bco_loss", "cpo_loss", "odds_ratio_loss", "compute_liger_loss",
-            "get_batch_loss_metrics", "_compute_loss", "_compute_loss_liger", "_compute_loss_dpo", "compute_liger_loss",
-            "generalized_jsd_loss", "_compute_losses", "dft_loss",
+            "get_batch_loss_metrics", "_compute_loss", "_compute_loss_liger", "_compute_loss_dpo",
+            "generalized_jsd_loss", "_compute_losses", "dft_loss", "_compute_policy_loss", "_compute_distillation_loss",
+            "_chunked_ce_forward", "compute_loss_func", "get_off_policy_mask", "get_high_entropy_mask",
+            "get_gamma_weights", "_compute_liger_loss",
         ),
         LOSS,
     ),
@@ -32,48 +39,89 @@ HOOKS: dict[str, str] = {
     **dict.fromkeys(
         (
             "tokenize_row", "process_row", "_prepare_dataset", "build_tokenized_answer", "concatenated_inputs",
-            "_tokenize", "_tokenize_prompts", "tokenize_batch",
+            "_tokenize", "_tokenize_prompts", "_tokenize_prompts_untruncated", "tokenize_batch",
+            "_prepare_packed_dataloader", "_prepare_non_packed_dataloader",
         ),
         ROWS,
     ),
-    **dict.fromkeys(("_prepare_inputs", "_get_train_sampler", "_get_eval_sampler"), WINDOW),
+    **dict.fromkeys(
+        (
+            "_prepare_inputs", "_prepare_input", "_get_train_sampler", "_get_eval_sampler", "_get_dataloader",
+            "_get_num_items_in_batch",
+        ),
+        WINDOW,
+    ),
     **dict.fromkeys(
         (
             "concatenated_forward", "get_batch_logps", "_get_per_token_logps", "_forward", "_get_last_hidden_state",
-            "_get_per_token_logps_and_entropies", "_compute_logprobs",
+            "_get_per_token_logps_and_entropies", "_compute_logprobs", "forward", "_forward_logits",
+            "_compute_kl_logps", "_get_sequence_logps", "batched_forward_pass",
         ),
         SCORES,
     ),
     **dict.fromkeys(
-        ("compute_reference_log_probs", "compute_ref_log_probs", "_compute_ref_log_probs", "null_ref_context"),
+        (
+            "compute_reference_log_probs", "compute_ref_log_probs", "_compute_ref_log_probs", "null_ref_context",
+            "_precompute_ref_logps",
+        ),
         REFERENCE,
     ),
     **dict.fromkeys(
         (
             "_generate", "_generate_single_turn", "_generate_and_score_completions", "_generate_completions",
-            "_generate_vllm", "generate_on_policy_outputs", "_tool_call_loop",
+            "_generate_vllm", "generate_on_policy_outputs", "_tool_call_loop", "_generate_transformers",
+            "_generate_vllm_server", "_generate_vllm_colocate", "_generate_completion_ids", "_generate_with_model",
+            "_process_completions", "generate_from_model", "generate_from_model_and_ref", "_move_model_to_vllm",
         ),
         SAMPLING,
     ),
-    **dict.fromkeys(("_calculate_rewards", "_calculate_rewards_from_functions", "_compute_judge"), REWARDS),
+    **dict.fromkeys(
+        (
+            "_calculate_rewards", "_calculate_rewards_from_functions", "_compute_judge", "_compute_rewards",
+            "compute_rewards",
+        ),
+        REWARDS,
+    ),
+    **dict.fromkeys(("_compute_advantage", "_compute_advantages", "compute_advantages"), ADVANTAGES),
+    **dict.fromkeys(
+        ("store_metrics", "_log_metrics", "_log_metric", "_log_statistics", "record_step_stats"),
+        METRICS,
+    ),
+    "_get_teacher_logits": TEACHER,
+    **dict.fromkeys(
+        ("match_underlying_distribution", "_get_chosen_prob", "_get_prompt_embeddings", "_vectorize_prompt"), WEIGHTS
+    ),
 }  # fmt: skip
 """Method of another trainer -> what to override, or to give, in its place."""
 
 
 class NoDeadOverrides:
-    """Refuses a class, what it mixes in, or an assignment to a trainer, with a method of `HOOKS`."""
+    """Refuses a class, what it mixes in or was given since, or an assignment to a trainer, with a method of `HOOKS`."""
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
-        problems = []
-        for base in cls.__mro__:
-            if base.__module__.startswith("strop."):
-                break
-            problems += [f"{name}: override {HOOKS[name]}." for name in vars(base) if name in HOOKS]
-        if problems:
-            raise ConfigError.collect(f"{cls.__name__} defines methods that nothing would call:", problems)
+        refuse(cls)
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> Self:
+        refuse(cls)  # a script may have put a method on the class since, on ours or on the parent too
+        return super().__new__(cls)
 
     def __setattr__(self, name: str, value: Any) -> None:
-        if name in HOOKS or (name == "compute_loss_func" and value is not None):
-            raise ConfigError(f"Nothing would call {name}. Subclass the trainer and override {HOOKS.get(name, LOSS)}.")
+        if name in HOOKS and (name != "compute_loss_func" or value is not None):
+            raise ConfigError(f"Nothing would call {name}. Subclass the trainer and override {HOOKS[name]}.")
         super().__setattr__(name, value)
+
+
+def refuse(cls: type) -> None:
+    """Raise `ConfigError` for all methods of a trainer's class that nothing would call."""
+    if problems := [f"{name}: override {HOOKS[name]}." for name in dict.fromkeys(dead_methods(cls))]:
+        raise ConfigError.collect(f"{cls.__name__} defines methods that nothing would call:", problems)
+
+
+def dead_methods(cls: type) -> Iterator[str]:
+    """The names of `HOOKS` that a class or a parent of it has by other code than that of transformers."""
+    for base in cls.__mro__:
+        for name, value in vars(base).items():
+            code = getattr(value, "__func__", value)
+            if name in HOOKS and not str(getattr(code, "__module__", "")).startswith("transformers."):
+                yield name

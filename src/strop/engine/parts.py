@@ -133,7 +133,8 @@ def prepare(
                 check_apart("ref_model", other, model)
         syncs, named = getattr(args, "sync_ref_model", False), getattr(args, "ref_adapter_name", None)
         reference = make_reference(model, other, syncs=syncs, adapter=named)
-    unsaid = facts.task == "score" and set_scoring_pad(model, tokenizer, last_tokens(train))
+    ends = last_tokens(train, evaluation) | set(rows.options.stop_token_ids)
+    unsaid = facts.task == "score" and set_scoring_pad(model, tokenizer, ends)
     return Parts(facts.complete_model(model), tokenizer, reference, rows, train, evaluation, unsaid)
 
 

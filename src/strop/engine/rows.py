@@ -27,6 +27,7 @@ from strop.data import (
 )
 from strop.engine.windows import epoch_order
 from strop.errors import ConfigError
+from strop.model.load import weights_source
 from strop.records import Example
 from strop.settings.config import TrainerConfig
 
@@ -120,6 +121,11 @@ def flatten(batches: Iterable[Any]) -> list[Example]:
     for item in batches:
         if isinstance(item, Example):
             flat.append(item)
+        elif isinstance(item, (str, Mapping)) or not isinstance(item, Iterable):
+            raise ConfigError(
+                f"A batch holds a {type(item).__name__} where prepared rows are wanted: a dataloader of one's own must "
+                "give lists of what trainer.train_dataset holds, as super().get_train_dataloader() does."
+            )
         else:
             flat.extend(flatten(item))
     return flat
@@ -132,10 +138,11 @@ def first_example(dataset: Any) -> Example:
     return flatten([first])[0]
 
 
-def last_tokens(dataset: Any) -> set[int]:
-    """Ids that completions end with, of up to 256 rows; none are known of a stream."""
-    some = range(min(len(dataset), 256)) if hasattr(dataset, "__len__") else ()
-    return {completion[-1] for example in flatten(dataset[i] for i in some) for completion in example.completions}
+def last_tokens(*datasets: Any) -> set[int]:
+    """Ids that completions end with, of up to 256 rows of each set; none are known of a stream."""
+    sets = [part for dataset in datasets for part in (dataset.values() if isinstance(dataset, Mapping) else [dataset])]
+    found = (part[i] for part in sets if hasattr(part, "__len__") for i in range(min(len(part), 256)))
+    return {completion[-1] for example in flatten(found) for completion in example.completions}
 
 
 LEARNED_POSITIONS = ("gpt2", "gpt_bigcode", "gpt_neo", "openai-gpt", "opt", "biogpt", "bert-generation")
@@ -145,7 +152,8 @@ LEARNED_POSITIONS = ("gpt2", "gpt_bigcode", "gpt_neo", "openai-gpt", "opt", "bio
 def model_facts(model: Any, tokenizer: Any) -> dict[str, Any]:
     """What tokenisation must know of a model (a module, a path or an id): `stop_token_ids`, `learned_positions`.
 
-    Of a path or id the small JSON files are read, nothing is loaded; where there are none, nothing is known.
+    Of a path or id the small JSON files are read (of an adapter, its base model's), nothing is loaded; where there are
+    none, nothing is known.
     """
     if isinstance(model, (str, Path)):
         config, generation = _read_config(AutoConfig, model), _read_config(GenerationConfig, model)
@@ -163,7 +171,7 @@ def model_facts(model: Any, tokenizer: Any) -> dict[str, Any]:
 
 def _read_config(kind: Any, source: str | Path) -> Any:
     try:
-        return kind.from_pretrained(str(source))
+        return kind.from_pretrained(weights_source(source))
     except Exception:  # of many kinds; what is wrong with a model is said where it is loaded
         return None
 

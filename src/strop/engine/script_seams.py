@@ -9,6 +9,8 @@ from typing import Any
 import torch
 
 from strop.engine.overrides import NoDeadOverrides
+from strop.engine.refusals import check_learns
+from strop.engine.sharding import is_sharded
 from strop.errors import ConfigError
 from strop.model.headed import note_loading
 from strop.watch.about import about
@@ -21,6 +23,10 @@ class ScriptSeams(NoDeadOverrides):
     args: Any
     policy: Any
     reference: Any
+    model: Any
+    optimizer: Any
+    is_deepspeed_enabled: bool
+    accelerator: Any
     state: Any
     reports: Any
     router_coef: float
@@ -34,6 +40,14 @@ class ScriptSeams(NoDeadOverrides):
     def ref_model(self) -> Any:
         """The reference as a module; None where it is the policy with its adapter off, or where there is none."""
         return getattr(self.reference, "model", None)
+
+    def ready_to_learn(self) -> None:
+        """What may have changed since the trainer was made: which weights are trained, and by which optimizer."""
+        check_learns(self.model)
+        if self.optimizer is not None and not (self.is_deepspeed_enabled or is_sharded(self.accelerator)):
+            check_optimizer(self.optimizer, None, self.model, type(self).__name__, lambda line: None)
+        if hasattr(self.reference, "keep_start"):
+            self.reference.keep_start()
 
     def card(self, model_name: str | None = None, dataset_name: str | list[str] | None = None, **front: Any) -> str:
         """The model card of the run as it is now, with further fields of its front matter."""
@@ -58,11 +72,20 @@ class ScriptSeams(NoDeadOverrides):
             note_loading(self.policy, folder)
 
 
-def check_optimizer(optimizer: Any, model: torch.nn.Module, trainer: str, say: Callable[[str], None]) -> None:
-    """Refuse an optimizer that holds none of the trained weights; say it where it holds a part of them.
+def check_optimizer(
+    optimizer: Any, schedule: Any, model: torch.nn.Module, trainer: str, say: Callable[[str], None]
+) -> None:
+    """Refuse an optimizer that holds none of the trained weights, and a schedule that moves the rate of another one;
+    say it where the optimizer holds a part of the weights.
 
     An adapter is put on, or layers are copied for another head, after a script has made its optimizer.
     """
+    if schedule is not None and getattr(schedule, "optimizer", optimizer) is not optimizer:
+        other = "no optimizer is given with it" if optimizer is None else "another optimizer is given with it"
+        raise ConfigError(
+            f"optimizers: the schedule moves the learning rate of its own optimizer, and {other}: the rate that trains "
+            "would stand still. Pass optimizers=(schedule.optimizer, schedule), or set lr_scheduler_type, warmup_steps."
+        )
     if optimizer is None:
         return
     held = {id(weight) for group in optimizer.param_groups for weight in group["params"]}

@@ -15,6 +15,7 @@ import torch
 
 from strop.collectives import Gathered
 from strop.device import Fetched, sent
+from strop.engine.denominators import routed_tokens
 from strop.records import Batch, Counts, Example, LossOutput, Mean, Scores, StepContext, Term
 
 
@@ -52,12 +53,12 @@ def zero_loss(scores: Scores) -> torch.Tensor:
     return torch.stack([part.sum() * 0.0 for part in parts if part is not None]).sum()
 
 
-def add_router_loss(output: LossOutput, scores: Scores, batch: Batch, coefficient: float) -> None:
+def add_router_loss(output: LossOutput | None, scores: Scores, batch: Batch, coefficient: float) -> None:
     """The load-balancing loss of mixture-of-experts models as one more term, weighted by the tokens of each
     micro-batch."""
-    if coefficient and scores.aux_loss is not None:
-        tokens = float(sum(example.num_tokens for example in batch.examples))
-        output.terms.append(Term((scores.aux_loss * tokens).view(1), "num_tokens", coefficient))
+    if output is not None and coefficient and scores.aux_loss is not None:
+        tokens = routed_tokens(batch.examples)
+        output.terms.append(Term((scores.aux_loss * tokens).view(1), "routed_tokens", coefficient))
         output.metrics["aux_loss"] = Mean(scores.aux_loss.detach() * tokens, tokens)
 
 

@@ -21,6 +21,7 @@ from strop.collectives import gather_rows, sum_over_ranks
 from strop.data import DatasetKind, plan_micro_batches
 from strop.engine import rows
 from strop.engine.adalora import adalora_config, orthogonality
+from strop.engine.denominators import step_counts
 from strop.engine.guard import Guard
 from strop.engine.head_budget import bytes_of_logits
 from strop.engine.metrics import MetricLog
@@ -190,7 +191,7 @@ class StepTrainer(ShardedTrainer):
     def make_work(self, examples: list[Example]) -> StepWork:
         """Count the denominators of a step over all ranks."""
         world = self.args.world_size
-        counts = sum_over_ranks({"num_tokens": sum(e.num_tokens for e in examples), **self.counts(examples)}, world)
+        counts = sum_over_ranks(step_counts(self, examples), world)
         work = StepWork(self.rows_worth_computing(examples), counts, log=self.logs_next_step or self.begins_window)
         return work if work.examples else self.with_stand_in(work, self.train_dataset)
 
@@ -268,6 +269,7 @@ class StepTrainer(ShardedTrainer):
                         step.statistics, step.rows = shared.values, shared.rows(index)
                     counts = index < len(own) and not work.stand_in
                     output = self.loss(scores, batch, step) if counts else None
+                    add_router_loss(output, scores, batch, self.router_coef)
                 yield MicroBatch(batch, scores, step, output)
 
     def no_loss(self, scores: Scores) -> torch.Tensor:
@@ -276,7 +278,6 @@ class StepTrainer(ShardedTrainer):
 
     def reduce(self, output: LossOutput, micro: MicroBatch) -> torch.Tensor:
         """A part's share of the step's loss, times the number of ranks."""
-        add_router_loss(output, micro.scores, micro.batch, self.router_coef)
         computed = Mean(float(micro.batch.input_ids.numel()), float(micro.batch.given_tokens))
         self._metrics["train"].add({"shared_tokens": computed} | output.metrics)
         return step_loss(output.terms, micro.step.counts, world_size=self.args.world_size)
@@ -395,9 +396,7 @@ class StepTrainer(ShardedTrainer):
         return self.score_with(model, batch, self.want(log), **self.training_options(model))
 
     def training_options(self, model: torch.nn.Module) -> dict[str, Any]:
-        """Keyword arguments of `score_batch` for the policy alone: a router's loss, NEFTune's noise."""
-        if not model.training:
-            return {}
+        """Keyword arguments of `score_batch` for the policy alone: a router's loss, NEFTune's noise (in training)."""
         return {"aux_loss": self.router_coef > 0, "noise_alpha": self.args.neftune_noise_alpha or 0.0}
 
     def score_with(self, model: torch.nn.Module, batch: Batch, want: Want, **options: Any) -> Scores:

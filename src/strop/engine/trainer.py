@@ -31,6 +31,7 @@ from strop.engine.checkpoint import (
     same_best,
     without_progress_bars,
 )
+from strop.engine.denominators import step_counts
 from strop.engine.evaluation import EvaluationSums, own_metrics
 from strop.engine.guard import Guard
 from strop.engine.heap import KeptHeap
@@ -40,7 +41,6 @@ from strop.engine.parts import prepare
 from strop.engine.preflight import Preflight
 from strop.engine.reference_scores import ReferenceScores, part_path, parts_until
 from strop.engine.reference_upkeep import load_reference, save_reference, upkeep
-from strop.engine.refusals import check_learns
 from strop.engine.run_identity import RunLock, finished_at, folder_for, identity
 from strop.engine.run_state import load_rank_state, save_rank_state
 from strop.engine.script_seams import ScriptSeams, check_optimizer
@@ -145,7 +145,7 @@ class BaseTrainer(ScriptSeams, StepTrainer):
         if is_sharded(self.accelerator) and not self.is_deepspeed_enabled:
             layout_of(self.policy)  # while its weights are whole
         self.cut_models(self.reference, adapted=self.ranks_are_allocated)
-        check_optimizer(optimizers[0], self.model, type(self).__name__, self.say)
+        check_optimizer(*optimizers, self.model, type(self).__name__, self.say)
         self.reference_scores, keeping = None, []
         if self.reference is not None:
             self.reference_scores = ReferenceScores(
@@ -243,7 +243,7 @@ class BaseTrainer(ScriptSeams, StepTrainer):
 
     def evaluate_window(self, examples: list[Any], sums: EvaluationSums) -> None:
         """Add the loss terms, counts and metrics of one window."""
-        counts = self.counts(examples)
+        counts = step_counts(self, examples)
         work = StepWork(examples, sum_over_ranks(counts, self.args.world_size))
         if not examples:
             if self.args.world_size == 1:
@@ -274,7 +274,7 @@ class BaseTrainer(ScriptSeams, StepTrainer):
 
     def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs: Any) -> TrainOutput:
         """Train; `resume_from_checkpoint` is a folder, or True for the newest complete checkpoint of `output_dir`."""
-        check_learns(self.model)
+        self.ready_to_learn()
         resume = resume_from_checkpoint or self.args.resume_from_checkpoint
         folder = find_checkpoint(resume, self.args.output_dir, self.identity(), self.say) if resume else None
         self.enter_folder(folder)

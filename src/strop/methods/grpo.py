@@ -232,7 +232,7 @@ class GRPOTrainer(PolicyGradientTrainer):
 
     @property
     def silent_groups_cost_nothing(self) -> bool:
-        return not (self.args.beta or self.bonus)
+        return not (self.args.beta or self.bonus or self.router_coef)
 
     def score_groups(self, groups: list[Group], mode: str) -> None:
         """Rewards of every completion; the penalty for a missing end, and the rewards of its turns, are two more

@@ -89,8 +89,8 @@ class KTOTrainer(UnpairedTrainer):
 
     def statistics_apart(self, work: StepWork) -> bool:
         """Policy and reference compute the prompts once more, and no backward pass, twice a forward, is spent on
-        mismatched completions."""
-        return work.counts["mismatched_tokens"] > work.counts["prompt_tokens"]
+        mismatched completions. Where a router is balanced, it is over the rows' own tokens."""
+        return self.router_coef > 0 or work.counts["mismatched_tokens"] > work.counts["prompt_tokens"]
 
     def gradient_rows(self, examples: list[Example]) -> list[Example]:
         return [part(e, slice(0, 1)) for e in examples]

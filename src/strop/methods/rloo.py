@@ -80,7 +80,7 @@ class RLOOTrainer(PolicyGradientTrainer):
 
     @property
     def silent_groups_cost_nothing(self) -> bool:
-        return True
+        return not self.router_coef
 
     def score_groups(self, groups: list[Group], mode: str) -> None:
         """Rewards less the KL of the whole completion."""

@@ -178,6 +178,9 @@ class XPOTrainer(OnlinePairTrainer):
     def score_options(self) -> dict[str, Any]:
         return {**super().score_options(), **({"temperature": 1.0} if self.offline else {})}
 
+    def labels(self, batch: Batch) -> list[int] | None:
+        return [0] * len(batch.examples) if self.offline else super().labels(batch)
+
     def prepare_step(self, examples: list[Example]) -> list[Example]:
         return examples if self.offline else super().prepare_step(examples)
 

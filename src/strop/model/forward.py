@@ -157,7 +157,7 @@ def _scored(model: Any, scoring: Scoring) -> dict[str, Any]:
     if scoring.own_head and want & HEAD_KINDS:
         out |= _own_head_scores(model, scoring)
         want = want & ~HEAD_KINDS
-        if not want:
+        if not want and not scoring.aux_loss:
             return _of_each(out, batch)
     output = _run_decoder(model, scoring)
     hidden = output.last_hidden_state  # (1, T, H) or (S, T, H)

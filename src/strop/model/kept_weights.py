@@ -24,11 +24,16 @@ class KeptWeights:
 
     def __init__(self, policy: Any) -> None:
         self._policy = policy
-        own = held_by_adapters(policy)
-        self._start = {
+        self._start: dict[str, torch.Tensor] = {}
+        self.take()
+
+    def take(self) -> None:
+        """Copy what is trained and was not when copies were taken last: it has not moved yet."""
+        own = held_by_adapters(self._policy)
+        self._start |= {
             name: parameter.detach().clone()
-            for name, parameter in policy.named_parameters()
-            if parameter.requires_grad and id(parameter) not in own
+            for name, parameter in self._policy.named_parameters()
+            if parameter.requires_grad and id(parameter) not in own and name not in self._start
         }
 
     def __bool__(self) -> bool:

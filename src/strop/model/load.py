@@ -151,6 +151,16 @@ def load_tokenizer(source: Any, *, trust_remote_code: bool = False, **options: A
     return place.read(AutoTokenizer.from_pretrained, options)
 
 
+def weights_source(source: str | os.PathLike[str]) -> str:
+    """Where the weights of a hub id or folder are: of an adapter, those of its base model.
+
+    Raises:
+        SetupError: there is none, or the adapter does not name it.
+    """
+    place = _Place.of(source, "model")
+    return place.adapter_base() if place.adapter else place.name
+
+
 def apply_peft(model: nn.Module, peft_config: Any) -> Any:
     """Put a fresh adapter on a model and freeze everything else.
 

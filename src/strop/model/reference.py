@@ -130,6 +130,10 @@ class AdapterOff:
         """Whether it puts other weights in the place of trained ones."""
         return bool(self._kept)
 
+    def keep_start(self) -> None:
+        """Keep weights as they are that are trained since it was made."""
+        self._kept.take()
+
     @contextmanager
     def active(self, policy: nn.Module | None = None) -> Iterator[nn.Module]:
         with ExitStack() as stack:
@@ -170,6 +174,10 @@ class OtherAdapter:
     def keeps_weights(self) -> bool:
         """Whether it puts other weights in the place of trained ones."""
         return bool(self._kept)
+
+    def keep_start(self) -> None:
+        """Keep weights as they are that are trained since it was made."""
+        self._kept.take()
 
     @contextmanager
     def active(self, policy: nn.Module | None = None) -> Iterator[nn.Module]:

@@ -92,7 +92,8 @@ class TrainerConfig(TrainingArguments):
     kl_is_distance: ClassVar[bool] = True  # the metrics named "kl" say how far the policy is from its reference
     headline: ClassVar[tuple[str, ...]] = ()  # metrics that say whether it learns; the terminal shows them first
     quiet: ClassVar[bool] = False  # of an instance: nothing is said but warnings
-    given: ClassVar[frozenset[str]] = frozenset()  # of an instance: the settings that whoever made it named
+    given: ClassVar[frozenset[str]] = frozenset()  # of an instance: the settings that a script named, then or later
+    complete: ClassVar[bool] = False  # of an instance: whether it is made
     checkpointing_open: ClassVar[bool] = False  # of an instance: whether memory may decide on gradient_checkpointing
     aliases: ClassVar[dict[str, str]] = {
         "max_seq_length": "max_length",
@@ -209,6 +210,19 @@ class TrainerConfig(TrainingArguments):
     num_completions_to_print: Annotated[int, Range(min=0)] | None = None
     """Completions shown in the terminal at a time. None: 4."""
 
+    def __new__(cls, *args: Any, **kwargs: Any) -> Self:
+        """Note what is named, in the arguments of a plain dataclass made of this one too."""
+        made = super().__new__(cls)
+        positions = [f.name for f in dataclasses.fields(cls) if f.init]
+        names = {cls.aliases.get(name, name) for name in kwargs}
+        made.__dict__["given"] = frozenset(positions[: len(args)]) | names
+        return made
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        super().__setattr__(name, value)
+        if vars(self).get("complete"):  # a script writes a setting later: it is named, as if it had been given
+            self.__dict__["given"] = self.given | {name}
+
     def __post_init__(self) -> None:
         take_launched_precision(self)
         problems = validate(self)
@@ -240,6 +254,7 @@ class TrainerConfig(TrainingArguments):
                 super().__post_init__()
         except Exception as error:  # whatever the parent's own checks raise
             raise ConfigError(f"{type(self).__name__}: {error}") from None
+        self.__dict__["complete"] = True
 
     @classmethod
     def from_recipe(cls, name: str, **given: Any) -> Self:

@@ -74,7 +74,6 @@ def _friendly_init(cls: type) -> Callable[..., None]:
     @functools.wraps(generated)
     def __init__(self: object, *args: Any, **kwargs: Any) -> None:
         keywords = resolve_keywords(cls, kwargs)
-        self.given = frozenset(keywords)  # type: ignore[attr-defined]
         generated(self, *args, **keywords)
 
     return __init__
