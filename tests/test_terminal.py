@@ -73,6 +73,7 @@ def test_errors_and_pages_of_the_command_line_fit(narrow: None, capsys: pytest.C
         ["completion", "--help"],
         ["run", "--help"],
         ["check", "--help"],
+        ["vllm-serve", "--help"],
     ]
     for argv in asked:
         main(argv)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import atexit
 import gc
 import importlib
+import io
 import logging
 import os
 import sys
@@ -49,22 +50,31 @@ def main(argv: list[str] | None = None) -> int:
     try:
         status = answer(argv)
         sys.stdout.flush()
+    except BrokenPipeError:  # `strop ... | head`: whoever reads has enough
+        go_silent()
+        return 1
     except OSError as error:
-        if not refuses(sys.stdout):
+        if error.filename is not None or not refuses(sys.stdout):
             raise
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is left would be tried again at the end
-        if not isinstance(error, BrokenPipeError):  # `strop ... | head`: whoever reads has enough
-            complain(
-                f"strop: standard output cannot be written: {error.strerror}. Make room there, or print elsewhere."
-            )
+        go_silent()
+        why = f"standard output cannot be written: {error.strerror}"
+        complain(f"strop: {why}. Make room there, or print elsewhere.")
         return 1
     return status
 
 
+def go_silent() -> None:
+    """What is printed from here on goes nowhere: what is left in the buffer would be tried again at the end."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
 def refuses(stream: Any) -> bool:
-    """Whether an output takes no more of what it was given."""
+    """Whether an output takes nothing: tried with the end of a line, as what it refused may be gone from its buffer."""
     try:
         stream.flush()
+        os.write(stream.fileno(), b"\n")
+    except io.UnsupportedOperation:  # it is no file
+        return False
     except OSError:
         return True
     return False

@@ -14,6 +14,7 @@ from typing import Any
 
 from strop.cli.flags import Flag, fit, helped
 from strop.errors import ConfigError, SetupError
+from strop.terminal import in_width
 
 FLAGS = (
     Flag("model", str, help="Model: hub id or folder; the base model where the policy is an adapter. Required."),
@@ -30,7 +31,7 @@ SET_HERE = {
 
 def run(argv: list[str]) -> int:
     if helped(argv, "strop vllm-serve: a vLLM server for online trainers", FLAGS):
-        print("Further flags (--dtype, --max-model-len, --tensor-parallel-size, ...) go to vLLM as they are.")
+        print(in_width("Further flags (--dtype, --max-model-len, --tensor-parallel-size, ...) go to vLLM as they are."))
         return 0
     command, settings = server_command(argv)
     if importlib.util.find_spec("vllm") is None:

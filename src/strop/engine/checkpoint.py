@@ -155,7 +155,7 @@ def find_checkpoint(resume: str | bool, output_dir: str, run: dict[str, Any], sa
         if folder is None:
             raise CheckpointError(
                 f"There is no complete checkpoint in {output_dir} to resume from. "
-                "Start without resume_from_checkpoint, or give the folder of a checkpoint."
+                "Start without resume_from_checkpoint (--resume), or give the folder of a checkpoint."
             )
     else:
         folder = Path(str(resume))
