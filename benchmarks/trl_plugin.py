@@ -67,6 +67,12 @@ alias.look_up = look_up
 alias.serve_trl()
 
 
+@pytest.fixture
+def lazy_shared_datadir(request: pytest.FixtureRequest) -> Path:
+    """The folder `data` beside a test file, which pytest-datadir would copy."""
+    return request.path.parent / "data"
+
+
 @pytest.hookimpl(hookwrapper=True)
 def pytest_runtest_call(item: pytest.Item) -> Iterator[None]:
     """A test that hangs fails."""

@@ -201,4 +201,21 @@ MUTATIONS = (
         ),
         tests=("tests/engine/test_adapter_rate.py::test_an_adapter_has_a_rate_of_its_own_where_none_was_given",),
     ),
+    Mutation(
+        name="a-plain-dataclass-forgets-what-was-given",
+        promises=(3,),
+        history="A config that a script derived by a plain @dataclass noted nothing as given, so that an adapter was "
+        "trained at ten times the learning rate that was written.",
+        edits=(Edit("settings/schema.py", "instance.given = frozenset(keywords)", "instance.given = frozenset()"),),
+        tests=("tests/settings/test_plain_subclass.py::test_a_learning_rate_that_was_given_is_kept_with_an_adapter",),
+    ),
+    Mutation(
+        name="settings-beside-plain-arguments-are-dropped",
+        promises=(3,),
+        history="What a trainer was given beside plain TrainingArguments (max_seq_length=512) had no effect.",
+        edits=(
+            Edit("engine/arguments.py", "return config_class(**values, **settings)", "return config_class(**values)"),
+        ),
+        tests=("tests/scripts/test_earlier_settings.py::test_an_sft_script_of_the_year_2023",),
+    ),
 )

@@ -26,16 +26,23 @@ def __getattr__(name: str) -> Any:
         return getattr(importlib.import_module(BY_CLASS[name].module), name)
     if name in SCRIPT_NAMES:
         return getattr(importlib.import_module(SCRIPT_NAMES[name]), name)
+    problem = _problem_of(name)
+    # `from strop import x` asks twice, first through the import system, and says nothing of an AttributeError.
+    if problem and not name.startswith("_"):
+        from strop.scripts.missing_names import asked_by_import, missing
+
+        if asked_by_import(inspect.currentframe()):
+            raise missing(name, "strop", _problem_of)
+    raise AttributeError(problem or name)
+
+
+def _problem_of(name: str) -> str:
+    """What to use in place of a name that is not here; empty for one that is."""
     from strop.errors import did_you_mean
 
-    message = instead_of(name) or f"module 'strop' has no attribute '{name}'.{did_you_mean(name, __all__)}"
-    # `from strop import x` asks twice, first through the import system, and says nothing of an AttributeError.
-    frame = inspect.currentframe()
-    asker = frame.f_back.f_code.co_name if frame is not None and frame.f_back is not None else ""
-    asked_by_import = asker == "_handle_fromlist" and not name.startswith("_")
-    if asked_by_import and find_spec(f"strop.{name}") is None:
-        raise ImportError(message, name="strop")
-    raise AttributeError(message)
+    if name in __all__ or find_spec(f"strop.{name}") is not None:
+        return ""
+    return instead_of(name) or f"module 'strop' has no attribute '{name}'.{did_you_mean(name, __all__)}"
 
 
 def __dir__() -> list[str]:

@@ -66,6 +66,10 @@ class RolloutError(StropError, RuntimeError):
     """A rollout engine stalled, answered wrongly or died."""
 
 
+class MissingNameError(StropError, ImportError):
+    """A script imports a name that is not here: the message says what to use, for all such names of the file."""
+
+
 SPOKEN = {
     "lr": "learning_rate",
     "batch_size": "per_device_train_batch_size",

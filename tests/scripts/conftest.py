@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from strop.scripts.alias import Asked, serve_trl
 from strop.testing.tiny import tiny_model
 from strop.testing.tokenizers import toy_tokenizer
 
@@ -57,3 +59,14 @@ def run_script(models: dict[str, str], tmp_path: Path, monkeypatch: pytest.Monke
         return scope
 
     return run
+
+
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> Iterator[Asked]:
+    """strop under the name `trl`, for one test."""
+    before = dict(sys.modules)
+    monkeypatch.setattr(sys, "meta_path", [*sys.meta_path])
+    yield serve_trl()
+    for name in [name for name in sys.modules if name == "trl" or name.startswith("trl.")]:
+        del sys.modules[name]
+    sys.modules.update({name: module for name, module in before.items() if name.split(".")[0] == "trl"})

@@ -6,7 +6,6 @@ import json
 import pickle
 import subprocess
 import sys
-from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -19,21 +18,10 @@ from strop.cli import main
 from strop.cli.run import take_processes
 from strop.errors import ConfigError
 from strop.methods.registry import METHODS
-from strop.scripts.alias import VERSION, Asked, Finder, serve_trl
+from strop.scripts.alias import VERSION, Asked, Finder
 from strop.scripts.differences import DEFAULTS, EVERY, NAMES, acts, differing_settings
 from strop.scripts.page import page
 from strop.scripts.run import closing_note, in_its_place, run_script
-
-
-@pytest.fixture
-def asked(monkeypatch: pytest.MonkeyPatch) -> Iterator[Asked]:
-    """strop under the name `trl`, for one test."""
-    before = dict(sys.modules)
-    monkeypatch.setattr(sys, "meta_path", [*sys.meta_path])
-    yield serve_trl()
-    for name in [name for name in sys.modules if name == "trl" or name.startswith("trl.")]:
-        del sys.modules[name]
-    sys.modules.update({name: module for name, module in before.items() if name.split(".")[0] == "trl"})
 
 
 def took(code: str) -> dict[str, Any]:
@@ -152,7 +140,7 @@ def test_a_process_that_a_script_starts_anew_finds_strop_too(
 ) -> None:
     monkeypatch.setattr(sys, "meta_path", [finder for finder in sys.meta_path if not isinstance(finder, Finder)])
     monkeypatch.delitem(sys.modules, "trl", raising=False)
-    with in_its_place(tmp_path / "script.py", []):  # multiprocessing hands on the path
+    with in_its_place(tmp_path / "script.py", tmp_path, []):  # multiprocessing hands on the path
         scope = took("from trl import DPOTrainer\nfrom trl.experimental.gkd import GKDConfig\nimport trl")
     assert scope["DPOTrainer"] is strop.DPOTrainer and scope["trl"].__version__ == VERSION
 

@@ -9,8 +9,10 @@ from strop.errors import ConfigError
 from strop.terminal import in_width
 
 USAGE = """usage: strop run [--processes N] SCRIPT [ARGUMENTS ...]
+       strop run [--processes N] -m MODULE [ARGUMENTS ...]
 
 Run a script that imports trl, unedited, with strop in its place. Everything after SCRIPT goes to the script.
+With -m it is a module, as for python -m: its imports may be relative.
 
   --processes N   start N processes that train together (torchrun on this machine)
 
@@ -28,9 +30,14 @@ def run(argv: list[str]) -> int:
     if processes > 1:
         command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
         return subprocess.run([*command, "-m", "strop", "run", *words], check=False).returncode
-    from strop.scripts.run import run_script
+    from strop.scripts.run import run_module, run_script
 
-    run_script(words[0], words[1:])
+    if words[0] == "-m":
+        if len(words) == 1:
+            raise ConfigError("strop run -m needs a module: strop run -m PACKAGE.MODULE [ARGUMENTS].")
+        run_module(words[1], words[2:])
+    else:
+        run_script(words[0], words[1:])
     return 0
 
 

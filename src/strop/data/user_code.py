@@ -20,17 +20,49 @@ COLLATED = ("input_ids", "labels", "attention_mask", "completion_mask", "assista
 
 
 def formatted(source: Any, function: Callable[[Row], Any], field: str) -> Rows | RowStream:
-    """Rows with a text column made by the user's function, one string per row."""
+    """Rows with a text column made by the user's function, one string per row.
+
+    A function for batches, which is given a list for every column and returns a list of strings, is recognised at the
+    first row that it cannot make a string of, and is given batches of one row from there on.
+    """
+    batched = False
 
     def text_of(number: int, row: Row) -> Row:
-        text = function(row)
-        if not isinstance(text, str):
-            raise DataError(
-                f"formatting_func returned {type(text).__name__} for row {number}; it must return one string for a row."
-            )
-        return {field: text}
+        nonlocal batched
+        if not batched:
+            try:
+                text = function(row)
+            except Exception as error:  # of the user's code, or of a function for batches
+                text = error
+            if isinstance(text, str):
+                return {field: text}
+            if (alone := _of_batch(function, row)) is None:
+                raise _not_a_text(number, text) from (text if isinstance(text, Exception) else None)
+            batched = True
+            return {field: alone}
+        if (alone := _of_batch(function, row)) is None:
+            raise _not_a_text(number, "another number of texts")
+        return {field: alone}
 
     return _made(source, text_of)
+
+
+def _of_batch(function: Callable[[Row], Any], row: Row) -> str | None:
+    """The text of a row from a function for batches; None if it is none."""
+    try:
+        texts = function({name: [value] for name, value in row.items()})
+    except Exception:  # of the user's code, which is for rows then
+        return None
+    return texts[0] if isinstance(texts, list) and len(texts) == 1 and isinstance(texts[0], str) else None
+
+
+def _not_a_text(number: int, got: Any) -> DataError:
+    what = f"raised {type(got).__name__} for row {number}: {first_line(got)}" if isinstance(got, Exception) else ""
+    what = what or f"returned {got if isinstance(got, str) else type(got).__name__} for row {number};"
+    return DataError(
+        f"formatting_func {what} It is given a row and must return one string, or a batch of rows (a list for every "
+        "column) and return a list with a string for each."
+    )
 
 
 def collated(source: Any, collator: Callable[[list[Any]], Mapping[str, Any]]) -> Rows | RowStream:

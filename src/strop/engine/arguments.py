@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 from transformers import TrainingArguments
@@ -28,9 +30,14 @@ REMOVED_KEYWORDS = {
 }
 
 
-def resolve_arguments(trainer: str, extra: dict[str, Any], **known: Any) -> dict[str, Any]:
-    """Take in aliases of constructor arguments; refuse the rest with the nearest name."""
-    problems = []
+def resolve_arguments(trainer_class: Any, args: Any, extra: dict[str, Any], **known: Any) -> tuple[dict[str, Any], Any]:
+    """Take in aliases of constructor arguments, and find the config; refuse the rest with the nearest name.
+
+    Settings that trainers of earlier releases took themselves (`max_seq_length=512`) are taken where `args` is no
+    config of the method, whose own setting they would contradict.
+    """
+    trainer, config_class = trainer_class.__name__, trainer_class.config_class
+    problems, settings = [], {}
     for name, value in extra.items():
         if name in KEYWORD_ALIASES:
             if known.get(KEYWORD_ALIASES[name]) is not None:
@@ -39,25 +46,37 @@ def resolve_arguments(trainer: str, extra: dict[str, Any], **known: Any) -> dict
         elif name in REMOVED_KEYWORDS:
             if value is not None:
                 problems.append(f"{name} is not used. {REMOVED_KEYWORDS[name]}")
-        else:
+        elif not is_setting(config_class, name):
             problems.append(
                 f"{name} is not an argument of {trainer}.{did_you_mean(name, [*KEYWORDS, *KEYWORD_ALIASES])}"
             )
+        elif isinstance(args, config_class):
+            problems.append(f"{name} is a setting: args={config_class.__name__}({name}={value!r:.60}).")
+        else:
+            settings[name] = value
     if known.get("data_collator") is not None:
         problems.append("data_collator: rows become trees of tokens, which no collator can make. Remove it.")
     if problems:
         raise ConfigError.collect(f"{trainer} cannot be made from these arguments:", problems)
-    return known
+    return known, resolve_config(config_class, args, settings)
 
 
-def resolve_config(config_class: type[TrainerConfig], args: Any) -> Any:
-    """The method's config: as given, the default, or made from plain `TrainingArguments`."""
+def is_setting(config_class: type[TrainerConfig], name: str) -> bool:
+    """Whether the config knows a name: a field, another name of one, or what is answered by a sentence."""
+    fields = {f.name for f in dataclasses.fields(config_class) if f.init}
+    return name in fields or name in config_class.aliases or name in config_class.removed
+
+
+def resolve_config(
+    config_class: type[TrainerConfig], args: Any, settings: Mapping[str, Any] = MappingProxyType({})
+) -> Any:
+    """The method's config: as given; or the default or plain `TrainingArguments`, with `settings` beside."""
     if args is None:
-        return config_class()
+        return config_class(**settings)
     if isinstance(args, config_class):
         return args
     if isinstance(args, TrainingArguments) and not isinstance(args, TrainerConfig):
-        return config_from_plain(config_class, args)
+        return config_from_plain(config_class, args, settings)
     raise ConfigError(f"args is a {type(args).__name__}; this trainer needs a {config_class.__name__}.")
 
 
@@ -85,15 +104,16 @@ def adapter_learning_rate(args: TrainerConfig, model: Any) -> str:
     )
 
 
-def config_from_plain(config_class: type[TrainerConfig], args: TrainingArguments) -> Any:
-    """The method's config from plain `TrainingArguments`, all of whose values count as given: an instance does not tell
-    which of them were written. Where one is transformers' default, and not the method's, a line says so."""
+def config_from_plain(config_class: type[TrainerConfig], args: TrainingArguments, settings: Mapping[str, Any]) -> Any:
+    """The method's config from plain `TrainingArguments`, all of whose values count as given (an instance does not tell
+    which of them were written), and from `settings` that were given beside them. Where a value is
+    transformers' default, and not the method's, a line says so."""
     theirs = {f.name: f for f in dataclasses.fields(TrainingArguments) if f.init}
     own = {f.name: default_of(f) for f in dataclasses.fields(config_class)}
     values = {
         name: getattr(args, name)
         for name, f in theirs.items()
-        if name not in config_class.unused or getattr(args, name) != default_of(f)
+        if name not in settings and (name not in config_class.unused or getattr(args, name) != default_of(f))
     }
     differ = [
         f"{name}={value!r} ({config_class.__name__}: {own[name]!r})"
@@ -102,4 +122,4 @@ def config_from_plain(config_class: type[TrainerConfig], args: TrainingArguments
     ]
     if differ and args.process_index == 0:
         print(f"TrainingArguments: all values count as given, so {', '.join(differ)}", flush=True)
-    return config_class(**values)
+    return config_class(**values, **settings)

@@ -30,11 +30,17 @@ class ScriptSeams(NoDeadOverrides):
     state: Any
     reports: Any
     router_coef: float
+    processing_class: Any
 
     @property
     def aux_loss_enabled(self) -> bool:
         """Whether the load of a router's experts is balanced, by a term of the loss."""
         return self.router_coef > 0
+
+    @property
+    def tokenizer(self) -> Any:
+        """The tokenizer, by its name of earlier releases."""
+        return self.processing_class
 
     @property
     def ref_model(self) -> Any:

@@ -20,7 +20,7 @@ from strop.data import DataReport
 from strop.disk import refusals_named
 from strop.engine import rows
 from strop.engine.adalora import AllocateRanks, allocation, take_back_allocation
-from strop.engine.arguments import adapter_learning_rate, resolve_arguments, resolve_config
+from strop.engine.arguments import adapter_learning_rate, resolve_arguments
 from strop.engine.checkpoint import (
     check_whole,
     draft,
@@ -98,10 +98,10 @@ class BaseTrainer(ScriptSeams, StepTrainer):
         given: Mapping[str, Any] | None = None,
         **aliases: Any,
     ) -> None:
-        named = resolve_arguments(
-            type(self).__name__, aliases, processing_class=processing_class, data_collator=data_collator
+        named, args = resolve_arguments(
+            type(self), args, aliases, processing_class=processing_class, data_collator=data_collator
         )
-        args, given = resolve_config(self.config_class, args), given or {}
+        given = given or {}
         if args.should_save:
             with refusals_named(Path(str(args.output_dir))):
                 Path(str(args.output_dir)).mkdir(parents=True, exist_ok=True)

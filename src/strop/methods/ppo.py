@@ -41,6 +41,7 @@ from strop.online.sampled_distribution import changes_distribution, rescore
 from strop.online.sampler_check import sampler_gap
 from strop.online.trainer import OnlineTrainer
 from strop.records import Batch, Example, Extreme, LossOutput, Mean, Sampled, Scores, StepContext, Term, Want
+from strop.settings import earlier
 from strop.settings.off_policy import OffPolicyConfig
 from strop.settings.schema import Range, config
 from strop.watch.samples import show_samples
@@ -51,24 +52,9 @@ class PPOConfig(OffPolicyConfig):
     """Settings of `PPOTrainer`."""
 
     headline: ClassVar[tuple[str, ...]] = ("reward", "objective/kl")
-    aliases: ClassVar[dict[str, str]] = {
-        **OffPolicyConfig.aliases,
-        "num_ppo_epochs": "num_iterations",
-        "gamma_": "gamma",
-    }
-    removed: ClassVar[dict[str, str]] = {
-        **OffPolicyConfig.removed,
-        "local_rollout_forward_batch_size": "Use per_device_train_batch_size, or max_tokens_per_micro_batch.",
-        "num_sample_generations": "Completions are in samples.jsonl; log_completions=True shows them.",
-        "stop_token": "Completions end at the tokenizer's and the model's own end tokens; else use stop or "
-        "stop_token_ids.",
-    }
-    neutral: ClassVar[dict[str, tuple[Any, ...]]] = {
-        **OffPolicyConfig.neutral,
-        "local_rollout_forward_batch_size": (64,),
-        "num_sample_generations": (10,),
-        "stop_token": ("eos",),
-    }
+    aliases: ClassVar[dict[str, str]] = {**OffPolicyConfig.aliases, **earlier.PPO_ALIASES}
+    removed: ClassVar[dict[str, str]] = {**OffPolicyConfig.removed, **earlier.PPO_REMOVED}
+    neutral: ClassVar[dict[str, tuple[Any, ...]]] = {**OffPolicyConfig.neutral, **earlier.PPO_NEUTRAL}
     unused: ClassVar[dict[str, str]] = {
         **OffPolicyConfig.unused,
         "advantage_level": "The critic gives each token an advantage of its own; remove it.",

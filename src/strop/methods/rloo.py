@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 
@@ -23,6 +23,7 @@ from strop.online.groups import Group
 from strop.online.pieces import one_each, trajectory_of
 from strop.online.turn_credit import turns_of
 from strop.records import Batch, LossOutput, Scores, StepContext, Term, Want
+from strop.settings import earlier
 from strop.settings.off_policy import PolicyGradientConfig
 from strop.settings.schema import Range, config
 
@@ -30,6 +31,10 @@ from strop.settings.schema import Range, config
 @config
 class RLOOConfig(PolicyGradientConfig):
     """Settings of `RLOOTrainer`."""
+
+    aliases: ClassVar[dict[str, str]] = {**PolicyGradientConfig.aliases, **earlier.RLOO_ALIASES}
+    removed: ClassVar[dict[str, str]] = {**PolicyGradientConfig.removed, **earlier.RLOO_REMOVED}
+    neutral: ClassVar[dict[str, tuple[Any, ...]]] = {**PolicyGradientConfig.neutral, **earlier.RLOO_NEUTRAL}
 
     disable_dropout: bool = False
     """Set every dropout of the model to 0."""

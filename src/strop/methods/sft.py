@@ -31,7 +31,15 @@ class SFTConfig(TrainerConfig):
         "dataset_batch_size": "Rows are tokenised one by one, when they are needed; remove it.",
         "num_of_sequences": "Packs are cut by `max_length`; remove it.",
         "chars_per_token": "Packs are cut by `max_length`; remove it.",
-        "dataset_kwargs": "Rows that are tokenised already are recognised by their columns; remove it.",
+        "dataset_kwargs": "Rows that are tokenised already are recognised by their columns; conversations get the "
+        "special tokens of their template alone, texts those of the tokenizer; remove it.",
+        "infinite": "Set max_steps.",
+    }
+    neutral: ClassVar[dict[str, tuple[Any, ...]]] = {
+        **TrainerConfig.neutral,
+        "dataset_batch_size": (1000,),
+        "num_of_sequences": (1024,),
+        "chars_per_token": (3.6,),
     }
     needs: ClassVar[dict[str, Needs]] = {
         **TrainerConfig.needs,

@@ -10,7 +10,7 @@ progress.py      a live table of a run
 completions.py   callbacks that sample from the model at evaluation
 averaging.py     callback that averages the weights
 distillation.py  DistillationTrainer: GKD with the student's own completions
-trl_defaults.py  defaults of TRL's configs, where they differ from ours
+missing_names.py names that a script takes and that are not here, all in one error
 differences.py   what behaves differently from TRL, name by name and setting by setting
 behaviours.py    what trainers do otherwise, with the tests of TRL's that show it
 alias.py         `trl`, served by strop, in one process

@@ -7,6 +7,7 @@ one that strop has not is an ImportError that says what to use, at the line that
 from __future__ import annotations
 
 import importlib
+import inspect
 import sys
 from collections.abc import Sequence
 from functools import partial
@@ -22,6 +23,8 @@ import strop
 import strop.losses
 import strop.rewards
 from strop.errors import did_you_mean
+from strop.methods.registry import METHODS
+from strop.scripts.missing_names import asked_by_import, missing
 from strop.scripts.names import instead_of
 from strop.settings.config import TrainerConfig
 
@@ -34,10 +37,14 @@ SIMPLE_CHAT_TEMPLATE = (
 )
 OWN: dict[str, Any] = {"__version__": VERSION, "SIMPLE_CHAT_TEMPLATE": SIMPLE_CHAT_TEMPLATE}
 """Constants that scripts read."""
-RENAMED = {"disable_dropout_in_model": ("strop.model", "disable_dropout")}
+RENAMED = {
+    "disable_dropout_in_model": ("strop.model", "disable_dropout"),
+    "set_seed": ("transformers", "set_seed"),
+}
 MODULES = (
     "chat_template_utils", "commands", "core", "data_utils", "environment", "experimental", "extras", "import_utils",
     "judges", "models", "rewards", "scripts", "trainer", "utils",
+    *(f"{method.module.rsplit('.', 1)[1]}_{part}" for method in METHODS for part in ("trainer", "config")),
 )  # fmt: skip
 """Modules of TRL that scripts import as names of their package."""
 
@@ -76,7 +83,12 @@ class ServedModule(ModuleType):
             return sys.modules[f"{self.__name__}.{name}"]
         if name in MODULES:
             raise AttributeError(name)  # so that the import system looks for the module
-        value = look_up(name)
+        try:
+            value = look_up(name)
+        except ImportError as error:
+            if asked_by_import(inspect.currentframe()):
+                raise missing(name, "trl", problem_of) from None
+            raise AttributeError(str(error)) from None  # so that `hasattr` can answer
         if isinstance(value, type) and issubclass(value, TrainerConfig):
             value = self.asked.recording(value)
         self.asked.names[name] = None
@@ -102,6 +114,16 @@ def look_up(name: str) -> Any:
             return getattr(place, name)
     known = [*strop.__all__, *strop.rewards.__all__]
     raise ImportError(instead_of(name) or f"strop has no '{name}', which TRL may have had.{did_you_mean(name, known)}")
+
+
+def problem_of(name: str) -> str:
+    """What to use in place of a name that `look_up` does not find; empty for one that it does."""
+    if name not in MODULES:
+        try:
+            look_up(name)
+        except ImportError as error:
+            return str(error)
+    return ""
 
 
 def is_installed(package: str, min_version: str | None = None) -> bool:

@@ -5,7 +5,7 @@ python -m strop.scripts.page > docs/moving-from-trl.md
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from strop.engine.overrides import HOOKS
@@ -27,10 +27,15 @@ Or change nothing:
 
     strop run script.py --model_name_or_path Qwen/Qwen3-0.6B --dataset_name trl-lib/ultrafeedback_binarized
     strop run --processes 8 script.py ...
+    strop run -m package.train ...
 
 `strop run` serves every `trl` import of that process from strop, whatever module path it names (`trl.trainer.utils`,
 `trl.experimental.gkd`, `trl.scripts`, `trl.rewards` ...), and says at the end which names and defaults the script met
-that behave differently. Plain `TrainingArguments` work in every trainer; all their values count as given.
+that behave differently. In a notebook the first cell is `from strop.scripts.alias import serve_trl; serve_trl()`.
+
+Plain `TrainingArguments` work in every trainer; all their values count as given. What
+trainers of earlier releases took themselves (`SFTTrainer(..., max_seq_length=512, packing=True)`,
+`DPOTrainer(..., beta=0.1)`) is taken beside them, or beside no `args`; beside a config of strop it belongs into that.
 
 Differences that change numbers of a loss are in [design.md](design.md)."""
 
@@ -49,14 +54,13 @@ def page() -> str:
         "TRL's place (`python -m benchmarks.trl_tests CHECKOUT`).\n\n"
         + table(("here", "why"), ((b.what, b.why) for b in BEHAVIOURS)),
         "## Names beside trainers and configs\n\n" + ", ".join(f"`{name}`" for name in sorted(SCRIPT_NAMES)) + ".",
-        "## Names without a namesake\n\n"
-        + table(("name", "instead"), ((f"`{name}`", text) for name, text in sorted(ELSEWHERE.items()))),
+        "## Names without a namesake\n\n" + table(("name", "instead"), by_text(ELSEWHERE)),
         "## Settings that strop does without\n\n"
         "With TRL's default, or nothing, they are passed over; any other value is an error that says the same.\n\n"
         + table(("setting", "configs", "instead"), settings()),
         "## Methods that no subclass can override\n\n"
         "Nothing would call them, so the class is refused when it is made.\n\n"
-        + table(("method", "override"), ((f"`{name}`", text) for name, text in sorted(HOOKS.items()))),
+        + table(("method", "override"), by_text(HOOKS)),
     ]
     return "\n\n".join(sections) + "\n"
 
@@ -69,6 +73,14 @@ def settings() -> Iterator[tuple[str, ...]]:
             found.setdefault((name, text), []).append(method.prefix)
     for (name, text), prefixes in sorted(found.items()):
         yield f"`{name}`", "all" if len(prefixes) == len(METHODS) else ", ".join(prefixes), text
+
+
+def by_text(texts: Mapping[str, str]) -> list[tuple[str, str]]:
+    """Rows of a table: all names of one text, and the text."""
+    names: dict[str, list[str]] = {}
+    for name in sorted(texts):
+        names.setdefault(texts[name], []).append(f"`{name}`")
+    return [(", ".join(same), text) for text, same in names.items()]
 
 
 def table(head: tuple[str, ...], rows: Iterable[tuple[Any, ...]]) -> str:

@@ -45,7 +45,9 @@ class SettingsParser(HfArgumentParser):
         actions = {action.dest: action for action in self._actions}
         for alias, target in kind.aliases.items():
             if like := actions.get(target):
-                self._add_hidden(f"--{alias}", dest=target, type=like.type, nargs=like.nargs, choices=like.choices)
+                self._add_hidden(
+                    f"--{alias}", dest=target, type=like.type, nargs=like.nargs, const=like.const, choices=like.choices
+                )
         for name in TRUE_ELSEWHERE:
             self._add_hidden(f"--no_{name}", dest=name, action="store_false")
         for name in kind.removed:
@@ -72,6 +74,22 @@ class SettingsParser(HfArgumentParser):
                 output.trust_remote_code = any(getattr(other, "trust_remote_code", False) for other in outputs)
             kept.append(output)
         return tuple(kept)
+
+    def parse_dict(self, args: dict[str, Any], allow_extra_keys: bool = False) -> tuple[Any, ...]:
+        """One instance of each dataclass from a mapping, a YAML or a JSON file, with every name that a config takes."""
+        known: dict[type, set[str]] = {
+            kind: {f.name for f in dataclasses.fields(kind) if f.init}
+            | {*getattr(kind, "aliases", {}), *getattr(kind, "removed", {}), *getattr(kind, "holders", {})}
+            for kind in self.dataclass_types
+        }
+        unknown = sorted(name for name in args if not any(name in names for names in known.values()))
+        if unknown and not allow_extra_keys:
+            every = set().union(*known.values())
+            raise ConfigError.collect(
+                "Settings that no config of this script has:",
+                [f"{name}={args[name]!r:.60}.{did_you_mean(name, every)}" for name in unknown],
+            )
+        return tuple(kind(**{name: args[name] for name in args if name in names}) for kind, names in known.items())
 
 
 class TrlParser(SettingsParser):

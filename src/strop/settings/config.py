@@ -16,9 +16,10 @@ from strop.collectives import meet
 from strop.errors import ConfigError, did_you_mean
 from strop.plain_text import masked
 from strop.recipes import find_recipe
+from strop.settings import earlier
 from strop.settings.devices import device_problems, take_launched_precision, whole_float32_products
 from strop.settings.prerequisites import Needs, default_of, unmet
-from strop.settings.schema import Range, config, validate
+from strop.settings.schema import FriendlyKeywords, Range, config, validate
 
 Layout = Literal["auto", "tree", "packed", "padded"]
 
@@ -86,7 +87,7 @@ def unknown_trackers(report_to: Any) -> list[str]:
 
 
 @config
-class TrainerConfig(TrainingArguments):
+class TrainerConfig(TrainingArguments, metaclass=FriendlyKeywords):
     """Settings shared by every trainer. Everything of `transformers.TrainingArguments` is accepted as well."""
 
     kl_is_distance: ClassVar[bool] = True  # the metrics named "kl" say how far the policy is from its reference
@@ -95,32 +96,10 @@ class TrainerConfig(TrainingArguments):
     given: ClassVar[frozenset[str]] = frozenset()  # of an instance: the settings that a script named, then or later
     complete: ClassVar[bool] = False  # of an instance: whether it is made
     checkpointing_open: ClassVar[bool] = False  # of an instance: whether memory may decide on gradient_checkpointing
-    aliases: ClassVar[dict[str, str]] = {
-        "max_seq_length": "max_length",
-        "evaluation_strategy": "eval_strategy",
-        "warmup_ratio": "warmup_steps",
-    }
-    removed: ClassVar[dict[str, str]] = {
-        "use_liger_loss": "strop's own head has bounded memory in forward and backward; remove it.",
-        "use_liger_kernel_loss": "strop's own head has bounded memory in forward and backward; remove it.",
-        "pad_to_multiple_of": "No padding is computed; remove it.",
-        "padding_value": "No padding token is ever compared or computed; remove it.",
-        "label_pad_token_id": "Masks come from lengths, never from ids; remove it.",
-        "is_encoder_decoder": "strop trains decoder-only models; remove it.",
-        "ref_model_init_kwargs": "The reference is the starting model; load another one yourself and pass ref_model=.",
-        "use_logits_to_keep": "The head sees scored positions only; remove it.",
-        "force_use_ref_model": "The reference is the starting model, by construction; remove it.",
-        "model_adapter_name": "The active adapter is trained: model.set_adapter(name) chooses it.",
-        "ref_adapter_name": "This method compares with no reference; remove it.",
-        "base_model_attribute_name": "The base of an adapter is found by itself; remove it.",
-        "group_by_length": "No padding is computed that it could save; remove it.",
-        "save_safetensors": "Weights are saved as safetensors always; remove it.",
-        "include_tokens_per_second": "tokens per second are logged always; remove it.",
-    }
+    aliases: ClassVar[dict[str, str]] = earlier.ALIASES
+    removed: ClassVar[dict[str, str]] = earlier.REMOVED
     neutral: ClassVar[dict[str, tuple[Any, ...]]] = {
-        "pad_to_multiple_of": ("auto",),
-        "label_pad_token_id": (-100,),
-        "save_safetensors": (True,),
+        **earlier.NEUTRAL,
         "remove_unused_columns": (True,),
         "dataloader_pin_memory": (True,),
         "do_train": (True,),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, ClassVar, Literal
 
+from strop.settings import earlier
 from strop.settings.config import ReferenceConfig
 from strop.settings.prerequisites import ABOVE_ZERO, Needs
 from strop.settings.schema import OneOrMore, Range, config
@@ -15,8 +16,12 @@ IN_GENERATION_KWARGS = (
     "temperature", "top_p", "top_k", "min_p", "repetition_penalty", "max_new_tokens", "stop_strings", "eos_token_id",
 )  # fmt: skip
 """What `generation_kwargs` may hold: the settings that the samplers here have, under the names of `generate`."""
-AS_IT_IS = {"do_sample": True, "num_beams": 1, "use_cache": True}
-"""What it may hold besides: what happens anyway."""
+AS_IT_IS: dict[str, tuple[Any, ...]] = {
+    "do_sample": (True,), "num_beams": (1,), "num_return_sequences": (1,), "use_cache": (True,), "min_length": (0, -1),
+    "min_new_tokens": (0, None), "no_repeat_ngram_size": (0,), "length_penalty": (1.0,), "typical_p": (1.0,),
+    "pad_token_id": (), "bos_token_id": (),
+}  # fmt: skip
+"""What it may hold besides: values of what happens anyway, or any where none is named."""
 
 
 @config
@@ -30,20 +35,11 @@ class OnlineConfig(ReferenceConfig):
 
     aliases: ClassVar[dict[str, str]] = {
         **ReferenceConfig.aliases,
-        "num_samples": "num_generations",
-        "rloo_k": "num_generations",
-        "kl_coef": "beta",
-        "max_new_tokens": "max_completion_length",
-        "response_length": "max_completion_length",
-        "vllm_timeout": "vllm_server_timeout",
-        "gpu_memory_utilization": "vllm_gpu_memory_utilization",
-        "wandb_log_unique_prompts": "log_unique_prompts",
-        "stop_strings": "stop",
-        "eos_token_id": "stop_token_ids",
-        "stop_token_id": "stop_token_ids",
+        **earlier.ONLINE_ALIASES,
     }
     removed: ClassVar[dict[str, str]] = {
         **ReferenceConfig.removed,
+        **earlier.ONLINE_REMOVED,
         "generation_kwargs": "It may hold " + ", ".join(IN_GENERATION_KWARGS) + ": what changes the sampled "
         "distribution must change the trainer's too.",
         "vllm_guided_decoding_regex": "A pattern forced on the sampler is not in the trainer's log-probs; reward the "
@@ -66,13 +62,14 @@ class OnlineConfig(ReferenceConfig):
     }
     neutral: ClassVar[dict[str, tuple[Any, ...]]] = {
         **ReferenceConfig.neutral,
+        **earlier.ONLINE_NEUTRAL,
         "ds3_gather_for_generation": (True,),
         "log_multimodal": (True,),
         "vllm_tensor_parallel_size": (1,),
         "vllm_group_port": (51216,),
     }
     holders: ClassVar[dict[str, tuple[str, ...]]] = {"generation_kwargs": IN_GENERATION_KWARGS}
-    held_anyway: ClassVar[dict[str, Any]] = AS_IT_IS
+    held_anyway: ClassVar[dict[str, tuple[Any, ...]]] = AS_IT_IS
     overlapping: ClassVar[tuple[str, ...]] = ("max_staleness",)
     """Settings by which sampling goes on while the policy learns."""
 

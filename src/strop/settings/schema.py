@@ -79,6 +79,23 @@ def _friendly_init(cls: type) -> Callable[..., None]:
     return __init__
 
 
+class FriendlyKeywords(type):
+    """Metaclass of configs: what `config` gives a class, a plain `@dataclass` made from it has too.
+
+    Such a class has an `__init__` of its own, which knows no other names, and would not note what it was given.
+    """
+
+    def __call__(cls, *args: Any, **kwargs: Any) -> Any:
+        plain = "__dataclass_params__" in vars(cls) and not hasattr(cls.__init__, "__wrapped__")
+        if not plain:
+            return super().__call__(*args, **kwargs)
+        keywords = resolve_keywords(cls, kwargs)
+        instance = cls.__new__(cls)  # type: ignore[call-overload]  # of a class, which mypy takes for a metaclass
+        instance.given = frozenset(keywords)
+        instance.__init__(*args, **keywords)
+        return instance
+
+
 def resolve_keywords(cls: type, kwargs: dict[str, Any]) -> dict[str, Any]:
     """Keyword arguments with aliases replaced by field names; all unknown ones are reported together."""
     aliases: dict[str, str] = getattr(cls, "aliases", {})
@@ -108,11 +125,12 @@ def spread(cls: type, kwargs: dict[str, Any]) -> dict[str, Any]:
     """Keywords with those that hold others (`generation_kwargs`) replaced by what they hold, which wins."""
     holders: dict[str, tuple[str, ...]] = getattr(cls, "holders", {})
     aliases: dict[str, str] = getattr(cls, "aliases", {})
-    anyway: dict[str, Any] = getattr(cls, "held_anyway", {})
+    anyway: dict[str, tuple[Any, ...]] = getattr(cls, "held_anyway", {})
     for holder, names in holders.items():
         if not isinstance(inside := kwargs.get(holder), dict):
             continue
-        inside = {name: value for name, value in inside.items() if name not in anyway or value != anyway[name]}
+        idle = {n for n, value in inside.items() if n in anyway and (not anyway[n] or value in anyway[n])}
+        inside = {name: value for name, value in inside.items() if name not in idle}
         if set(inside) <= {*names}:
             held: dict[str, Any] = {aliases.get(str(name), str(name)): value for name, value in inside.items()}
             others = {name: v for name, v in kwargs.items() if name != holder and aliases.get(name, name) not in held}
