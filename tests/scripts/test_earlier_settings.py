@@ -43,6 +43,7 @@ def test_every_earlier_name_means_a_setting_or_says_what_to_do(method: Any) -> N
 @pytest.mark.parametrize(
     ("name", "old", "new"),
     [
+        ("PPOConfig", {"local_rollout_forward_batch_size": 1}, {"max_slots": 1}),
         (
             "SFTConfig",
             {"no_cuda": True, "per_gpu_train_batch_size": 3},
@@ -97,6 +98,7 @@ def test_an_sft_script_of_the_year_2023(models: dict[str, str], capsys: pytest.C
     assert args.neftune_noise_alpha == 5.0
     assert max(map(len, trainer.train_dataset["input_ids"])) == 6
     assert trainer.tokenizer is trainer.processing_class
+    assert repr(trainer.train_dataset).startswith("PackedDataset(columns=['input_ids'")
     trainer.train()
 
 

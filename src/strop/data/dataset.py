@@ -96,6 +96,9 @@ class ExampleDataset(Sequence[Example]):
         for start in range(0, len(self), BLOCK):
             yield from self.__getitems__(range(start, min(start + BLOCK, len(self))))
 
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}(columns={self.column_names}, rows={len(self)})"
+
     @property
     def column_names(self) -> list[str]:
         """The columns under which a prepared row can be looked at: `dataset[0]["input_ids"]`."""

@@ -99,6 +99,9 @@ class PackedDataset(Sequence[Pack]):
             return [pack[index] for pack in self]
         return Pack(take_piece(self.examples[tree], start, stop) for tree, start, stop, _ in self.packs[index])
 
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}(columns={self.column_names}, rows={len(self)})"
+
     @property
     def column_names(self) -> list[str]:
         """The columns under which all packs can be looked at: `packs["input_ids"]`."""

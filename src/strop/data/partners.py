@@ -55,6 +55,9 @@ class MismatchedDataset(Sequence[Example]):
     def __getitem__(self, index: int | str) -> Any:  # type: ignore[override]
         return self.__getitems__([index])[0] if isinstance(index, int) else [tree[index] for tree in self]
 
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}(columns={self.column_names}, rows={len(self)})"
+
     @property
     def column_names(self) -> list[str]:
         """The columns under which a prepared row can be looked at."""

@@ -109,9 +109,9 @@ PPO_ALIASES: dict[str, str] = {
     "ppo_epochs": "num_iterations",
     "init_kl_coef": "beta",
     "gamma_": "gamma",
+    "local_rollout_forward_batch_size": "max_slots",
 }
 PPO_REMOVED: dict[str, str] = {
-    "local_rollout_forward_batch_size": "Use per_device_train_batch_size, or max_tokens_per_micro_batch.",
     "num_sample_generations": "Completions are in samples.jsonl; log_completions=True shows them.",
     "stop_token": "Completions end at the tokenizer's and the model's own end tokens; else use stop or stop_token_ids.",
     "batch_size": _ROUND,
@@ -127,12 +127,15 @@ PPO_REMOVED: dict[str, str] = {
     "optimize_cuda_cache": "Memory is planned from the rows; remove it.",
 }
 PPO_NEUTRAL: dict[str, tuple[Any, ...]] = {
-    "local_rollout_forward_batch_size": (64,),
     "num_sample_generations": (10,),
     "stop_token": ("eos",),
 }
 
-RLOO_ALIASES: dict[str, str] = {"num_ppo_epochs": "num_iterations", "cliprange": "epsilon"}
+RLOO_ALIASES: dict[str, str] = {
+    "num_ppo_epochs": "num_iterations",
+    "cliprange": "epsilon",
+    "local_rollout_forward_batch_size": "max_slots",
+}
 RLOO_REMOVED: dict[str, str] = {
     **{name: PPO_REMOVED[name] for name in PPO_NEUTRAL},
     "num_mini_batches": "Use steps_per_generation: micro-batches that one round of completions is learned from in.",
