@@ -1,11 +1,13 @@
-"""GRPO with a judge that takes its time, in strict order and with `max_staleness`, in turns.
+"""GRPO with a judge, or a tool, that takes its time, in strict order and with `max_staleness`, in turns.
 
     python -m benchmarks.overlap --windows 1 --turns 2 --steps 80 --seeds 0 1 2
+    python -m benchmarks.overlap --tool --seeds 0 1 2
 
 The judge sleeps as a call over the network waits, by default as long as sampling and learning take together, which is
-measured first without it: there one window ahead can at best halve the time. The first two steps of a turn are not
-counted: they start the process that samples, and fill the queue. Every seed is trained in both orders, and the reward
-of its last steps is reported too, since a faster run that learns less is none.
+measured first without it: there one window ahead can at best halve the time. A tool is asked twice in
+every conversation, and waits so that conversations take as long as learning, where they are quicker without it. The
+first two steps of a turn are not counted: they start the process that samples, and fill the queue. Every seed is
+trained in both orders, and the reward of its last steps is reported too, since a faster run that learns less is none.
 """
 
 from __future__ import annotations
@@ -42,17 +44,36 @@ def judge(seconds: float) -> Callable[..., list[float]]:
     return waits
 
 
+def waiting_tool(seconds: float) -> type:
+    """Environments that answer each of two turns after a wait, and reward it by its share of letters."""
+
+    class Waits:
+        def reset(self, **row: Any) -> None:
+            self.turns = 0
+
+        def step(self, text: str) -> tuple[str, float, bool]:
+            time.sleep(seconds / 2)
+            self.turns += 1
+            return "go on", letters_reward([text])[0] / 2, self.turns == 2
+
+    return Waits
+
+
 def one_turn(windows: int, seconds: float, seed: int, options: argparse.Namespace) -> dict[str, float]:
     """Train, and say how long a step took, what it waited for, and which reward was reached."""
-    tokenizer = toy_tokenizer("plain")
+    tokenizer = toy_tokenizer("chatml" if options.tool else "plain")
+    rows, given = rows_for("grpo", 4 * options.prompts, seed), {"reward_funcs": judge(seconds)}
+    if options.tool:
+        rows = [{"prompt": [{"role": "user", "content": row["prompt"]}]} for row in rows]
+        given = {"reward_funcs": None, "environment_factory": waiting_tool(seconds)}
     size = {"hidden_size": options.hidden, "intermediate_size": 2 * options.hidden, "num_hidden_layers": options.layers}
     model = tiny_model("llama", dtype=torch.float32, seed=seed, vocab_size=len(tokenizer), **size)
     corrected = {"vllm_importance_sampling_mode": options.correction} if windows else {}
     clock = Clock()
     with tempfile.TemporaryDirectory() as folder:
         trainer = make_trainer(
-            "grpo", folder, rows=rows_for("grpo", 4 * options.prompts, seed), model=model, tokenizer=tokenizer,
-            trainer={"reward_funcs": judge(seconds)}, max_steps=options.steps, seed=seed, rehearsal=False,
+            "grpo", folder, rows=rows, model=model, tokenizer=tokenizer, trainer=given, max_steps=options.steps,
+            seed=seed, rehearsal=False,
             num_generations=options.generations, max_completion_length=options.completion,
             per_device_train_batch_size=options.prompts * options.generations, max_staleness=windows,
             learning_rate=options.learning_rate, **corrected,
@@ -78,7 +99,10 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     """All turns, strict and ahead one after the other, and the ratio of their times."""
     seconds = options.judge
     if seconds is None:
-        seconds = one_turn(0, 0.0, options.seeds[0], options)["step_seconds"]
+        alone = one_turn(0, 0.0, options.seeds[0], options)
+        seconds, sampling = alone["step_seconds"], alone["sampling_wait"]
+        if options.tool:
+            seconds = max(seconds - 2 * sampling, sampling)
     turns = []
     for number in range(options.turns * len(options.seeds)):
         for windows in (0, options.windows):
@@ -108,7 +132,8 @@ def main() -> None:
     for name, default in numbers.items():
         parser.add_argument(f"--{name}", type=int, default=default)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--judge", type=float, help="seconds of a judgement; default: as sampling and learning take")
+    parser.add_argument("--judge", type=float, help="seconds of the wait; default: as above")
+    parser.add_argument("--tool", action="store_true", help="a tool waits, not the judge")
     parser.add_argument("--learning-rate", type=float, default=3e-3)
     parser.add_argument("--correction", default="token_truncate", help="vllm_importance_sampling_mode")
     parser.add_argument("--output", type=Path)

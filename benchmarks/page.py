@@ -40,7 +40,7 @@ SCRIPTS = """
 | `benchmarks/online.py` | whole steps of GRPO, RLOO, PPO, OnlineDPO, XPO, Nash-MD, GKD, sampling included |
 | `benchmarks/shared.py` | a step with common beginnings of rows computed once, and without |
 | `benchmarks/profile.py` | the parts of one step, by torch's profiler |
-| `benchmarks/overlap.py` | GRPO with a slow judge, in strict order and sampling ahead |
+| `benchmarks/overlap.py` | GRPO with a slow judge, or a slow tool, in strict order and sampling ahead |
 | `benchmarks/gpu.py` | on a card, in one call: steps of SFT, DPO and GRPO, sampling, memory ([what](gpu.md)) |
 | `benchmarks/slow_environments.py` | environments that wait, one after the other and side by side |
 | `benchmarks/rollout.py` | sampling alone: the native engine against `generate`, the path that TRL takes without vLLM |

@@ -129,6 +129,8 @@ PROMISES: tuple[Promise, ...] = (
             "tests/engine/test_resume.py",
             "tests/engine/test_resume_processes.py",
             "tests/engine/test_resume_ranks.py",
+            "tests/online/test_conversations_ahead.py",
+            "tests/online/test_refill_ahead.py",
             "tests/online/test_ahead.py",
             "tests/online/test_ahead_methods.py",
             "tests/methods/test_ppo.py",
@@ -248,6 +250,7 @@ PROMISES: tuple[Promise, ...] = (
         "Equal weights give ratio 1 under temperature, top-k, top-p, min-p and repetition penalty.",
         (
             "tests/online/test_sampled_distribution.py",
+            "tests/online/test_conversations_ahead.py",
             "tests/online/test_ahead.py",
             "tests/online/test_ahead_methods.py",
             "tests/online/test_ahead_by_hand.py",
@@ -405,6 +408,7 @@ PROMISES: tuple[Promise, ...] = (
         (
             "tests/agents",
             "tests/online/test_forks.py",
+            "tests/online/test_conversations_ahead.py",
             "tests/online/test_turn_credit.py",
             "tests/online/test_agent_program.py",
             "tests/rollout/test_vllm_training.py",

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from proof.mutation import Edit, Mutation
 
+CONVERSATIONS = "tests/online/test_conversations_ahead.py"
+
 MUTATIONS = (
     Mutation(
         name="sampler-logps-of-the-raw-softmax",
@@ -330,6 +332,52 @@ MUTATIONS = (
             ),
         ),
         tests=("tests/online/test_ahead_methods.py::test_every_tree_carries_the_weights_that_wrote_it",),
+    ),
+    Mutation(
+        name="environments-played-again-before-they-are-rewarded",
+        promises=(15, 28),
+        history="The next round ahead resets the environments that the rewards of this one are about to look at.",
+        edits=(
+            Edit(
+                "agents/environments.py",
+                "        self._set = 1 - self._set\n        if (kept := self._kept[self._set]) is not None:\n",
+                "        if (kept := None) is not None:\n",
+            ),
+        ),
+        tests=(f"{CONVERSATIONS}::test_rewards_see_the_environments_that_their_completions_had",),
+    ),
+    Mutation(
+        name="rollout-function-samples-from-weights-that-move",
+        promises=(15,),
+        history="A rollout function beside the optimizer is given the model, and samples from half of a step.",
+        edits=(
+            Edit(
+                "online/ahead.py",
+                "return engine, TrainerMeanwhile(self.trainer, engine)",
+                "return engine, self.trainer",
+            ),
+        ),
+        tests=(f"{CONVERSATIONS}::test_what_learns_meanwhile_is_not_shown_to_a_rollout_function",),
+    ),
+    Mutation(
+        name="conversations-ahead-saved-without-their-masks",
+        promises=(6,),
+        history="A round ahead of conversations came back from a checkpoint with what tools said as the model's own words.",
+        edits=(Edit("online/kept_groups.py", '"finish_reasons", "loss_mask", ', '"finish_reasons", '),),
+        tests=(f"{CONVERSATIONS}::test_a_run_that_is_gone_on_with_has_the_conversations_that_were_held_ahead",),
+    ),
+    Mutation(
+        name="further-prompts-drawn-by-the-place-of-their-round",
+        promises=(6,),
+        history="Rounds that dynamic sampling takes beside the first one do not count: later ones repeat random numbers.",
+        edits=(
+            Edit(
+                "online/ahead.py",
+                "waiting.moment = first if before is None else before.moment + before.moments",
+                "pass",
+            ),
+        ),
+        tests=("tests/online/test_refill_ahead.py::test_where_weights_do_not_move_it_draws_what_strict_order_draws",),
     ),
     Mutation(
         name="adapters-merged-for-every-sync",

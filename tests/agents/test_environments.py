@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import threading
 import time
+from concurrent.futures import Future
 
 import pytest
 
@@ -180,3 +181,54 @@ def test_a_process_of_its_own_is_killed_when_it_hangs():
 
     with pytest.raises(SetupError, match="environment_isolation"):
         Environments(Local, isolated=True).take([{}])
+
+
+def test_those_that_hang_cost_one_wait_when_they_are_closed_and_have_no_reward(monkeypatch):
+    gate = threading.Event()
+
+    class Stuck(Counter):
+        def increment(self, by: int) -> int:
+            """Add to the count.
+
+            Args:
+                by: How much.
+            """
+            gate.wait(20)
+            return by
+
+        def close(self):
+            gate.wait(20)
+
+    environments = Environments(Stuck, seconds=0.05)
+    slots = environments.take([{}] * 8)
+    (kind,) = environments.kinds.values()
+    environments.ask([(slot, "reset", (), {"start": 3}) for slot in slots])
+    given = [slot.environment for slot in slots]
+    assert isinstance(environments.ask([(slots[0], "increment", (), {"by": 1})])[0], Hung)
+    assert EnvironmentReward(environments, kind)(environments=given) == [None, *[3.0] * 7]
+    monkeypatch.setattr("strop.agents.environments.CLOSING_SECONDS", 0.5)
+    began = time.monotonic()
+    environments.close()
+    assert time.monotonic() - began < 0.5 * 7, "they were waited for one after the other"
+    (answer,) = environments.ask([(slots[1], "reset", (), {})])
+    assert isinstance(answer, RuntimeError) and "was closed" in str(answer)
+    gate.set()
+
+
+def test_two_sets_are_lent_in_turn_and_not_before_they_are_given_back():
+    environments = Environments(Counter)
+    first, second = Future(), Future()
+    sets = []
+    for until in (first, second):
+        environments.lend()
+        sets.append(environments.take([{}, {}]))
+        environments.keep(until)
+    assert not {*sets[0]} & {*sets[1]}
+    lent = threading.Event()
+    threading.Thread(target=lambda: (environments.lend(), lent.set()), daemon=True).start()
+    assert not lent.wait(0.1)
+    first.set_result(None)
+    assert lent.wait(20) and environments.take([{}, {}]) == sets[0]
+    second.cancel()
+    environments.lend()
+    assert environments.take([{}, {}]) == sets[1]

@@ -116,7 +116,7 @@ def test_a_part_of_a_call_draws_what_the_whole_call_draws():
     [
         {"scale_rewards": "batch"}, {"top_entropy_quantile": 0.5}, {"use_adaptive_entropy": True},
         {"multi_objective_aggregation": "normalize_then_sum"}, {"entropy_coef": 0.1}, {"num_iterations": 2},
-        {"steps_per_generation": 2}, {"max_staleness": 1},
+        {"steps_per_generation": 2}, {"max_staleness": 1}, {"dynamic_sampling": True},
     ],
     ids=str,
 )  # fmt: skip

@@ -189,12 +189,6 @@ def test_two_ranks_credit_turns_as_one_does(tmp_path):
             assert all(torch.allclose(a, b, atol=1e-12) for a, b in zip(end, rank[verb][1], strict=True)), verb
 
 
-@pytest.mark.parametrize("overlap", [{"max_staleness": 1}, {"stream_prompts": 1}])
-def test_turns_are_sampled_in_strict_order(overlap, tmp_path):
-    with pytest.raises(ConfigError, match=r"(?s)cannot be used here:.*tools, environments and a rollout_func run in"):
-        build(tmp_path, "grpo", environment_factory=Steps, **overlap)
-
-
 @pytest.mark.parametrize(
     "given", [[1.0], [1.0, float("nan")], [1.0, "a"], 2.0, "ab", [1.0, None], torch.ones(3), {0: 1.0, 1: 2.0}]
 )

@@ -16,7 +16,7 @@ from torch import nn
 from strop.errors import DataError, RolloutError, SetupError
 from strop.model import make_reference
 from strop.rollout import SamplingParams
-from strop.rollout.generator import Mixture
+from strop.rollout.generator import Mixture, keeping
 from strop.rollout.native import NativeGenerator
 from strop.rollout.own_process import ProcessGenerator, Sampler, trained_weights
 from strop.testing.tiny import tiny_model
@@ -88,6 +88,22 @@ def test_a_reference_inside_the_policy_goes_with_it() -> None:
     move(policy)
     sampler.load(trained_weights(policy))
     assert sampler.generate(PROMPTS, 2, SAMPLING, 1.0) == alone != sampler.generate(PROMPTS, 2, SAMPLING)
+
+
+def test_keys_are_kept_for_the_turns_of_a_conversation_until_weights_change(
+    policy: nn.Module, engine: ProcessGenerator
+) -> None:
+    here = NativeGenerator(policy)
+    engine.sync(policy)
+    with keeping(engine), keeping(here):
+        first = engine.generate(PROMPTS, 1, SAMPLING)
+        longer = [prompt + said[0] + [9] for prompt, said in zip(PROMPTS, first.completions, strict=True)]
+        assert here.generate(PROMPTS, 1, SAMPLING) == first
+        second = engine.generate(longer, 1, SAMPLING)
+        assert second == here.generate(longer, 1, SAMPLING) and second.prefilled < sum(map(len, longer))
+        engine.sync(policy)
+        assert engine.generate(longer, 1, SAMPLING).prefilled == sum(map(len, longer))
+    assert engine.generate(longer, 1, SAMPLING).prefilled == sum(map(len, longer))
 
 
 def test_errors_cross_the_border_with_their_names(policy: nn.Module, engine: ProcessGenerator) -> None:

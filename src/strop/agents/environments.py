@@ -7,10 +7,15 @@ done)` where the turn has a reward of its own, which is then in the place of the
 
 Each slot calls its environment in a thread of its own, always the same one (a connection may belong to its thread), so
 that the environments of a batch answer side by side. One that does not answer in time is abandoned with its thread.
+
+Where a round of sampling begins before the one before it is rewarded, rounds take two sets of environments in turn
+(`lend`): rewards look at those that a completion really had.
 """
 
 from __future__ import annotations
 
+import concurrent.futures
+import contextlib
 import inspect
 import time
 import weakref
@@ -20,12 +25,14 @@ from typing import Any
 from strop.agents.left_behind import LeftBehind
 from strop.agents.slots import Hung, ProcessSlot, Slot, ThreadSlot
 from strop.agents.tools import describe_tool
-from strop.errors import ConfigError, did_you_mean
+from strop.errors import ConfigError, RolloutError, StropError, did_you_mean
 from strop.records import Row
 
 COLUMN = "environment"
 """Where there are several environments, the column that names a row's own."""
 RESERVED = ("reset", "step", "get_reward", "close")
+CLOSING_SECONDS = 5.0
+"""How long all environments together may take to close."""
 
 
 class EnvironmentKind:
@@ -100,7 +107,9 @@ class Environments:
             raise ConfigError("environment_factory is an empty dictionary; give at least one environment.")
         self.seconds, self.isolated = seconds, isolated
         self.kinds: dict[Any, EnvironmentKind] = {}
-        self._pool: dict[Any, list[Slot]] = {}
+        self._pool: dict[tuple[int, Any], list[Slot]] = {}  # by set and kind
+        self._set = 0
+        self._kept: list[concurrent.futures.Future[Any] | None] = [None, None]  # until when each set is looked at
         self.left_behind = LeftBehind()
         weakref.finalize(self, _leave, self._pool)  # nobody asks them any more: no thread waits for a call
         for name, make in factories.items():
@@ -108,7 +117,7 @@ class Environments:
                 raise ConfigError(f"environment_factory: {make!r} cannot be called; give a class or a function.")
             slot = ThreadSlot(make)
             self.kinds[name] = EnvironmentKind(name, make, slot.environment)
-            self._pool[name] = [slot]
+            self._pool[0, name] = [slot]
         if isolated:
             self.close()
 
@@ -137,7 +146,7 @@ class Environments:
         slots = []
         for row in rows:
             kind = self.kind_of(row)
-            pool = self._pool.setdefault(kind.name, [])
+            pool = self._pool.setdefault((self._set, kind.name), [])
             place = taken.setdefault(kind.name, 0)
             taken[kind.name] += 1
             if place == len(pool):
@@ -148,7 +157,27 @@ class Environments:
         return slots
 
     def _make(self, kind: EnvironmentKind) -> Slot:
-        return ProcessSlot(kind.factory) if self.isolated else ThreadSlot(kind.factory)
+        try:
+            return ProcessSlot(kind.factory) if self.isolated else ThreadSlot(kind.factory)
+        except StropError:
+            raise
+        except Exception as error:
+            raise RolloutError(
+                f"Another environment {kind.title} could not be made: {type(error).__name__}: {error}. The first one "
+                "could; is its server still there, and does it take so many at a time?"
+            ) from error
+
+    def lend(self) -> None:
+        """Let the calls of `take` that follow have the other set, once nobody looks at that any more."""
+        self._set = 1 - self._set
+        if (kept := self._kept[self._set]) is not None:
+            with contextlib.suppress(concurrent.futures.CancelledError):
+                kept.exception()
+        self._kept[self._set] = None
+
+    def keep(self, until: concurrent.futures.Future[Any]) -> None:
+        """Do not lend the environments that are lent now again before `until` is done."""
+        self._kept[self._set] = until
 
     def ask(self, work: Sequence[tuple[Slot, str, tuple[Any, ...], Mapping[str, Any]]]) -> list[Any]:
         """Call methods of several environments side by side; results in order, an exception where one was raised.
@@ -169,15 +198,19 @@ class Environments:
 
     def slot_of(self, environment: Any) -> Slot | None:
         """The slot that an environment lives in."""
-        slots = (slot for pool in self._pool.values() for slot in pool)
-        return next((slot for slot in slots if slot.environment is environment), None)
+        pools = list(self._pool.values())  # another thread may add to it meanwhile
+        return next((slot for pool in pools for slot in list(pool) if slot.environment is environment), None)
 
     def close(self) -> None:
-        """Close every environment; slots are made anew when they are asked for."""
-        for pool in self._pool.values():
-            for slot in pool:
-                slot.close()
-            pool.clear()
+        """Close every environment, all at once; slots are made anew when they are asked for."""
+        slots = [slot for pool in self._pool.values() for slot in pool if not slot.lost]
+        asked = [(slot, slot.call("close")) for slot in slots]
+        began = time.monotonic()
+        for slot, answer in asked:
+            slot.wait(answer, max(0.0, CLOSING_SECONDS - (time.monotonic() - began)))
+            slot.abandon()
+        self._pool.clear()
+        self._kept = [None, None]
 
 
 def _leave(pool: Mapping[Any, list[Slot]]) -> None:
@@ -198,7 +231,8 @@ class EnvironmentReward:
 
     def __call__(self, environments: Sequence[Any], **kwargs: Any) -> list[float | None]:
         slots = [self._environments.slot_of(environment) for environment in environments]
-        own = [slot if slot is not None and slot.made_by is self._kind.factory else None for slot in slots]
+        known = (slot if slot is not None and not slot.lost else None for slot in slots)  # one that hung has no reward
+        own = [slot if slot is not None and slot.made_by is self._kind.factory else None for slot in known]
         if self._kind.rewards_steps and not self._kind.has_reward:
             return [None if slot is None else 0.0 for slot in own]
         if not self._kind.has_reward:

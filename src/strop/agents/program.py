@@ -17,7 +17,7 @@ from typing import Any
 
 from strop.agents.answers import Answers, nobody_waits
 from strop.agents.chat_api import Refused
-from strop.agents.chat_server import Call, ChatServer
+from strop.agents.chat_server import WATCH_SECONDS, Call, ChatServer
 from strop.agents.conversation import Conversation, PastTurns, TurnRecord
 from strop.agents.environments import Environments
 from strop.agents.left_behind import LeftBehind
@@ -169,7 +169,8 @@ class AgentTurns:
         of_rows = {name for prompt in prompts for name in prompt.extras.get("columns", {})}
         if taken := sorted(of_rows & set(self.program.columns)):
             raise RolloutError(f"columns={taken} of the AgentProgram are columns of the rows; choose other names.")
-        batch = AgentBatch(self, generator, [prompt for prompt in prompts for _ in range(n)], sampling)
+        numbered = replace(sampling, first_prompt=sampling.first_prompt * n)
+        batch = AgentBatch(self, generator, [prompt for prompt in prompts for _ in range(n)], numbered)
         everyone = batch.run()
         if batch.given_up or any(t.unseen for t in everyone):
             self.tell("unseen", "Warning: an agent's client closed the connection before the model had answered, as "
@@ -223,6 +224,7 @@ class AgentBatch:
         self.owner, self.program = owner, owner.program
         self.turns = owner.turns.within(getattr(generator, "context_tokens", None))
         self.generator, self.sampling = generator, sampling
+        self.check_wanted = getattr(generator, "check", None)  # of a run that may end meanwhile
         self.given_up = 0  # requests that were closed before the model was asked
         self.inbox: queue.SimpleQueue[Call | Ended] = queue.SimpleQueue()
         self.slots = [self._slot(number, example) for number, example in enumerate(examples)]
@@ -234,13 +236,15 @@ class AgentBatch:
         turns = self.turns
         recorded = Recorded(turns.template, turns.past, self.sampling.max_new_tokens, turns.positions, kwargs)
         most = self.program.most_calls
-        return Slot(number, example, recorded, Answers(recorded, number * most, most))
+        return Slot(number, example, recorded, Answers(recorded, self.sampling.number(number) * most, most))
 
     def run(self) -> list[Trajectory]:
         self.server = ChatServer(self.inbox)
         to_start = deque(self.slots)
         try:
             while to_start or self.running:
+                if self.check_wanted is not None:
+                    self.check_wanted()
                 while to_start and len(self.running) < (self.program.at_once or len(self.slots)):
                     self._start(to_start.popleft())
                 self._hear(self._patience())
@@ -272,7 +276,10 @@ class AgentBatch:
         waiting = {call.trajectory for call in self.calls}
         due = min((s.deadline for s in self.running.values() if s.number not in waiting), default=float("inf"))
         due = min(due, self._gathering_ends())
-        return None if due == float("inf") else max(due - time.monotonic(), 0.0)
+        seconds = None if due == float("inf") else max(due - time.monotonic(), 0.0)
+        if self.check_wanted is None:
+            return seconds
+        return WATCH_SECONDS if seconds is None else min(seconds, WATCH_SECONDS)
 
     def _gathering_ends(self) -> float:
         first = min((call.arrived for call in self.calls), default=float("inf"))

@@ -37,21 +37,25 @@ class Slot(Protocol):
 
     def abandon(self) -> None: ...
 
-    def close(self) -> None: ...
 
+class OneThread:
+    """A thread that answers calls in their order, until one hangs and is left behind with it."""
 
-class _Slot:
-    """What both kinds share: a thread that answers calls in their order."""
-
-    def __init__(self, factory: Callable[[], Any]) -> None:
-        self.made_by, self.lost = factory, False
+    def __init__(self, name: str) -> None:
+        self.lost = False
         self._work: queue.SimpleQueue[Any] = queue.SimpleQueue()
-        self.thread = threading.Thread(target=self._live, name="strop-environment", daemon=True)
+        self._giving = threading.RLock()  # a finalizer may come in between, in this thread
+        self.thread = threading.Thread(target=self._live, name=name, daemon=True)
         self.thread.start()
 
     def submit(self, work: Callable[[], Any]) -> concurrent.futures.Future[Any]:
+        """Call `work` after what was given before; where the thread was left behind, the answer is an error at once."""
         future: concurrent.futures.Future[Any] = concurrent.futures.Future()
-        self._work.put((work, future))
+        with self._giving:
+            if self.lost:
+                future.set_exception(RuntimeError("it was closed, or left behind when it did not answer"))
+            else:
+                self._work.put((work, future))
         return future
 
     def _live(self) -> None:
@@ -69,16 +73,18 @@ class _Slot:
         return error if error is not None else answer.result()
 
     def abandon(self) -> None:
-        """Leave a hanging call alone: a thread cannot be killed."""
-        self.lost = True
-        self._work.put(None)
+        """Leave a hanging call alone: a thread cannot be killed. What is asked from now on is an error at once."""
+        with self._giving:
+            self.lost = True
+            self._work.put(None)
 
 
-class ThreadSlot(_Slot):
+class ThreadSlot(OneThread):
     """An environment of this process. Raises what its factory raises."""
 
     def __init__(self, factory: Callable[[], Any]) -> None:
-        super().__init__(factory)
+        super().__init__("strop-environment")
+        self.made_by = factory
         self._loop: asyncio.AbstractEventLoop | None = None
         self.environment = self.submit(factory).result()
 
@@ -91,13 +97,8 @@ class ThreadSlot(_Slot):
         self._loop = self._loop or asyncio.new_event_loop()  # one for all calls: clients belong to a loop
         return self._loop.run_until_complete(_wait_for(result))
 
-    def close(self) -> None:
-        if not self.lost and callable(getattr(self.environment, "close", None)):
-            self.wait(self.call("close"), 5.0)
-        self.abandon()
 
-
-class ProcessSlot(_Slot):
+class ProcessSlot(OneThread):
     """An environment in a process of its own, which is killed when it hangs. `environment` reads its attributes.
 
     Raises:
@@ -116,7 +117,8 @@ class ProcessSlot(_Slot):
                 "define it in a module, or set environment_isolation=False."
             ) from None
         there.close()
-        super().__init__(factory)
+        super().__init__("strop-environment")
+        self.made_by = factory
         self.environment: Any = Remote(self)
         made = self.wait(self.submit(self._receive), None)
         if isinstance(made, BaseException):
@@ -150,11 +152,6 @@ class ProcessSlot(_Slot):
     def abandon(self) -> None:
         super().abandon()
         self._process.kill()
-
-    def close(self) -> None:
-        if not self.lost:
-            self.wait(self.call("close"), 5.0)
-        self.abandon()
 
 
 class Remote:

@@ -6,6 +6,7 @@ import asyncio
 import inspect
 import json
 import math
+import weakref
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -15,6 +16,7 @@ from typing import Any
 from strop.agents.call_formats import ToolCall
 from strop.agents.left_behind import LeftBehind
 from strop.agents.side_by_side import side_by_side
+from strop.agents.slots import Hung, OneThread
 from strop.errors import ConfigError, did_you_mean
 from strop.rewards.event_loop import run_in_loop
 from strop.rewards.time_limit import TimeLimit, call_with_limit
@@ -48,8 +50,8 @@ class Rewarded:
 class Tools:
     """Python functions with type hints and docstrings, by name; sync or async.
 
-    Sync ones are called in this thread one after the other, with the state that the script has, or side by side in
-    threads; async ones of all completions are awaited together.
+    Sync ones are called one after the other in this thread, with the state that the script has, or in one of their own
+    (`apart`), or side by side in threads; async ones of all completions are awaited together.
 
     Raises:
         ConfigError: two of one name, or a function that cannot be described (no docstring or type hints).
@@ -58,6 +60,8 @@ class Tools:
     def __init__(self, functions: Sequence[Callable[..., Any]] = ()) -> None:
         self.functions = {function.__name__: function for function in functions}
         self.left_behind = LeftBehind()
+        self.apart = False  # sync ones have a thread of their own, where no alarm interrupts this one
+        self._thread: OneThread | None = None
         problems = ["two tools have the same name; rename one."] if len(self.functions) < len(functions) else []
         self.schemas: list[dict[str, Any]] = []
         for name, function in self.functions.items():
@@ -93,6 +97,8 @@ class Tools:
                 waiting[index] = self.functions[call.name]
             elif at_once > 1:
                 plain.setdefault(None if whose is None else whose[index], []).append(index)
+            elif self.apart:
+                answers[index] = self._in_its_thread(self.functions[call.name], call.arguments, seconds)
             else:
                 answers[index] = call_tool(self.functions[call.name], call.arguments, seconds)
         if plain:
@@ -106,6 +112,22 @@ class Tools:
                 said = [no_answer(seconds)] * len(work)
             answers.update(zip(waiting, said, strict=True))
         return [answers[index] for index in range(len(calls))]
+
+    def _in_its_thread(
+        self, function: Callable[..., Any], arguments: Mapping[str, Any], seconds: float | None
+    ) -> Answer:
+        """What a function says in the one thread of all; where it hangs, the thread is left behind, and the next call
+        has another."""
+        if self._thread is None or self._thread.lost:
+            self._thread = OneThread("strop-tools")
+            weakref.finalize(self, self._thread.abandon)
+        answer = self._thread.wait(self._thread.submit(partial(_alone, function, arguments)), seconds)
+        if isinstance(answer, Hung):
+            self._thread.abandon()
+            self.left_behind.add(self._thread.thread)
+            return no_answer(seconds)
+        assert isinstance(answer, Answer)
+        return answer
 
     def _in_threads(
         self, calls: Sequence[ToolCall], chains: Sequence[list[int]], at_once: int, seconds: float | None

@@ -102,6 +102,7 @@ class Turns:
     ) -> list[list[Trajectory]]:
         """Sample `n` trajectories for each prompt, of at most `sampling.max_new_tokens` tokens, answers among them."""
         turns = self.within(getattr(generator, "context_tokens", None))
+        sampling = replace(sampling, first_prompt=sampling.first_prompt * n)  # numbers are those of completions here
         everyone = turns.begin([prompt for prompt in prompts for _ in range(n)])
         number = 0
         while active := [t for t in everyone if not t.done]:

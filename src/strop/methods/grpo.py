@@ -138,13 +138,10 @@ class GRPOConfig(PolicyGradientConfig):
             problems.append(str(error))
         return problems
 
-    def why_in_order(self) -> list[str]:
-        resampled = ["dynamic_sampling=True samples again when it has seen the rewards; remove it."]
-        return [*(resampled if self.dynamic_sampling else []), *super().why_in_order()]
-
     def looks_at_whole_step(self) -> dict[str, bool]:
         return {
             **super().looks_at_whole_step(),
+            "dynamic_sampling": self.dynamic_sampling,
             "scale_rewards='batch'": self.scale_rewards == "batch",
             "multi_objective_aggregation='normalize_then_sum'": self.multi_objective_aggregation
             != "sum_then_normalize",

@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Container, Iterator
 from typing import Any, ClassVar
 
 import torch
 
 from strop.device import Fetched
 from strop.engine.step import MicroBatch, token_field, token_lists, write_token_lists
-from strop.engine.windows import epoch_order
 from strop.errors import ConfigError
 from strop.losses import off_policy_mask, returns_by_turn, top_entropy_mask
 from strop.metric import CLIPPING, LOSS, REWARD, Entry
 from strop.online.groups import Group, groups_of_all_ranks
 from strop.online.in_parts import check_can_learn_in_parts, learn_in_parts
 from strop.online.pieces import trajectory_of
+from strop.online.refill import chosen, further_rows, window_of, with_further
 from strop.online.trainer import OnlineTrainer
 from strop.online.turn_credit import unrewarded, with_turns
-from strop.records import Batch, Example, LossOutput, Mean, Sampled, Scores, StepWork
+from strop.records import Batch, Example, LossOutput, Sampled, Scores, StepWork
 
 
 class PolicyGradientTrainer(OnlineTrainer):
@@ -116,23 +117,24 @@ class PolicyGradientTrainer(OnlineTrainer):
         """Groups to learn from: all, or with `dynamic_sampling` those whose rewards differ, refilled."""
         if not getattr(self.args, "dynamic_sampling", False):
             return groups
-        wanted, kept, used = len(groups), [g for g in groups if self.has_spread(g)], {g.example.row for g in groups}
-        drawn = len(groups)
-        for extra in range(self.args.max_resampling_rounds):
-            missing = wanted - len(kept)
-            if missing == 0:
-                break
-            seed = self.args.seed * 7919 + self.rounds * 31 + extra
-            order = epoch_order(len(self.train_dataset), seed=seed, epoch=self.args.process_index, shuffle=True)
-            rows = [i for i in order if i not in used][:missing] or order[:missing]
-            used |= set(rows)
-            fresh = self.rollout([self.train_dataset[i] for i in rows], self.group_size, training=True)
-            self.score_groups(fresh, "train")
+        if self.ahead is not None:  # further ones were drawn with them
+            return chosen(groups, self.has_spread)
+
+        def draw(rows: list[int]) -> list[Group]:
             self.rounds += 1
-            drawn += len(fresh)
-            kept += [group for group in fresh if self.has_spread(group)][:missing]
-        self._metrics["train"].add({"dynamic_sampling/kept_ratio": Mean(float(len(kept)), float(drawn))})
-        return kept or groups
+            fresh = self.rollout([self.train_dataset[row] for row in rows], self.group_size, training=True)
+            self.score_groups(fresh, "train")
+            return fresh
+
+        places = self.further_rows(window_of(self), {group.example.row for group in groups})
+        everyone, share = with_further(groups, self.has_spread, places, draw, self.args.max_resampling_rounds)
+        self._metrics["train"].add(share)
+        return chosen(everyone, self.has_spread)
+
+    def further_rows(self, window: int, used: Container[int]) -> Iterator[int]:
+        """Places of the rows that replace those of a window, whose numbers are `used`, where they teach nothing."""
+        seed = self.args.seed * 7919 + window
+        return further_rows(self.train_dataset, seed, self.args.process_index, used)
 
     def has_spread(self, group: Group) -> bool:
         """Whether the rewards of a group differ, or with credit by turn what was still to come at one of its turns."""

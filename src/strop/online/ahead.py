@@ -3,20 +3,24 @@
     window w arrives:   begin round w + max_staleness, with the weights as they are now
                         wait for round w, which was begun max_staleness windows ago, and learn from it
 
-One thread samples and one asks the rewards, each in the order of the rounds. All completions of a round come from one
-version of the weights, the number of optimizer steps that had been made, which every tree carries. Everything that
-looks at the policy (advantages, old log-probs, the loss) is done when the round is taken, in the training thread.
+One thread samples and one asks the rewards, each in the order of the rounds. All completions of a round, and all turns
+of its conversations, come from one version of the weights, the number of optimizer steps that had been made, which
+every tree carries: a round is sampled to its end before the weights of the next are taken. Everything that looks at
+the policy (advantages, old log-probs, the loss) is done when the round is taken, in the training thread.
 """
 
 from __future__ import annotations
 
 import copy
 import math
+import threading
+import time
 from collections import deque
-from collections.abc import Iterator, Sequence
-from concurrent.futures import Future
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, wait
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from accelerate.utils import DistributedType
@@ -26,16 +30,24 @@ from strop.engine.rows import flatten
 from strop.engine.windows import window_sampler
 from strop.errors import ConfigError, RolloutError
 from strop.online.groups import Group, prompt_of
-from strop.online.lane import Lane
+from strop.online.kept_groups import kept, taken_up
+from strop.online.lane import Lane, after
+from strop.online.meanwhile import TrainerMeanwhile
+from strop.online.refill import window_of, with_further
 from strop.online.sampling import Drawn, Load
 from strop.records import Example, Extreme, Mean
 from strop.rollout import SamplingParams
+from strop.rollout.wanted import WantedEngine
 
 if TYPE_CHECKING:
     from strop.online.trainer import OnlineTrainer
 
-KEPT = ("completions", "sampler_logps", "finish_reasons", "reward_names", "values", "rewards", "own", "version")
-"""Fields of a group that a checkpoint holds as they are."""
+ENDING_SECONDS = 2.0
+"""How long conversations that nobody waits for may take to stop; then they are left behind with their thread."""
+STOPPING_SECONDS = 60.0
+"""How long a run that is told to stop waits for conversations ahead, where no `stop_grace` says."""
+LOOKING_SECONDS = 0.5
+"""How often a checkpoint that waits for a round looks whether the run is told to stop."""
 
 
 @dataclass
@@ -47,6 +59,8 @@ class Round:
     prompts: list[Example]
     sampled: Future[list[Group]]
     rewarded: Future[dict[str, list[float]]]  # the metrics of sampling and rewards, as a `MetricLog` keeps them
+    moment: int  # of sampling, by which its random numbers are drawn; known when it is begun in its thread
+    moments: int = 1  # so many, with further prompts
 
 
 class RoundsAhead:
@@ -61,6 +75,8 @@ class RoundsAhead:
         self.trainer, self.windows = trainer, windows
         self.rounds: deque[Round] = deque()
         self.sampling, self.rewarding = Lane("strop-sampling"), Lane("strop-rewards")
+        self.ended = threading.Event()  # nobody waits for what was begun
+        self.refills = bool(getattr(trainer.args, "dynamic_sampling", False))
         self._sampled_once = False
 
     def take(self, prompts: Sequence[Example]) -> list[Group]:
@@ -86,7 +102,9 @@ class RoundsAhead:
                 f"Window {now} has the rows {[e.row for e in prompts]}, and completions were sampled ahead for "
                 f"{[e.row for e in first.prompts]}. Rows in an order of one's own need max_staleness=0."
             )
-        return self.finished(first)
+        groups = self.finished(first)
+        self.trainer.rounds += first.moments - 1
+        return groups
 
     def load_once(self, loads: dict[int, Load]) -> Load:
         """What hands the weights to the engine of the moment, unless one of `loads` does so already."""
@@ -118,7 +136,7 @@ class RoundsAhead:
     @property
     def window(self) -> int:
         """The window that is learned from, counted over all epochs."""
-        return int(self.trainer.state.global_step // self.trainer.sizes.steps)
+        return window_of(self.trainer)
 
     def prompts_of(self, number: int) -> list[Example]:
         """This rank's prompts of a window, counted over all epochs."""
@@ -131,8 +149,23 @@ class RoundsAhead:
         """Sample prompts of a window with the weights that `load` hands over, then ask the rewards; nothing is sampled
         for a round that learns from given completions, which has no `load`."""
         trainer, version, log = self.trainer, int(self.trainer.state.global_step), MetricLog()
-        draw = nothing_drawn if load is None else trainer.drawing(prompts, trainer.group_size, params, load)
         written = version if trainer.sampled_model is trainer.policy else None  # a teacher's are of no version
+        ask = self.asking(log)
+        sampled: Future[list[Group]] = Future()
+
+        def reward() -> dict[str, list[float]]:
+            if (groups := sampled.result()) and trainer.rewards is not None and not self.refills:
+                ask(groups)
+            return log.state()
+
+        rewarded = after(sampled, reward) if self.refills else self.rewarding(reward)
+        waiting = Round(number, version, prompts, sampled, rewarded, trainer.rounds + number - self.window)
+        if load is None:
+            draw = nothing_drawn
+        elif self.refills:
+            draw = self.refilling(waiting, load, ask, log)
+        else:
+            draw = trainer.drawing(prompts, trainer.group_size, params, load)
 
         def sample() -> list[Group]:
             groups: list[Group]
@@ -140,26 +173,90 @@ class RoundsAhead:
             log.add(counted)
             for group in groups:
                 group.version = written
+            self.lend_until(rewarded)
             return groups
 
-        sampled = self.sampling(sample)
+        self.sampling(sample, sampled)
         if load is not None and not self._sampled_once:
             sampled.result()  # an engine may hold its first answer against the policy, which must stand still
             self._sampled_once = True
-        state = copy.copy(trainer.state)
+        return waiting
+
+    def asking(self, log: MetricLog) -> Callable[[list[Group]], None]:
+        """What asks the rewards, which see the state of the run as it is now; their metrics go into `log`."""
+        trainer, state = self.trainer, copy.copy(self.trainer.state)
         state.log_history = list(state.log_history)
 
-        def reward() -> dict[str, list[float]]:
-            if (groups := sampled.result()) and trainer.rewards is not None:
-                log.add(trainer.ask(groups, state))
-            return log.state()
+        def ask(groups: list[Group]) -> None:
+            log.add(trainer.ask(groups, state))
 
-        return Round(number, version, prompts, sampled, self.rewarding(reward))
+        return ask
+
+    def refilling(
+        self, waiting: Round, load: Load, ask: Callable[[list[Group]], None], log: MetricLog
+    ) -> Callable[[], Drawn]:
+        """What samples a round, and further prompts with the same weights in place of those that teach nothing.
+
+        Their rows are looked up here, in the training thread; the moments of sampling follow those of the round before,
+        which are known when that has ended.
+        """
+        trainer: Any = self.trainer
+        most, first, wanted = trainer.args.max_resampling_rounds, trainer.rounds, self.wanted(trainer.generator)
+        before = self.rounds[-1] if self.rounds else None
+        following = trainer.further_rows(waiting.number, {prompt.row for prompt in waiting.prompts})
+        places = list(islice(following, most * len(waiting.prompts)))
+        spare = {place: trainer.train_dataset[place] for place in dict.fromkeys(places)}
+
+        def drawn(prompts: list[Example], moment: int, weights: Load) -> list[Group]:
+            wanted.check()
+            params = trainer.sampling(True, moment=moment)
+            groups: list[Group]
+            groups, counted = trainer.drawing(prompts, trainer.group_size, params, weights)()
+            log.add(counted)
+            if groups:
+                self.rewarding(partial(ask, groups)).result()
+            return groups
+
+        def further(rows: list[int]) -> list[Group]:
+            waiting.moments += 1
+            return drawn([spare[row] for row in rows], waiting.moment + waiting.moments - 1, already)
+
+        def refill() -> Drawn:
+            waiting.moment = first if before is None else before.moment + before.moments
+            groups = drawn(waiting.prompts, waiting.moment, load)
+            return with_further(groups, trainer.has_spread, iter(places), further, most)
+
+        return refill
+
+    # ---- conversations ----------------------------------------------------------------------------------------
+
+    def wanted(self, engine: Any) -> WantedEngine:
+        """The engine for rounds that are begun now: it samples no more once nobody waits for them."""
+        return WantedEngine(engine, self.ended)
+
+    def meanwhile(self) -> tuple[Any, Any]:
+        """The engine, and the trainer as it is shown, for rounds that are begun now."""
+        engine = self.wanted(self.trainer.generator)
+        return engine, TrainerMeanwhile(self.trainer, engine)
+
+    def lend(self) -> None:
+        """Let what is sampled now have environments that no completion without rewards has had."""
+        if (environments := self.trainer.given["environments"]) is not None:
+            environments.lend()
+
+    def lend_until(self, rewarded: Future[Any]) -> None:
+        """Keep the environments of what was just sampled until its rewards are known."""
+        if (environments := self.trainer.given["environments"]) is not None:
+            environments.keep(rewarded)
 
     def clear(self) -> None:
-        """Forget what was begun."""
+        """Forget what was begun, and stop the conversations that go on."""
+        self.ended.set()
+        self.ended = threading.Event()
         for lane in (self.sampling, self.rewarding):
             lane.clear()
+        if self.trainer.turns_wanted and not self.sampling.is_free(ENDING_SECONDS):
+            self.sampling, self.rewarding = Lane("strop-sampling"), Lane("strop-rewards")
         self.rounds.clear()
 
     # ---- what a checkpoint holds ------------------------------------------------------------------------------
@@ -170,29 +267,45 @@ class RoundsAhead:
 
     def _plain_rounds(self) -> Iterator[dict[str, Any]]:
         for waiting in self.rounds:
+            if not self.is_in_time(waiting.rewarded):
+                left = [other.number for other in self.rounds if other.number >= waiting.number]
+                self.trainer.say(
+                    f"The run is to stop, and the completions of windows {left} are not finished: they are left out of "
+                    "the checkpoint, and sampled by the run that goes on from it, from its weights."
+                )
+                return
             if waiting.rewarded.exception() is not None:  # it is raised when the run comes to it
                 return
-            groups = [
-                {**{name: getattr(group, name) for name in KEPT}, "notes": plain_notes(group)}
-                for group in waiting.sampled.result()
-            ]
-            places = {name: getattr(waiting, name) for name in ("number", "version")}
+            groups = [kept(group) for group in waiting.sampled.result()]
+            places = {name: getattr(waiting, name) for name in ("number", "version", "moment", "moments")}
             yield {**places, "groups": groups, "metrics": waiting.rewarded.result()}
+
+    def is_in_time(self, rewarded: Future[Any]) -> bool:
+        """Wait for a round; of a run that is told to stop no longer than it has."""
+        began: float | None = None
+        while not wait([rewarded], LOOKING_SECONDS).done:
+            if self.trainer.stop_signals.received is None:
+                continue
+            began = time.monotonic() if began is None else began
+            if (patience := patience_of(self.trainer)) is not None and time.monotonic() - began > patience:
+                return False
+        return True
 
     def load(self, state: Sequence[dict[str, Any]]) -> None:
         """Take back what `state` gave."""
         self.clear()
-        for kept in state:
-            prompts = self.prompts_of(kept["number"])
-            text, version = partial(prompt_of, self.trainer.processing_class), kept["version"]
-            groups = [
-                Group(prompt, **{"version": version, **values}, prompt=text(prompt))
-                for prompt, values in zip(prompts, kept["groups"], strict=bool(kept["groups"]))
-            ]
+        for known in state:
+            prompts, version = self.prompts_of(known["number"]), known["version"]
+            groups, first = [], iter(prompts)
+            for values in known["groups"]:
+                place = values["place"]
+                prompt = next(first) if place is None else self.trainer.train_dataset[place]
+                text = prompt_of(self.trainer.processing_class, prompt)
+                groups.append(taken_up(values, prompt, prompt=text))
             done: tuple[Future[Any], Future[Any]] = Future(), Future()
             done[0].set_result(groups)
-            done[1].set_result(kept["metrics"])
-            self.rounds.append(Round(kept["number"], version, prompts, *done))
+            done[1].set_result(known["metrics"])
+            self.rounds.append(Round(known["number"], version, prompts, *done, known["moment"], known["moments"]))
 
 
 def already() -> None:
@@ -204,10 +317,11 @@ def nothing_drawn() -> Drawn:
     return [], {}
 
 
-def plain_notes(group: Group) -> dict[str, list[Any]]:
-    """What rewards noted, of which a checkpoint holds numbers as they are and the rest as text."""
-    known = (str, int, float, bool, type(None))
-    return {name: [v if type(v) in known else str(v) for v in column] for name, column in group.notes.items()}
+def patience_of(trainer: OnlineTrainer) -> float | None:
+    """Seconds that the last checkpoint of a run that is told to stop waits for rounds ahead; None: until they end."""
+    if (grace := trainer.args.stop_grace) is not None:
+        return float(grace) / 2
+    return STOPPING_SECONDS if trainer.turns_wanted else None
 
 
 def staleness(trees: Sequence[Example], step: int) -> dict[str, Mean | Extreme]:
@@ -229,10 +343,6 @@ def rounds_ahead(trainer: OnlineTrainer) -> RoundsAhead:
     problems = []
     if args.max_staleness and not hasattr(trainer.train_dataset or [], "__len__"):
         problems.append("the rows are a stream, and those of the next windows must be looked up by number.")
-    if trainer.turns_wanted:
-        problems.append(
-            "tools, environments and a rollout_func run in the script's main thread, where their time limits hold."
-        )
     if kind in (DistributedType.DEEPSPEED, DistributedType.FSDP):
         problems.append("the policy is spread over processes (DeepSpeed, FSDP), and another process samples from it.")
     if args.engine == "vllm" and args.world_size > 1:

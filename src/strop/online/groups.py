@@ -39,6 +39,7 @@ class Group:
     extra: dict[str, list[Any]] = field(default_factory=dict)  # what a rollout function said of each, G values by name
     version: int | None = None  # optimizer steps that the weights had seen which wrote it, where it was made ahead
     own: int | None = None  # completions that the policy wrote, the first ones, where an opponent wrote the others
+    place: int | None = None  # of its row in the training set, where it replaces another (dynamic_sampling)
 
     @property
     def columns(self) -> dict[str, Any]:

@@ -6,7 +6,7 @@ import contextlib
 import threading
 import weakref
 from collections.abc import Callable
-from concurrent.futures import Future
+from concurrent.futures import Future, wait
 from queue import Empty, SimpleQueue
 from typing import Any, TypeVar
 
@@ -22,11 +22,15 @@ class Lane:
         threading.Thread(target=_work, args=(self._jobs,), name=name, daemon=True).start()
         weakref.finalize(self, self._jobs.put, None)
 
-    def __call__(self, work: Callable[[], T]) -> Future[T]:
-        """Call `work` after everything that was given before; its result, or what it raised."""
-        future: Future[T] = Future()
+    def __call__(self, work: Callable[[], T], future: Future[T] | None = None) -> Future[T]:
+        """Call `work` after everything that was given before; `future` has its result, or what it raised."""
+        future = Future() if future is None else future
         self._jobs.put((future, work))
         return future
+
+    def is_free(self, seconds: float) -> bool:
+        """Whether all that was given is done, or will be within so many seconds."""
+        return bool(wait([self(lambda: None)], seconds).done)
 
     def clear(self) -> None:
         """Cancel what has not begun."""
@@ -44,3 +48,20 @@ def _work(jobs: SimpleQueue[Job | None]) -> None:
             except BaseException as error:  # raised again where the result is asked for
                 future.set_exception(error)
         del job, future, work  # groups are large, and the next job may be long in coming
+
+
+def after(first: Future[Any], work: Callable[[], T]) -> Future[T]:
+    """What `work` returns or raises, called as soon as `first` is done, in the thread that has done it."""
+    found: Future[T] = Future()
+
+    def settle(done: Future[Any]) -> None:
+        if done.cancelled():
+            found.cancel()
+            return
+        try:
+            found.set_result(work())
+        except BaseException as error:  # raised again where the result is asked for
+            found.set_exception(error)
+
+    first.add_done_callback(settle)
+    return found

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -29,7 +30,6 @@ from strop.errors import RolloutError
 from strop.model import base_model, lm_head_of
 from strop.online.ahead import rounds_ahead, staleness
 from strop.online.batches import BatchSizes, batch_sizes, rounding_notices, share_steps, split_steps
-from strop.online.closing import CloseEnvironments
 from strop.online.evaluation_samples import EvaluationSamples
 from strop.online.groups import Group, completion_metrics, sample_rows
 from strop.online.pieces import in_trajectories, pieces
@@ -122,7 +122,6 @@ class OnlineTrainer(BaseTrainer):
         self._environments, self._rollout_func = self.given["environments"], self.given["rollout_func"]
         if self._environments is not None:
             self._environments.seconds = self.args.tool_timeout
-            self.add_callback(CloseEnvironments(self._environments))
         self.rewards = None
         if (source := self.reward()) is not None:
             self.rewards = make_rewards(self.args, source, self.given["reward_tokenizers"], self.processing_class)
@@ -146,7 +145,7 @@ class OnlineTrainer(BaseTrainer):
 
     def make_turns(self) -> Turns | AgentTurns | None:
         """Rollouts of several turns, with the tools and environments, or by the agent, that were given."""
-        tools, own = self.given["tools"], self._rollout_func
+        tools, own, tokenizer = self.given["tools"], self._rollout_func, self.processing_class
         if isinstance(own, RolloutFunction):
             return None
         given: dict[str, Any] = {
@@ -154,11 +153,15 @@ class OnlineTrainer(BaseTrainer):
             "stop_ids": default_stop_ids(self.policy, self.processing_class), "say": self.say,
             "tools": tools, "environments": self._environments,
         }  # fmt: skip
+        if self.ahead is not None:
+            tokenizer = copy.deepcopy(tokenizer)  # conversations are rendered while rows are tokenised
+            if tools is not None:
+                tools.apart = True
         if own is not None:
-            return make_agent_turns(own, self.processing_class, self.rows.options, **given)
+            return make_agent_turns(own, tokenizer, self.rows.options, **given)
         check_prompts_are_conversations(self.train_dataset, tools, self._environments)
         limits = {"rounds": self.args.max_tool_calling_iterations, "seconds": self.args.tool_timeout}
-        return make_turns(self.processing_class, self.rows.options, at_once=self.args.tools_at_once, **limits, **given)
+        return make_turns(tokenizer, self.rows.options, at_once=self.args.tools_at_once, **limits, **given)
 
     def reward(self) -> Any:
         """What completions are rewarded by: as it was given."""
@@ -242,14 +245,17 @@ class OnlineTrainer(BaseTrainer):
 
         Ranks without prompts take part too: bringing a shared server up to date, by `load`, is a meeting of all.
         """
-        engine, own = self.generator, self._rollout_func
+        engine, told = (self.generator, self) if self.ahead is None else self.ahead.meanwhile()
+        own = self._rollout_func
         by_function = isinstance(own, RolloutFunction)
-        function = (lambda *asked: own(*asked, self, vocab_size(self.policy))) if by_function else None
+        function = partial(own, trainer=told, vocabulary=vocab_size(self.policy)) if by_function else None
 
         def draw() -> Drawn:
             load()
             if not prompts:
                 return [], {}
+            if self.ahead is not None:
+                self.ahead.lend()
             return sample_groups(
                 engine, self.processing_class, prompts, n, params, turns=self.turns, rollout_func=function
             )
@@ -345,9 +351,10 @@ class OnlineTrainer(BaseTrainer):
     def learnable(self, groups: list[Group]) -> list[Example]:
         """Sampled groups as trees to learn from, rewarded, counted and noted."""
         self.score_groups(groups, "train")
-        self._metrics["train"].add(completion_metrics(groups))
+        asked = [group for group in groups if group.place is None]  # not those that were drawn for what these lack
+        self._metrics["train"].add(completion_metrics(asked))
         trees = self.make_trees(groups, training=True)
-        self.remember_samples(groups)
+        self.remember_samples(asked)
         return trees
 
     def split_steps(self, trees: list[Example]) -> list[list[Example]]:
@@ -421,6 +428,8 @@ class OnlineTrainer(BaseTrainer):
         finally:
             if self.ahead is not None:
                 self.ahead.clear()
+            if self._environments is not None:
+                self._environments.close()  # a later evaluation makes them anew
 
     def share_extra_state(self, states: list[dict[str, Any]]) -> dict[str, Any]:
         rank, world = self.args.process_index, self.args.world_size

@@ -10,7 +10,9 @@ from __future__ import annotations
 import os
 import pickle
 import signal
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
 from multiprocessing import util
 from multiprocessing.connection import Connection, wait
@@ -26,7 +28,7 @@ from strop.fresh_process import FreshContext, FreshProcess
 from strop.model.wrappers import unwrap
 from strop.records import Rollout
 from strop.rollout.engines import make_generator
-from strop.rollout.generator import Mixture
+from strop.rollout.generator import Mixture, keeping
 from strop.rollout.limits import is_sharded
 from strop.rollout.sampling import SamplingParams
 
@@ -65,6 +67,7 @@ class ProcessGenerator:
         self.reference = reference
         self.process: FreshProcess | None = None
         self._pipe: Connection | None = None
+        self._asking = threading.Lock()  # an answer belongs to who asked
         self._farewell: Callable[[], Any] = lambda: None
 
     def generate(
@@ -76,6 +79,17 @@ class ProcessGenerator:
             raise SetupError("A sampling process has the policy alone, and no second model to mix it with.")
         rollout: Rollout = self._ask("generate", prompts, n, sampling, None if mixture is None else mixture.weight)
         return rollout
+
+    @contextmanager
+    def keeping(self) -> Iterator[None]:
+        """Inside the block, where weights must not change, the engine there keeps keys for later calls, if it can."""
+        self._ask("keep", True)
+        try:
+            yield
+        finally:
+            if self.process is not None:
+                with suppress(RolloutError):  # what ended the block is raised, and says more
+                    self._ask("keep", False)
 
     def sync(self, model: nn.Module | None = None) -> None:
         """Hand the current weights over."""
@@ -119,7 +133,12 @@ class ProcessGenerator:
         Raises:
             RolloutError: it died, failed, or gave no answer in time; other named errors as they are.
         """
-        assert self._pipe is not None and self.process is not None
+        with self._asking:
+            return self._exchange(what, content)
+
+    def _exchange(self, what: str, content: tuple[Any, ...]) -> Any:
+        if self._pipe is None or self.process is None:
+            raise RolloutError("The process that samples was ended. Go on from the last checkpoint.")
         try:
             self._pipe.send_bytes(pickle.dumps((what, content)))
             if not wait([self._pipe, self.process.sentinel], self.timeout_s):
@@ -181,14 +200,22 @@ class Sampler:
         if device is not None:
             self.model.to(device)
         self.generator = make_generator(model=self.model, tokenizer=tokenizer, **settings)
+        self.kept = ExitStack()
         return self.generator.name, self.generator.reason
 
     def load(self, weights: bytes) -> None:
         """Take the weights of the parameters that are trained."""
+        self.kept.close()
         own = dict(self.model.named_parameters())
         with torch.no_grad():
             for name, tensor in safetensors.torch.load(weights).items():
                 own[name].copy_(tensor)
+
+    def keep(self, on: bool) -> None:
+        """Whether keys of these weights are kept from now on, for the calls of a conversation."""
+        self.kept.close()
+        if on:
+            self.kept.enter_context(keeping(self.generator))
 
     def process_id(self) -> int:
         """Of the process it is in."""

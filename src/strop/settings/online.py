@@ -188,7 +188,8 @@ class OnlineConfig(ReferenceConfig):
     """Seconds that a tool, or a call of an environment, may take. None: no limit."""
     tools_at_once: Annotated[int, Range(min=1)] = 1
     """Completions whose plain tools run at a time, each in a thread, which the tools must bear; those of one completion
-    keep their order. 1: all in the script's own thread, one after the other."""
+    keep their order. 1: all one after the other, in the script's own thread, or in one beside it while the policy
+    learns (max_staleness, stream_prompts)."""
     environment_isolation: bool = False
     """A process for each environment, which can be killed when it hangs; a thread can only be left behind."""
     past_turns: Literal["template", "sampled"] = "template"
