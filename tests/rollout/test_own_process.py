@@ -93,12 +93,12 @@ def test_a_reference_inside_the_policy_goes_with_it() -> None:
 def test_keys_are_kept_for_the_turns_of_a_conversation_until_weights_change(
     policy: nn.Module, engine: ProcessGenerator
 ) -> None:
-    here = NativeGenerator(policy)
+    here, prompts = NativeGenerator(policy), [list(range(5, 60)), [8] * 50]
     engine.sync(policy)
     with keeping(engine), keeping(here):
-        first = engine.generate(PROMPTS, 1, SAMPLING)
-        longer = [prompt + said[0] + [9] for prompt, said in zip(PROMPTS, first.completions, strict=True)]
-        assert here.generate(PROMPTS, 1, SAMPLING) == first
+        first = engine.generate(prompts, 1, SAMPLING)
+        longer = [prompt + said[0] + [9] for prompt, said in zip(prompts, first.completions, strict=True)]
+        assert here.generate(prompts, 1, SAMPLING) == first
         second = engine.generate(longer, 1, SAMPLING)
         assert second == here.generate(longer, 1, SAMPLING) and second.prefilled < sum(map(len, longer))
         engine.sync(policy)
