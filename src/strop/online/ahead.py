@@ -59,7 +59,7 @@ class Round:
     prompts: list[Example]
     sampled: Future[list[Group]]
     rewarded: Future[dict[str, list[float]]]  # the metrics of sampling and rewards, as a `MetricLog` keeps them
-    moment: int  # of sampling, by which its random numbers are drawn; known when it is begun in its thread
+    moment: int = 0  # of sampling, by which its random numbers are drawn; known when it is begun in its thread
     moments: int = 1  # so many, with further prompts
 
 
