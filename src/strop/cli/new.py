@@ -22,7 +22,7 @@ WRITTEN = {
 }
 """Kind -> part (its text is starters/KIND_PART.txt) -> name of the file."""
 NEXT = {
-    "method": "pip install -e . in it makes it a verb: strop $verb --help",
+    "method": "pip install -e $folder, and it is a verb: strop $verb --help",
     "reward": "strop grpo --reward_funcs $module:$snake --model MODEL --dataset ROWS",
     "environment": "GRPOTrainer(model, args, train_dataset=rows, environment_factory=$Name)",
 }
@@ -42,7 +42,7 @@ def run(argv: list[str]) -> int:
     module, *_, test = written = write(kind, names, folder)
     print("Written: " + ", ".join(map(str, written)))
     print(f"Try it:  python -m pytest {test}")
-    print("Use it:  " + Template(NEXT[kind]).substitute(names, module=module))
+    print("Use it:  " + Template(NEXT[kind]).substitute(names, module=module, folder=folder))
     return 0
 
 
