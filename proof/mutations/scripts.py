@@ -94,6 +94,13 @@ MUTATIONS = (
         tests=("tests/engine/test_router_share.py::test_the_weights_of_the_micro_batches_add_up_to_one",),
     ),
     Mutation(
+        name="experts-that-do-not-come-again",
+        promises=(6,),
+        history="A resumed mixture of experts went on with its first experts: saved one by one, none was found by name.",
+        edits=(Edit("model/saving.py", "    load_renamed(model, folder)\n", ""),),
+        tests=("tests/engine/test_resume_mixture.py::test_a_run_that_is_gone_on_with_has_its_experts[sft]",),
+    ),
+    Mutation(
         name="a-format-hides-columns",
         promises=(10,),
         history="Columns that a dataset's format shows unconverted (output_all_columns) were dropped, a mask among them.",

@@ -51,10 +51,10 @@ from strop.engine.windows import eval_loader
 from strop.errors import ConfigError, SetupError
 from strop.metric import entries_of
 from strop.model import ADAPTER_NOTE, as_to_save, base_model, layout_of, note_in_card
-from strop.model.beside_adapter import FILE, beside_adapter, load_beside, save_beside
+from strop.model.beside_adapter import FILE, beside_adapter, save_beside
 from strop.model.headed import note_loading
 from strop.model.router import router_coefficient
-from strop.model.saving import whole_ranks
+from strop.model.saving import load_rest, whole_ranks
 from strop.plain_text import masked
 from strop.records import StepWork
 from strop.settings.config import TrainerConfig
@@ -351,7 +351,7 @@ class BaseTrainer(ScriptSeams, StepTrainer):
         with self.gathered(put_back=True), whole_ranks(self.policy):
             model = self.model if model in (None, getattr(self.shards, "model", None)) else model
             super()._load_from_checkpoint(resume_from_checkpoint, model)
-            load_beside(model, Path(resume_from_checkpoint))
+            load_rest(model, Path(resume_from_checkpoint))
 
     def _load_best_model(self) -> None:
         """The weights of the best checkpoint, if it still is what was written; DeepSpeed reads its own files."""

@@ -45,6 +45,8 @@ def critic_like(policy: nn.Module) -> nn.Module:
 class ActorCritic(nn.Module):
     """`policy` (a causal language model) and `critic` (a model with a scalar head); one forward pass runs both."""
 
+    _keys_to_ignore_on_save = None  # asked for where a checkpoint has weights under other names
+
     def __init__(self, policy: nn.Module, critic: nn.Module) -> None:
         super().__init__()
         install(policy)

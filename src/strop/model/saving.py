@@ -1,14 +1,23 @@
-"""A model as it is to be saved: what a run changed for its own sake is put back inside the block."""
+"""A model as it is to be saved, and as a checkpoint brings it back: what a run changed for its own sake is put back
+inside a block, and what has other names in the file is found."""
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
+import torch
+from safetensors import safe_open
 from torch import nn
+from transformers import PreTrainedModel
 
+from strop.errors import SetupError
+from strop.model.beside_adapter import load_beside
 from strop.model.dropout import dropout_in_config
+from strop.model.wrappers import unwrap
 
 
 @contextmanager
@@ -37,6 +46,48 @@ def whole_ranks(model: Any) -> Iterator[None]:
     finally:
         for config, pattern in zip(configs, patterns, strict=True):
             config.rank_pattern = pattern
+
+
+def load_rest(model: Any, folder: Path) -> None:
+    """What the parent's loading of a checkpoint leaves as it was: weights under other names, and beside an adapter."""
+    load_renamed(model, folder)
+    load_beside(model, folder)
+
+
+@torch.no_grad()
+def load_renamed(model: Any, folder: Path) -> None:
+    """Take the weights that a folder holds under other names than the model has.
+
+    transformers saves the experts of a mixture one by one, as they lie on the hub, and holds them stacked; its Trainer
+    reads by name, and passes over what it does not find.
+
+    Raises:
+        SetupError: weights are not in the folder at all.
+    """
+    model, saved = unwrap(model), saved_names(folder)
+    if not saved or not isinstance(model, PreTrainedModel):
+        return
+    state = model.state_dict()
+    found = {weight.data_ptr() for name, weight in state.items() if name in saved}  # of tied ones, one is saved
+    missing = [name for name, weight in state.items() if name not in saved and weight.data_ptr() not in found]
+    if not missing:
+        return
+    options = {"config": copy.deepcopy(model.config), "dtype": model.dtype, "output_loading_info": True}
+    read, info = type(model).from_pretrained(folder, **options)
+    if lost := sorted(set(info["missing_keys"]).intersection(missing)):
+        raise SetupError(f"{folder} holds no weights for {', '.join(lost[:3])}. Take another checkpoint.")
+    weights = read.state_dict()
+    for name in missing:
+        state[name].copy_(weights[name])
+
+
+def saved_names(folder: Path) -> set[str]:
+    """The names of the weights in the safetensors files of a model's folder."""
+    names: set[str] = set()
+    for path in folder.glob("model*.safetensors"):
+        with safe_open(path, framework="pt") as file:
+            names.update(file.keys())
+    return names
 
 
 def _unscale(module: Any) -> None:
