@@ -152,7 +152,8 @@ def zero(folder: Path, *, stage: int) -> Found:
         return dict.fromkeys(VERBS, ABSENT.format("DeepSpeed", "STROP_DEEPSPEED_PYTHON"))
     settings = {
         "train_micro_batch_size_per_gpu": 2, "gradient_accumulation_steps": 2, "gradient_clipping": 0.05,
-        "zero_allow_untested_optimizer": True, "zero_optimization": {"stage": stage},
+        "zero_allow_untested_optimizer": True,
+        "zero_optimization": {"stage": stage, "stage3_param_persistence_threshold": 0},  # else small weights stay whole
     }  # fmt: skip
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "zero.json").write_text(json.dumps(settings))

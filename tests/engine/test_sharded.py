@@ -74,6 +74,7 @@ def test_what_shards_hold_sample_save_and_refuse(tmp_path: Path) -> None:
         assert rank["engine"] == "native"
         assert torch.allclose(rank["own"].float(), rank["said"].float(), atol=1e-5)
         assert "beside the adapter" in rank["biases"] and "opponent" in rank["opponent"]
+        assert "optim='adafactor'" in rank["optimizer"], "it cannot step weights in shards"
         assert rank["put back"] == 0, "weights that were written into the whole model are lost"
         assert rank["not learned"] == [], "an evaluation before training left weights gathered, which are no shards"
     saved = AutoModelForCausalLM.from_pretrained(tmp_path / "saved").state_dict()

@@ -127,6 +127,9 @@ def refused(folder: str) -> dict[str, Callable[[], Any]]:
     adapted = {"peft_config": LoraConfig(r=2, target_modules=["q_proj"])}
     biased = {"peft_config": LoraConfig(r=2, target_modules=["q_proj"], bias="all")}
     return {
+        "optimizer": lambda: make_trainer(
+            "sft", f"{folder}/adafactor", rows=rows_for("sft", 4), optim="adafactor", **settings
+        ),
         "biases": lambda: make_trainer(
             "dpo", f"{folder}/bias", rows=rows_for("dpo", 4), arch="qwen2", trainer=biased, **settings
         ),

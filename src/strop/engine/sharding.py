@@ -27,6 +27,9 @@ from strop.model.virtual_tokens import has_virtual_tokens
 from strop.model.zero3 import read_whole, written_whole
 from strop.records import Example
 
+WHOLE_OPTIMIZERS = ("adafactor", "8bit", "32bit", "bnb", "ademamix")
+"""Parts of the names of optimizers that step whole weights only: transformers' Adafactor, and bitsandbytes'."""
+
 
 def is_sharded(accelerator: Any) -> bool:
     """Whether weights, gradients or optimizer states are cut into shards over ranks."""
@@ -53,10 +56,11 @@ def is_zero3(accelerator: Any) -> bool:
     return deepspeed and accelerator.state.deepspeed_plugin.zero_stage == 3
 
 
-def check_shards(accelerator: Any, model: nn.Module, reference: Any, *, adapted: bool) -> None:
+def check_shards(accelerator: Any, model: nn.Module, reference: Any, *, optim: str, adapted: bool) -> None:
     """Refuse, where weights are cut into shards, what would go wrong.
 
     Args:
+        optim: the name of the optimizer.
         adapted: whether an AdaLoRA adapter is trained.
     """
     fsdp = accelerator.distributed_type == DistributedType.FSDP
@@ -79,6 +83,9 @@ def check_shards(accelerator: Any, model: nn.Module, reference: Any, *, adapted:
                 getattr(module, "hf_quantizer", None) for module in model.modules()
             ),
             "prompt and prefix tuning were not tried so; use LoRA.": has_virtual_tokens(model),
+            f"optim={optim!r} cannot step shards; take one of torch's: adamw_torch, sgd, adagrad, rmsprop.": (
+                any(part in optim for part in WHOLE_OPTIMIZERS)
+            ),
             "AdaLoRA's term reads all of an adapter outside of the model's forward pass; use LoRA.": adapted,
         }
         problems += [text for text, found in reasons.items() if found]
