@@ -153,7 +153,10 @@ def zero(folder: Path, *, stage: int) -> Found:
     settings = {
         "train_micro_batch_size_per_gpu": 2, "gradient_accumulation_steps": 2, "gradient_clipping": 0.05,
         "zero_allow_untested_optimizer": True,
-        "zero_optimization": {"stage": stage, "stage3_param_persistence_threshold": 0},  # else small weights stay whole
+        "zero_optimization": {
+            "stage": stage, "stage3_gather_16bit_weights_on_model_save": True,
+            "stage3_param_persistence_threshold": 0,  # else small weights stay whole
+        },
     }  # fmt: skip
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "zero.json").write_text(json.dumps(settings))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -10,9 +11,11 @@ import torch
 from accelerate.utils import DistributedType
 from safetensors.torch import load_file
 from tests.support.resume import record, run_of
+from torch import nn
 
+from strop.engine.sharding import check_shards
 from strop.engine.zero_checkpoints import check_goes_on
-from strop.errors import CheckpointError
+from strop.errors import CheckpointError, ConfigError
 from strop.model.actor_critic import VALUE_FOLDER
 
 
@@ -46,6 +49,22 @@ def test_deepspeed_goes_on_from_its_own(ranks, tmp_path):
     """Of stage 0 too, which leaves no state by rank."""
     leave_states(tmp_path, ranks)
     check_goes_on(tmp_path, SimpleNamespace(distributed_type=DistributedType.DEEPSPEED, num_processes=4))
+
+
+def test_a_critic_beside_weights_that_are_not_gathered_for_saving():
+    """Its run would leave two models without weights."""
+    accelerator, state = SimpleNamespace(distributed_type=DistributedType.DEEPSPEED), SimpleNamespace()
+    accelerator.state, state.deepspeed_plugin = state, SimpleNamespace(zero_stage=3)
+    plain = {"optim": "adamw_torch", "adapted": False}
+    for gathered in (True, False):
+        asked = {"stage3_gather_16bit_weights_on_model_save": gathered}
+        state.deepspeed_plugin.deepspeed_config = {"zero_optimization": asked}
+        check_shards(accelerator, nn.Linear(1, 1), None, **plain, with_critic=False)
+        refused = (
+            nullcontext() if gathered else pytest.raises(ConfigError, match="stage3_gather_16bit_weights_on_model")
+        )
+        with refused:
+            check_shards(accelerator, nn.Linear(1, 1), None, **plain, with_critic=True)
 
 
 @pytest.mark.parametrize("lora", [False, True], ids=["full", "lora"])

@@ -32,8 +32,8 @@ class ShardedTrainer(FastLayersTrainer):
 
     def cut_models(self, reference: Any, *, adapted: bool) -> None:
         """Cut policy and reference where FSDP is asked for; a reference that stays whole moves to the device."""
-        optim = str(getattr(self.args.optim, "value", self.args.optim))
-        check_shards(self.accelerator, self.policy, reference, optim=optim, adapted=adapted)
+        optim, beside = str(getattr(self.args.optim, "value", self.args.optim)), self.policy is not self.model
+        check_shards(self.accelerator, self.policy, reference, optim=optim, adapted=adapted, with_critic=beside)
         if self.accelerator.distributed_type == DistributedType.FSDP:
             self.shards = Shards(self.model, self.accelerator)
         if hasattr(reference, "model") and not self.is_model_parallel:

@@ -56,12 +56,15 @@ def is_zero3(accelerator: Any) -> bool:
     return deepspeed and accelerator.state.deepspeed_plugin.zero_stage == 3
 
 
-def check_shards(accelerator: Any, model: nn.Module, reference: Any, *, optim: str, adapted: bool) -> None:
+def check_shards(
+    accelerator: Any, model: nn.Module, reference: Any, *, optim: str, adapted: bool, with_critic: bool
+) -> None:
     """Refuse, where weights are cut into shards, what would go wrong.
 
     Args:
         optim: the name of the optimizer.
         adapted: whether an AdaLoRA adapter is trained.
+        with_critic: whether a critic is trained beside the model.
     """
     fsdp = accelerator.distributed_type == DistributedType.FSDP
     problems = []
@@ -70,6 +73,13 @@ def check_shards(accelerator: Any, model: nn.Module, reference: Any, *, optim: s
             "weights beside the adapter are trained, and the reference needs their start; train the adapter alone "
             "(bias='none', nothing unfrozen), or give a ref_model."
         )
+    if is_zero3(accelerator) and with_critic:
+        asked = accelerator.state.deepspeed_plugin.deepspeed_config["zero_optimization"]
+        if not asked.get("stage3_gather_16bit_weights_on_model_save"):
+            problems.append(
+                "policy and critic are saved as two models, which takes their whole weights; set "
+                "stage3_gather_16bit_weights_on_model_save to true in DeepSpeed's zero_optimization."
+            )
     if fsdp:
         plugin = accelerator.state.fsdp_plugin
         reasons = {
