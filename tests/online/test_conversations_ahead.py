@@ -326,3 +326,25 @@ def test_a_step_of_conversations_may_be_learned_from_in_parts(actor, tmp_path):
     for one, other in zip(whole.noted.gradients, parts.noted.gradients, strict=True):
         for a, b in zip(one, other, strict=True):
             torch.testing.assert_close(a, b, atol=1e-12, rtol=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("verb", "options"),
+    [
+        ("online-dpo", {"per_device_train_batch_size": 2, "beta": 0.1}),
+        ("gkd", {"per_device_train_batch_size": 2, "num_generations": 1, "beta": 0.5, "lmbda": 1.0}),
+        ("ppo", {"num_mini_batches": 1, "num_iterations": 1}),
+    ],
+)
+def test_other_methods_converse_ahead_too_and_are_gone_on_with(verb, options, tmp_path, monkeypatch):
+    reward = {} if verb == "gkd" else {"reward_funcs": rewarded}
+    monkeypatch.setitem(ACTORS, "environment", {"environment_factory": Game, **reward})
+    saving = {"save_strategy": "steps", "save_steps": 1, "save_total_limit": 5, "learning_rate": 0.01, **options}
+    whole = talking(tmp_path, "environment", verb=verb, **saving)
+    whole.train()
+    assert [{tree.sampled.version for tree in step} for step in whole.noted.steps] == [{0}, {0}, {1}, {2}]
+    again = talking(tmp_path, "environment", verb=verb, **saving)
+    again.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
+    assert set(again.generator.asked) == {2}, "window 2 was in the checkpoint"
+    for one, other in zip(again.model.parameters(), whole.model.parameters(), strict=True):
+        assert torch.equal(one, other)
