@@ -11,8 +11,8 @@ import pytest
 from strop import losses
 
 SOURCES = sorted(Path(losses.__file__).parent.glob("*.py"))
-ALLOWED_IMPORTS = ("strop.losses", "strop.errors", "strop.records", "strop.device", "torch", "__future__")
-STANDARD = ("math", "collections.abc", "typing", "dataclasses", "warnings", "importlib")
+ALLOWED_IMPORTS = ("strop.losses", "strop.errors", "strop.records", "strop.device", "strop.lazy", "torch", "__future__")
+STANDARD = ("math", "collections.abc", "typing", "dataclasses", "warnings")
 
 
 @pytest.mark.parametrize("module", losses.EXPORTS)

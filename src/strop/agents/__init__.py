@@ -21,34 +21,24 @@ Everything is loaded on first use: a process that an environment lives in import
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from strop.lazy import on_first_use
 
 if TYPE_CHECKING:
-    from strop.agents.openenv import OpenEnv
-    from strop.agents.program import AgentProgram
-    from strop.agents.running import Endpoint
-    from strop.agents.tools import Rewarded
-    from strop.agents.verifiers_tasks import VerifiersTasks
+    from strop.agents.openenv import OpenEnv as OpenEnv
+    from strop.agents.program import AgentProgram as AgentProgram
+    from strop.agents.running import Endpoint as Endpoint
+    from strop.agents.tools import Rewarded as Rewarded
+    from strop.agents.verifiers_tasks import VerifiersTasks as VerifiersTasks
 
-_HOME_OF = {
-    "AgentProgram": "program",
-    "Endpoint": "running",
-    "OpenEnv": "openenv",
-    "Rewarded": "tools",
-    "VerifiersTasks": "verifiers_tasks",
-}
-
-__all__ = ["AgentProgram", "Endpoint", "OpenEnv", "Rewarded", "VerifiersTasks"]
-
-
-def __getattr__(name: str) -> Any:
-    if name in _HOME_OF:
-        return getattr(importlib.import_module(f"{__name__}.{_HOME_OF[name]}"), name)
-    from strop.errors import did_you_mean
-
-    raise AttributeError(f"module '{__name__}' has no attribute '{name}'.{did_you_mean(name, __all__)}")
-
-
-def __dir__() -> list[str]:
-    return __all__
+__all__, __getattr__, __dir__ = on_first_use(
+    __name__,
+    {
+        "openenv": ("OpenEnv",),
+        "program": ("AgentProgram",),
+        "running": ("Endpoint",),
+        "tools": ("Rewarded",),
+        "verifiers_tasks": ("VerifiersTasks",),
+    },
+)

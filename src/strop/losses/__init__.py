@@ -14,8 +14,9 @@ first use, so that `strop.losses.names` can be imported without torch.
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from strop.lazy import on_first_use
 
 if TYPE_CHECKING:
     from strop.losses.advantages import *  # noqa: F403
@@ -129,16 +130,4 @@ EXPORTS: dict[str, tuple[str, ...]] = {
 }
 """Module -> the public names it holds."""
 
-_HOME = {name: module for module, names in EXPORTS.items() for name in names}
-
-__all__ = sorted(_HOME)
-
-
-def __getattr__(name: str) -> Any:
-    if name in _HOME:
-        return getattr(importlib.import_module(f"strop.losses.{_HOME[name]}"), name)
-    raise AttributeError(f"module 'strop.losses' has no attribute '{name}'")
-
-
-def __dir__() -> list[str]:
-    return sorted(__all__)
+__all__, __getattr__, __dir__ = on_first_use(__name__, EXPORTS)

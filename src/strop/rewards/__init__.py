@@ -24,10 +24,9 @@ Everything is loaded on first use; importing this package, or a verifier, does n
 
 from __future__ import annotations
 
-import importlib
-from typing import Any
+from strop.lazy import on_first_use
 
-_HOMES = {
+_HOMES: dict[str, tuple[str, ...]] = {
     "scorer": ("RewardSet",),
     "table": ("RewardCounts", "RewardTable"),
     "verifiers": (
@@ -50,18 +49,5 @@ _HOMES = {
     "endpoint_judge": ("EndpointJudge",),
     "ray_reward": ("RayReward",),
 }
-_HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 
-__all__ = sorted(_HOME_OF)
-
-
-def __getattr__(name: str) -> Any:
-    if name in _HOME_OF:
-        return getattr(importlib.import_module(f"{__name__}.{_HOME_OF[name]}"), name)
-    from strop.errors import did_you_mean
-
-    raise AttributeError(f"module '{__name__}' has no attribute '{name}'.{did_you_mean(name, __all__)}")
-
-
-def __dir__() -> list[str]:
-    return __all__
+__all__, __getattr__, __dir__ = on_first_use(__name__, _HOMES)
