@@ -68,13 +68,7 @@ def reasoning_accuracy_reward(
     return _accuracy(answers, solution, log_extra)
 
 
-def get_cosine_scaled_reward(
-    max_len: int,
-    min_value_wrong: float = -1.0,
-    max_value_wrong: float = -0.5,
-    min_value_correct: float = 0.5,
-    max_value_correct: float = 1.0,
-) -> CosineScaledReward:
+class CosineScaledReward:
     """Accuracy scaled by length: right and short is best, wrong and short is worst.
 
     r = low + (high - low) / 2 * (1 + cos(pi * min(|y| / max_len, 1)))
@@ -91,11 +85,6 @@ def get_cosine_scaled_reward(
 
     Source: arXiv 2502.03373, appendix C.1.
     """
-    return CosineScaledReward(max_len, min_value_wrong, max_value_wrong, min_value_correct, max_value_correct)
-
-
-class CosineScaledReward:
-    """See `get_cosine_scaled_reward`."""
 
     reward_name = "cosine_scaled_reward"
     requires = _PACKAGES
@@ -103,10 +92,10 @@ class CosineScaledReward:
     def __init__(
         self,
         max_len: int,
-        min_value_wrong: float,
-        max_value_wrong: float,
-        min_value_correct: float,
-        max_value_correct: float,
+        min_value_wrong: float = -1.0,
+        max_value_wrong: float = -0.5,
+        min_value_correct: float = 0.5,
+        max_value_correct: float = 1.0,
     ) -> None:
         if max_len < 1:
             raise ConfigError(f"max_len is {max_len!r}; it must be a positive number of tokens.")
@@ -131,6 +120,10 @@ class CosineScaledReward:
         at_end, at_start = self.correct if right else self.wrong
         progress = min(length / self.max_len, 1.0)
         return at_end + 0.5 * (at_start - at_end) * (1.0 + math.cos(progress * math.pi))
+
+
+get_cosine_scaled_reward = CosineScaledReward
+"""The name that scripts import."""
 
 
 def _accuracy(answers: Sequence[str | None], solution: Sequence[Any], log_extra: LogExtra | None) -> list[float | None]:

@@ -42,15 +42,7 @@ def code_reward(
     return get_code_reward()(completions, tests, entry_point, log_extra)
 
 
-def get_code_reward(
-    *,
-    partial: bool = False,
-    timeout_seconds: float = 5.0,
-    memory_limit_bytes: int = 1 << 30,
-    max_workers: int | None = None,
-    sandbox: Sandbox | None = None,
-    allow_unsafe_code: bool = False,
-) -> CodeReward:
+class CodeReward:
     """A reward that runs the program in a completion against tests, behind a wall (see `run_code`).
 
     The program is the last fenced Python block of the completion (an unclosed one counts), or the whole completion
@@ -70,20 +62,16 @@ def get_code_reward(
         sandbox: where programs run; default: behind bubblewrap. See `strop.rewards.sandbox.protocol.Sandbox`.
         allow_unsafe_code: where no wall can be built, run with the fences there are instead of raising `SetupError`.
     """
-    return CodeReward(partial, timeout_seconds, memory_limit_bytes, max_workers, sandbox, allow_unsafe_code)
-
-
-class CodeReward:
-    """See `get_code_reward`."""
 
     reward_name = "code_reward"
 
     def __init__(
         self,
-        partial: bool,
-        timeout_seconds: float,
-        memory_limit_bytes: int,
-        max_workers: int | None,
+        *,
+        partial: bool = False,
+        timeout_seconds: float = 5.0,
+        memory_limit_bytes: int = 1 << 30,
+        max_workers: int | None = None,
         sandbox: Sandbox | None = None,
         allow_unsafe_code: bool = False,
     ) -> None:
@@ -161,6 +149,9 @@ class CodeReward:
             if not passed[-1] and not self.partial:
                 break
         return passed, status
+
+
+get_code_reward = CodeReward
 
 
 def extract_code(text: str) -> str:

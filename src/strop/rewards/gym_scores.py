@@ -10,8 +10,8 @@ from strop.errors import ConfigError, DataError, SetupError, did_you_mean
 from strop.rewards.texts import completion_text
 
 
-def reasoning_gym_reward(dataset_name: str, *, answer_tag: str | None = None) -> ReasoningGymReward:
-    """The task's own `score_answer` as a reward.
+class ReasoningGymReward:
+    """The task's own `score_answer` as a reward, with values in [0, 1].
 
     The rows need the columns of the generated items: `question`, `answer` and `metadata` (a dict, or a JSON string of
     it, which tables hold better), or one column `entry` with the whole item.
@@ -21,22 +21,14 @@ def reasoning_gym_reward(dataset_name: str, *, answer_tag: str | None = None) ->
         answer_tag: the answer is what stands in the last `<tag>...</tag>`; a completion without it scores 0. None:
             the whole completion, blanks at both ends aside.
 
-    Returns:
-        A reward function with values in [0, 1].
-
     Raises:
         SetupError: reasoning-gym is not installed.
         ConfigError: there is no such task.
     """
-    return ReasoningGymReward(dataset_name, answer_tag)
-
-
-class ReasoningGymReward:
-    """See `reasoning_gym_reward`."""
 
     requires: ClassVar = {"reasoning_gym": "reasoning-gym"}
 
-    def __init__(self, dataset_name: str, answer_tag: str | None = None) -> None:
+    def __init__(self, dataset_name: str, *, answer_tag: str | None = None) -> None:
         self.dataset_name = dataset_name
         self.answer_tag = answer_tag
         self.reward_name = dataset_name
@@ -78,6 +70,9 @@ class ReasoningGymReward:
         _, opened, rest = text.rpartition(f"<{self.answer_tag}>")
         inside, closed, _ = rest.partition(f"</{self.answer_tag}>")
         return inside.strip() if opened and closed else None
+
+
+reasoning_gym_reward = ReasoningGymReward
 
 
 def _score_function(dataset_name: str) -> Any:

@@ -1,7 +1,7 @@
 """Rewards that can be computed from the text or its length alone: format, match, length, repetition.
 
-All of them run in time proportional to their input, without regular expressions, so none can hang. Those made by a
-`get_...` function are instances, not closures, so they can be pickled.
+All of them run in time proportional to their input, without regular expressions, so none can hang. Those with
+settings are instances, not closures, so they can be pickled.
 """
 
 from __future__ import annotations
@@ -66,45 +66,12 @@ def length_reward(
     ]
 
 
-def get_length_reward(target_length: float) -> LengthReward:
+class LengthReward:
     """`length_reward` with one target for all rows.
 
     Args:
         target_length: tokens, > 0.
     """
-    return LengthReward(target_length)
-
-
-def get_repetition_penalty_reward(ngram_size: int = 3, max_penalty: float = -1.0) -> RepetitionPenaltyReward:
-    """Penalty for repeated token n-grams.
-
-    r = max_penalty * (1 - unique n-grams / n-grams), and 0 for completions shorter than one n-gram.
-
-    Args:
-        ngram_size: tokens per n-gram, >= 1.
-        max_penalty: limit for endless repetition, <= 0.
-
-    Source: arXiv 2502.03373, appendix C.2.
-    """
-    return RepetitionPenaltyReward(ngram_size, max_penalty)
-
-
-def get_soft_overlong_punishment(max_completion_len: int, soft_punish_cache: int) -> SoftOverlongPunishment:
-    """Penalty that grows linearly over the last tokens before the length limit.
-
-    r = 0 for |y| <= L - c;  ((L - c) - |y|) / c for L - c < |y| <= L;  -1 beyond L.
-
-    Args:
-        max_completion_len: L, tokens, > 0.
-        soft_punish_cache: c, tokens, 0 <= c <= L.
-
-    Source: DAPO, arXiv 2503.14476, equation 13.
-    """
-    return SoftOverlongPunishment(max_completion_len, soft_punish_cache)
-
-
-class LengthReward:
-    """See `get_length_reward`."""
 
     reward_name = "length_reward"
 
@@ -118,11 +85,20 @@ class LengthReward:
 
 
 class RepetitionPenaltyReward:
-    """See `get_repetition_penalty_reward`."""
+    """Penalty for repeated token n-grams.
+
+    r = max_penalty * (1 - unique n-grams / n-grams), and 0 for completions shorter than one n-gram.
+
+    Args:
+        ngram_size: tokens per n-gram, >= 1.
+        max_penalty: limit for endless repetition, <= 0.
+
+    Source: arXiv 2502.03373, appendix C.2.
+    """
 
     reward_name = "repetition_penalty_reward"
 
-    def __init__(self, ngram_size: int, max_penalty: float) -> None:
+    def __init__(self, ngram_size: int = 3, max_penalty: float = -1.0) -> None:
         problems = []
         if ngram_size < 1:
             problems.append(f"ngram_size is {ngram_size!r}; it must be at least 1")
@@ -145,7 +121,16 @@ class RepetitionPenaltyReward:
 
 
 class SoftOverlongPunishment:
-    """See `get_soft_overlong_punishment`."""
+    """Penalty that grows linearly over the last tokens before the length limit.
+
+    r = 0 for |y| <= L - c;  ((L - c) - |y|) / c for L - c < |y| <= L;  -1 beyond L.
+
+    Args:
+        max_completion_len: L, tokens, > 0.
+        soft_punish_cache: c, tokens, 0 <= c <= L.
+
+    Source: DAPO, arXiv 2503.14476, equation 13.
+    """
 
     reward_name = "soft_overlong_punishment_reward"
 
@@ -166,6 +151,12 @@ class SoftOverlongPunishment:
         if length <= free:
             return 0.0
         return (free - length) / self.soft_punish_cache if length <= self.max_completion_len else -1.0
+
+
+get_length_reward = LengthReward
+get_repetition_penalty_reward = RepetitionPenaltyReward
+get_soft_overlong_punishment = SoftOverlongPunishment
+"""The names that scripts import."""
 
 
 def _is_think_format(text: str) -> bool:
