@@ -11,7 +11,7 @@ import pytest
 
 from strop import CPOConfig, DPOConfig
 from strop.cli import main
-from strop.cli.flags import parse, read_config
+from strop.cli.flags import parse
 from strop.cli.train import flag_groups
 from strop.errors import ConfigError
 from strop.methods.registry import BY_VERB
@@ -19,6 +19,7 @@ from strop.recipes import RECIPES, Recipe
 from strop.recipes.offline import OFFLINE
 from strop.recipes.online import ONLINE
 from strop.recipes.page import page, section
+from strop.settings.config_file import read_config
 from strop.testing.cases import make_trainer, rows_for
 from strop.testing.tiny import tiny_model
 from strop.testing.tokenizers import toy_tokenizer

@@ -71,6 +71,9 @@ def test_what_the_file_holds_in_vain_is_said_or_handed_back(tmp_path: Path) -> N
     assert unknown == ["--learning_rat", "1"]
     with pytest.raises(ConfigError, match="No such file"):
         TrlParser(ALL).parse_args_and_config(["--config", str(tmp_path / "none.yaml")])
+    file.write_text("beta: [0.1\n")
+    with pytest.raises(ConfigError, match="line 2: not valid YAML"):
+        TrlParser(ALL).parse_args_and_config(["--config", str(file)])
 
 
 def test_adapter_and_quantisation_follow_the_settings() -> None:

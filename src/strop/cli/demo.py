@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from strop.cli.flags import Flag, help_page, parse
+from strop.cli.flags import Flag, all_values, helped
 
+TITLE = "strop demo: SFT, a reward model and DPO on a small task, in a few minutes on a laptop"
 FLAGS = (
     Flag("output_dir", str, "runs/demo", "Where models, metrics, summary.json and report.html go."),
     Flag("seed", int, 0, "Seed of everything random."),
@@ -12,16 +13,10 @@ FLAGS = (
 
 
 def run(argv: list[str]) -> int:
-    if "--help" in argv or "-h" in argv:
-        print(
-            help_page(
-                "strop demo: SFT, a reward model and DPO on a small task, in a few minutes on a laptop",
-                {"flags": FLAGS},
-            )
-        )
+    if argv and helped(argv, TITLE, FLAGS):
         return 0
-    values = parse(argv, {flag.name: flag for flag in FLAGS})
+    values = all_values(argv, FLAGS)
     from strop.demo.run import run_demo
 
-    run_demo(**{flag.name: values.get(flag.name, flag.default) for flag in FLAGS})
+    run_demo(**values)
     return 0

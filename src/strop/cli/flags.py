@@ -14,12 +14,12 @@ import textwrap
 import types
 import typing
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any, get_args, get_origin
 
 import yaml
 
 from strop.errors import ConfigError, did_you_mean
+from strop.settings.config_file import read_config
 
 WIDEST = 100
 """Columns of a help page."""
@@ -80,6 +80,7 @@ def parse(
         else:
             given[name] = value
     from_file = read_config(given.pop("config")) if "config" in given else {}
+    from_file = {name.replace("-", "_"): value for name, value in from_file.items()}
     from_file = {renamed.get(name, name): value for name, value in from_file.items()}
     if (method := from_file.pop("method", verb).replace("_", "").replace("-", "")) != verb.replace("-", ""):
         problems.append(f"the config file is of a run of '{method}', and this is '{verb}'.")
@@ -110,26 +111,6 @@ def separate(argv: Sequence[str], flags: Sequence[Flag]) -> tuple[list[str], lis
 def all_values(argv: Sequence[str], flags: Sequence[Flag]) -> dict[str, Any]:
     """The value of every flag: as given, else its default."""
     return {**{flag.name: flag.default for flag in flags}, **parse(argv, {flag.name: flag for flag in flags})}
-
-
-def read_config(path: str) -> dict[str, Any]:
-    """Settings of a YAML file: one mapping."""
-    file = Path(path)
-    if not file.is_file():
-        raise ConfigError(f"--config {path}: there is no such file.")
-    try:
-        settings = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        where = getattr(error, "problem_mark", None)
-        line = f", line {where.line + 1}" if where else ""
-        raise ConfigError(
-            f"--config {path}{line}: not valid YAML ({getattr(error, 'problem', None) or error})."
-        ) from None
-    if not isinstance(settings, dict):
-        raise ConfigError(
-            f"--config {path}: must hold settings as 'name: value' lines, found {type(settings).__name__}."
-        )
-    return {str(name).replace("-", "_"): value for name, value in settings.items()}
 
 
 def fit(value: Any, flag: Flag) -> Any:

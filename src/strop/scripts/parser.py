@@ -18,6 +18,7 @@ from transformers import HfArgumentParser
 from strop.errors import ConfigError, did_you_mean
 from strop.scripts.arguments import ModelConfig
 from strop.settings.config import TrainerConfig
+from strop.settings.config_file import read_config
 from strop.settings.schema import resolve_keywords
 
 NOT_SETTINGS = ("config", "help")
@@ -156,13 +157,7 @@ def _take_config(words: list[str]) -> tuple[list[str], str | None]:
 
 def _read(file: str) -> dict[str, Any]:
     """Settings of a YAML file; its `env` is put into the environment."""
-    try:
-        with open(file, encoding="utf-8") as text:
-            settings = yaml.safe_load(text)
-    except OSError as error:
-        raise ConfigError(f"--config {file}: {error.strerror or error}.") from None
-    if not isinstance(settings, dict):
-        raise ConfigError(f"--config {file}: must hold 'name: value' lines, found {type(settings).__name__}.")
+    settings = read_config(file)
     variables = settings.pop("env", {})
     if not isinstance(variables, dict):
         raise ConfigError(f"--config {file}: env must hold 'NAME: value' lines, found {type(variables).__name__}.")
