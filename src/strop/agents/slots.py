@@ -13,6 +13,7 @@ from typing import Any, Protocol
 
 from strop.errors import SetupError
 from strop.rewards.contract import Accepts
+from strop.rewards.event_loop import waiting_for
 
 
 class Hung(Exception):
@@ -95,7 +96,7 @@ class ThreadSlot(OneThread):
         if not inspect.isawaitable(result):
             return result
         self._loop = self._loop or asyncio.new_event_loop()  # one for all calls: clients belong to a loop
-        return self._loop.run_until_complete(_wait_for(result))
+        return self._loop.run_until_complete(waiting_for(result))
 
 
 class ProcessSlot(OneThread):
@@ -176,10 +177,6 @@ def call_method(environment: Any, method: str, args: Any, kwargs: Any) -> Any:
     return Accepts.of(function).call(function, kwargs) if method == "reset" else function(*args, **kwargs)
 
 
-async def _wait_for(awaitable: Any) -> Any:
-    return await awaitable
-
-
 def _serve(pipe: Any, factory: Callable[[], Any]) -> None:
     """The other process: make the environment, then answer until the pipe closes."""
     try:
@@ -197,7 +194,7 @@ def _serve(pipe: Any, factory: Callable[[], Any]) -> None:
         try:
             result = getattr(environment, method) if kind == "read" else call_method(environment, method, args, kwargs)
             if inspect.isawaitable(result):
-                result = loop.run_until_complete(_wait_for(result))
+                result = loop.run_until_complete(waiting_for(result))
             pipe.send((True, result))
         except BaseException as error:
             pipe.send((False, f"{type(error).__name__}: {error}"))

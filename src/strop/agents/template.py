@@ -14,7 +14,7 @@ from strop.agents.call_formats import ANY, CallFormat, ToolCall, format_of
 from strop.agents.response_template import response_format
 from strop.agents.spoken import Spoken, call_message, new_call_id, read_turn, split_thought, thinking_at
 from strop.data.chat import Chat, Unrenderable
-from strop.data.encode import Encoder
+from strop.data.encode import Encoder, common_prefix
 from strop.errors import ConfigError
 
 Message = dict[str, Any]
@@ -133,7 +133,7 @@ class ConversationTemplate:
         if not closed.startswith(opened):
             marks = thinking_at(opened)
             opened = opened.rstrip() if marks is None else opened.rstrip().removesuffix(marks[0].strip())
-        return closed[_common(opened, closed) :]
+        return closed[common_prefix(opened, closed) :]
 
     def _count_calls(self, one: list[ToolCall], tools: Any) -> int:
         """How many calls the template prints of a turn: one, or (2 stands for) any number."""
@@ -352,8 +352,3 @@ class ConversationTemplate:
             raise Unrenderable("the end of the model's turn cannot be found in it")
         position, end = min(ends)
         return (text[position + len(end) :] if said.end else text[position:]), end
-
-
-def _common(first: str, second: str) -> int:
-    limit = min(len(first), len(second))
-    return next((i for i in range(limit) if first[i] != second[i]), limit)

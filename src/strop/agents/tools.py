@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import inspect
 import json
 import math
 import weakref
@@ -19,6 +18,7 @@ from strop.agents.side_by_side import side_by_side
 from strop.agents.slots import Hung, OneThread
 from strop.errors import ConfigError, did_you_mean
 from strop.rewards.event_loop import run_in_loop
+from strop.rewards.invoke import is_async
 from strop.rewards.time_limit import TimeLimit, call_with_limit
 
 MOST_CHARACTERS = 4000
@@ -147,10 +147,6 @@ def describe_tool(function: Callable[..., Any]) -> dict[str, Any]:
         return get_json_schema(function)
     except Exception as error:  # its many kinds all mean that the description is incomplete
         raise ConfigError(f"{error} Give it type hints and a docstring with an Args section.") from None
-
-
-def is_async(function: Callable[..., Any]) -> bool:
-    return inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(type(function).__call__)
 
 
 def problem_of(call: ToolCall, known: Iterable[str]) -> Answer | None:

@@ -6,6 +6,7 @@ import os
 import tempfile
 import weakref
 from collections.abc import Iterator
+from contextlib import contextmanager
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any
@@ -66,11 +67,8 @@ class TableRows(Rows):
             yield from map(self.clean, _plain_rows(batch, self.source, first))
             first += batch.num_rows
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {"table": self.table, "source": self.source}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__init__(**state)  # type: ignore[misc]
+    def __reduce__(self) -> Any:  # a cleaner is a closure, and is made anew
+        return TableRows, (self.table, self.source)
 
 
 class DatasetRows(Rows):
@@ -95,11 +93,8 @@ class DatasetRows(Rows):
             for values in zip(*batch.values(), strict=True):
                 yield self.clean(dict(zip(names, values, strict=True)))
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {"dataset": self.dataset, "source": self.source}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__init__(**state)  # type: ignore[misc]
+    def __reduce__(self) -> Any:
+        return DatasetRows, (self.dataset, self.source)
 
 
 def read_dataset(dataset: Any, source: str = "dataset") -> Rows:
@@ -130,16 +125,12 @@ def read_parquet(path: Path) -> Rows:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    try:
+    with _named_where_unreadable(path, "Parquet"):
         if path.stat().st_size < LARGE_FILE_BYTES:
             table = pa.Table.from_batches(_unpacked(path), pq.read_schema(path))
         else:
             table = _mapped(path)
         return TableRows(_bounded(table, path), path.name)
-    except (pa.ArrowException, OSError, ValueError) as problem:
-        if isinstance(problem, DataError):
-            raise
-        raise _unreadable(path, "Parquet", problem) from None
 
 
 def _unpacked(path: Path) -> Iterator[Any]:
@@ -230,18 +221,13 @@ def stream_parquet(path: Path) -> RowStream:
     """The rows of a Parquet file from the start, a batch in memory at a time."""
 
     def start() -> Iterator[Row]:
-        import pyarrow as pa
         import pyarrow.parquet as pq
 
-        try:
+        with _named_where_unreadable(path, "Parquet"):
             clean, first = cleaner_of_schema(pq.read_schema(path)), 0
             for batch in _unpacked(path):
                 yield from map(clean, _plain_rows(_sound(batch), path.name, first))
                 first += batch.num_rows
-        except (pa.ArrowException, OSError, ValueError) as problem:
-            if isinstance(problem, DataError):
-                raise
-            raise _unreadable(path, "Parquet", problem) from None
 
     return RowStream(start, path.name)
 
@@ -273,7 +259,7 @@ def read_arrow(path: Path) -> Rows:
     """Rows of an Arrow file, in the stream form that `datasets` writes or in the file form."""
     import pyarrow as pa
 
-    try:
+    with _named_where_unreadable(path, "Arrow"):
         refuse_packed(path)
         source = pa.memory_map(str(path))
         try:
@@ -281,12 +267,17 @@ def read_arrow(path: Path) -> Rows:
         except pa.ArrowInvalid:
             table = pa.ipc.open_file(source).read_all()
         return TableRows(_bounded(table, path), path.name)
+
+
+@contextmanager
+def _named_where_unreadable(path: Path, form: str) -> Iterator[None]:
+    """Within it, what pyarrow and the disk raise becomes a `DataError` that names the file and the cause."""
+    import pyarrow as pa
+
+    try:
+        yield
+    except DataError:
+        raise
     except (pa.ArrowException, OSError, ValueError) as problem:
-        if isinstance(problem, DataError):
-            raise
-        raise _unreadable(path, "Arrow", problem) from None
-
-
-def _unreadable(path: Path, form: str, problem: Exception) -> DataError:
-    cause = "the file is empty" if path.stat().st_size == 0 else first_line(problem).rstrip(".")
-    return DataError(f"{path}: not a readable {form} file: {cause}. Write or download it again.")
+        cause = "the file is empty" if path.stat().st_size == 0 else first_line(problem).rstrip(".")
+        raise DataError(f"{path}: not a readable {form} file: {cause}. Write or download it again.") from None

@@ -26,6 +26,8 @@ from strop.records import Row
 
 ENOUGH_WITHOUT_COLUMNS = 1000
 """If the first thousand rows all lack the columns, the rest need not be read to say so."""
+STREAM_HEAD = 256
+"""Rows of a stream that are checked before training starts."""
 SIGNATURES = 256
 """How many kinds of conversations (orders of roles) are kept for trying the chat template."""
 
@@ -165,9 +167,9 @@ class Checker:
         checked.parts.append(part)
         checked.digests.append(int.from_bytes(digest[:8], "little"))
         self.hash.update(digest)
-        checked.prompts.append(_number_of(case.completions if case.prompt is None else case.prompt))
+        checked.prompts.append(number_of(case.completions if case.prompt is None else case.prompt))
         if self.kind in COMPARED:
-            checked.alike.append(_number_of([case.prompt, *sorted(case.completions, key=str)]))
+            checked.alike.append(number_of([case.prompt, *sorted(case.completions, key=str)]))
         if case.layout is not None:
             checked.layouts[case.layout] += part == 0
         if self.kind is not DatasetKind.PROMPT_ONLY:
@@ -317,7 +319,7 @@ def _digest(case: Case) -> bytes:
         raise RowProblem(None, message, "Use plain JSON values") from None
 
 
-def _number_of(said: Any) -> int:
+def number_of(said: Any) -> int:
     """8 bytes that stand for texts or messages."""
     return int.from_bytes(hashlib.blake2b(ENCODER.encode(said).encode("utf-8"), digest_size=8).digest(), "little")
 
@@ -351,30 +353,16 @@ def nothing_left(source: str, rows_read: int, left_out: dict[str, Counted]) -> D
 
 
 def check(
-    rows: Rows,
+    rows: Rows | RowStream,
     kind: DatasetKind,
     options: TokenizeOptions,
     control: Iterable[str] = (),
     vocabulary: int | None = None,
 ) -> Checked:
-    """Check every row for `kind`; raises one `DataError` that lists the broken ones."""
+    """Check every row, or the first ones of a stream, for `kind`; raises one `DataError` that lists the broken ones."""
     checker = Checker(rows, kind, options, control, vocabulary)
-    for number, row in enumerate(rows):
+    for number, row in enumerate(islice(rows, STREAM_HEAD if isinstance(rows, RowStream) else None)):
         checker.row(number, row)
-    checker.checked.findings += [Finding(None, None, "info", note) for note in rows.notes]
-    return checker.finish()
-
-
-def check_head(
-    rows: RowStream,
-    kind: DatasetKind,
-    options: TokenizeOptions,
-    control: Iterable[str],
-    size: int,
-    vocabulary: int | None = None,
-) -> Checked:
-    """Check the first rows of a stream."""
-    checker = Checker(rows, kind, options, control, vocabulary)
-    for number, row in enumerate(islice(rows, size)):
-        checker.row(number, row)
+    if isinstance(rows, Rows):
+        checker.checked.findings += [Finding(None, None, "info", note) for note in rows.notes]
     return checker.finish()

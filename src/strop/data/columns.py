@@ -6,6 +6,7 @@ import math
 from typing import Any
 
 from strop.data.findings import RowProblem, kind_of_value
+from strop.data.kinds import is_label
 from strop.data.messages import Message, is_conversation, read_messages
 from strop.data.options import TokenizeOptions
 from strop.data.rows import plain
@@ -39,11 +40,9 @@ def read_said(row: Row, column: str, options: TokenizeOptions) -> Said:
 def read_label(row: Row) -> bool:
     """The `label` column as true or false; raises `RowProblem`."""
     value = plain(row.get("label"))
-    if isinstance(value, str) and value.strip().lower() in ("true", "false", "0", "1"):
-        return value.strip().lower() in ("true", "1")
-    if isinstance(value, bool) or (isinstance(value, int | float) and value in (0, 1)):
-        return bool(value)
-    raise RowProblem("label", f"is {kind_of_value(value)}", "Write true (desirable) or false (undesirable)")
+    if not is_label(value):
+        raise RowProblem("label", f"is {kind_of_value(value)}", "Write true (desirable) or false (undesirable)")
+    return value.strip().lower() in ("true", "1") if isinstance(value, str) else bool(value)
 
 
 def read_margin(value: Any) -> float:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from strop.data.encode import common_prefix
 from strop.data.messages import is_conversation
 from strop.records import Row
 
@@ -53,9 +54,7 @@ def split_messages(chosen: list[Any], rejected: list[Any]) -> tuple[list[Any], l
     Each rest keeps its last assistant message (its last message, if there is no assistant).
     """
     limit = min(_last_answer(chosen), _last_answer(rejected))
-    cut = 0
-    while cut < limit and chosen[cut] == rejected[cut]:
-        cut += 1
+    cut = min(common_prefix(chosen, rejected), limit)
     return chosen[:cut], chosen[cut:], rejected[cut:]
 
 
@@ -70,10 +69,8 @@ def split_text(chosen: str, rejected: str) -> tuple[str, str, str]:
     White space before a word belongs to the word, as in the vocabularies of today, so the prompt ends before it
     where only spaces follow. Scripts written without spaces may be cut after any character.
     """
-    cut = 0
     limit = min(len(chosen), len(rejected)) - 1  # a rest of nothing cannot be learned from
-    while cut < limit and chosen[cut] == rejected[cut]:
-        cut += 1
+    cut = max(min(common_prefix(chosen, rejected), limit), 0)
     while cut > 0 and not (_is_boundary(chosen, cut) and _is_boundary(rejected, cut)):
         cut -= 1
     return chosen[:cut], chosen[cut:], rejected[cut:]
@@ -95,7 +92,5 @@ def _in_word(character: str) -> bool:
 def split_ids(chosen: list[int], rejected: list[int]) -> tuple[list[int], list[int], list[int]]:
     """The common start of two id lists, and the two rests of at least one id each (if they have one)."""
     limit = max(min(len(chosen), len(rejected)) - 1, 0)
-    cut = 0
-    while cut < limit and chosen[cut] == rejected[cut]:
-        cut += 1
+    cut = min(common_prefix(chosen, rejected), limit)
     return chosen[:cut], chosen[cut:], rejected[cut:]

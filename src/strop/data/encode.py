@@ -167,9 +167,13 @@ class Encoder:
         return [results[number] for number in sorted(results)]
 
 
-def common_prefix(first: Sequence[int], second: Sequence[int]) -> int:
-    """How many leading ids two lists share."""
-    size = min(len(first), len(second))
-    if first[:size] == second[:size]:
-        return size
-    return next(i for i in range(size) if first[i] != second[i])
+def common_prefix(first: Sequence[Any], second: Sequence[Any]) -> int:
+    """How many leading entries two lists, or texts, share."""
+    alike, most = 0, min(len(first), len(second))
+    while alike < most:  # halves are compared as slices: one by one this is a large part of laying rows out
+        middle = (alike + most + 1) // 2
+        if first[alike:middle] == second[alike:middle]:
+            alike = middle
+        else:
+            most = middle - 1
+    return alike

@@ -87,7 +87,7 @@ class PackedDataset(Sequence[Pack]):
         else:
             _refuse_long(examples, costs, max_length, strategy)
             sizes = [size for *_, size in pieces]
-            self.packs = [[pieces[p] for p in pack] for pack in best_fit_decreasing(sizes, max_length)]
+            self.packs = [[pieces[p] for p in pack] for pack in sorted(map(sorted, best_fit(sizes, max_length)))]
         self.lengths = [sum(size for *_, size in pack) for pack in self.packs]
 
     def __len__(self) -> int:
@@ -147,8 +147,8 @@ def _refuse_long(examples: Sequence[Example], costs: Sequence[int], max_length: 
         raise DataError.collect(title, problems)
 
 
-def best_fit_decreasing(sizes: Sequence[int], capacity: int) -> list[list[int]]:
-    """Indices of `sizes` in bins of `capacity`: the longest first, each into the fullest bin that has room.
+def best_fit(sizes: Sequence[int], capacity: int) -> list[list[int]]:
+    """Indices of `sizes` in bins of `capacity`, as they come in: the longest first, each into the fullest with room.
 
     Bins are kept by the room they have left; a set bit k of `rooms` says that some bin has room k, so the fullest
     fitting bin is the lowest set bit from the size on.
@@ -171,7 +171,7 @@ def best_fit_decreasing(sizes: Sequence[int], capacity: int) -> list[list[int]]:
         left = room - size
         by_room.setdefault(left, []).append(number)
         rooms |= 1 << left
-    return sorted(sorted(members) for members in bins)
+    return bins
 
 
 def cut_tree(example: Example, first_room: int, room: int) -> list[tuple[int, int, int]]:

@@ -11,14 +11,13 @@ Source: arXiv 2402.01306, section 4.1; rule R12 (ids are joined, never tokenised
 
 from __future__ import annotations
 
-import hashlib
-import json
 from array import array
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
+from strop.data.checks import number_of
 from strop.data.dataset import ExampleDataset, ExampleStream
 from strop.data.kinds import DatasetKind
 from strop.data.options import TokenizeOptions
@@ -45,8 +44,8 @@ class MismatchedDataset(Sequence[Example]):
         self.prompts, self.completions = array("Q"), array("Q")
         for index in range(len(dataset)):
             case = dataset.case(index)
-            self.prompts.append(_hash(case.prompt))
-            self.completions.append(_hash(case.completions))
+            self.prompts.append(number_of(case.prompt))
+            self.completions.append(number_of(case.completions))
         self.partners = find_partners(self.prompts, self.completions)
 
     def __len__(self) -> int:
@@ -183,8 +182,3 @@ def _run_ends(values: Sequence[int]) -> array[int]:
         here, after = position % size, (position + 1) % size
         ends[here] = 1 if values[here] != values[after] else min(ends[after] + 1, size)
     return ends
-
-
-def _hash(value: object) -> int:
-    text = json.dumps(value, sort_keys=True, ensure_ascii=False)
-    return int.from_bytes(hashlib.blake2b(text.encode("utf-8"), digest_size=8).digest(), "little")

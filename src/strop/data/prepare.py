@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from strop.data.cache_folder import cache_key, folder_of
-from strop.data.checks import Checked, check, check_head
+from strop.data.checks import Checked, check
 from strop.data.dataset import ExampleDataset, ExampleStream
 from strop.data.detect import detect
 from strop.data.encode import Encoder
@@ -16,7 +16,7 @@ from strop.data.kinds import DatasetKind
 from strop.data.load import load_rows
 from strop.data.options import TokenizeOptions
 from strop.data.report import DataReport
-from strop.data.rows import Rows, RowStream
+from strop.data.rows import RowStream
 from strop.data.store import TreeStore
 from strop.data.trees import TreeBuilder
 from strop.errors import ConfigError, did_you_mean
@@ -25,8 +25,6 @@ UNTEMPLATED = (DatasetKind.TOKENIZED, DatasetKind.STEPWISE)
 """Kinds for which plain text is usual, whatever the tokenizer."""
 EAGER_ROWS = 4096
 """Sets of at most this many trees are tokenised at once by `prepare`."""
-STREAM_HEAD = 256
-"""Rows of a stream that are checked before training starts."""
 
 
 def prepare(
@@ -70,12 +68,11 @@ def prepare(
     opened = load_rows(rows)
     builder = TreeBuilder(kind, Encoder(tokenizer, options), options)
     control = getattr(tokenizer, "all_special_tokens", ())
-    if isinstance(opened, RowStream):
-        head = check_head(opened, kind, options, control, STREAM_HEAD, builder.encoder.vocabulary)
-        report = DataReport(name, opened.source, str(kind), noted=_tokenizer_findings(head, builder))
-        return ExampleStream(opened, head, builder, report)
     checked = check(opened, kind, options, control, builder.encoder.vocabulary)
-    checked.findings += _tokenizer_findings(checked, builder)
+    found = _tokenizer_findings(checked, builder)
+    if isinstance(opened, RowStream):
+        return ExampleStream(opened, checked, builder, DataReport(name, opened.source, str(kind), noted=found))
+    checked.findings += found
     total = len(checked.numbers)
     folder = None
     if cache_dir is not None:
@@ -127,10 +124,7 @@ def check_rows(
             raise ConfigError("A stream can only be walked; say what its rows are for with `kind`.")
         kind = detect(opened, options).kind
     kind = as_kind(kind)
-    if isinstance(opened, Rows):
-        checked = check(opened, kind, options)
-    else:
-        checked = check_head(opened, kind, options, (), STREAM_HEAD)
+    checked = check(opened, kind, options)
     return DataReport.start(name, str(kind), checked, None)  # nothing is going to be tokenised
 
 

@@ -170,12 +170,8 @@ class TreeStore:
             if mine:
                 self.flush()
 
-    def __getstate__(self) -> dict[str, Any]:
-        # A mapped file cannot be pickled: a spawned worker looks into the folder itself.
-        return {"size": self.size, "folder": self.folder}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__init__(state["size"], state["folder"])  # type: ignore[misc]
+    def __reduce__(self) -> Any:  # a mapped file cannot be pickled: a spawned worker looks into the folder itself
+        return TreeStore, (self.size, self.folder)
 
 
 def schema() -> Any:

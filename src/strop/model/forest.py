@@ -12,6 +12,8 @@ import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
+from strop.data.encode import common_prefix
+
 CALL, MERGE = 16, 32
 """A call costs about as much as computing 16 tokens, merging about a 32nd part of a token for each token below."""
 
@@ -59,7 +61,7 @@ def forest(rows: Sequence[list[int]], together: Sequence[Sequence[int]], rule: R
         rule: (tokens saved, tokens below) -> whether another segment is shared.
     """
     order = sorted(range(len(rows)), key=rows.__getitem__)
-    alike = [common(rows[a], rows[b]) for a, b in itertools.pairwise(order)]
+    alike = [common_prefix(rows[a], rows[b]) for a, b in itertools.pairwise(order)]
     lies_on = list(range(len(rows)))
     for place in range(len(order) - 2, -1, -1):
         if alike[place] == len(rows[order[place]]):
@@ -87,18 +89,6 @@ def in_order(roots: Sequence[Node]) -> tuple[list[Node], list[int]]:
         nodes.append(node)
         parents.append(parent)
     return nodes, parents
-
-
-def common(one: Sequence[int], other: Sequence[int]) -> int:
-    """How many tokens two rows begin with alike."""
-    alike, most = 0, min(len(one), len(other))
-    while alike < most:  # halves are compared as slices: token by token this is a large part of laying rows out
-        middle = (alike + most + 1) // 2
-        if one[alike:middle] == other[alike:middle]:
-            alike = middle
-        else:
-            most = middle - 1
-    return alike
 
 
 def _grown(

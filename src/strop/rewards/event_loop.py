@@ -52,7 +52,7 @@ class EventLoop:
         Raises:
             TimeLimit: the awaitable was the one that blocked. What it raises itself passes through.
         """
-        future = asyncio.run_coroutine_threadsafe(_wait_for(awaitable), self._loop)
+        future = asyncio.run_coroutine_threadsafe(waiting_for(awaitable), self._loop)
         try:
             while not concurrent.futures.wait([future], seconds).done:
                 self._interrupt()
@@ -103,5 +103,6 @@ def run_in_loop(awaitable: Awaitable[Any], seconds: float | None = None) -> Any:
         nested.close()
 
 
-async def _wait_for(awaitable: Awaitable[Any]) -> Any:
+async def waiting_for(awaitable: Awaitable[Any]) -> Any:
+    """An awaitable of any kind as a coroutine, which is what loops take."""
     return await awaitable

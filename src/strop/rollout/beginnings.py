@@ -13,7 +13,8 @@ from dataclasses import dataclass
 
 import torch
 
-from strop.model.forest import Rule, common, forest, in_order
+from strop.data.encode import common_prefix
+from strop.model.forest import Rule, forest, in_order
 
 Layers = dict[int, tuple[torch.Tensor, torch.Tensor]]
 """By id of the attention module: keys (1, Hk, T, D) and values (1, Hk, T, Dv)."""
@@ -101,7 +102,7 @@ class Kept:
         used = set()
         for number, prompt in enumerate(prompts):
             place = bisect(order, prompt, key=lambda place: self.rows[place][0])
-            near = [(common(prompt, self.rows[row][0]), row) for row in order[max(0, place - 1) : place + 1]]
+            near = [(common_prefix(prompt, self.rows[row][0]), row) for row in order[max(0, place - 1) : place + 1]]
             length, row = max(near, default=(0, -1))
             if rule(length, len(prompt) + 1 - length) and length:
                 found[number] = length, self.rows[row][1]

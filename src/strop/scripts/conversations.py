@@ -6,9 +6,9 @@ Trainers do all of this themselves; a script that has done it already gives them
 from __future__ import annotations
 
 from collections.abc import Mapping
-from itertools import takewhile
 from typing import Any
 
+from strop.data.encode import common_prefix
 from strop.errors import DataError
 
 COLUMNS = ("messages", "prompt", "completion", "chosen", "rejected")
@@ -59,7 +59,7 @@ def extract_prompt(example: Mapping[str, Any]) -> dict[str, Any]:
     Of texts a space before the point where they part goes to the completions.
     """
     chosen, rejected = example["chosen"], example["rejected"]
-    same = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(chosen, rejected, strict=False)))
+    same = common_prefix(chosen, rejected)
     if same == min(len(chosen), len(rejected)) and same:
         same -= 1  # one begins the other: something must be left to prefer
     if same and chosen[same - 1] == " ":
@@ -81,19 +81,20 @@ def maybe_extract_prompt(example: dict[str, Any]) -> dict[str, Any]:
 def unpair_preference_dataset(dataset: Any, **map_kwargs: Any) -> Any:
     """A data set of pairs -> one row per completion, with `completion` and `label`: all chosen, then all rejected of
     each batch that `map` works on. Further columns go along."""
-    columns = _column_names(dataset)
+    columns = column_names(dataset)
     return dataset.map(_unpair, batched=True, remove_columns=columns, **map_kwargs)
 
 
 def maybe_unpair_preference_dataset(dataset: Any, num_proc: int | None = None, desc: str | None = None) -> Any:
     """`unpair_preference_dataset`, if the data set holds pairs."""
-    if not {"chosen", "rejected"} <= set(_column_names(dataset)):
+    if not {"chosen", "rejected"} <= set(column_names(dataset)):
         return dataset
     options = {"num_proc": num_proc, "desc": desc} if hasattr(dataset, "__len__") else {}
     return unpair_preference_dataset(dataset, **options)
 
 
-def _column_names(dataset: Any) -> list[str]:
+def column_names(dataset: Any) -> list[str]:
+    """Of a data set, of one of splits, or of a stream."""
     part = next(iter(dataset.values())) if isinstance(dataset, Mapping) else dataset
     return list(part.column_names or next(iter(part)))
 
@@ -131,7 +132,7 @@ def apply_chat_template(
     whole = {name: render([*example["prompt"], *example[name]]) for name in answers}
     prompt = render(example["prompt"], **_ending(example["prompt"]))
     for text in whole.values():  # a template may open an answer with more than the answer then begins with
-        prompt = "".join(a for a, _ in takewhile(lambda pair: pair[0] == pair[1], zip(prompt, text, strict=False)))
+        prompt = prompt[: common_prefix(prompt, text)]
     row: dict[str, Any] = {"prompt": prompt, **{name: text[len(prompt) :] for name, text in whole.items()}}
     return row | ({"label": example["label"]} if "label" in example else {})
 

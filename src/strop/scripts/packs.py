@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from strop.data.packing import STRATEGIES, best_fit
 from strop.errors import ConfigError, did_you_mean
+from strop.scripts.conversations import column_names
 
-STRATEGIES = ("bfd", "bfd_split", "wrapped")
 Columns = dict[str, list[Any]]
 
 
@@ -31,8 +32,7 @@ def pack_dataset(
         raise ConfigError(f"strategy is {strategy!r}; choose one of {known}.{did_you_mean(strategy, STRATEGIES)}")
     if seq_length < 1:
         raise ConfigError(f"A pack holds at least one id; seq_length is {seq_length}.")
-    part = next(iter(dataset.values())) if isinstance(dataset, Mapping) else dataset
-    columns = list(part.column_names or next(iter(part)))
+    columns = column_names(dataset)
     work = _wrap if strategy == "wrapped" else _best_fit
     options = (
         {"seq_length": seq_length} if strategy == "wrapped" else {"seq_length": seq_length, "split": strategy != "bfd"}
@@ -82,26 +82,9 @@ def _best_fit(batch: Columns, seq_length: int, split: bool) -> Columns:
         for row, length in enumerate(lengths)
         for start in (range(0, length, seq_length) if split else [0] if length else [])
     ]
-    packs = _fill(pieces, seq_length)
+    packs = [[pieces[i] for i in pack] for pack in best_fit([end - start for _, start, end in pieces], seq_length)]
     packed = {
         name: [[entry for row, start, end in pack for entry in rows[row][start:end]] for pack in packs]
         for name, rows in columns.items()
     }
     return packed | {"seq_lengths": [[end - start for _, start, end in pack] for pack in packs]}
-
-
-def _fill(pieces: list[tuple[int, int, int]], seq_length: int) -> list[list[tuple[int, int, int]]]:
-    """Best fit, longest first: each piece goes into the fullest pack that has room for it."""
-    packs: list[list[tuple[int, int, int]]] = []
-    by_room: dict[int, list[int]] = {}
-    for piece in sorted(pieces, key=lambda piece: piece[1] - piece[2]):
-        size = piece[2] - piece[1]
-        room = min((room for room, waiting in by_room.items() if waiting and room >= size), default=None)
-        if room is None:
-            room = seq_length
-            packs.append([])
-            by_room.setdefault(room, []).append(len(packs) - 1)
-        index = by_room[room].pop()
-        packs[index].append(piece)
-        by_room.setdefault(room - size, []).append(index)
-    return packs
