@@ -14,8 +14,8 @@ MUTATIONS = (
         edits=(
             Edit(
                 "rollout/draw.py",
-                "    return draw(warp_logits(logits, params, history, unsure=unsure), upload(uniforms, torch.float64, where))\n",
-                "    ids, _ = draw(warp_logits(logits, params, history, unsure=unsure), upload(uniforms, torch.float64, where))\n"
+                "    return draw(warp_logits(logits, params, history, unsure=unsure), sent(uniforms, where, dtype=torch.float64))\n",
+                "    ids, _ = draw(warp_logits(logits, params, history, unsure=unsure), sent(uniforms, where, dtype=torch.float64))\n"
                 "    return ids, logits.double().log_softmax(-1).gather(-1, ids[:, None])[:, 0]\n",
             ),
         ),

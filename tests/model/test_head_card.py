@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 import torch
 from tests.model.test_head import EVERYTHING, Wrapped, plain
-from tests.support import emulated_card
-from tests.support.emulated_card import card, emulated_mm  # noqa: F401
+from tests.support import kernels_by_hand
+from tests.support.kernels_by_hand import card, emulated_mm  # noqa: F401
 from torch import nn
 
 import strop.model.head as head_module
@@ -171,23 +171,23 @@ def test_kernels_are_for_cards_with_triton_and_right_there(
     monkeypatch.setattr(head_kernels, "triton", None)
     assert head_trial.kernels_for(device, torch.float32) is None
     monkeypatch.setattr(head_kernels, "triton", object())
-    monkeypatch.setattr(head_kernels, "statistics", emulated_card.statistics)
-    monkeypatch.setattr(head_kernels, "gradient", emulated_card.gradient)
-    emulated_card.forget()
+    monkeypatch.setattr(head_kernels, "statistics", kernels_by_hand.statistics)
+    monkeypatch.setattr(head_kernels, "gradient", kernels_by_hand.gradient)
+    kernels_by_hand.forget()
     assert head_trial.kernels_for(device, torch.bfloat16) is head_kernels and not caplog.records
     assert head_trial.kernels_for(device, torch.float64) is None
 
     def late(*args: Any, **kwargs: Any) -> torch.Tensor:
-        return emulated_card.gradient(*args, **kwargs).mul_(1.1)
+        return kernels_by_hand.gradient(*args, **kwargs).mul_(1.1)
 
     monkeypatch.setattr(head_kernels, "gradient", late)
-    emulated_card.forget()
+    kernels_by_hand.forget()
     with caplog.at_level(logging.WARNING):
         assert head_trial.kernels_for(device, torch.bfloat16) is None
         assert head_trial.kernels_for(device, torch.float32) is None
     assert "slower eager code" in caplog.text and len(caplog.records) == 1
     monkeypatch.undo()
-    emulated_card.forget()
+    kernels_by_hand.forget()
 
 
 def broken(name: str) -> Any:
@@ -196,7 +196,7 @@ def broken(name: str) -> Any:
     class Broken:
         @staticmethod
         def statistics(raw: Any, targets: Any, into: Any, anchors: Any, reading: Any) -> None:
-            emulated_card.statistics(raw, targets, into, anchors, reading)
+            kernels_by_hand.statistics(raw, targets, into, anchors, reading)
             if name in ("logps", "lse", "entropy", "log_square", "mean_logit") and getattr(into, name) is not None:
                 getattr(into, name).mul_(1.001)
             if name == "top1" and into.top1 is not None:
@@ -208,7 +208,7 @@ def broken(name: str) -> Any:
                 scales["factor"] = None
             if name == "the entropy's share":
                 scales["bonus"] = None
-            emulated_card.gradient(raw, targets, anchors, out, reading, **scales)
+            kernels_by_hand.gradient(raw, targets, anchors, out, reading, **scales)
             if name == "the last columns":
                 out[:, -(raw.shape[1] % 4096) :] = 0.0
             if name == "an exception":
@@ -254,7 +254,7 @@ def test_a_step_on_a_card_is_the_step_on_a_cpu(
 
     right = gradients()
     card()
-    assert head_module.kernels_for(torch.device("cpu"), torch.float32) is emulated_card
+    assert head_module.kernels_for(torch.device("cpu"), torch.float32) is kernels_by_hand
     found = gradients()
     size = torch.cat([g.flatten() for g in right.values()]).norm()
     assert found.keys() == right.keys()

@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 import torch
 from packaging.version import Version
-from tests.support.emulated_card import card  # noqa: F401
+from tests.support.kernels_by_hand import card  # noqa: F401
 from torch import nn
 
 import strop.model.head as head_module

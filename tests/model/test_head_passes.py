@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 import torch
-from tests.support import emulated_card
-from tests.support.emulated_card import card  # noqa: F401
+from tests.support import kernels_by_hand
+from tests.support.kernels_by_hand import card  # noqa: F401
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -65,12 +65,12 @@ def passes(card: Any, kernels: bool, monkeypatch: pytest.MonkeyPatch, **given: A
             @staticmethod
             def statistics(*args: Any) -> None:
                 mode.found.append("statistics")
-                emulated_card.statistics(*args)
+                kernels_by_hand.statistics(*args)
 
             @staticmethod
             def gradient(*args: Any, **scales: Any) -> Any:
                 mode.found.append("gradient")
-                return emulated_card.gradient(*args, **scales)
+                return kernels_by_hand.gradient(*args, **scales)
 
         monkeypatch.setattr(head_module, "kernels_for", lambda device, dtype: Noted)
     torch.manual_seed(0)

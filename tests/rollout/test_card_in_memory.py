@@ -8,7 +8,7 @@ import pytest
 import torch
 from tests.support.card_in_memory import EmulatedCard, Graph, OnCard, emulated_card
 
-from strop.rollout.transfer import upload
+from strop.device import sent
 
 
 def test_numbers_are_those_of_the_host_and_say_where_they_are() -> None:
@@ -46,9 +46,9 @@ def test_what_makes_the_host_wait_is_counted_and_cannot_be_captured(ask: Callabl
 
 def test_pinned_memory_is_fetched_without_waiting() -> None:
     with emulated_card() as card:
-        sent = upload([[1, 2], [3, 4]], torch.long, card.device)
-        assert isinstance(sent, OnCard) and not card.waits
-        assert sent.cpu().tolist() == [[1, 2], [3, 4]] and sum(card.waits.values()) == 1
+        there = sent([[1, 2], [3, 4]], card.device)
+        assert isinstance(there, OnCard) and not card.waits
+        assert there.cpu().tolist() == [[1, 2], [3, 4]] and sum(card.waits.values()) == 1
 
 
 def test_what_a_card_refuses_is_refused() -> None:

@@ -120,11 +120,7 @@ class _Operators(TorchDispatchMode):
         indices = [i for i in tree_leaves(args[1]) if isinstance(i, torch.Tensor)] if name in INDEXING else []
         chosen = any(index.dtype in (torch.bool, torch.uint8) for index in indices)
         fills = name is not aten.index and indices and args[2].numel() == 1 and not card.has(args[2])
-        if (
-            name in WAITS
-            or (chosen and not fills)
-            or (name is aten.repeat_interleave and kwargs.get("output_size") is None and len(args) < 2)
-        ):
+        if asks(name, args, kwargs) or (chosen and not fills):
             card.found.waits.append(f"{place()}: {name}")
         elif name is aten.copy_:
             if (
@@ -203,6 +199,12 @@ def _apart(tensor: torch.Tensor) -> torch.Tensor:
     """A copy in memory of its own, which nobody takes for the card's yet."""
     with _disable_current_modes():
         return tensor.clone()
+
+
+def asks(operator: Any, args: Any, kwargs: Any) -> bool:
+    """Whether the host needs the answer of an operator, or its shape, before it can go on."""
+    unsized = operator is aten.repeat_interleave and kwargs.get("output_size") is None and len(args) < 2
+    return unsized or operator in WAITS
 
 
 def tensors(*values: Any) -> list[torch.Tensor]:

@@ -22,18 +22,10 @@ import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from tests.support.card import asks
+
 aten = torch.ops.aten
 
-ASKING = {
-    aten._local_scalar_dense.default,
-    aten.equal.default,
-    aten.nonzero.default,
-    aten.masked_select.default,
-    aten.repeat_interleave.Tensor,
-    aten._unique2.default,
-    aten.bincount.default,
-}
-"""Operations whose answer, or its shape, the host needs before it can go on."""
 INDEXING = {aten.index.Tensor, aten.index_put.default, aten.index_put_.default}
 EMPTY = {aten.empty.memory_format, aten.new_empty.default, aten.empty_like.default, aten.empty_strided.default}
 CARD = torch.device("cuda", 0)
@@ -187,8 +179,8 @@ class EmulatedCard(TorchDispatchMode):
         kwargs = dict(kwargs or {})
         if func is aten.is_pinned.default:
             return hasattr(args[0], "pinned")
-        if func is aten._pin_memory.default:
-            pinned = args[0].clone()
+        if kwargs.pop("pin_memory", False):
+            pinned = func(*args, **kwargs)
             pinned.pinned = True
             return pinned
         if func is aten._fused_sdp_choice.default:
@@ -210,7 +202,7 @@ class EmulatedCard(TorchDispatchMode):
     def _check(self, func: Any, args: Any, kwargs: Any, flat: list[Any], goes_here: bool) -> None:
         hosts = [x for x in flat if isinstance(x, torch.Tensor) and not isinstance(x, OnCard) and x.dim() > 0]
         copies = func in (aten._to_copy.default, aten.copy_.default)
-        waits = func in ASKING
+        waits = asks(func.overloadpacket, args, kwargs)
         if func in INDEXING:
             masks = [x for x in args[1] if x is not None and (x.dtype == torch.bool or not isinstance(x, OnCard))]
             waits, hosts = bool(masks), [x for x in hosts if all(x is not y for y in args[1])]

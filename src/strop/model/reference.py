@@ -118,12 +118,11 @@ class FrozenReference:
         _mix([(own[name], new[name]) for name in own], alpha)
 
 
-class AdapterOff:
-    """The policy itself with its adapter switched off, and what is trained beside it as it was."""
+class _Switched:
+    """The policy with other adapters on than in training; what is trained beside its own is as it was."""
 
     def __init__(self, policy: Any) -> None:
-        self._policy = policy
-        self._kept = KeptWeights(policy)
+        self._policy, self._kept = policy, KeptWeights(policy)
 
     @property
     def keeps_weights(self) -> bool:
@@ -133,6 +132,16 @@ class AdapterOff:
     def keep_start(self) -> None:
         """Keep weights as they are that are trained since it was made."""
         self._kept.take()
+
+    def check_sync(self, alpha: float) -> None:
+        """Raise `ConfigError` where it cannot follow the policy so."""
+
+    def sync(self, alpha: float, policy: nn.Module | None = None) -> None:
+        self.check_sync(alpha)
+
+
+class AdapterOff(_Switched):
+    """The policy itself with its adapter switched off, and what is trained beside it as it was."""
 
     @contextmanager
     def active(self, policy: nn.Module | None = None) -> Iterator[nn.Module]:
@@ -153,31 +162,18 @@ class AdapterOff:
             "Build it with make_reference(policy, syncs=True), or give a ref_model."
         )
 
-    def sync(self, alpha: float, policy: nn.Module | None = None) -> None:
-        self.check_sync(alpha)
 
-
-class OtherAdapter:
+class OtherAdapter(_Switched):
     """The policy with another of its adapters switched on, and what is trained beside its own as it was."""
 
     def __init__(self, policy: Any, name: str) -> None:
-        self._policy, self._name = policy, name
-        self._trained = active_adapter(policy)
+        self._name, self._trained = name, active_adapter(policy)
         if name == self._trained:
             raise ConfigError(
                 f"ref_adapter_name={name!r} is the adapter that is trained, so the reference would move with it. "
                 "Leave it unset: the reference is then the adapter as it was at the start."
             )
-        self._kept = KeptWeights(policy)
-
-    @property
-    def keeps_weights(self) -> bool:
-        """Whether it puts other weights in the place of trained ones."""
-        return bool(self._kept)
-
-    def keep_start(self) -> None:
-        """Keep weights as they are that are trained since it was made."""
-        self._kept.take()
+        super().__init__(policy)
 
     @contextmanager
     def active(self, policy: nn.Module | None = None) -> Iterator[nn.Module]:
@@ -192,9 +188,6 @@ class OtherAdapter:
         raise ConfigError(
             f"The reference is the adapter {self._name!r}, which stays as it is: leave sync_ref_model off."
         )
-
-    def sync(self, alpha: float, policy: nn.Module | None = None) -> None:
-        self.check_sync(alpha)
 
 
 class AdapterCopy(OtherAdapter):

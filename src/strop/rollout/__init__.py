@@ -5,10 +5,11 @@
 | `sampling.py` | `SamplingParams`, and the exact distribution they sample from |
 | `draw.py` | one token per row, with the row's own random numbers |
 | `engines.py`, `generator.py` | `make_generator`; the interface of all engines, `Mixture` |
+| `in_place.py` | what the engines share that sample from a model of this process |
 | `native.py` | the default engine; `scheduler.py` (slots), `stopping.py`, `limits.py` |
 | `decoder.py` | a model during a rollout; `attention_hook.py`, `attention.py`, `kv_cache.py`, `rollout_mode.py` |
 | `packed_linear.py`, `cuda_graph.py` | the same decode step, faster on CPU and on CUDA |
-| `cast_weights.py`, `transfer.py` | weights cast once under autocast; copies to the device that nobody waits for |
+| `cast_weights.py` | weights cast once under autocast |
 | `own_process.py` | an engine in a process of its own, which samples while the policy learns |
 | `self_check.py` | whether the native engine serves a model |
 | `transformers_engine.py` | `model.generate` behind the same interface |

@@ -8,10 +8,10 @@ from contextlib import AbstractContextManager, nullcontext
 import torch
 from torch import nn
 
+from strop.device import sent
 from strop.rollout.attention_hook import Decode, Prefill
 from strop.rollout.beginnings import Part
 from strop.rollout.kv_cache import KVCache, StepPlan
-from strop.rollout.transfer import upload
 
 
 class Decoder:
@@ -55,7 +55,10 @@ class Decoder:
             positions += range(part.start, part.start + len(part.ids))
             last.append(len(ids) - 1)
         self.prefilled_tokens += len(ids)
-        flat, keep = upload([ids, positions], torch.long, device), upload(last, torch.long, device)  # (2, T), (parts,)
+        flat, keep = (
+            sent([ids, positions], device, dtype=torch.long),
+            sent(last, device, dtype=torch.long),
+        )  # (2, T), (parts,)
         with self.context():
             output = self.model(
                 input_ids=flat[:1],

@@ -5,7 +5,9 @@ by inverting the cumulative distribution with one uniform. Gumbel noise would ne
 entry: 3 million a step at 64 rows of a 49k vocabulary, more time than the head takes. The caller's torch, numpy and
 python random states are never touched.
 
-On a card all of that is queued without a question, and one copy tells the host what was drawn, with what log-probs,
+A card stands still wherever the host waits for it: a number that is asked of a tensor, a list, a mask as an index, a
+copy of memory that is not pinned. A step of a rollout waits once, for its tokens, as only the host knows whether a row
+ends. All before that is queued without a question, and one copy tells the host what was drawn, with what log-probs,
 whether the logits were finite, and whether the nucleus was wider than was looked at; then the step is drawn again.
 Cumulative sums are taken in float64, on the host where a device (Apple's) has none: the same logits give the same
 token everywhere.
@@ -20,10 +22,9 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from strop.device import running_sum, wide_dtype
+from strop.device import running_sum, sent, wide_dtype
 from strop.errors import RolloutError
 from strop.rollout.sampling import History, SamplingParams, penalised, warp_logits
-from strop.rollout.transfer import asks_freely, upload
 
 _BLOCK = 128  # tokens summed together: the long cumulative sum then runs over V / 128 entries, in float64
 
@@ -62,7 +63,7 @@ def sample(logits: torch.Tensor, params: SamplingParams, history: History | None
         RolloutError: a row has a NaN or +inf logit, or none that is finite.
     """
     top = logits.amax(-1)  # (R,); warping would turn NaN into -inf
-    unsure: list[torch.Tensor] | None = None if asks_freely(logits.device) else []
+    unsure: list[torch.Tensor] | None = None if logits.device.type == "cpu" else []
     ids, logps = _once(logits, params, history, uniforms, unsure)
     told = _on_host([ids, logps, top, *(unsure or ())])  # (3 or 4, R)
     _check_finite(told[2])
@@ -82,7 +83,7 @@ def _once(
     if params.greedy:
         return take_first(penalised(logits, params, history))
     where = logits.device if wide_dtype(logits.device) == torch.float64 else torch.device("cpu")
-    return draw(warp_logits(logits, params, history, unsure=unsure), upload(uniforms, torch.float64, where))
+    return draw(warp_logits(logits, params, history, unsure=unsure), sent(uniforms, where, dtype=torch.float64))
 
 
 def _on_host(lines: Sequence[torch.Tensor]) -> torch.Tensor:

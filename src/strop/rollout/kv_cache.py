@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 
 import torch
 
-from strop.rollout.transfer import upload
+from strop.device import sent
 
 _CLEAR_AHEAD = 64  # columns
 
@@ -201,7 +201,7 @@ class KVCache:
         """Copy prompts into slots, prompt -> slots, in every layer; one copy down for all of them."""
         if not where:
             return
-        places = upload([slot for slots in where.values() for slot in slots], torch.long, device)
+        places = sent([slot for slots in where.values() for slot in slots], device, dtype=torch.long)
         for prompt, slots in zip(where, places.split([len(slots) for slots in where.values()]), strict=True):
             for layer in self.layers.values():
                 layer.fork(prompt, slots)

@@ -13,7 +13,6 @@ eighth of a step at most is to be had).
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -24,28 +23,25 @@ from torch import nn
 from strop.errors import ConfigError
 from strop.model.forest import Rule, pays
 from strop.model.wrappers import unwrap
-from strop.records import Rollout
 from strop.rollout import limits
 from strop.rollout.beginnings import Beginnings, Kept, Part
 from strop.rollout.cast_weights import can_be_cast, cast_weights
 from strop.rollout.cuda_graph import GraphedSteps
 from strop.rollout.decoder import Decoder
-from strop.rollout.draw import fresh_seed, row_uniforms
 from strop.rollout.draw import sample as draw_sample
-from strop.rollout.generator import Mixture, check_prompts
+from strop.rollout.generator import Mixture
+from strop.rollout.in_place import InPlace
 from strop.rollout.packed_linear import packed_linears
-from strop.rollout.rollout_mode import rollout_attention, sampling_mode, transformers_model
+from strop.rollout.rollout_mode import rollout_attention, transformers_model
 from strop.rollout.sampling import SamplingParams, seen_tokens
-from strop.rollout.scheduler import Row, Scheduler, as_rollout_lists
-from strop.rollout.stopping import StopRule, default_stop_ids
-
-logger = logging.getLogger(__name__)
+from strop.rollout.scheduler import Row, Scheduler
+from strop.rollout.stopping import StopRule
 
 _PREFILL_TOKENS = {"cpu": 4096, "cuda": 32768}
 _SHARE_FROM = 3  # completions per prompt from which reading a prompt once per group beats one attention call per row
 
 
-class NativeGenerator:
+class NativeGenerator(InPlace):
     """Samples from a model that is being trained, with the model's own weights in place.
 
     Args:
@@ -77,31 +73,22 @@ class NativeGenerator:
         for name, value in (("max_slots", max_slots), ("prefill_tokens", prefill_tokens)):
             if value is not None and value < 1:
                 raise ConfigError(f"{name} must be at least 1; got {value}.")
-        self.model = unwrap(model)  # adapters in place, what only distributes or compiles peeled off
-        self.base = transformers_model(model)
-        self.tokenizer = tokenizer
+        super().__init__(model, tokenizer, autocast)
         self.max_slots = max_slots
         self.prefill_tokens = prefill_tokens
         self.share_prompts = share_prompts
         self.shares = shares
         self.kept: Kept | None = None  # while a conversation goes on
         self.cuda_graphs = cuda_graphs
-        self.autocast = autocast
-        self.reason = "it was made directly"
         self.prefilled_tokens = 0  # prompt tokens computed by the last call
         self.decode_steps = 0  # forward passes over the slots in the last call
         self.graph_replays = 0  # of these, how many were replays of CUDA graphs
         self._can_be_cast: dict[int, bool] = {}  # by identity of the model, found on first use
 
     def sync(self, model: nn.Module | None = None) -> None:
-        """Nothing to copy: the engine samples from the module it was given. Another module takes its place."""
-        if model is not None:
-            if unwrap(model) is not self.model:
-                self._can_be_cast.clear()
-            self.model, self.base = unwrap(model), transformers_model(model)
-
-    def close(self) -> None:
-        """Nothing is held between calls, except while it is `keeping`."""
+        if model is not None and unwrap(model) is not self.model:
+            self._can_be_cast.clear()
+        super().sync(model)
 
     @contextmanager
     def keeping(self) -> Iterator[None]:
@@ -112,33 +99,25 @@ class NativeGenerator:
         finally:
             self.kept = None
 
-    def generate(
-        self, prompts: list[list[int]], n: int, sampling: SamplingParams, *, mixture: Mixture | None = None
-    ) -> Rollout:
-        """Sample `n` completions of every prompt; see `Generator.generate`."""
-        context_tokens = limits.position_limit(self.base)
-        check_prompts(prompts, n, limits.vocab_size(self.base), context_tokens)
-        if not prompts:
-            return Rollout([], [], [], [])
-        ids = sampling.stop_token_ids
-        stop = StopRule(
-            default_stop_ids(self.base, self.tokenizer) if ids is None else ids, sampling.stop_strings, self.tokenizer
-        )
-        distinct, rows = completion_rows(prompts, n, sampling, context_tokens)
+    def _write(
+        self,
+        prompts: list[list[int]],
+        rows: list[Row],
+        sampling: SamplingParams,
+        stop: StopRule,
+        mixture: Mixture | None,
+    ) -> int:
         models = [self.model] if mixture is None else [self.model, mixture.reference]
         with ExitStack() as stack:
-            stack.enter_context(sampling_mode(models))
             stack.enter_context(rollout_attention(models))
             if self.autocast is not None:
-                stack.enter_context(torch.autocast(self.base.device.type, self.autocast))
                 stack.enter_context(cast_weights(self._castable(models, prompts[0]), self.autocast))
             stack.enter_context(packed_linears(models, steps=max(row.limit for row in rows)))
-            run = _Run(self, distinct, rows, sampling, stop, mixture)
+            run = _Run(self, prompts, rows, sampling, stop, mixture)
             run.finish()
         self.prefilled_tokens, self.decode_steps = run.prefilled_tokens, run.decode_steps
         self.graph_replays = sum(graphed.replays for graphed in run.graphed)
-        found = as_rollout_lists(rows, len(prompts), n)
-        return Rollout(prompts=[list(p) for p in prompts], **found, prefilled=run.prefilled_tokens)
+        return run.prefilled_tokens
 
     def _castable(self, models: list[nn.Module], ids: list[int]) -> list[nn.Module]:
         """Those of the models whose numbers stay the same where weights are cast once."""
@@ -147,34 +126,6 @@ class NativeGenerator:
             if id(model) not in self._can_be_cast:
                 self._can_be_cast[id(model)] = can_be_cast(model, ids, self.base.device, self.autocast)
         return [model for model in models if self._can_be_cast[id(model)]]
-
-
-def completion_rows(
-    prompts: list[list[int]], n: int, sampling: SamplingParams, context_tokens: int | None
-) -> tuple[list[list[int]], list[Row]]:
-    """The distinct prompts, and a row for every completion, those of equal prompts next to each other."""
-    seed = fresh_seed() if sampling.seed is None else sampling.seed
-    numbers: dict[tuple[int, ...], int] = {}
-    rows, shortened = [], 0
-    for index, prompt in enumerate(prompts):
-        number = numbers.setdefault(tuple(prompt), len(numbers))
-        limit = sampling.max_new_tokens
-        if context_tokens is not None and len(prompt) + limit > context_tokens:
-            limit, shortened = context_tokens - len(prompt), shortened + 1
-        for sample in range(n):
-            uniforms = row_uniforms(seed, sampling.number(index), sample, limit)
-            rows.append(Row(number, index, sample, len(prompt), limit, uniforms))
-    if shortened:
-        logger.warning(
-            "%d of %d prompts leave less than max_new_tokens=%d of the model's %d positions; "
-            "their completions end earlier, with finish reason 'length'",
-            shortened,
-            len(prompts),
-            sampling.max_new_tokens,
-            context_tokens,
-        )
-    rows.sort(key=lambda row: row.prompt)  # stable: samples of one prompt stay in order
-    return [list(prompt) for prompt in numbers], rows
 
 
 class _Run:

@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 import torch
 
+from strop.device import sent
 from strop.rollout.kv_cache import PromptGroup, StepPlan
 from strop.rollout.stopping import StopRule
-from strop.rollout.transfer import upload
 
 
 @dataclass(slots=True)
@@ -117,7 +117,7 @@ class Scheduler:
         if order != sorted(order):
             inverse = sorted(range(len(order)), key=order.__getitem__)
             lines += [order, inverse]
-        packed = upload(lines, torch.long, device)  # (3 or 5, R)
+        packed = sent(lines, device, dtype=torch.long)  # (3 or 5, R)
         plan = StepPlan(
             own=packed[1],
             positions=packed[2],

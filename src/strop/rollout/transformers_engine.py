@@ -18,21 +18,22 @@ from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList,
 
 from strop.errors import ConfigError, SetupError
 from strop.model.rope import forget_lengths
-from strop.model.wrappers import unwrap
-from strop.records import Rollout
 from strop.rollout import limits
 from strop.rollout.draw import sample
-from strop.rollout.generator import Mixture, check_prompts
-from strop.rollout.native import completion_rows
-from strop.rollout.rollout_mode import sampling_mode, transformers_model
+from strop.rollout.generator import Mixture
+from strop.rollout.in_place import InPlace
+from strop.rollout.rollout_mode import sampling_mode
 from strop.rollout.sampling import SamplingParams, seen_tokens
-from strop.rollout.scheduler import Row, as_rollout_lists
+from strop.rollout.scheduler import Row
 from strop.rollout.self_check import right_generation
-from strop.rollout.stopping import StopRule, default_stop_ids
+from strop.rollout.stopping import StopRule
 
 
-class TransformersGenerator:
+class TransformersGenerator(InPlace):
     """Samples with `model.generate`, any architecture.
+
+    A mixture computes the reference over the whole sequence at every step, because caches differ between
+    architectures: right, and slow.
 
     Args:
         model: a transformers causal language model, or one inside PEFT.
@@ -53,54 +54,27 @@ class TransformersGenerator:
     ) -> None:
         if max_rows is not None and max_rows < 1:
             raise ConfigError(f"max_rows must be at least 1; got {max_rows}.")
-        self.model = unwrap(model)
-        self.base = transformers_model(model)
-        self.tokenizer = tokenizer
+        super().__init__(model, tokenizer, autocast)
         self.max_rows = max_rows or 64
-        self.autocast = autocast
-        self.reason = "it was made directly"
         # Processes that share the weights of one model go on until the last of them is done.
         self._way: tuple[bool, bool] | None = None  # use_cache, equal_lengths; found on first use
         self._in_lockstep = limits.is_sharded(model) and dist.is_available() and dist.is_initialized()
 
-    def sync(self, model: nn.Module | None = None) -> None:
-        """Nothing to copy: the engine samples from the module it was given. Another module takes its place."""
-        if model is not None:
-            self.model, self.base = unwrap(model), transformers_model(model)
-
-    def close(self) -> None:
-        """Nothing is held between calls."""
-
-    def generate(
-        self, prompts: list[list[int]], n: int, sampling: SamplingParams, *, mixture: Mixture | None = None
-    ) -> Rollout:
-        """Sample `n` completions of every prompt; see `Generator.generate`.
-
-        A mixture computes the reference over the whole sequence at every step, because caches differ between
-        architectures: right, and slow.
-        """
-        context_tokens = limits.position_limit(self.base)
-        check_prompts(prompts, n, limits.vocab_size(self.base), context_tokens)
-        if not prompts:
-            return Rollout([], [], [], [])
-        ids = sampling.stop_token_ids
-        stop = StopRule(
-            default_stop_ids(self.base, self.tokenizer) if ids is None else ids, sampling.stop_strings, self.tokenizer
-        )
-        _, rows = completion_rows(prompts, n, sampling, context_tokens)
-        models = [self.model] if mixture is None else [self.model, mixture.reference]
+    def _write(
+        self,
+        prompts: list[list[int]],
+        rows: list[Row],
+        sampling: SamplingParams,
+        stop: StopRule,
+        mixture: Mixture | None,
+    ) -> None:
         with ExitStack() as stack:
-            stack.enter_context(sampling_mode(models))
-            if self.autocast is not None:
-                stack.enter_context(torch.autocast(self.base.device.type, self.autocast))
-            own_config = self.base.generation_config
-            stack.callback(setattr, self.base, "generation_config", own_config)
+            stack.callback(setattr, self.base, "generation_config", self.base.generation_config)
             # The model's own defaults (penalties, forbidden words, top-k 50) would change the distribution unseen.
             self.base.generation_config = GenerationConfig()
-            for chunk in _chunks(rows, self.max_rows, context_tokens, equal_lengths=self.way[1]):
+            for chunk in _chunks(rows, self.max_rows, limits.position_limit(self.base), equal_lengths=self.way[1]):
                 forget_lengths(self.base)
-                self._write([prompts[row.index] for row in chunk], chunk, sampling, stop, mixture)
-        return Rollout(prompts=[list(p) for p in prompts], **as_rollout_lists(rows, len(prompts), n))
+                self._write_together([prompts[row.prompt] for row in chunk], chunk, sampling, stop, mixture)
 
     @property
     def way(self) -> tuple[bool, bool]:
@@ -116,7 +90,7 @@ class TransformersGenerator:
                 )
         return self._way
 
-    def _write(
+    def _write_together(
         self,
         prompts: list[list[int]],
         rows: list[Row],
