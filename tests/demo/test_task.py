@@ -5,10 +5,8 @@ import pytest
 from strop.demo.task import (
     accuracy,
     answer_of,
-    backward_reward,
     pair_rows,
     prompt_of,
-    prompt_rows,
     sampled_pairs,
     sft_rows,
     spells_backward,
@@ -30,7 +28,6 @@ from strop.demo.words import held_out_words, train_words
 )
 def test_verifier(completion: str, right: bool) -> None:
     assert spells_backward("stone backward:", completion) is right
-    assert backward_reward(["stone backward:"], [completion], trainer_state=None) == [float(right)]
 
 
 def test_demonstrations_have_the_asked_quality_and_use_training_words_only() -> None:
@@ -45,8 +42,6 @@ def test_demonstrations_have_the_asked_quality_and_use_training_words_only() -> 
 
 def test_rows_depend_on_the_seed_alone() -> None:
     assert sft_rows(20, seed=1) == sft_rows(20, seed=1) != sft_rows(20, seed=2)
-    assert prompt_rows(20, seed=1) == prompt_rows(20, seed=1) != prompt_rows(20, seed=2)
-    assert len({row["prompt"] for row in prompt_rows(200)}) == 200
 
 
 def test_pairs_compare_a_right_with_a_wrong_sample() -> None:

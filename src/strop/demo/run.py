@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from rich.console import Console
@@ -29,9 +29,6 @@ from strop.methods.dpo import DPOConfig, DPOTrainer
 from strop.methods.reward import RewardConfig, RewardTrainer
 from strop.methods.sft import SFTConfig, SFTTrainer
 from strop.report import write_report
-
-if TYPE_CHECKING:
-    pass
 
 NOTE = (
     "The start is noisy by design: three of five demonstrations copy the word instead of spelling it backward, so the "

@@ -35,16 +35,6 @@ def spells_backward(prompt: str, completion: str) -> bool:
     return completion.strip() == prompt.removesuffix(SUFFIX)[::-1]
 
 
-def backward_reward(prompts: Sequence[str], completions: Sequence[str], **columns: Any) -> list[float]:
-    """The verifier as a reward function for online methods: 1 where the word is spelled backward, else 0."""
-    return [float(spells_backward(p, c)) for p, c in zip(prompts, completions, strict=True)]
-
-
-def prompt_rows(n: int, seed: int = 0) -> list[dict[str, str]]:
-    """`n` different training words as prompts."""
-    return [{"prompt": prompt_of(word)} for word in random.Random(seed).sample(train_words(), n)]
-
-
 def sft_rows(n: int, seed: int = 0, right_share: float = RIGHT_SHARE) -> list[dict[str, str]]:
     """`n` demonstrations drawn with replacement; a share of `right_share` is right, the rest copies the word."""
     rng = random.Random(seed)

@@ -12,7 +12,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from strop.errors import SetupError
+from strop.disk import write_text
 from strop.plain_text import visible
 from strop.report import charts, samples, sections
 from strop.report.plain import clean, is_number, mapping, sequence
@@ -61,15 +61,7 @@ def write_report(*run_dirs: str | Path, output: str | Path | None = None) -> Pat
     """
     book = read_book(run_dirs)
     path = Path(output or (Path(run_dirs[0]) / "report.html" if len(run_dirs) == 1 else "comparison.html"))
-    partial = path.with_suffix(".partial")
-    try:
-        partial.write_text(render(book), encoding="utf-8")
-        partial.replace(path)
-    except OSError as error:
-        partial.unlink(missing_ok=True) if partial.is_file() else None
-        raise SetupError(
-            f"{path} cannot be written: {error.strerror}. Make room there, or take away what is in its place."
-        ) from None
+    write_text(path, render(book))
     return path
 
 
