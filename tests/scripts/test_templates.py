@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from strop.errors import ConfigError
-from strop.scripts.templates import clone_chat_template, get_training_chat_template
+from strop.scripts.templates import clone_chat_template, get_training_chat_template, setup_chat_format
 from strop.testing.tiny import tiny_model
 from strop.testing.tokenizers import toy_tokenizer
 
@@ -47,6 +47,25 @@ def test_a_source_without_a_template_is_refused(tmp_path: Path) -> None:
     toy_tokenizer("plain").save_pretrained(tmp_path)
     with pytest.raises(ConfigError, match="no chat template to take"):
         clone_chat_template(*pair(), str(tmp_path))
+
+
+def test_chatml_for_a_tokenizer_without_a_template() -> None:
+    model, tokenizer = pair()
+    before, rows = model.get_input_embeddings().weight.clone(), model.get_input_embeddings().num_embeddings
+    own, taken = setup_chat_format(model, tokenizer)
+    assert own is model and taken is tokenizer and tokenizer.eos_token == "<|im_end|>"
+    text = tokenizer.apply_chat_template(
+        [{"role": "user", "content": "ant"}], tokenize=False, add_generation_prompt=True
+    )
+    assert text == "<|im_start|>user\nant<|im_end|>\n<|im_start|>assistant\n"
+    ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+    assert ids.count(tokenizer.eos_token_id) == 1 and max(ids) < model.get_input_embeddings().num_embeddings
+    assert torch.equal(model.get_input_embeddings().weight[:rows], before)
+    assert model.generation_config.eos_token_id == model.config.eos_token_id == tokenizer.eos_token_id
+    with pytest.raises(ConfigError, match="already"):
+        setup_chat_format(model, tokenizer)
+    with pytest.raises(ConfigError, match="'chatml' only"):
+        setup_chat_format(*pair(), format="alpaca")
 
 
 def test_no_other_template_is_needed_to_train() -> None:

@@ -13,6 +13,7 @@ EVERY = "every config"
 
 NAMES: dict[str, str] = {
     "get_training_chat_template": "gives None: trainers find the assistant's turns in any template",
+    "setup_chat_format": "keeps the tokenizer's first token, and its padding token where it has one",
     "RichProgressCallback": "is strop's own display with all numbers, in the place of the one that a run has anyway",
     "LogCompletionsCallback": "writes samples.jsonl too, and draws with the run's seed",
     "WinRateCallback": "compares with completions of the model as training began, and a tie counts one half",

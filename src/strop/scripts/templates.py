@@ -32,6 +32,38 @@ def clone_chat_template(
     return model, tokenizer, tokenizer.convert_tokens_to_ids(added)
 
 
+CHATML = (
+    "{% for message in messages %}<|im_start|>{{ message.role }}\n{{ message.content }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+def setup_chat_format(
+    model: Any, tokenizer: Any, format: str = "chatml", resize_to_multiple_of: int | None = None
+) -> tuple[Any, Any]:
+    """Give a model and a tokenizer without a chat template ChatML's, with its tokens; a turn's end ends a text.
+
+    Returns:
+        Model and tokenizer, both changed in place.
+
+    Raises:
+        ConfigError: the tokenizer has a template, or the format is another one.
+    """
+    if format != "chatml":
+        raise ConfigError(f"setup_chat_format knows 'chatml' only, given {format!r}. Set tokenizer.chat_template.")
+    if tokenizer.chat_template is not None:
+        raise ConfigError(
+            "The tokenizer has a chat template already. Leave setup_chat_format out; or set tokenizer.chat_template "
+            "to None first, if the model has not been trained on it."
+        )
+    tokenizer.add_special_tokens({"extra_special_tokens": ["<|im_start|>", "<|im_end|>"]})
+    tokenizer.eos_token, tokenizer.chat_template = "<|im_end|>", CHATML
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    fit_embeddings(model, tokenizer, resize_to_multiple_of)
+    return model, tokenizer
+
+
 def get_training_chat_template(processing_class: Any = None, tokenizer: Any = None) -> str | None:
     """None: strop's trainers find the assistant's turns in any template, so no other one is needed to train on them.
 

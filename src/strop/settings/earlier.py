@@ -143,5 +143,6 @@ RLOO_REMOVED: dict[str, str] = {
     "token_level_kl": "The KL is that of whole completions; remove it.",
     "normalize_reward": "Use normalize_advantages=True.",
     "sft_model_path": "Pass the model to the trainer.",
+    "reward_model_path": "Pass it to the trainer: reward_funcs=.",
 }
 RLOO_NEUTRAL: dict[str, tuple[Any, ...]] = {**PPO_NEUTRAL, "num_mini_batches": (1,)}
