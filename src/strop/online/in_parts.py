@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from strop.engine.denominators import step_counts
 from strop.engine.step import in_training, zero_loss
 from strop.errors import ConfigError
 from strop.records import Example, StepWork
@@ -30,7 +31,7 @@ def learn_in_parts(trainer: OnlineTrainer, model: torch.nn.Module, prompts: list
     counts: Counter[str] = Counter()
     for groups in trainer.ahead.parts(prompts, trainer.args.stream_prompts):
         trees = trainer.learnable(groups)
-        counts.update({"num_tokens": sum(tree.num_tokens for tree in trees), **trainer.counts(trees)})
+        counts.update(step_counts(trainer, trees))
         if computed := trainer.rows_worth_computing(trees):
             add_gradients(trainer, model, StepWork(computed, dict.fromkeys(counts, 1.0), log=whole.log), whole)
     if not whole.parts:
