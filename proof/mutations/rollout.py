@@ -291,7 +291,7 @@ MUTATIONS = (
         name="given-rounds-sampled-ahead",
         promises=(6, 15),
         history="Whether a round ahead learns from the student's completions was decided by the round in progress.",
-        edits=(Edit("methods/gkd.py", "yield self.on_policy(moment)", "yield self.on_policy(self.rounds)"),),
+        edits=(Edit("methods/gkd.py", "student = self.on_policy(moment)", "student = self.on_policy(self.rounds)"),),
         tests=("tests/online/test_ahead_methods.py::test_rounds_on_given_completions_sample_nothing",),
     ),
     Mutation(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from typing import Annotated, Any, ClassVar
 
@@ -227,11 +227,9 @@ class GKDTrainer(OnlineTrainer):
 
     @contextmanager
     def speaker(self, moment: int) -> Iterator[bool]:
-        if not self.on_policy(moment) and self.args.seq_kd:
-            with self.teacher_samples():
-                yield True
-        else:
-            yield self.on_policy(moment)
+        student = self.on_policy(moment)
+        with nullcontext() if student or not self.args.seq_kd else self.teacher_samples():
+            yield student or self.args.seq_kd
 
     def fill_buffer(self, prompts: list[Example]) -> None:
         student, share = self.on_policy(self.rounds), 1 / self.args.world_size
@@ -272,13 +270,10 @@ class GKDTrainer(OnlineTrainer):
                 f"{self.vocabulary} tokens. Cut the larger model: model.resize_token_embeddings({self.vocabulary})."
             )
         drop, ranks, rank = self.args.mask_truncated_completions, self.args.world_size, self.args.process_index
-        return [
-            tree
+        return rows.flatten(
+            group.trees(Sampled(place, version=group.version), drop_truncated=drop, first=place * ranks + rank)
             for place, group in enumerate(groups)
-            for tree in group.trees(
-                Sampled(place, version=group.version), drop_truncated=drop, first=place * ranks + rank
-            )
-        ]
+        )
 
     def prepare_evaluation(self, examples: list[Example]) -> list[Example]:
         if all(example.completions for example in examples):

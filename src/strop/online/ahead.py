@@ -21,7 +21,7 @@ from concurrent.futures import Future, wait
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import islice
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from accelerate.utils import DistributedType
 
@@ -33,7 +33,7 @@ from strop.online.groups import Group, prompt_of
 from strop.online.kept_groups import kept, taken_up
 from strop.online.lane import Lane, after
 from strop.online.meanwhile import TrainerMeanwhile
-from strop.online.refill import window_of, with_further
+from strop.online.refill import Refills, window_of, with_further
 from strop.online.sampling import Drawn, Load
 from strop.records import Example, Extreme, Mean
 from strop.rollout import SamplingParams
@@ -200,10 +200,10 @@ class RoundsAhead:
         Their rows are looked up here, in the training thread; the moments of sampling follow those of the round before,
         which are known when that has ended.
         """
-        trainer: Any = self.trainer
+        trainer = self.trainer
         most, first, wanted = trainer.args.max_resampling_rounds, trainer.rounds, self.wanted(trainer.generator)
         before = self.rounds[-1] if self.rounds else None
-        following = trainer.further_rows(waiting.number, {prompt.row for prompt in waiting.prompts})
+        following = cast(Refills, trainer).further_rows(waiting.number, {prompt.row for prompt in waiting.prompts})
         places = list(islice(following, most * len(waiting.prompts)))
         spare = {place: trainer.train_dataset[place] for place in dict.fromkeys(places)}
 

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import copy
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from strop.errors import RolloutError
+
+if TYPE_CHECKING:
+    from strop.online.trainer import OnlineTrainer
 
 MOVING = ("model", "model_wrapped", "policy", "sampled_model", "optimizer", "lr_scheduler")
 """What the training thread changes meanwhile."""
@@ -21,7 +24,7 @@ class TrainerMeanwhile:
         generator: its engine, for this round.
     """
 
-    def __init__(self, trainer: Any, generator: Any) -> None:
+    def __init__(self, trainer: OnlineTrainer, generator: Any) -> None:
         self._trainer, self.generator = trainer, generator
         self.state = copy.copy(trainer.state)
         self.state.log_history = list(self.state.log_history)

@@ -8,14 +8,23 @@ from __future__ import annotations
 
 from collections.abc import Callable, Container, Iterator, Sequence
 from itertools import chain, cycle, islice
-from typing import Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from strop.engine.windows import epoch_order
 from strop.online.groups import Group
 from strop.records import Mean
 
+if TYPE_CHECKING:
+    from strop.online.trainer import OnlineTrainer
+
 Further = Callable[[list[int]], list[Group]]
 """Places of rows in the training set -> their groups, sampled at the next moment and rewarded."""
+
+
+class Refills(Protocol):
+    """A trainer whose groups may be replaced."""
+
+    def further_rows(self, window: int, used: Container[int]) -> Iterator[int]: ...
 
 
 def further_rows(dataset: Any, seed: int, epoch: int, used: Container[int]) -> Iterator[int]:
@@ -32,7 +41,7 @@ def further_rows(dataset: Any, seed: int, epoch: int, used: Container[int]) -> I
     return chain((place for place in order if row_of(place) not in used), cycle(order))
 
 
-def window_of(trainer: Any) -> int:
+def window_of(trainer: OnlineTrainer) -> int:
     """The window that a trainer learns from, counted over all epochs."""
     return int(trainer.state.global_step // trainer.sizes.steps)
 
