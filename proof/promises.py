@@ -137,6 +137,7 @@ PROMISES: tuple[Promise, ...] = (
             "tests/methods/test_ppo.py",
             "tests/engine/test_windows.py",
             "tests/testing/test_check.py",
+            "tests/watch/test_run_directory.py",
         ),
     ),
     Promise(

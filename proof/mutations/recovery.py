@@ -177,6 +177,15 @@ MUTATIONS = (
         tests=("tests/engine/test_ranks_together.py::test_no_rank_runs_the_model_alone",),
     ),
     Mutation(
+        name="a-resumed-run-repeats-completions",
+        promises=(6,),
+        history="Completions of the step after a checkpoint bore the checkpoint's step: a resumed run wrote them twice.",
+        edits=(Edit("watch/run_directory.py", "return step + within if", "return step if"),),
+        tests=(
+            "tests/watch/test_run_directory.py::test_a_run_that_is_gone_on_with_keeps_each_completion_once[buffered0]",
+        ),
+    ),
+    Mutation(
         name="rehearsal-keeps-running-means",
         promises=(6,),
         history="A rehearsal moved BCO's running mean, and the run after it was another one.",

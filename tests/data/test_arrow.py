@@ -138,7 +138,8 @@ def test_one_file_gives_one_text_by_whatever_it_is_read(tmp_path: Path) -> None:
     pq.write_table(pa.Table.from_pylist(CALLS), tmp_path / "a.parquet")
     assert list(load_rows(tmp_path / "a.parquet")) == CALLS
     pandas = pytest.importorskip("pandas")
-    for source in (pandas.read_parquet(tmp_path / "a.parquet"), pq.read_table(tmp_path / "a.parquet"), PolarsFrame()):
+    table = pq.read_table(tmp_path / "a.parquet")
+    for source in (pandas.read_parquet(tmp_path / "a.parquet"), table, table.to_batches()[0], PolarsFrame()):
         assert list(load_rows(source)) == CALLS, type(source)
 
 

@@ -9,6 +9,7 @@ import pytest
 import torch
 import yaml
 from peft import LoraConfig
+from transformers.trainer_pt_utils import LayerWiseDummyOptimizer
 
 import strop
 from strop.errors import ConfigError
@@ -70,6 +71,20 @@ def test_the_reference_is_read_by_its_name_in_trl(tmp_path: Path) -> None:
     assert trainer_of("Reward", net(), tmp_path).ref_model is None
 
 
+def test_a_tokenizer_may_be_assigned_by_its_earlier_name(tmp_path: Path) -> None:
+    class Mine(strop.DPOTrainer):
+        def __init__(self, model: Any, tokenizer: Any, **kwargs: Any) -> None:
+            self.tokenizer = tokenizer
+            super().__init__(model, processing_class=tokenizer, **kwargs)
+
+    args = strop.DPOConfig(output_dir=str(tmp_path), use_cpu=True, report_to="none")
+    first, second = toy_tokenizer("plain"), toy_tokenizer("plain")
+    trainer = Mine(net(), first, args=args, train_dataset=PAIRS)
+    assert trainer.tokenizer is trainer.processing_class is first
+    trainer.tokenizer = second
+    assert trainer.tokenizer is trainer.processing_class is second
+
+
 @pytest.mark.parametrize("whose", ["nobody's", "another's"])
 def test_a_schedule_of_another_optimizer_is_refused(whose: str, tmp_path: Path) -> None:
     """Its steps would move a rate that nothing is trained with."""
@@ -88,6 +103,12 @@ def test_an_optimizer_assigned_later_is_looked_at_too(tmp_path: Path) -> None:
     trainer.optimizer = torch.optim.SGD(net().parameters(), lr=0.5)
     with pytest.raises(ConfigError, match="holds none of the"):
         trainer.train()
+
+
+def test_an_optimizer_that_steps_within_the_backward_pass_holds_none_of_the_weights(tmp_path: Path) -> None:
+    trainer = trainer_of("DPO", net(), tmp_path)
+    trainer.optimizer = trainer.accelerator.prepare(LayerWiseDummyOptimizer())  # as an earlier training leaves it
+    trainer.ready_to_learn()
 
 
 @pytest.mark.parametrize("resumed", [False, True])

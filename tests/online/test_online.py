@@ -121,3 +121,11 @@ def test_what_rewards_note_stands_beside_the_completions(tmp_path, capsys):
     lines = [json.loads(line) for line in (Path(trainer.args.output_dir) / "samples.jsonl").read_text().splitlines()]
     assert lines and all(line["notes"]["golden"] == f"GOLD{int(line['reward'])}" for line in lines)
     assert "golden" in capsys.readouterr().out
+
+
+def test_a_second_training_begins_with_a_round_of_its_own(tmp_path):
+    trainer = online("ppo", tmp_path, letters_reward, max_steps=1)
+    trainer.train()
+    assert trainer.buffer  # steps of the round that were not made
+    trainer.train()
+    assert trainer.rounds == 2

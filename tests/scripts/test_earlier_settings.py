@@ -115,6 +115,15 @@ def test_a_dpo_script_of_the_year_2023(models: dict[str, str]) -> None:
         strop.DPOTrainer(model, **given, reference_free=True)
 
 
+def test_a_trainer_that_needs_its_settings_early_takes_them_too(models: dict[str, str]) -> None:
+    model = AutoModelForCausalLM.from_pretrained(models["model_id"])
+    given: dict[str, Any] = {"train_dataset": rows_for("xpo", 2), "beta": 0.3}
+    for args in (None, TrainingArguments(**PLAIN, output_dir="out")):
+        assert strop.XPOTrainer(model, args=args, **given).args.beta == 0.3
+    with pytest.raises(ConfigError, match=r"beta is a setting: args=XPOConfig\(beta=0.3\)"):
+        strop.XPOTrainer(model, args=strop.XPOConfig(**PLAIN), **given)
+
+
 @pytest.mark.parametrize("suffix", ["yaml", "json", "dict"])
 def test_files_of_settings_know_every_name(suffix: str, tmp_path: Path) -> None:
     file = tmp_path / f"settings.{suffix}"

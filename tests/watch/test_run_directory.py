@@ -4,11 +4,12 @@ import json
 import resource
 
 import numpy as np
+import pytest
 import torch
 import yaml
 
 from strop.report import write_report
-from strop.testing.cases import make_trainer
+from strop.testing.cases import make_trainer, rows_for
 from strop.watch.run_directory import append_jsonl, drop_after
 
 
@@ -46,10 +47,29 @@ def test_what_a_run_said_before_never_keeps_it_from_going_on(tmp_path):
     append_jsonl(path, [{"step": 1, "completion": STRANGE}, {"step": 2, "completion": STRANGE}])
     damaged = [b'{"step": 1, "comp\xff\x00\n', b"[1]\n", b'{"step": "one"}\n', b"[" * 9999 + b"\n"]
     path.write_bytes(b"".join([*damaged, path.read_bytes(), b'{"step": 3, "cut o']))
-    drop_after(path, 1)
+    drop_after(path, 2)  # completions to learn from are written within the step that follows
     lines = path.read_bytes().split(b"\n")
     assert [line + b"\n" for line in lines[:4]] == damaged  # nothing that somebody might still want to see is removed
     assert json.loads(lines[4])["completion"] == STRANGE and lines[5:] == [b""]
+
+
+@pytest.mark.parametrize("buffered", [{}, {"num_iterations": 2}])
+def test_a_run_that_is_gone_on_with_keeps_each_completion_once(buffered, tmp_path):
+    """A step's own completions are written before it ends, those of an evaluation after it."""
+
+    def samples(resume):
+        trainer = make_trainer(
+            "grpo", tmp_path, eval_rows=rows_for("grpo", 2), max_steps=3, save_strategy="steps", save_steps=1,
+            eval_strategy="steps", eval_steps=1, generate_during_eval=True, dtype=torch.float32, **buffered,
+        )  # fmt: skip
+        trainer.train(resume_from_checkpoint=resume)
+        lines = map(json.loads, (tmp_path / "samples.jsonl").read_text().splitlines())
+        return [(row["step"], row.get("evaluation", False), row["prompt"], row["completion"]) for row in lines]
+
+    whole = samples(None)
+    assert {row[:2] for row in whole} >= {(0, False), (2, False), (1, True), (2, True), (3, True)}
+    assert samples(str(tmp_path / "checkpoint-2")) == whole
+    assert samples(str(tmp_path / "checkpoint-1")) == whole
 
 
 def test_lines_that_a_full_disk_refuses_are_named_and_leave_whole_lines(tmp_path, monkeypatch, caplog):

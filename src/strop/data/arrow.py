@@ -71,6 +71,13 @@ class TableRows(Rows):
         return TableRows, (self.table, self.source)
 
 
+def read_table(table: Any, source: str) -> Rows:
+    """The rows of a pyarrow Table or RecordBatch."""
+    import pyarrow as pa
+
+    return TableRows(pa.Table.from_batches([table]) if isinstance(table, pa.RecordBatch) else table, source)
+
+
 class DatasetRows(Rows):
     """A map-style `datasets.Dataset`: the rows that indexing it gives, as plain values."""
 

@@ -50,8 +50,8 @@ def load_rows(
     Args:
         source: `.jsonl`, `.json`, `.parquet`, `.csv`, `.tsv`, `.arrow` or `.txt` (a row per line) path or a list of
             them; a folder written by `save_to_disk` or holding such files; a hub id; `Dataset`,
-            `IterableDataset`, `DatasetDict`; a frame of pandas or polars, a pyarrow `Table`; `list[dict]`; a dict of
-            splits.
+            `IterableDataset`, `DatasetDict`; a frame of pandas or polars, a pyarrow `Table` or `RecordBatch`;
+            `list[dict]`; a dict of splits.
         split: which split to take where there are several.
         name: configuration of a hub dataset.
         streaming: walk the rows from the start, without reading or checking all of them first.
@@ -107,9 +107,9 @@ def _open(source: Any, split: str, name: str | None, streaming: bool) -> Rows | 
             raise DataError("The dataset holds no rows.")
         return arrow.read_dataset(source)
     if hasattr(source, "to_pylist") and hasattr(source, "schema"):  # pyarrow
-        return arrow.TableRows(source, "table")
+        return arrow.read_table(source, "table")
     if hasattr(source, "to_dicts") and hasattr(source, "to_arrow"):  # polars
-        return arrow.TableRows(source.to_arrow(), "frame")
+        return arrow.read_table(source.to_arrow(), "frame")
     if hasattr(source, "to_dict") and hasattr(source, "columns"):  # pandas
         return _open_list(_rows_of_frame(source), split, name, streaming)
     if hasattr(source, "__getitem__") and hasattr(source, "__len__"):

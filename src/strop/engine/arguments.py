@@ -61,6 +61,14 @@ def resolve_arguments(trainer_class: Any, args: Any, extra: dict[str, Any], **kn
     return known, resolve_config(config_class, args, settings)
 
 
+def take_settings(config_class: type[TrainerConfig], args: Any, extra: dict[str, Any]) -> dict[str, Any]:
+    """The settings among a constructor's arguments, taken out of them: for a trainer that needs its config early."""
+    if isinstance(args, config_class):
+        return {}
+    known = {f.name for f in dataclasses.fields(config_class) if f.init}.union(config_class.aliases)
+    return {name: extra.pop(name) for name in known.difference(REMOVED_KEYWORDS).intersection(extra)}
+
+
 def is_setting(config_class: type[TrainerConfig], name: str) -> bool:
     """Whether the config knows a name: a field, another name of one, or what is answered by a sentence."""
     fields = {f.name for f in dataclasses.fields(config_class) if f.init}

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from transformers.trainer_pt_utils import LayerWiseDummyOptimizer
 
 from strop.engine.overrides import NoDeadOverrides
 from strop.engine.refusals import check_learns
@@ -42,6 +43,10 @@ class ScriptSeams(NoDeadOverrides):
         """The tokenizer, by its name of earlier releases."""
         return self.processing_class
 
+    @tokenizer.setter
+    def tokenizer(self, given: Any) -> None:
+        self.processing_class = given
+
     @property
     def ref_model(self) -> Any:
         """The reference as a module; None where it is the policy with its adapter off, or where there is none."""
@@ -50,7 +55,9 @@ class ScriptSeams(NoDeadOverrides):
     def ready_to_learn(self) -> None:
         """What may have changed since the trainer was made: which weights are trained, and by which optimizer."""
         check_learns(self.model)
-        if self.optimizer is not None and not (self.is_deepspeed_enabled or is_sharded(self.accelerator)):
+        sharded = self.is_deepspeed_enabled or is_sharded(self.accelerator)
+        innermost = getattr(self.optimizer, "optimizer", self.optimizer)  # a layer-wise one holds none by design
+        if self.optimizer is not None and not sharded and not isinstance(innermost, LayerWiseDummyOptimizer):
             check_optimizer(self.optimizer, None, self.model, type(self).__name__, lambda line: None)
         if hasattr(self.reference, "keep_start"):
             self.reference.keep_start()

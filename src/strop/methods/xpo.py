@@ -12,7 +12,7 @@ import torch
 
 from strop.data import DatasetKind
 from strop.engine import rows
-from strop.engine.arguments import resolve_config
+from strop.engine.arguments import resolve_config, take_settings
 from strop.engine.parts import Facts
 from strop.engine.step import tree_field
 from strop.engine.trainer import BaseTrainer
@@ -135,7 +135,7 @@ class XPOTrainer(OnlinePairTrainer):
     ) -> None:
         if args is None and isinstance(reward_funcs, XPOConfig):  # XPOTrainer(model, ref_model, args)
             reward_funcs, args = None, reward_funcs
-        args = copy.copy(resolve_config(XPOConfig, args))
+        args = copy.copy(resolve_config(XPOConfig, args, take_settings(XPOConfig, args, kwargs)))
         sources = (reward_funcs, kwargs.get("reward_model"), kwargs.get("judge"), args.reward_model_path)
         offline = not any(source is not None for source in sources)
         settle_mode(args, offline=offline)

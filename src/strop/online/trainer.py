@@ -423,6 +423,7 @@ class OnlineTrainer(BaseTrainer):
             self.ahead.load(state["ahead"])
 
     def train_from(self, folder: Path | None, **kwargs: Any) -> TrainOutput:
+        self.buffer.clear()  # what an earlier training left; a checkpoint's is loaded within
         try:
             return super().train_from(folder, **kwargs)
         finally:

@@ -64,22 +64,25 @@ def append_jsonl(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
 
 
 def drop_after(path: Path, step: int) -> None:
-    """Remove the lines of later steps, which a resumed run will write again, and one that was cut off.
+    """Remove the lines written after so many steps, which a resumed run will write again, and one that was cut off.
 
     A line is what ends with a line feed, whatever else is in it; one that is damaged stays.
     """
     if not path.is_file():
         return
     with path.open("rb") as file, refusals_named(path), written_beside(path) as kept:
-        kept.writelines(line for line in file if line.endswith(b"\n") and not _step_of(line) > step)
+        kept.writelines(line for line in file if line.endswith(b"\n") and not _written_in(line) > step)
 
 
-def _step_of(line: bytes) -> float:
+def _written_in(line: bytes) -> float:
+    """The step that a line was written in or after. A completion to learn from bears the steps that were made before,
+    as it is written within the next; one of an evaluation those that were made, too, and that is after them."""
     try:
-        step = json.loads(line)["step"]
+        row = json.loads(line)
+        step, within = row["step"], "completion" in row and not row.get("evaluation")
     except (ValueError, LookupError, TypeError, RecursionError):
         return 0
-    return step if isinstance(step, (int, float)) else 0
+    return step + within if isinstance(step, (int, float)) else 0
 
 
 def _plain(value: Any) -> Any:
