@@ -128,6 +128,7 @@ PROMISES: tuple[Promise, ...] = (
             "tests/engine/test_rehearsal.py",
             "tests/engine/test_resume.py",
             "tests/engine/test_resume_mixture.py",
+            "tests/engine/test_log_lines.py",
             "tests/engine/test_resume_processes.py",
             "tests/engine/test_resume_ranks.py",
             "tests/online/test_conversations_ahead.py",

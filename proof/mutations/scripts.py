@@ -132,4 +132,25 @@ MUTATIONS = (
         edits=(Edit("engine/rows.py", "from_pretrained(weights_source(source))", "from_pretrained(str(source))"),),
         tests=("tests/engine/test_rows.py::test_an_adapters_folder_ends_texts_as_its_base_does",),
     ),
+    Mutation(
+        name="layers-replicated-twice",
+        promises=(8,),
+        history="The reference's copy of a trained adapter with layer_replication replicated the policy's layers again, "
+        "and another model was trained.",
+        edits=(Edit("model/reference.py", "            config.layer_replication = None  #", "            pass  #"),),
+        tests=("tests/model/test_reference.py::test_first_kl_is_exactly_zero_and_training_does_not_move_it",),
+    ),
+    Mutation(
+        name="no-loss-of-a-finished-run",
+        promises=(6,),
+        history="A finished run that was asked to go on returned a training loss of 0.",
+        edits=(
+            Edit(
+                "engine/trainer.py",
+                'TrainOutput(step, loss := mean_loss_of_run(folder), {"train_loss": loss})',
+                "TrainOutput(step, 0.0, {})",
+            ),
+        ),
+        tests=("tests/engine/test_log_lines.py::test_a_finished_run_that_is_asked_to_go_on_returns_the_loss_it_had",),
+    ),
 )  # fmt: skip

@@ -70,6 +70,13 @@ def test_the_loss_of_a_resumed_run_is_that_of_the_whole_run(tmp_path: Path) -> N
     assert lines(resumed) == lines(whole)
 
 
+def test_a_finished_run_that_is_asked_to_go_on_returns_the_loss_it_had(tmp_path: Path) -> None:
+    settings = {"max_steps": 3, "save_strategy": "steps", "save_steps": 3}
+    whole = run(tmp_path, **settings)
+    again = run(tmp_path, resume=True, **settings)
+    assert again.result.training_loss == again.result.metrics["train_loss"] == whole.result.training_loss
+
+
 class Ask(TrainerCallback):
     """Asks for log lines that nobody foresees."""
 

@@ -11,7 +11,7 @@ import torch
 import transformers
 
 import strop
-from strop.engine.overrides import HOOKS
+from strop.engine.overrides import ENGINES, HOOKS
 from strop.engine.trainer import BaseTrainer
 from strop.errors import ConfigError
 from strop.methods.registry import METHODS
@@ -30,7 +30,9 @@ def trainer_of(cls: Any, tmp_path: Path) -> Any:
     return cls(model, args=args, train_dataset=ROWS, processing_class=tokenizer)
 
 
-@pytest.mark.parametrize("name", ["compute_loss", "prediction_step", "_generate_and_score_completions", "tokenize_row"])
+@pytest.mark.parametrize(
+    "name", ["compute_loss", "prediction_step", "_generate_and_score_completions", "_get_dataloader"]
+)
 def test_an_override_that_nothing_calls_is_refused_when_the_class_is_made(name: str) -> None:
     with pytest.raises(ConfigError) as error:
         type("Mine", (strop.GRPOTrainer,), {name: lambda self: None})
@@ -94,10 +96,26 @@ def test_a_method_put_on_the_class_later_is_refused_when_a_trainer_is_made(
 
 
 @pytest.mark.parametrize(
-    "name",
-    ["_compute_advantages", "_get_sequence_logps", "_compute_rewards", "forward", "_precompute_ref_logps",
-     "_generate_transformers", "store_metrics", "match_underlying_distribution", "_get_dataloader"],
+    ("trainer", "name"),
+    [("GRPO", "_compute_advantages"), ("NashMD", "_get_sequence_logps"), ("XPO", "_compute_rewards"),
+     ("KTO", "forward"), ("DPO", "_precompute_ref_logps"), ("GRPO", "_generate_transformers"),
+     ("ORPO", "store_metrics"), ("BCO", "match_underlying_distribution"), ("PRM", "tokenize_row")],
 )  # fmt: skip
-def test_methods_of_rarer_trainers_are_known_too(name: str) -> None:
+def test_methods_of_rarer_trainers_are_known_too(trainer: str, name: str) -> None:
     with pytest.raises(ConfigError, match=f"{name}: override "):
-        type("Mine", (strop.NashMDTrainer,), {name: lambda self: None})
+        type("Mine", (getattr(strop, f"{trainer}Trainer"),), {name: lambda self: None})
+
+
+@pytest.mark.parametrize(
+    ("trainer", "name"),
+    [("SFT", "forward"), ("SFT", "store_metrics"), ("GRPO", "get_batch_logps"), ("Reward", "_generate"),
+     ("DPO", "compute_rewards"), ("SFT", "tokenize_row"), ("PRM", "_log_metrics")],
+)  # fmt: skip
+def test_a_name_that_nothing_calls_for_the_method_is_free_for_a_helper(trainer: str, name: str) -> None:
+    mine = type("Mine", (getattr(strop, f"{trainer}Trainer"),), {name: lambda self: "called"})
+    assert getattr(object.__new__(mine), name)() == "called"
+
+
+def test_every_engine_is_a_trainer_here() -> None:
+    assert ENGINES.keys() <= HOOKS.keys()
+    assert {prefix for prefixes in ENGINES.values() for prefix in prefixes} <= {method.prefix for method in METHODS}

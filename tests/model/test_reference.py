@@ -66,6 +66,20 @@ def biased(bias: str, trained: bool = False) -> nn.Module:
     return policy
 
 
+def replicated() -> nn.Module:
+    """Two layers that stand for three, each with an adapter of its own, after some training."""
+    policy = lora(layer_replication=[[0, 2], [1, 2]])
+    move(policy)
+    return policy
+
+
+def adaptive() -> nn.Module:
+    config = peft.AdaLoraConfig(init_r=4, target_r=2, total_step=9, target_modules=["q_proj"])
+    policy = apply_peft(tiny_model("llama", dtype=torch.float32), config)
+    move(policy)
+    return policy
+
+
 KINDS = [
     (full, FrozenReference),
     (lambda: biased("all"), AdapterOff),
@@ -85,6 +99,8 @@ KINDS = [
     (lambda: lora(use_dora=True), AdapterCopy),
     (lambda: lora(init_lora_weights="pissa"), AdapterCopy),
     (lambda: lora(init_lora_weights=False), AdapterCopy),
+    (replicated, AdapterCopy),
+    (adaptive, AdapterCopy),
 ]
 
 

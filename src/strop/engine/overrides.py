@@ -94,6 +94,56 @@ HOOKS: dict[str, str] = {
 }  # fmt: skip
 """Method of another trainer -> what to override, or to give, in its place."""
 
+PREFERENCES = ("DPO", "KTO", "ORPO", "CPO", "BCO")
+OWN_PAIRS = ("OnlineDPO", "NashMD", "XPO")
+GROUPS = ("GRPO", "RLOO")
+ONLINE = (*GROUPS, *OWN_PAIRS, "PPO", "GKD")
+
+ENGINES: dict[str, tuple[str, ...]] = {
+    **dict.fromkeys(
+        (
+            "dpo_loss", "kto_loss", "bco_loss", "cpo_loss", "odds_ratio_loss", "get_batch_loss_metrics",
+            "_compute_loss_liger", "_compute_loss_dpo", "process_row", "build_tokenized_answer", "concatenated_inputs",
+            "concatenated_forward", "get_batch_logps", "_compute_kl_logps", "compute_reference_log_probs",
+            "compute_ref_log_probs", "_compute_ref_log_probs", "_precompute_ref_logps", "generate_from_model",
+            "generate_from_model_and_ref", "store_metrics", "match_underlying_distribution", "_get_chosen_prob",
+            "_get_prompt_embeddings", "_vectorize_prompt",
+        ),
+        PREFERENCES,
+    ),
+    "forward": ("KTO", "BCO"),
+    "null_ref_context": (*PREFERENCES, "PPO"),
+    "tokenize_row": (*PREFERENCES, *OWN_PAIRS, "PRM"),
+    "_prepare_dataset": (*PREFERENCES, "SFT", "GKD", "Reward"),
+    **dict.fromkeys(
+        ("dft_loss", "_chunked_ce_forward", "_prepare_packed_dataloader", "_prepare_non_packed_dataloader"),
+        ("SFT", "GKD"),
+    ),
+    **dict.fromkeys(
+        ("generalized_jsd_loss", "_compute_distillation_loss", "generate_on_policy_outputs", "_get_teacher_logits"),
+        ("GKD",),
+    ),
+    **dict.fromkeys(("_compute_losses", "_forward", "_compute_logprobs", "_log_statistics"), OWN_PAIRS),
+    **dict.fromkeys(("get_off_policy_mask", "get_high_entropy_mask", "get_gamma_weights"), GROUPS),
+    **dict.fromkeys(
+        (
+            "_tokenize", "_tokenize_prompts", "_tokenize_prompts_untruncated", "tokenize_batch", "_get_per_token_logps",
+            "_get_last_hidden_state", "_get_per_token_logps_and_entropies", "_forward_logits", "_get_sequence_logps",
+            "batched_forward_pass", "_generate", "_generate_single_turn", "_generate_and_score_completions",
+            "_generate_completions", "_generate_vllm", "_tool_call_loop", "_generate_transformers",
+            "_generate_vllm_server", "_generate_vllm_colocate", "_generate_completion_ids", "_generate_with_model",
+            "_process_completions", "_move_model_to_vllm", "_calculate_rewards", "_calculate_rewards_from_functions",
+            "_compute_judge", "_compute_rewards", "compute_rewards", "_compute_advantage", "_compute_advantages",
+            "compute_advantages", "_log_metrics", "_log_metric", "record_step_stats",
+        ),
+        ONLINE,
+    ),
+}  # fmt: skip
+"""Method of another trainer -> the trainers there that call it; one that is not named here is called for all.
+
+Under the trainers of other methods the name is free: a helper that a script calls itself.
+"""
+
 
 class NoDeadOverrides:
     """Refuses a class, what it mixes in or was given since, or an assignment to a trainer, with a method of `HOOKS`."""
@@ -107,7 +157,7 @@ class NoDeadOverrides:
         return super().__new__(cls)
 
     def __setattr__(self, name: str, value: Any) -> None:
-        if name in HOOKS and (name != "compute_loss_func" or value is not None):
+        if name in expected(type(self)) and (name != "compute_loss_func" or value is not None):
             raise ConfigError(f"Nothing would call {name}. Subclass the trainer and override {HOOKS[name]}.")
         super().__setattr__(name, value)
 
@@ -119,9 +169,16 @@ def refuse(cls: type) -> None:
 
 
 def dead_methods(cls: type) -> Iterator[str]:
-    """The names of `HOOKS` that a class or a parent of it has by other code than that of transformers."""
+    """The names expected to be called that a class or a parent has by other code than that of transformers."""
+    names = expected(cls)
     for base in cls.__mro__:
         for name, value in vars(base).items():
             code = getattr(value, "__func__", value)
-            if name in HOOKS and not str(getattr(code, "__module__", "")).startswith("transformers."):
+            if name in names and not str(getattr(code, "__module__", "")).startswith("transformers."):
                 yield name
+
+
+def expected(cls: type) -> set[str]:
+    """The names of `HOOKS` that another library calls in its trainers of this class's methods."""
+    methods = {base.__name__.removesuffix("Trainer") for base in cls.__mro__ if base.__module__.startswith("strop.")}
+    return {name for name in HOOKS if not methods.isdisjoint(ENGINES.get(name, methods))}

@@ -6,6 +6,7 @@ The same number of ranks takes it back rank by rank; another number shares it ou
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
@@ -89,6 +90,17 @@ def take_back(folder: Path, args: TrainerConfig, logs: Mapping[str, MetricLog], 
 def read(path: Path) -> dict[str, Any]:
     state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
     return state
+
+
+def mean_loss_of_run(folder: Path) -> float:
+    """The mean loss of all steps up to a checkpoint, over all of its ranks; NaN where they are not kept in it."""
+    try:
+        first = read(state_path(folder, 0))
+        states = [first, *(read(state_path(folder, other)) for other in range(1, first["world_size"]))]
+        total, count = merge([state["metrics"]["run"] for state in states])["sum:train_loss"]
+    except (OSError, KeyError):
+        return math.nan
+    return total / count if count else math.nan
 
 
 def check_row_order(folder: Path, saved: Mapping[str, Any], now: Mapping[str, Any]) -> None:

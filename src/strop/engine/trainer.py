@@ -42,7 +42,7 @@ from strop.engine.preflight import Preflight
 from strop.engine.reference_scores import ReferenceScores, part_path, parts_until
 from strop.engine.reference_upkeep import load_reference, save_reference, upkeep
 from strop.engine.run_identity import RunLock, finished_at, folder_for, identity
-from strop.engine.run_state import load_rank_state, save_rank_state
+from strop.engine.run_state import load_rank_state, mean_loss_of_run, save_rank_state
 from strop.engine.script_seams import ScriptSeams, check_optimizer
 from strop.engine.sharding import is_sharded
 from strop.engine.step_clock import RunClock, StepClock
@@ -337,7 +337,7 @@ class BaseTrainer(ScriptSeams, StepTrainer):
         self._load_from_checkpoint(str(folder))
         self.state = TrainerState.load_from_json(str(folder / "trainer_state.json"))
         self.say(f"The run of {folder} ended at step {step}; there is nothing left to train.")
-        return TrainOutput(step, 0.0, {})
+        return TrainOutput(step, loss := mean_loss_of_run(folder), {"train_loss": loss})
 
     def identity(self) -> dict[str, Any]:
         """What identifies this run."""

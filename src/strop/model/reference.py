@@ -205,6 +205,9 @@ class AdapterCopy(OtherAdapter):
             config.bias = "none"  # PEFT takes one adapter with biases; their start is among the kept weights
         if hasattr(config, "init_lora_weights"):
             config.init_lora_weights = True  # data-driven initialisations would change the base weights again
+        if getattr(config, "layer_replication", None):
+            config.layer_replication = None  # the layers stand already: PEFT would make them anew of each other
+        config.inference_mode = True  # AdaLoRA takes one adapter that is trained
         with _same_requires_grad(self._policy), torch.random.fork_rng(devices=_cuda_devices(policy)):
             self._policy.add_adapter(REFERENCE_ADAPTER, config)
             for own, trained in self._pairs():

@@ -59,8 +59,8 @@ def page() -> str:
         "With TRL's default, or nothing, they are passed over; any other value is an error that says the same.\n\n"
         + table(("setting", "configs", "instead"), settings()),
         "## Methods that no subclass can override\n\n"
-        "Nothing would call them, so the class is refused when it is made.\n\n"
-        + table(("method", "override"), by_text(HOOKS)),
+        "Nothing would call them, so the class is refused when it is made, where TRL calls them for that trainer; "
+        "under any other they are free names.\n\n" + table(("method", "override"), by_text(HOOKS)),
     ]
     return "\n\n".join(sections) + "\n"
 
