@@ -9,7 +9,8 @@ import pytest
 
 import strop
 from strop.cli import main
-from strop.errors import StropError
+from strop.errors import ConfigError, StropError
+from strop.scripts.alias import look_up
 from strop.scripts.missing_names import names_taken
 
 SCRIPT = """
@@ -81,3 +82,10 @@ def test_what_counts_as_taken() -> None:
     )
     assert names_taken(source, "trl") == ["A", "B", "D", "H"]
     assert names_taken("%pip install trl\nfrom trl import A", "trl") == []
+
+
+@pytest.mark.parametrize("name", ["HfPairwiseJudge", "OpenAIPairwiseJudge", "PairRMJudge"])
+def test_a_judge_that_no_option_asks_for_stops_nothing(name: str) -> None:
+    judge = look_up(name)
+    with pytest.raises(ConfigError, match=f"'{name}' of TRL has no namesake in strop: use "):
+        judge("a model")

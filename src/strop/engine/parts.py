@@ -133,8 +133,9 @@ def prepare(
                 check_apart("ref_model", other, model)
         syncs, named = getattr(args, "sync_ref_model", False), getattr(args, "ref_adapter_name", None)
         reference = make_reference(model, other, syncs=syncs, adapter=named)
-    ends = last_tokens(train, evaluation) | set(rows.options.stop_token_ids)
-    unsaid = facts.task == "score" and set_scoring_pad(model, tokenizer, ends)
+    unsaid = False
+    if facts.task == "score":  # else no row is looked at before its step
+        unsaid = set_scoring_pad(model, tokenizer, last_tokens(train, evaluation) | set(rows.options.stop_token_ids))
     return Parts(facts.complete_model(model), tokenizer, reference, rows, train, evaluation, unsaid)
 
 

@@ -22,7 +22,7 @@ from accelerate.utils import compare_versions
 import strop
 import strop.losses
 import strop.rewards
-from strop.errors import did_you_mean
+from strop.errors import ConfigError, did_you_mean
 from strop.methods.registry import METHODS
 from strop.scripts.missing_names import asked_by_import, missing
 from strop.scripts.names import instead_of
@@ -41,6 +41,8 @@ RENAMED = {
     "disable_dropout_in_model": ("strop.model", "disable_dropout"),
     "set_seed": ("transformers", "set_seed"),
 }
+LATE = ("HfPairwiseJudge", "OpenAIPairwiseJudge", "PairRMJudge")
+"""Judges that scripts import in any case, and make where an option asks for one."""
 MODULES = (
     "chat_template_utils", "commands", "core", "data_utils", "environment", "experimental", "extras", "import_utils",
     "judges", "models", "rewards", "scripts", "trainer", "utils",
@@ -112,8 +114,19 @@ def look_up(name: str) -> Any:
     for place in (strop, strop.rewards, strop.losses):
         if name in place.__all__:
             return getattr(place, name)
+    if name in LATE:
+        return refusing(name)
     known = [*strop.__all__, *strop.rewards.__all__]
     raise ImportError(instead_of(name) or f"strop has no '{name}', which TRL may have had.{did_you_mean(name, known)}")
+
+
+def refusing(name: str) -> type:
+    """A class that says what to use when it is made: scripts import it for one of their options."""
+
+    def refuse(self: Any, *args: Any, **kwargs: Any) -> None:
+        raise ConfigError(instead_of(name))
+
+    return type(name, (), {"__init__": refuse})
 
 
 def problem_of(name: str) -> str:
