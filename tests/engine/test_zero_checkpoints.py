@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
@@ -10,6 +11,7 @@ import pytest
 import torch
 from accelerate.utils import DistributedType
 from safetensors.torch import load_file
+from tests.support.cut_weights import cut_weights
 from tests.support.resume import record, run_of
 from torch import nn
 
@@ -80,3 +82,33 @@ def test_policy_and_critic_are_saved_from_the_weights_that_were_gathered(lora, t
         own = [tensor for name, tensor in whole.items() if name.startswith(f"{part}.") and (not lora or "lora" in name)]
         assert len(saved) >= len(own) > 0
         assert all(any(torch.equal(w, tensor) for tensor in saved.values()) for w in own)
+
+
+@pytest.mark.parametrize("verb", ["sft", "ppo"])
+def test_cut_weights_are_those_of_the_checkpoint_of_a_run_that_has_ended(verb, tmp_path, monkeypatch):
+    """A trainer that has trained finds nothing left to train, and its model is cut by then."""
+    trainer = run_of(verb, tmp_path, {"arch": "qwen3_moe"})
+    trainer.save_model(str(tmp_path / "saved"))
+    saved = [parameter.detach().clone() for parameter in trainer.model.parameters()]
+    weights = cut_weights(trainer.model, monkeypatch)
+    for tensor in weights.values():
+        tensor.zero_()
+    trainer._load_from_checkpoint(str(tmp_path / "saved"))
+    assert not any(parameter.numel() for parameter in trainer.model.parameters())
+    assert all(torch.equal(one, own) for one, own in zip(weights.values(), saved, strict=True))
+
+
+def test_weights_that_lie_in_shards_alone_are_read_from_them(tmp_path, monkeypatch):
+    """ZeRO-3 gathers none for a checkpoint by itself; a run that has ended there could not be asked for again."""
+    trainer = run_of("sft", tmp_path, {})
+    leave_states(tmp_path / "left", 2)
+    monkeypatch.setitem(sys.modules, "deepspeed.utils.zero_to_fp32", None)
+    with pytest.raises(CheckpointError, match=r"which is not installed.*zero_to_fp32\.py"):
+        trainer._load_from_checkpoint(str(tmp_path / "left"))
+    whole = {name: torch.ones_like(tensor) for name, tensor in trainer.model.state_dict().items()}
+    reader = SimpleNamespace(get_fp32_state_dict_from_zero_checkpoint={str(tmp_path / "left"): whole}.__getitem__)
+    for name in ("deepspeed", "deepspeed.utils"):
+        monkeypatch.setitem(sys.modules, name, SimpleNamespace(__path__=[], __spec__=SimpleNamespace()))
+    monkeypatch.setitem(sys.modules, "deepspeed.utils.zero_to_fp32", reader)
+    trainer._load_from_checkpoint(str(tmp_path / "left"))
+    assert all((parameter == 1).all() for parameter in trainer.model.parameters())

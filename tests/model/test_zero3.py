@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import sys
-from contextlib import contextmanager
 from types import SimpleNamespace
 
 import pytest
 import torch
+from tests.support.cut_weights import cut_weights
 from torch import nn
 from transformers import AutoModelForCausalLM
 from transformers.integrations import deepspeed as zero
@@ -28,24 +27,7 @@ from strop.watch.still_weights import sample
 def cut_model(monkeypatch):
     """A model whose weights lie elsewhere, and the weights."""
     model = tiny_model("llama", tie_word_embeddings=True)
-    weights = {id(p): p.detach().clone() for p in model.parameters()}
-    for number, parameter in enumerate(model.parameters()):
-        parameter.ds_id, parameter.ds_numel, parameter.ds_tensor = number, parameter.numel(), parameter.detach()[:1]
-        parameter.ds_status = SimpleNamespace(name="NOT_AVAILABLE")
-        parameter.data = torch.empty(0)
-
-    @contextmanager
-    def gathered(parameters, modifier_rank=None):
-        for parameter in parameters:
-            parameter.data = weights[id(parameter)].clone()
-        yield
-        for parameter in parameters:
-            if modifier_rank == 0:
-                weights[id(parameter)] = parameter.detach().clone()
-            parameter.data = torch.empty(0)
-
-    ns = SimpleNamespace(GatheredParameters=gathered)
-    monkeypatch.setitem(sys.modules, "deepspeed", SimpleNamespace(zero=ns, __spec__=ns))
+    weights = cut_weights(model, monkeypatch)
     return model, list(weights.values())
 
 

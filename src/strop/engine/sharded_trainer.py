@@ -16,8 +16,8 @@ from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME
 
 from strop.engine.fast_layers import FastLayersTrainer
 from strop.engine.sharding import Shards, check_shards, cut, is_zero3, load_whole_state, reshard, whole_state
-from strop.engine.zero_checkpoints import check_goes_on
-from strop.model.zero3 import cut_frozen
+from strop.engine.zero_checkpoints import check_goes_on, in_shards_alone, read_shards
+from strop.model.zero3 import cut_frozen, written_whole
 from strop.watch.say import say
 
 
@@ -28,6 +28,8 @@ class ShardedTrainer(FastLayersTrainer):
     samples_reference = False
     """Whether completions are drawn from the reference, which stays whole for it."""
     policy: Any
+    _writing = False
+    """Whether weights that ZeRO-3 cut are whole for now."""
     _learned: list[list[torch.Tensor]]  # by the optimizer, group by group
 
     def cut_models(self, reference: Any, *, adapted: bool) -> None:
@@ -59,7 +61,12 @@ class ShardedTrainer(FastLayersTrainer):
             put_back: the weights change in it, and the policy takes them.
         """
         if self.shards is None or self.model is self.shards.hollow:
-            yield
+            inside, self._writing = self._writing, self._writing or put_back
+            try:
+                with written_whole(self.model.parameters() if put_back and not inside else ()):
+                    yield
+            finally:
+                self._writing = inside
             return
         with self.shards.gathered(keep=keep, put_back=put_back) as hollow:
             cut_model, self.model, self.is_fsdp_enabled = self.model, hollow, False
@@ -87,6 +94,13 @@ class ShardedTrainer(FastLayersTrainer):
         if resume_from_checkpoint:
             check_goes_on(Path(resume_from_checkpoint), self.accelerator)
         return super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        """As the parent; also of weights that DeepSpeed left in shards alone."""
+        if in_shards_alone(folder := Path(resume_from_checkpoint)):
+            (self.model if model is None else model).load_state_dict(read_shards(folder))
+        else:
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
 
     def create_optimizer(self, *args: Any, **kwargs: Any) -> torch.optim.Optimizer:
         if self.shards is not None:

@@ -40,3 +40,25 @@ def check_goes_on(folder: Path, accelerator: Any) -> None:
             f"{folder} holds an optimizer that ZeRO cut for {ranks} processes, and this run has "
             f"{accelerator.num_processes}: strop makes no universal checkpoints. Go on with {ranks}, or {new}"
         )
+
+
+def in_shards_alone(folder: Path) -> bool:
+    """Whether the weights of a checkpoint lie in DeepSpeed's files only: ZeRO-3 gathers none for it by itself."""
+    return any(folder.glob("global_step*")) and not any(folder.glob("*model*.safetensors"))
+
+
+def read_shards(folder: Path) -> dict[str, Any]:
+    """The whole weights, from DeepSpeed's files.
+
+    Raises:
+        CheckpointError: DeepSpeed is not installed.
+    """
+    try:
+        from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
+    except ImportError as error:
+        raise CheckpointError(
+            f"{folder} holds its weights in shards of DeepSpeed, which is not installed. Install it "
+            "(pip install 'strop[deepspeed]'), or write them whole with the zero_to_fp32.py of that folder."
+        ) from error
+    weights: dict[str, Any] = get_fp32_state_dict_from_zero_checkpoint(str(folder))
+    return weights
