@@ -6,6 +6,19 @@ from proof.mutation import Edit, Mutation
 
 MUTATIONS = (
     Mutation(
+        name="a-prompt-that-a-tuple-hides",
+        promises=(17,),
+        history="extract_prompt compared a tuple of messages with a list as wholes, and found no common beginning.",
+        edits=(
+            Edit(
+                "scripts/conversations.py",
+                "common_prefix(list(chosen), list(rejected))",
+                "common_prefix(chosen, rejected)",
+            ),
+        ),
+        tests=("tests/scripts/test_conversations.py::test_a_prompt_is_found_in_whatever_holds_the_messages",),
+    ),
+    Mutation(
         name="a-class-that-is-patched",
         promises=(33,),
         history="A method put on a trainer's class after it was made was never called, and nothing said so.",

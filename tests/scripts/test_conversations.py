@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
 from datasets import Dataset, DatasetDict
 
@@ -125,3 +126,12 @@ def test_tools_and_the_rows_own_settings_reach_the_template() -> None:
     row = {"messages": [user("q")], "chat_template_kwargs": {"thinking": False, "depth": 1}}
     assert apply_chat_template(row, Template(), tools=["f"], depth=2) == {"text": "text"}
     assert asked == [{"tools": ["f"], "tokenize": False, "thinking": False, "depth": 2}]
+
+
+def test_a_prompt_is_found_in_whatever_holds_the_messages() -> None:
+    said = [user("a"), {"role": "assistant", "content": "b"}, user("c")]
+    answers = [{"role": "assistant", "content": text} for text in "de"]
+    chosen, rejected = ([*said, answer] for answer in answers)
+    for one, other in ((tuple(chosen), rejected), (np.array(chosen, dtype=object), np.array(rejected, dtype=object))):
+        parts = extract_prompt({"chosen": one, "rejected": other})
+        assert [list(parts[name]) for name in ("prompt", "chosen", "rejected")] == [said, answers[:1], answers[1:]]

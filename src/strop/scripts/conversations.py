@@ -59,7 +59,7 @@ def extract_prompt(example: Mapping[str, Any]) -> dict[str, Any]:
     Of texts a space before the point where they part goes to the completions.
     """
     chosen, rejected = example["chosen"], example["rejected"]
-    same = common_prefix(chosen, rejected)
+    same = common_prefix(list(chosen), list(rejected))  # a frame's arrays, tuples
     if same == min(len(chosen), len(rejected)) and same:
         same -= 1  # one begins the other: something must be left to prefer
     if same and chosen[same - 1] == " ":
