@@ -234,6 +234,19 @@ MUTATIONS = (
         tests=("tests/rollout/test_own_process.py",),
     ),
     Mutation(
+        name="rewards-asked-for-a-run-that-has-ended",
+        promises=(15,),
+        history="Rewards were asked for completions that were sampled ahead when the run had ended already.",
+        edits=(
+            Edit(
+                "online/ahead.py",
+                "            if ended.is_set():\n",
+                "            if False:\n",
+            ),
+        ),
+        tests=("tests/online/test_ahead.py::test_rewards_are_not_asked_for_a_run_that_has_ended",),
+    ),
+    Mutation(
         name="parts-divided-by-the-last-ones-count",
         promises=(1,),
         history="A step that is learned from in parts is divided by the tokens of its last part.",

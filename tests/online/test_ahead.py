@@ -330,6 +330,33 @@ def test_a_run_that_is_stopped_forgets_what_it_had_begun(tmp_path):
     assert trainer.learned.versions() == [[0], [0], [1], [2], [3]]
 
 
+def test_rewards_are_not_asked_for_a_run_that_has_ended(tmp_path):
+    class Stop(TrainerCallback):
+        def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            control.should_training_stop = True
+
+    class Held(Weighed):
+        def generate(self, *given: Any, **kwargs: Any) -> Any:
+            assert not self.asked or gate.wait(PATIENCE)
+            return super().generate(*given, **kwargs)
+
+    gate, asked = threading.Event(), []
+    trainer = ahead(tmp_path, Held, lambda completions, **_: asked.append(1) or [0.0] * len(completions))
+    trainer.add_callback(Stop())
+    trainer.train()
+    assert len(asked) == 1  # of the step that was made
+    gate.set()
+    for lane in (trainer.ahead.sampling, trainer.ahead.rewarding):
+        assert lane.is_free(PATIENCE)
+    assert len(trainer._generator.asked) == 2 and len(asked) == 1
+
+
+def test_rounds_of_an_earlier_release_are_made_anew(tmp_path):
+    trainer = ahead(tmp_path)
+    trainer.ahead.load([{"number": 1, "version": 0, "groups": [{"completions": [[5]]}], "metrics": {}}])
+    assert not trainer.ahead.rounds
+
+
 def test_rows_in_an_order_of_ones_own_are_named(tmp_path):
     trainer = ahead(tmp_path)
     trainer.state.max_steps = 5

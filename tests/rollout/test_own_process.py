@@ -15,7 +15,7 @@ from torch import nn
 
 from strop.errors import DataError, RolloutError, SetupError
 from strop.model import make_reference
-from strop.rollout import SamplingParams
+from strop.rollout import SamplingParams, own_process
 from strop.rollout.generator import Mixture, keeping
 from strop.rollout.native import NativeGenerator
 from strop.rollout.own_process import ProcessGenerator, Sampler, trained_weights
@@ -128,6 +128,21 @@ def test_its_death_is_seen_while_it_is_waited_for(policy: nn.Module, engine: Pro
     os.kill(engine.process.pid, signal.SIGKILL)
     with pytest.raises(RolloutError, match=r"The process that samples died \(exit code -9"):
         engine.generate(PROMPTS, 1, SAMPLING)
+
+
+def test_an_answer_that_was_not_waited_for_is_not_the_next_one_s(
+    policy: nn.Module, engine: ProcessGenerator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    engine.close()
+    with monkeypatch.context() as patched:
+        patched.setattr(own_process, "wait", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            engine.stage(policy)
+    engine.sync(policy)  # as in a notebook, where the cell is run again
+    assert len(engine.generate(PROMPTS, 1, SAMPLING).completions) == 2
 
 
 def test_a_process_that_hangs_is_ended_in_time(policy: nn.Module, engine: ProcessGenerator) -> None:

@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, wait
 from dataclasses import dataclass, replace
 from functools import partial
-from itertools import islice
+from itertools import islice, takewhile
 from typing import TYPE_CHECKING, Any, cast
 
 from accelerate.utils import DistributedType
@@ -184,10 +184,12 @@ class RoundsAhead:
 
     def asking(self, log: MetricLog) -> Callable[[list[Group]], None]:
         """What asks the rewards, which see the state of the run as it is now; their metrics go into `log`."""
-        trainer, state = self.trainer, copy.copy(self.trainer.state)
+        trainer, state, ended = self.trainer, copy.copy(self.trainer.state), self.ended
         state.log_history = list(state.log_history)
 
         def ask(groups: list[Group]) -> None:
+            if ended.is_set():
+                raise RolloutError("The run that asked for these rewards has ended.")
             log.add(trainer.ask(groups, state))
 
         return ask
@@ -292,9 +294,9 @@ class RoundsAhead:
         return True
 
     def load(self, state: Sequence[dict[str, Any]]) -> None:
-        """Take back what `state` gave."""
+        """Take back what `state` gave; rounds of earlier releases, which say less of themselves, are made anew."""
         self.clear()
-        for known in state:
+        for known in takewhile(lambda known: "moment" in known, state):
             prompts, version = self.prompts_of(known["number"]), known["version"]
             groups, first = [], iter(prompts)
             for values in known["groups"]:

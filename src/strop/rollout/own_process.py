@@ -154,6 +154,9 @@ class ProcessGenerator:
                 f"The process that samples died (exit code {self.process.exitcode}; -9 is often the kernel, for lack "
                 "of memory). Go on from the last checkpoint; with max_staleness=0 no second copy of the policy is held."
             ) from None
+        except BaseException:  # Ctrl-C in a notebook: the answer still comes, and would be taken for the next one's
+            self.close()
+            raise
         if isinstance(answer, BaseException):
             raise answer
         return answer
