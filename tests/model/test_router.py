@@ -8,7 +8,7 @@ import pytest
 import torch
 from transformers.models.qwen3_moe.modeling_qwen3_moe import load_balancing_loss_func
 
-from strop.errors import ConfigError
+from strop.errors import ConfigError, SetupError
 from strop.model import score
 from strop.model.router import has_router, router_coefficient, router_loss
 from strop.records import Example
@@ -58,3 +58,17 @@ def test_a_config_that_names_a_weight_for_layers_that_are_not_there() -> None:
     assert dense.config.router_aux_loss_coef > 0 and router_coefficient(dense, None) == 0.0
     mixture = tiny_model("qwen3_moe")
     assert router_coefficient(mixture, None) == mixture.config.router_aux_loss_coef
+
+
+def test_experts_chosen_by_later_tokens_are_named() -> None:
+    """Doge's mixture splits its router's logits across the tokens of a row; its attention is causal."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    size = {"vocab_size": 64, "hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1}
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "num_experts": 16, "num_experts_per_tok": 2}
+    torch.manual_seed(0)
+    mixture = AutoModelForCausalLM.from_config(AutoConfig.for_model("doge", **size, **heads, is_moe=True))
+    for weight in mixture.parameters():
+        torch.nn.init.normal_(weight, std=0.3)
+    with pytest.raises(SetupError, match="experts are chosen so"):
+        score(mixture, [Example([5, 6], [[7, 8, 9]])])

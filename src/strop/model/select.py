@@ -25,6 +25,7 @@ from strop.model.forest import always
 from strop.model.forward import Scoring, call_on, input_device, install, pools_itself, vocab_size
 from strop.model.layout import build_batch
 from strop.model.rope import longest_plain_row
+from strop.model.router import has_router
 from strop.model.twin import SHRUNK, boundaries, twin_of
 from strop.model.virtual_tokens import WHY_PADDED, has_virtual_tokens
 from strop.model.wrappers import base_model, check_decoder_only, decoder_of
@@ -335,10 +336,12 @@ def _check_causal(model: Any, padded: torch.Tensor, precision: int) -> None:
         return
     ends = padded[0:1], padded[2:3]  # of one prompt, before two completions
     if not float(_errors(*ends)) <= _TOLERANCE[precision]:
-        raise SetupError(
-            f"{type(model).__name__} looks at tokens that come later, so it predicts nothing. Choose a causal language "
-            "model; if it is one that can be both, set is_decoder=True in its config."
+        advice = (
+            "Its experts are chosen so, if not by its attention; choose another architecture."
+            if has_router(model.config)
+            else "Choose a causal language model; if it is one that can be both, set is_decoder=True in its config."
         )
+        raise SetupError(f"{type(model).__name__} looks at tokens that come later, so it predicts nothing. {advice}")
 
 
 def _has_own_head(runner: nn.Module, model: Any, precision: int) -> bool:
