@@ -166,4 +166,11 @@ MUTATIONS = (
         ),
         tests=("tests/engine/test_log_lines.py::test_a_finished_run_that_is_asked_to_go_on_returns_the_loss_it_had",),
     ),
+    Mutation(
+        name="a-value-model-that-learns-alone",
+        promises=(33,),
+        history="PPO with a frozen policy (an adapter loaded for inference) trained its value model and nothing else.",
+        edits=(Edit("engine/script_seams.py", "        check_learns(self.policy)  #", "        #"),),
+        tests=("tests/engine/test_script_seams.py::test_a_policy_that_is_frozen_is_refused",),
+    ),
 )  # fmt: skip

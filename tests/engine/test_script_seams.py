@@ -13,6 +13,7 @@ from transformers.trainer_pt_utils import LayerWiseDummyOptimizer
 
 import strop
 from strop.errors import ConfigError
+from strop.testing.cases import make_trainer
 from strop.testing.tiny import tiny_model
 from strop.testing.tokenizers import toy_tokenizer
 
@@ -138,3 +139,12 @@ def test_weights_unfrozen_after_the_trainer_was_made_do_not_move_the_reference(r
     moved = dict(trainer.model.named_parameters())["base_model.model.model.norm.weight"]
     assert not torch.equal(moved, net().model.norm.weight)
     assert logits == net()(torch.tensor([[5, 6, 7, 8]])).logits.flatten().tolist()
+
+
+@pytest.mark.parametrize("verb", ["sft", "ppo"])
+def test_a_policy_that_is_frozen_is_refused(verb: str, tmp_path: Path) -> None:
+    """Though PPO's value model has weights of its own that would move."""
+    model = tiny_model("llama", dtype=torch.float32, vocab_size=len(toy_tokenizer("plain")))
+    trainer = make_trainer(verb, tmp_path, model=model.requires_grad_(False), max_steps=1)
+    with pytest.raises(ConfigError, match="Every weight of the model is frozen"):
+        trainer.train()

@@ -55,6 +55,7 @@ class ScriptSeams(NoDeadOverrides):
     def ready_to_learn(self) -> None:
         """What may have changed since the trainer was made: which weights are trained, and by which optimizer."""
         check_learns(self.model)
+        check_learns(self.policy)  # beside it PPO trains a value model, which alone would change no answer
         sharded = self.is_deepspeed_enabled or is_sharded(self.accelerator)
         innermost = getattr(self.optimizer, "optimizer", self.optimizer)  # a layer-wise one holds none by design
         if self.optimizer is not None and not sharded and not isinstance(innermost, LayerWiseDummyOptimizer):

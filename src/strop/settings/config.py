@@ -169,8 +169,8 @@ class TrainerConfig(TrainingArguments, metaclass=FriendlyKeywords):
     """Megabytes of logits that may live at once in the language-model head; beyond it they are recomputed in chunks.
     None: 512 on a CPU; on a card an eighth of what is free at the first batch, a power of two from 512 to 8192."""
     router_aux_loss_coef: Annotated[float, Range(min=0)] | None = None
-    """Weight of the load-balancing loss of mixture-of-experts models, a mean over the tokens that are computed: all of a
-    row but its last, from which nothing is predicted. None: what the model's config names; 0: none."""
+    """Weight of the load-balancing loss of mixture-of-experts models. None: what the model's config names; 0: none. It
+    is a mean over the tokens that are computed: those of a row but its last, from which nothing is predicted."""
     overwrite_output_dir: bool = False
     """Begin anew in an output_dir that holds another run: its checkpoints and records are removed when training starts.
     False: the new run gets a folder of its own beside it (on the command line: it is refused)."""
