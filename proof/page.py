@@ -5,7 +5,7 @@ from __future__ import annotations
 from rich.console import Console
 from rich.table import Table
 
-from proof.promises import Promise
+from proof.promise import Promise
 from proof.result import Proof, Result
 
 STYLES = {"proved": "green", "in part": "yellow", "open": "red"}

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from proof.mutation import Mutation
-from proof.promises import Promise
+from proof.promise import Promise
 
 
 @dataclass

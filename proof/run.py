@@ -16,7 +16,8 @@ from proof import page
 from proof.fresh import Outcome, run_tests
 from proof.mutation import Mutation, ProofError, applied, misfits
 from proof.mutations import MUTATIONS
-from proof.promises import PROMISES, Promise
+from proof.promise import Promise
+from proof.promises import PROMISES
 from proof.result import Proof, Result
 
 ROOT = Path(__file__).resolve().parents[1]

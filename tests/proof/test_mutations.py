@@ -16,7 +16,8 @@ from proof.fresh import Outcome
 from proof.mutation import Edit, Mutation, ProofError, applied, misfits
 from proof.mutations import MUTATIONS
 from proof.page import markdown, summary
-from proof.promises import PROMISES, Promise
+from proof.promise import Promise
+from proof.promises import PROMISES
 from proof.result import Proof, Result
 from proof.run import ROOT, choose, prove
 
