@@ -91,7 +91,7 @@ MUTATIONS = (
                 "    return float(sum(e.num_tokens for e in examples))\n",
             ),
         ),
-        tests=("tests/engine/test_router_share.py::test_the_weights_of_the_micro_batches_add_up_to_one",),
+        tests=("tests/engine/test_router_share.py::test_tokens_count_as_in_the_padded_layout",),
     ),
     Mutation(
         name="silent-groups-balance-nothing",
