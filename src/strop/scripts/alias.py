@@ -123,7 +123,7 @@ def look_up(name: str) -> Any:
 def refusing(name: str) -> type:
     """A class that says what to use when it is made: scripts import it for one of their options."""
 
-    def refuse(self: Any, *args: Any, **kwargs: Any) -> None:
+    def refuse(self: object, *args: Any, **kwargs: Any) -> None:
         raise ConfigError(instead_of(name))
 
     return type(name, (), {"__init__": refuse})
