@@ -7,7 +7,7 @@
 A mutation puts a bug that some library once had back into a copy of the source; the tests that are named with it must
 fail there, and pass without it.
 
-promises.py    the promises, and the tests that stand for each (promises_at_large.py: the later ones)
+promises.py    the promises, and the tests that stand for each beside those that its bugs name
 mutations/     the bugs, as data: what happened, which text is replaced by which, which tests must fail
 mutation.py    applying one to a copy, and finding those that no longer fit the source
 fresh.py       pytest in a process that has not seen strop yet

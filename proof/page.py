@@ -19,7 +19,7 @@ def show(proof: Proof) -> None:
         table.add_row(
             str(promise.number),
             promise.title,
-            "\n".join(short(test) for test in promise.tests) or "none",
+            "\n".join(short(test) for test in proof.tests(promise)) or "none",
             "\n".join(f"{'' if r.proved else 'NOT CAUGHT '}{r.mutation.name}" for r in proof.of(promise)) or "none",
             f"[{STYLES[verdict]}]{verdict}[/]" + "".join(f"\nopen: {text}" for text in reasons(proof, promise)),
         )
@@ -41,8 +41,6 @@ def summary(proof: Proof) -> str:
 def reasons(proof: Proof, promise: Promise) -> list[str]:
     """What keeps a promise from being proved."""
     found = list(promise.open)
-    if not promise.tests:
-        found.append("no tests")
     if not proof.of(promise):
         found.append("no mutation")
     return found + [f"{r.mutation.name}: {r.complaint}" for r in proof.of(promise) if not r.proved]
@@ -69,7 +67,7 @@ def markdown(proof: Proof) -> str:
     ]
     for promise in proof.promises:
         verdict = proof.verdict(promise)
-        tests = "<br>".join(f"`{short(test)}`" for test in promise.tests) or "none"
+        tests = "<br>".join(f"`{short(test)}`" for test in proof.tests(promise)) or "none"
         names = "<br>".join(f"[{r.mutation.name}](#{r.mutation.name})" for r in proof.of(promise)) or "none"
         result = "<br>".join([f"**{verdict}**", *(f"open: {cell(text)}" for text in reasons(proof, promise))])
         lines.append(f"| {promise.number} | **{promise.title}**. {promise.text} | {tests} | {names} | {result} |")

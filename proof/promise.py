@@ -7,10 +7,10 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Promise:
-    """One promise. The tests of its mutations lie within `tests`."""
+    """One promise. The tests that stand for it are those that catch its mutations, and `further`."""
 
     number: int
     title: str
     text: str
-    tests: tuple[str, ...]  # pytest ids: files, or tests within them
+    further: tuple[str, ...] = ()  # files and folders of tests that no mutation of it names
     open: tuple[str, ...] = ()  # what it says and no test covers yet

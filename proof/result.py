@@ -35,9 +35,15 @@ class Proof:
     def of(self, promise: Promise) -> list[Result]:
         return [result for result in self.results if promise.number in result.mutation.promises]
 
+    def tests(self, promise: Promise) -> list[str]:
+        """The files and folders of tests that stand for a promise."""
+        named = (test.split("::")[0] for result in self.of(promise) for test in result.mutation.tests)
+        folders = tuple(f"{place}/" for place in promise.further)
+        return sorted({*promise.further, *(file for file in named if not file.startswith(folders))})
+
     def verdict(self, promise: Promise) -> str:
         """`proved`; `in part`: proved, and something that it says is not tested yet; `open`."""
         results = self.of(promise)
-        if not promise.tests or not results or not all(result.proved for result in results):
+        if not results or not all(result.proved for result in results):
             return "open"
         return "in part" if promise.open else "proved"

@@ -2,49 +2,13 @@
 
 from __future__ import annotations
 
-from proof.mutation import Mutation
-from proof.mutations import (
-    agents,
-    ahead,
-    architectures,
-    card_rollouts,
-    card_steps,
-    counts,
-    data,
-    files,
-    folders,
-    head,
-    kernels,
-    losses,
-    model,
-    package,
-    recovery,
-    rewards,
-    rollout,
-    runs,
-    scripts,
-    shards,
-)
+import importlib
+import pkgutil
 
-MUTATIONS: tuple[Mutation, ...] = (
-    *losses.MUTATIONS,
-    *data.MUTATIONS,
-    *files.MUTATIONS,
-    *folders.MUTATIONS,
-    *model.MUTATIONS,
-    *head.MUTATIONS,
-    *kernels.MUTATIONS,
-    *architectures.MUTATIONS,
-    *rollout.MUTATIONS,
-    *ahead.MUTATIONS,
-    *agents.MUTATIONS,
-    *card_rollouts.MUTATIONS,
-    *rewards.MUTATIONS,
-    *runs.MUTATIONS,
-    *counts.MUTATIONS,
-    *scripts.MUTATIONS,
-    *card_steps.MUTATIONS,
-    *recovery.MUTATIONS,
-    *shards.MUTATIONS,
-    *package.MUTATIONS,
+from proof.mutation import Mutation
+
+MUTATIONS: tuple[Mutation, ...] = tuple(
+    mutation
+    for file in sorted(pkgutil.iter_modules(__path__), key=lambda file: file.name)
+    for mutation in importlib.import_module(f"{__name__}.{file.name}").MUTATIONS
 )
