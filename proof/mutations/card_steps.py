@@ -92,8 +92,9 @@ MUTATIONS = (
         edits=(
             Edit(
                 "collectives.py",
-                "    if any(not torch.equal(size, sizes[0]) for size in sizes):\n",
-                "    if any(int(size[0]) != int(sizes[0][0]) for size in sizes):\n",
+                "    return _told({name: float(value) for name, value in numbers.items()}, world_size)\n",
+                "    everyone = _told([float(value) for value in numbers.values()], world_size)\n"
+                "    return [dict(zip(numbers, part, strict=False)) for part in everyone]\n",
             ),
         ),
         tests=("tests/engine/test_collectives.py::test_ranks_need_not_have_the_same_names",),

@@ -7,9 +7,9 @@ is waited for. What the device has stays there: rows of a step are gathered as b
 from __future__ import annotations
 
 import json
+import math
 import os
 import weakref
-import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
@@ -33,20 +33,7 @@ def sum_over_ranks(counts: Mapping[str, float], world_size: int) -> dict[str, fl
 
 def gather_numbers(numbers: Mapping[str, float], world_size: int) -> list[dict[str, float]]:
     """The numbers of every rank under their names, rank by rank. Ranks may have different names."""
-    if world_size == 1:
-        return [dict(numbers)]
-    own = list(numbers)
-    text = json.dumps(own).encode()
-    sizes = _gathered(torch.tensor([len(own), len(text), zlib.crc32(text)]), world_size)  # (3,) each
-    names = [own] * world_size
-    if any(not torch.equal(size, sizes[0]) for size in sizes):
-        padded = text.ljust(max(int(size[1]) for size in sizes))
-        texts = _gathered(torch.tensor(list(padded), dtype=torch.uint8), world_size)
-        names = [json.loads(bytes(each.tolist())) for each in texts]
-    values = torch.zeros(max(map(len, names)), dtype=torch.float64)
-    values[: len(own)] = torch.tensor([float(value) for value in numbers.values()], dtype=torch.float64)
-    every = _gathered(values, world_size) if len(values) else [values] * world_size
-    return [dict(zip(named, part.tolist(), strict=False)) for named, part in zip(names, every, strict=True)]
+    return _told({name: float(value) for name, value in numbers.items()}, world_size)
 
 
 def gather_tensors(
@@ -54,48 +41,41 @@ def gather_tensors(
 ) -> list[dict[str, torch.Tensor]]:
     """The tensors (rows, ...) of every rank, rank by rank; `device` is where this rank's lie, and the answer will.
 
-    Ranks may have different rows, and lack names. How many rows there are the hosts tell each other.
+    Ranks may have different rows, and lack names. What each has the hosts tell each other.
     """
-    kept = {name: tensor.detach().contiguous() for name, tensor in local.items()}
-    rows = {f"{name}|{str(t.dtype).removeprefix('torch.')}|{list(t.shape[1:])}": len(t) for name, t in kept.items()}
-    everyone = gather_numbers({key: float(count) for key, count in rows.items()}, world_size)
-    layouts = [[_layout(key, int(count)) for key, count in part.items()] for part in everyone]
-    longest = max(sum(each.bytes for each in part) for part in layouts)
-    buffer = torch.zeros(longest, dtype=torch.uint8, device=device)
-    start = 0
-    for tensor in kept.values():
-        flat = tensor.reshape(-1).view(torch.uint8)
-        buffer[start : start + flat.numel()] = flat
-        start += flat.numel()
+    kinds = [(name, str(tensor.dtype).removeprefix("torch."), list(tensor.shape)) for name, tensor in local.items()]
+    everyone = _told(kinds, world_size)
+    own = [tensor.detach().contiguous().reshape(-1).view(torch.uint8) for tensor in local.values()]
+    longest = max(sum(_size(kind, shape) for _, kind, shape in part) for part in everyone)
+    padding = torch.zeros(longest - sum(map(len, own)), dtype=torch.uint8, device=device)
+    buffer = torch.cat([*own, padding])
     buffers = _gathered(buffer, world_size) if longest else [buffer] * world_size
-    return [_unpacked(part, each) for part, each in zip(layouts, buffers, strict=True)]
+    return [_unpacked(part, each) for part, each in zip(everyone, buffers, strict=True)]
 
 
-@dataclass(frozen=True)
-class _Layout:
-    """How a tensor lies in the bytes of its rank."""
-
-    name: str
-    dtype: torch.dtype
-    shape: tuple[int, ...]  # with its rows
-
-    @property
-    def bytes(self) -> int:
-        return torch.Size(self.shape).numel() * self.dtype.itemsize
-
-
-def _layout(key: str, rows: int) -> _Layout:
-    name, dtype, shape = key.rsplit("|", 2)
-    return _Layout(name, getattr(torch, dtype), (rows, *json.loads(shape)))
-
-
-def _unpacked(layouts: Sequence[_Layout], buffer: torch.Tensor) -> dict[str, torch.Tensor]:
+def _unpacked(kinds: Sequence[tuple[str, str, list[int]]], buffer: torch.Tensor) -> dict[str, torch.Tensor]:
+    """The tensors that lie in the bytes of a rank one after the other: name, dtype and shape of each."""
     found, start = {}, 0
-    for layout in layouts:
-        own = buffer[start : start + layout.bytes].clone()  # a place of its own, aligned for its dtype
-        found[layout.name] = own.view(layout.dtype).view(layout.shape)
-        start += layout.bytes
+    for name, kind, shape in kinds:
+        own = buffer[start : start + _size(kind, shape)].clone()  # a place of its own, aligned for its dtype
+        found[name] = own.view(getattr(torch, kind)).view(shape)
+        start += len(own)
     return found
+
+
+def _size(kind: str, shape: Sequence[int]) -> int:
+    return math.prod(shape) * getattr(torch, kind).itemsize
+
+
+def _told(said: Any, world_size: int) -> list[Any]:
+    """What the host of every rank says, as JSON, which gives every float back as it was."""
+    if world_size == 1:
+        return [said]
+    text = json.dumps(said).encode()
+    sizes = _gathered(torch.tensor([len(text)]), world_size)
+    padded = text.ljust(int(max(sizes)))
+    texts = _gathered(torch.frombuffer(bytearray(padded), dtype=torch.uint8), world_size)
+    return [json.loads(each.numpy().tobytes()) for each in texts]
 
 
 def _gathered(tensor: torch.Tensor, world_size: int) -> list[torch.Tensor]:
