@@ -7,7 +7,7 @@ import tracemalloc
 from typing import Any
 
 from strop.report import metrics
-from strop.report.metrics import MOST_NAMES, Metrics, Series
+from strop.report.metrics import MOST_NAMES, Metrics
 
 
 def line_by_line(lines: list[dict[str, Any]]) -> dict[str, list[tuple[float, float]]]:
@@ -35,13 +35,8 @@ def test_curves_are_what_the_lines_say_in_whatever_order_and_company(monkeypatch
         lines.append({"step": step} | {name: draw.choice([draw.random(), draw.choice(odd)]) for name in names})
     lines.append({"loss": 0.5})
     found = Metrics(lines)
-    assert {name: list(curve) for name, curve in found.curves.items()} == line_by_line(lines)
+    assert {n: list(map(tuple, curve.tolist())) for n, curve in found.curves.items()} == line_by_line(lines)
     assert found.lines == len(lines) and found.last_step == 59 and not found.full
-
-
-def test_a_series_is_a_sequence_of_points() -> None:
-    curve = Series({2: 0.5, 1: 0.25, 3: 0.75})
-    assert len(curve) == 3 and curve[0] == (1, 0.25) and curve[-1] == (3, 0.75) and curve[1:] == [(2, 0.5), (3, 0.75)]
 
 
 def test_a_name_in_every_line_is_bounded() -> None:

@@ -1,5 +1,6 @@
 import json
 import os
+from datetime import datetime, timedelta, timezone
 from pathlib import Path
 
 import pytest
@@ -17,7 +18,7 @@ def write(folder: Path, lines: list[str], **documents: object) -> Path:
 
 
 def points(run: Run) -> dict[str, list[tuple[float, float]]]:
-    return {name: list(series) for name, series in run.series().items()}
+    return {name: list(map(tuple, curve.tolist())) for name, curve in run.metrics.curves.items()}
 
 
 def test_series_are_sorted_finite_and_the_last_of_a_step(tmp_path: Path) -> None:
@@ -29,8 +30,8 @@ def test_series_are_sorted_finite_and_the_last_of_a_step(tmp_path: Path) -> None
     ]
     run = read_run(write(tmp_path / "a", lines))
     assert points(run) == {"loss": [(10, 0.9), (20, 0.4)], "eval_loss": [(20, 0.6)]}
-    assert run.totals() == {"train_loss": 0.6, "train_runtime": 12.5}
-    assert run.last_step == 20 and run.unread == []
+    assert run.metrics.totals == {"train_loss": 0.6, "train_runtime": 12.5}
+    assert run.metrics.last_step == 20 and run.unread == []
 
 
 def test_a_line_cut_off_by_a_crash_is_told_and_left_out(tmp_path: Path) -> None:
@@ -53,9 +54,12 @@ def test_runs_of_a_pipeline_come_in_the_order_they_started(tmp_path: Path) -> No
     write(tmp_path / "sft", ["{}"], run={"started": "2026-01-01 10:00:00"})
     write(tmp_path / "dpo", ["{}"], run={"started": "2026-01-01 10:05:00"})
     write(tmp_path / "areward", ["{}"], run={"started": "2026-01-01 10:03:00"})
+    four = datetime(2026, 1, 1, 10, 4).astimezone(timezone(timedelta(hours=-7)))  # this machine's 10:04, said in UTC-7
+    write(tmp_path / "abc", ["{}"], run={"started": four.isoformat(" ")})
+    write(tmp_path / "unknown", ["{}"], run={"started": "some day"})
     write(tmp_path / "checkpoint-10", ["{}"])
     (tmp_path / "empty").mkdir()
-    assert [run.name for run in find_runs(tmp_path)] == ["sft", "areward", "dpo"]
+    assert [run.name for run in find_runs(tmp_path)] == ["unknown", "sft", "areward", "abc", "dpo"]
 
 
 @pytest.mark.parametrize("backwards", [True, False])

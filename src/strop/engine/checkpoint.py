@@ -194,7 +194,8 @@ def draft(run_dir: Path, step: int, *, first: bool, wait: Callable[[], None]) ->
             shutil.rmtree(beside, ignore_errors=True)
         raise SetupError(
             f"The checkpoint of step {step} could not be written to {run_dir}: {reason}. Earlier checkpoints are "
-            "intact. Free disk space or choose another output_dir, then resume with resume_from_checkpoint=True."
+            "intact. Free disk space or choose another output_dir, then resume with resume_from_checkpoint=True (on "
+            "the command line --resume)."
         ) from error
 
 

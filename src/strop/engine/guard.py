@@ -87,8 +87,8 @@ class Guard:
         if args.on_nonfinite != "skip":
             raise NonFiniteError(
                 f"Step {step}: {found} Look at these rows; a lower learning_rate, a smaller max_grad_norm or bf16 "
-                "instead of fp16 often help. Then resume with resume_from_checkpoint=True, or set "
-                "on_nonfinite='skip' to leave such steps out."
+                "instead of fp16 often help. Then resume with resume_from_checkpoint=True (on the command line "
+                "--resume), or set on_nonfinite='skip' to leave such steps out."
             )
         if scaled:  # the scaler leaves a step out by what it finds, and asks for something to look at
             for gradient in (p.grad for p in model.parameters() if p.grad is not None):

@@ -166,7 +166,8 @@ def what_happened(run: Run, heartbeat: Heartbeat, error: RuntimeError) -> str:
         )
     newest = run.newest_checkpoint()
     go_on = (
-        f"The newest complete checkpoint is {newest}: start all ranks again with resume_from_checkpoint=True."
+        f"The newest complete checkpoint is {newest}: start all ranks again with resume_from_checkpoint=True (on "
+        "the command line --resume)."
         if newest is not None
         else f"There is no checkpoint in {args.output_dir} yet: start all ranks again."
     )

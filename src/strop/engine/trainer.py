@@ -324,7 +324,7 @@ class BaseTrainer(ScriptSeams, StepTrainer):
         if where[0] != args.output_dir:
             self.say(
                 f"{args.output_dir} holds another run; this one begins in {where[0]}. To go on from the "
-                "other: resume_from_checkpoint=True; to begin anew in its place: overwrite_output_dir=True."
+                "other: resume_from_checkpoint=True (--resume); to begin anew in its place: overwrite_output_dir=True."
             )
             args.output_dir = where[0]
 

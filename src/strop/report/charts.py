@@ -8,7 +8,7 @@ from typing import Any
 
 from strop.metric import FAMILIES, KL_LIMITS, OTHER, Entry
 from strop.report.glossary import GLOSSARY, split_evaluation
-from strop.report.numbers import Point, thin
+from strop.report.numbers import Curve, thin
 from strop.report.plain import sequence
 from strop.report.run import Run
 
@@ -38,12 +38,12 @@ ALARM_CURVES = {
 """Kind of an alarm -> the metrics it is about; every alarm also stands in the chart of the loss."""
 
 
-def curves(series: Mapping[str, Sequence[Point]]) -> dict[str, tuple[list[float], list[float]]]:
+def curves(series: Mapping[str, Curve]) -> dict[str, tuple[list[float], list[float]]]:
     """Metric key -> steps and values, six digits each, thinned."""
     found = {}
     for key, points in series.items():
         kept = thin(points)
-        found[key] = ([step for step, _ in kept], [float(f"{value:.6g}") for _, value in kept])
+        found[key] = (kept[:, 0].tolist(), [float(f"{value:.6g}") for value in kept[:, 1]])
     return found
 
 

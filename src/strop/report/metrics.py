@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from array import array
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
 from fnmatch import fnmatchcase
 from itertools import groupby, islice
 from math import isfinite
-from typing import Any, overload
+from typing import Any
 
-from strop.report.numbers import Point
+import numpy as np
+
+from strop.report.numbers import Curve
 from strop.report.plain import clean, is_number
 
 NOT_CURVES = ("step", "epoch", "total_flos", "train_*", "*_runtime", "*_per_second")
@@ -20,32 +22,10 @@ BLOCK = 4096
 """Lines that are held as they are."""
 
 
-class Series(Sequence[Point]):
-    """(step, value) points in order of steps, 16 bytes each."""
-
-    def __init__(self, points: Mapping[float, float] | None = None) -> None:
-        steps = sorted(points or {})
-        self.steps, self.values = array("d", steps), array("d", [(points or {})[step] for step in steps])
-
-    def in_order(self) -> Series:
-        """Sorted, with the last value that was given for a step: a run that was gone on with may say one again."""
-        rising = all(map(float.__lt__, self.steps, self.steps[1:]))
-        return self if rising else Series(dict(zip(self.steps, self.values, strict=True)))
-
-    def __len__(self) -> int:
-        return len(self.steps)
-
-    def __iter__(self) -> Iterator[Point]:
-        return zip(self.steps, self.values, strict=True)
-
-    @overload
-    def __getitem__(self, place: int) -> Point: ...
-    @overload
-    def __getitem__(self, place: slice) -> list[Point]: ...
-    def __getitem__(self, place: int | slice) -> Point | list[Point]:
-        if isinstance(place, slice):
-            return list(zip(self.steps[place], self.values[place], strict=True))
-        return self.steps[place], self.values[place]
+def in_order(points: Curve) -> Curve:
+    """By steps, with the last value that was given for a step: a run that was gone on with may say one again."""
+    latest = points[::-1]
+    return latest[np.unique(latest[:, 0], return_index=True)[1]]
 
 
 class Metrics:
@@ -54,32 +34,33 @@ class Metrics:
     def __init__(self, lines: Iterable[Mapping[str, Any]] = ()) -> None:
         """`lines` have a number as their step, if they have one. Neighbours mostly have the same names: a block of
         them is turned into columns at once."""
-        self.curves: dict[str, Series] = {}
+        self.curves: dict[str, Curve] = {}
         self.totals: dict[str, float] = {}  # of the whole training: `train_runtime`, `train_loss`, ...
         self.lines = self.last_step = 0
         self.ended = False  # a line about the whole training came after all lines of steps
         self.full = False  # there were more names than are kept
+        self._parts: dict[str, list[Curve]] = defaultdict(list)  # of each metric
         self._metrics: dict[str, str] = {}  # name as it stands in the file -> its metric; empty where it is no curve
         for names, alike in groupby(lines, key=tuple):
             while block := list(islice(alike, BLOCK)):
                 self._take(names, block)
-        self.curves = {name: curve.in_order() for name, curve in self.curves.items() if curve.steps}
+        self.curves = {name: in_order(np.concatenate(parts)) for name, parts in self._parts.items()}
 
     def _take(self, names: tuple[str, ...], block: list[Mapping[str, Any]]) -> None:
-        steps = array("d", [line.get("step", 0) for line in block])
+        steps = np.array([line.get("step", 0) for line in block], dtype=float)
         self.lines += len(block)
         self.ended = "train_runtime" in names or (self.ended and "loss" not in names)
-        self.last_step = max(self.last_step, int(max(steps)))
+        self.last_step = max(self.last_step, int(steps.max()))
         for name in names:
             known, values = steps, [line[name] for line in block]
             if set(map(type, values)) != {float} or not all(map(isfinite, values)):
                 places = [place for place, value in enumerate(values) if is_number(value)]
-                known, values = array("d", [steps[i] for i in places]), [values[i] for i in places]
+                known, values = steps[places], [values[i] for i in places]
+            if not values:
+                continue
             if metric := self._metric(name):
-                curve = self.curves.setdefault(metric, Series())
-                curve.steps.extend(known)
-                curve.values.extend(values)
-            elif values and name in self._metrics and name.startswith("train_"):
+                self._parts[metric].append(np.column_stack([known, np.array(values, dtype=float)]))
+            elif name in self._metrics and name.startswith("train_"):
                 self.totals[clean(name)] = values[-1]
 
     def _metric(self, name: str) -> str:

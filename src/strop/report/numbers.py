@@ -2,27 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from itertools import pairwise
 
-Point = tuple[float, float]
+import numpy as np
+from numpy.typing import NDArray
 
+Curve = NDArray[np.float64]
+"""(points, 2): steps, in order, and values."""
 MAX_POINTS = 1200
 """Most points kept of a curve: more than a chart has pixels across."""
 LAST_SHARE = 0.1
 """Share of a curve's end that counts as 'now' where a value is compared with its healthy range."""
 
 
-def thin(points: Sequence[Point], limit: int = MAX_POINTS) -> list[Point]:
+def thin(points: Curve, limit: int = MAX_POINTS) -> Curve:
     """At most `limit` points: the lowest and the highest of each stretch, in order, and the ends."""
     if len(points) <= limit:
-        return list(points)
-    values = [y for _, y in points]
+        return points
     stretches = max(limit // 2 - 1, 1)
     kept = {0, len(points) - 1}
-    for i in range(stretches):
-        part = range(i * len(points) // stretches, (i + 1) * len(points) // stretches)
-        kept |= {min(part, key=values.__getitem__), max(part, key=values.__getitem__)}
-    return [points[k] for k in sorted(kept)]
+    for start, end in pairwise(i * len(points) // stretches for i in range(stretches + 1)):
+        values = points[start:end, 1]
+        kept |= {start + int(values.argmin()), start + int(values.argmax())}
+    return points[sorted(kept)]
 
 
 def short(value: float) -> str:
@@ -40,10 +42,10 @@ def short(value: float) -> str:
     return f"{value:.4g}"
 
 
-def recent(points: Sequence[Point]) -> float:
+def recent(points: Curve) -> float:
     """Mean of the last tenth of a curve (at least its last point)."""
-    last = points[-max(1, round(len(points) * LAST_SHARE)) :]
-    return sum(y for _, y in last) / len(last)
+    last = points[-max(1, round(len(points) * LAST_SHARE)) :, 1].tolist()
+    return sum(last) / len(last)
 
 
 def duration(seconds: float) -> str:

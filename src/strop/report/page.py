@@ -69,16 +69,25 @@ def payload(book: Book, version: str | None = None) -> dict[str, Any]:
     """What the page's script draws: charts, curves, alarms, samples (none where a server with a version pages them)."""
     runs, keys, live = [], [], version is not None
     for run, rows in zip(book.runs, book.samples, strict=True):
-        series = run.series()
+        series = run.metrics.curves
         raised = charts.alarms(run, series)
         keys.append(list(series))
-        about = {"name": run.name, "method": run.method, "state": sections.state_of(run)[0], "alarms": raised}
-        parts = {"head": sections.head(run, series), "advice": sections.advice(run, series, raised)}
         kept = [] if live else samples.chosen(rows)
-        rewards = list(dict.fromkeys(name for row in rows for name in row["rewards"]))
-        steps = sorted({row["step"] for row in (rows if live else kept)})
-        counted = {"count": len(rows), "rewards": rewards, "steps": steps}
-        runs.append(about | parts | {"curves": charts.curves(series), "samples": kept} | counted)
+        runs.append(
+            {
+                "name": run.name,
+                "method": str(run.config.get("method", "")),
+                "state": sections.state_of(run)[0],
+                "alarms": raised,
+                "head": sections.head(run, series),
+                "advice": sections.advice(run, series, raised),
+                "curves": charts.curves(series),
+                "samples": kept,
+                "count": len(rows),
+                "rewards": list(dict.fromkeys(name for row in rows for name in row["rewards"])),
+                "steps": sorted({row["step"] for row in (rows if live else kept)}),
+            }
+        )
     return {"live": live, "version": version, "charts": charts.charts(book.runs, keys), "runs": runs}
 
 

@@ -6,6 +6,7 @@ import dataclasses
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from datetime import datetime
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ import yaml
 from strop.errors import SetupError
 from strop.metric import FAMILIES, OTHER, Entry
 from strop.report.glossary import lookup
-from strop.report.metrics import MOST_NAMES, Metrics, Series
+from strop.report.metrics import MOST_NAMES, Metrics
 from strop.report.plain import clean, is_number, mapping, plain, sequence
 from strop.report.samples import held
 
@@ -42,44 +43,21 @@ class Run:
     alarms: list[dict[str, Any]] = field(default_factory=list)  # one entry per alarm, with "step", "alarm", "text"
     unread: list[str] = field(default_factory=list)  # what could not be read, and why
 
-    @property
-    def method(self) -> str:
-        """The method's name in lower case, or the empty string."""
-        return str(self.config.get("method", ""))
-
     def explained(self, key: str) -> Entry | None:
         """What a metric means, by the run's own entries or the glossary."""
         return lookup(key, self.entries)
-
-    def series(self) -> dict[str, Series]:
-        """Metric key -> (step, value) points in order of steps; a value that is no finite number is left out."""
-        return self.metrics.curves
-
-    def totals(self) -> dict[str, float]:
-        """Numbers about the whole training (`train_runtime`, `train_loss`, ...)."""
-        return dict(sorted(self.metrics.totals.items()))
-
-    @property
-    def ended(self) -> bool:
-        """Whether the training came to its end: nothing was learned after the line about the whole of it."""
-        return self.metrics.ended
-
-    @property
-    def last_step(self) -> int:
-        return self.metrics.last_step
 
 
 def read_run(folder: Path, name: str | None = None) -> Run:
     """The run in `folder`."""
     run = Run(clean(name or folder.name), folder)
-    run.metrics = Metrics(_lines(folder / "metrics.jsonl", run.unread))
+    run.metrics = Metrics(row for _, row in _lines(folder / "metrics.jsonl", run.unread))
     if run.metrics.full:
         run.unread.append(f"metrics.jsonl has more than {MOST_NAMES:,} names; the first ones are shown.")
-    sampled = _sized_lines(folder / "samples.jsonl", run.unread)
-    run.samples, more = held((size, plain(row)) for size, row in sampled)
+    run.samples, more = held((size, plain(row)) for size, row in _lines(folder / "samples.jsonl", run.unread))
     run.unread += [more] if more else []
     alarms = islice(_lines(folder / "alarms.jsonl", run.unread), MOST_ALARMS)
-    run.alarms = [plain(row) for row in alarms]
+    run.alarms = [plain(row) for _, row in alarms]
     run.config = _document(folder / "config.yaml", run.unread)
     run.data = {k: v for k, v in _document(folder / "data.json", run.unread).items() if isinstance(v, dict)}
     run.facts = _document(folder / "run.json", run.unread)
@@ -103,8 +81,15 @@ def find_runs(folder: Path) -> list[Run]:
             "Give a run's output_dir."
         )
     runs = [read_run(place, folder.resolve().name if place == folder else place.name) for place in places]
-    began = lambda run: (str(run.facts.get("started", "")), changed(run.folder), run.name)  # noqa: E731
-    return sorted(runs, key=lambda run: (run.folder != folder, began(run)))
+    return sorted(runs, key=lambda run: (run.folder != folder, _began(run), changed(run.folder), run.name))
+
+
+def _began(run: Run) -> float:
+    """When a run began, in seconds; 0 where nobody knows. What has no offset is the time of this machine."""
+    try:
+        return datetime.fromisoformat(str(run.facts.get("started"))).timestamp()
+    except (ValueError, OverflowError, OSError):
+        return 0.0
 
 
 def read_summary(folder: Path) -> dict[str, Any]:
@@ -112,39 +97,26 @@ def read_summary(folder: Path) -> dict[str, Any]:
     return _document(folder / "summary.json", [])
 
 
-def _lines(path: Path, unread: list[str]) -> Iterator[dict[str, Any]]:
-    """The objects of a file with one in each line."""
-    return (row for _, row in _sized_lines(path, unread))
-
-
-def _sized_lines(path: Path, unread: list[str]) -> Iterator[tuple[int, dict[str, Any]]]:
-    """The same with the bytes of each; a step that is no number makes its line unreadable."""
+def _lines(path: Path, unread: list[str]) -> Iterator[tuple[int, dict[str, Any]]]:
+    """The objects of a file with one in each line, with their bytes; one whose step is no number is left out."""
     broken = first = number = 0
-    try:
-        for number, line in enumerate(_pieces(path) if _readable(path, unread) else (), 1):
-            try:
-                row = json.loads(line.decode("utf-8", "replace")) if line.strip() else {}
-            except (ValueError, RecursionError):
-                row = None
-            if not isinstance(row, dict) or not is_number(row.get("step", 0)):
-                broken, first = broken + 1, first or number
-            elif row:
-                yield len(line), row
-    except OSError as error:
-        unread.append(f"{path.name} cannot be read: {error.strerror}.")
+    for number, line in enumerate(_pieces(path, unread), 1):
+        try:
+            row = json.loads(line.decode("utf-8", "replace")) if line.strip() else {}
+        except (ValueError, RecursionError):
+            row = None
+        if not isinstance(row, dict) or not is_number(row.get("step", 0)):
+            broken, first = broken + 1, first or number
+        elif row:
+            yield len(line), row
     if broken:
         said = f"{broken} of {number} lines are not JSON objects of a step (first: line {first})"
         unread.append(f"{path.name}: {said}; left out.")
 
 
-def _pieces(path: Path) -> Iterator[bytes]:
-    """The lines of a file, however long they are."""
-    with path.open("rb") as file:
-        yield from iter(lambda: file.readline(LONGEST_LINE), b"")
-
-
 def _document(path: Path, unread: list[str]) -> dict[str, Any]:
-    text = _text(path, unread)
+    """The names with values that a file holds; empty where it holds none."""
+    text = b"".join(_pieces(path, unread)).decode("utf-8", "replace")
     try:
         content = yaml.safe_load(text) if path.suffix == ".yaml" else json.loads(text or "{}")
     except (yaml.YAMLError, ValueError, TypeError, RecursionError) as error:
@@ -156,22 +128,17 @@ def _document(path: Path, unread: list[str]) -> dict[str, Any]:
     return mapping(plain(content))
 
 
-def _readable(path: Path, unread: list[str]) -> bool:
-    """Whether a file is there, and not too much to be one of ours."""
-    if not path.is_file():
-        return False
-    if (size := path.stat().st_size) > MOST_BYTES:
-        unread.append(f"{path.name} has {size:,} bytes; the most that is read is {MOST_BYTES:,}. Left out.")
-    return size <= MOST_BYTES
-
-
-def _text(path: Path, unread: list[str]) -> str:
-    """What a file holds; nothing where there is none, or it cannot be read."""
+def _pieces(path: Path, unread: list[str]) -> Iterator[bytes]:
+    """The lines of a file, however long they are; none where it is not there, or too much to be one of ours."""
     try:
-        return path.read_bytes().decode("utf-8", "replace") if _readable(path, unread) else ""
+        size = path.stat().st_size if path.is_file() else 0
+        if size > MOST_BYTES:
+            unread.append(f"{path.name} has {size:,} bytes; the most that is read is {MOST_BYTES:,}. Left out.")
+        elif size:
+            with path.open("rb") as file:
+                yield from iter(lambda: file.readline(LONGEST_LINE), b"")
     except OSError as error:
         unread.append(f"{path.name} cannot be read: {error.strerror}.")
-        return ""
 
 
 def _entry(note: dict[str, Any]) -> Entry | None:

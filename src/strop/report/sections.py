@@ -9,11 +9,11 @@ from html import escape
 from typing import Any
 
 from strop.metric import Entry
-from strop.report.numbers import Point, duration, recent, short
+from strop.report.numbers import Curve, duration, recent, short
 from strop.report.plain import is_number, mapping, sequence
 from strop.report.run import Run, changed
 
-Series = Mapping[str, Sequence[Point]]
+Series = Mapping[str, Curve]
 KEY_SETTINGS = (
     "learning_rate", "lr_scheduler_type", "num_train_epochs", "max_steps", "per_device_train_batch_size",
     "gradient_accumulation_steps", "loss_type", "loss_weights", "beta", "max_length", "max_completion_length",
@@ -76,10 +76,11 @@ def head(run: Run, series: Series) -> str:
 def state_of(run: Run) -> tuple[str, str]:
     """ "ended", "failed", "running" or "silent", and a sentence: which step of how many, and what else is known."""
     total = run.facts.get("steps")
-    steps = f"step {run.last_step:,}" + (f" of {total:,}" if is_number(total) and total >= run.last_step else "")
-    if run.ended:
-        seconds = run.totals().get("train_runtime", 0.0)
-        early = is_number(total) and total > run.last_step
+    last = run.metrics.last_step
+    steps = f"step {last:,}" + (f" of {total:,}" if is_number(total) and total >= last else "")
+    if run.metrics.ended:
+        seconds = run.metrics.totals.get("train_runtime", 0.0)
+        early = is_number(total) and total > last
         return "ended", f"{'Stopped' if early else 'Finished'}, {steps}, {duration(seconds)} of training"
     if failed := run.facts.get("failed"):
         return "failed", f"Failed, {steps}: {_text(failed)}"
@@ -91,8 +92,8 @@ def state_of(run: Run) -> tuple[str, str]:
 
 def _numbers(series: Series) -> str:
     facts = [(key, short(recent(series[key]))) for key in HEADLINES if key in series]
-    if tokens := series.get("num_tokens"):
-        facts.append(("tokens", short(tokens[-1][1])))
+    if "num_tokens" in series:
+        facts.append(("tokens", short(series["num_tokens"][-1, 1])))
     return tiles(facts)
 
 

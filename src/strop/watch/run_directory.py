@@ -11,8 +11,8 @@ import logging
 import math
 import os
 import platform
-import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -136,7 +136,7 @@ class RunDirectory(TrainerCallback):
             "versions": versions(),
             **known,
             "steps": state.max_steps,
-            "started": time.strftime("%Y-%m-%d %H:%M:%S"),
+            "started": datetime.now(UTC).isoformat(" ", "seconds"),
             "headline": list(args.headline),
             "metrics": [dataclasses.asdict(entry) for entry in self.glossary],
         }
