@@ -15,7 +15,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
 from rich.console import Console
 from rich.table import Table
 from transformers import TrainerCallback
@@ -25,6 +24,7 @@ from strop.demo.model import build_model, build_tokenizer
 from strop.demo.sampling import best_by_reward, sampler_of
 from strop.demo.task import RIGHT_SHARE, accuracy, pair_rows, prompt_of, sft_rows, spells_backward
 from strop.demo.words import held_out_words, train_words
+from strop.disk import write_text
 from strop.methods.dpo import DPOConfig, DPOTrainer
 from strop.methods.reward import RewardConfig, RewardTrainer
 from strop.methods.sft import SFTConfig, SFTTrainer
@@ -72,6 +72,7 @@ class Demo:
     plan: Schedule
     console: Console
     tokenizer: Any = field(default_factory=build_tokenizer)
+    trainer: Any = None  # of the stage that is going on
     seconds: dict[str, float] = field(default_factory=dict)  # stage -> wall time
     results: dict[str, Any] = field(default_factory=dict)
 
@@ -84,35 +85,33 @@ class Demo:
         self.seconds[name] = time.perf_counter() - start
         self.console.print(f"[dim]{self.seconds[name]:.1f} s[/dim]")
 
-    def settings(self, name: str, batch: int, epochs: float, learning_rate: float) -> dict[str, Any]:
-        """Settings that the three trainings share."""
-        return {
-            "output_dir": str(self.folder / name),
-            "learning_rate": learning_rate,
-            "lr_scheduler_type": "linear",
-            "warmup_steps": 10,
-            "num_train_epochs": epochs,
-            "per_device_train_batch_size": batch,
-            "per_device_eval_batch_size": 2 * batch,
-            "max_length": None,
-            "gradient_checkpointing": False,
-            "save_strategy": "no",
-            "report_to": "none",
-            "seed": self.seed,
-        }
+    def train(self, name: str, trainer: Any, config: Any, given: dict[str, Any], *, batch: int, **settings: Any) -> Any:
+        """Train, save the model into the folder of that name, and return the trainer."""
+        args = config(
+            output_dir=str(self.folder / name), lr_scheduler_type="linear", warmup_steps=10, max_length=None,
+            per_device_train_batch_size=batch, per_device_eval_batch_size=2 * batch, gradient_checkpointing=False,
+            save_strategy="no", report_to="none", seed=self.seed, **settings,
+        )  # fmt: skip
+        self.trainer = trainer(args=args, processing_class=self.tokenizer, **given)
+        self.trainer.train()
+        self.trainer.save_model()
+        return self.trainer
 
-    def accuracies(self, model: Any) -> tuple[float, float]:
-        """Share of held-out words spelled right: greedily, and over 4 samples of each."""
+    def greedy(self, model: Any) -> list[tuple[str, str, bool]]:
+        """Prompt, greedy completion and whether that is right, for each held-out word."""
+        prompts = [prompt_of(word) for word in held_out_words(self.plan.held_out)]
+        texts = [group[0] for group in sampler_of(model, self.tokenizer, temperature=0.0)(prompts, 1)]
+        return [(prompt, text, spells_backward(prompt, text)) for prompt, text in zip(prompts, texts, strict=True)]
+
+    def measure(self, model: Any, when: str) -> None:
+        """The share of held-out words spelled right, greedily and over 4 samples of each; and how the first are."""
+        found = self.greedy(model)
         words = held_out_words(self.plan.held_out)
-        greedy = accuracy(words, sampler_of(model, self.tokenizer, temperature=0.0))
-        sampled = accuracy(words, sampler_of(model, self.tokenizer, seed=self.seed), n=4)
-        return greedy, sampled
-
-    def spelled(self, model: Any) -> list[str]:
-        """Greedy completions of the words in the table of samples."""
-        words = held_out_words(self.plan.shown)
-        sample = sampler_of(model, self.tokenizer, temperature=0.0)
-        return [group[0].strip() for group in sample([prompt_of(word) for word in words], 1)]
+        self.results[when] = share_of_right(found)
+        self.results[f"{when}_sampled"] = accuracy(words, sampler_of(model, self.tokenizer, seed=self.seed), n=4)
+        self.results[f"spelled_{when}"] = [
+            f"{text.strip()} {'✓' if right else '✗'}" for _, text, right in found[: self.plan.shown]
+        ]
 
 
 class Watch(TrainerCallback):
@@ -120,23 +119,21 @@ class Watch(TrainerCallback):
 
     def __init__(self, demo: Demo) -> None:
         self.demo = demo
-        self.trainer: SFTTrainer | DPOTrainer | RewardTrainer | None = None  # set once it exists
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        plan = self.demo.plan
+        plan, trainer = self.demo.plan, self.demo.trainer
         if state.global_step % plan.watch_every and state.global_step != 1:
             return
-        assert self.trainer is not None
-        prompts = [prompt_of(word) for word in held_out_words(plan.held_out)]
-        sample = sampler_of(self.trainer.model, self.demo.tokenizer, temperature=0.0)
-        texts = [group[0] for group in sample(prompts, 1)]
-        right = [float(spells_backward(prompt, text)) for prompt, text in zip(prompts, texts, strict=True)]
+        found = self.demo.greedy(trainer.model)
         due = control.should_log
-        self.trainer.log({"held_out_accuracy": sum(right) / len(right)})
+        trainer.log({"held_out_accuracy": share_of_right(found)})
         control.should_log = due  # logging clears it, and the step's own line may still be due
-        rows = list(zip(prompts, texts, right, strict=True))[: plan.shown]
-        shown = ({"prompt": p, "completion": c, "reward": r} for p, c, r in rows)
-        self.trainer.run_directory.write_samples(state.global_step, shown)
+        shown = ({"prompt": p, "completion": c, "reward": float(r)} for p, c, r in found[: plan.shown])
+        trainer.run_directory.write_samples(state.global_step, shown)
+
+
+def share_of_right(found: Sequence[tuple[str, str, bool]]) -> float:
+    return sum(right for _, _, right in found) / len(found)
 
 
 def run_demo(output_dir: str | Path = "runs/demo", seed: int = 0, fast: bool = False) -> dict[str, Any]:
@@ -154,8 +151,9 @@ def run_demo(output_dir: str | Path = "runs/demo", seed: int = 0, fast: bool = F
     demo.console.print(f"[bold]Spell a word backward[/bold]: stone -> enots. {NOTE}\n", highlight=False)
     model = supervised(demo)
     pairs, held_out_pairs = preferences(demo, model)
-    reward_model(demo, model, pairs, held_out_pairs)
-    preference_optimisation(demo, pairs, held_out_pairs)
+    given = {"model": str(demo.folder / "sft"), "train_dataset": pairs, "eval_dataset": held_out_pairs}
+    reward_model(demo, model, given)
+    preference_optimisation(demo, given)
     demo.results["seconds"] = round(time.perf_counter() - start, 1)
     return finish(demo, fast)
 
@@ -163,19 +161,14 @@ def run_demo(output_dir: str | Path = "runs/demo", seed: int = 0, fast: bool = F
 def supervised(demo: Demo) -> Any:
     """Stage 1: learn from demonstrations of mixed quality."""
     plan = demo.plan
-    title = f"1 SFT: {plan.demonstrations:,} demonstrations, {RIGHT_SHARE:.0%} of them right"
-    with demo.stage("sft", title):
-        args = SFTConfig(**demo.settings("sft", plan.sft_batch, 1, plan.sft_learning_rate), logging_steps=15)
-        trainer = SFTTrainer(
-            model=build_model(demo.tokenizer, demo.seed),
-            args=args,
-            train_dataset=sft_rows(plan.demonstrations, demo.seed),
-            processing_class=demo.tokenizer,
-        )
-        trainer.train()
-        trainer.save_model()
-        demo.results["before"], demo.results["before_sampled"] = demo.accuracies(trainer.model)
-        demo.results["spelled_before"] = demo.spelled(trainer.model)
+    with demo.stage("sft", f"1 SFT: {plan.demonstrations:,} demonstrations, {RIGHT_SHARE:.0%} of them right"):
+        rows = sft_rows(plan.demonstrations, demo.seed)
+        given = {"model": build_model(demo.tokenizer, demo.seed), "train_dataset": rows}
+        trainer = demo.train(
+            "sft", SFTTrainer, SFTConfig, given, batch=plan.sft_batch, num_train_epochs=1,
+            learning_rate=plan.sft_learning_rate, logging_steps=15,
+        )  # fmt: skip
+        demo.measure(trainer.model, "before")
         demo.console.print(f"held-out words spelled backward: {demo.results['before']:.1%} greedy")
     return trainer.model
 
@@ -194,103 +187,78 @@ def preferences(demo: Demo, model: Any) -> tuple[list[dict[str, str]], list[dict
     return pairs, held_out
 
 
-def reward_model(demo: Demo, model: Any, pairs: list[dict[str, str]], held_out: list[dict[str, str]]) -> None:
+def reward_model(demo: Demo, model: Any, given: dict[str, Any]) -> None:
     """Stage 3: learn to score completions; then pick the best of several samples by that score."""
-    plan = demo.plan
-    with demo.stage("reward", f"3 Reward model: {len(pairs)} pairs"):
-        args = RewardConfig(
-            **demo.settings("reward", plan.pair_batch, plan.reward_epochs, plan.reward_learning_rate), logging_steps=5
-        )
-        trainer = RewardTrainer(
-            model=str(demo.folder / "sft"), args=args, train_dataset=pairs, eval_dataset=held_out,
-            processing_class=demo.tokenizer,
+    plan, found = demo.plan, demo.results
+    with demo.stage("reward", f"3 Reward model: {found['pairs']} pairs"):
+        trainer = demo.train(
+            "reward", RewardTrainer, RewardConfig, given, batch=plan.pair_batch, num_train_epochs=plan.reward_epochs,
+            learning_rate=plan.reward_learning_rate, logging_steps=5,
         )  # fmt: skip
-        trainer.train()
-        trainer.save_model()
-        demo.results["reward_accuracy"] = trainer.evaluate()["eval_accuracy"]
-        words = held_out_words(plan.held_out)
-        prompts = [prompt_of(word) for word in words]
+        found["reward_accuracy"] = trainer.evaluate()["eval_accuracy"]
+        prompts = [prompt_of(word) for word in held_out_words(plan.held_out)]
         samples = sampler_of(model, demo.tokenizer, seed=demo.seed + 2)(prompts, plan.samples)
-        with torch.no_grad():
-            best = best_by_reward(trainer.model, demo.tokenizer, prompts, samples)
-        right = sum(spells_backward(prompt, text) for prompt, text in zip(prompts, best, strict=True))
-        demo.results["best_of_n"] = right / len(words)
+        best = best_by_reward(trainer.model, demo.tokenizer, prompts, samples)
+        found["best_of_n"] = sum(map(spells_backward, prompts, best)) / len(prompts)
         demo.console.print(
-            f"{demo.results['reward_accuracy']:.1%} of held-out pairs ranked right; "
-            f"the best of {plan.samples} samples by its score is right for {demo.results['best_of_n']:.1%} of words"
+            f"{found['reward_accuracy']:.1%} of held-out pairs ranked right; "
+            f"the best of {plan.samples} samples by its score is right for {found['best_of_n']:.1%} of words"
         )
 
 
-def preference_optimisation(demo: Demo, pairs: list[dict[str, str]], held_out: list[dict[str, str]]) -> None:
+def preference_optimisation(demo: Demo, given: dict[str, Any]) -> None:
     """Stage 4: DPO with the likelihood of the chosen completion beside it, which holds it up."""
     plan = demo.plan
-    with demo.stage("dpo", f"4 DPO: the same {len(pairs)} pairs"):
-        args = DPOConfig(
-            **demo.settings("dpo", plan.pair_batch, plan.dpo_epochs, plan.dpo_learning_rate),
-            logging_steps=5,
-            loss_type=["sigmoid", "sft"],
-            loss_weights=[1.0, 1.0],
-            beta=0.1,
-        )
-        watch = Watch(demo)
-        trainer = DPOTrainer(
-            model=str(demo.folder / "sft"), args=args, train_dataset=pairs, eval_dataset=held_out,
-            processing_class=demo.tokenizer, callbacks=[watch],
+    with demo.stage("dpo", f"4 DPO: the same {demo.results['pairs']} pairs"):
+        trainer = demo.train(
+            "dpo", DPOTrainer, DPOConfig, given | {"callbacks": [Watch(demo)]}, batch=plan.pair_batch,
+            num_train_epochs=plan.dpo_epochs, learning_rate=plan.dpo_learning_rate, logging_steps=5,
+            loss_type=["sigmoid", "sft"], loss_weights=[1.0, 1.0], beta=0.1,
         )  # fmt: skip
-        watch.trainer = trainer
-        trainer.train()
-        trainer.save_model()
         trainer.evaluate()
-        demo.results["after"], demo.results["after_sampled"] = demo.accuracies(trainer.model)
-        demo.results["spelled_after"] = demo.spelled(trainer.model)
+        demo.measure(trainer.model, "after")
 
 
 def finish(demo: Demo, fast: bool) -> dict[str, Any]:
     """Print the result, write summary.json and report.html."""
     plan, found = demo.plan, demo.results
-    accuracies = [
-        ("after SFT", f"{found['before']:.1%}", f"{found['before_sampled']:.1%}"),
-        (f"best of {plan.samples} samples by the reward model", "", f"{found['best_of_n']:.1%}"),
-        ("after DPO", f"{found['after']:.1%}", f"{found['after_sampled']:.1%}"),
-    ]
+    before, after = found.pop("spelled_before"), found.pop("spelled_after")
     words = held_out_words(plan.shown)
-    spelled = list(zip(words, map(_marked, words, found["spelled_before"]),
-                       map(_marked, words, found["spelled_after"]), strict=True))  # fmt: skip
-    columns = {"accuracy": ("held-out words right", "greedy", "sampled"), "spelled": ("word", "after SFT", "after DPO")}
+    tables = [
+        {
+            "title": "Accuracy",
+            "columns": ("held-out words right", "greedy", "sampled"),
+            "rows": [
+                ("after SFT", f"{found['before']:.1%}", f"{found['before_sampled']:.1%}"),
+                (f"best of {plan.samples} samples by the reward model", "", f"{found['best_of_n']:.1%}"),
+                ("after DPO", f"{found['after']:.1%}", f"{found['after_sampled']:.1%}"),
+            ],
+        },
+        {
+            "title": "Held-out words",
+            "columns": ("word", "after SFT", "after DPO"),
+            "rows": list(zip(words, before, after, strict=True)),
+        },
+    ]
     summary = {
         "title": "Spell a word backward",
         "metric": f"held-out words spelled backward, greedy, of {plan.held_out}",
-        "before": found["before"],
-        "after": found["after"],
         "before_name": "after SFT",
         "after_name": "after DPO",
-        "seconds": found["seconds"],
         "note": NOTE + (" This was the fast run, which teaches next to nothing." if fast else ""),
-        "tables": [
-            {"title": "Accuracy", "columns": columns["accuracy"], "rows": accuracies},
-            {"title": "Held-out words", "columns": columns["spelled"], "rows": spelled},
-        ],
+        "tables": tables,
         "seed": demo.seed,
         "fast": fast,
         "stage_seconds": {name: round(value, 1) for name, value in demo.seconds.items()},
-        **{k: found[k] for k in ("before_sampled", "after_sampled", "best_of_n", "reward_accuracy", "pairs")},
+        **found,
     }
-    text = json.dumps(summary, indent=1, ensure_ascii=False)
-    (demo.folder / "summary.json").write_text(text + "\n", encoding="utf-8")
+    write_text(demo.folder / "summary.json", json.dumps(summary, indent=1, ensure_ascii=False) + "\n")
     page = write_report(demo.folder)
     demo.console.rule("[bold]Result", align="left")
-    _print_table(demo.console, columns["accuracy"], accuracies)
-    _print_table(demo.console, columns["spelled"], spelled)
+    for shown in tables:
+        table = Table(*shown["columns"])
+        for row in shown["rows"]:
+            table.add_row(*row)
+        demo.console.print(table)
     demo.console.print(f"{found['seconds']:.0f} s in all. Report: {page}", highlight=False, soft_wrap=True)
     return summary
-
-
-def _marked(word: str, spelled: str) -> str:
-    return f"{spelled} ✓" if spelled == word[::-1] else f"{spelled} ✗"
-
-
-def _print_table(console: Console, columns: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> None:
-    table = Table(*columns)
-    for row in rows:
-        table.add_row(*row)
-    console.print(table)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
+
 from strop.demo.task import Sampler
 from strop.model import score
 from strop.records import Example, Want
@@ -33,18 +35,13 @@ def text_of(tokenizer: Any, ids: list[int]) -> str:
     return tokenizer.decode(ids, skip_special_tokens=False)
 
 
+@torch.no_grad()
 def best_by_reward(model: Any, tokenizer: Any, prompts: list[str], samples: list[list[str]]) -> list[str]:
     """For each prompt the completion that a reward model scores highest (the first one on a tie)."""
-    end = [tokenizer.eos_token_id]
-    trees = [
-        Example(tokenizer(prompt)["input_ids"], [tokenizer(text)["input_ids"] + end for text in texts])
-        for prompt, texts in zip(prompts, samples, strict=True)
-    ]
     best = []
-    for start in range(0, len(trees), 64):
-        part = trees[start : start + 64]
-        scores = score(model, part, want=Want.SCORE).scores
+    for prompt, texts in zip(prompts, samples, strict=True):
+        completions = [[*tokenizer(text)["input_ids"], tokenizer.eos_token_id] for text in texts]
+        scores = score(model, [Example(tokenizer(prompt)["input_ids"], completions)], want=Want.SCORE).scores
         assert scores is not None
-        for texts, values in zip(samples[start:], scores.split([len(tree.completions) for tree in part]), strict=False):
-            best.append(texts[int(values.argmax())])
+        best.append(texts[int(scores.argmax())])
     return best
