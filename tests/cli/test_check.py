@@ -10,7 +10,7 @@ from tests.support.broken_files import GOOD, write_jsonl
 
 from strop.cli import main
 from strop.cli.check import FLAGS
-from strop.cli.flags import separate
+from strop.cli.flags import Flag, all_values
 from strop.methods.registry import METHODS, Method
 from strop.testing.tokenizers import toy_tokenizer
 
@@ -68,9 +68,21 @@ def test_several_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> No
 
 
 def test_flags_may_stand_anywhere() -> None:
-    for argv in (["a", "--method", "dpo", "b"], ["--method", "dpo", "a", "b"], ["a", "b", "--method", "dpo"]):
-        assert separate(argv, FLAGS) == (["a", "b"], ["--method", "dpo"])
-    assert separate(["--method=dpo", "a"], FLAGS) == (["a"], ["--method=dpo"])
+    for argv in (["a", "--method", "dpo", "b"], ["--method", "dpo", "a", "b"], ["a", "b", "--method=dpo"]):
+        words: list[str] = []
+        assert all_values([*argv, "--json"], FLAGS, words)["method"] == "dpo" and words == ["a", "b"]
+    words = []
+    assert all_values(["--json", "a"], FLAGS, words)["json"] is True and words == ["a"], "a flag takes no file"
+
+
+def test_a_list_leaves_the_file_alone() -> None:
+    have = (Flag("have", list[str] | str),)
+    for argv, found in (
+        (["--have", "reward", "a"], "reward"),
+        (["a", "--have", "reward", "judge"], ["reward", "judge"]),
+    ):
+        words: list[str] = []
+        assert all_values(argv, have, words) == {"have": found} and words == ["a"]
 
 
 @pytest.mark.parametrize(

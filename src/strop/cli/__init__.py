@@ -33,6 +33,9 @@ TOOLS = {
     "vllm-serve": "start a vLLM server for online trainers",
 }
 
+BARE = ("demo", "doctor")
+"""Tools that need no word."""
+
 
 def usage() -> str:
     """The page that `strop --help` shows."""
@@ -102,15 +105,28 @@ def answer(argv: list[str] | None) -> int:
     logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"(transformers|peft|accelerate)\.")
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # warns of a kernel that no verb takes
-    module = importlib.import_module(f"strop.cli.{'train' if verb in BY_VERB else verb.replace('-', '_')}")
     try:
-        return module.run(verb, rest) if verb in BY_VERB else module.run(rest)
+        if verb in BY_VERB:
+            return importlib.import_module("strop.cli.train").run(verb, rest)
+        return run_tool(verb, rest)
     except StropError as error:
         complain(f"strop {verb}: {error}")
         return 2
     except KeyboardInterrupt:
         complain(f"strop {verb}: stopped.")
         return 1
+
+
+def run_tool(verb: str, argv: list[str]) -> int:
+    """Run a tool, or show its page where it was asked for, or nothing was and there is nothing to do."""
+    from strop.cli.flags import help_page
+
+    module = importlib.import_module(f"strop.cli.{verb.replace('-', '_')}")
+    flags = getattr(module, "FLAGS", None)  # without them, words after the first are not the tool's own
+    if {"--help", "-h"} & set(argv if flags else argv[:1]) or (not argv and verb not in BARE):
+        print(help_page(module.TITLE, {"flags": flags}) if flags else in_width(module.TITLE))
+        return 0
+    return module.run(argv)
 
 
 def complain(text: str) -> None:

@@ -5,17 +5,16 @@ from __future__ import annotations
 import sys
 from typing import Any
 
-from strop.cli.flags import Flag, all_values, helped
+from strop.cli.flags import Flag, all_values
 from strop.cli.generate import MODEL_FLAGS, SAMPLING_FLAGS, encode, load, shown
 from strop.errors import ConfigError
 
 FLAGS = (*MODEL_FLAGS, Flag("system", str, help="System message that opens the conversation."), *SAMPLING_FLAGS)
 COMMANDS = "/clear starts over, /exit (or Ctrl-D) leaves"
+TITLE = f"strop chat: talk to a model in the terminal; {COMMANDS}"
 
 
 def run(argv: list[str]) -> int:
-    if helped(argv, f"strop chat: talk to a model in the terminal; {COMMANDS}", FLAGS):
-        return 0
     values = all_values(argv, FLAGS)
     if not values["model"]:
         raise ConfigError("--model must be given. See strop chat --help.")

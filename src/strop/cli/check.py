@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from strop.cli.flags import Flag, all_values, helped, separate
+from strop.cli.flags import Flag, all_values
 from strop.cli.row_view import Shown, as_text, as_the_model_sees, show
 from strop.errors import ConfigError, DataError, StropError, did_you_mean
 from strop.methods.registry import BY_VERB
@@ -57,10 +57,8 @@ class Looked:
 
 
 def run(argv: list[str]) -> int:
-    if helped(argv, TITLE, FLAGS):
-        return 0
-    files, flags = separate(argv, FLAGS)
-    values = all_values(flags, FLAGS)
+    files: list[str] = []
+    values = all_values(argv, FLAGS, files)
     method = values["method"]
     if method is not None and method not in BY_VERB:
         raise ConfigError(f"--method {method}: choose one of {', '.join(BY_VERB)}.{did_you_mean(method, BY_VERB)}")

@@ -7,9 +7,8 @@ from collections.abc import Mapping, Sequence
 
 from strop.errors import ConfigError, did_you_mean
 from strop.methods.registry import BY_VERB
-from strop.terminal import in_width
 
-HELP = """usage: strop completion SHELL      Prints what makes SHELL (bash, zsh or fish) complete verbs and flags.
+TITLE = """usage: strop completion SHELL      Prints what makes SHELL (bash, zsh or fish) complete verbs and flags.
 
   bash   strop completion bash > ~/.local/share/bash-completion/completions/strop
   zsh    strop completion zsh > ~/.strop-completion; source it in ~/.zshrc
@@ -17,9 +16,6 @@ HELP = """usage: strop completion SHELL      Prints what makes SHELL (bash, zsh 
 
 
 def run(argv: list[str]) -> int:
-    if not argv or argv[0] in ("-h", "--help"):
-        print(in_width(HELP))
-        return 0
     if argv[0] not in SCRIPTS:
         raise ConfigError(f"{argv[0]}: choose one of {', '.join(SCRIPTS)}.{did_you_mean(argv[0], SCRIPTS)}")
     print(SCRIPTS[argv[0]](flags_by_verb()))

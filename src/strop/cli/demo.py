@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from strop.cli.flags import Flag, all_values, helped
+from strop.cli.flags import Flag, all_values
 
 TITLE = "strop demo: SFT, a reward model and DPO on a small task, in a few minutes on a laptop"
 FLAGS = (
@@ -13,8 +13,6 @@ FLAGS = (
 
 
 def run(argv: list[str]) -> int:
-    if argv and helped(argv, TITLE, FLAGS):
-        return 0
     values = all_values(argv, FLAGS)
     from strop.demo.run import run_demo
 

@@ -13,7 +13,7 @@ from strop.disk import room_at
 from strop.methods.registry import BY_VERB
 from strop.terminal import in_width
 
-HELP = """usage: strop doctor                       what this machine has for a training, and what is amiss
+TITLE = """usage: strop doctor                       what this machine has for a training, and what is amiss
        strop doctor METHOD --model ...    everything of that training up to its first step: strop METHOD --dry_run
 
 Exit status: 0 nothing is amiss, 1 something is."""
@@ -34,9 +34,6 @@ LITTLE_DISK = 10 * GB
 
 
 def run(argv: list[str]) -> int:
-    if "--help" in argv[:1] or "-h" in argv[:1]:
-        print(in_width(HELP))
-        return 0
     if argv and argv[0] in BY_VERB:
         from strop.cli import train
 

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from strop.cli.flags import Flag, all_values, helped, separate
+from strop.cli.flags import Flag, all_values
 from strop.disk import refusals_named
 from strop.errors import ConfigError, SetupError
 
@@ -22,10 +22,8 @@ TITLE = "strop export MODEL --to FOLDER [--gguf q8_0]: merge an adapter, write f
 
 
 def run(argv: list[str]) -> int:
-    if helped(argv, TITLE, FLAGS):
-        return 0
-    sources, flags = separate(argv, FLAGS)
-    values = all_values(flags, FLAGS)
+    sources: list[str] = []
+    values = all_values(argv, FLAGS, sources)
     if len(sources) != 1 or not values["to"]:
         raise ConfigError("Write: strop export MODEL --to FOLDER, one model and a folder for it.")
     target = Path(values["to"])

@@ -6,6 +6,7 @@ their own. Unknown names are all reported together, each with the nearest known 
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import enum
 import re
@@ -13,6 +14,7 @@ import shutil
 import textwrap
 import types
 import typing
+from collections import deque
 from collections.abc import Mapping, Sequence
 from typing import Any, get_args, get_origin
 
@@ -39,38 +41,33 @@ class Flag:
 
 
 def parse(
-    argv: Sequence[str], flags: Mapping[str, Flag], renamed: Mapping[str, str] | None = None, verb: str = ""
+    argv: Sequence[str],
+    flags: Mapping[str, Flag],
+    renamed: Mapping[str, str] | None = None,
+    verb: str = "",
+    words: list[str] | None = None,
 ) -> dict[str, Any]:
     """Values given on the command line and in `--config FILE` (the command line wins), by field name.
 
     Args:
         renamed: other names of flags, which the file may use as well.
         verb: the method that a run's own config.yaml may name.
+        words: gets the words that belong to no flag; None: there must be none.
     """
     given: dict[str, Any] = {}
-    value: Any
     renamed = renamed or {}
-    problems = []
-    position = 0
-    while position < len(argv):
-        word = argv[position]
-        position += 1
+    problems, rest = [], deque(argv)
+    while rest:
+        word = rest.popleft()
         if not word.startswith("--"):
-            problems.append(f"{word!r} stands alone; every value follows a --flag.")
+            if words is None:
+                problems.append(f"{word!r} stands alone; every value follows a --flag.")
+            else:
+                words.append(word)
             continue
         name, has_value, value = word[2:].partition("=")
         name = name.replace("-", "_")
-        if not has_value:
-            follows = position < len(argv) and not argv[position].startswith("--")
-            value = argv[position] if follows else "true"
-            position += follows
-            words = [value]
-            while follows and position < len(argv) and not argv[position].startswith("--"):
-                if name not in flags or list not in _plain_types(flags[name].hint):
-                    break
-                words.append(argv[position])
-                position += 1
-            value = words if len(words) > 1 else value
+        value = value if has_value else _value_of(flags.get(name), rest, words)
         if name.startswith("no_") and name not in flags and name[3:] in flags and value == "true":
             name, value = name[3:], "false"
         if name != "config" and name not in flags:
@@ -95,22 +92,27 @@ def parse(
     return {**{name: fit(value, flags[name]) for name, value in from_file.items()}, **values}
 
 
-def separate(argv: Sequence[str], flags: Sequence[Flag]) -> tuple[list[str], list[str]]:
-    """The words that belong to no flag, and the flags with theirs; a flag of true or false takes no word."""
-    alone = {flag.name for flag in flags if flag.hint is bool}
-    free: list[str] = []
-    taken: list[str] = []
-    expected = False
-    for word in argv:
-        is_flag = word.startswith("--")
-        (taken if is_flag or expected else free).append(word)
-        expected = is_flag and "=" not in word and word[2:].replace("-", "_") not in alone
-    return free, taken
+def _value_of(flag: Flag | None, rest: deque[str], words: list[str] | None) -> str | list[str]:
+    """What follows a flag, taken from the rest of the line: nothing, a word, or all words of a list.
+
+    Where words may stand alone, one behind a flag of true or false does, and a list takes one word until one has stood.
+    """
+    kinds = set() if flag is None else _plain_types(flag.hint)
+    most = 1
+    if list in kinds and words != []:
+        most = len(rest)
+    elif kinds == {bool} and words is not None:
+        most = 0
+    taken = []
+    while rest and len(taken) < most and not rest[0].startswith("--"):
+        taken.append(rest.popleft())
+    return taken if len(taken) > 1 else taken[0] if taken else "true"
 
 
-def all_values(argv: Sequence[str], flags: Sequence[Flag]) -> dict[str, Any]:
-    """The value of every flag: as given, else its default."""
-    return {**{flag.name: flag.default for flag in flags}, **parse(argv, {flag.name: flag for flag in flags})}
+def all_values(argv: Sequence[str], flags: Sequence[Flag], words: list[str] | None = None) -> dict[str, Any]:
+    """The value of every flag: as given, else its default; `words` as for `parse`."""
+    by_name = {flag.name: flag for flag in flags}
+    return {**{flag.name: flag.default for flag in flags}, **parse(argv, by_name, words=words)}
 
 
 def fit(value: Any, flag: Flag) -> Any:
@@ -118,39 +120,29 @@ def fit(value: Any, flag: Flag) -> Any:
     kinds = _plain_types(flag.hint)
     if isinstance(value, bool) and str in kinds and not kinds & {bool, list, dict}:
         value = "yes" if value else "no"  # YAML's own reading of a bare word
-    if isinstance(value, str) and list in kinds and COMMA_LIST.fullmatch(value):
-        value = value.split(",")
-    if isinstance(value, list) and kinds & {int, float}:
-        value = [_number_or_text(entry, kinds) if isinstance(entry, str) else entry for entry in value]
     if isinstance(value, str):
-        if str in kinds and not kinds & {list, dict, bool}:
+        if list in kinds and COMMA_LIST.fullmatch(value):
+            value = value.split(",")
+        elif str in kinds and not kinds & {list, dict, bool}:
             return None if value == "null" and type(None) in kinds else _number_or_text(value, kinds)
-        try:
-            parsed = yaml.safe_load(value)
-        except yaml.YAMLError:
-            return value
-        value = value if isinstance(parsed, str) else parsed
-        if isinstance(value, str) and value.lower() == "none" and type(None) in kinds and str not in kinds:
-            return None
-    if isinstance(value, str) and kinds & {int, float}:
-        return _number_or_text(value, kinds)
-    if isinstance(value, list) and float in kinds:
-        return [float(v) if isinstance(v, str) and _is_number(v) else v for v in value]
+        else:
+            with contextlib.suppress(yaml.YAMLError):
+                parsed = yaml.safe_load(value)
+                value = value if isinstance(parsed, str) else parsed
+            if isinstance(value, str) and value.lower() == "none" and type(None) in kinds and str not in kinds:
+                return None
+    if isinstance(value, list):
+        return [_number_or_text(entry, kinds) for entry in value]
+    return _number_or_text(value, kinds)
+
+
+def _number_or_text(value: Any, kinds: set[Any]) -> Any:
+    """A text that is a number of one of these kinds as that number; all else as it is."""
+    for kind in (int, float):
+        if kind in kinds and isinstance(value, str):
+            with contextlib.suppress(ValueError):
+                return kind(value)
     return value
-
-
-def _number_or_text(value: str, kinds: set[Any]) -> Any:
-    if int in kinds and value.lstrip("+-").isdigit():
-        return int(value)
-    return float(value) if float in kinds and _is_number(value) else value
-
-
-def _is_number(text: str) -> bool:
-    try:
-        float(text)
-    except ValueError:
-        return False
-    return True
 
 
 def _plain_types(hint: Any) -> set[Any]:
@@ -179,17 +171,11 @@ def help_page(title: str, groups: Mapping[str, Sequence[Flag]]) -> str:
         lines.append(f"{group}:")
         for flag in flags:
             default = "" if flag.default is None else f" (default {flag.default!r})"
-            lines.append(f"  --{flag.name}{default}")
+            lines += textwrap.wrap(
+                f"  --{flag.name}{default}", width, subsequent_indent="      ", break_long_words=False
+            )
             text = " ".join(part for part in (flag.help, f"[{flag.allowed}]" if flag.allowed else "") if part)
             text = text.replace("%%", "%")
             lines += textwrap.wrap(text, width, initial_indent="      ", subsequent_indent="      ")
         lines.append("")
     return "\n".join(lines)
-
-
-def helped(argv: Sequence[str], title: str, flags: Sequence[Flag]) -> bool:
-    """Whether nothing was given, or help was asked for; the help page is printed then."""
-    if argv and not {"--help", "-h"} & set(argv):
-        return False
-    print(help_page(title, {"flags": flags}))
-    return True

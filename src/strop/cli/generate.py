@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from strop.cli.flags import Flag, all_values, helped
+from strop.cli.flags import Flag, all_values
 from strop.disk import write_text
 from strop.errors import ConfigError
 from strop.plain_text import visible
@@ -33,11 +33,10 @@ FLAGS = (
     Flag("raw", bool, False, "Use prompts as plain text even if the model has a chat template."),
     *SAMPLING_FLAGS,
 )
+TITLE = "strop generate: complete prompts with a model"
 
 
 def run(argv: list[str]) -> int:
-    if helped(argv, "strop generate: complete prompts with a model", FLAGS):
-        return 0
     values = all_values(argv, FLAGS)
     if not values["model"]:
         raise ConfigError("--model must be given. See strop generate --help.")

@@ -9,7 +9,7 @@ from importlib.resources import files
 from pathlib import Path
 from string import Template
 
-from strop.cli.flags import Flag, all_values, helped, separate
+from strop.cli.flags import Flag, all_values
 from strop.errors import ConfigError, did_you_mean
 from strop.methods.registry import BY_CLASS, BY_VERB
 
@@ -29,16 +29,15 @@ NEXT = {
 
 
 def run(argv: list[str]) -> int:
-    if helped(argv, TITLE, FLAGS):
-        return 0
-    words, flags = separate(argv, FLAGS)
+    words: list[str] = []
+    values = all_values(argv, FLAGS, words)
     if len(words) != 2:
         raise ConfigError(f"Write: strop new method|reward|environment NAME. Got: {' '.join(words) or 'nothing'}.")
     kind, name = words
     if kind not in WRITTEN:
         raise ConfigError(f"'{kind}': choose one of {', '.join(WRITTEN)}.{did_you_mean(kind, WRITTEN)}")
     names = names_of(kind, name)
-    folder = Path(all_values(flags, FLAGS)["folder"] or (f"strop-{names['verb']}" if kind == "method" else "."))
+    folder = Path(values["folder"] or (f"strop-{names['verb']}" if kind == "method" else "."))
     module, *_, test = written = write(kind, names, folder)
     print("Written: " + ", ".join(map(str, written)))
     print(f"Try it:  python -m pytest {test}")

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import bisect
+import functools
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from strop.cli.flags import Flag, all_values, helped
+from strop.cli.flags import Flag, all_values
 from strop.errors import ConfigError, did_you_mean, folder_beside
 from strop.methods.registry import BY_VERB
 from strop.plain_text import first_line
@@ -42,8 +45,6 @@ RESERVED = 0.06
 
 
 def run(argv: list[str]) -> int:
-    if helped(argv, TITLE, FLAGS):
-        return 0
     verb = argv[0]
     if verb not in BY_VERB:
         raise ConfigError(
@@ -58,57 +59,59 @@ def run(argv: list[str]) -> int:
 
 def answer(verb: str, values: dict[str, Any]) -> str:
     """The table of parts, whether it fits, and what would make it fit, for a terminal of 80 columns."""
-    devices, usable = cards(values["gpus"])[0], usable_bytes(values["gpus"])
-    first = planned(verb, values, devices)
+    usable, first = usable_bytes(values["gpus"]), planned(verb, values)
     lines = [f"{verb} of {values['model']} on {values['gpus']}", ""]
     lines += [f"  {name:<18}{size / GB:8.2f} GB" for name, size in first.parts.items() if size]
     lines += [f"  {'at the peak':<18}{first.peak / GB:8.2f} GB of {usable / GB:.1f} usable", ""]
-    lines.append("It fits." if first.peak <= usable else "It does not fit. Each of these on top of those before:")
     if first.peak <= usable:
-        lines.append(f"Up to {most_rows(verb, values, devices, usable)} rows a micro-batch would.")
-        return "\n".join([*lines, *sent(verb, values, devices)])
-    remedies = [(text, change) for text, change in REMEDIES if not all(values[k] == v for k, v in change.items())]
-    changed: dict[str, Any] = {}
-    least = first.peak
-    for text, change in remedies:
-        changed |= change
-        peak = planned(verb, values | changed, devices).peak
-        if peak >= least:
+        lines += ["It fits.", f"Up to {most_rows(verb, values, usable)} rows a micro-batch would."]
+    else:
+        lines += ["It does not fit. Each of these on top of those before:", *remedies(verb, values, usable, first.peak)]
+    return "\n".join([*lines, *sent(verb, values)])
+
+
+def remedies(verb: str, values: dict[str, Any], usable: int, least: int) -> Iterator[str]:
+    """A line for each change that takes less than the `least` before, until it fits."""
+    for change in REMEDIES:
+        if all(values[name] == value for name, value in change.items()):
             continue
-        least = peak
-        lines.append(f"  {text:<46}{peak / GB:8.2f} GB {'fits' if peak <= usable else ''}".rstrip())
-        if peak <= usable:
-            break
-    return "\n".join([*lines, *sent(verb, values, devices)])
+        values = values | change
+        peak = planned(verb, values).peak
+        if peak < least:
+            least = peak
+            flag = " ".join(f"--{name}" if value is True else f"--{name} {value}" for name, value in change.items())
+            yield f"  {flag:<46}{peak / GB:8.2f} GB {'fits' if peak <= usable else ''}".rstrip()
+        if least <= usable:
+            return
 
 
-def sent(verb: str, values: dict[str, Any], devices: int) -> list[str]:
+def sent(verb: str, values: dict[str, Any]) -> list[str]:
     """What a step sends over the network, where it sends anything."""
     from strop.plan.traffic import traffic
 
-    amounts = traffic(verb, *asked(values), **spread(values, devices))
+    amounts = traffic(verb, *asked(values), **spread(values))
     lines = [f"  {name:<26}{amount / GB:11.5f} GB" for name, amount in amounts.items()]
     return ["", "A step sends:", *lines] if lines else []
 
 
-REMEDIES: tuple[tuple[str, dict[str, Any]], ...] = (
-    ("--per_device_train_batch_size 1", {"per_device_train_batch_size": 1}),
-    ("--gradient_checkpointing", {"gradient_checkpointing": True}),
-    ("--activation_offloading", {"activation_offloading": True}),
-    ("--lora", {"lora": True}),
-    ("--load_in_4bit", {"load_in_4bit": True}),
+REMEDIES: tuple[dict[str, Any], ...] = (
+    {"per_device_train_batch_size": 1},
+    {"gradient_checkpointing": True},
+    {"activation_offloading": True},
+    {"lora": True},
+    {"load_in_4bit": True},
 )
 """Changes in the order of what they cost: nothing, time, a little quality; each on top of those before."""
 
 
-def planned(verb: str, values: dict[str, Any], devices: int) -> Plan:
+def planned(verb: str, values: dict[str, Any]) -> Plan:
     """The plan of the settings as they were given."""
     from strop.plan.memory import Others, plan
 
-    others = Others(
-        *(shape(values[name], None) if values[name] else None for name in ("teacher_model", "reward_model"))
+    teacher, reward = (
+        shape(values[name], None) if values[name] else None for name in ("teacher_model", "reward_model")
     )
-    return plan(verb, *asked(values), **spread(values, devices), others=others)
+    return plan(verb, *asked(values), **spread(values), others=Others(teacher, reward))
 
 
 def asked(values: dict[str, Any]) -> tuple[Any, Load]:
@@ -117,8 +120,9 @@ def asked(values: dict[str, Any]) -> tuple[Any, Load]:
     return shape(values["model"], values["lora_r"] if adapter else None), load_of(values)
 
 
-def spread(values: dict[str, Any], devices: int) -> dict[str, Any]:
+def spread(values: dict[str, Any]) -> dict[str, Any]:
     """What is trained, and how it is shared out over the devices."""
+    devices, _ = cards(values["gpus"])
     kind = "4bit" if values["load_in_4bit"] else "lora" if values["lora"] else "full"
     engine = values["engine"] or ("ddp" if devices > 1 else "single")
     return {"training": kind, "lora_rank": values["lora_r"], "engine": engine, "devices": devices}
@@ -153,39 +157,32 @@ def load_of(values: dict[str, Any]) -> Load:
     )
 
 
-def most_rows(verb: str, values: dict[str, Any], devices: int, usable: int) -> int:
+def most_rows(verb: str, values: dict[str, Any], usable: int) -> int:
     """The largest micro-batch that fits, by bisection; at most 4096 rows."""
-    low, high = values["per_device_train_batch_size"], 4096
-    while low < high:
-        middle = (low + high + 1) // 2
-        fits = planned(verb, values | {"per_device_train_batch_size": middle}, devices).peak <= usable
-        low, high = (middle, high) if fits else (low, middle - 1)
-    return int(low)
+    sizes = range(values["per_device_train_batch_size"], 4096)
+    too_much = lambda rows: planned(verb, values | {"per_device_train_batch_size": rows + 1}).peak > usable  # noqa: E731
+    return sizes.start + bisect.bisect_left(sizes, True, key=too_much)
 
 
-_SHAPES: dict[tuple[str, int | None], Any] = {}
-
-
+@functools.cache
 def shape(source: str, rank: int | None) -> Any:
     """A model's shape from its config, counted once."""
-    if (source, rank) not in _SHAPES:
-        import torch
-        from transformers import AutoConfig
+    import torch
+    from transformers import AutoConfig
 
-        from strop.plan.activations import shape_of
+    from strop.plan.activations import shape_of
 
-        path = Path(source)
-        place = path.parent if path.is_file() else path
-        if not place.exists() and (source.endswith(".json") or source.startswith((".", "/"))):
-            raise ConfigError(f"--model {source}: there is no such file or folder.{folder_beside(source)}")
-        try:
-            config = AutoConfig.from_pretrained(str(place) if place.exists() else source)
-        except (OSError, ValueError) as error:
-            raise ConfigError(
-                f"--model {source}: no config can be read there ({first_line(error)}).{folder_beside(source)}"
-            ) from None
-        _SHAPES[source, rank] = shape_of(config, torch.bfloat16, lora_rank=rank)
-    return _SHAPES[source, rank]
+    path = Path(source)
+    place = path.parent if path.is_file() else path
+    if not place.exists() and (source.endswith(".json") or source.startswith((".", "/"))):
+        raise ConfigError(f"--model {source}: there is no such file or folder.{folder_beside(source)}")
+    try:
+        config = AutoConfig.from_pretrained(str(place) if place.exists() else source)
+    except (OSError, ValueError) as error:
+        raise ConfigError(
+            f"--model {source}: no config can be read there ({first_line(error)}).{folder_beside(source)}"
+        ) from None
+    return shape_of(config, torch.bfloat16, lora_rank=rank)
 
 
 def usable_bytes(gpus: str) -> int:

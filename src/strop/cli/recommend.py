@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import re
 import sys
 import textwrap
 from pathlib import Path
 from typing import Any
 
-from strop.cli.flags import Flag, all_values, helped, separate
+from strop.cli.flags import Flag, all_values
 from strop.disk import write_text
 from strop.errors import ConfigError
 from strop.terminal import width_of
@@ -20,15 +21,13 @@ FLAGS = (
     Flag("split", str, "train", "Split, where the file or folder has several."),
     Flag("write", str, help="Write the config to this file; without it, it is only shown."),
 )
-TITLE = "strop recommend FILE [--have reward,teacher] [--gpu 24GB]: which method fits these rows?"
 WIDEST = 80
+TITLE = "strop recommend FILE [--have reward,teacher] [--gpu 24GB]: which method fits these rows?"
 
 
 def run(argv: list[str]) -> int:
-    if helped(argv, TITLE, FLAGS):
-        return 0
-    files, flags = separate(argv, FLAGS)
-    values = all_values(flags, FLAGS)
+    files: list[str] = []
+    values = all_values(argv, FLAGS, files)
     if len(files) != 1:
         raise ConfigError(f"strop recommend looks at one file; {len(files)} were named. Write: strop recommend FILE")
     print(recommendation(files[0], values))
@@ -44,13 +43,11 @@ def recommendation(file: str, values: dict[str, Any]) -> str:
     detected, gpu = detect(rows), gigabytes(values["gpu"])
     form = detected.forms.most_common(1)[0][0]
     found = recommend(detected.kind, names(values["have"]), form=form)
-    lines = [f"{file}: {detected.kind} rows", ""]
-    lines += wrapped(f"Take {found.first.verb}. {found.first.reason}")
+    lines = [f"{file}: {detected.kind} rows", "", wrapped(f"Take {found.first.verb}. {found.first.reason}")]
     if found.runner_up:
-        lines += wrapped(f"Next best: {found.runner_up.verb}. {found.runner_up.reason}")
-    lines += ["", "Other branches would need:", *(line for text in found.others for line in wrapped(text, "  - "))]
-    lines += ["", config_text(found.first, file, values, gpu)]
-    return "\n".join(lines)
+        lines.append(wrapped(f"Next best: {found.runner_up.verb}. {found.runner_up.reason}"))
+    lines += ["", "Other branches would need:", *(wrapped(text, "  - ") for text in found.others)]
+    return "\n".join([*lines, "", config_text(found.first, file, values, gpu)])
 
 
 def config_text(choice: Any, file: str, values: dict[str, Any], gpu: float | None) -> str:
@@ -66,19 +63,16 @@ def config_text(choice: Any, file: str, values: dict[str, Any], gpu: float | Non
         settings["columns"] = values["columns"]
     text = yaml.safe_dump(settings, sort_keys=False, allow_unicode=True)
     fill = [name for name, value in settings.items() if value == name.upper()]
-    target = values["write"] or f"{choice.verb}.yaml"
-    if values["write"]:
-        write_new(Path(target), text)
-    say = f"Written to {target}." if values["write"] else f"As a file, {target} (--write {target} writes it):"
+    if target := values["write"]:
+        if Path(target).exists():
+            raise ConfigError(f"--write {target}: there is such a file already; name another one, or remove it.")
+        write_text(Path(target), text)
+        say = f"Written to {target}."
+    else:
+        target = f"{choice.verb}.yaml"
+        say = f"As a file, {target} (--write {target} writes it):"
     first = "" if not fill else f"Fill in {' and '.join(fill)} first. "
     return f"{say}\n\n{textwrap.indent(text, '  ')}\n{first}Run it: strop {choice.verb} --config {target}"
-
-
-def write_new(path: Path, text: str) -> None:
-    """Write a file that is not there yet."""
-    if path.exists():
-        raise ConfigError(f"--write {path}: there is such a file already; name another one, or remove it.")
-    write_text(path, text)
 
 
 def names(value: Any) -> list[str]:
@@ -95,16 +89,12 @@ def gigabytes(text: str | None) -> float | None:
     """
     if text is None:
         return None
-    number = str(text).strip().lower().removesuffix("b").removesuffix("gi").removesuffix("g").strip()
-    try:
-        value = float(number)
-    except ValueError:
-        value = -1.0
-    if not value > 0:
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(?:gb|gib|g)?", str(text).strip().lower())
+    if match is None or not float(match[1]):
         raise ConfigError(f"--gpu {text}: write the card's memory in GB, for example --gpu 24GB.")
-    return value
+    return float(match[1])
 
 
-def wrapped(text: str, bullet: str = "") -> list[str]:
+def wrapped(text: str, bullet: str = "") -> str:
     width = min(width_of(sys.stdout), WIDEST)
-    return textwrap.wrap(text, width, initial_indent=bullet, subsequent_indent=" " * len(bullet))
+    return textwrap.fill(text, width, initial_indent=bullet, subsequent_indent=" " * len(bullet))

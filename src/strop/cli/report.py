@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from strop.cli.flags import Flag, all_values, helped, separate
+from strop.cli.flags import Flag, all_values
 from strop.errors import ConfigError, folder_beside
 
 TITLE = """strop report RUN [RUN ...]: the page of a run, or of several beside each other.
@@ -19,10 +19,8 @@ FLAGS = (
 
 
 def run(argv: list[str]) -> int:
-    if helped(argv, TITLE, FLAGS):
-        return 0
-    folders, flags = separate(argv, FLAGS)
-    values = all_values(flags, FLAGS)
+    folders: list[str] = []
+    values = all_values(argv, FLAGS, folders)
     if not folders or (missing := [folder for folder in folders if not Path(folder).is_dir()]):
         said = "No folder is named."
         if folders:

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from strop.cli.flags import Flag, all_values, helped
+from strop.cli.flags import Flag, all_values
 from strop.disk import write_text
 from strop.errors import ConfigError, DataError
 
@@ -35,8 +35,6 @@ FLAGS = (
 
 
 def run(argv: list[str]) -> int:
-    if helped(argv, TITLE, FLAGS):
-        return 0
     folder, values = Path(argv[0]), all_values(argv[1:], FLAGS)
     if argv[0].startswith("--") or not (folder / "samples.jsonl").is_file():
         raise ConfigError(f"{argv[0]}: there is no samples.jsonl. Give the output_dir of a run: strop rescore RUN")

@@ -6,9 +6,8 @@ import subprocess
 import sys
 
 from strop.errors import ConfigError
-from strop.terminal import in_width
 
-USAGE = """usage: strop run [--processes N] SCRIPT [ARGUMENTS ...]
+TITLE = """usage: strop run [--processes N] SCRIPT [ARGUMENTS ...]
        strop run [--processes N] -m MODULE [ARGUMENTS ...]
 
 Run a script that imports trl, unedited, with strop in its place. Everything after SCRIPT goes to the script.
@@ -21,9 +20,6 @@ At the end it says which names and settings behaved differently from TRL; docs/m
 
 def run(argv: list[str]) -> int:
     """Run the script here, or start the processes that do."""
-    if not argv or argv[0] in ("-h", "--help"):
-        print(in_width(USAGE))
-        return 0
     processes, words = take_processes(argv)
     if not words:
         raise ConfigError("strop run needs a script: strop run SCRIPT [ARGUMENTS].")

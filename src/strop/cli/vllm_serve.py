@@ -12,9 +12,8 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from strop.cli.flags import Flag, fit, helped
+from strop.cli.flags import Flag, fit
 from strop.errors import ConfigError, SetupError
-from strop.terminal import in_width
 
 FLAGS = (
     Flag("model", str, help="Model: hub id or folder; the base model where the policy is an adapter. Required."),
@@ -22,6 +21,9 @@ FLAGS = (
     Flag("host", str, "127.0.0.1", "Address to listen at. Whoever reaches it can replace the weights."),
     Flag("port", int, 8000, "Port to listen at."),
 )
+TITLE = """strop vllm-serve: a vLLM server for online trainers
+
+Further flags (--dtype, --max-model-len, --tensor-parallel-size, ...) go to vLLM as they are."""
 SET_HERE = {
     "logprobs_mode": "it is always processed_logprobs",
     "enable_lora": "use --lora_rank",
@@ -30,9 +32,6 @@ SET_HERE = {
 
 
 def run(argv: list[str]) -> int:
-    if helped(argv, "strop vllm-serve: a vLLM server for online trainers", FLAGS):
-        print(in_width("Further flags (--dtype, --max-model-len, --tensor-parallel-size, ...) go to vLLM as they are."))
-        return 0
     command, settings = server_command(argv)
     if importlib.util.find_spec("vllm") is None:
         raise SetupError(
