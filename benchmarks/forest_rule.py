@@ -22,7 +22,7 @@ import time
 from typing import Any
 
 from benchmarks.shared import SHAPE
-from benchmarks.turns import RESULTS, processor, versions
+from benchmarks.turns import RESULTS, store
 
 SAVED = (8, 24, 48, 96, 160)
 SHAPES = ((2, 64), (2, 256), (4, 256), (4, 512), (8, 512))
@@ -46,12 +46,6 @@ def seconds(model: Any, rows: int, beginning: int, own: int, shared: bool, draw:
     return time.perf_counter() - begin
 
 
-def line(xs: list[float], ys: list[float]) -> tuple[float, float]:
-    """Slope and intercept by least squares."""
-    slope, intercept = statistics.linear_regression(xs, ys)
-    return slope, intercept
-
-
 def break_even(model: Any, rows: int, own: int, turns: int, draw: random.Random) -> dict[str, float]:
     """Tokens that must be saved where `rows` of `own` tokens each hang on one beginning."""
     saved, gains = [], []
@@ -59,7 +53,7 @@ def break_even(model: Any, rows: int, own: int, turns: int, draw: random.Random)
         pairs = [[seconds(model, rows, beginning, own, way, draw) for way in (False, True)] for _ in range(turns + 1)]
         saved.append(float((rows - 1) * beginning))
         gains.append(statistics.median(apart - together for apart, together in pairs[1:]))
-    token, lost = line(saved, gains)
+    token, lost = statistics.linear_regression(saved, gains)
     return {"below": rows * own, "break_even": -lost / token, "token_us": token * 1e6}
 
 
@@ -82,13 +76,12 @@ def main() -> None:
         found.append(break_even(model, rows, own, options.turns, draw))
         ours = {"rule": CALL + found[-1]["below"] / MERGE}
         print(f"{rows} rows of {own}", json.dumps({k: round(v, 1) for k, v in (found[-1] | ours).items()}), flush=True)
-    slope, call = line([f["below"] for f in found], [f["break_even"] for f in found])
+    slope, call = statistics.linear_regression([f["below"] for f in found], [f["break_even"] for f in found])
     merge = 1 / slope if slope > 0 else float("inf")
     print(f"measured: saved > {call:.0f} + below / {merge:.0f}; the rule: saved > {CALL} + below / {MERGE}")
     if options.name:
-        record = {"processor": processor(), "versions": versions(), "layers": options.layers, "turns": options.turns,
-                  "call": call, "merge": merge, "found": found}  # fmt: skip
-        (RESULTS / f"{options.name}.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+        command = f"python -m benchmarks.forest_rule --layers {options.layers} --turns {options.turns}"
+        store(RESULTS / f"{options.name}.json", command, call=call, merge=merge, found=found)
 
 
 if __name__ == "__main__":

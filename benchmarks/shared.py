@@ -20,7 +20,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from benchmarks.turns import RESULTS, processor, versions
+from benchmarks.turns import RESULTS, processor, store
 
 HEAD, QUESTION, ANSWER, OWN = 600, 100, 50, 200
 PROMPT, TURN, OBSERVATION, GENERATIONS = 400, 150, 50, 8
@@ -129,8 +129,7 @@ def main() -> None:
         print(name, json.dumps(results[name]), flush=True)
         if options.name:
             command = f"python -m benchmarks.shared --turns {options.turns} --name {options.name}"
-            record = {"command": command, "processor": processor(), "versions": versions(), "cases": results}
-            path.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+            store(path, command, cases=results)
 
 
 if __name__ == "__main__":

@@ -26,12 +26,13 @@ class Clock:
     """Seconds of every optimizer step of a run, and what it logged last.
 
     Args:
+        now: the clock.
         rate: gives the operations a second that the machine can do; asked between steps, outside their time. `possible`
             is then, of each step, how many could have been done in its seconds, by the better of the rates around it.
     """
 
-    def __init__(self, rate: Callable[[], float] | None = None) -> None:
-        self.rate = rate
+    def __init__(self, rate: Callable[[], float] | None = None, now: Callable[[], float] = time.perf_counter) -> None:
+        self.rate, self.now = rate, now
         self.seconds: list[float] = []
         self.possible: list[float] = []
         self.logs: dict[str, float] = {}
@@ -46,14 +47,14 @@ class Clock:
         class Times(TrainerCallback):
             def on_train_begin(self, *args: Any, **kwargs: Any) -> None:
                 self.rate = rate()
-                self.start = time.perf_counter()
+                self.start = clock.now()
 
             def on_step_end(self, *args: Any, **kwargs: Any) -> None:  # TRL's PPO never says that a step begins
-                now = time.perf_counter()
+                now = clock.now()
                 before, self.rate = self.rate, rate()
                 clock.seconds.append(now - self.start)
                 clock.possible.append((now - self.start) * max(before, self.rate))
-                self.start = time.perf_counter()
+                self.start = clock.now()
 
             def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
                 clock.logs |= {name: value for name, value in (logs or {}).items() if isinstance(value, float | int)}
@@ -186,10 +187,10 @@ def write(path: Path, module: str, options: argparse.Namespace, found: dict[str,
         if value is not None and key != "child":
             values = value if isinstance(value, list | tuple) else [value]
             words += [f"--{key}", *(shlex.quote(str(v)) for v in values)]
-    record = {
-        "command": f"python -m {module} {' '.join(words)}",
-        "processor": processor(),
-        "versions": versions(),
-        "results": found,
-    }
-    path.write_text(json.dumps(record, indent=1) + "\n")
+    store(path, f"python -m {module} {' '.join(words)}", results=found)
+
+
+def store(path: Path, command: str, **found: Any) -> None:
+    """What was found, under its names, with the command that gives it, the machine and the versions."""
+    record = {"command": command, "processor": processor(), "versions": versions(), **found}
+    path.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Callable, Iterable
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -148,65 +149,59 @@ def _largest(row: Row, *names: str) -> str:
 # ---- combinations ---------------------------------------------------------------------------------------------
 
 
+def _table(
+    head: str, rows: Iterable[str], columns: list[str], told: Callable[[str, str], tuple[str, str]]
+) -> list[str]:
+    """A table of words with reasons; a word that has one bears its number, and all reasons stand below."""
+    reasons: dict[str, int] = {}
+    lines = [head, f"| | {' | '.join(columns)} |", "|---" * (len(columns) + 1) + "|"]
+    for row in rows:
+        cells = []
+        for word, reason in (told(row, column) for column in columns):
+            number = reasons.setdefault(reason, len(reasons) + 1) if reason else 0
+            cells.append(f"{word} ({number})" if reason else word)
+        lines.append(f"| {row} | {' | '.join(cells)} |")
+    return [*lines, "", *(f"{number}. {_plain(reason)}" for reason, number in reasons.items()), ""]
+
+
 def _combinations(title: str, cells: dict[tuple[str, ...], Row]) -> list[str]:
     rows, columns = (list(dict.fromkeys(key[i] for key in cells)) for i in (0, 1))
-    reasons: list[str] = []
-    lines = [f"## {title}\n", f"| | {' | '.join(columns)} |", "|---" * (len(columns) + 1) + "|"]
-    for row in rows:
-        found = [_cell(cells.get((row, column)), reasons) for column in columns]
-        lines.append(f"| {row} | {' | '.join(found)} |")
-    return [*lines, "", *(f"{number}. {_plain(reason)}" for number, reason in enumerate(reasons, 1)), ""]
+    return _table(f"## {title}\n", rows, columns, lambda row, column: _cell(cells.get((row, column))))
 
 
-def _cell(row: Row | None, reasons: list[str]) -> str:
-    """ "ok" with what is off, or a number that leads to the reason."""
+def _cell(row: Row | None) -> tuple[str, str]:
+    """ "ok" with what is off, or another word and its reason."""
     if row is None or row.get("failed") == UNKNOWN:
-        return UNKNOWN
+        return UNKNOWN, ""
     result = row.get("failed") or row.get("result", "no result")
     if result != "ok":
-        if result not in reasons:
-            reasons.append(result)
-        word = "refused" if REFUSED.match(result) else "fails"
-        return f"{word} ({reasons.index(result) + 1})"
+        return "refused" if REFUSED.match(result) else "fails", result
     flaws = [f"start off by {row['start']:.0e}"] if (row.get("start") or 0) > ROUNDING else []
     if row.get("still"):
         flaws.append(f"{row['still']} of {row['learning']} weights stood still")
     saved = row.get("saved")
     if isinstance(saved, str) or (saved or 0) > ROUNDING:
         flaws.append(f"saved: {saved if isinstance(saved, str) else format(saved, '.0e')}")
-    return ", ".join(["ok", *flaws])
-
-
-# ---- how far methods reach -------------------------------------------------------------------------------------
+    return ", ".join(["ok", *flaws]), ""
 
 
 def _reach(columns: dict[str, Row]) -> list[str]:
-    """Methods x columns; a word, and a number that leads to the reason."""
-    reasons: list[str] = []
-    columns = {
-        name: {**row, "found": {v: _shared(w) for v, w in row.get("found", {}).items()}}
-        for name, row in columns.items()
-    }
-    lines = [REACH, f"| | {' | '.join(columns)} |", "|---" * (len(columns) + 1) + "|"]
-    for verb in VERBS:
-        words = [row.get("found", {}).get(verb, row.get("failed", UNKNOWN)) for row in columns.values()]
-        lines.append(f"| {verb} | {' | '.join(_reached(word, reasons) for word in words)} |")
-    return [*lines, "", *(f"{number}. {_plain(reason)}" for number, reason in enumerate(reasons, 1)), ""]
+    """How far methods reach: methods x columns."""
+
+    def told(verb: str, column: str) -> tuple[str, str]:
+        row = columns[column]
+        return _reached(row.get("found", {}).get(verb) or row.get("failed", UNKNOWN))
+
+    return _table(REACH, VERBS, list(columns), told)
 
 
-def _shared(word: str) -> str:
-    """A reason without the name of the config that gave it: one for all methods."""
-    word = re.sub(r" Did you mean '\w+'\?", "", word)
-    return re.sub(r"\b(?!Config)[A-Z]\w*Config\b", "its config", word)
-
-
-def _reached(word: str, reasons: list[str]) -> str:
+def _reached(word: str) -> tuple[str, str]:
+    """What a method's result is, and why; a reason without the name of the config that gave it is one for all."""
     if word in (RIGHT, UNKNOWN):
-        return word
-    if word not in reasons:
-        reasons.append(word)
+        return word, ""
     kind = "refused" if REFUSED.match(word) else "not run here" if word.startswith("not run here") else "fails"
-    return f"{kind} ({reasons.index(word) + 1})"
+    word = re.sub(r" Did you mean '\w+'\?", "", word)
+    return kind, re.sub(r"\b(?!Config)[A-Z]\w*Config\b", "its config", word)
 
 
 # ---- versions -------------------------------------------------------------------------------------------------

@@ -50,12 +50,13 @@ def parse(
     """Values given on the command line and in `--config FILE` (the command line wins), by field name.
 
     Args:
-        renamed: other names of flags, which the file may use as well.
+        renamed: other names of flags.
         verb: the method that a run's own config.yaml may name.
         words: gets the words that belong to no flag; None: there must be none.
     """
     given: dict[str, Any] = {}
     renamed = renamed or {}
+    value: Any
     problems, rest = [], deque(argv)
     while rest:
         word = rest.popleft()
@@ -66,7 +67,7 @@ def parse(
                 words.append(word)
             continue
         name, has_value, value = word[2:].partition("=")
-        name = name.replace("-", "_")
+        name = _known_as(name, flags, renamed)
         value = value if has_value else _value_of(flags.get(name), rest, words)
         if name.startswith("no_") and name not in flags and name[3:] in flags and value == "true":
             name, value = name[3:], "false"
@@ -76,9 +77,12 @@ def parse(
             problems.append(f"--{name} is given twice.")
         else:
             given[name] = value
-    from_file = read_config(given.pop("config")) if "config" in given else {}
-    from_file = {name.replace("-", "_"): value for name, value in from_file.items()}
-    from_file = {renamed.get(name, name): value for name, value in from_file.items()}
+    from_file: dict[str, Any] = {}
+    for said, value in read_config(given.pop("config")).items() if "config" in given else ():
+        name = _known_as(said, flags, renamed)
+        if name in from_file:
+            problems.append(f"'{said}' in the config file is another name of '{name}', which it has too.")
+        from_file[name] = value
     if (method := from_file.pop("method", verb).replace("_", "").replace("-", "")) != verb.replace("-", ""):
         problems.append(f"the config file is of a run of '{method}', and this is '{verb}'.")
     problems += [
@@ -90,6 +94,11 @@ def parse(
         raise ConfigError.collect("These arguments cannot be used:", problems)
     values = {name: fit(value, flags[name]) for name, value in given.items()}
     return {**{name: fit(value, flags[name]) for name, value in from_file.items()}, **values}
+
+
+def _known_as(name: str, flags: Mapping[str, Flag], renamed: Mapping[str, str]) -> str:
+    name = name.replace("-", "_")
+    return name if name in flags else renamed.get(name, name)
 
 
 def _value_of(flag: Flag | None, rest: deque[str], words: list[str] | None) -> str | list[str]:

@@ -63,7 +63,6 @@ NAME_ALIASES = {
 def run(verb: str, argv: list[str]) -> int:
     """Parse, check what can be checked at once, train, save, and say where everything is."""
     method = BY_VERB[verb]
-    argv = [_rename(word) for word in argv]
     if "--help" in argv or "-h" in argv:
         topic = argv[argv.index("--help" if "--help" in argv else "-h") + 1 :]
         print(help_for(method, topic[0] if topic else ""))
@@ -72,9 +71,7 @@ def run(verb: str, argv: list[str]) -> int:
     early_checks(argv)
     quiet_loading()
     config_class, flags = method.config(), {flag.name: flag for group in flag_groups(method).values() for flag in group}
-    for alias, target in getattr(config_class, "aliases", {}).items():
-        flags.setdefault(alias, dataclasses.replace(flags[target], name=alias))
-    values = parse(argv, flags, NAME_ALIASES, verb)
+    values = parse(argv, flags, {**NAME_ALIASES, **config_class.aliases}, verb)
     own = {flag.name: values.pop(flag.name, flag.default) for flag in (*RUN_FLAGS, *LORA_FLAGS, *model_flags(method))}
     if missing := [name for name in ("model", "dataset") if not own[name]]:
         raise ConfigError(f"{' and '.join('--' + m for m in missing)} must be given. See strop {verb} --help.")
@@ -117,7 +114,9 @@ def early_checks(argv: list[str]) -> None:
     """Missing files are reported before anything heavy is imported."""
     problems = []
     for word, value in itertools.pairwise(argv):
-        if word in ("--dataset", "--eval_dataset") and Path(value).suffix and not Path(value).exists():
+        name = word.removeprefix("--").replace("-", "_")
+        named = word.startswith("--") and NAME_ALIASES.get(name, name) in ("dataset", "eval_dataset")
+        if named and Path(value).suffix and not Path(value).exists():
             beside = [str(other) for other in Path(value).parent.glob(f"*{Path(value).suffix}")]
             problems.append(f"{word} {value}: there is no such file.{did_you_mean(value, beside)}")
     if problems:
@@ -139,14 +138,6 @@ def quiet_loading() -> None:
     from transformers.utils import logging
 
     logging.disable_progress_bar()
-
-
-def _rename(word: str) -> str:
-    if not word.startswith("--"):
-        return word
-    name, equals, value = word[2:].partition("=")
-    name = name.replace("-", "_")
-    return f"--{NAME_ALIASES.get(name, name)}{equals}{value}"
 
 
 def model_flags(method: Method) -> tuple[Flag, ...]:
