@@ -162,9 +162,9 @@ def measured(case: str, make: Callable[[Path], tuple[Any, Any]], pythons: dict[s
             same = sum(a == b for a, b in zip(found[0], texts, strict=True))
             return {"case": case, "consumer": consumer, "same": same, "of": len(texts), "gap": gap}
 
-        def here(consumer: str, reader: Any, folder: Path, tokens: Path | None = None, **options: Any) -> dict:
+        def here(consumer: str, reader: Any, folder: Path, **options: Any) -> dict:
             read = reader.from_pretrained(folder, dtype=torch.float32, **options).eval()
-            own = AutoTokenizer.from_pretrained(tokens or folder, **options)
+            own = AutoTokenizer.from_pretrained(folder, **options)
             return row(consumer, (texts_of(read, own), logps_of(read, own)))
 
         main(["export", str(run), "--to", str(out), "--dtype", "float32", "--gguf", "f32"])

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from strop.plain_text import bounded, visible
 
-_PROBLEM = 2000  # characters of one of many problems
+_PROBLEM, _MOST = 2000, 20  # characters of one of many problems; and how many of them are shown
 
 
 class StropError(Exception):
@@ -26,11 +26,11 @@ class StropError(Exception):
         super().__init__(*(bounded(visible(arg)) if isinstance(arg, str) else arg for arg in args))
 
     @classmethod
-    def collect(cls, title: str, problems: Sequence[str], *, limit: int = 20) -> StropError:
-        """One error out of many problems of a kind: a title, then a line for each (at most `limit`)."""
-        lines = [title, *(f"  - {bounded(problem, _PROBLEM)}" for problem in problems[:limit])]
-        if len(problems) > limit:
-            lines.append(f"  ... and {len(problems) - limit} more")
+    def collect(cls, title: str, problems: Sequence[str]) -> StropError:
+        """One error out of many problems of a kind: a title, then a line for each of the first."""
+        lines = [title, *(f"  - {bounded(problem, _PROBLEM)}" for problem in problems[:_MOST])]
+        if len(problems) > _MOST:
+            lines.append(f"  ... and {len(problems) - _MOST} more")
         return cls("\n".join(lines))
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from string import Template
 
 from strop.cli.flags import Flag, all_values
+from strop.disk import write_text
 from strop.errors import ConfigError, did_you_mean
 from strop.methods.registry import BY_CLASS, BY_VERB
 
@@ -66,16 +67,13 @@ def write(kind: str, names: dict[str, str], folder: Path) -> list[Path]:
     """The files of a kind; none where one of them is there.
 
     Raises:
-        ConfigError: a file is there already, or the folder cannot be written.
+        ConfigError: a file is there already.
+        SetupError: the folder cannot be written.
     """
     targets = {part: folder / Template(file).substitute(names) for part, file in WRITTEN[kind].items()}
     if there := [str(path) for path in targets.values() if path.exists()]:
         raise ConfigError(f"There is {' and '.join(there)} already. Choose another name, or another --folder.")
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        for part, path in targets.items():
-            text = files("strop.cli").joinpath("starters", f"{kind}_{part}.txt").read_text(encoding="utf-8")
-            path.write_text(Template(text).substitute(names), encoding="utf-8")
-    except OSError as error:
-        raise ConfigError(f"{folder}: cannot be written ({error.strerror}). Give another --folder.") from None
+    for part, path in targets.items():
+        text = files("strop.cli").joinpath("starters", f"{kind}_{part}.txt").read_text(encoding="utf-8")
+        write_text(path, Template(text).substitute(names))
     return list(targets.values())

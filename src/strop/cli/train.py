@@ -164,25 +164,24 @@ def flag_groups(method: Method) -> dict[str, list[Flag]]:
     described, hints = describe(config_class), field_hints(config_class)
     theirs = {f.name for f in dataclasses.fields(TrainingArguments)}
     shared = {f.name for f in dataclasses.fields(TrainerConfig)}
-    groups: dict[str, list[Flag]] = {
+    flags = [
+        Flag(
+            f.name,
+            hints[f.name],
+            None if f.default is dataclasses.MISSING else f.default,
+            described[f.name][1],
+            allowed(hints[f.name]),
+        )
+        for f in dataclasses.fields(config_class)
+        if f.init and not f.name.startswith("_")
+    ]
+    return {
         "run": [*RUN_FLAGS, *model_flags(method)],
         "adapter": list(LORA_FLAGS),
-        f"{method.verb} settings": [],
-        "settings of every method": [],
-        "settings of transformers.TrainingArguments": [],
+        f"{method.verb} settings": [flag for flag in flags if flag.name not in shared],
+        "settings of every method": [flag for flag in flags if flag.name in shared - theirs],
+        "settings of transformers.TrainingArguments": [flag for flag in flags if flag.name in theirs],
     }
-    names = list(groups)
-    for f in dataclasses.fields(config_class):
-        if f.init and not f.name.startswith("_"):
-            flag = Flag(
-                f.name,
-                hints[f.name],
-                None if f.default is dataclasses.MISSING else f.default,
-                described[f.name][1],
-                allowed(hints[f.name]),
-            )
-            groups[names[4] if f.name in theirs else names[3] if f.name in shared else names[2]].append(flag)
-    return groups
 
 
 def given_flags(method: Method, own: dict[str, Any]) -> dict[str, Any]:

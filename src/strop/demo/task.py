@@ -35,14 +35,14 @@ def spells_backward(prompt: str, completion: str) -> bool:
     return completion.strip() == prompt.removesuffix(SUFFIX)[::-1]
 
 
-def sft_rows(n: int, seed: int = 0, right_share: float = RIGHT_SHARE) -> list[dict[str, str]]:
-    """`n` demonstrations drawn with replacement; a share of `right_share` is right, the rest copies the word."""
+def sft_rows(n: int, seed: int = 0) -> list[dict[str, str]]:
+    """`n` demonstrations drawn with replacement; `RIGHT_SHARE` of them are right, the rest copies the word."""
     rng = random.Random(seed)
     words = train_words()
     rows = []
     for _ in range(n):
         word = rng.choice(words)
-        completion = answer_of(word) if rng.random() < right_share else " " + word
+        completion = answer_of(word) if rng.random() < RIGHT_SHARE else " " + word
         rows.append({"prompt": prompt_of(word), "completion": completion})
     return rows
 
