@@ -82,10 +82,9 @@ FAMILIES: dict[str, Family] = {
 
 @dataclass(frozen=True)
 class Model:
-    """One stand-in: the class that is saved, its tokenizer, and sizes beside the common ones."""
+    """One stand-in: its tokenizer, and sizes beside the common ones. Its class is in its name."""
 
     family: str
-    class_name: str
     sizes: dict[str, Any] = field(default_factory=dict)
     dtype: torch.dtype = torch.bfloat16
 
@@ -102,64 +101,43 @@ HYBRID = {
 }  # fmt: skip
 MLA = {"num_attention_heads": 2}
 MODELS: dict[str, Model] = {
-    "tiny-Qwen2ForCausalLM-2.5": Model("qwen2.5", "Qwen2ForCausalLM"),
-    "small-Qwen2ForCausalLM-2.5": Model("qwen2.5", "Qwen2ForCausalLM", {"hidden_size": 32}),
-    "tiny-Qwen2ForSequenceClassification-2.5": Model(
-        "qwen2.5", "Qwen2ForSequenceClassification", {"num_labels": 1, "hidden_size": 16}
-    ),
-    "tiny-Qwen3ForCausalLM": Model("qwen3", "Qwen3ForCausalLM", {"head_dim": 8}),
-    "small-Qwen3ForCausalLM": Model("qwen3", "Qwen3ForCausalLM", {"hidden_size": 32, "head_dim": 8}),
-    "tiny-Qwen3ForCausalLM-Instruct-2507": Model("qwen3-2507", "Qwen3ForCausalLM", {"head_dim": 8}),
-    "tiny-Qwen3ForSequenceClassification": Model(
-        "qwen3", "Qwen3ForSequenceClassification", {"num_labels": 1, "hidden_size": 16, "head_dim": 8}
-    ),
-    "tiny-Qwen3MoeForCausalLM": Model(
-        "qwen3", "Qwen3MoeForCausalLM", {"num_experts": 4, "head_dim": 8, "norm_topk_prob": True, **EXPERTS}
-    ),
-    "tiny-Qwen3MoeForSequenceClassification": Model(
-        "qwen3",
-        "Qwen3MoeForSequenceClassification",
-        {"num_labels": 1, "num_experts": 4, "head_dim": 8, **EXPERTS},
-    ),
-    "tiny-GptOssForCausalLM": Model(
-        "gpt-oss", "GptOssForCausalLM", {"num_local_experts": 4, "num_experts_per_tok": 2, "head_dim": 4}
-    ),
-    "tiny-Glm4MoeForCausalLM": Model(
-        "glm4", "Glm4MoeForCausalLM", {"head_dim": 2, "n_routed_experts": 4, "use_qk_norm": True, **EXPERTS}
-    ),
-    "tiny-DeepseekV3ForCausalLM": Model("deepseek", "DeepseekV3ForCausalLM", MLA),
-    "tiny-DeepseekV3ForCausalLM-0528": Model("deepseek", "DeepseekV3ForCausalLM", MLA),
-    "tiny-NemotronHForCausalLM-nano": Model("nemotron", "NemotronHForCausalLM", HYBRID),
-    "tiny-LlamaForCausalLM-3": Model("llama3", "LlamaForCausalLM"),
-    "tiny-LlamaForCausalLM-3.1": Model("llama3.1", "LlamaForCausalLM"),
-    "tiny-LlamaForCausalLM-3.2": Model("llama3.2", "LlamaForCausalLM"),
-    "tiny-LlamaForSequenceClassification-3.2": Model("llama3.2", "LlamaForSequenceClassification", {"num_labels": 1}),
-    "tiny-MistralForCausalLM-0.1": Model("mistral", "MistralForCausalLM"),
-    "tiny-MistralForCausalLM-0.2": Model("mistral", "MistralForCausalLM"),
-    "tiny-GemmaForCausalLM": Model("gemma", "GemmaForCausalLM", {"head_dim": 2}),
-    "tiny-Gemma2ForCausalLM": Model("gemma", "Gemma2ForCausalLM", {"head_dim": 2}),
-    "tiny-Phi3ForCausalLM-3": Model("phi3", "Phi3ForCausalLM"),
-    "tiny-Phi3ForCausalLM-3.5": Model("phi3.5", "Phi3ForCausalLM"),
-    "tiny-CohereForCausalLM": Model("cohere", "CohereForCausalLM"),
-    "tiny-Cohere2ForCausalLM": Model("cohere2", "Cohere2ForCausalLM"),
-    "tiny-Lfm2ForCausalLM": Model(
-        "lfm2", "Lfm2ForCausalLM", {"layer_types": ["conv", "full_attention"], "block_multiple_of": 8}
-    ),
-    "tiny-Lfm2ForCausalLM-2.5": Model(
-        "lfm2.5", "Lfm2ForCausalLM", {"layer_types": ["conv", "full_attention"], "block_multiple_of": 8}
-    ),
-    "tiny-Olmo3ForCausalLM": Model("chatml", "Olmo3ForCausalLM"),
-    "tiny-GPTNeoXForCausalLM": Model("neox", "GPTNeoXForCausalLM", dtype=torch.float16),
-    "tiny-GptNeoXForSequenceClassification": Model("neox", "GPTNeoXForSequenceClassification", {"num_labels": 1}),
-    "tiny-GPT2LMHeadModel": Model("neox", "GPT2LMHeadModel", dtype=torch.float32),
-    "tiny-OPTForCausalLM": Model("neox", "OPTForCausalLM", {"word_embed_proj_dim": 8, "ffn_dim": 32}, torch.float16),
-    "tiny-BloomForCausalLM": Model("bloom", "BloomForCausalLM"),
-    "tiny-FalconMambaForCausalLM": Model("chatml", "FalconMambaForCausalLM"),
+    "tiny-Qwen2ForCausalLM-2.5": Model("qwen2.5"),
+    "small-Qwen2ForCausalLM-2.5": Model("qwen2.5", {"hidden_size": 32}),
+    "tiny-Qwen2ForSequenceClassification-2.5": Model("qwen2.5", {"hidden_size": 16}),
+    "tiny-Qwen3ForCausalLM": Model("qwen3", {"head_dim": 8}),
+    "small-Qwen3ForCausalLM": Model("qwen3", {"hidden_size": 32, "head_dim": 8}),
+    "tiny-Qwen3ForCausalLM-Instruct-2507": Model("qwen3-2507", {"head_dim": 8}),
+    "tiny-Qwen3ForSequenceClassification": Model("qwen3", {"hidden_size": 16, "head_dim": 8}),
+    "tiny-Qwen3MoeForCausalLM": Model("qwen3", {"num_experts": 4, "head_dim": 8, "norm_topk_prob": True, **EXPERTS}),
+    "tiny-Qwen3MoeForSequenceClassification": Model("qwen3", {"num_experts": 4, "head_dim": 8, **EXPERTS}),
+    "tiny-GptOssForCausalLM": Model("gpt-oss", {"num_local_experts": 4, "num_experts_per_tok": 2, "head_dim": 4}),
+    "tiny-Glm4MoeForCausalLM": Model("glm4", {"head_dim": 2, "n_routed_experts": 4, "use_qk_norm": True, **EXPERTS}),
+    "tiny-DeepseekV3ForCausalLM": Model("deepseek", MLA),
+    "tiny-DeepseekV3ForCausalLM-0528": Model("deepseek", MLA),
+    "tiny-NemotronHForCausalLM-nano": Model("nemotron", HYBRID),
+    "tiny-LlamaForCausalLM-3": Model("llama3"),
+    "tiny-LlamaForCausalLM-3.1": Model("llama3.1"),
+    "tiny-LlamaForCausalLM-3.2": Model("llama3.2"),
+    "tiny-LlamaForSequenceClassification-3.2": Model("llama3.2"),
+    "tiny-MistralForCausalLM-0.1": Model("mistral"),
+    "tiny-MistralForCausalLM-0.2": Model("mistral"),
+    "tiny-GemmaForCausalLM": Model("gemma", {"head_dim": 2}),
+    "tiny-Gemma2ForCausalLM": Model("gemma", {"head_dim": 2}),
+    "tiny-Phi3ForCausalLM-3": Model("phi3"),
+    "tiny-Phi3ForCausalLM-3.5": Model("phi3.5"),
+    "tiny-CohereForCausalLM": Model("cohere"),
+    "tiny-Cohere2ForCausalLM": Model("cohere2"),
+    "tiny-Lfm2ForCausalLM": Model("lfm2", {"layer_types": ["conv", "full_attention"], "block_multiple_of": 8}),
+    "tiny-Lfm2ForCausalLM-2.5": Model("lfm2.5", {"layer_types": ["conv", "full_attention"], "block_multiple_of": 8}),
+    "tiny-Olmo3ForCausalLM": Model("chatml"),
+    "tiny-GPTNeoXForCausalLM": Model("neox", dtype=torch.float16),
+    "tiny-GptNeoXForSequenceClassification": Model("neox"),
+    "tiny-GPT2LMHeadModel": Model("neox", dtype=torch.float32),
+    "tiny-OPTForCausalLM": Model("neox", {"word_embed_proj_dim": 8, "ffn_dim": 32}, torch.float16),
+    "tiny-BloomForCausalLM": Model("bloom"),
+    "tiny-FalconMambaForCausalLM": Model("chatml"),
     "tiny-T5ForConditionalGeneration": Model(
-        "bloom",
-        "T5ForConditionalGeneration",
-        {"d_model": 24, "d_ff": 32, "d_kv": 8, "num_heads": 4, "decoder_start_token_id": 0},
-        torch.float32,
+        "bloom", {"d_model": 24, "d_ff": 32, "d_kv": 8, "num_heads": 4, "decoder_start_token_id": 0}, torch.float32
     ),
 }
 GENERATORS = {
@@ -181,7 +159,7 @@ def make_stand_ins(checkout: Path, folder: Path) -> dict[str, str]:
     made = {name: make_tokenizer(base, family, checkout) for name, family in FAMILIES.items()}
     for name, model in MODELS.items():
         try:
-            save_model(snapshot(folder, f"{ORGANIZATION}/{name}"), model, made[model.family])
+            save_model(snapshot(folder, f"{ORGANIZATION}/{name}"), name, made[model.family])
         except Exception as error:
             failed[name] = f"{type(error).__name__}: {error}"
     made["qwen3"].save_pretrained(qwen := snapshot(folder, "Qwen/Qwen3-4B"))
@@ -239,12 +217,14 @@ def make_tokenizer(base: Tokenizer, family: Family, checkout: Path) -> PreTraine
     return tokenizer
 
 
-def save_model(files: Path, model: Model, tokenizer: PreTrainedTokenizerFast) -> None:
+def save_model(files: Path, name: str, tokenizer: PreTrainedTokenizerFast) -> None:
     """A model of random weights with its tokenizer and its generation settings."""
+    model, said = MODELS[name], name.split("-")[1]
+    kind = getattr(transformers, next(known for known in dir(transformers) if known.lower() == said.lower()))
     family = FAMILIES[model.family]
     ids = {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("eos", "pad", "bos")}
-    kind = getattr(transformers, model.class_name)
-    sizes = {name: size for name, size in {**SIZES, **model.sizes}.items() if size is not None}
+    labels = {"num_labels": 1} if said.endswith("SequenceClassification") else {}
+    sizes = {name: size for name, size in {**SIZES, **labels, **model.sizes}.items() if size is not None}
     torch.manual_seed(0)
     made = kind(kind.config_class(vocab_size=len(tokenizer), **ids, **sizes)).to(model.dtype)
     ends = tokenizer.convert_tokens_to_ids([family.end, *family.further_ends])
@@ -256,7 +236,7 @@ def save_model(files: Path, model: Model, tokenizer: PreTrainedTokenizerFast) ->
 
 def save_remote(checkout: Path, files: Path, tokenizer: PreTrainedTokenizerFast) -> None:
     """A model that needs the code that lies beside it."""
-    save_model(files, MODELS["tiny-LlamaForCausalLM-3.2"], tokenizer)
+    save_model(files, "tiny-LlamaForCausalLM-3.2", tokenizer)
     for file in (checkout / "scripts/generate_tiny_models/for_causal_lm/_remote_code").glob("*_remote.py"):
         shutil.copy(file, files)
     settings = json.loads((files / "config.json").read_text())

@@ -80,13 +80,18 @@ def close(gaps: Mapping[str, float], bound: float) -> str:
     return RIGHT if gap <= bound else f"fails: gradients or weights differ by {gap:.0e}"
 
 
-def streaming(folder: Path) -> Found:
-    def two_steps(verb: str) -> str:
-        trainer = run_of(verb, folder / verb, {"stream": True, "fixed": True, "max_steps": 2})
-        loss = trainer.train().training_loss
-        return RIGHT if trainer.state.global_step == 2 and math.isfinite(loss) else f"fails: loss {loss}"
+def two_steps(make: Callable[[], Any]) -> str:
+    """Whether a trainer takes two steps with finite losses; its engine is ended."""
+    trainer = make()
+    loss = trainer.train().training_loss
+    if hasattr(trainer, "generator"):
+        trainer.generator.close()
+    return RIGHT if trainer.state.global_step == 2 and math.isfinite(loss) else f"fails: loss {loss}"
 
-    return {verb: attempt(partial(two_steps, verb)) for verb in VERBS}
+
+def streaming(folder: Path) -> Found:
+    settings = {"stream": True, "fixed": True, "max_steps": 2}
+    return {verb: attempt(partial(two_steps, partial(run_of, verb, folder / verb, settings))) for verb in VERBS}
 
 
 def resume(folder: Path) -> Found:
@@ -121,16 +126,14 @@ def resume_elsewhere(folder: Path) -> Found:
 def sampled(folder: Path, **settings: Any) -> Found:
     """Two steps whose completions come from elsewhere; a method that samples nothing refuses the settings."""
 
-    def two_steps(verb: str) -> str:
-        own = {"num_generations": 2} if verb in ("grpo", "rloo") else {}
-        options = {"max_steps": 2, "per_device_train_batch_size": 2, "dtype": torch.float32, **own, **settings}
-        trainer = make_trainer(verb, folder / verb, rows=rows_for(verb, 8), **options)
-        loss = trainer.train().training_loss
-        if hasattr(trainer, "generator"):
-            trainer.generator.close()
-        return RIGHT if math.isfinite(loss) else f"fails: loss {loss}"
+    return {verb: attempt(partial(two_steps, partial(sampling, verb, folder / verb, **settings))) for verb in VERBS}
 
-    return {verb: attempt(partial(two_steps, verb)) for verb in VERBS}
+
+def sampling(verb: str, folder: Path, **settings: Any) -> Any:
+    """A trainer that is to take two steps."""
+    own = {"num_generations": 2} if verb in ("grpo", "rloo") else {}
+    options = {"max_steps": 2, "per_device_train_batch_size": 2, "dtype": torch.float32, **own, **settings}
+    return make_trainer(verb, folder, rows=rows_for(verb, 8), **options)
 
 
 def with_ray(folder: Path) -> Found:
@@ -230,13 +233,7 @@ def one_with_vllm(folder: str, verb: str) -> str:
     shape = dict(hidden_size=128, intermediate_size=128, num_attention_heads=2, num_key_value_heads=2)
     size = {"vocab_size": len(toy_tokenizer("plain")), "tie_word_embeddings": True}
     model = tiny_model("llama", dtype=torch.float32, **shape, **size)
-    own = {"num_generations": 2} if verb in ("grpo", "rloo") else {}
-    trainer = make_trainer(
-        verb, folder, model=model, rows=rows_for(verb, 8), dtype=torch.float32, max_steps=2, engine="vllm",
-        vllm_max_model_length=256, per_device_train_batch_size=2, **own,
-    )  # fmt: skip
-    loss = trainer.train().training_loss
-    return RIGHT if math.isfinite(loss) else f"fails: loss {loss}"
+    return two_steps(partial(sampling, verb, Path(folder), model=model, engine="vllm", vllm_max_model_length=256))
 
 
 COLUMNS: dict[str, Callable[[Path], Found]] = {
