@@ -112,7 +112,7 @@ def _value_of(flag: Flag | None, rest: deque[str], words: list[str] | None) -> s
         most = len(rest)
     elif kinds == {bool} and words is not None:
         most = 0
-    taken = []
+    taken: list[str] = []
     while rest and len(taken) < most and not rest[0].startswith("--"):
         taken.append(rest.popleft())
     return taken if len(taken) > 1 else taken[0] if taken else "true"

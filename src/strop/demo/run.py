@@ -224,7 +224,7 @@ def finish(demo: Demo, fast: bool) -> dict[str, Any]:
     plan, found = demo.plan, demo.results
     before, after = found.pop("spelled_before"), found.pop("spelled_after")
     words = held_out_words(plan.shown)
-    tables = [
+    tables: list[dict[str, Any]] = [
         {
             "title": "Accuracy",
             "columns": ("held-out words right", "greedy", "sampled"),
