@@ -108,8 +108,8 @@ MUTATIONS = (
         edits=(
             Edit(
                 "losses/policy.py",
-                "return kl * tokens.ratio if options.use_bias_correction_kl else kl",
-                "return kl",
+                "(kl * ratio if told.use_bias_correction_kl else kl)",
+                "kl",
             ),
         ),
         tests=("tests/losses/test_enumeration.py::test_bias_corrected_k3_follows_the_reverse_kl",),

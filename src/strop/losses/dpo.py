@@ -74,14 +74,6 @@ class _Pairs:
     tau: float  # discopop_tau
 
 
-def _robust(p: _Pairs) -> Tensor:
-    return ((1 - p.eps) * softplus(-p.logit) - p.eps * softplus(p.logit)) / (1 - 2 * p.eps)
-
-
-def _ipo(p: _Pairs) -> Tensor:
-    return (p.logit / p.beta - 1 / (2 * p.beta)).square()
-
-
 def _exo(p: _Pairs) -> Tensor:
     log_q, log_not_q = logsigmoid(p.logit), logsigmoid(-p.logit)
     return log_q.exp() * (log_q - math.log1p(-p.eps)) + log_not_q.exp() * (log_not_q - math.log(p.eps))
@@ -92,30 +84,6 @@ def _nca(p: _Pairs) -> Tensor:
     return softplus(-reward_w) + 0.5 * softplus(reward_w) + 0.5 * softplus(reward_l)
 
 
-def _bco_pair(p: _Pairs) -> Tensor:
-    return softplus(-p.beta * p.u_w) + softplus(p.beta * p.u_l)
-
-
-def _sppo(p: _Pairs) -> Tensor:
-    return (p.u_w - 1 / (2 * p.beta)).square() + (p.u_l + 1 / (2 * p.beta)).square()
-
-
-def _aot(p: _Pairs) -> Tensor:
-    return smoothed_logistic(p.beta * (p.policy_gap.sort().values - p.ref_gap.sort().values), p.eps)
-
-
-def _aot_unpaired(p: _Pairs) -> Tensor:
-    return smoothed_logistic(p.beta * (p.u_w.sort().values - p.u_l.sort().values), p.eps)
-
-
-def _apo_zero(p: _Pairs) -> Tensor:
-    return torch.sigmoid(-p.beta * p.u_w) + torch.sigmoid(p.beta * p.u_l)
-
-
-def _apo_down(p: _Pairs) -> Tensor:
-    return torch.sigmoid(p.beta * p.u_w) + torch.sigmoid(-p.logit)
-
-
 def _discopop(p: _Pairs) -> Tensor:
     gate = p.logit / p.tau
     return softplus(-p.logit) * torch.sigmoid(-gate) + exp_bounded(-p.logit) * torch.sigmoid(gate)
@@ -124,17 +92,17 @@ def _discopop(p: _Pairs) -> Tensor:
 _LOSSES: dict[str, Callable[[_Pairs], Tensor]] = {
     "sigmoid": lambda p: smoothed_logistic(p.logit, p.eps),
     "sigmoid_norm": lambda p: smoothed_logistic(p.logit, p.eps),
-    "robust": _robust,
+    "robust": lambda p: ((1 - p.eps) * softplus(-p.logit) - p.eps * softplus(p.logit)) / (1 - 2 * p.eps),
     "hinge": lambda p: torch.relu(1 - p.logit),
-    "ipo": _ipo,
+    "ipo": lambda p: (p.logit / p.beta - 1 / (2 * p.beta)).square(),
     "exo_pair": _exo,
     "nca_pair": _nca,
-    "bco_pair": _bco_pair,
-    "sppo_hard": _sppo,
-    "aot": _aot,
-    "aot_unpaired": _aot_unpaired,
-    "apo_zero": _apo_zero,
-    "apo_down": _apo_down,
+    "bco_pair": lambda p: softplus(-p.beta * p.u_w) + softplus(p.beta * p.u_l),
+    "sppo_hard": lambda p: (p.u_w - 1 / (2 * p.beta)).square() + (p.u_l + 1 / (2 * p.beta)).square(),
+    "aot": lambda p: smoothed_logistic(p.beta * (p.policy_gap.sort().values - p.ref_gap.sort().values), p.eps),
+    "aot_unpaired": lambda p: smoothed_logistic(p.beta * (p.u_w.sort().values - p.u_l.sort().values), p.eps),
+    "apo_zero": lambda p: torch.sigmoid(-p.beta * p.u_w) + torch.sigmoid(p.beta * p.u_l),
+    "apo_down": lambda p: torch.sigmoid(p.beta * p.u_w) + torch.sigmoid(-p.logit),
     "discopop": _discopop,
     "exponential": lambda p: exp_bounded(-p.logit),
 }
@@ -154,15 +122,6 @@ def check_dpo_options(loss_type: str, *, label_smoothing: float = 0.0, f_diverge
     check_name(f_divergence, F_DIVERGENCES, "f_divergence")
     if f_divergence != "reverse_kl":
         check_option(DPO_OPTIONS, "f_divergence", loss_type)
-
-
-def _check_lengths(loss_type: str, lengths_chosen: Tensor | None, lengths_rejected: Tensor | None) -> None:
-    if (lengths_chosen is None) != (lengths_rejected is None):
-        raise ConfigError("Only one of lengths_chosen and lengths_rejected was given; give both or neither.")
-    if loss_type == "sigmoid_norm" and lengths_chosen is None:
-        raise ConfigError(
-            "loss_type 'sigmoid_norm' divides log-ratios by lengths; give lengths_chosen and lengths_rejected."
-        )
 
 
 def dpo_loss(
@@ -227,7 +186,12 @@ def dpo_loss(
     delta (see `bco_loss`); exo_pair's official code rounds log(1-eps) to 0.
     """
     check_dpo_options(loss_type, label_smoothing=label_smoothing, f_divergence=f_divergence)
-    _check_lengths(loss_type, lengths_chosen, lengths_rejected)
+    if (lengths_chosen is None) != (lengths_rejected is None):
+        raise ConfigError("Only one of lengths_chosen and lengths_rejected was given; give both or neither.")
+    if loss_type == "sigmoid_norm" and lengths_chosen is None:
+        raise ConfigError(
+            "loss_type 'sigmoid_norm' divides log-ratios by lengths; give lengths_chosen and lengths_rejected."
+        )
     ref_logps_chosen, ref_logps_rejected = ref_logps_chosen.detach(), ref_logps_rejected.detach()
     u_w, u_l = logps_chosen - ref_logps_chosen, logps_rejected - ref_logps_rejected
     score_w = f_divergence_score(u_w, f_divergence=f_divergence, f_alpha=f_alpha)

@@ -7,8 +7,6 @@ Neither adds anything up: `reduce.policy_term` does, in the way that belongs to 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -16,7 +14,6 @@ from torch import Tensor
 
 from strop.errors import ConfigError
 from strop.losses.kl import kl_estimate
-from strop.losses.names import CLIPPED_LOSS_TYPES
 from strop.losses.numerics import RATIO_LIMIT, choose, importance_ratio
 from strop.losses.policy_options import PolicyOptions
 from strop.losses.sampler_correction import sampler_weights
@@ -88,58 +85,6 @@ def vespo_gate(
     return torch.exp(k * log_w - rate * torch.expm1(log_w))
 
 
-@dataclass(slots=True)
-class PolicyTokens:
-    """What the term of a loss type is made of; `old_logps`, `advantages` and `weights` carry no gradient."""
-
-    logps: Tensor  # (N,) under the policy, nats
-    old_logps: Tensor  # (N,) under the policy at the start of the update
-    advantages: Tensor  # (N,)
-    ratio: Tensor  # (N,) importance ratio of the token, or of its completion
-    segment: Tensor  # (N,) completion, 0..S-1
-    num_completions: int  # S
-    weights: Tensor | None  # (N,) of the sampler correction
-
-
-def clipped_term(tokens: PolicyTokens, options: PolicyOptions) -> Tensor:
-    loss = clipped_surrogate(
-        tokens.ratio, tokens.advantages, epsilon=options.epsilon, epsilon_high=options.upper, delta=options.delta
-    )
-    return corrected(loss, tokens)
-
-
-def cispo_term(tokens: PolicyTokens, options: PolicyOptions) -> Tensor:
-    return corrected(cispo_loss(tokens.ratio, tokens.logps, tokens.advantages, cap=options.cap), tokens)
-
-
-def sapo_term(tokens: PolicyTokens, options: PolicyOptions) -> Tensor:
-    sharpness = {"temperature_pos": options.sapo_temperature_pos, "temperature_neg": options.sapo_temperature_neg}
-    return corrected(sapo_loss(tokens.ratio, tokens.advantages, **sharpness), tokens)
-
-
-def vespo_term(tokens: PolicyTokens, options: PolicyOptions) -> Tensor:
-    """The weights of the sampler correction are part of the gate."""
-    gate = vespo_gate(
-        tokens.logps - tokens.old_logps, tokens.advantages, tokens.segment, tokens.num_completions,
-        weights=tokens.weights, **options.vespo,
-    )  # fmt: skip
-    return -gate * tokens.advantages * tokens.logps
-
-
-def corrected(loss: Tensor, tokens: PolicyTokens) -> Tensor:
-    """A term multiplied by the weights of the sampler correction, where there are any."""
-    return loss if tokens.weights is None else loss * tokens.weights
-
-
-POLICY_TERMS: dict[str, Callable[[PolicyTokens, PolicyOptions], Tensor]] = {
-    **dict.fromkeys(CLIPPED_LOSS_TYPES, clipped_term),
-    "cispo": cispo_term,
-    "sapo": sapo_term,
-    "vespo": vespo_term,
-}
-"""Loss type -> its policy term, (N,)."""
-
-
 def policy_loss_flat(
     logps: Tensor,
     old_logps: Tensor | None,
@@ -188,21 +133,34 @@ def policy_loss_flat(
     if sampler_logps is not None:
         weights = sampler_weights(old_logps, sampler_logps, segment, num_completions, **told.correction)
     ratio = importance_ratio(log_importance_weights(logps, old_logps, segment, num_completions, level=told.level))
-    tokens = PolicyTokens(logps, old_logps, advantages.detach(), ratio, segment, num_completions, weights)
-    loss = POLICY_TERMS[told.loss_type](tokens, told)
+    advantages = advantages.detach()
+    if told.loss_type == "vespo":  # the weights of the sampler correction are part of the gate
+        options = {"weights": weights, **told.vespo}
+        gate = vespo_gate(logps - old_logps, advantages, segment, num_completions, **options)
+        loss = -gate * advantages * logps
+    else:
+        loss = _ratio_term(ratio, logps, advantages, told)
+        loss = loss if weights is None else loss * weights
     if keep is not None:
         loss = loss * keep.to(loss.dtype)
-    return loss if told.beta == 0.0 else loss + told.beta * kl_term(tokens, ref_logps, told)
-
-
-def kl_term(tokens: PolicyTokens, ref_logps: Tensor | None, options: PolicyOptions) -> Tensor:
-    """KL of each token to the reference, (N,), multiplied by the ratio where the options say so."""
+    if told.beta == 0.0:
+        return loss
     if ref_logps is None:
         raise ConfigError(
-            f"beta is {options.beta}, but there are no ref_logps to take the KL to; give them, or set beta to 0."
+            f"beta is {told.beta}, but there are no ref_logps to take the KL to; give them, or set beta to 0."
         )
-    kl = kl_estimate(tokens.logps, ref_logps, estimator=options.kl_estimator)
-    return kl * tokens.ratio if options.use_bias_correction_kl else kl
+    kl = kl_estimate(logps, ref_logps, estimator=told.kl_estimator)
+    return loss + told.beta * (kl * ratio if told.use_bias_correction_kl else kl)
+
+
+def _ratio_term(ratio: Tensor, logps: Tensor, advantages: Tensor, told: PolicyOptions) -> Tensor:
+    """The policy term of the losses that are functions of the ratio, (N,)."""
+    if told.loss_type == "cispo":
+        return cispo_loss(ratio, logps, advantages, cap=told.cap)
+    if told.loss_type == "sapo":
+        sharpness = {"temperature_pos": told.sapo_temperature_pos, "temperature_neg": told.sapo_temperature_neg}
+        return sapo_loss(ratio, advantages, **sharpness)
+    return clipped_surrogate(ratio, advantages, epsilon=told.epsilon, epsilon_high=told.upper, delta=told.delta)
 
 
 def policy_loss(
