@@ -11,9 +11,9 @@ MUTATIONS = (
         history="A fused head computed Gemma 2's logits without their soft cap (fused kernels; on fused losses see trl#7063).",
         edits=(
             Edit(
-                "model/head.py",
-                "        logits = self.options.head.transform_(raw)\n",
-                "        logits = raw\n",
+                "model/lm_head.py",
+                "            raw.div_(self.softcap).tanh_().mul_(self.softcap)\n",
+                "            pass\n",
             ),
         ),
         tests=("tests/model/test_head.py::test_every_path_equals_the_plain_one",),
@@ -92,13 +92,13 @@ MUTATIONS = (
         edits=(
             Edit(
                 "model/softmax.py",
-                "    log_q = q.log().scatter_(1, at_target, known)  # (n, V)\n",
-                "    log_q = q.log()  # (n, V)\n",
+                "    log_p = p.log().scatter_(1, at_target, known)  # (n, V)\n",
+                "    log_p = p.log()  # (n, V)\n",
             ),
             Edit(
                 "model/softmax.py",
-                "    q = residual.scatter(1, at_target, known.exp()).clamp_(",
-                "    q = residual.scatter_add(1, at_target, torch.ones_like(known)).clamp_(",
+                "    p = residual.scatter(1, at_target, known.exp()).clamp_(",
+                "    p = residual.scatter_add(1, at_target, torch.ones_like(known)).clamp_(",
             ),
         ),
         tests=("tests/model/test_head.py::test_a_cap_on_tokens_that_hardly_ever_come",),

@@ -22,12 +22,12 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from strop.model.head_kernels import Reading
+from strop.model import softmax
 from strop.model.head_memory import default_head_bytes
 from strop.model.head_trial import kernels_for
-from strop.model.lm_head import LMHead
+from strop.model.lm_head import LMHead, Reading
 from strop.model.products import multiplies_bfloat16, stays_narrow, wide_product
-from strop.model.softmax import TokenStatistics, logit_gradient, softmax_residual_
+from strop.model.softmax import TokenStatistics
 from strop.records import Want
 
 HEAD_KINDS = Want.LOGPS | Want.ENTROPY | Want.TOP1 | Want.MEAN_LOGIT | Want.LOG_SQUARE
@@ -121,8 +121,8 @@ class _Options:
         wide = torch.promote_types(compute, torch.float32).itemsize
         flying = vocab * (wide if compute.itemsize == wide else wide + compute.itemsize)  # bytes per row in flight
         if not self.straight and not lean:
-            flying = vocab * wide * 6  # the terms of `logit_gradient`
-        kept = count * vocab * (compute.itemsize if self.straight or not lean else wide) if learns else 0
+            flying = vocab * wide * 6  # the terms of `softmax.gradient`
+        kept = count * vocab * (compute.itemsize if self.straight else wide) if learns else 0
         if kept and self.straight and compute.itemsize == wide and kept <= self.budget:
             return count, True
         rows_beside_kept = (self.budget - kept) // flying
@@ -148,9 +148,10 @@ class _FusedHead(torch.autograd.Function):
         learns = options.learns and any(ctx.needs_input_grad[:3])
         with torch.autocast(hidden.device.type, enabled=False):
             work = _HeadWork(hidden, weight, bias, targets, compute, options)
-            rows, keep = options.plan(count, vocab, compute, learns, work.kernels is not None)
+            rows, keep = options.plan(count, vocab, compute, learns, work.passes is not softmax)
             stats = TokenStatistics.empty(count, work.statistics, hidden.new_empty(0, dtype=work.wide))
-            kept = hidden.new_empty(count, vocab, dtype=work.kept_dtype) if keep else None  # (N, V)
+            dtype = compute if options.straight else work.wide  # a residual, or what its gradient is computed from
+            kept = hidden.new_empty(count, vocab, dtype=dtype) if keep else None  # (N, V)
             for start in range(0, count, rows):
                 chunk = slice(start, start + rows)
                 work.score(chunk, stats.slice(chunk), None if kept is None else kept[chunk])
@@ -158,26 +159,24 @@ class _FusedHead(torch.autograd.Function):
         outputs = (stats.logps, stats.entropy, stats.top1, stats.log_square, mean_logit)
         _mark_fixed(ctx, outputs, options)
         if learns:
-            columns = stats.logps.clone(), stats.lse, stats.entropy, work.anchors
-            ctx.save_for_backward(hidden, weight, bias, targets, kept, *columns)
+            ctx.save_for_backward(hidden, weight, bias, targets, kept, stats.entropy, work.anchors)
             ctx.options, ctx.compute, ctx.rows = options, compute, rows
         return outputs
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx, grad_logps, grad_entropy, *_):  # type: ignore[override]
-        hidden, weight, bias, targets, kept, logps, lse, entropy, anchors = ctx.saved_tensors
+        hidden, weight, bias, targets, kept, entropy, anchors = ctx.saved_tensors
         options = ctx.options
         grad_entropy = grad_entropy if options.grad_entropy else None
         with torch.autocast(hidden.device.type, enabled=False):
             work = _HeadWork(hidden, weight, bias, targets, ctx.compute, options, anchors)
             grads = _HeadGrads(work, ctx.needs_input_grad)
-            for start in range(0, hidden.shape[0], ctx.rows):
+            for start in range(0, max(hidden.shape[0], 1), ctx.rows):  # of no rows the gradient is 0
                 chunk = slice(start, start + ctx.rows)
-                columns = (kept, grad_logps, grad_entropy, logps, lse, entropy)
-                some = (None if column is None else column[chunk] for column in columns)
+                some = (None if x is None else x[chunk] for x in (kept, grad_logps, grad_entropy, entropy))
                 grads.add(chunk, *work.gradient(chunk, *some))
-        return *grads.results(), None, None
+        return grads.hidden, grads.weight, grads.bias, None, None
 
 
 def _mark_fixed(ctx, outputs: tuple[torch.Tensor | None, ...], options: _Options) -> None:
@@ -212,19 +211,10 @@ class _HeadWork:
         # The mean of linear logits needs one row, the mean row of the matrix; a cap needs them all.
         self.mean_is_linear = bool(options.want & Want.MEAN_LOGIT) and options.head.softcap is None
         self.statistics = options.want & ~Want.MEAN_LOGIT if self.mean_is_linear else options.want
-        self.kernels = kernels_for(weight.device, self.wide)
-        self.anchors = anchors  # (N, 3) what the kernels' first pass leaves for their second
-        if self.kernels is not None and anchors is None:
-            self.anchors = hidden.new_empty(len(hidden), 3, dtype=self.wide)
-
-    @property
-    def kept_dtype(self) -> torch.dtype:
-        """Of what is kept for backward: residuals, or the logits where kernels compute their gradient from these."""
-        return self.compute if self.options.straight or self.kernels is None else self.wide
-
-    @property
-    def reading(self) -> Reading:
-        return Reading.of(self.options.head, self.options.temperature, self.bias)
+        self.passes = kernels_for(weight.device, self.wide) or softmax
+        self.reading = Reading.of(options.head, options.temperature, bias)
+        # (N, 3) what the first pass leaves for the second
+        self.anchors = hidden.new_empty(len(hidden), 3, dtype=self.wide) if anchors is None else anchors
 
     def rows(self, chunk: slice) -> torch.Tensor:
         return self.hidden[chunk].to(self.compute).to(self.weight.dtype)  # (n, H)
@@ -234,25 +224,12 @@ class _HeadWork:
         out = kept if kept is not None and kept.dtype == self.wide else None
         return wide_product(self.rows(chunk), self.weight.t(), out)
 
-    def residual(self, chunk: slice, into: TokenStatistics, kept: torch.Tensor | None = None) -> torch.Tensor:
-        """softmax - onehot of a chunk by PyTorch's operators, (n, V)."""
-        raw = self.raw(chunk, kept)
-        if self.bias is not None:
-            raw.add_(self.bias.to(self.wide))
-        logits = self.options.head.transform_(raw)
-        return softmax_residual_(logits, self.targets[chunk], into, temperature=self.options.temperature)
-
     def score(self, chunk: slice, into: TokenStatistics, kept: torch.Tensor | None) -> None:
         """Statistics of a chunk of rows; in `kept`, if given, what its gradient is computed from."""
-        if self.kernels is None or self.anchors is None:
-            residual = self.residual(chunk, into, kept)
-            if kept is not None and kept.dtype != self.wide:
-                kept.copy_(residual)
-            return
         raw, targets, anchors = self.raw(chunk, kept), self.targets[chunk], self.anchors[chunk]
-        self.kernels.statistics(raw, targets, into, anchors, self.reading)
+        self.passes.statistics(raw, targets, into, anchors, self.reading)
         if kept is not None and self.options.straight:
-            self.kernels.gradient(raw, targets, anchors, kept, self.reading)
+            self.passes.gradient(raw, targets, anchors, kept, self.reading)
 
     def gradient(
         self,
@@ -260,28 +237,21 @@ class _HeadWork:
         kept: torch.Tensor | None,
         grad_logps: torch.Tensor,
         grad_entropy: torch.Tensor | None,
-        logps: torch.Tensor,
-        lse: torch.Tensor,
         entropy: torch.Tensor | None,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """(matrix (n, V), factor (n,) or None): the gradient of a chunk's raw logits is factor[:, None] * matrix."""
-        head, temperature = self.options.head, self.options.temperature
-        factor = grad_logps * (-head.scale / temperature)
-        straight = self.options.straight
+        scales = self.reading.scales(grad_logps, grad_entropy, entropy)
+        straight, held, targets = self.options.straight, kept, self.targets[chunk]
         if straight and kept is not None:
-            return kept, factor
-        if self.kernels is None or self.anchors is None:
-            if kept is None:
-                kept = self.residual(chunk, TokenStatistics.empty(len(grad_logps), Want(0), lse))
-            if straight:
-                return kept.to(self.compute), factor
-            known = (self.targets[chunk], grad_logps, grad_entropy, logps, lse, entropy)
-            return logit_gradient(kept.to(self.wide), *known, head, temperature), None
-        raw = self.raw(chunk) if kept is None else kept
-        place = raw if kept is None and self.compute == self.wide else torch.empty_like(raw, dtype=self.compute)
-        scales = {} if straight else gradient_scales(head.scale / temperature, grad_logps, grad_entropy, entropy)
-        self.kernels.gradient(raw, self.targets[chunk], self.anchors[chunk], place, self.reading, **scales)
-        return place, factor if straight else None
+            return kept, scales["factor"]
+        if held is None:
+            held = self.raw(chunk)
+            if self.passes is softmax:  # whose first pass puts the residual in the place of the logits
+                softmax.softmax_residual_(held, targets, TokenStatistics.empty(len(held), Want(0), held), self.reading)
+        dtype = self.weight.dtype  # of the products to come
+        place = held if kept is None and dtype == held.dtype else torch.empty_like(held, dtype=dtype)
+        self.passes.gradient(held, targets, self.anchors[chunk], place, self.reading, **({} if straight else scales))
+        return place, scales["factor"] if straight else None
 
     def mean_logit(self) -> torch.Tensor:
         """Mean over the vocabulary of linear logits: one row of the matrix instead of all, (N,)."""
@@ -325,14 +295,6 @@ class _HeadGrads:
             factors = ones if column is None else column.t().to(matrix.dtype)
             share = wide_product(factors, matrix).squeeze(0)  # (V,)
             self.bias = share if self.bias is None else self.bias.add_(share)
-
-    def results(self) -> tuple[torch.Tensor | None, torch.Tensor | None, torch.Tensor | None]:
-        weight, bias = self.weight, self.bias
-        if self.needs_weight and weight is None:  # no token was scored
-            weight = torch.zeros_like(self.work.weight)
-        if self.needs_bias and bias is None:
-            bias = torch.zeros_like(self.work.bias)  # type: ignore[arg-type]
-        return self.hidden, weight, bias
 
 
 def _through_module(hidden: torch.Tensor, targets: torch.Tensor, options: _Options) -> list[torch.Tensor | None]:
@@ -378,40 +340,21 @@ class LogitScores(torch.autograd.Function):
     @staticmethod
     def forward(ctx, raw, targets, options: _Options):  # type: ignore[override]
         wide = torch.promote_types(raw.dtype, torch.float32)
-        kernels = kernels_for(raw.device, raw.dtype)
+        passes, reading = kernels_for(raw.device, raw.dtype) or softmax, Reading.of(options.head, options.temperature)
         stats = TokenStatistics.empty(raw.shape[0], options.want, raw.new_empty(0, dtype=wide))
-        if kernels is None:
-            logits = options.head.transform_(raw.to(wide, copy=True))
-            kept, anchors = softmax_residual_(logits, targets, stats, temperature=options.temperature), None
-        else:
-            kept, anchors = raw if raw.stride(-1) == 1 else raw.contiguous(), raw.new_empty(len(raw), 3, dtype=wide)
-            kernels.statistics(kept, targets, stats, anchors, Reading.of(options.head, options.temperature))
+        anchors = raw.new_empty(len(raw), 3, dtype=wide)
+        kept = raw.to(wide, copy=True) if passes is softmax else raw if raw.stride(-1) == 1 else raw.contiguous()
+        passes.statistics(kept, targets, stats, anchors, reading)
         outputs = (stats.logps, stats.entropy, stats.top1, stats.log_square, stats.mean_logit)
         _mark_fixed(ctx, outputs, options)
-        ctx.save_for_backward(kept, targets, stats.logps.clone(), stats.lse, stats.entropy, anchors)
-        ctx.options, ctx.dtype, ctx.kernels = options, raw.dtype, kernels
+        ctx.save_for_backward(kept, targets, stats.entropy, anchors)
+        ctx.passes, ctx.reading, ctx.bonus, ctx.dtype = passes, reading, options.grad_entropy, raw.dtype
         return outputs
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx, grad_logps, grad_entropy, *_):  # type: ignore[override]
-        kept, targets, logps, lse, entropy, anchors = ctx.saved_tensors
-        head, temperature = ctx.options.head, ctx.options.temperature
-        grad_entropy = grad_entropy if ctx.options.grad_entropy else None
-        if ctx.kernels is None:
-            known = (kept, targets, grad_logps, grad_entropy, logps, lse, entropy)
-            grad = logit_gradient(*known, head, temperature)
-            return grad.to(ctx.dtype), None, None
-        scales = gradient_scales(head.scale / temperature, grad_logps, grad_entropy, entropy)
-        grad = torch.empty_like(kept)
-        return ctx.kernels.gradient(kept, targets, anchors, grad, Reading.of(head, temperature), **scales), None, None
-
-
-def gradient_scales(
-    scale: float, grad_logps: torch.Tensor, grad_entropy: torch.Tensor | None, entropy: torch.Tensor | None
-) -> dict[str, torch.Tensor | None]:
-    """What the kernels multiply by where the gradient is more than a multiple of the residual, all (n,)."""
-    scales: dict[str, torch.Tensor | None] = {"factor": grad_logps * -scale}
-    if grad_entropy is not None:
-        scales |= {"bonus": grad_entropy * scale, "entropy": entropy}
-    return scales
+        kept, targets, entropy, anchors = ctx.saved_tensors
+        scales = ctx.reading.scales(grad_logps, grad_entropy if ctx.bonus else None, entropy)
+        grad = torch.empty_like(kept, dtype=ctx.dtype)
+        return ctx.passes.gradient(kept, targets, anchors, grad, ctx.reading, **scales), None, None

@@ -18,12 +18,11 @@ m and log s are kept apart: their sum, in float32, would cost the gradient of la
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 
-from strop.model.lm_head import LMHead
+from strop.model.lm_head import Reading
 from strop.model.softmax import TokenStatistics
 
 try:
@@ -34,20 +33,6 @@ except ImportError:  # PyTorch brings it for CUDA on Linux, and not else
 
 MOST_COLUMNS = 4096
 """Logits of a row that a program holds at a time."""
-
-
-@dataclass(frozen=True, slots=True)
-class Reading:
-    """How raw logits are read: z = cap tanh(scale (raw + bias) / cap), or scale (raw + bias); p = softmax(z / T)."""
-
-    scale: float = 1.0
-    softcap: float | None = None
-    temperature: float = 1.0
-    bias: torch.Tensor | None = None  # (V,)
-
-    @classmethod
-    def of(cls, head: LMHead, temperature: float, bias: torch.Tensor | None = None) -> Reading:
-        return cls(head.scale, head.softcap, temperature, bias)
 
 
 def _jit(function: Callable[..., Any]) -> Any:

@@ -13,11 +13,10 @@ from typing import Any
 
 import torch
 
-from strop.model import head_kernels
-from strop.model.head_kernels import Reading
-from strop.model.lm_head import LMHead
+from strop.model import head_kernels, softmax
+from strop.model.lm_head import Reading
 from strop.model.products import HALF, on_card
-from strop.model.softmax import TokenStatistics, logit_gradient, softmax_residual_
+from strop.model.softmax import TokenStatistics
 from strop.records import Want
 
 logger = logging.getLogger(__name__)
@@ -95,38 +94,32 @@ def drawn_logits(count: int, vocabulary: int) -> tuple[torch.Tensor, torch.Tenso
 
 
 def _difference(kernels: Any, device: torch.device, case: Case) -> str:
-    head, temperature = LMHead(torch.nn.Identity(), 0.75, case.softcap), 0.8
     drawn, targets = drawn_logits(6, VOCABULARY)
     raw, targets = drawn.to(device, case.raw), targets.to(device)
-    count = len(targets)
     bias = torch.linspace(-1, 1, VOCABULARY, device=device) if case.has_bias else None
-    g, e = torch.linspace(-1, 2, 2 * count, device=device).split(count)
+    reading = Reading(0.75, case.softcap, 0.8, bias)
+    g, e = torch.linspace(-1, 2, 2 * len(targets), device=device).split(len(targets))
 
-    exact = raw.double() if bias is None else raw.double() + bias.double()
-    z = head.transform_(exact)
-    sizes = 1 + torch.where(z.isfinite(), z, 0.0).abs().amax(1) / temperature  # (n,)
-    right = TokenStatistics.empty(count, case.want | Want.ENTROPY, z)
-    residual = softmax_residual_(z, targets, right, temperature=temperature)
-    exact_grad = residual
-    if case.has_factor:
-        bonus = e.double() if case.has_bonus else None
-        known = (targets, g.double(), bonus, right.logps, right.lse, right.entropy)
-        exact_grad = logit_gradient(residual, *known, head, temperature)
+    def run(passes: Any, raw: torch.Tensor, written: torch.dtype) -> tuple[TokenStatistics, torch.Tensor]:
+        wide = torch.promote_types(raw.dtype, torch.float32)
+        found = TokenStatistics.empty(len(raw), case.want, raw.new_empty(0, dtype=wide))
+        anchors = raw.new_empty(len(raw), 3, dtype=wide)
+        passes.statistics(raw, targets, found, anchors, reading)
+        scales = reading.scales(g.to(wide), e.to(wide) if case.has_bonus else None, found.entropy)
+        out = raw if raw.dtype == written else torch.empty_like(raw, dtype=written)
+        passes.gradient(raw, targets, anchors, out, reading, **(scales if case.has_factor else {}))
+        return found, out
 
-    found = TokenStatistics.empty(count, case.want, raw.new_empty(0, dtype=torch.float32))
-    anchors = torch.empty(count, 3, device=device)
-    reading = Reading.of(head, temperature, bias)
-    kernels.statistics(raw, targets, found, anchors, reading)
-    out = raw if raw.dtype == case.written else torch.empty_like(raw, dtype=case.written)
-    scaled = {"factor": g * (-head.scale / temperature)} if case.has_factor else {}
-    if case.has_bonus:
-        scaled |= {"bonus": e * (head.scale / temperature), "entropy": found.entropy}
-    kernels.gradient(raw, targets, anchors, out, reading, **scaled)
+    z = reading.logits_(raw.double())
+    sizes = 1 + torch.where(z.isfinite(), z, 0.0).abs().amax(1) / reading.temperature  # (n,)
+    residual = softmax.softmax_residual_(raw.double(), targets, TokenStatistics.empty(len(z), Want(0), z), reading)
+    right, exact = run(softmax, raw.double(), torch.float64)
+    found, out = run(kernels, raw, case.written)
 
     for name, a, b in zip(TokenStatistics.__slots__, found.columns(), right.columns(), strict=True):
         if a is not None and b is not None and (problem := _column_problem(a, b, sizes)):
             return f"{name}: {problem}"
-    error, size = (out.double() - exact_grad).norm(dim=1), exact_grad.norm(dim=1)
+    error, size = (out.double() - exact).norm(dim=1), exact.norm(dim=1)
     eps, written = torch.finfo(torch.float32).eps, torch.finfo(case.written)
     bound = (BOUND * eps * sizes + written.eps) * size
     bound += 8 * eps * residual.norm(dim=1)  # at a cap the gradient is a small difference

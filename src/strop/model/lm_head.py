@@ -50,24 +50,42 @@ class LMHead:
         weight: Any = getattr(self.module, "weight", None)
         return hasattr(weight, "ds_id") or type(weight).__name__ == "DTensor"
 
-    def transform_(self, raw: torch.Tensor) -> torch.Tensor:
+    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        """The model's logits (n, V) of hidden states (n, H), with gradient."""
+        raw = self.module(hidden) * self.scale
+        return raw if self.softcap is None else self.softcap * torch.tanh(raw / self.softcap)
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """How raw logits are read: z = cap tanh(scale (raw + bias) / cap), or scale (raw + bias); p = softmax(z / T)."""
+
+    scale: float = 1.0
+    softcap: float | None = None
+    temperature: float = 1.0
+    bias: torch.Tensor | None = None  # (V,)
+
+    @classmethod
+    def of(cls, head: LMHead, temperature: float, bias: torch.Tensor | None = None) -> Reading:
+        return cls(head.scale, head.softcap, temperature, bias)
+
+    def logits_(self, raw: torch.Tensor) -> torch.Tensor:
         """Raw logits to the model's logits, in place, (n, V)."""
+        if self.bias is not None:
+            raw.add_(self.bias.to(raw.dtype))
         if self.scale != 1.0:
             raw.mul_(self.scale)
         if self.softcap is not None:
             raw.div_(self.softcap).tanh_().mul_(self.softcap)
         return raw
 
-    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
-        """The model's logits (n, V) of hidden states (n, H), with gradient."""
-        raw = self.module(hidden) * self.scale
-        return raw if self.softcap is None else self.softcap * torch.tanh(raw / self.softcap)
-
-    def slope(self, logits: torch.Tensor) -> torch.Tensor | float:
-        """d logits / d raw, given the model's logits."""
-        if self.softcap is None:
-            return self.scale
-        return (1 - (logits / self.softcap).square()) * self.scale
+    def scales(
+        self, grad_logps: torch.Tensor, grad_entropy: torch.Tensor | None, entropy: torch.Tensor | None
+    ) -> dict[str, torch.Tensor | None]:
+        """What `gradient` multiplies by where it is more than the residual, all (n,)."""
+        scale = self.scale / self.temperature
+        found: dict[str, torch.Tensor | None] = {"factor": grad_logps * -scale}
+        return found if grad_entropy is None else found | {"bonus": grad_entropy * scale, "entropy": entropy}
 
 
 def lm_head_of(model: Any) -> LMHead:

@@ -45,8 +45,6 @@ def wide_product(a: torch.Tensor, b: torch.Tensor, out: torch.Tensor | None = No
     """a @ b, (n, k), (k, m) -> (n, m), in float32 or float64; half precision only where it `stays_narrow`."""
     if a.dtype in WIDE:
         return torch.mm(a, b, out=out)
-    if out is None:
-        return _mm(a, b, out_dtype=torch.float32)
     return _mm(a, b, out_dtype=torch.float32, out=out)
 
 

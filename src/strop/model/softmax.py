@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 import torch
 
-from strop.model.lm_head import LMHead
+from strop.model.lm_head import Reading
 from strop.records import Want
 
 # Logits worked on at a time: on a CPU they stay in the cache between the passes, elsewhere copies of them stay small.
@@ -55,23 +55,32 @@ class TokenStatistics:
         return (self.logps, self.lse, self.entropy, self.top1, self.log_square, self.mean_logit)
 
 
+def statistics(
+    raw: torch.Tensor, targets: torch.Tensor, into: TokenStatistics, anchors: torch.Tensor, reading: Reading
+) -> None:
+    """Fill `into`, and `anchors` (n, 3) with what `gradient` needs; raw logits become their residual, in place."""
+    softmax_residual_(raw, targets, into, reading)
+    anchors[:, 0], anchors[:, 1] = into.lse, into.logps
+
+
 def softmax_residual_(
-    logits: torch.Tensor, targets: torch.Tensor, into: TokenStatistics, *, temperature: float = 1.0
+    raw: torch.Tensor, targets: torch.Tensor, into: TokenStatistics, reading: Reading
 ) -> torch.Tensor:
-    """Fill `into` and turn the logits into softmax(logits / temperature) - onehot(targets), in place.
+    """Fill `into` and turn raw logits into softmax(z / T) - onehot(targets), in place.
 
     Args:
-        logits: (n, V) float32 or float64; overwritten.
+        raw: (n, V) float32 or float64; overwritten.
         targets: (n,).
         into: statistics of these n tokens; those that are None are not computed.
-        temperature: > 0.
+        reading: z and T.
     """
-    size = _CPU_BLOCK_BYTES if logits.device.type == "cpu" else _BLOCK_BYTES
-    rows = max(1, size // (logits.shape[1] * logits.element_size()))
-    for start in range(0, logits.shape[0], rows):
+    z = reading.logits_(raw)
+    size = _CPU_BLOCK_BYTES if z.device.type == "cpu" else _BLOCK_BYTES
+    rows = max(1, size // (z.shape[1] * z.element_size()))
+    for start in range(0, z.shape[0], rows):
         block = slice(start, start + rows)
-        _block_(logits[block], targets[block].unsqueeze(1), into.slice(block), temperature)
-    return logits
+        _block_(z[block], targets[block].unsqueeze(1), into.slice(block), reading.temperature)
+    return z
 
 
 def _block_(z: torch.Tensor, targets: torch.Tensor, into: TokenStatistics, temperature: float) -> None:
@@ -104,31 +113,40 @@ def _row_dot(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
     return torch.bmm(a.unsqueeze(1), b.unsqueeze(2)).reshape(-1)
 
 
-def logit_gradient(
+def gradient(
     residual: torch.Tensor,
     targets: torch.Tensor,
-    grad_logps: torch.Tensor,
-    grad_entropy: torch.Tensor | None,
-    logps: torch.Tensor,
-    lse: torch.Tensor,
-    entropy: torch.Tensor | None,
-    head: LMHead,
-    temperature: float,
+    anchors: torch.Tensor,
+    out: torch.Tensor,
+    reading: Reading,
+    *,
+    factor: torch.Tensor | None = None,
+    bonus: torch.Tensor | None = None,
+    entropy: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """d loss / d raw logits, (n, V); with `grad_entropy` None without that of the entropy.
+    """d z / d (scale raw) (factor residual - bonus p (log p + entropy)), (n, V), written to `out`.
 
-    With q = softmax(z / T): d log q_y / dz = (onehot - q) / T, d H / dz_v = -q_v (log q_v + H) / T, and a cap
-    multiplies by d z / d raw, which is a function of z = T (log q + lse). The target's log q comes from `logps`: its
-    residual q - 1 does not tell small q apart.
+    A cap's d z / d (scale raw) is a function of z = T (log p + lse). The target's log p comes from `anchors`: its
+    residual p - 1 does not tell small p apart.
+
+    Args:
+        residual: (n, V), as `statistics` left it.
+        targets, anchors: (n,) and (n, 3), as given to `statistics`.
+        out: (n, V); may be `residual` itself.
+        factor: (n,), or None for 1, of what is not capped.
+        bonus, entropy: (n,), or None for a gradient without the entropy's.
     """
-    grad = residual * (grad_logps.unsqueeze(1) / -temperature)  # (n, V)
-    if head.softcap is None and grad_entropy is None:
-        return grad.mul_(head.scale)
-    at_target, known = targets.unsqueeze(1), logps.unsqueeze(1).clamp(min=_DEEP)  # (n, 1)
-    q = residual.scatter(1, at_target, known.exp()).clamp_(min=torch.finfo(residual.dtype).tiny)
-    log_q = q.log().scatter_(1, at_target, known)  # (n, V)
-    if grad_entropy is not None and entropy is not None:
-        bonus = (log_q + entropy.unsqueeze(1)).mul_(q)
-        grad.sub_(bonus.mul_(grad_entropy.unsqueeze(1) / temperature))
-    logits = log_q.add_(lse.unsqueeze(1)).mul_(temperature)
-    return grad.mul_(head.slope(logits))
+    if factor is None:
+        return out if out is residual else out.copy_(residual)
+    grad = residual * factor.unsqueeze(1)  # (n, V)
+    if reading.softcap is None and bonus is None:
+        return out.copy_(grad)
+    at_target, known = targets.unsqueeze(1), anchors[:, 1:2].clamp(min=_DEEP)  # (n, 1)
+    p = residual.scatter(1, at_target, known.exp()).clamp_(min=torch.finfo(residual.dtype).tiny)
+    log_p = p.log().scatter_(1, at_target, known)  # (n, V)
+    if bonus is not None and entropy is not None:
+        grad.sub_((log_p + entropy.unsqueeze(1)).mul_(p).mul_(bonus.unsqueeze(1)))
+    if reading.softcap is not None:
+        z = log_p.add_(anchors[:, :1]).mul_(reading.temperature)
+        grad.mul_(1 - z.div_(reading.softcap).square_())
+    return out.copy_(grad)
