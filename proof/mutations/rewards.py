@@ -68,7 +68,9 @@ MUTATIONS = (
         ),
         edits=(
             Edit(
-                "rewards/event_loop.py", "        if _shared is None or not _shared.is_alive:\n", "        if True:\n"
+                "rewards/event_loop.py",
+                "        if name not in _shared or not _shared[name].is_alive:\n",
+                "        if True:\n",
             ),
         ),
         tests=("tests/rewards/test_script_state.py::test_a_semaphore_and_a_client_of_the_script_work_in_every_call",),

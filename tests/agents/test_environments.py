@@ -11,7 +11,7 @@ import pytest
 
 from strop.agents.environments import EnvironmentReward, Environments
 from strop.agents.slots import Hung
-from strop.errors import ConfigError, SetupError
+from strop.errors import ConfigError, RolloutError, SetupError
 
 
 class Counter:
@@ -152,6 +152,44 @@ def test_environments_are_closed_and_made_anew():
     (slot,) = environments.take([{}])
     environments.close()
     assert closed == [slot.environment] and environments.take([{}])[0] is not slot
+
+
+def test_an_environment_that_is_made_when_the_run_has_ended_is_closed():
+    """A conversation that nobody waits for is in the middle of a slow factory while all are closed."""
+    gate, making, ended = threading.Event(), threading.Event(), threading.Event()
+    closed, refused = [], []
+
+    class Slow(Counter):
+        def __init__(self):
+            making.set()
+            gate.wait(20)
+
+        def close(self):
+            closed.append(self)
+
+    def check():
+        if ended.is_set():
+            raise RolloutError("it has ended")
+
+    def converse():
+        environments.lend(check)
+        for _ in range(2):  # one that was in the making, and one that would be taken later
+            try:
+                environments.take([{}])
+            except RolloutError as error:
+                refused.append(str(error))
+
+    thread = threading.Thread(target=converse, daemon=True)
+    environments = Environments(Counter)
+    environments.close()
+    environments.kinds[None].factory = Slow
+    thread.start()
+    assert making.wait(20)
+    ended.set()
+    environments.close()
+    gate.set()
+    thread.join(20)
+    assert refused == ["it has ended"] * 2 and len(closed) == 1 and not any(environments._pool.values())
 
 
 def test_threads_end_with_environments_that_nobody_closed():

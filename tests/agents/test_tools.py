@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import signal
 import threading
 import time
@@ -14,6 +15,7 @@ from tests.support.patience import with_patience
 from strop.agents.call_formats import ToolCall
 from strop.agents.tools import Tools, as_text
 from strop.errors import ConfigError
+from strop.rewards.event_loop import run_in_loop
 
 
 def made(function):
@@ -79,6 +81,62 @@ def test_async_tools_are_awaited_together():
         await asyncio.sleep(90)
 
     assert answer(slow, 0.1) == ("Error: no answer within 0.1 seconds.", False)
+
+
+def test_an_async_tool_that_swallows_its_cancellation_is_left_behind_and_hits_nobody_else():
+    """What blocks the loop is interrupted; a tool that only waits must not bring that upon a reward."""
+    gate, begun = threading.Event(), threading.Event()
+
+    async def f(x):
+        begun.set()
+        while not gate.is_set():
+            with contextlib.suppress(asyncio.CancelledError):
+                await asyncio.sleep(0.01)
+
+    async def reward():
+        end = time.monotonic() + 2.5
+        while time.monotonic() < end:
+            sum(range(1000))
+            await asyncio.sleep(0)
+        return 5.0
+
+    said = []
+    tool = threading.Thread(target=lambda: said.append(answer(f, 0.1)), daemon=True)
+    tool.start()
+    assert begun.wait(20)
+    try:
+        assert run_in_loop(reward()) == 5.0
+        tool.join(20)
+        assert said == [("Error: no answer within 0.1 seconds.", False)]
+    finally:
+        gate.set()
+
+
+def test_an_async_tool_that_cancels_itself_is_words():
+    async def f(x):
+        raise asyncio.CancelledError
+
+    assert answer(f) == ("Error: CancelledError: ", False)
+
+
+def test_async_tools_beside_rewards_have_a_loop_of_their_own():
+    begun, rewarded = threading.Event(), threading.Event()
+
+    async def f(x):
+        begun.set()
+        return rewarded.wait(5)  # it blocks the loop, as a plain library does
+
+    async def reward():
+        rewarded.set()
+
+    tools, said = made(f), []
+    tools.apart = True
+    tool = threading.Thread(target=lambda: said.extend(tools.answer([ToolCall("f", {"x": 1})])), daemon=True)
+    tool.start()
+    assert begun.wait(20)
+    run_in_loop(reward())
+    tool.join(20)
+    assert [a.text for a in said] == ["true"]
 
 
 @with_patience(0.5, 10.0)

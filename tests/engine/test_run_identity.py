@@ -10,11 +10,12 @@ from typing import Any
 from unittest import mock
 
 import pytest
+import torch
 from tests.support.crash import tiny_run
 
 from strop.cli.train import refuse_used_folder
 from strop.engine.checkpoint import checkpoints, find_checkpoint, newest_valid, write_manifest
-from strop.engine.run_identity import RunLock
+from strop.engine.run_identity import RunLock, identity
 from strop.errors import CheckpointError, ConfigError, SetupError
 
 
@@ -142,6 +143,14 @@ def test_what_changes_no_number_is_taken(used: Path, change: dict[str, Any]) -> 
     shutil.rmtree(used / "checkpoint-4")
     tiny_run(str(used), epochs=2, **change).train(resume_from_checkpoint=True)
     assert max(steps(used)) == 4
+
+
+def test_any_number_of_actors_samples_for_the_same_run() -> None:
+    """They draw what one engine draws, and the error that names a late one says to change these."""
+    model, settings = torch.nn.Linear(1, 1), {"engine": "ray", "ray_workers": 2, "ray_timeout": 9.0}
+    facts = identity("grpo", settings, model)
+    assert facts == identity("grpo", {**settings, "ray_workers": 5, "ray_timeout": 60.0}, model)
+    assert facts != identity("grpo", {**settings, "engine": "native"}, model)
 
 
 def test_another_rank_of_the_adapter_is_another_run(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ import torch
 from tests.support.talk_ahead import ACTORS, ROWS, Game, Speaks, Still, rewarded, samples, talking
 from transformers import TrainerCallback
 
-from strop.errors import RolloutError
+from strop.errors import RewardError, RolloutError
 from strop.online import ahead as rounds
 from strop.rollout.native import NativeGenerator
 
@@ -299,6 +299,39 @@ def test_a_run_that_is_told_to_stop_does_not_wait_for_conversations_without_end(
     again = talking(tmp_path, "environment", save_strategy="no", tool_timeout=None)
     again.train(resume_from_checkpoint=True)
     assert [{t.sampled.version for t in step} for step in again.noted.steps] == [{2}, {2}]
+
+
+def test_environments_that_are_made_when_a_run_has_ended_are_closed_too(tmp_path, monkeypatch):
+    """A reward that fails ends the run while the next round, which nobody will wait for, makes its environments."""
+    monkeypatch.setattr(rounds, "ENDING_SECONDS", 0.1)
+    gate, making = threading.Event(), threading.Event()
+    made: list[Any] = []
+    closed: list[Any] = []
+
+    class Slow(Game):
+        def __init__(self) -> None:
+            made.append(self)
+            if len(made) == 6:  # the second set's second
+                making.set()
+                gate.wait(PATIENCE)
+
+        def close(self) -> None:
+            closed.append(self)
+
+    def reward(**columns: Any) -> list[float]:
+        assert making.wait(PATIENCE)
+        raise ValueError("no more")
+
+    trainer = talking(tmp_path, "environment", trainer={"environment_factory": Slow, "reward_funcs": reward})
+    left = trainer.ahead.sampling
+    try:
+        with pytest.raises(RewardError, match="no more"):
+            trainer.train()
+    finally:
+        gate.set()
+    assert left.is_free(PATIENCE) and wait_for(lambda: len(closed) == len(made))
+    assert {*map(id, closed)} == {*map(id, made)} and len(made) == 6
+    assert not any(trainer._environments._pool.values())
 
 
 class Paired(Speaks):

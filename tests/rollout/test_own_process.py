@@ -18,7 +18,7 @@ from strop.model import make_reference
 from strop.rollout import SamplingParams, own_process
 from strop.rollout.generator import Mixture, keeping
 from strop.rollout.native import NativeGenerator
-from strop.rollout.own_process import ProcessGenerator, Sampler, trained_weights
+from strop.rollout.own_process import ProcessGenerator, Sampler, TrainedWeights, packed
 from strop.testing.tiny import tiny_model
 
 SAMPLING = SamplingParams(max_new_tokens=6, seed=3, stop_token_ids=())
@@ -62,6 +62,26 @@ def test_it_samples_what_the_engine_here_samples_from_the_weights_that_were_stag
     assert engine.generate(PROMPTS, 2, SAMPLING) == staged != here.generate(PROMPTS, 2, SAMPLING)
 
 
+def test_weights_that_are_frozen_in_mid_run_are_sent_a_last_time(policy: nn.Module, engine: ProcessGenerator) -> None:
+    """A callback freezes what the steps since the last sync have moved; or moves a weight that is frozen."""
+    here = NativeGenerator(policy)
+    engine.sync(policy)
+    trained = [weight for weight in policy.parameters() if weight.requires_grad]
+    move(policy)
+    try:
+        for weight in trained:
+            weight.requires_grad = False
+        for _ in range(2):
+            engine.sync(policy)
+            assert engine.generate(PROMPTS, 2, SAMPLING) == here.generate(PROMPTS, 2, SAMPLING)
+            assert engine._trained.since(policy) == {}, "and then no more"
+            with torch.no_grad():
+                policy.get_input_embeddings().weight.add_(0.1)
+    finally:
+        for weight in trained:
+            weight.requires_grad = True
+
+
 def test_it_samples_from_its_own_copy_of_the_reference(policy: nn.Module, engine: ProcessGenerator) -> None:
     move(policy)
     engine.sync(policy)
@@ -86,7 +106,7 @@ def test_a_reference_inside_the_policy_goes_with_it() -> None:
     sampler = Sampler()
     sampler.start(cloudpickle.dumps((policy, None, {"engine": "native"}, reference)))
     move(policy)
-    sampler.load(trained_weights(policy))
+    sampler.load(packed(TrainedWeights().since(policy)))
     assert sampler.generate(PROMPTS, 2, SAMPLING, 1.0) == alone != sampler.generate(PROMPTS, 2, SAMPLING)
 
 

@@ -17,6 +17,7 @@ from __future__ import annotations
 import concurrent.futures
 import contextlib
 import inspect
+import threading
 import time
 import weakref
 from collections.abc import Callable, Mapping, Sequence
@@ -110,6 +111,7 @@ class Environments:
         self._pool: dict[tuple[int, Any], list[Slot]] = {}  # by set and kind
         self._set = 0
         self._kept: list[concurrent.futures.Future[Any] | None] = [None, None]  # until when each set is looked at
+        self._closing, self._lent = threading.Lock(), threading.local()  # a thread's own: who asks whether it is wanted
         self.left_behind = LeftBehind()
         weakref.finalize(self, _leave, self._pool)  # nobody asks them any more: no thread waits for a call
         for name, make in factories.items():
@@ -146,15 +148,32 @@ class Environments:
         slots = []
         for row in rows:
             kind = self.kind_of(row)
-            pool = self._pool.setdefault((self._set, kind.name), [])
             place = taken.setdefault(kind.name, 0)
             taken[kind.name] += 1
-            if place == len(pool):
-                pool.append(self._make(kind))
-            elif pool[place].lost:
-                pool[place] = self._make(kind)
+            with self._closing:
+                self._check()
+                pool = self._pool.setdefault((self._set, kind.name), [])
+            if place == len(pool) or pool[place].lost:
+                self._put(pool, place, self._make(kind))
             slots.append(pool[place])
         return slots
+
+    def _check(self) -> None:
+        """Raise where nobody waits any more for what this thread takes environments for."""
+        getattr(self._lent, "check", _wanted)()
+
+    def _put(self, pool: list[Slot], place: int, slot: Slot) -> None:
+        """Keep a slot where `close` finds it; one that was in the making when the run ended is closed here."""
+        with self._closing:
+            try:
+                self._check()
+            except RolloutError:
+                ended = True
+            else:
+                ended, pool[place : place + 1] = False, [slot]
+        if ended:
+            _close([slot])
+            self._check()
 
     def _make(self, kind: EnvironmentKind) -> Slot:
         try:
@@ -167,8 +186,14 @@ class Environments:
                 "could; is its server still there, and does it take so many at a time?"
             ) from error
 
-    def lend(self) -> None:
-        """Let the calls of `take` that follow have the other set, once nobody looks at that any more."""
+    def lend(self, check: Callable[[], None] | None = None) -> None:
+        """Let the calls of `take` that follow have the other set, once nobody looks at that any more.
+
+        Args:
+            check: raises `RolloutError` once nobody waits for what this thread takes them for: then it gets none.
+        """
+        self._lent.check = check or _wanted
+        self._check()
         self._set = 1 - self._set
         if (kept := self._kept[self._set]) is not None:
             with contextlib.suppress(concurrent.futures.CancelledError):
@@ -203,14 +228,24 @@ class Environments:
 
     def close(self) -> None:
         """Close every environment, all at once; slots are made anew when they are asked for."""
-        slots = [slot for pool in self._pool.values() for slot in pool if not slot.lost]
-        asked = [(slot, slot.call("close")) for slot in slots]
-        began = time.monotonic()
-        for slot, answer in asked:
-            slot.wait(answer, max(0.0, CLOSING_SECONDS - (time.monotonic() - began)))
-            slot.abandon()
-        self._pool.clear()
-        self._kept = [None, None]
+        with self._closing:
+            slots = [slot for pool in self._pool.values() for slot in pool if not slot.lost]
+            self._pool.clear()
+            self._kept = [None, None]
+        _close(slots)
+
+
+def _close(slots: Sequence[Slot]) -> None:
+    """Close environments, all at once; those that do not answer in time are left behind."""
+    asked = [(slot, slot.call("close")) for slot in slots]
+    began = time.monotonic()
+    for slot, answer in asked:
+        slot.wait(answer, max(0.0, CLOSING_SECONDS - (time.monotonic() - began)))
+        slot.abandon()
+
+
+def _wanted() -> None:
+    """In strict order what is taken is waited for."""
 
 
 def _leave(pool: Mapping[Any, list[Slot]]) -> None:

@@ -17,7 +17,7 @@ from strop.agents.left_behind import LeftBehind
 from strop.agents.side_by_side import side_by_side
 from strop.agents.slots import Hung, OneThread
 from strop.errors import ConfigError, did_you_mean
-from strop.rewards.event_loop import run_in_loop
+from strop.rewards.event_loop import REWARDS, TOOLS, run_in_loop
 from strop.rewards.invoke import is_async
 from strop.rewards.time_limit import TimeLimit, call_with_limit
 
@@ -51,7 +51,8 @@ class Tools:
     """Python functions with type hints and docstrings, by name; sync or async.
 
     Sync ones are called one after the other in this thread, with the state that the script has, or in one of their own
-    (`apart`), or side by side in threads; async ones of all completions are awaited together.
+    (`apart`), or side by side in threads; async ones of all completions are awaited together, in the loop of async
+    rewards, or in one of their own (`apart`).
 
     Raises:
         ConfigError: two of one name, or a function that cannot be described (no docstring or type hints).
@@ -60,7 +61,7 @@ class Tools:
     def __init__(self, functions: Sequence[Callable[..., Any]] = ()) -> None:
         self.functions = {function.__name__: function for function in functions}
         self.left_behind = LeftBehind()
-        self.apart = False  # sync ones have a thread of their own, where no alarm interrupts this one
+        self.apart = False  # rewards are asked beside them: sync ones have a thread, async ones a loop of their own
         self._thread: OneThread | None = None
         problems = ["two tools have the same name; rename one."] if len(self.functions) < len(functions) else []
         self.schemas: list[dict[str, Any]] = []
@@ -107,7 +108,7 @@ class Tools:
             work = [_awaited(function, calls[index].arguments, seconds) for index, function in waiting.items()]
             limit = None if seconds is None else seconds + 1.0
             try:
-                said = run_in_loop(_together(work), limit)
+                said = run_in_loop(_together(work), limit, name=TOOLS if self.apart else REWARDS)
             except TimeLimit:  # one blocked the loop that all of them share
                 said = [no_answer(seconds)] * len(work)
             answers.update(zip(waiting, said, strict=True))
@@ -179,12 +180,20 @@ def _alone(function: Callable[..., Any], arguments: Mapping[str, Any]) -> Answer
 
 
 async def _awaited(function: Callable[..., Any], arguments: Mapping[str, Any], seconds: float | None) -> Answer:
+    task: asyncio.Future[Any] | None = None
     try:
-        return answer_of(await asyncio.wait_for(function(**arguments), seconds))
-    except TimeoutError:
-        return no_answer(seconds)
+        task = asyncio.ensure_future(function(**arguments))
+        await asyncio.wait({task}, timeout=seconds)  # and not for what it does when it is cancelled
+        return answer_of(task.result()) if task.done() else no_answer(seconds)
+    except asyncio.CancelledError as error:
+        if task is None or not task.cancelled():  # it is this call that is cancelled
+            raise
+        return Answer(error_text(error), False)
     except Exception as error:
         return Answer(error_text(error), False)
+    finally:
+        if task is not None:
+            task.cancel()
 
 
 async def _together(work: Sequence[Any]) -> list[Answer]:

@@ -241,10 +241,11 @@ class RoundsAhead:
         engine = self.wanted(self.trainer.generator)
         return engine, TrainerMeanwhile(self.trainer, engine)
 
-    def lend(self) -> None:
-        """Let what is sampled now have environments that no completion without rewards has had."""
+    def lend(self, engine: WantedEngine) -> None:
+        """Let what is sampled now have environments that no completion without rewards has had, if it is still waited
+        for: what is made for a run that has ended nobody would close."""
         if (environments := self.trainer.given["environments"]) is not None:
-            environments.lend()
+            environments.lend(engine.check)
 
     def lend_until(self, rewarded: Future[Any]) -> None:
         """Keep the environments of what was just sampled until its rewards are known."""

@@ -255,7 +255,7 @@ class OnlineTrainer(BaseTrainer):
             if not prompts:
                 return [], {}
             if self.ahead is not None:
-                self.ahead.lend()
+                self.ahead.lend(engine)
             return sample_groups(
                 engine, self.processing_class, prompts, n, params, turns=self.turns, rollout_func=function
             )

@@ -1,4 +1,4 @@
-"""The one event loop in which every async reward of this process runs.
+"""The event loops of this process: one in which every async reward runs, and one for tools beside them.
 
 A semaphore, lock or client that is made once and used by every call belongs to the loop of its first use, so all
 calls must share one. It lives in a thread of its own: it also serves where a loop is running already (a notebook), and
@@ -21,15 +21,16 @@ from typing import Any
 from strop.rewards.time_limit import TimeLimit
 
 _REFIRE_SECONDS = 0.5
+REWARDS, TOOLS = "strop-reward-loop", "strop-tool-loop"
 
 
 class EventLoop:
     """A running event loop and the thread that it lives in."""
 
-    def __init__(self) -> None:
+    def __init__(self, name: str = REWARDS) -> None:
         self._pid = os.getpid()
         self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._live, name="strop-reward-loop", daemon=True)
+        self._thread = threading.Thread(target=self._live, name=name, daemon=True)
         self._thread.start()
 
     @property
@@ -83,17 +84,16 @@ class EventLoop:
         ctypes.pythonapi.PyThreadState_SetAsyncExc(identity, ctypes.py_object(TimeLimit))
 
 
-_shared: EventLoop | None = None
+_shared: dict[str, EventLoop] = {}
 _lock = threading.Lock()
 
 
-def run_in_loop(awaitable: Awaitable[Any], seconds: float | None = None) -> Any:
-    """`EventLoop.run` in the loop that all rewards share; a call from inside of it gets a loop for itself."""
-    global _shared
+def run_in_loop(awaitable: Awaitable[Any], seconds: float | None = None, *, name: str = REWARDS) -> Any:
+    """`EventLoop.run` in the loop of that name, which all calls share; one from inside of it gets a loop for itself."""
     with _lock:
-        if _shared is None or not _shared.is_alive:
-            _shared = EventLoop()
-        shared = _shared
+        if name not in _shared or not _shared[name].is_alive:
+            _shared[name] = EventLoop(name)
+        shared = _shared[name]
     if not shared.is_here:
         return shared.run(awaitable, seconds)
     nested = EventLoop()

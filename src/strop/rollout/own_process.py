@@ -66,6 +66,7 @@ class ProcessGenerator:
         self.name, self.reason = str(settings.get("engine", "auto")), "it samples in a process of its own"
         self.reference = reference
         self.process: FreshProcess | None = None
+        self._trained = TrainedWeights()
         self._pipe: Connection | None = None
         self._asking = threading.Lock()  # an answer belongs to who asked
         self._farewell: Callable[[], Any] = lambda: None
@@ -102,7 +103,7 @@ class ProcessGenerator:
         if self.process is None:
             self._start()
             return lambda: None
-        return partial(self._ask, "load", trained_weights(self.model))
+        return partial(self._ask, "load", packed(self._trained.since(self.model)))
 
     def close(self) -> None:
         """End the process; the next `stage` starts another."""
@@ -117,6 +118,7 @@ class ProcessGenerator:
                 f"This policy cannot be sent to a sampling process: {type(error).__name__}: {error}. Train with "
                 "max_staleness=0, or sample with a vLLM server."
             ) from error
+        self._trained.since(self.model)
         context = FreshContext()
         self._pipe, theirs = context.Pipe()
         self.process = context.Process(
@@ -162,10 +164,25 @@ class ProcessGenerator:
         return answer
 
 
-def trained_weights(model: nn.Module) -> bytes:
-    """The parameters that are trained, as they are now: what a copy of the policy needs to follow it."""
-    trained = {name: weight.detach() for name, weight in model.named_parameters() if weight.requires_grad}
-    return safetensors.torch.save({name: weight.contiguous() for name, weight in trained.items()})
+class TrainedWeights:
+    """What a copy of the policy needs to follow it: the parameters that are trained, and those that were frozen, or
+    written to while they are frozen, since it was asked the last time."""
+
+    def __init__(self) -> None:
+        self._known: dict[str, tuple[bool, int]] = {}
+
+    def since(self, model: nn.Module) -> dict[str, torch.Tensor]:
+        """These parameters as they are now, by name; the first time all of them."""
+        known, weights = self._known, dict(model.named_parameters())
+        self._known = {name: (weight.requires_grad, weight._version) for name, weight in weights.items()}
+        return {
+            name: w.detach() for name, w in weights.items() if w.requires_grad or known.get(name) != self._known[name]
+        }
+
+
+def packed(weights: dict[str, torch.Tensor]) -> bytes:
+    """Weights on their way to another process."""
+    return safetensors.torch.save({name: weight.contiguous() for name, weight in weights.items()})
 
 
 def _end(process: FreshProcess, pipe: Connection, owner: int) -> None:
@@ -207,7 +224,7 @@ class Sampler:
         return self.generator.name, self.generator.reason
 
     def load(self, weights: bytes) -> None:
-        """Take the weights of the parameters that are trained."""
+        """Take the weights that have changed."""
         self.kept.close()
         own = dict(self.model.named_parameters())
         with torch.no_grad():

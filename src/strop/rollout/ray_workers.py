@@ -23,7 +23,7 @@ from strop.records import Rollout
 from strop.rollout import limits
 from strop.rollout.draw import fresh_seed
 from strop.rollout.generator import Mixture, check_prompts
-from strop.rollout.own_process import Sampler, trained_weights
+from strop.rollout.own_process import Sampler, TrainedWeights, packed
 from strop.rollout.rollout_mode import transformers_model
 from strop.rollout.sampling import SamplingParams
 
@@ -57,6 +57,7 @@ class RayGenerator:
         self.workers, self.seconds = workers, seconds
         self.reason = f"it was asked for, in {workers} Ray actors"
         self.actors: list[Any] = []
+        self._trained = TrainedWeights()
 
     def generate(
         self, prompts: list[list[int]], n: int, sampling: SamplingParams, *, mixture: Mixture | None = None
@@ -95,7 +96,7 @@ class RayGenerator:
         if not self.actors:
             self._start()
             return lambda: None
-        weights = trained_weights(self.model)
+        weights = packed(self._trained.since(self.model))
 
         def load() -> None:
             kept = cluster().put(weights)
@@ -112,6 +113,7 @@ class RayGenerator:
     def _start(self) -> None:
         ray, device = cluster(), next(self.model.parameters()).device.type
         whole = self.model if device == "cpu" else copy.deepcopy(self.model).cpu()
+        self._trained.since(self.model)
         policy = ray.put(cloudpickle.dumps((whole, self.tokenizer, self.settings, None)))
         make = ray.remote(Sampler).options(num_cpus=1, num_gpus=int(device == "cuda"))
         self.actors = [make.remote() for _ in range(self.workers)]
