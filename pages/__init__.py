@@ -6,6 +6,7 @@ methods.py      a page for each method: what it learns, settings, metrics, recip
 mathematics.py  every loss: its formula, and its value on the vectors that the tests hold it to
 metrics.py      every logged metric: meaning, healthy range, what to do outside of it
 settings.py     what every method can be given
+papers.py       docs/papers.md, from the recipes
 reference.py    the public functions and classes, room by room
 ```
 """

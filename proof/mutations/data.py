@@ -127,8 +127,8 @@ MUTATIONS = (
         edits=(
             Edit(
                 "data/checks.py",
-                "from strop.data.findings import REASONS, SHOWN, Finding, Problems, RowProblem\n",
-                "import torch  # noqa: F401\n\nfrom strop.data.findings import REASONS, SHOWN, Finding, Problems, RowProblem\n",
+                "from strop.data.findings import Finding, Problems, RowProblem\n",
+                "import torch  # noqa: F401\n\nfrom strop.data.findings import Finding, Problems, RowProblem\n",
             ),
         ),
         tests=("tests/data/test_checks.py::test_checks_do_not_import_torch",),

@@ -46,10 +46,3 @@ def test_templates_from_files(tmp_path: Path) -> None:
     (tmp_path / "model2" / "tokenizer_config.json").write_text("{")
     with pytest.raises(ConfigError, match="cannot be read"):
         TokenizeOptions(chat_template_path=str(tmp_path / "model2")).template()
-
-
-def test_to_dict_is_json() -> None:
-    def tool() -> None: ...
-
-    options = TokenizeOptions(max_length=3, tools=(tool,), stop_token_ids=(1,))
-    assert json.loads(json.dumps(options.to_dict()))["tools"][0].endswith("tool")

@@ -8,7 +8,7 @@ from array import array
 import pytest
 
 from strop.data import TokenizeOptions, prepare
-from strop.data.report import marked, quantiles
+from strop.data.report import quantiles, runs_of
 from strop.testing.tokenizers import toy_tokenizer
 
 ROWS = [{"prompt": "the", "chosen": " good ant" * (i + 1), "rejected": " bad"} for i in range(8)]
@@ -25,15 +25,19 @@ def test_counts_and_lengths() -> None:
     assert finding.severity == "warning" and "7 of 8 trees" in finding.message
     whole = prepare(ROWS, "preference", toy_tokenizer())
     longest = [len(e.prompt_ids) + max(map(len, e.completions)) for e in whole]
-    assert list(report.uncut_lengths) == list(whole.report.uncut_lengths) == longest
+    assert list(report.sizes["uncut"]) == list(whole.report.sizes["uncut"]) == longest
     assert f"max_length={max(longest)} all of them" in finding.fix
 
 
 def test_a_rendered_row_with_its_mask() -> None:
     sample = prepare(ROWS[:1], "preference", toy_tokenizer()).report.sample
     assert sample is not None and sample["row"] == 0
-    shown = {part["name"]: marked(part["tokens"], part["mask"]) for part in sample["parts"]}
-    assert shown == {"prompt": "the", "chosen": "[[ good ant</s>]]", "rejected": "[[ bad</s>]]"}
+    shown = {part["name"]: runs_of(part) for part in sample["parts"]}
+    assert shown == {
+        "prompt": [("the", False)],
+        "chosen": [(" good ant</s>", True)],
+        "rejected": [(" bad</s>", True)],
+    }
     text = prepare([{"text": "hello"}], "language_modeling", toy_tokenizer()).report.sample
     assert text is not None and text["parts"][0]["mask"][0] == 0  # nothing stands before the first token
     scored = prepare(ROWS[:1], "preference", toy_tokenizer(), TokenizeOptions(score_prompt=True)).report.sample
@@ -65,9 +69,15 @@ def test_quantiles(values: list[int], wanted: list[int]) -> None:
     assert list(quantiles(array("i", values)).values()) == wanted
 
 
-def test_marked() -> None:
-    assert (
-        marked(["a", "b", "c"], [0, 1, 1]) == "a[[bc]]"
-        and marked(["a", "b"], [1, 0]) == "[[a]]b"
-        and marked([], []) == ""
-    )
+@pytest.mark.parametrize(
+    ("tokens", "mask", "wanted"),
+    [
+        (["a", "b", "c"], [0, 1, 1], [("a", False), ("bc", True)]),
+        (["a", "b"], [1, 0], [("a", True), ("b", False)]),
+        ([], [], []),
+    ],
+)
+def test_runs(tokens: list[str], mask: list[int], wanted: list[tuple[str, bool]]) -> None:
+    part = {"tokens": tokens, "mask": mask, "length": len(tokens)}
+    assert runs_of(part) == wanted
+    assert runs_of({**part, "length": len(tokens) + 3}) == [*wanted, (" ... and 3 more tokens", False)]

@@ -8,7 +8,7 @@ from strop.plan.activations import Shape
 from strop.plan.memory import Load
 from strop.plan.traffic import traffic
 
-SHAPE = Shape(1000, 800, 10, 100, 50, 8, 2, 4, 1.0, 0.0, 1.0)
+SHAPE = Shape(1000, 800, 10, 100, 50, 2, 4, 1.0, 0.0, 1.0)
 LOAD = Load(rows=8, prompt=3, completion=5, micro_batches=2, generations=4)
 
 

@@ -8,6 +8,7 @@ import math
 from pathlib import Path
 
 import pytest
+from pages.papers import PAGE, page, section
 
 from strop import CPOConfig, DPOConfig
 from strop.cli import main
@@ -18,13 +19,10 @@ from strop.methods.registry import BY_VERB
 from strop.recipes import RECIPES, Recipe
 from strop.recipes.offline import OFFLINE
 from strop.recipes.online import ONLINE
-from strop.recipes.page import page, section
 from strop.settings.config_file import read_config
 from strop.testing.cases import make_trainer, rows_for
 from strop.testing.tiny import tiny_model
 from strop.testing.tokenizers import toy_tokenizer
-
-ROOT = Path(__file__).parents[2]
 
 
 def test_no_two_recipes_share_a_name_and_every_method_has_one() -> None:
@@ -69,8 +67,7 @@ def test_the_command_line_starts_from_a_recipe_and_what_it_says_wins(tmp_path: P
 
 def test_the_page_is_of_these_tables() -> None:
     assert all(section(recipe) in page() for recipe in RECIPES.values())
-    written = (ROOT / "docs" / "papers.md").read_text(encoding="utf-8")
-    assert written == page(), "run: python -m strop.recipes.page > docs/papers.md"
+    assert PAGE.read_text(encoding="utf-8") == page(), "run: python -m pages.papers"
 
 
 @pytest.mark.parametrize("recipe", RECIPES.values(), ids=RECIPES)

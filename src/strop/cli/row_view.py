@@ -32,8 +32,7 @@ def as_the_model_sees(
 ) -> tuple[DataReport, list[Shown]]:
     """The report of rows prepared with a model's tokenizer as the method's defaults have it, and the first of them."""
     from strop.data import TokenizeOptions, prepare
-    from strop.data.report import sample_of
-    from strop.data.truncate import Tokenized
+    from strop.data.report import runs_of, sample_of
     from strop.model.load import load_tokenizer
 
     options = options_of(method) if method else TokenizeOptions()
@@ -41,10 +40,8 @@ def as_the_model_sees(
     dataset = prepare(rows, kind, tokenizer, options, name=name)
     shown = []
     for example in islice(dataset, ROWS):
-        labels = example.extras.get("labels") if kind == "stepwise" else None
-        tree = Tokenized(example.prompt_ids, example.completions, example.loss_mask, labels)
-        sample = sample_of(tree, example.row, tokenizer, options.score_prompt)
-        shown.append(Shown(example.row, {part["name"]: pieces(part) for part in sample["parts"]}))
+        parts = sample_of(example, tokenizer)["parts"]
+        shown.append(Shown(example.row, {part["name"]: runs_of(part) for part in parts}))
     return dataset.report, shown
 
 
@@ -54,19 +51,6 @@ def options_of(method: str) -> Any:
 
     found = BY_VERB[method]
     return found.trainer().facts(found.config()(use_cpu=True), defaultdict(lambda: None)).tokenize
-
-
-def pieces(part: dict[str, Any]) -> list[tuple[str, bool]]:
-    """Runs of tokens that are learned, and of those that are read."""
-    runs: list[tuple[str, bool]] = []
-    for token, on in zip(part["tokens"], part["mask"], strict=True):
-        if runs and runs[-1][1] == bool(on):
-            runs[-1] = (runs[-1][0] + token, bool(on))
-        else:
-            runs.append((token, bool(on)))
-    if (more := part["length"] - len(part["tokens"])) > 0:
-        runs.append((f" ... and {more} more tokens", False))
-    return runs
 
 
 def as_text(rows: Any, kind: str) -> list[Shown]:

@@ -7,11 +7,20 @@ that is in order but cannot be learned from becomes a case with `left_out` set, 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
-from strop.data.columns import Said, read_label, read_margin, read_said, read_step_label, read_text
+from strop.data.columns import (
+    Said,
+    read_ids,
+    read_label,
+    read_margin,
+    read_mask,
+    read_said,
+    read_step_label,
+    read_text,
+)
 from strop.data.convert import split_ids, split_messages, split_text
 from strop.data.findings import RowProblem, kind_of_value
 from strop.data.kinds import ACCEPTED, FORMS, DatasetKind, form_of
@@ -19,7 +28,6 @@ from strop.data.layouts import adapt, refuse_hidden_prompt
 from strop.data.messages import Message, is_empty, is_learned, read_messages, read_tools
 from strop.data.options import TokenizeOptions
 from strop.data.rows import plain
-from strop.data.token_columns import read_ids, read_mask
 from strop.records import Extras, Row
 
 MARK = re.compile(r"\[([+-])\]")
@@ -40,7 +48,7 @@ class Case:
     tools: list[Any] | None = None
     template_kwargs: dict[str, Any] = field(default_factory=dict)
     left_out: tuple[str, str] | None = None  # reason (a key of REASONS), detail
-    notes: tuple[str, ...] = ()  # keys of checks.NOTES
+    notes: tuple[str, ...] = ()  # keys of findings.FLAGS
     layout: str | None = None  # the public data set whose columns the row had
 
 
@@ -126,14 +134,8 @@ def _refuse_masks(case: Case, kind: DatasetKind, options: TokenizeOptions) -> No
 
 def _tools(row: Row, options: TokenizeOptions) -> list[Any] | None:
     """A row's own tools, as schemas or as names of the run's; else the run's."""
-    given, known = (
-        plain(row.get("tools")),
-        {
-            tool["function"]["name"]: tool
-            for tool in options.tools or ()
-            if isinstance(tool, dict) and "function" in tool
-        },
-    )
+    given, own = plain(row.get("tools")), options.tools or ()
+    known = {tool["function"]["name"]: tool for tool in own if isinstance(tool, dict) and "function" in tool}
     if known and isinstance(given, list):
         given = [known.get(tool, tool) if isinstance(tool, str) else tool for tool in given]
     tools = read_tools(given)
@@ -163,8 +165,8 @@ def _align(prompt: Said, completions: list[Said]) -> tuple[Said, list[Said], boo
 
 
 def says_nothing(said: Said) -> bool:
-    """Whether a completion gives nothing to learn: no text, or no assistant message that says something."""
-    if isinstance(said, str):
+    """Whether a completion gives nothing to learn: no text, no ids, or no assistant message that says something."""
+    if isinstance(said, str) or not isinstance(next(iter(said), None), dict):
         return not said
     return all(is_empty(message) for message in said if message["role"] == "assistant")
 
@@ -174,22 +176,26 @@ def _need_answer(said: Said, column: str) -> None:
         raise RowProblem(column, "holds no assistant message", "End it in the answer to learn from")
 
 
-def _empty(*named: tuple[str, Said]) -> tuple[str, str] | None:
+def _empty(*named: tuple[str, Any]) -> tuple[str, str] | None:
     names = [name for name, said in named if says_nothing(said)]
     return ("empty_completion", f"{' and '.join(names)} {'are' if len(names) > 1 else 'is'} empty") if names else None
 
 
-def _read_language(row: Row, kind: DatasetKind, options: TokenizeOptions, form: str) -> list[Case]:
-    """Whole texts and whole conversations."""
-    if form == "text":
-        text = read_text(row, options.dataset_text_field)
-        case = Case(form, None, [text], extras={"columns": _columns(row, options.dataset_text_field)})
-        case.left_out = None if text else ("empty_completion", f"{options.dataset_text_field} is empty")
-        return [case]
-    messages = read_messages(plain(row[form]), form, options.extra_roles)
-    extras: Extras = {"columns": _columns(row, form)}
-    if kind is DatasetKind.PROMPT_COMPLETION:
-        return [_split_answer(messages, form, extras)]
+def _read_whole_text(row: Row, kind: DatasetKind, options: TokenizeOptions, form: str) -> list[Case]:
+    column = options.dataset_text_field
+    text = read_text(row, column)
+    return [Case(form, None, [text], extras={"columns": _columns(row, column)}, left_out=_empty((column, text)))]
+
+
+def _read_conversation(row: Row, kind: DatasetKind, options: TokenizeOptions, form: str) -> list[Case]:
+    """A whole conversation, or what stands before its last answer as the prompt of that, maybe with a label."""
+    column = FORMS[form][0]
+    messages = read_messages(plain(row[column]), column, options.extra_roles)
+    extras: Extras = {"columns": _columns(row, *FORMS[form])}
+    if "label" in FORMS[form]:
+        extras["label"] = read_label(row)
+    if kind is not DatasetKind.LANGUAGE_MODELING:
+        return [_split_answer(messages, column, extras)]
     case = Case(form, None, [messages], chat=True, extras=extras)
     if all(is_empty(message) for message in messages):
         case.left_out = ("empty_completion", "every message is empty")
@@ -200,10 +206,8 @@ def _read_language(row: Row, kind: DatasetKind, options: TokenizeOptions, form: 
 
 def _split_answer(messages: list[Message], column: str, extras: Extras) -> Case:
     """A conversation as a prompt and its last answer."""
-    answers = [i for i, message in enumerate(messages) if message["role"] == "assistant"]
-    if not answers:
-        raise RowProblem(column, "holds no assistant message", "End it in the answer to learn from")
-    last = answers[-1]
+    _need_answer(messages, column)
+    last = max(i for i, message in enumerate(messages) if message["role"] == "assistant")
     if last == 0:
         raise RowProblem(column, "begins with the answer", "Put a user or system message before it")
     completion = [messages[last]]
@@ -228,49 +232,39 @@ def _read_completion(row: Row, kind: DatasetKind, options: TokenizeOptions, form
     return [case]
 
 
-def _read_labelled_messages(row: Row, kind: DatasetKind, options: TokenizeOptions, form: str) -> list[Case]:
-    column = FORMS[form][0]
-    messages = read_messages(plain(row[column]), column, options.extra_roles)
-    case = _split_answer(messages, column, {"columns": _columns(row, column, "label"), "label": read_label(row)})
-    return [case]
-
-
 def _read_pair(row: Row, kind: DatasetKind, options: TokenizeOptions, form: str) -> list[Case]:
     """Chosen and rejected, with a prompt of their own or one that they share at their start."""
     chosen, rejected = read_said(row, "chosen", options), read_said(row, "rejected", options)
-    same = chosen == rejected
-    prompt: Said | None = None
-    if row.get("prompt") is not None:
-        prompt = read_said(row, "prompt", options)
-    given = prompt is not None
-    texts = isinstance(chosen, str) and isinstance(rejected, str)
-    prompt, chosen, rejected, chat, notes = _find_prompt(prompt, chosen, rejected)
-    if not given and texts:
+    left_out = ("identical", "chosen equals rejected") if chosen == rejected else None
+    given = read_said(row, "prompt", options) if row.get("prompt") is not None else None
+    prompt, chosen, rejected, chat, notes = _find_prompt(given, chosen, rejected)
+    if given is None and not chat:
         _refuse_none(row, "prompt")
         refuse_hidden_prompt(row, prompt)  # type: ignore[arg-type]
     _need_answer(chosen, "chosen")
     _need_answer(rejected, "rejected")
-    extras: Extras = {"columns": _columns(row, "prompt", "chosen", "rejected")}
-    if kind is DatasetKind.PREFERENCE and row.get("margin") is not None:
-        extras["margin"] = read_margin(extras["columns"].pop("margin"))
     if kind is DatasetKind.PROMPT_ONLY:
-        extras["columns"] |= {"chosen": row["chosen"], "rejected": row["rejected"]}
-        return [Case(form, prompt, [], chat, extras=extras, notes=notes)]
-    left_out = ("identical", "chosen equals rejected") if same else None
+        return [Case(form, prompt, [], chat, extras={"columns": _columns(row, "prompt")}, notes=notes)]
+    extras: Extras = {"columns": _columns(row, "prompt", "chosen", "rejected")}
+    pair = Case(form, prompt, [chosen, rejected], chat, extras=extras, left_out=left_out, notes=notes)
+    return _compared(pair, ("chosen", "rejected"), row, kind)
+
+
+def _compared(pair: Case, names: Sequence[str], row: Row, kind: DatasetKind) -> list[Case]:
+    """A pair as it is, or as two answers with a label, as the kind needs it."""
     if kind is DatasetKind.PREFERENCE:
-        left_out = left_out or _empty(("chosen", chosen), ("rejected", rejected))
-        return [Case(form, prompt, [chosen, rejected], chat, extras=extras, left_out=left_out, notes=notes)]
+        if row.get("margin") is not None:
+            pair.extras["margin"] = read_margin(pair.extras["columns"].pop("margin"))
+        pair.left_out = pair.left_out or _empty(*zip(names, pair.completions, strict=True))
+        return [pair]
     return [
-        Case(
-            form,
-            prompt,
-            [said],
-            chat,
-            extras={"columns": dict(extras["columns"]), "label": label},
-            left_out=left_out or _empty((name, said)),
-            notes=notes,
+        replace(
+            pair,
+            completions=[said],
+            extras={"columns": dict(pair.extras["columns"]), "label": label},
+            left_out=pair.left_out or _empty((name, said)),
         )
-        for name, said, label in (("chosen", chosen, True), ("rejected", rejected, False))
+        for name, said, label in zip(names, pair.completions, (True, False), strict=True)
     ]
 
 
@@ -306,7 +300,22 @@ def _read_prompt(row: Row, kind: DatasetKind, options: TokenizeOptions, form: st
 
 
 def _read_steps(row: Row, kind: DatasetKind, options: TokenizeOptions, form: str) -> list[Case]:
-    prompt = read_said(row, "prompt", options)
+    """A prompt and steps with a label each, which stand in columns or are marked in a text."""
+    inline = form == "inline"
+    prompt = read_said(row, "prompt", options) if not inline or "prompt" in row else ""
+    steps, labels, used = _steps_in_text(row, options) if inline else _steps_in_columns(row)
+    left_out = None if any(steps) else ("empty_completion", "there is no step")
+    columns, chat = _columns(row, "prompt", *used), not isinstance(prompt, str)
+    if kind is DatasetKind.STEPWISE:
+        return [Case(form, prompt, steps, chat, extras={"columns": columns, "labels": labels}, left_out=left_out)]
+    # The rule of convert.join_steps.
+    extras: Extras = {"columns": columns, "label": all(label >= 0.5 for label in labels)}
+    prompt, completions, chat = _align(prompt, [options.step_separator.join(steps)])
+    return [Case(form, prompt, completions, chat, extras=extras, left_out=left_out)]
+
+
+def _steps_in_columns(row: Row) -> tuple[list[str], list[float], tuple[str, ...]]:
+    """The steps, their labels, and the columns that they stand in."""
     steps, labels = plain(row.get("completions")), plain(row.get("labels"))
     for column, value in (("completions", steps), ("labels", labels)):
         if not isinstance(value, list | tuple):
@@ -317,43 +326,19 @@ def _read_steps(row: Row, kind: DatasetKind, options: TokenizeOptions, form: str
     if len(steps) != len(labels):
         raise RowProblem("labels", f"has {len(labels)} labels for {len(steps)} steps", "Give one label per step")
     read = [read_step_label(label, number) for number, label in enumerate(labels)]
-    columns = _columns(row, "prompt", "completions", "labels")
-    return [_stepwise(form, prompt, list(steps), read, columns, kind, options)]
+    return list(steps), read, ("completions", "labels")
 
 
-def _stepwise(
-    form: str,
-    prompt: Said,
-    steps: list[str],
-    labels: list[float],
-    columns: dict[str, Any],
-    kind: DatasetKind,
-    options: TokenizeOptions,
-) -> Case:
-    left_out = None if any(steps) else ("empty_completion", "there is no step")
-    chat = not isinstance(prompt, str)
-    if kind is DatasetKind.STEPWISE:
-        return Case(form, prompt, steps, chat, extras={"columns": columns, "labels": labels}, left_out=left_out)
-    # The rule of convert.join_steps.
-    extras: Extras = {"columns": columns, "label": all(label >= 0.5 for label in labels)}
-    prompt, completions, chat = _align(prompt, [options.step_separator.join(steps)])
-    return Case(form, prompt, completions, chat, extras=extras, left_out=left_out)
-
-
-def _read_inline(row: Row, kind: DatasetKind, options: TokenizeOptions, form: str) -> list[Case]:
-    """Steps marked in the text: `Step 1: ... [+] Step 2: ... [-]`. The marks become labels and leave the text."""
+def _steps_in_text(row: Row, options: TokenizeOptions) -> tuple[list[str], list[float], tuple[str, ...]]:
+    """The same of a text: `Step 1: ... [+] Step 2: ... [-]`. The marks become labels and leave the text."""
     column = "completion" if "completion" in row else options.dataset_text_field
-    text = read_text(row, column)
-    prompt = read_said(row, "prompt", options) if "prompt" in row else ""
-    pieces = MARK.split(text)
+    pieces = MARK.split(read_text(row, column))
     if len(pieces) < 3:
         fix = "End every step in [+] or [-], or use label_format='separator'"
         raise RowProblem(column, "has no [+] or [-] mark", fix)
     if rest := pieces[-1].strip():
         raise RowProblem(column, f"has text after its last mark: {rest[:30]!r}", "End every step in [+] or [-]")
-    steps = [piece.strip() for piece in pieces[:-1:2]]
-    labels = [float(mark == "+") for mark in pieces[1::2]]
-    return [_stepwise(form, prompt, steps, labels, _columns(row, "prompt", column), kind, options)]
+    return [piece.strip() for piece in pieces[:-1:2]], [float(mark == "+") for mark in pieces[1::2]], (column,)
 
 
 def refuse_unknown_ids(row: Row, case: Case, vocabulary: int) -> None:
@@ -395,41 +380,34 @@ def _read_token_parts(row: Row, kind: DatasetKind, options: TokenizeOptions, for
     """`prompt_ids` with `completion_ids` or with `chosen_ids` and `rejected_ids`; pairs may lack a prompt."""
     names = [name for name in FORMS[form] if name != "prompt_ids"]
     parts = [read_ids(row, name) for name in names]
-    extras: Extras = {"columns": _columns(row, "prompt_ids", "label", *names)}
-    same = len(parts) == 2 and parts[0] == parts[1]
+    case = Case(form, ids=True, extras={"columns": _columns(row, "prompt_ids", "label", *names)})
+    if len(parts) == 2 and parts[0] == parts[1]:
+        case.left_out = ("identical", "chosen_ids equals rejected_ids")
     if row.get("prompt_ids") is not None or len(parts) == 1:
-        prompt = read_ids(row, "prompt_ids")
+        case.prompt, case.completions = read_ids(row, "prompt_ids"), parts
     else:
         _refuse_none(row, "prompt_ids")
-        prompt, *parts = split_ids(*parts)
-    left_out = ("identical", "chosen_ids equals rejected_ids") if same else None
-    empty = [name for name, part in zip(names, parts, strict=True) if not part]
-    left_out = left_out or (("empty_completion", f"{empty[0]} is empty") if empty else None)
-    if kind is DatasetKind.PREFERENCE:
-        if row.get("margin") is not None:
-            extras["margin"] = read_margin(extras["columns"].pop("margin"))
-        return [Case(form, prompt, parts, ids=True, extras=extras, left_out=left_out)]
-    if kind is not DatasetKind.UNPAIRED_PREFERENCE:
-        return [Case(form, prompt, parts, ids=True, extras=extras, left_out=left_out)]
-    labels = [True, False] if len(parts) == 2 else [read_label(row)]
-    return [
-        Case(form, prompt, [part], ids=True, extras={**extras, "label": label}, left_out=left_out)
-        for part, label in zip(parts, labels, strict=True)
-    ]
+        case.prompt, *case.completions = split_ids(*parts)
+    if len(parts) == 2:
+        return _compared(case, names, row, kind)
+    case.left_out = _empty(*zip(names, parts, strict=True))
+    if kind is DatasetKind.UNPAIRED_PREFERENCE:
+        case.extras["label"] = read_label(row)
+    return [case]
 
 
 READERS: dict[str, Callable[[Row, DatasetKind, TokenizeOptions, str], list[Case]]] = {
-    "text": _read_language,
-    "messages": _read_language,
-    "conversations": _read_language,
+    "text": _read_whole_text,
+    "messages": _read_conversation,
+    "conversations": _read_conversation,
     "completion": _read_completion,
     "labelled": _read_completion,
-    "labelled_messages": _read_labelled_messages,
-    "labelled_conversations": _read_labelled_messages,
+    "labelled_messages": _read_conversation,
+    "labelled_conversations": _read_conversation,
     "pair": _read_pair,
     "prompt": _read_prompt,
     "steps": _read_steps,
-    "inline": _read_inline,
+    "inline": _read_steps,
     "tokens": _read_tokens,
     "token_pair": _read_token_parts,
     "token_completion": _read_token_parts,

@@ -16,10 +16,11 @@ from itertools import islice
 from typing import Any
 
 from strop.data.cases import Case, MissingColumn, read_cases, refuse_unknown_ids
-from strop.data.findings import REASONS, SHOWN, Finding, Problems, RowProblem
+from strop.data.findings import Finding, Problems, RowProblem
 from strop.data.kinds import DatasetKind, columns_error, names_of
 from strop.data.messages import Message
 from strop.data.options import TokenizeOptions, repr_of_tool
+from strop.data.report import DataReport
 from strop.data.rows import Rows, RowStream
 from strop.errors import DataError
 from strop.records import Row
@@ -34,78 +35,18 @@ SIGNATURES = 256
 COMPARED = (DatasetKind.PREFERENCE, DatasetKind.UNPAIRED_PREFERENCE)
 ENCODER = json.JSONEncoder(ensure_ascii=False, sort_keys=True, default=repr_of_tool)
 
-NOTES = {
-    "no_answer": (
-        "the conversation has no assistant message",
-        "All of it is learned as text; with assistant_only_loss nothing would be",
-    ),
-    "repeats_prompt": (
-        "the completion begins with the whole prompt again",
-        "Remove the prompt from the answers, or the model learns to repeat it",
-    ),
-    "blank_prompt": (
-        "the prompt is empty or white space, so the answer is learned as if nothing had been asked",
-        "Write the prompts, or remove the rows",
-    ),
-    "blank_completion": (
-        "a completion is nothing but white space",
-        "Remove the rows, unless white space is to be learned",
-    ),
-    "control_token": (
-        "a message holds the text of a control token, which the tokenizer turns into that token",
-        "Escape it, unless it is meant",
-    ),
-}
-"""Things about single rows that are worth a warning: key -> what, what to do."""
-
-
-@dataclass(slots=True)
-class Counted:
-    """How many rows, and the first twenty by number with a detail each."""
-
-    count: int = 0
-    first: list[tuple[int, str]] = field(default_factory=list)
-
-    def add(self, row: int, detail: str = "") -> None:
-        """Count a row."""
-        self.count += 1
-        if len(self.first) < SHOWN:
-            self.first.append((row, detail))
-
-    def rows(self) -> str:
-        """`"row 3, 17 and 5 more"`."""
-        numbers = ", ".join(map(str, dict.fromkeys(row for row, _ in self.first)))
-        more = f" and {self.count - SHOWN} more" if self.count > SHOWN else ""
-        return f"row{'s' if self.count > 1 else ''} {numbers}{more}"
-
 
 @dataclass(slots=True)
 class Checked:
-    """What the pass found.
+    """What the pass found: the account, and which cases can be used.
 
     Positions number the usable cases: `numbers[p]` is the source row of case p, `parts[p]` which of its cases it is.
     """
 
-    source: str
-    rows_read: int = 0
+    report: DataReport
     numbers: array[int] = field(default_factory=lambda: array("q"))
     parts: array[int] = field(default_factory=lambda: array("b"))
-    digests: array[int] = field(default_factory=lambda: array("Q"))
-    conversational: int = 0
-    labels: Counter[bool] = field(default_factory=Counter)
-    left_out: dict[str, Counted] = field(default_factory=dict)
-    notes: dict[str, Counted] = field(default_factory=dict)
-    findings: list[Finding] = field(default_factory=list)
-    layouts: Counter[str] = field(default_factory=Counter)  # public layouts that rows had, and how many
-    unused: dict[str, None] = field(default_factory=dict)  # columns of text that are in no tree
-    prompts: array[int] = field(default_factory=lambda: array("Q"))  # 8 bytes that stand for the prompt of a case
-    alike: array[int] = field(default_factory=lambda: array("Q"))  # the same for a case with its answers swapped
     signatures: dict[Any, tuple[int, Case]] = field(default_factory=dict)
-    fingerprint: str = ""
-
-    def leave_out(self, row: int, reason: str, detail: str) -> None:
-        """Count a row that is not used."""
-        self.left_out.setdefault(reason, Counted()).add(row, detail)
 
 
 class Checker:
@@ -116,12 +57,17 @@ class Checker:
         rows: Rows | RowStream,
         kind: DatasetKind,
         options: TokenizeOptions,
-        control: Iterable[str] = (),
-        vocabulary: int | None = None,
+        control: Iterable[str],
+        vocabulary: int | None,
+        name: str,
     ) -> None:
         self.kind, self.options, self.where, self.vocabulary = kind, options, rows.where, vocabulary
-        self.checked = Checked(rows.source)
+        self.report = DataReport(name, rows.source, str(kind))
+        self.checked = Checked(self.report)
         self.problems = Problems(rows.source)
+        self.labels: Counter[bool] = Counter()
+        self.layouts: Counter[str] = Counter()  # public layouts that rows had, and how many
+        self.unused: dict[str, None] = {}  # columns of text that are in no tree
         self.without_columns = 0
         self.columns: dict[str, None] = {}
         self.example: Row = {}
@@ -129,61 +75,55 @@ class Checker:
         tokens = sorted((token for token in control if token.strip()), key=len, reverse=True)
         self.control = re.compile("|".join(map(re.escape, tokens))) if tokens else None
 
-    def row(self, number: int, row: Row) -> list[Case]:
-        """Check a row; returns its usable cases and accounts for the others."""
-        self.checked.rows_read += 1
-        problem, cases = None, []
+    def row(self, number: int, row: Row) -> None:
+        """Check a row, and account for its cases."""
+        self.report.rows_read += 1
         try:
             cases = checked_cases(row, self.kind, self.options, self.vocabulary)
-        except RowProblem as found:
-            problem = found
-        if problem is not None:
+        except RowProblem as problem:
             self._broken(number, row, problem)
-        usable = []
+            return
         for part, (case, digest) in enumerate(cases):
             if case.left_out is not None:
-                self.checked.leave_out(number, *case.left_out)
-                continue
-            self._account(number, part, case, digest)
-            usable.append(case)
-        return usable
+                self.report.leave_out(number, *case.left_out)
+            else:
+                self._account(number, part, case, digest)
 
     def _broken(self, number: int, row: Row, problem: RowProblem) -> None:
         if isinstance(problem, MissingColumn):
             self.without_columns += 1
             self.columns.update(dict.fromkeys(row))
             self.example = self.example or row
-            if self.without_columns == self.checked.rows_read == ENOUGH_WITHOUT_COLUMNS:
-                raise columns_error(self.checked.source, self.columns, self.example, self.kind)
+            if self.without_columns == self.report.rows_read == ENOUGH_WITHOUT_COLUMNS:
+                raise columns_error(self.report.source, self.columns, self.example, self.kind) from None
         finding = self.problems.add(number, self.where(number), problem)
         if self.options.skip_bad_rows:
-            self.checked.leave_out(number, "bad_row", f"{finding.column or 'row'} {finding.message}")
+            self.report.leave_out(number, "bad_row", f"{finding.column or 'row'} {finding.message}")
             if len(self.problems.first) >= self.problems.total:
-                self.checked.findings.append(finding)
+                self.report.noted.append(finding)
 
     def _account(self, number: int, part: int, case: Case, digest: bytes) -> None:
-        checked = self.checked
+        checked, report = self.checked, self.report
         checked.numbers.append(number)
         checked.parts.append(part)
-        checked.digests.append(int.from_bytes(digest[:8], "little"))
+        report.digests.append(int.from_bytes(digest[:8], "little"))
         self.hash.update(digest)
-        checked.prompts.append(number_of(case.completions if case.prompt is None else case.prompt))
+        report.prompts.append(number_of(case.completions if case.prompt is None else case.prompt))
         if self.kind in COMPARED:
-            checked.alike.append(number_of([case.prompt, *sorted(case.completions, key=str)]))
+            report.alike.append(number_of([case.prompt, *sorted(case.completions, key=str)]))
         if case.layout is not None:
-            checked.layouts[case.layout] += part == 0
+            self.layouts[case.layout] += part == 0
         if self.kind is not DatasetKind.PROMPT_ONLY:
-            for name, value in case.extras["columns"].items():
-                if name not in checked.unused and is_text(value):
-                    checked.unused[name] = None
-        checked.conversational += case.chat
+            beside = case.extras["columns"].items()
+            self.unused |= {name: None for name, value in beside if name not in self.unused and is_text(value)}
+        report.conversational += case.chat
         if "label" in case.extras:
-            checked.labels[case.extras["label"]] += 1
+            self.labels[case.extras["label"]] += 1
         for note in case.notes:
-            checked.notes.setdefault(note, Counted()).add(number)
+            report.flag(number, note)
         if case.chat:
             if self.control is not None and self._holds_control(case):
-                checked.notes.setdefault("control_token", Counted()).add(number)
+                report.flag(number, "control_token")
             if len(checked.signatures) < SIGNATURES:
                 checked.signatures.setdefault(_signature(case), (number, case))
 
@@ -199,25 +139,19 @@ class Checker:
 
     def finish(self) -> Checked:
         """The account, or the error that names every broken row."""
-        checked = self.checked
-        if checked.rows_read == 0:
-            raise DataError(f"{checked.source}: there are no rows. Check that the data were written to the end.")
-        if self.without_columns == checked.rows_read:
-            raise columns_error(checked.source, self.columns, self.example, self.kind)
+        report = self.report
+        report.trees = len(self.checked.numbers)
+        if report.rows_read == 0:
+            raise DataError(f"{report.source}: there are no rows. Check that the data were written to the end.")
+        if self.without_columns == report.rows_read:
+            raise columns_error(report.source, self.columns, self.example, self.kind)
         if self.problems.total and not self.options.skip_bad_rows:
-            raise self.problems.error(checked.rows_read)
-        if not checked.numbers:
-            raise nothing_left(checked.source, checked.rows_read, checked.left_out)
-        checked.fingerprint = self.hash.hexdigest()
-        checked.findings += self._notes() + self._duplicates() + self._swapped()
-        checked.findings += self._label_balance() + self._columns()
-        return checked
-
-    def _notes(self) -> list[Finding]:
-        return [
-            Finding(found.first[0][0], None, "warning", f"{what} ({found.count}: {found.rows()})", fix)
-            for (what, fix), found in ((NOTES[note], found) for note, found in self.checked.notes.items())
-        ]
+            raise self.problems.error(report.rows_read)
+        if not report.trees:
+            raise report.nothing_left()
+        report.fingerprint = self.hash.hexdigest()
+        report.noted += self._duplicates() + self._swapped() + self._label_balance() + self._columns()
+        return self.checked
 
     def _columns(self) -> list[Finding]:
         """Which public layouts were recognised, and which columns of text are in no tree."""
@@ -229,10 +163,10 @@ class Checker:
                 f"{count} row{' has' if count == 1 else 's have'} the columns of {name}, and "
                 f"{'is' if count == 1 else 'are'} read as such",
             )
-            for name, count in self.checked.layouts.items()
+            for name, count in self.layouts.items()
         ]
-        if self.checked.unused:
-            names = names_of(self.checked.unused)
+        if self.unused:
+            names = names_of(self.unused)
             fix = "If one belongs to the prompt, set columns (--columns prompt=instruction+input)"
             found.append(Finding(None, None, "info", f"text columns that are not used: {names}", fix))
         return found
@@ -240,13 +174,10 @@ class Checker:
     def _duplicates(self) -> list[Finding]:
         import numpy as np
 
-        digests = np.frombuffer(self.checked.digests, dtype=np.uint64)
-        order = np.argsort(digests, kind="stable")
-        repeated = np.flatnonzero(digests[order][1:] == digests[order][:-1])
-        if not len(repeated):
-            return []
         numbers = np.frombuffer(self.checked.numbers, dtype=np.int64)
-        earlier, later = numbers[order[repeated]], numbers[order[repeated + 1]]
+        earlier, later = (numbers[places] for places in _neighbours(self.report.digests))
+        if not len(later):
+            return []
         copies, first = np.unique(later, return_index=True)  # both answers of a pair count once
         pairs = [(int(copy), int(earlier[k])) for copy, k in zip(copies[:5], first[:5], strict=True)]
         shown = ", ".join(f"row {copy} repeats row {original}" for copy, original in pairs)
@@ -256,15 +187,10 @@ class Checker:
 
     def _swapped(self) -> list[Finding]:
         """Cases that say the opposite of one another: the same answers in the other order, or with the other label."""
-        import numpy as np
-
-        alike = np.frombuffer(self.checked.alike, dtype=np.uint64)
-        order = np.argsort(alike, kind="stable")
-        digests, numbers = np.frombuffer(self.checked.digests, dtype=np.uint64), self.checked.numbers
-        later, earlier = order[1:], order[:-1]
-        against = (alike[later] == alike[earlier]) & (digests[later] != digests[earlier])
-        pairs = [(numbers[a], numbers[b]) for a, b in zip(later[against], earlier[against], strict=True)]
-        pairs = sorted({pair for pair in pairs if pair[0] != pair[1]})
+        numbers, digests = self.checked.numbers, self.report.digests
+        likes = zip(*_neighbours(self.report.alike), strict=True)
+        against = ((numbers[b], numbers[a]) for a, b in likes if digests[a] != digests[b])
+        pairs = sorted({pair for pair in against if pair[0] != pair[1]})
         if not pairs:
             return []
         shown = ", ".join(f"row {row} against row {other}" for row, other in pairs[:5])
@@ -273,10 +199,9 @@ class Checker:
         return [Finding(pairs[0][0], None, "warning", message, "Keep the one that is right")]
 
     def _label_balance(self) -> list[Finding]:
-        labels = self.checked.labels
-        if not labels or len(labels) == 2:
+        if len(self.labels) != 1:
             return []
-        message = f"every label is {next(iter(labels))}"
+        message = f"every label is {next(iter(self.labels))}"
         return [Finding(None, "label", "warning", message, "Both kinds of answers are needed to compare")]
 
 
@@ -324,6 +249,16 @@ def number_of(said: Any) -> int:
     return int.from_bytes(hashlib.blake2b(ENCODER.encode(said).encode("utf-8"), digest_size=8).digest(), "little")
 
 
+def _neighbours(values: array[int]) -> tuple[Any, Any]:
+    """Places of equal values, each with that of the next that is equal to it."""
+    import numpy as np
+
+    found = np.frombuffer(values, dtype=np.uint64)
+    order = np.argsort(found, kind="stable")
+    same = found[order[1:]] == found[order[:-1]]
+    return order[:-1][same], order[1:][same]
+
+
 def is_text(value: Any) -> bool:
     """Whether a column holds text or messages, and something in them."""
     if isinstance(value, list):
@@ -343,26 +278,19 @@ def _signature(case: Case) -> Any:
     return roles(case.prompt), said, case.tools is not None, tuple(sorted(case.template_kwargs))
 
 
-def nothing_left(source: str, rows_read: int, left_out: dict[str, Counted]) -> DataError:
-    """The error for data of which no row can be used."""
-    problems = [
-        f"{found.count} left out: {REASONS[reason]} ({found.rows()}; {found.first[0][1]})"
-        for reason, found in left_out.items()
-    ]
-    return DataError.collect(f"{source}: none of the {rows_read} rows can be learned from.", problems)  # type: ignore[return-value]
-
-
 def check(
     rows: Rows | RowStream,
     kind: DatasetKind,
     options: TokenizeOptions,
     control: Iterable[str] = (),
     vocabulary: int | None = None,
+    *,
+    name: str,
 ) -> Checked:
     """Check every row, or the first ones of a stream, for `kind`; raises one `DataError` that lists the broken ones."""
-    checker = Checker(rows, kind, options, control, vocabulary)
+    checker = Checker(rows, kind, options, control, vocabulary, name)
     for number, row in enumerate(islice(rows, STREAM_HEAD if isinstance(rows, RowStream) else None)):
         checker.row(number, row)
     if isinstance(rows, Rows):
-        checker.checked.findings += [Finding(None, None, "info", note) for note in rows.notes]
+        checker.report.noted += [Finding(None, None, "info", note) for note in rows.notes]
     return checker.finish()

@@ -18,7 +18,7 @@ from typing import Any
 
 from strop.data.cache_folder import read_checked, write_checked
 from strop.data.cases import Case, read_cases
-from strop.data.checks import Checked, checked_cases, nothing_left
+from strop.data.checks import Checked, checked_cases
 from strop.data.findings import REASONS, Finding, Problems, RowProblem
 from strop.data.report import DataReport, sample_of
 from strop.data.rows import Rows, RowStream
@@ -45,34 +45,12 @@ class Trees(list[Example]):
         return [tree[index] for tree in self] if isinstance(index, str) else super().__getitem__(index)
 
 
-class ExampleDataset(Sequence[Example]):
-    """A map-style set of `Example` trees; rows are read and tokenised as needed and remembered.
+class TreeSet(Sequence[Any]):
+    """Trees, or packs of them, of which several are asked for at once; one, a slice, a named column follow from it."""
 
-    `report` is the account of the data (it grows while rows are tokenised), `lengths` the number of tokens of every
-    tree once all are known, `rows` the rows behind it.
-    """
-
-    def __init__(
-        self, rows: Rows, checked: Checked, builder: TreeBuilder, store: TreeStore, report: DataReport, eager: bool
-    ) -> None:
-        self.rows, self.builder, self.store, self.report = rows, builder, store, report
-        self.kind, self.options = builder.kind, builder.options
-        self.numbers, self.parts = checked.numbers, checked.parts
-        self.fingerprint = checked.fingerprint
-        self.seen = bytearray(len(self.numbers))  # 0: not tokenised yet, 1: usable, 2: left out
-        self.order = array("q", range(len(self.numbers)))
-        self.eager = eager
-        report.stand_ins = not eager
-        if eager:
-            self._tokenize_all()
-        elif not self._read_sample():
-            try_template(checked, rows, builder)
-            self._make_sample()
-        self._note_trouble()
-        weakref.finalize(self, store.flush)
-
-    def __len__(self) -> int:
-        return len(self.order)
+    def __getitems__(self, indices: Sequence[int]) -> list[Any]:
+        """Several at once: trees that are not known yet are tokenised together."""
+        raise NotImplementedError
 
     def __getitem__(self, index):  # type: ignore[no-untyped-def]
         if isinstance(index, str):
@@ -83,16 +61,7 @@ class ExampleDataset(Sequence[Example]):
             raise IndexError(f"tree {index} of {len(self)}")
         return self.__getitems__([index % len(self)])[0]
 
-    def __getitems__(self, indices: Sequence[int]) -> list[Example]:
-        """Several trees at once: those not known yet are tokenised together."""
-        positions = [self.order[index] for index in indices]
-        trees = self._trees(positions)
-        return [
-            self._example(position, tree) if tree.left_out is None else self[self.resolve(index)]
-            for index, position, tree in zip(indices, positions, trees, strict=True)
-        ]
-
-    def __iter__(self) -> Iterator[Example]:
+    def __iter__(self) -> Iterator[Any]:
         for start in range(0, len(self), BLOCK):
             yield from self.__getitems__(range(start, min(start + BLOCK, len(self))))
 
@@ -104,11 +73,47 @@ class ExampleDataset(Sequence[Example]):
         """The columns under which a prepared row can be looked at: `dataset[0]["input_ids"]`."""
         return self[0].keys()
 
+
+class ExampleDataset(TreeSet):
+    """A map-style set of `Example` trees; rows are read and tokenised as needed and remembered.
+
+    `report` is the account of the data (it grows while rows are tokenised), `lengths` the number of tokens of every
+    tree once all are known, `rows` the rows behind it.
+    """
+
+    def __init__(self, rows: Rows, checked: Checked, builder: TreeBuilder, store: TreeStore, eager: bool) -> None:
+        self.rows, self.builder, self.store, self.report = rows, builder, store, checked.report
+        self.kind, self.options = builder.kind, builder.options
+        self.numbers, self.parts = checked.numbers, checked.parts
+        self.fingerprint = self.report.fingerprint
+        self.seen = bytearray(len(self.numbers))  # 0: not tokenised yet, 1: usable, 2: left out
+        self.order = array("q", range(len(self.numbers)))
+        self.eager = eager
+        self.report.stand_ins, self.report.to_tokenize = not eager, len(self.numbers)
+        if eager:
+            self._tokenize_all()
+        elif not self._read_sample():
+            try_template(checked, rows, builder)
+            self._make_sample()
+        self._note_trouble()
+        weakref.finalize(self, store.flush)
+
+    def __len__(self) -> int:
+        return len(self.order)
+
+    def __getitems__(self, indices: Sequence[int]) -> list[Example]:
+        positions = [self.order[index] for index in indices]
+        trees = self._trees(positions)
+        return [
+            self._example(position, tree) if tree.left_out is None else self[self.resolve(index)]
+            for index, position, tree in zip(indices, positions, trees, strict=True)
+        ]
+
     @property
     def lengths(self) -> list[int] | None:
         """Tokens of every tree (the prompt counted once), None while some are not tokenised."""
         if self.eager:
-            return list(self.report.tree_lengths)
+            return list(self.report.sizes["tree"])
         return None if not all(self.seen) else [example.num_tokens for example in self]
 
     def row(self, index: int) -> int:
@@ -162,7 +167,7 @@ class ExampleDataset(Sequence[Example]):
             other = (index + step) % total
             if self.seen[self.order[other]] == 1 or self._trees([self.order[other]])[0].left_out is None:
                 return other
-        raise nothing_left(self.report.source, self.report.rows_read, self.report.left_out)
+        raise self.report.nothing_left()
 
     def _tokenize_all(self) -> None:
         total = len(self.numbers)
@@ -173,7 +178,7 @@ class ExampleDataset(Sequence[Example]):
             self.order = array("q", (position for position in range(total) if self.seen[position] == 1))
             self._refuse_broken()
             if not self.order:
-                raise nothing_left(self.report.source, self.report.rows_read, self.report.left_out)
+                raise self.report.nothing_left()
             if not self._read_sample():
                 self._make_sample()
 
@@ -207,9 +212,7 @@ class ExampleDataset(Sequence[Example]):
 
     def _make_sample(self) -> None:
         """Render a row for the report, and keep it in the cache folder: a second run needs no tokenizer to show it."""
-        example = self[0]
-        tree = Tokenized(example.prompt_ids, example.completions, example.loss_mask, example.extras.get("labels"))
-        self.report.sample = sample_of(tree, example.row, self.builder.encoder.tokenizer, self.options.score_prompt)
+        self.report.sample = sample_of(self[0], self.builder.encoder.tokenizer)
         if self._sample_path is not None:
             try:
                 write_checked(self._sample_path, self.report.sample)
@@ -227,7 +230,7 @@ def try_template(checked: Checked, rows: Rows | RowStream, builder: TreeBuilder)
             if end.value.left_out is not None and end.value.left_out[0] == "unrenderable":
                 problems.add(number, rows.where(number), broken(*end.value.left_out))
     if problems.total and not builder.options.skip_bad_rows:
-        raise problems.error(checked.rows_read)
+        raise problems.error(checked.report.rows_read)
     checked.signatures.clear()
 
 
@@ -277,7 +280,7 @@ class ExampleStream:
             given += 1
             yield example
         if not given and start == (0, 0):
-            raise nothing_left(self.report.source, self.report.rows_read, self.report.left_out)
+            raise self.report.nothing_left()
 
     def _walk(self, start: tuple[int, int]) -> Iterator[Example]:
         self.place = start

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Generator, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import islice
 from typing import Any, TypeVar
 
 from strop.data.options import TokenizeOptions
@@ -119,19 +120,13 @@ class Encoder:
 
     def encode(self, asks: Sequence[Ask]) -> list[list[Encoded]]:
         """The answers to some asks, with at most two tokenizer calls."""
-        answers: dict[bool, list[Encoded]] = {}
-        for offsets in (False, True):
-            texts = [text for ask in asks if ask.offsets is offsets for text in ask.texts]
-            answers[offsets] = self._encode_texts(texts, offsets) if texts else []
-        position = {False: 0, True: 0}
-        result = []
-        for ask in asks:
-            start = position[ask.offsets]
-            position[ask.offsets] = start + len(ask.texts)
-            result.append(answers[ask.offsets][start : start + len(ask.texts)])
-        return result
+        texts = {kind: [text for ask in asks if ask.offsets is kind for text in ask.texts] for kind in (False, True)}
+        found = {kind: iter(self._encode_texts(some, kind)) for kind, some in texts.items()}
+        return [list(islice(found[ask.offsets], len(ask.texts))) for ask in asks]
 
     def _encode_texts(self, texts: list[str], offsets: bool) -> list[Encoded]:
+        if not texts:
+            return []
         wanted = {"return_offsets_mapping": True} if offsets else {}
         found = self.tokenizer(
             texts,
@@ -146,25 +141,17 @@ class Encoder:
 
     def run(self, jobs: Iterable[Job[Result]]) -> list[Result]:
         """Run tree-building generators to their end, side by side, and return their results in order."""
-        waiting: list[tuple[int, Job[Result], Ask]] = []
-        results: dict[int, Result] = {}
-
-        def advance(number: int, job: Job[Result], answer: list[Encoded] | None) -> None:
-            try:
-                ask = next(job) if answer is None else job.send(answer)
-                pending.append((number, job, ask))
-            except StopIteration as end:
-                results[number] = end.value
-
-        pending: list[tuple[int, Job[Result], Ask]] = []
-        for number, job in enumerate(jobs):
-            advance(number, job, None)
-        while pending:
-            waiting, pending = pending, []
-            answers = self.encode([ask for _, _, ask in waiting])
-            for (number, job, _), answer in zip(waiting, answers, strict=True):
-                advance(number, job, answer)
-        return [results[number] for number in sorted(results)]
+        running, results = dict(enumerate(jobs)), {}
+        answers: dict[int, Any] = dict.fromkeys(running)  # the first thing that a generator is sent is None
+        while answers:
+            asks = {}
+            for number, answer in answers.items():
+                try:
+                    asks[number] = running[number].send(answer)
+                except StopIteration as end:
+                    results[number] = end.value
+            answers = dict(zip(asks, self.encode(list(asks.values())), strict=True))
+        return [results[number] for number in running]
 
 
 def common_prefix(first: Sequence[Any], second: Sequence[Any]) -> int:

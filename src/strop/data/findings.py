@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from strop.errors import DataError
@@ -35,6 +35,26 @@ class Finding:
         if self.column is not None:
             where += f"{', ' if where else ''}column '{self.column}'"
         return f"{where + ': ' if where else ''}{self.message}{'. ' + self.fix if self.fix else ''}"
+
+
+@dataclass(slots=True)
+class Counted:
+    """How many rows, and the first twenty by number with a detail each."""
+
+    count: int = 0
+    first: list[tuple[int, str]] = field(default_factory=list)
+
+    def add(self, row: int, detail: str = "") -> None:
+        """Count a row."""
+        self.count += 1
+        if len(self.first) < SHOWN:
+            self.first.append((row, detail))
+
+    def rows(self) -> str:
+        """`"row 3, 17 and 5 more"`."""
+        numbers = ", ".join(map(str, dict.fromkeys(row for row, _ in self.first)))
+        more = f" and {self.count - SHOWN} more" if self.count > SHOWN else ""
+        return f"row{'s' if self.count > 1 else ''} {numbers}{more}"
 
 
 class RowProblem(Exception):
@@ -112,3 +132,47 @@ REASONS = {
     "bad_row": "broken (skip_bad_rows)",
 }
 """Why a row is left out: reason -> the sentence that the report prints."""
+
+FLAGS = {
+    "no_answer": (
+        "the conversation has no assistant message",
+        "All of it is learned as text; with assistant_only_loss nothing would be",
+    ),
+    "repeats_prompt": (
+        "the completion begins with the whole prompt again",
+        "Remove the prompt from the answers, or the model learns to repeat it",
+    ),
+    "blank_prompt": (
+        "the prompt is empty or white space, so the answer is learned as if nothing had been asked",
+        "Write the prompts, or remove the rows",
+    ),
+    "blank_completion": (
+        "a completion is nothing but white space",
+        "Remove the rows, unless white space is to be learned",
+    ),
+    "control_token": (
+        "a message holds the text of a control token, which the tokenizer turns into that token",
+        "Escape it, unless it is meant",
+    ),
+    "cut": (
+        "the prompt's last tokens merge with the answer's first ones, so they are learned as part of the answer",
+        "End prompts before a space or a line break, or set boundary='separate'",
+    ),
+    "apart": (
+        "prompt and answer are tokenised apart where together they would merge, as they are when the model answers",
+        "End prompts before a space or a line break",
+    ),
+    "last_turn": (
+        "the chat template rewrites earlier turns, so only the last answer is learned",
+        "Use a template with {% generation %} marks, or split conversations into one row per answer",
+    ),
+    "calls_lost": (
+        "the chat template does not print tool calls, so they are not learned",
+        "Use the template of a model that calls tools (chat_template_path)",
+    ),
+    "no_stop": (
+        "the chat template does not end the answer in a stop token, so the model is not taught to stop",
+        "Set eos_token to the token that ends a turn",
+    ),
+}
+"""Things about single rows that are worth a word, those that only tokenisation finds last: key -> what, what to do."""

@@ -6,17 +6,15 @@ where no prompt was found and a column may hold one, the row is an error that na
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
 from functools import lru_cache
 from typing import Any
 
 from strop.data.findings import RowProblem
 from strop.data.kinds import ACCEPTED, FORMS, DatasetKind, form_of, is_label
 from strop.data.options import TokenizeOptions
-from strop.data.public_sets import PAIR_READERS, TURN_READERS
-from strop.data.rows import join_columns
+from strop.data.public_sets import LAYOUTS, Layout
+from strop.data.rows import from_json, join_columns
 from strop.records import Row
 
 PROMPT_NAMES = frozenset(
@@ -27,74 +25,6 @@ PROMPT_NAMES = frozenset(
 PROMPT_STEMS = ("prompt", "instruct", "question", "query", "input", "problem", "context", "post", "article", "dialog")
 """Parts of the names of columns that may hold a prompt, if their text has several words."""
 
-
-@dataclass(frozen=True, slots=True)
-class Layout:
-    """Column names of a public data set, and how they become strop's.
-
-    `read` makes the columns that are not the prompt out of the row; where it is None, `renames` (ours, theirs) does.
-    """
-
-    example: str  # a public data set or tool that has it
-    needs: tuple[str, ...]  # columns that must hold something
-    prompt: str = ""  # columns that are the prompt, joined by blank lines; a missing one is left away
-    system: str = ""
-    renames: tuple[tuple[str, str], ...] = ()
-    read: Callable[[Row], Row] | None = None
-    gives: str = "pair"  # "pair", "completion" or "messages"
-
-    @property
-    def used(self) -> frozenset[str]:
-        """Columns that are read."""
-        return frozenset((*self.needs, *self.prompt.split("+"), self.system, *(theirs for _, theirs in self.renames)))
-
-
-def _answered(example: str, prompt: str, completion: str, system: str = "") -> Layout:
-    needs = (prompt.split("+")[0], completion)
-    return Layout(example, needs, prompt, system, (("completion", completion),), gives="completion")
-
-
-def _compared(
-    example: str, prompt: str, chosen: str = "chosen", rejected: str = "rejected", system: str = ""
-) -> Layout:
-    needs = (prompt.split("+")[0], chosen, rejected, *([system] if prompt == "prompt" and system else []))
-    return Layout(example, needs, prompt, system, (("chosen", chosen), ("rejected", rejected)))
-
-
-LAYOUTS: tuple[Layout, ...] = (
-    _compared("Intel/orca_dpo_pairs", "question", system="system"),
-    _compared("argilla/distilabel-intel-orca-dpo-pairs", "input", system="system"),
-    _compared("jondurbin/truthy-dpo-v0.1", "prompt", system="system"),
-    _compared("LLaMA-Factory, Alpaca form", "instruction+input", system="system"),
-    _compared("llamafactory/DPO-En-Zh-20k", "conversations", system="system"),
-    _compared("a form with messages", "messages"),
-    _compared("a form with question and context", "question+context"),
-    _compared("a form with query", "query"),
-    _compared("a form with problem", "problem"),
-    _compared("ms-swift, query form", "query", "response", "rejected_response", "system"),
-    _compared("Vezora/Code-Preference-Pairs", "input", "accepted"),
-    _compared("lvwerra/stack-exchange-paired", "question", "response_j", "response_k"),
-    _compared("a form with system_prompt", "question", system="system_prompt"),
-    *(
-        Layout(example, needs, prompt, read=read)
-        for example, needs, prompt, read in PAIR_READERS
-    ),
-    _answered("yahma/alpaca-cleaned", "instruction+input", "output", "system"),
-    _answered("databricks/databricks-dolly-15k", "instruction+input+context", "response", "system"),
-    _answered("openai/gsm8k", "question+context", "answer"),
-    _answered("Open-Orca/OpenOrca", "question", "response", "system_prompt"),
-    _answered("meta-math/MetaMathQA", "query", "response"),
-    _answered("m-a-p/CodeFeedback-Filtered-Instruction", "query", "answer"),
-    _answered("ise-uiuc/Magicoder-OSS-Instruct-75K", "problem", "solution"),
-    _answered("nvidia/OpenMathInstruct-2", "problem", "generated_solution"),
-    _answered("agentica-org/DeepScaleR-Preview-Dataset", "problem", "answer"),
-    _answered("nvidia/HelpSteer2", "prompt", "response", "system"),
-    _answered("nvidia/Llama-Nemotron-Post-Training-Dataset", "input", "output", "system_prompt"),
-    *(
-        Layout(example, needs, "", read=read, gives="messages")
-        for example, needs, read in TURN_READERS
-    ),
-)  # fmt: skip
 
 GIVES = {
     DatasetKind.PREFERENCE: ("pair",),
@@ -151,7 +81,7 @@ def _converted(row: Row, layout: Layout, kind: DatasetKind | None) -> Row:
     kept = row if kind is DatasetKind.PROMPT_ONLY else {k: v for k, v in row.items() if k not in layout.used}
     new = layout.read(row) if layout.read is not None else {ours: row[theirs] for ours, theirs in layout.renames}
     if layout.prompt:
-        prompt = _parsed(join_columns(row, layout.prompt.split("+")))
+        prompt = from_json(join_columns(row, layout.prompt.split("+")), "[{")
         if layout.system and layout.system in row:
             said = [] if not row[layout.system] else [{"role": "system", "content": row[layout.system]}]
             prompt = [*said, *([{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt)]
@@ -159,16 +89,6 @@ def _converted(row: Row, layout: Layout, kind: DatasetKind | None) -> Row:
     if kind is DatasetKind.PROMPT_ONLY and "prompt" in new:
         new = {"prompt": new["prompt"]}
     return {**kept, **new}
-
-
-def _parsed(value: Any) -> Any:
-    """Messages out of a string that holds them as JSON; any other value as it is."""
-    if isinstance(value, str) and value.lstrip().startswith("[{"):
-        try:
-            return json.loads(value)
-        except (ValueError, RecursionError):
-            return value
-    return value
 
 
 def _hidden_prompts(row: Mapping[str, Any], used: frozenset[str]) -> list[str]:

@@ -12,17 +12,7 @@ from typing import Any
 
 from strop.data import arrow, textfiles
 from strop.data.padding import cleaner_of_rows
-from strop.data.rows import (
-    JoinedRows,
-    ListRows,
-    Rows,
-    RowStream,
-    choose_columns,
-    deep_plain,
-    map_columns,
-    parse_columns,
-    plain,
-)
+from strop.data.rows import JoinedRows, ListRows, Rows, RowStream, deep_plain, map_columns, parse_columns, plain
 from strop.data.signatures import refuse_disguised
 from strop.errors import DataError, SetupError, did_you_mean
 from strop.plain_text import first_line
@@ -68,12 +58,12 @@ def load_rows(
     rows = _open(source, split, name, streaming)
     if columns is None:
         return rows
-    if isinstance(columns, str):
-        mapping = parse_columns(columns)
+    if isinstance(columns, str | dict):
+        mapping = parse_columns(columns) if isinstance(columns, str) else {ours: [own] for own, ours in columns.items()}
         _need_columns(rows, [name for names in mapping.values() for name in names])
         return rows.map(map_columns(mapping))
     _need_columns(rows, list(columns))
-    return rows.map(choose_columns(columns))
+    return rows.map(lambda row: {name: row[name] for name in columns if name in row})
 
 
 def _need_columns(rows: Rows | RowStream, names: list[str]) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from strop.data.findings import RowProblem, kind_of_value
+from strop.data.rows import from_json
 from strop.errors import did_you_mean
 
 Message = dict[str, Any]
@@ -14,22 +15,12 @@ ROLES = ("system", "developer", "user", "assistant", "tool", "function", "ipytho
 TOOL_ROLES = ("tool", "function", "ipython")
 """Roles that carry what a tool said: never written by the model, so never scored (rule R11)."""
 SHAREGPT = {
-    "human": "user",
-    "user": "user",
-    "gpt": "assistant",
-    "chatgpt": "assistant",
-    "assistant": "assistant",
-    "model": "assistant",
-    "bot": "assistant",
-    "function_call": "assistant",
-    "system": "system",
-    "tool": "tool",
-    "observation": "tool",
-    "function_response": "tool",
+    **dict.fromkeys(("human", "user"), "user"),
+    **dict.fromkeys(("gpt", "chatgpt", "assistant", "model", "bot", "function_call"), "assistant"),
+    **dict.fromkeys(("system",), "system"),
+    **dict.fromkeys(("tool", "observation", "function_response"), "tool"),
 }
 """Who speaks in a ShareGPT `from`, and the role it is."""
-
-
 FLAGS = {
     **dict.fromkeys(("weight", "train", "training", "trainable", "loss_mask", "loss", "loss_weight", "loss_scale"), 1),
     **dict.fromkeys(("train_on_turn", "is_trainable", "learn"), 1),
@@ -59,7 +50,13 @@ def read_messages(value: Any, column: str, extra_roles: Sequence[str] = ()) -> l
         raise RowProblem(column, f"is {kind_of_value(value)}, not messages", _fix_for(value))
     if not value:
         raise RowProblem(column, "is an empty list of messages", "Write at least one message, or remove the row")
-    return [_read_message(message, i, column, extra_roles) for i, message in enumerate(value)]
+    read = []
+    for number, message in enumerate(value):
+        try:
+            read.append(_read_message(message, extra_roles))
+        except RowProblem as found:
+            raise RowProblem(column, f"message {number} {found.message}", found.fix) from None
+    return read
 
 
 def _fix_for(value: Any) -> str:
@@ -68,93 +65,74 @@ def _fix_for(value: Any) -> str:
     return 'Write a list like [{"role": "user", "content": "..."}]'
 
 
-def _read_message(message: Any, number: int, column: str, extra_roles: Sequence[str]) -> Message:
+def _read_message(message: Any, extra_roles: Sequence[str]) -> Message:
+    """One message in the form of `read_messages`; what is wrong with it is told without its number and column."""
     if not isinstance(message, dict):
-        raise RowProblem(
-            column,
-            f"message {number} is {kind_of_value(message)}, not an object",
-            'Write {"role": ..., "content": ...}',
-        )
+        raise RowProblem(None, f"is {kind_of_value(message)}, not an object", 'Write {"role": ..., "content": ...}')
     role = message.get("role")
     if len(message) == 2 and role in ROLES and isinstance(message.get("content"), str):
         return message  # nearly every message: nothing to bring into form
     found = {key: item for key, item in message.items() if item is not None}
     if "role" not in found and "from" in found:
-        found = _from_sharegpt(found, number, column)
+        found = _from_sharegpt(found)
     role = found.get("role")
     if not isinstance(role, str):
-        raise RowProblem(column, f"message {number} has no role", f"Give it one of {', '.join(ROLES)}")
-    if role not in ROLES and role not in extra_roles:
-        known = (*ROLES, *extra_roles)
-        raise RowProblem(
-            column,
-            f"message {number} has the unknown role {role[:80]!r}",
-            f"Use one of {', '.join(known)}, or name it in extra_roles.{did_you_mean(role[:80].lower(), known)}",
-        )
+        raise RowProblem(None, "has no role", f"Give it one of {', '.join(ROLES)}")
+    known = (*ROLES, *extra_roles)
+    if role not in known:
+        fix = f"Use one of {', '.join(known)}, or name it in extra_roles.{did_you_mean(role[:80].lower(), known)}"
+        raise RowProblem(None, f"has the unknown role {role[:80]!r}", fix)
     if "tool_calls" in found:
-        found["tool_calls"] = _read_tool_calls(found["tool_calls"], number, column)
+        found["tool_calls"] = _read_tool_calls(found["tool_calls"])
         if not found["tool_calls"]:
             del found["tool_calls"]
-    found["content"] = _read_content(found, number, column)
+    found["content"] = _read_content(found)
     if EITHER_WAY in found:
-        raise RowProblem(
-            column,
-            f"message {number} has a {EITHER_WAY!r}, which hides it in some data and has it learned in others",
-            "Name it loss_mask (1: learned) or masked (1: not learned)",
-        )
+        cause = f"has a {EITHER_WAY!r}, which hides it in some data and has it learned in others"
+        raise RowProblem(None, cause, "Name it loss_mask (1: learned) or masked (1: not learned)")
     for key in FLAGS.keys() & found.keys():
         if not isinstance(found[key], bool | int | float) or found[key] not in (0, 1):
-            message = f"message {number} has {kind_of_value(found[key])} as its {key}"
-            raise RowProblem(column, message, "Write 1 or 0 (true or false): a message is learned or not")
+            cause = f"has {kind_of_value(found[key])} as its {key}"
+            raise RowProblem(None, cause, "Write 1 or 0 (true or false): a message is learned or not")
     return found
 
 
-def _from_sharegpt(found: Message, number: int, column: str) -> Message:
+def _from_sharegpt(found: Message) -> Message:
     speaker = found.pop("from")
     role = SHAREGPT.get(str(speaker).lower())
     if role is None:
-        raise RowProblem(
-            column,
-            f"message {number} is from the unknown speaker {speaker!r}",
-            f"Use one of {', '.join(SHAREGPT)}.{did_you_mean(str(speaker), SHAREGPT)}",
-        )
+        fix = f"Use one of {', '.join(SHAREGPT)}.{did_you_mean(str(speaker), SHAREGPT)}"
+        raise RowProblem(None, f"is from the unknown speaker {speaker!r}", fix)
     return {"role": role, "content": found.pop("value", None), **found}
 
 
-def _read_content(message: Message, number: int, column: str) -> str:
+def _read_content(message: Message) -> str:
     content = message.get("content")
     if isinstance(content, str):
         return content
     if content is None:
         if message["role"] == "assistant" and "tool_calls" in message:
             return ""
-        raise RowProblem(column, f"message {number} has no content", "Give it a string")
+        raise RowProblem(None, "has no content", "Give it a string")
     if isinstance(content, list | tuple):
-        return "".join(_read_part(part, number, column) for part in content)
-    raise RowProblem(
-        column, f"message {number} has {kind_of_value(content)} as its content", "Give it a string or text parts"
-    )
+        return "".join(map(_read_part, content))
+    raise RowProblem(None, f"has {kind_of_value(content)} as its content", "Give it a string or text parts")
 
 
-def _read_part(part: Any, number: int, column: str) -> str:
+def _read_part(part: Any) -> str:
     if isinstance(part, str):
         return part
     if isinstance(part, dict) and isinstance(part.get("text"), str) and part.get("type", "text") == "text":
         return part["text"]
     kind = part.get("type") if isinstance(part, dict) else None
-    raise RowProblem(
-        column,
-        f"message {number} holds a part of type {kind!r}" if kind else f"message {number} holds {kind_of_value(part)}",
-        'strop trains on text: keep parts like {"type": "text", "text": "..."}',
-    )
+    what = f"a part of type {kind!r}" if kind else kind_of_value(part)
+    raise RowProblem(None, f"holds {what}", 'strop trains on text: keep parts like {"type": "text", "text": "..."}')
 
 
-def _read_tool_calls(calls: Any, number: int, column: str) -> list[Message]:
+def _read_tool_calls(calls: Any) -> list[Message]:
     """Tool calls with arguments as objects: templates print them with `tojson`, which would quote a string twice."""
     if not isinstance(calls, list | tuple) or not all(isinstance(call, dict) for call in calls):
-        raise RowProblem(
-            column, f"message {number} has {kind_of_value(calls)} as tool_calls", "Write a list of objects"
-        )
+        raise RowProblem(None, f"has {kind_of_value(calls)} as tool_calls", "Write a list of objects")
     read = []
     for call in calls:
         inner = call.get("function")
@@ -163,11 +141,8 @@ def _read_tool_calls(calls: Any, number: int, column: str) -> list[Message]:
             try:
                 target["arguments"] = json.loads(target["arguments"])
             except (ValueError, RecursionError):
-                raise RowProblem(
-                    column,
-                    f"message {number} has tool-call arguments that are not JSON",
-                    "Write the arguments as an object",
-                ) from None
+                fix = "Write the arguments as an object"
+                raise RowProblem(None, "has tool-call arguments that are not JSON", fix) from None
         read.append({**call, "function": target} if isinstance(inner, dict) else target)
     return read
 
@@ -183,19 +158,11 @@ def read_tools(value: Any, column: str = "tools") -> list[Any] | None:
         return None
     if not isinstance(value, list | tuple):
         raise RowProblem(column, f"is {kind_of_value(value)}", "Write a list of JSON schemas, or that list as JSON")
-    tools = [json.loads(tool) if isinstance(tool, str) and _is_json(tool) else tool for tool in value]
+    tools = [from_json(tool) for tool in value]
     for number, tool in enumerate(tools):
         if not isinstance(tool, dict):
             raise RowProblem(column, f"tool {number} is {kind_of_value(tool)}", "Write a JSON schema (an object)")
     return tools
-
-
-def _is_json(text: str) -> bool:
-    try:
-        json.loads(text)
-    except (ValueError, RecursionError):
-        return False
-    return True
 
 
 def is_learned(message: Message) -> bool | None:

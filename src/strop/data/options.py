@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -97,10 +97,6 @@ class TokenizeOptions:
             problems.append("chat_template and chat_template_path are both set; keep one of them.")
         if problems:
             raise ConfigError.collect("The tokenisation settings cannot be used:", problems)
-
-    def to_dict(self) -> dict[str, Any]:
-        """A JSON-able copy (functions among the tools become their names)."""
-        return json.loads(json.dumps({f.name: getattr(self, f.name) for f in fields(self)}, default=repr_of_tool))
 
     def template(self) -> str | None:
         """The Jinja source that these options name, None for the tokenizer's own; raises `ConfigError`."""

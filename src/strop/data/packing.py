@@ -8,9 +8,10 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Iterator, Sequence
+from itertools import islice
 from typing import Any
 
-from strop.data.dataset import ExampleStream
+from strop.data.dataset import ExampleStream, TreeSet
 from strop.data.micro_batches import tree_cost
 from strop.errors import ConfigError, DataError, did_you_mean
 from strop.records import Example
@@ -68,11 +69,11 @@ class Pack(list[Example]):
         return super().__getitem__(index)
 
 
-class PackedDataset(Sequence[Pack]):
+class PackedDataset(TreeSet):
     """Packs of trees. `lengths` are tokens per pack; `pieces` says which part of which tree is where."""
 
     def __init__(self, examples: Sequence[Example], max_length: int, strategy: str) -> None:
-        self.examples, self.max_length = examples, max_length
+        self.examples, self.max_length, self.report = examples, max_length, getattr(examples, "report", None)
         costs = array("i", (0,)) * len(examples)
         # Cuts need to know where the first scored token is; sizes alone are enough for whole trees.
         pieces: list[tuple[int, int, int, int]] = []
@@ -85,7 +86,8 @@ class PackedDataset(Sequence[Pack]):
         if strategy == "wrapped":
             self.packs = _wrap(examples, max_length)
         else:
-            _refuse_long(examples, costs, max_length, strategy)
+            if strategy == "bfd":
+                _refuse_long(examples, costs, max_length)
             sizes = [size for *_, size in pieces]
             self.packs = [[pieces[p] for p in pack] for pack in sorted(map(sorted, best_fit(sizes, max_length)))]
         self.lengths = [sum(size for *_, size in pack) for pack in self.packs]
@@ -93,51 +95,29 @@ class PackedDataset(Sequence[Pack]):
     def __len__(self) -> int:
         return len(self.packs)
 
-    def __getitem__(self, index: int | str) -> Any:  # type: ignore[override]
-        """The pieces of a pack; by the name of a column (`input_ids`, `labels`, `seq_lengths`) that of all packs."""
-        if isinstance(index, str):
-            return [pack[index] for pack in self]
-        return Pack(take_piece(self.examples[tree], start, stop) for tree, start, stop, _ in self.packs[index])
-
-    def __repr__(self) -> str:
-        return f"{type(self).__name__}(columns={self.column_names}, rows={len(self)})"
+    def __getitems__(self, indices: Sequence[int]) -> list[Pack]:
+        packs = (self.packs[index] for index in indices)
+        return [Pack(take_piece(self.examples[tree], start, stop) for tree, start, stop, _ in pack) for pack in packs]
 
     @property
     def column_names(self) -> list[str]:
         """The columns under which all packs can be looked at: `packs["input_ids"]`."""
         return ["input_ids", "labels", "seq_lengths"]
 
-    @property
-    def report(self):  # type: ignore[no-untyped-def]
-        """The report of the packed data set."""
-        return getattr(self.examples, "report", None)
-
 
 class PackedStream:
     """Packs of a stream of trees, window by window."""
 
     def __init__(self, stream: ExampleStream, max_length: int, strategy: str) -> None:
-        self.stream, self.max_length, self.strategy = stream, max_length, strategy
+        self.stream, self.max_length, self.strategy, self.report = stream, max_length, strategy, stream.report
 
     def __iter__(self) -> Iterator[list[Example]]:
-        window: list[Example] = []
-        for example in self.stream:
-            window.append(example)
-            if len(window) == STREAM_WINDOW:
-                yield from PackedDataset(window, self.max_length, self.strategy)
-                window = []
-        if window:
+        trees = iter(self.stream)
+        while window := list(islice(trees, STREAM_WINDOW)):
             yield from PackedDataset(window, self.max_length, self.strategy)
 
-    @property
-    def report(self):  # type: ignore[no-untyped-def]
-        """The report of the packed stream."""
-        return self.stream.report
 
-
-def _refuse_long(examples: Sequence[Example], costs: Sequence[int], max_length: int, strategy: str) -> None:
-    if strategy == "bfd_split":
-        return
+def _refuse_long(examples: Sequence[Example], costs: Sequence[int], max_length: int) -> None:
     long = [index for index, cost in enumerate(costs) if cost > max_length]
     if long:
         problems = [f"row {examples[index].row}: {costs[index]} tokens" for index in long]

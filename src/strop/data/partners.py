@@ -15,10 +15,9 @@ from array import array
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
-from typing import Any
 
 from strop.data.checks import number_of
-from strop.data.dataset import ExampleDataset, ExampleStream
+from strop.data.dataset import ExampleDataset, ExampleStream, TreeSet
 from strop.data.kinds import DatasetKind
 from strop.data.options import TokenizeOptions
 from strop.errors import ConfigError
@@ -30,7 +29,7 @@ HOPS = 1000
 """Runs of like rows that are skipped before a row counts as having no partner."""
 
 
-class MismatchedDataset(Sequence[Example]):
+class MismatchedDataset(TreeSet):
     """The trees of a labelled set, each with a second completion that belongs to another prompt.
 
     `completions` is `[own, mismatched]`, or `[own]` where no row is mismatched; `extras["partner"]` is the index of the
@@ -51,21 +50,9 @@ class MismatchedDataset(Sequence[Example]):
     def __len__(self) -> int:
         return len(self.dataset)
 
-    def __getitem__(self, index: int | str) -> Any:  # type: ignore[override]
-        return self.__getitems__([index])[0] if isinstance(index, int) else [tree[index] for tree in self]
-
-    def __repr__(self) -> str:
-        return f"{type(self).__name__}(columns={self.column_names}, rows={len(self)})"
-
-    @property
-    def column_names(self) -> list[str]:
-        """The columns under which a prepared row can be looked at."""
-        return self.dataset.column_names
-
     def __getitems__(self, indices: Sequence[int]) -> list[Example]:
-        """Several trees at once."""
         self.dataset.__getitems__(indices)  # tokenises together what is not known yet
-        own = [self.dataset.resolve(index % len(self)) for index in indices]
+        own = [self.dataset.resolve(index) for index in indices]
         partners = [self._partner(index) for index in own]
         wanted = list(dict.fromkeys([*own, *(partner for partner in partners if partner >= 0)]))
         found = dict(zip(wanted, self.dataset.__getitems__(wanted), strict=True))
@@ -84,19 +71,12 @@ class MismatchedDataset(Sequence[Example]):
         alike = self.prompts[given] == self.prompts[index] or self.completions[given] == self.completions[index]
         return -1 if alike else given
 
-    def __iter__(self) -> Iterator[Example]:
-        return (self[index] for index in range(len(self)))
-
     @property
     def lengths(self) -> list[int] | None:
         """Tokens of every tree, None while some are not tokenised."""
         if self.dataset.lengths is None:
             return None
         return [example.num_tokens for example in self]
-
-    def flush(self) -> None:
-        """Write what was tokenised to the cache folder."""
-        self.dataset.flush()
 
 
 class MismatchedStream:

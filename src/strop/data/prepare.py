@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from strop.data.cache_folder import cache_key, folder_of
-from strop.data.checks import Checked, check
+from strop.data.checks import check
 from strop.data.dataset import ExampleDataset, ExampleStream
 from strop.data.detect import detect
 from strop.data.encode import Encoder
@@ -68,24 +68,23 @@ def prepare(
     opened = load_rows(rows)
     builder = TreeBuilder(kind, Encoder(tokenizer, options), options)
     control = getattr(tokenizer, "all_special_tokens", ())
-    checked = check(opened, kind, options, control, builder.encoder.vocabulary)
-    found = _tokenizer_findings(checked, builder)
+    checked = check(opened, kind, options, control, builder.encoder.vocabulary, name=name)
+    found = _tokenizer_findings(checked.report, builder)
     if isinstance(opened, RowStream):
         return ExampleStream(opened, checked, builder, DataReport(name, opened.source, str(kind), noted=found))
-    checked.findings += found
+    checked.report.noted += found
     total = len(checked.numbers)
     folder = None
     if cache_dir is not None:
-        key = cache_key(checked.fingerprint, str(kind), options, builder.chat.template, tokenizer)
+        key = cache_key(checked.report.fingerprint, str(kind), options, builder.chat.template, tokenizer)
         folder = folder_of(cache_dir, name, key)
-    report = DataReport.start(name, str(kind), checked, total)
-    return ExampleDataset(opened, checked, builder, TreeStore(total, folder), report, eager=total <= eager_rows)
+    return ExampleDataset(opened, checked, builder, TreeStore(total, folder), eager=total <= eager_rows)
 
 
-def _tokenizer_findings(checked: Checked, builder: TreeBuilder) -> list[Finding]:
+def _tokenizer_findings(report: DataReport, builder: TreeBuilder) -> list[Finding]:
     """What the tokenizer lacks for these rows; raises `ConfigError` if it cannot be done without."""
-    plain_rows = len(checked.numbers) - checked.conversational
-    if checked.conversational:
+    plain_rows = report.trees - report.conversational
+    if report.conversational:
         builder.chat.require()
     findings = []
     if plain_rows and getattr(builder.encoder.tokenizer, "chat_template", None) and builder.kind not in UNTEMPLATED:
@@ -124,8 +123,7 @@ def check_rows(
             raise ConfigError("A stream can only be walked; say what its rows are for with `kind`.")
         kind = detect(opened, options).kind
     kind = as_kind(kind)
-    checked = check(opened, kind, options)
-    return DataReport.start(name, str(kind), checked, None)  # nothing is going to be tokenised
+    return check(opened, kind, options, name=name).report
 
 
 def as_kind(kind: DatasetKind | str) -> DatasetKind:

@@ -3,45 +3,35 @@
 from __future__ import annotations
 
 from array import array
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from itertools import groupby
+from operator import itemgetter
 from typing import Any
 
-from strop.data.checks import Checked, Counted
-from strop.data.findings import REASONS, Finding
+from strop.data.findings import FLAGS, REASONS, Counted, Finding
 from strop.data.truncate import Tokenized
+from strop.errors import DataError
+from strop.records import Example
 
 MANY_TRUNCATED = 0.1
 """Above this share of cut trees the report warns instead of mentioning it."""
+AS_IT_IS = {"skip_special_tokens": False, "clean_up_tokenization_spaces": False}
 SAMPLE_TOKENS = 512
 """Tokens of the rendered row that are shown of each part, from its start."""
 QUANTILES = {"min": 0.0, "p50": 0.5, "p90": 0.9, "p99": 0.99, "max": 1.0}
 
-FOUND_LATE = ("prompt_too_long", "too_long", "cut_identical", "nothing_scored", "empty_prompt", "unrenderable")
-"""Reasons that only tokenisation finds."""
-
-FLAGS = {
-    "cut": (
-        "the prompt's last tokens merge with the answer's first ones, so they are learned as part of the answer",
-        "End prompts before a space or a line break, or set boundary='separate'",
-    ),
-    "apart": (
-        "prompt and answer are tokenised apart where together they would merge, as they are when the model answers",
-        "End prompts before a space or a line break",
-    ),
-    "last_turn": (
-        "the chat template rewrites earlier turns, so only the last answer is learned",
-        "Use a template with {% generation %} marks, or split conversations into one row per answer",
-    ),
-    "calls_lost": (
-        "the chat template does not print tool calls, so they are not learned",
-        "Use the template of a model that calls tools (chat_template_path)",
-    ),
-    "no_stop": (
-        "the chat template does not end the answer in a stop token, so the model is not taught to stop",
-        "Set eos_token to the token that ends a turn",
-    ),
+PARTS = ("prompt", "completion", "tree", "uncut")
+"""What lengths are told of; `uncut` is the longest branch of a tree before anything was cut."""
+ADVICE = {
+    "prompt_too_long": "Raise max_length, shorten the prompts, or use truncation_mode='keep_end'",
+    "too_long": "Raise max_length",
+    "cut_identical": "Raise max_length",
+    "nothing_scored": "Raise max_length, or check the loss settings",
+    "empty_prompt": "Write a prompt",
+    "unrenderable": "Change the row or the template",
 }
-"""Flags of token trees that are worth a word: flag -> what, what to do."""
+"""What to do about rows that are left out for a reason that only tokenisation finds."""
 
 
 @dataclass(slots=True)
@@ -70,29 +60,7 @@ class DataReport:
     flags: dict[str, Counted] = field(default_factory=dict)
     noted: list[Finding] = field(default_factory=list)
     sample: dict[str, Any] | None = None
-    prompt_lengths: array[int] = field(default_factory=lambda: array("i"))
-    completion_lengths: array[int] = field(default_factory=lambda: array("i"))
-    tree_lengths: array[int] = field(default_factory=lambda: array("i"))
-    uncut_lengths: array[int] = field(default_factory=lambda: array("i"))  # longest branches before anything was cut
-
-    @classmethod
-    def start(cls, name: str, kind: str, checked: Checked, to_tokenize: int | None) -> DataReport:
-        """The report of a checked set before tokenisation."""
-        return cls(
-            name=name,
-            source=checked.source,
-            kind=kind,
-            rows_read=checked.rows_read,
-            trees=len(checked.numbers),
-            conversational=checked.conversational,
-            to_tokenize=to_tokenize,
-            fingerprint=checked.fingerprint,
-            prompts=checked.prompts,
-            digests=checked.digests,
-            alike=checked.alike,
-            left_out=checked.left_out,
-            noted=list(checked.findings),
-        )
+    sizes: dict[str, array[int]] = field(default_factory=lambda: {part: array("i") for part in PARTS})
 
     @property
     def complete(self) -> bool:
@@ -103,11 +71,15 @@ class DataReport:
         """Account for a row that gives no tree."""
         self.left_out.setdefault(reason, Counted()).add(row, detail)
 
+    def flag(self, row: int, key: str) -> None:
+        """Count a row that something of `FLAGS` is to be said about."""
+        self.flags.setdefault(key, Counted()).add(row)
+
     def add(self, row: int, tree: Tokenized) -> None:
         """Account for a tokenised tree of source row `row`."""
         self.tokenized += 1
         if tree.uncut:
-            self.uncut_lengths.append(tree.uncut)
+            self.sizes["uncut"].append(tree.uncut)
         if tree.left_out is not None:
             self.leave_out(row, *tree.left_out)
             self.trees -= 1
@@ -118,46 +90,52 @@ class DataReport:
             elif flag == "split":
                 self.split += 1
             else:
-                self.flags.setdefault(flag, Counted()).add(row)
-        self.prompt_lengths.append(len(tree.prompt_ids))
-        self.completion_lengths.extend(map(len, tree.completions))
-        self.tree_lengths.append(len(tree.prompt_ids) + sum(map(len, tree.completions)))
+                self.flag(row, flag)
+        self.sizes["prompt"].append(len(tree.prompt_ids))
+        self.sizes["completion"].extend(map(len, tree.completions))
+        self.sizes["tree"].append(len(tree.prompt_ids) + sum(map(len, tree.completions)))
 
     @property
     def lengths(self) -> dict[str, dict[str, int]]:
         """Quantiles of the lengths of prompts, completions, whole trees and uncut branches, in tokens."""
-        parts = {
-            "prompt": self.prompt_lengths,
-            "completion": self.completion_lengths,
-            "tree": self.tree_lengths,
-            "uncut": self.uncut_lengths,
+        return {part: quantiles(values) for part, values in self.sizes.items() if len(values)}
+
+    def _why_left_out(self) -> dict[str, str]:
+        """A sentence for each reason: how many rows, why, which."""
+        return {
+            reason: f"{rows.count} left out: {REASONS[reason]} ({rows.rows()}; {rows.first[0][1]})"
+            for reason, rows in self.left_out.items()
         }
-        return {name: quantiles(values) for name, values in parts.items() if len(values)}
+
+    def nothing_left(self) -> DataError:
+        """The error for data of which no row can be used."""
+        title = f"{self.source}: none of the {self.rows_read} rows can be learned from."
+        return DataError.collect(title, list(self._why_left_out().values()))  # type: ignore[return-value]
 
     @property
     def findings(self) -> list[Finding]:
         """Everything worth knowing, the worst first."""
         found = list(self.noted)
-        for reason, rows in self.left_out.items():
-            detail = rows.first[0][1]
-            message = f"{rows.count} left out: {REASONS[reason]} ({rows.rows()}; {detail})"
-            if self.stand_ins and reason in FOUND_LATE:
+        for reason, message in self._why_left_out().items():
+            if self.stand_ins and reason in ADVICE:
                 message += "; the next usable row stands in for each"
             severity = "info" if reason == "label_false" else "warning"
-            found.append(Finding(rows.first[0][0], None, severity, message, _advice(reason)))
+            first = self.left_out[reason].first[0][0]
+            found.append(Finding(first, None, severity, message, ADVICE.get(reason, "")))
         for flag, rows in self.flags.items():
             what, fix = FLAGS[flag]
             severity = "info" if flag == "apart" else "warning"
             found.append(Finding(rows.first[0][0], None, severity, f"{what} ({rows.count}: {rows.rows()})", fix))
+        trees = len(self.sizes["tree"])
         if self.truncated:
-            share = self.truncated / max(len(self.tree_lengths), 1)
+            share = self.truncated / max(trees, 1)
             severity = "warning" if share > MANY_TRUNCATED else "info"
-            message = f"{self.truncated} of {len(self.tree_lengths)} trees are cut to length ({share:.0%})"
-            whole = quantiles(self.uncut_lengths)
+            message = f"{self.truncated} of {trees} trees are cut to length ({share:.0%})"
+            whole = quantiles(self.sizes["uncut"])
             fix = f"max_length={whole['p99']} would keep 99% of the rows whole, max_length={whole['max']} all of them"
             found.append(Finding(None, None, severity, message, fix))
         if self.split:
-            message = f"{self.split} of {len(self.tree_lengths)} trees are longer than a pack and are split, not cut"
+            message = f"{self.split} of {trees} trees are longer than a pack and are split, not cut"
             found.append(Finding(None, None, "info", message))
         rank = {"error": 0, "warning": 1, "info": 2}
         return sorted(found, key=lambda finding: rank[finding.severity])
@@ -197,20 +175,10 @@ class DataReport:
         lines += [f"  {finding.severity}: {finding}" for finding in self.findings]
         if self.sample is not None:
             lines.append(f"  row {self.sample['row']} as the model sees it (what it learns stands in [[ ]]):")
-            lines += [f"    {part['name']}: {marked(part['tokens'], part['mask'])!r}" for part in self.sample["parts"]]
+            for part in self.sample["parts"]:
+                text = "".join(f"[[{text}]]" if learned else text for text, learned in runs_of(part))
+                lines.append(f"    {part['name']}: {text!r}")
         return "\n".join(lines)
-
-
-def _advice(reason: str) -> str:
-    advice = {
-        "prompt_too_long": "Raise max_length, shorten the prompts, or use truncation_mode='keep_end'",
-        "too_long": "Raise max_length",
-        "cut_identical": "Raise max_length",
-        "nothing_scored": "Raise max_length, or check the loss settings",
-        "empty_prompt": "Write a prompt",
-        "unrenderable": "Change the row or the template",
-    }
-    return advice.get(reason, "")
 
 
 def quantiles(values: array[int]) -> dict[str, int]:
@@ -219,34 +187,31 @@ def quantiles(values: array[int]) -> dict[str, int]:
     return {name: ordered[round(q * (len(ordered) - 1))] for name, q in QUANTILES.items()}
 
 
-def marked(tokens: list[str], mask: list[int]) -> str:
-    """Token texts as one string, with runs of learned tokens in double brackets."""
-    text, inside = "", False
-    for token, on in zip(tokens, mask, strict=True):
-        if bool(on) != inside:
-            text += "[[" if on else "]]"
-            inside = bool(on)
-        text += token
-    return text + ("]]" if inside else "")
+def runs_of(part: Mapping[str, Any]) -> list[tuple[str, bool]]:
+    """The text of a part of a sample, in runs of tokens that are learned and of those that are only read."""
+    tokens = zip(part["mask"], part["tokens"], strict=True)
+    runs = [("".join(text for _, text in run), bool(on)) for on, run in groupby(tokens, key=itemgetter(0))]
+    more = part["length"] - len(part["tokens"])
+    return [*runs, (f" ... and {more} more tokens", False)] if more else runs
 
 
-def sample_of(tree: Tokenized, row: int, tokenizer: Any, score_prompt: bool = False) -> dict[str, Any]:
+def sample_of(tree: Example, tokenizer: Any) -> dict[str, Any]:
     """A tree as the model sees it: each token's text, and whether it is learned (1) or only read (0)."""
     names = {1: ["completion"], 2: ["chosen", "rejected"]}.get(len(tree.completions), [])
     size = len(tree.prompt_ids)
-    prompt_mask = [0] + [int(score_prompt)] * (size - 1) if size else []
+    prompt_mask = [0] + [int(tree.score_prompt)] * (size - 1) if size else []
     parts = [("prompt", tree.prompt_ids, prompt_mask)] if size else []
     for index, (name, ids) in enumerate(zip(names, tree.completions, strict=True)):
         mask = list(tree.mask(index))
-        if not size and mask and tree.labels is None:
+        if not size and mask and "labels" not in tree.extras:
             mask[0] = 0  # nothing stands before it, so it is not predicted
         parts.append((name, ids, mask))
     return {
-        "row": row,
+        "row": tree.row,
         "parts": [
             {
                 "name": name,
-                "tokens": [_token_text(tokenizer, token) for token in ids[:SAMPLE_TOKENS]],
+                "tokens": [tokenizer.decode([token], **AS_IT_IS) for token in ids[:SAMPLE_TOKENS]],
                 "ids": ids[:SAMPLE_TOKENS],
                 "mask": mask[:SAMPLE_TOKENS],
                 "length": len(ids),
@@ -254,7 +219,3 @@ def sample_of(tree: Tokenized, row: int, tokenizer: Any, score_prompt: bool = Fa
             for name, ids, mask in parts
         ],
     }
-
-
-def _token_text(tokenizer: Any, token: int) -> str:
-    return tokenizer.decode([token], skip_special_tokens=False, clean_up_tokenization_spaces=False)

@@ -7,9 +7,9 @@ walked from the start. Both are torch-free, cheap to pickle and safe to share be
 from __future__ import annotations
 
 import copy
-from array import array
+import json
 from bisect import bisect_right
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, overload
 
 from strop.errors import DataError
@@ -33,10 +33,10 @@ class Rows(Sequence[Row]):
     @overload
     def __getitem__(self, index: int) -> Row: ...
     @overload
-    def __getitem__(self, index: slice) -> Rows: ...
-    def __getitem__(self, index: int | slice) -> Row | Rows:
+    def __getitem__(self, index: slice) -> list[Row]: ...
+    def __getitem__(self, index: int | slice) -> Row | list[Row]:
         if isinstance(index, slice):
-            return self.select(range(*index.indices(len(self))))
+            return [self.row(number) for number in range(*index.indices(len(self)))]
         number = index + len(self) if index < 0 else index
         if not 0 <= number < len(self):
             raise IndexError(f"row {index} of {len(self)}")
@@ -44,10 +44,6 @@ class Rows(Sequence[Row]):
 
     def __iter__(self) -> Iterator[Row]:
         return (self.row(i) for i in range(len(self)))
-
-    def select(self, indices: Iterable[int]) -> Rows:
-        """The rows with these numbers, in this order."""
-        return SelectedRows(self, indices)
 
     def map(self, function: Callable[[Row], Row]) -> Rows:
         """The rows, each changed by `function` when it is read."""
@@ -70,22 +66,6 @@ class ListRows(Rows):
         return f"{self.source}, line {self.lines[index]}" if self.lines else super().where(index)
 
 
-class SelectedRows(Rows):
-    """Some rows of another set."""
-
-    def __init__(self, base: Rows, indices: Iterable[int]) -> None:
-        self.base, self.indices, self.source, self.notes = base, array("q", indices), base.source, base.notes
-
-    def __len__(self) -> int:
-        return len(self.indices)
-
-    def row(self, index: int) -> Row:
-        return self.base[self.indices[index]]
-
-    def where(self, index: int) -> str:
-        return self.base.where(self.indices[index])
-
-
 class MappedRows(Rows):
     """The rows of another set, changed one by one."""
 
@@ -96,19 +76,10 @@ class MappedRows(Rows):
         return len(self.base)
 
     def row(self, index: int) -> Row:
-        return self._apply(index, self.base[index])
+        return self.function(self.base[index])
 
     def __iter__(self) -> Iterator[Row]:
-        return (self._apply(index, row) for index, row in enumerate(self.base))
-
-    def _apply(self, index: int, row: Row) -> Row:
-        changed = self.function(row)
-        if not isinstance(changed, dict):
-            raise DataError(
-                f"{self.where(index)}: the function that changes rows returned a {type(changed).__name__}; "
-                "return a dict of columns."
-            )
-        return changed
+        return map(self.function, self.base)
 
     def where(self, index: int) -> str:
         return self.base.where(index)
@@ -164,21 +135,6 @@ class RowStream:
         return changed
 
 
-def choose_columns(columns: dict[str, str] | Sequence[str]) -> Callable[[Row], Row]:
-    """A function for `Rows.map`: a dict renames `{theirs: ours}`, a list keeps these columns only."""
-    if isinstance(columns, dict):
-        names = dict(columns)
-
-        def rename(row: Row) -> Row:
-            taken = set(names.values())
-            kept = {key: value for key, value in row.items() if key not in names and key not in taken}
-            return kept | {ours: row[theirs] for theirs, ours in names.items() if theirs in row}
-
-        return rename
-    keep = tuple(columns)
-    return lambda row: {key: row[key] for key in keep if key in row}
-
-
 def parse_columns(text: str) -> dict[str, list[str]]:
     """`"prompt=instruction+input, completion=output"` as `{ours: [theirs, ...]}`; raises `DataError`."""
     found: dict[str, list[str]] = {}
@@ -209,6 +165,16 @@ def join_columns(row: Row, names: Sequence[str]) -> Any:
     if len(values) > 1:
         raise DataError(f"columns {' and '.join(map(repr, names))} cannot be joined: not all of them hold text.")
     return values[0] if values else row.get(names[0])
+
+
+def from_json(value: Any, opening: str = "") -> Any:
+    """What a string that begins so holds as JSON; any other value, and a string that holds none, as it is."""
+    if not isinstance(value, str) or not value.lstrip().startswith(opening):
+        return value
+    try:
+        return json.loads(value)
+    except (ValueError, RecursionError):
+        return value
 
 
 def plain(value: Any) -> Any:

@@ -11,18 +11,18 @@ import json
 import os
 from array import array
 from collections.abc import Iterator
+from io import FileIO
 from pathlib import Path
 from typing import Any
 
+from strop.data.findings import Counted
 from strop.data.kinds import FORMS, form_of, names_of, rename_hint
 from strop.data.layouts import adapt
 from strop.data.options import TokenizeOptions
-from strop.data.rows import ListRows, Rows, RowStream
+from strop.data.rows import ListRows, Rows, RowStream, from_json
 from strop.errors import DataError
 from strop.records import Row
 
-Trouble = tuple[int, str]
-"""Line number (from 1) and what is wrong there."""
 LONG_NUMBER = "a number has thousands of digits. Write it as a string."
 JSON_COLUMNS = frozenset(
     {"messages", "conversations", "prompt", "completion", "chosen", "rejected", "completions", "labels"}
@@ -42,29 +42,22 @@ PLAIN = json.JSONDecoder()
 class LineRows(Rows):
     """A file with a row per line, read on demand: only line offsets are held."""
 
+    _file: FileIO | None = None
+    _owner = 0
+
     def __init__(self, path: Path, as_json: bool = True) -> None:
         self.path, self.as_json, self.source = path, as_json, path.name
-        self._fd: int | None = None
-        self._owner = 0
         self.offsets, self.numbers = array("Q"), array("Q")
-        trouble: list[Trouble] = []
-        offset = bad = 0
-        with path.open("rb") as file:
-            for number, raw in enumerate(file, 1):
-                start, offset = offset, offset + len(raw)
-                if _is_blank(raw):
-                    continue
-                found = _line_trouble(raw, as_json)
-                if found is None:
-                    self.offsets.append(start)
-                    self.numbers.append(number)
-                else:
-                    bad += 1
-                    if len(trouble) < 21:
-                        trouble.append((number, found))
-        self.size = offset
-        if bad:
-            raise _line_error(path, trouble, bad, "cannot be read", self.row(0) if self.offsets else None)
+        trouble = Counted()
+        for number, offset, raw in _lines(path):
+            cause = _line_trouble(raw, as_json)
+            if cause is not None:
+                trouble.add(number, cause)
+            else:
+                self.offsets.append(offset)
+                self.numbers.append(number)
+        if trouble.count:
+            raise _line_error(path, trouble, "cannot be read", self.row(0) if self.offsets else None)
         if not self.offsets:
             raise DataError(f"{path}: the file holds no rows. Check that it was written to the end.")
 
@@ -75,33 +68,36 @@ class LineRows(Rows):
         return f"{self.source}, line {self.numbers[index]}"
 
     def row(self, index: int) -> Row:
-        end = self.offsets[index + 1] if index + 1 < len(self.offsets) else self.size
+        if self._file is None or self._owner != os.getpid():  # forked processes would share one place in the file
+            self._file, self._owner = self.path.open("rb", buffering=0), os.getpid()
+        start, *after = self.offsets[index : index + 2]
+        self._file.seek(start)
+        # A bad line or blank lines may lie between two rows; the row is the first line of what is read.
+        raw = self._file.read(after[0] - start if after else -1).split(b"\n", 1)[0]
         try:
-            return _parse_line(self._read(self.offsets[index], end), self.as_json)
+            return _parse_line(raw, self.as_json)
         except ValueError:
             raise DataError(f"{self.where(index)}: '{self.path}' changed while it was being used.") from None
 
     def __iter__(self) -> Iterator[Row]:
-        with self.path.open("rb") as file:
-            for raw in file:
-                if not _is_blank(raw):
-                    yield _parse_line(raw, self.as_json)
-
-    def _read(self, start: int, end: int) -> bytes:
-        if self._fd is None or self._owner != os.getpid():
-            self._fd, self._owner = os.open(self.path, os.O_RDONLY | getattr(os, "O_BINARY", 0)), os.getpid()
-        if hasattr(os, "pread"):
-            # A bad line or blank lines may lie between two rows; the row is the first line of what is read.
-            return os.pread(self._fd, end - start, start).split(b"\n", 1)[0]
-        os.lseek(self._fd, start, os.SEEK_SET)
-        return os.read(self._fd, end - start).split(b"\n", 1)[0]
+        return (_parse_line(raw, self.as_json) for _, _, raw in _lines(self.path))
 
     def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_fd": None}
+        return self.__dict__ | {"_file": None}
 
     def __del__(self) -> None:
-        if getattr(self, "_fd", None) is not None and self._owner == os.getpid():
-            os.close(self._fd)  # type: ignore[arg-type]
+        if self._file is not None:
+            self._file.close()
+
+
+def _lines(path: Path) -> Iterator[tuple[int, int, bytes]]:
+    """The lines of a file that are not blank: number from 1, place in the file, bytes."""
+    offset = 0
+    with path.open("rb") as file:
+        for number, raw in enumerate(file, 1):
+            if not _is_blank(raw):
+                yield number, offset, raw
+            offset += len(raw)
 
 
 def _is_blank(raw: bytes) -> bool:
@@ -173,10 +169,11 @@ def _json_hint(problem: json.JSONDecodeError) -> str:
     return "Write each row with json.dumps."
 
 
-def _line_error(path: Path, trouble: list[Trouble], total: int, what: str, good: Row | None = None) -> DataError:
-    """One error for `total` lines, the first twenty in full; and for the columns of a good row, if none is known."""
-    lines = [f"  - {path.name}, line {number}, {cause}" for number, cause in trouble[:20]]
-    more = [f"  ... and {total - 20} more"] if total > 20 else []
+def _line_error(path: Path, trouble: Counted, what: str, good: Row | None = None) -> DataError:
+    """One error for all lines, the first ones in full; and for the columns of a good row, if none is known."""
+    total = trouble.count
+    lines = [f"  - {path.name}, line {number}, {cause}" for number, cause in trouble.first]
+    more = [f"  ... and {total - len(lines)} more"] if total > len(lines) else []
     if good is not None and form_of(adapt(good, None, TokenizeOptions())[0], FORMS, TokenizeOptions()) is None:
         more.append(f"  The other lines have no known columns either: found {names_of(good)}.{rename_hint(good)}")
     error = DataError("\n".join([f"{path}: {total} line{'s' if total > 1 else ''} {what}.", *lines, *more]))
@@ -188,14 +185,11 @@ def stream_lines(path: Path, as_json: bool = True) -> RowStream:
     """The rows of a line file from the start, each checked when it is reached."""
 
     def start() -> Iterator[Row]:
-        with path.open("rb") as file:
-            for number, raw in enumerate(file, 1):
-                if _is_blank(raw):
-                    continue
-                cause = _line_trouble(raw, as_json)
-                if cause is not None:
-                    raise _line_error(path, [(number, cause)], 1, "cannot be read")
-                yield _parse_line(raw, as_json)
+        for number, _, raw in _lines(path):
+            cause = _line_trouble(raw, as_json)
+            if cause is not None:
+                raise _line_error(path, Counted(1, [(number, cause)]), "cannot be read")
+            yield _parse_line(raw, as_json)
 
     return RowStream(start, path.name)
 
@@ -204,12 +198,9 @@ def read_json(path: Path, split: str) -> Rows:
     """Rows of a `.json` file: an array of objects, an object of splits, or JSON Lines under the wrong name."""
     raw = path.read_bytes()
     try:
-        value = STRICT.decode(raw.decode("utf-8-sig"))
-    except UnicodeDecodeError as problem:
-        line = raw.count(b"\n", 0, problem.start) + 1
-        raise DataError(
-            f"{path}: line {line}: byte 0x{raw[problem.start]:02x} is not valid UTF-8. Save it as UTF-8."
-        ) from None
+        value = STRICT.decode(_decoded(raw, path))
+    except DataError:
+        raise
     except RecursionError:
         raise DataError(f"{path}: JSON nested too deeply. Write an array of flat objects.") from None
     except json.JSONDecodeError as problem:
@@ -260,7 +251,7 @@ def _refuse_columns(value: dict[str, Any], path: Path) -> None:
 
 def read_table(path: Path, delimiter: str) -> Rows:
     """Rows of a CSV or TSV file with a header line; cells that hold JSON messages or lists are parsed."""
-    rows, lines, trouble, bad = [], array("Q"), [], 0
+    rows, lines, trouble = [], array("Q"), Counted()
     reader = csv.reader(_decoded_lines(path), delimiter=delimiter, strict=True)
     limit = csv.field_size_limit(2**31 - 1)
     try:
@@ -269,19 +260,18 @@ def read_table(path: Path, delimiter: str) -> Rows:
             if not cells:
                 continue
             if len(cells) != len(header):
-                bad += 1
-                if bad <= 20:
-                    trouble.append((reader.line_num, f"{len(cells)} cells, but the header names {len(header)} columns"))
+                trouble.add(reader.line_num, f"{len(cells)} cells, but the header names {len(header)} columns")
                 continue
-            rows.append({name: _cell(name, text) for name, text in zip(header, cells, strict=True)})
+            named = zip(header, cells, strict=True)
+            rows.append({name: from_json(text, "[") if name in JSON_COLUMNS else text for name, text in named})
             lines.append(reader.line_num)
     except csv.Error as problem:
         line = reader.line_num
         raise DataError(f"{path}: line {line}: {problem}. Quote cells that hold quotes or line breaks.") from None
     finally:
         csv.field_size_limit(limit)
-    if bad:
-        raise _line_error(path, trouble, bad, "cannot be fitted to the header (quote cells that hold the delimiter)")
+    if trouble.count:
+        raise _line_error(path, trouble, "cannot be fitted to the header (quote cells that hold the delimiter)")
     if not rows:
         raise DataError(f"{path}: the file holds a header and no rows.")
     return ListRows(rows, path.name, lines)
@@ -292,12 +282,17 @@ def _decoded_lines(path: Path) -> Iterator[str]:
         for number, raw in enumerate(file, 1):
             if b"\x00" in raw:
                 raise DataError(f"{path}: line {number}: a zero byte: the file is damaged. Write it again.")
-            try:
-                yield raw.decode("utf-8-sig" if number == 1 else "utf-8")
-            except UnicodeDecodeError as problem:
-                raise DataError(
-                    f"{path}: line {number}: byte 0x{raw[problem.start]:02x} is not valid UTF-8. Save it as UTF-8."
-                ) from None
+            yield _decoded(raw, path, number)
+
+
+def _decoded(raw: bytes, path: Path, line: int = 1) -> str:
+    """The text of bytes that begin with a line of a file; raises `DataError` that names the line that is no text."""
+    try:
+        return raw.decode("utf-8-sig")
+    except UnicodeDecodeError as problem:
+        line += raw.count(b"\n", 0, problem.start)
+        byte = raw[problem.start]
+        raise DataError(f"{path}: line {line}: byte 0x{byte:02x} is not valid UTF-8. Save it as UTF-8.") from None
 
 
 def _header(header: list[str] | None, path: Path, delimiter: str) -> list[str]:
@@ -314,13 +309,3 @@ def _header(header: list[str] | None, path: Path, delimiter: str) -> list[str]:
             fix = f"Rename it to end in {suffix}" if suffix else "Save it with commas"
             raise DataError(f"{path}: line 1: {names[0]!r} is one column: cells are separated by {other!r}. {fix}.")
     return names
-
-
-def _cell(name: str, text: str) -> Any:
-    if name in JSON_COLUMNS and text.lstrip().startswith("["):
-        try:
-            value = json.loads(text)
-        except (ValueError, RecursionError):
-            return text
-        return value if isinstance(value, list) else text
-    return text

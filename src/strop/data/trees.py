@@ -36,8 +36,7 @@ class TreeBuilder:
 
     def _within_positions(self, tree: Tokenized) -> Tokenized:
         """The tree, if the model has a position for each of its tokens and of those sampled after a prompt."""
-        limit, options = self.options.learned_positions, self.options
-        size = len(tree.prompt_ids) + max(map(len, tree.completions), default=0)
+        limit, options, size = self.options.learned_positions, self.options, tree.branch
         if options.split_overlong and options.max_length is not None:
             size = min(size, options.max_length)
         sampled = (options.max_completion_length or 0) if self.kind is DatasetKind.PROMPT_ONLY else 0
@@ -162,8 +161,7 @@ class TreeBuilder:
             if ids[:size] == found.ids and any(mask):
                 return self._end_at_stop(found.ids, mask[:size]), True
         spans, complete = self.chat.answer_spans(messages, case.tools, case.template_kwargs, text, first)
-        spans = [(max(begin - start, 0), end - start) for begin, end in spans if end > start]
-        return (yield from self._mask_of_spans(text[start:], found, spans)), complete
+        return (yield from self._mask_of_spans(text, found, spans, start)), complete
 
     def _hide(
         self, case: Case, messages: list[Message], text: str, found: Encoded, mask: list[int], start: int = 0
@@ -174,8 +172,7 @@ class TreeBuilder:
             if any(is_learned(message) is False for message in messages):
                 raise Unrenderable("it rewrites history, so a message that is not to be learned cannot be found in it")
             return mask
-        spans = [(max(begin - start, 0), end - start) for begin, end in spans if end > start]
-        off = yield from self._mask_of_spans(text[start:], found, spans)
+        off = yield from self._mask_of_spans(text, found, spans, start)
         return [on & (1 - hidden) for on, hidden in zip(mask, off, strict=True)]
 
     def _end_at_stop(self, ids: list[int], mask: list[int]) -> list[int]:
@@ -197,8 +194,14 @@ class TreeBuilder:
                 tail = []
         return mask
 
-    def _mask_of_spans(self, text: str, whole: Encoded, spans: Spans) -> Job[list[int]]:
-        """Which tokens overlap a span of characters; without offsets, the ids of the text up to its ends tell."""
+    def _mask_of_spans(self, text: str, whole: Encoded, spans: Spans, first: int) -> Job[list[int]]:
+        """Which tokens overlap a span of characters; without offsets, the ids of the text up to its ends tell.
+
+        Args:
+            whole: the ids of `text` from its character `first` on.
+        """
+        text = text[first:]
+        spans = [(max(start - first, 0), end - first) for start, end in spans if end > first]
         mask = [0] * len(whole.ids)
         if whole.offsets is not None:
             position = 0
@@ -341,7 +344,7 @@ class TreeBuilder:
 
     def _fit(self, tree: Tokenized, case: Case) -> Job[Tokenized]:
         """The tree cut to the limits; `uncut` says how long it was."""
-        uncut = len(tree.prompt_ids) + max(map(len, tree.completions), default=0)
+        uncut = tree.branch
         fitted = yield from self._cut(tree, case)
         fitted.uncut = uncut
         return fitted

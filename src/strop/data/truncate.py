@@ -20,7 +20,7 @@ class Tokenized:
     completions: list[list[int]]
     masks: list[list[int]] | None = None  # like completions, 0 or 1; None: all 1
     labels: list[float] | None = None  # stepwise: one per mask entry of 1
-    flags: tuple[str, ...] = ()  # "truncated", "split", or a key of report.FLAGS
+    flags: tuple[str, ...] = ()  # "truncated", "split", or a key of findings.FLAGS
     left_out: tuple[str, str] | None = None  # reason (a key of findings.REASONS), detail
     uncut: int = 0  # tokens of the longest branch before anything was cut
 
@@ -34,10 +34,19 @@ class Tokenized:
         if name not in self.flags:
             self.flags = (*self.flags, name)
 
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest completion."""
+        return max(map(len, self.completions), default=0)
+
+    @property
+    def branch(self) -> int:
+        """Tokens of the longest branch: the prompt and one completion."""
+        return len(self.prompt_ids) + self.longest
+
     def flag_split(self, options: TokenizeOptions) -> None:
         """Note that a tree is longer than a pack, where packing is going to split it."""
-        size = len(self.prompt_ids) + max(map(len, self.completions), default=0)
-        if options.split_overlong and options.max_length is not None and size > options.max_length:
+        if options.split_overlong and options.max_length is not None and self.branch > options.max_length:
             self.flag("split")
 
     def mask(self, index: int) -> list[int]:
@@ -55,13 +64,10 @@ class Tokenized:
 
 def overlong(tree: Tokenized, options: TokenizeOptions) -> str | None:
     """Which limit a tree exceeds, as a sentence; None if it fits."""
-    longest = max(map(len, tree.completions), default=0)
-    prompt = len(tree.prompt_ids)
-    whole = "prompt and completion" if tree.completions else "prompt"
     for name, size, setting in (
-        ("prompt", prompt, "max_prompt_length"),
-        ("completion", longest, "max_completion_length"),
-        (whole, prompt + longest, "max_length"),
+        ("prompt", len(tree.prompt_ids), "max_prompt_length"),
+        ("completion", tree.longest, "max_completion_length"),
+        ("prompt and completion" if tree.completions else "prompt", tree.branch, "max_length"),
     ):
         limit = getattr(options, setting)
         if limit is not None and size > limit:
@@ -94,9 +100,8 @@ def truncate(tree: Tokenized, options: TokenizeOptions, header: int, bos: int) -
     if limit is None or options.split_overlong:
         tree.flag_split(options)
         return tree
-    longest = max(map(len, tree.completions), default=0)
-    if options.truncation_mode == "keep_end" and len(tree.prompt_ids) + longest > limit:
-        room = max(limit - longest, bos if bos < limit else 0)
+    if options.truncation_mode == "keep_end" and tree.branch > limit:
+        room = max(limit - tree.longest, bos if bos < limit else 0)
         tree.prompt_ids = cut_prompt(tree.prompt_ids, room, header, bos)
         tree.flag("truncated")
     room = limit - len(tree.prompt_ids)

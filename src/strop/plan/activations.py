@@ -9,8 +9,6 @@ layers are, and no formula per architecture is needed.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,7 +29,7 @@ class Shape:
         linear: elements of the linear layers that are quantised in a 4-bit or 8-bit model (heads are not).
         per_rank: elements of a LoRA adapter of rank 1 on every linear layer.
         embedding: elements of the largest single weight, embedding or head.
-        vocabulary, hidden, layers: sizes.
+        vocabulary, layers: sizes.
         cache_token: elements of keys and values that one generated token adds.
         saved_token: bytes that one token keeps from forward to backward, over all layers.
         saved_square: bytes that each pair of tokens of a row keeps, where attention has no flash form; else 0.
@@ -43,7 +41,6 @@ class Shape:
     per_rank: int
     embedding: int
     vocabulary: int
-    hidden: int
     layers: int
     cache_token: int
     saved_token: float
@@ -85,7 +82,7 @@ def planned_attention(
 
 
 class Saved:
-    """Bytes of the distinct storages that autograd saves within the context, those of weights left out."""
+    """Bytes of the distinct storages of the tensors that it is given, those of weights left out."""
 
     def __init__(self, model: nn.Module) -> None:
         self.storages = [tensor.untyped_storage() for tensor in [*model.parameters(), *model.buffers()]]
@@ -100,18 +97,12 @@ class Saved:
             self.bytes += storage.nbytes()
         return tensor
 
-    @contextmanager
-    def counting(self) -> Iterator[None]:
-        with torch.autograd.graph.saved_tensors_hooks(self, lambda tensor: tensor):
-            yield
-
 
 def shape_of(config: Any, dtype: torch.dtype, *, lora_rank: int | None = None) -> Shape:
     """Count the model of a transformers config (a text decoder) in a dtype; with a rank, under a LoRA adapter."""
     from transformers import AttentionInterface, AutoModelForCausalLM
 
     config = copy.deepcopy(config)  # the attention function is written into it
-
     AttentionInterface.register(ATTENTION, planned_attention)
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config, dtype=dtype)
@@ -121,9 +112,11 @@ def shape_of(config: Any, dtype: torch.dtype, *, lora_rank: int | None = None) -
     stack = model.base_model
     weights = [p.numel() for p in model.parameters()]
     linears = [m for m in stack.modules() if isinstance(m, nn.Linear)]
-    linear, per_rank = (sum(f(m) for m in linears) for f in (lambda m: m.weight.numel(), ends))
     if lora_rank is not None:
-        add_adapter(model, lora_rank)
+        from peft import LoraConfig, inject_adapter_in_model
+
+        model.requires_grad_(False)
+        inject_adapter_in_model(LoraConfig(r=lora_rank, target_modules="all-linear"), model)
     few, some, many = (saved_bytes(stack, tokens) for tokens in LENGTHS)
     step = LENGTHS[1] - LENGTHS[0]
     square = (many - 2 * some + few) / (2 * step**2)
@@ -132,11 +125,10 @@ def shape_of(config: Any, dtype: torch.dtype, *, lora_rank: int | None = None) -
     width = torch.empty((), dtype=dtype).element_size()
     return Shape(
         parameters=sum(weights),
-        linear=linear,
-        per_rank=per_rank,
+        linear=sum(layer.weight.numel() for layer in linears),
+        per_rank=sum(layer.in_features + layer.out_features for layer in linears),
         embedding=max(weights),
         vocabulary=int(text.vocab_size),
-        hidden=int(text.hidden_size),
         layers=layers,
         cache_token=cache_elements(text, layers),
         saved_token=saved,
@@ -145,24 +137,11 @@ def shape_of(config: Any, dtype: torch.dtype, *, lora_rank: int | None = None) -
     )
 
 
-def ends(layer: nn.Linear) -> int:
-    """Elements of an adapter of rank 1 on a layer."""
-    return layer.in_features + layer.out_features
-
-
-def add_adapter(model: Any, rank: int) -> None:
-    """LoRA on every linear layer; the rest is frozen."""
-    from peft import LoraConfig, inject_adapter_in_model
-
-    model.requires_grad_(False)
-    inject_adapter_in_model(LoraConfig(r=rank, target_modules="all-linear"), model)
-
-
 def saved_bytes(stack: nn.Module, tokens: int) -> int:
     """Bytes that the layers keep of one row of so many tokens."""
     saved = Saved(stack)
     ids = torch.zeros(1, tokens, dtype=torch.long, device="meta")
-    with saved.counting():
+    with torch.autograd.graph.saved_tensors_hooks(saved, lambda tensor: tensor):
         stack(input_ids=ids, position_ids=ids, use_cache=False)
     return saved.bytes
 

@@ -4,7 +4,6 @@
 entry.py     Recipe: a paper's settings for one method
 offline.py   recipes of methods that learn from rows
 online.py    recipes of methods that sample
-page.py      docs/papers.md, from the same tables
 ```
 
 A recipe is a start: every value that is given wins over it. It holds what moves numbers and was printed by the
