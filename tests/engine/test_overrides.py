@@ -11,7 +11,7 @@ import torch
 import transformers
 
 import strop
-from strop.engine.overrides import ENGINES, HOOKS
+from strop.engine.overrides import CALLERS, HOOKS
 from strop.engine.trainer import BaseTrainer
 from strop.errors import ConfigError
 from strop.methods.registry import METHODS
@@ -117,5 +117,5 @@ def test_a_name_that_nothing_calls_for_the_method_is_free_for_a_helper(trainer: 
 
 
 def test_every_engine_is_a_trainer_here() -> None:
-    assert ENGINES.keys() <= HOOKS.keys()
-    assert {prefix for prefixes in ENGINES.values() for prefix in prefixes} <= {method.prefix for method in METHODS}
+    assert CALLERS.keys() == HOOKS.keys()
+    assert {prefix for prefixes in CALLERS.values() for prefix in prefixes} <= {method.prefix for method in METHODS}

@@ -12,137 +12,75 @@ from typing import Any, Self
 
 from strop.errors import ConfigError
 
-LOSS = "loss(scores, batch, step) -> LossOutput, from which training and evaluation take their loss"
-ROWS = "facts(args, given), whose `convert` and `tokenize` say how rows become examples; or give rows that hold ids"
-WINDOW = "prepare_step(examples), which sees all rows of an optimizer step"
-SCORES = "score(model, batch, log), which gives the per-token log-probs of the policy"
-REFERENCE = "the argument ref_model, or reference_in_loss"
-SAMPLING = "the argument rollout_func, or rollout(prompts, n, training=...)"
-REWARDS = "the argument reward_funcs, or score_groups(groups, mode)"
-ADVANTAGES = "advantages(groups) of GRPO and RLOO, or loss(scores, batch, step)"
-METRICS = "the metrics of what loss(scores, batch, step) returns, or log(logs)"
-TEACHER = "the argument teacher_model, or context(batch, work, training)"
-WEIGHTS = "the argument embedding_func, or loss(scores, batch, step)"
-
-HOOKS: dict[str, str] = {
-    **dict.fromkeys(
-        (
-            "compute_loss", "dpo_loss", "kto_loss", "bco_loss", "cpo_loss", "odds_ratio_loss", "compute_liger_loss",
-            "get_batch_loss_metrics", "_compute_loss", "_compute_loss_liger", "_compute_loss_dpo",
-            "generalized_jsd_loss", "_compute_losses", "dft_loss", "_compute_policy_loss", "_compute_distillation_loss",
-            "_chunked_ce_forward", "compute_loss_func", "get_off_policy_mask", "get_high_entropy_mask",
-            "get_gamma_weights", "_compute_liger_loss",
-        ),
-        LOSS,
-    ),
-    "prediction_step": f"{LOSS}, and predictions(scores, batch) for compute_metrics",
-    **dict.fromkeys(
-        (
-            "tokenize_row", "process_row", "_prepare_dataset", "build_tokenized_answer", "concatenated_inputs",
-            "_tokenize", "_tokenize_prompts", "_tokenize_prompts_untruncated", "tokenize_batch",
-            "_prepare_packed_dataloader", "_prepare_non_packed_dataloader",
-        ),
-        ROWS,
-    ),
-    **dict.fromkeys(
-        (
-            "_prepare_inputs", "_prepare_input", "_get_train_sampler", "_get_eval_sampler", "_get_dataloader",
-            "_get_num_items_in_batch",
-        ),
-        WINDOW,
-    ),
-    **dict.fromkeys(
-        (
-            "concatenated_forward", "get_batch_logps", "_get_per_token_logps", "_forward", "_get_last_hidden_state",
-            "_get_per_token_logps_and_entropies", "_compute_logprobs", "forward", "_forward_logits",
-            "_compute_kl_logps", "_get_sequence_logps", "batched_forward_pass",
-        ),
-        SCORES,
-    ),
-    **dict.fromkeys(
-        (
-            "compute_reference_log_probs", "compute_ref_log_probs", "_compute_ref_log_probs", "null_ref_context",
-            "_precompute_ref_logps",
-        ),
-        REFERENCE,
-    ),
-    **dict.fromkeys(
-        (
-            "_generate", "_generate_single_turn", "_generate_and_score_completions", "_generate_completions",
-            "_generate_vllm", "generate_on_policy_outputs", "_tool_call_loop", "_generate_transformers",
-            "_generate_vllm_server", "_generate_vllm_colocate", "_generate_completion_ids", "_generate_with_model",
-            "_process_completions", "generate_from_model", "generate_from_model_and_ref", "_move_model_to_vllm",
-        ),
-        SAMPLING,
-    ),
-    **dict.fromkeys(
-        (
-            "_calculate_rewards", "_calculate_rewards_from_functions", "_compute_judge", "_compute_rewards",
-            "compute_rewards",
-        ),
-        REWARDS,
-    ),
-    **dict.fromkeys(("_compute_advantage", "_compute_advantages", "compute_advantages"), ADVANTAGES),
-    **dict.fromkeys(
-        ("store_metrics", "_log_metrics", "_log_metric", "_log_statistics", "record_step_stats"),
-        METRICS,
-    ),
-    "_get_teacher_logits": TEACHER,
-    **dict.fromkeys(
-        ("match_underlying_distribution", "_get_chosen_prob", "_get_prompt_embeddings", "_vectorize_prompt"), WEIGHTS
-    ),
-}  # fmt: skip
-"""Method of another trainer -> what to override, or to give, in its place."""
-
 PREFERENCES = ("DPO", "KTO", "ORPO", "CPO", "BCO")
 OWN_PAIRS = ("OnlineDPO", "NashMD", "XPO")
 GROUPS = ("GRPO", "RLOO")
 ONLINE = (*GROUPS, *OWN_PAIRS, "PPO", "GKD")
+LOSS = "loss(scores, batch, step) -> LossOutput, from which training and evaluation take their loss"
 
-ENGINES: dict[str, tuple[str, ...]] = {
-    **dict.fromkeys(
-        (
-            "dpo_loss", "kto_loss", "bco_loss", "cpo_loss", "odds_ratio_loss", "get_batch_loss_metrics",
-            "_compute_loss_liger", "_compute_loss_dpo", "process_row", "build_tokenized_answer", "concatenated_inputs",
-            "concatenated_forward", "get_batch_logps", "_compute_kl_logps", "compute_reference_log_probs",
-            "compute_ref_log_probs", "_compute_ref_log_probs", "_precompute_ref_logps", "generate_from_model",
-            "generate_from_model_and_ref", "store_metrics", "match_underlying_distribution", "_get_chosen_prob",
-            "_get_prompt_embeddings", "_vectorize_prompt",
-        ),
-        PREFERENCES,
-    ),
-    "forward": ("KTO", "BCO"),
-    "null_ref_context": (*PREFERENCES, "PPO"),
-    "tokenize_row": (*PREFERENCES, *OWN_PAIRS, "PRM"),
-    "_prepare_dataset": (*PREFERENCES, "SFT", "GKD", "Reward"),
-    **dict.fromkeys(
-        ("dft_loss", "_chunked_ce_forward", "_prepare_packed_dataloader", "_prepare_non_packed_dataloader"),
-        ("SFT", "GKD"),
-    ),
-    **dict.fromkeys(
-        ("generalized_jsd_loss", "_compute_distillation_loss", "generate_on_policy_outputs", "_get_teacher_logits"),
-        ("GKD",),
-    ),
-    **dict.fromkeys(("_compute_losses", "_forward", "_compute_logprobs", "_log_statistics"), OWN_PAIRS),
-    **dict.fromkeys(("get_off_policy_mask", "get_high_entropy_mask", "get_gamma_weights"), GROUPS),
-    **dict.fromkeys(
-        (
-            "_tokenize", "_tokenize_prompts", "_tokenize_prompts_untruncated", "tokenize_batch", "_get_per_token_logps",
-            "_get_last_hidden_state", "_get_per_token_logps_and_entropies", "_forward_logits", "_get_sequence_logps",
-            "batched_forward_pass", "_generate", "_generate_single_turn", "_generate_and_score_completions",
-            "_generate_completions", "_generate_vllm", "_tool_call_loop", "_generate_transformers",
-            "_generate_vllm_server", "_generate_vllm_colocate", "_generate_completion_ids", "_generate_with_model",
-            "_process_completions", "_move_model_to_vllm", "_calculate_rewards", "_calculate_rewards_from_functions",
-            "_compute_judge", "_compute_rewards", "compute_rewards", "_compute_advantage", "_compute_advantages",
-            "compute_advantages", "_log_metrics", "_log_metric", "record_step_stats",
-        ),
-        ONLINE,
-    ),
-}  # fmt: skip
-"""Method of another trainer -> the trainers there that call it; one that is not named here is called for all.
+UNCALLED: dict[str, dict[tuple[str, ...], str]] = {
+    LOSS: {
+        (): "compute_loss compute_liger_loss _compute_loss _compute_policy_loss compute_loss_func _compute_liger_loss",
+        PREFERENCES: "dpo_loss kto_loss bco_loss cpo_loss odds_ratio_loss get_batch_loss_metrics _compute_loss_liger "
+        "_compute_loss_dpo",
+        OWN_PAIRS: "_compute_losses",
+        GROUPS: "get_off_policy_mask get_high_entropy_mask get_gamma_weights",
+        ("GKD",): "generalized_jsd_loss _compute_distillation_loss",
+        ("SFT", "GKD"): "dft_loss _chunked_ce_forward",
+    },
+    f"{LOSS}, and predictions(scores, batch) for compute_metrics": {(): "prediction_step"},
+    "facts(args, given), whose `convert` and `tokenize` say how rows become examples; or give rows that hold ids": {
+        PREFERENCES: "process_row build_tokenized_answer concatenated_inputs",
+        (*PREFERENCES, *OWN_PAIRS, "PRM"): "tokenize_row",
+        (*PREFERENCES, "SFT", "GKD", "Reward"): "_prepare_dataset",
+        ONLINE: "_tokenize _tokenize_prompts _tokenize_prompts_untruncated tokenize_batch",
+        ("SFT", "GKD"): "_prepare_packed_dataloader _prepare_non_packed_dataloader",
+    },
+    "prepare_step(examples), which sees all rows of an optimizer step": {
+        (): "_prepare_inputs _prepare_input _get_train_sampler _get_eval_sampler _get_dataloader "
+        "_get_num_items_in_batch",
+    },
+    "score(model, batch, log), which gives the per-token log-probs of the policy": {
+        PREFERENCES: "concatenated_forward get_batch_logps _compute_kl_logps",
+        ("KTO", "BCO"): "forward",
+        ONLINE: "_get_per_token_logps _get_per_token_logps_and_entropies _get_sequence_logps _get_last_hidden_state "
+        "_forward_logits batched_forward_pass",
+        OWN_PAIRS: "_forward _compute_logprobs",
+    },
+    "the argument ref_model, or reference_in_loss": {
+        PREFERENCES: "compute_reference_log_probs compute_ref_log_probs _compute_ref_log_probs _precompute_ref_logps",
+        (*PREFERENCES, "PPO"): "null_ref_context",
+    },
+    "the argument rollout_func, or rollout(prompts, n, training=...)": {
+        ONLINE: "_generate _generate_single_turn _generate_and_score_completions _generate_completions _generate_vllm "
+        "_generate_vllm_server _generate_vllm_colocate _generate_transformers _generate_completion_ids "
+        "_generate_with_model _process_completions _tool_call_loop _move_model_to_vllm",
+        PREFERENCES: "generate_from_model generate_from_model_and_ref",
+        ("GKD",): "generate_on_policy_outputs",
+    },
+    "the argument reward_funcs, or score_groups(groups, mode)": {
+        ONLINE: "_calculate_rewards _calculate_rewards_from_functions _compute_judge _compute_rewards compute_rewards",
+    },
+    "advantages(groups) of GRPO and RLOO, or loss(scores, batch, step)": {
+        ONLINE: "_compute_advantage _compute_advantages compute_advantages",
+    },
+    "the metrics of what loss(scores, batch, step) returns, or log(logs)": {
+        PREFERENCES: "store_metrics",
+        ONLINE: "_log_metrics _log_metric record_step_stats",
+        OWN_PAIRS: "_log_statistics",
+    },
+    "the argument teacher_model, or context(batch, work, training)": {("GKD",): "_get_teacher_logits"},
+    "the argument embedding_func, or loss(scores, batch, step)": {
+        PREFERENCES: "match_underlying_distribution _get_chosen_prob _get_prompt_embeddings _vectorize_prompt",
+    },
+}
+"""What to override, or to give, here -> the trainers elsewhere (none named: all) -> their methods in its place.
 
-Under the trainers of other methods the name is free: a helper that a script calls itself.
+Under the trainers of other methods a name is free: a helper that a script calls itself.
 """
+
+CALLERS = {name: trainers for named in UNCALLED.values() for trainers, text in named.items() for name in text.split()}
+HOOKS = {name: hook for hook, named in UNCALLED.items() for text in named.values() for name in text.split()}
 
 
 class NoDeadOverrides:
@@ -181,4 +119,4 @@ def dead_methods(cls: type) -> Iterator[str]:
 def expected(cls: type) -> set[str]:
     """The names of `HOOKS` that another library calls in its trainers of this class's methods."""
     methods = {base.__name__.removesuffix("Trainer") for base in cls.__mro__ if base.__module__.startswith("strop.")}
-    return {name for name in HOOKS if not methods.isdisjoint(ENGINES.get(name, methods))}
+    return {name for name, callers in CALLERS.items() if not methods.isdisjoint(callers or methods)}
