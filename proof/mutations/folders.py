@@ -12,8 +12,8 @@ MUTATIONS = (
         edits=(
             Edit(
                 "engine/run_identity.py",
-                "    if not overwrite:\n        return fresh_folder(folder)\n",
-                "    if not overwrite:\n        return folder\n",
+                "        return next(path for path in numbered if not path.exists())\n",
+                "        return folder\n",
             ),
         ),
         tests=("tests/engine/test_run_identity.py::test_a_new_run_in_a_used_folder_keeps_both",),

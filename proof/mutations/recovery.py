@@ -64,9 +64,7 @@ MUTATIONS = (
         name="all-ranks-take-the-first-ones-state",
         promises=(6,),
         history="Every rank resumed with the rollout buffer of rank 0, and half of the completions were trained on twice.",
-        edits=(
-            Edit("engine/run_state.py", "own = first if rank == 0 else read(state_path(folder, rank))", "own = first"),
-        ),
+        edits=(Edit("engine/run_state.py", "own = read(folder, args.process_index)", "own = first"),),
         tests=(
             f"{RANKS}::test_one_and_two_processes_go_on_with_each_others_runs[grpo use_adaptive_entropy entropy_target "
             "beta generation_batch_size num_iterations rows max_steps]",

@@ -26,12 +26,12 @@ class StropError(Exception):
         super().__init__(*(bounded(visible(arg)) if isinstance(arg, str) else arg for arg in args))
 
     @classmethod
-    def collect(cls, title: str, problems: Sequence[str]) -> StropError:
-        """One error out of many problems of a kind: a title, then a line for each of the first."""
+    def collect(cls, title: str, problems: Sequence[str], *, advice: str = "") -> StropError:
+        """One error out of many problems of a kind: a title, a line for each of the first, and what to do."""
         lines = [title, *(f"  - {bounded(problem, _PROBLEM)}" for problem in problems[:_MOST])]
         if len(problems) > _MOST:
             lines.append(f"  ... and {len(problems) - _MOST} more")
-        return cls("\n".join(lines))
+        return cls("\n".join([*lines, advice] if advice else lines))
 
 
 class ConfigError(StropError, ValueError):

@@ -13,13 +13,15 @@ import threading
 import time
 from collections.abc import Iterator
 from datetime import timedelta
-from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import torch.distributed as dist
 
 from strop.errors import LostRankError, StropError
 from strop.plain_text import first_line
+
+if TYPE_CHECKING:
+    from strop.engine.trainer import BaseTrainer
 
 BEAT_SECONDS = 0.5
 SILENT_SECONDS = 3.0
@@ -28,16 +30,6 @@ STORE_SECONDS = 5.0
 """The store lives in rank 0, unless a launcher keeps it; it does not answer if that one is lost."""
 VERDICT = "strop/lost"
 BROKEN = re.compile(r"gloo|NCCL|closed by peer|reset by peer|Timed out waiting|Broken pipe|Socket")
-
-
-class Run(Protocol):
-    """What is asked about a run: which rank of how many it is here, its step, and from where it could go on."""
-
-    args: Any
-    state: Any
-    heartbeat: Heartbeat | None
-
-    def newest_checkpoint(self) -> Path | None: ...
 
 
 class Heartbeat:
@@ -126,7 +118,7 @@ def host_of_store() -> list[int]:
 
 
 @contextlib.contextmanager
-def lost_ranks_named(run: Run) -> Iterator[None]:
+def lost_ranks_named(run: BaseTrainer) -> Iterator[None]:
     """Within it, a collective operation that breaks raises `LostRankError`."""
     rank, world = run.args.process_index, run.args.world_size
     if world == 1 or run.heartbeat is not None:
@@ -149,7 +141,7 @@ def is_broken_collective(error: RuntimeError) -> bool:
     return isinstance(error, dist.DistError) or BROKEN.search(str(error)) is not None
 
 
-def what_happened(run: Run, heartbeat: Heartbeat, error: RuntimeError) -> str:
+def what_happened(run: BaseTrainer, heartbeat: Heartbeat, error: RuntimeError) -> str:
     """The message: who is lost, what is known about why, and from where to go on."""
     args, step = run.args, run.state.global_step
     silent = heartbeat.silent_ranks()

@@ -8,6 +8,7 @@ run is listed here; everything else is refused by name.
 from __future__ import annotations
 
 import errno
+import itertools
 import json
 import logging
 import os
@@ -95,12 +96,10 @@ def check_same_run(folder: Path, manifest: Mapping[str, Any], now: Mapping[str, 
     if not isinstance(saved, Mapping):
         return  # written before runs had an identity
     if changed := differences(saved, now):
-        error = CheckpointError.collect(
+        raise CheckpointError.collect(
             f"{folder} is of another run: going on from it with these settings would be neither. Changed since:",
             changed,
-        )
-        raise CheckpointError(
-            f"{error}\nUse the settings of that run; or start a new run from its weights (model='{folder}')."
+            advice=f"Use the settings of that run; or start a new run from its weights (model='{folder}').",
         )
 
 
@@ -125,21 +124,13 @@ def folder_for(output_dir: str | Path, *, overwrite: bool) -> Path:
     if not others:
         return folder
     if not overwrite:
-        return fresh_folder(folder)
+        numbered = (folder.with_name(f"{folder.name}-{number}") for number in itertools.count(2))
+        return next(path for path in numbered if not path.exists())
     for path in others:  # a link to a checkpoint elsewhere is the run's, the checkpoint is not
         path.unlink() if path.is_symlink() else shutil.rmtree(path)
     for name in RECORDS:
         (folder / name).unlink(missing_ok=True)
     return folder
-
-
-def fresh_folder(output_dir: str | Path) -> Path:
-    """The first of NAME-2, NAME-3, ... beside a folder that does not exist yet."""
-    folder = Path(output_dir)
-    number = 2
-    while (fresh := folder.with_name(f"{folder.name}-{number}")).exists():
-        number += 1
-    return fresh
 
 
 class RunLock:

@@ -9,13 +9,15 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import torch
 
-from strop.engine.metrics import MetricLog, merge
+from strop.engine.metrics import merge
 from strop.errors import CheckpointError
-from strop.settings.config import TrainerConfig
+
+if TYPE_CHECKING:
+    from strop.engine.trainer import BaseTrainer
 
 STATE_FILE = "strop_state.pt"
 
@@ -25,36 +27,47 @@ def state_path(folder: Path, rank: int) -> Path:
     return folder / (STATE_FILE if rank == 0 else STATE_FILE.replace(".", f"_{rank}."))
 
 
-class Method(Protocol):
-    """What a rank keeps of a method, and how it takes it back."""
-
-    def row_order(self) -> dict[str, Any]: ...
-    def extra_state(self) -> dict[str, Any]: ...
-    def load_extra_state(self, state: dict[str, Any]) -> None: ...
-    def share_extra_state(self, states: list[dict[str, Any]]) -> dict[str, Any]: ...
-
-
-def save_rank_state(folder: Path, args: TrainerConfig, logs: Mapping[str, MetricLog], method: Method) -> None:
+def save_rank_state(folder: Path, trainer: BaseTrainer) -> None:
     """Write what this rank must find again."""
+    args = trainer.args
     state = {
         "world_size": args.world_size,
         "only_model": args.save_only_model,
-        "row_order": method.row_order(),
-        "metrics": {name: log.state() for name, log in logs.items() if name != "eval"},
-        "extra": method.extra_state(),
+        "row_order": trainer.row_order(),
+        "metrics": {name: log.state() for name, log in trainer._metrics.items() if name != "eval"},
+        "extra": trainer.extra_state(),
     }
     torch.save(state, state_path(folder, args.process_index))
 
 
-def load_rank_state(folder: Path, args: TrainerConfig, logs: Mapping[str, MetricLog], method: Method) -> bool:
+def load_rank_state(folder: Path, trainer: BaseTrainer) -> bool:
     """Take back what the ranks wrote; returns whether there are as many of them as there were.
 
     Raises:
         CheckpointError: the checkpoint holds a model only, or the rows that come next would not be those that came
             next when it was written, or another version of strop kept other things.
     """
+    args, logs, first = trainer.args, trainer._metrics, read(folder, 0)
     try:
-        return take_back(folder, args, logs, method)
+        if first["only_model"]:
+            raise CheckpointError(
+                f"{folder} was written with save_only_model=True: it has no optimizer, schedule or random state to go "
+                "on from. Start a new run from its weights (model=that folder), and leave save_only_model off where a "
+                "run may have to be resumed."
+            )
+        if not args.ignore_data_skip:
+            check_row_order(folder, first["row_order"], trainer.row_order())
+        if first["world_size"] == args.world_size:
+            own = read(folder, args.process_index)
+            for name, state in own["metrics"].items():
+                logs[name].load(state)
+            trainer.load_extra_state(own["extra"])
+            return True
+        states = of_all_ranks(folder)
+        for name in first["metrics"]:
+            logs[name].load({} if args.process_index else merge(state["metrics"][name] for state in states))
+        trainer.load_extra_state(trainer.share_extra_state([state["extra"] for state in states]))
+        return False
     except KeyError as error:
         raise CheckpointError(
             f"{folder} was written by another version of strop: what a rank keeps ({STATE_FILE}) has no {error}. Go on "
@@ -62,42 +75,19 @@ def load_rank_state(folder: Path, args: TrainerConfig, logs: Mapping[str, Metric
         ) from None
 
 
-def take_back(folder: Path, args: TrainerConfig, logs: Mapping[str, MetricLog], method: Method) -> bool:
-    """As `load_rank_state`; a `KeyError` where something is missing."""
-    first = read(state_path(folder, 0))
-    if first["only_model"]:
-        raise CheckpointError(
-            f"{folder} was written with save_only_model=True: it has no optimizer, schedule or random state to go on "
-            "from. Start a new run from its weights (model=that folder), and leave save_only_model off where a run may "
-            "have to be resumed."
-        )
-    if not args.ignore_data_skip:
-        check_row_order(folder, first["row_order"], method.row_order())
-    rank, world = args.process_index, args.world_size
-    if first["world_size"] == world:
-        own = first if rank == 0 else read(state_path(folder, rank))
-        for name, state in own["metrics"].items():
-            logs[name].load(state)
-        method.load_extra_state(own["extra"])
-        return True
-    states = [first, *(read(state_path(folder, other)) for other in range(1, first["world_size"]))]
-    for name in first["metrics"]:
-        logs[name].load(merge([state["metrics"][name] for state in states]) if rank == 0 else {})
-    method.load_extra_state(method.share_extra_state([state["extra"] for state in states]))
-    return False
-
-
-def read(path: Path) -> dict[str, Any]:
-    state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+def read(folder: Path, rank: int) -> dict[str, Any]:
+    state: dict[str, Any] = torch.load(state_path(folder, rank), map_location="cpu", weights_only=True)
     return state
+
+
+def of_all_ranks(folder: Path) -> list[dict[str, Any]]:
+    return [read(folder, rank) for rank in range(read(folder, 0)["world_size"])]
 
 
 def mean_loss_of_run(folder: Path) -> float:
     """The mean loss of all steps up to a checkpoint, over all of its ranks; NaN where they are not kept in it."""
     try:
-        first = read(state_path(folder, 0))
-        states = [first, *(read(state_path(folder, other)) for other in range(1, first["world_size"]))]
-        total, count = merge([state["metrics"]["run"] for state in states])["sum:train_loss"]
+        total, count = merge(state["metrics"]["run"] for state in of_all_ranks(folder))["sum:train_loss"]
     except (OSError, KeyError):
         return math.nan
     return total / count if count else math.nan
@@ -107,13 +97,11 @@ def check_row_order(folder: Path, saved: Mapping[str, Any], now: Mapping[str, An
     """Refuse to go on in the middle of an order of rows that is not the one the checkpoint was written in."""
     changed = [f"{name}: {saved.get(name)}, now {now.get(name)}" for name in now if saved.get(name) != now.get(name)]
     if changed:
-        error = CheckpointError.collect(
+        raise CheckpointError.collect(
             f"{folder} cannot be gone on from, because other rows would come next than those that came next in its "
             "run. Changed since:",
             changed,
-        )
-        raise CheckpointError(
-            f"{error}\nUse the settings and rows of that run; on another number of processes, change "
+            advice="Use the settings and rows of that run; on another number of processes, change "
             "gradient_accumulation_steps so that a step keeps its rows. Or set ignore_data_skip=True, to begin the "
-            "epoch in progress again."
+            "epoch in progress again.",
         )

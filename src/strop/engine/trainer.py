@@ -363,7 +363,7 @@ class BaseTrainer(ScriptSeams, StepTrainer):
             self._load_from_checkpoint(str(best))
 
     def load_strop_state(self, folder: Path) -> None:
-        same_ranks = load_rank_state(folder, self.args, self._metrics, self)
+        same_ranks = load_rank_state(folder, self)
         load_reference(self.args, self.reference, self.policy, folder)
         if self.reference_scores is not None and self.reference_scores.remembers:  # in shards each would know others
             rank = self.args.process_index if same_ranks else None
@@ -379,7 +379,7 @@ class BaseTrainer(ScriptSeams, StepTrainer):
                 super()._save_checkpoint(model, trial)
             finally:
                 self._redirected = None
-            save_rank_state(beside, self.args, self._metrics, self)
+            save_rank_state(beside, self)
             if self.reference_scores is not None:
                 self.reference_scores.save(part_path(run_dir, step, self.args.process_index), new_only=True)
             save_reference(self.args, self.reference, self.policy, beside)

@@ -64,12 +64,9 @@ def without_pairs(logs: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         if name.startswith("eval_") and name.endswith("pairs/dropped_ratio") and share >= FULL:
             yield (
                 "no_pair",
-                (
-                    f"the completions of every prompt of this evaluation are equal or equally good ({name} is 1): "
-                    f"there is no pair, and {name.replace('pairs/dropped_ratio', 'loss')} is not a number. "
-                    "Evaluate on more prompts, raise num_generations_eval or the temperature, or reward parts of an "
-                    "answer."
-                ),
+                f"the completions of every prompt of this evaluation are equal or equally good ({name} is 1): there "
+                f"is no pair, and {name.replace('pairs/dropped_ratio', 'loss')} is not a number. Evaluate on more "
+                "prompts, raise num_generations_eval or the temperature, or reward parts of an answer.",
             )
 
 
@@ -84,72 +81,50 @@ def found_in(logs: Mapping[str, Any], num_generations: int, args: Any) -> Iterat
     if unrewarded := no_reward_at_all(logs):
         yield (
             "abstained",
-            (
-                f"no completion got a reward: {unrewarded}. Nothing can be learned from these. Look at them in "
-                "samples.jsonl, and at what the rewards expect; None is for completions that a reward cannot judge."
-            ),
+            f"no completion got a reward: {unrewarded}. Nothing can be learned from these. Look at them in "
+            "samples.jsonl, and at what the rewards expect; None is for completions that a reward cannot judge.",
         )
     elif flat or value("pairs/dropped_ratio") >= FULL:
         yield (
             "zero_variance_groups",
-            (
-                "all completions of every prompt got the same reward, so there is nothing to compare and nothing to "
-                "learn. "
-                "The task is too hard or too easy for the model, or the reward is too coarse: read samples.jsonl, "
-                "raise the "
-                "temperature or num_generations, or reward parts of an answer."
-            ),
+            "all completions of every prompt got the same reward, so there is nothing to compare and nothing to learn. "
+            "The task is too hard or too easy for the model, or the reward is too coarse: read samples.jsonl, raise "
+            "the temperature or num_generations, or reward parts of an answer.",
         )
     if logs.get("tools/call_frequency") == 0:
         yield (
             "no_tool_calls",
-            (
-                "tools were offered and no completion called one. Read samples.jsonl: the model may not know how to, "
-                "write calls in another form than its chat template, or run out of tokens before them."
-            ),
+            "tools were offered and no completion called one. Read samples.jsonl: the model may not know how to, "
+            "write calls in another form than its chat template, or run out of tokens before them.",
         )
-    yield from threads_left(value("turns/left_behind"))
+    if still_running := math.ceil(value("turns/left_behind")):  # a mean over rounds and processes
+        yield (
+            "left_behind",
+            f"{still_running} calls of tools, environments or agents did not end in time and still run, in threads "
+            "that nothing can end: their memory, connections and locks stay held. Give such a call a limit of its own "
+            "(the timeout of its client), or make it async; environment_isolation=True kills an environment, and an "
+            "agent that is a command line is killed.",
+        )
     if value("completions/clipped_ratio") >= FULL:
         yield (
             "all_truncated",
-            (
-                "every completion was cut off at max_completion_length="
-                f"{getattr(args, 'max_completion_length', None)}: the model never ended by itself. "
-                "Raise max_completion_length, or check that the chat template and eos_token match the model."
-            ),
+            f"every completion was cut off at max_completion_length={getattr(args, 'max_completion_length', None)}: "
+            "the model never ended by itself. Raise max_completion_length, or check that the chat template and "
+            "eos_token match the model.",
         )
     if max(value("clip_ratio/region_mean"), value("policy/clipfrac_avg")) >= FULL:
         yield (
             "all_clipped",
-            (
-                "every token's ratio is outside the clip range, so no gradient is left. Lower the learning rate or "
-                "num_iterations; with vLLM look at sampling/sampling_logp_difference/mean."
-            ),
+            "every token's ratio is outside the clip range, so no gradient is left. Lower the learning rate or "
+            "num_iterations; with vLLM look at sampling/sampling_logp_difference/mean.",
         )
     for name, (limit, per) in KL_LIMITS.items():
         if args.kl_is_distance and value(name) > limit:
             yield (
                 "kl",
-                (
-                    f"{name} is {value(name):.3g} nats per {per}, over {limit:g}: policy and reference have little "
-                    f"in common. "
-                    "Read samples.jsonl; lower the learning rate or raise beta."
-                ),
+                f"{name} is {value(name):.3g} nats per {per}, over {limit:g}: policy and reference have little in "
+                "common. Read samples.jsonl; lower the learning rate or raise beta.",
             )
-
-
-def threads_left(count: float) -> Iterator[tuple[str, str]]:
-    """(kind, text) where calls did not end in time and still run; `count` is their mean over rounds and processes."""
-    if count:
-        yield (
-            "left_behind",
-            (
-                f"{math.ceil(count)} calls of tools, environments or agents did not end in time and still run, in "
-                "threads that nothing can end: their memory, connections and locks stay held. Give such a call a limit "
-                "of its own (the timeout of its client), or make it async; environment_isolation=True kills an "
-                "environment, and an agent that is a command line is killed."
-            ),
-        )
 
 
 def no_reward_at_all(logs: Mapping[str, Any]) -> str:
