@@ -46,13 +46,13 @@ MUTATIONS = (
         edits=(
             Edit(
                 "engine/evaluation.py",
-                "            entry[0] = entry[0] + term.weight * wide(term.values.detach().sum())\n",
-                "            entry[0] = entry[0] + term.weight * wide(term.values.detach().mean())\n",
+                "+ term.weight * wide(term.values.detach().sum())\n",
+                "+ term.weight * wide(term.values.detach().mean())\n",
             ),
             Edit(
                 "engine/evaluation.py",
-                '            entry[1] += own.get(key.split(":", 1)[1], 0.0)\n',
-                "            entry[1] += 1.0\n",
+                "self._counts.get(name, 0.0) + number for",
+                "self._counts.get(name, 0.0) + 1.0 for",
             ),
         ),
         tests=("tests/engine/test_oracle.py::test_sft_is_the_token_mean",),

@@ -13,9 +13,10 @@ from strop.settings.config import TrainerConfig
 from strop.watch.stop_signals import StopSignals
 
 
-def test_a_forked_worker_ends_when_it_is_told_to(tmp_path) -> None:
-    args = TrainerConfig(output_dir=str(tmp_path), use_cpu=True, bf16=False, stop_grace=60.0)
-    signals = StopSignals(args)
+def test_a_forked_worker_ends_when_it_is_told_to(tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
+    args = TrainerConfig(output_dir=str(tmp_path), use_cpu=True, bf16=False, stop_grace=0.0)
+    signals, given_up = StopSignals(args), list[int]()
+    monkeypatch.setattr(signals, "give_up", given_up.append)
     signals.on_train_begin(args, TrainerState(), TrainerControl())
     try:
         context = multiprocessing.get_context("fork")
@@ -26,7 +27,8 @@ def test_a_forked_worker_ends_when_it_is_told_to(tmp_path) -> None:
         worker.terminate()
         worker.join(60)
         assert worker.exitcode == -signal.SIGTERM and signals.received is None
-        assert not signals._countdown.first.is_set()
+        time.sleep(0.2)
+        assert not given_up
     finally:
         signals.restore()
 

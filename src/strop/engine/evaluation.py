@@ -33,20 +33,20 @@ class EvaluationSums:
 
     def __init__(self, *, predicts: bool = False) -> None:
         self.rows, self.predicts = 0, predicts
-        self._terms: dict[str, list[Any]] = {}  # "position:count's name" -> [weighted sum, a tensor (); count]
+        self._terms: dict[str, Any] = {}  # "position:count's name" -> weighted sum, a tensor ()
+        self._counts: Counts = {}
         self._predicted: list[tuple[list[int], np.ndarray, np.ndarray | None]] = []  # row numbers, predictions, labels
 
     def add(self, output: LossOutput) -> None:
         """The loss terms of a micro-batch."""
         for position, term in enumerate(output.terms):
-            entry = self._terms.setdefault(f"{position}:{term.per}", [0.0, 0.0])
-            entry[0] = entry[0] + term.weight * wide(term.values.detach().sum())
+            key = f"{position}:{term.per}"
+            self._terms[key] = self._terms.get(key, 0.0) + term.weight * wide(term.values.detach().sum())
 
     def count(self, own: Counts, *, rows: int) -> None:
         """The counts of a window whose terms were added."""
         self.rows += rows
-        for key, entry in self._terms.items():
-            entry[1] += own.get(key.split(":", 1)[1], 0.0)
+        self._counts |= {name: self._counts.get(name, 0.0) + number for name, number in own.items()}
 
     def keep(self, examples: Sequence[Example], predictions: torch.Tensor, labels: list[int] | None = None) -> None:
         """Predictions for some rows, (B, ...), and what is right for each, where that is known."""
@@ -55,11 +55,10 @@ class EvaluationSums:
 
     def mean_loss(self, world_size: int) -> dict[str, float]:
         """`loss` over all ranks; not a number where there was no tree at all (online: no pair)."""
-        numbers = read(value for entry in self._terms.values() for value in entry)
-        sums = dict(zip((f"{key}|{i}" for key in self._terms for i in (0, 1)), numbers, strict=True))
+        sums = dict(zip(self._terms, read(self._terms.values()), strict=True))
+        counts = sum_over_ranks(self._counts, world_size)
         totals = sum_over_ranks(sums, world_size)
-        keys = dict.fromkeys(name.rsplit("|", 1)[0] for name in totals)
-        shares = [totals[f"{key}|0"] / max(totals[f"{key}|1"], 1.0) for key in keys]
+        shares = [total / max(counts.get(key.split(":", 1)[1], 0.0), 1.0) for key, total in totals.items()]
         return {"loss": sum(shares) if shares else math.nan}
 
     def all_predictions(self, world_size: int) -> tuple[np.ndarray | None, np.ndarray | None]:

@@ -56,14 +56,6 @@ class StopSignals(TrainerCallback):
             self._countdown.stop()
             self._countdown = None
 
-    def pause(self) -> None:
-        if self._countdown is not None:
-            self._countdown.listen(False)
-
-    def resume(self) -> None:
-        if self._countdown is not None:
-            self._countdown.listen(True)
-
     def _give_back(self) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler if handler is not None else signal.SIG_DFL)
@@ -127,18 +119,13 @@ class StopSignals(TrainerCallback):
 _handling: set[StopSignals] = set()
 
 
-def _around_fork(act: str) -> Callable[[], None]:
-    def call() -> None:
-        for signals in list(_handling):
-            getattr(signals, act)()
-
-    return call
+def _in_a_forked_process() -> None:
+    for signals in list(_handling):
+        signals.restore()
 
 
 if hasattr(os, "register_at_fork"):  # a worker is no run: it ends when it is told to, and counts for nobody
-    os.register_at_fork(
-        before=_around_fork("pause"), after_in_parent=_around_fork("resume"), after_in_child=_around_fork("restore")
-    )
+    os.register_at_fork(after_in_child=_in_a_forked_process)
 
 
 class Countdown:
@@ -150,7 +137,7 @@ class Countdown:
 
     def __init__(self, seconds: float, over: Callable[[int], None]) -> None:
         self.seconds, self.over = seconds, over
-        self.first, self._stopped = threading.Event(), threading.Event()
+        self._stopped = threading.Event()
         self._read, self._write = os.pipe()
         os.set_blocking(self._write, False)
         self._before = signal.set_wakeup_fd(self._write, warn_on_full_buffer=False)
@@ -160,19 +147,13 @@ class Countdown:
         try:
             while data := os.read(self._read, 64):
                 for number in filter(SIGNALS.__contains__, data):
-                    self.first.set()
                     if not self._stopped.wait(self.seconds):
                         self.over(number)
         finally:
             os.close(self._read)
 
-    def listen(self, on: bool) -> None:
-        """Whether signals are written into the pipe, which a forked process would share."""
-        if threading.current_thread() is threading.main_thread():
-            signal.set_wakeup_fd(self._write if on else self._before, warn_on_full_buffer=False)
-
     def stop(self) -> None:
         """From the main thread."""
         self._stopped.set()
-        self.listen(False)
+        signal.set_wakeup_fd(self._before, warn_on_full_buffer=False)
         os.close(self._write)
