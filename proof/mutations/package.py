@@ -116,8 +116,9 @@ MUTATIONS = (
         edits=(
             Edit(
                 "engine/step_trainer.py",
-                '        """The policy\'s scores of one micro-batch."""\n',
-                '        """The policy\'s scores of one micro-batch."""\n        self.accelerator._models  # noqa: B018\n',
+                "        return self.score_with(model, batch, self.want(log), **self.training_options())\n",
+                "        self.accelerator._models  # noqa: B018\n"
+                "        return self.score_with(model, batch, self.want(log), **self.training_options())\n",
             ),
         ),
         tests=("tests/test_private_names.py::test_private_names_of_dependencies_are_listed",),

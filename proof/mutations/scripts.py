@@ -86,7 +86,7 @@ MUTATIONS = (
         history="A router's loss was divided by tokens that its gradient does not go through, or by a prompt's once.",
         edits=(
             Edit(
-                "engine/denominators.py",
+                "engine/step.py",
                 "    return float(sum(len(e.prompt_ids) + len(ids) for e in examples for ids in e.completions))\n",
                 "    return float(sum(e.num_tokens for e in examples))\n",
             ),

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from strop.engine.denominators import routed_tokens
+from strop.engine.step import routed_tokens
 from strop.records import Example
 from strop.testing.cases import make_trainer, rows_for, step_gradients
 

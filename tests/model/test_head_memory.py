@@ -8,9 +8,8 @@ from typing import Any
 import pytest
 import torch
 
-from strop.engine import head_budget
 from strop.model import head_memory
-from strop.model.head_memory import LEAST, MOST, default_head_bytes, share_of
+from strop.model.head_memory import LEAST, MOST, bytes_to_come, default_head_bytes, share_of
 from strop.plan.memory import Load, logit_bytes
 from strop.testing.cases import make_trainer
 
@@ -68,7 +67,7 @@ class OnCard:
 def test_a_trainer_takes_it_once_and_a_given_number_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     trainer = make_trainer("sft", tmp_path)
     assert trainer.head_bytes == 512 << 20 and trainer.args.head_memory_mb is None
-    trainer.chosen_head_bytes = None
+    del trainer.head_bytes
     trained = sum(p.numel() for p in trainer.model.parameters())
     trainer.args = OnCard(trainer.args)
     faked(monkeypatch, 32 * GB + 12 * trained)
@@ -82,11 +81,11 @@ def test_a_trainer_takes_it_once_and_a_given_number_stays(tmp_path: Path, monkey
 def test_what_training_will_take_is_not_free(tmp_path: Path) -> None:
     trainer = make_trainer("sft", tmp_path, max_steps=1)
     trained = sum(p.numel() for p in trainer.model.parameters())
-    assert head_budget.still_to_come(trainer) == 12 * trained
+    assert bytes_to_come(trainer.policy, trainer.optimizer) == 12 * trained
     trainer.train()
-    assert head_budget.still_to_come(trainer) == 4 * trained  # the optimizer's state is there
+    assert bytes_to_come(trainer.policy, trainer.optimizer) == 4 * trained  # the optimizer's state is there
     next(iter(trainer.model.parameters())).requires_grad_(False)
-    assert head_budget.still_to_come(trainer) < 4 * trained
+    assert bytes_to_come(trainer.policy, trainer.optimizer) < 4 * trained
 
 
 def test_the_plan_counts_what_a_run_takes() -> None:

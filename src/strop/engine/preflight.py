@@ -61,7 +61,7 @@ def lines(trainer: BaseTrainer, folder: Path) -> Iterator[str]:
     yield f"  versions   {named}, Python {platform.python_version()}"
     yield f"  devices    {devices(trainer)}"
     yield f"  model      {computing(trainer)}"
-    yield f"  layout     {trainer.layout_text()}"
+    yield f"  layout     {layout_text(trainer)}"
     yield f"  repeats    {repeats(trainer.args.device)}"
     if hasattr(trainer, "generator"):
         yield f"  rollout    {trainer.generator.name}: {trainer.generator.reason}"
@@ -80,6 +80,13 @@ def devices(trainer: BaseTrainer) -> str:
         if idle > 0:
             said += f"; {idle} more of this machine are idle: start with torchrun --nproc_per_node"
     return f"{said}; {world} of {asked} process{'es' if asked > 1 else ''}"
+
+
+def layout_text(trainer: BaseTrainer) -> str:
+    """Which layout is used and why."""
+    if trainer.args.layout != "auto":
+        return f"{trainer.args.layout} (set by layout)"
+    return f"{trainer.layout.name} ({trainer.layout.reason})"
 
 
 def computing(trainer: BaseTrainer) -> str:

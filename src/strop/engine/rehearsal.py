@@ -22,7 +22,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from strop.engine.head_budget import bytes_of_logits
 from strop.engine.metrics import MetricLog
 from strop.engine.rows import first_example, flatten
 from strop.engine.sharding import is_sharded
@@ -73,7 +72,7 @@ def rehearse(trainer: BaseTrainer) -> Rehearsed:
     sampled = trees[0] is not examples[0]
     trees = [tree for part in trainer.plan(trees, trainer.args.train_batch_size)[:2] for tree in part]
     work = StepWork(trees, trainer.counts(trees), stand_in=True) if sampled else trainer.make_work(trees)
-    bytes_of_logits(trainer)  # chosen by what is free before the moments take their place
+    trainer.score_options()  # bytes of logits are chosen by what is free before the moments take their place
     held = moments(trainer)
     model.train()
     for micro in trainer.micro_batches(model, work, training=True):

@@ -9,14 +9,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from strop.collectives import Gathered
 from strop.device import Fetched, sent
-from strop.engine.denominators import routed_tokens
 from strop.records import Batch, Counts, Example, LossOutput, Mean, Scores, StepContext, Term
+
+if TYPE_CHECKING:
+    from strop.engine.step_trainer import StepTrainer
 
 
 @dataclass
@@ -60,6 +62,20 @@ def add_router_loss(output: LossOutput | None, scores: Scores, batch: Batch, coe
         tokens = routed_tokens(batch.examples)
         output.terms.append(Term((scores.aux_loss * tokens).view(1), "routed_tokens", coefficient))
         output.metrics["aux_loss"] = Mean(scores.aux_loss.detach() * tokens, tokens)
+
+
+def step_counts(trainer: StepTrainer, examples: list[Example]) -> Counts:
+    """The counts of a method, `num_tokens`, and `routed_tokens` of the trees that are computed with gradient."""
+    routed = trainer.gradient_rows(trainer.rows_worth_computing(examples)) if trainer.router_coef else ()
+    tokens = {"num_tokens": float(sum(e.num_tokens for e in examples)), "routed_tokens": routed_tokens(routed)}
+    return {**tokens, **trainer.counts(examples)}
+
+
+def routed_tokens(examples: Sequence[Example]) -> float:
+    """Tokens of some trees as in the padded layout, a prompt once for each of its completions: so the weights of
+    micro-batches in a router's loss add up to 1 however trees are cut, and whatever the pass with gradient leaves out.
+    """
+    return float(sum(len(e.prompt_ids) + len(ids) for e in examples for ids in e.completions))
 
 
 def default_counts(examples: Sequence[Example]) -> Counts:

@@ -9,6 +9,7 @@ The parent's loop calls `get_batch_samples`, `training_step` and, after its own 
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, ClassVar, Literal
 
@@ -21,9 +22,7 @@ from strop.collectives import gather_rows, sum_over_ranks
 from strop.data import DatasetKind, plan_micro_batches
 from strop.engine import rows
 from strop.engine.adalora import adalora_config, orthogonality
-from strop.engine.denominators import step_counts
 from strop.engine.guard import Guard
-from strop.engine.head_budget import bytes_of_logits
 from strop.engine.metrics import MetricLog
 from strop.engine.offloading import offloaded_activations
 from strop.engine.parts import Facts
@@ -31,12 +30,21 @@ from strop.engine.precision import in_one_precision
 from strop.engine.reference_scores import ReferenceScores, scored_again
 from strop.engine.sharded_trainer import ShardedTrainer
 from strop.engine.sharding import fillers, is_sharded
-from strop.engine.step import MicroBatch, StepStatistics, add_router_loss, default_counts, in_training, zero_loss
+from strop.engine.step import (
+    MicroBatch,
+    StepStatistics,
+    add_router_loss,
+    default_counts,
+    in_training,
+    step_counts,
+    zero_loss,
+)
 from strop.engine.step_clock import RunClock, StepClock
 from strop.engine.windows import train_loader
 from strop.losses.reduce import step_loss
 from strop.metric import Entry
 from strop.model import LayoutChoice, accepted_layout, build_batch, confirm_layout, layout_of, pays, score_batch
+from strop.model.head_memory import head_bytes
 from strop.model.shards import size_of
 from strop.records import Batch, Counts, Example, LossOutput, Mean, Scores, StepContext, StepWork, Want
 from strop.settings.config import TrainerConfig
@@ -68,7 +76,6 @@ class StepTrainer(ShardedTrainer):
     _last_means: Mapping[str, float]  # of the last log line
     _unwrapped: tuple[Any, Any] = (None, None)  # a model and what of it is trained
     _layout_confirmed: bool = False  # whether the layout was held against real rows
-    chosen_head_bytes: int | None = None  # that logits may take, where the device chose
 
     # ---- what a method declares -------------------------------------------------------------------------------
 
@@ -366,12 +373,6 @@ class StepTrainer(ShardedTrainer):
         if problem is not None:
             say(self.args, f"Rows are padded from now on: {problem}.")
 
-    def layout_text(self) -> str:
-        """Which layout is used and why, for the run's record."""
-        if self.args.layout != "auto":
-            return f"{self.args.layout} (set by layout)"
-        return f"{self.layout.name} ({self.layout.reason})"
-
     @property
     def policy(self) -> Any:
         """The model that is trained, without distribution wrappers; a search for those walks through all modules."""
@@ -392,10 +393,9 @@ class StepTrainer(ShardedTrainer):
         return StepContext(work.counts, ref=ref, training=training, log=work.log)
 
     def score(self, model: torch.nn.Module, batch: Batch, log: bool) -> Scores:
-        """The policy's scores of one micro-batch."""
-        return self.score_with(model, batch, self.want(log), **self.training_options(model))
+        return self.score_with(model, batch, self.want(log), **self.training_options())
 
-    def training_options(self, model: torch.nn.Module) -> dict[str, Any]:
+    def training_options(self) -> dict[str, Any]:
         """Keyword arguments of `score_batch` for the policy alone: a router's loss, NEFTune's noise (in training)."""
         return {"aux_loss": self.router_coef > 0, "noise_alpha": self.args.neftune_noise_alpha or 0.0}
 
@@ -403,9 +403,10 @@ class StepTrainer(ShardedTrainer):
         """Scores under any model, by the rules that policy and reference share."""
         return in_one_precision(self.accelerator, score_batch, model, batch, want, **self.score_options() | options)
 
-    @property
+    @functools.cached_property
     def head_bytes(self) -> int:
-        return bytes_of_logits(self)
+        """Bytes of logits that may live at once; where nobody says, by what is free when the first batch is scored."""
+        return head_bytes(self.args.head_memory_mb, self.args.device, self.policy, self.optimizer)
 
     def score_options(self) -> dict[str, Any]:
         """Keyword arguments of `score_batch` that policy and reference share."""

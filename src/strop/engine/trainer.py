@@ -31,20 +31,20 @@ from strop.engine.checkpoint import (
     same_best,
     without_progress_bars,
 )
-from strop.engine.denominators import step_counts
 from strop.engine.evaluation import EvaluationSums, own_metrics
 from strop.engine.guard import Guard
 from strop.engine.heap import KeptHeap
 from strop.engine.lost_ranks import Heartbeat, lost_ranks_named
 from strop.engine.metrics import LastWindow, MetricLog
 from strop.engine.parts import prepare
-from strop.engine.preflight import Preflight
+from strop.engine.preflight import Preflight, layout_text
 from strop.engine.reference_scores import ReferenceScores, part_path, parts_until
 from strop.engine.reference_upkeep import load_reference, save_reference, upkeep
 from strop.engine.run_identity import RunLock, finished_at, folder_for, identity
 from strop.engine.run_state import load_rank_state, mean_loss_of_run, save_rank_state
 from strop.engine.script_seams import ScriptSeams, check_optimizer
 from strop.engine.sharding import is_sharded
+from strop.engine.step import step_counts
 from strop.engine.step_clock import RunClock, StepClock
 from strop.engine.step_trainer import StepTrainer
 from strop.engine.windows import eval_loader
@@ -175,7 +175,7 @@ class BaseTrainer(ScriptSeams, StepTrainer):
 
     def run_facts(self) -> dict[str, str]:
         """What the run's page and model card say at their top."""
-        return {**about(self.policy, self.reports), "layout": self.layout_text()}
+        return {**about(self.policy, self.reports), "layout": layout_text(self)}
 
     def evaluation_callbacks(self) -> list[TrainerCallback]:
         """What `generate_during_eval` asks for."""

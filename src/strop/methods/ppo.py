@@ -177,7 +177,7 @@ class PPOTrainer(OnlineTrainer):
 
     def score(self, model: torch.nn.Module, batch: Batch, log: bool) -> Scores:
         params = self.sampling(training=True)
-        options = {**self.score_options(), **self.training_options(model)}
+        options = {**self.score_options(), **self.training_options()}
         if not changes_distribution(params):
             return in_one_precision(self.accelerator, score_both, model, batch, self.want(log), **options)
         scores = in_one_precision(self.accelerator, score_both, model, batch, self.want(log) | Want.HIDDEN, **options)

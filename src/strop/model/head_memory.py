@@ -10,9 +10,20 @@ from typing import Any
 
 import torch
 
+from strop.model.shards import local_part
+
 LEAST, MOST = 512 << 20, 8 << 30
 SHARE = 8
 """One part in so many of the free memory is for logits."""
+GRADIENT_BYTES, STATE_BYTES = 4, 8
+"""Of each trained weight: its gradient, and two moments of AdamW."""
+
+
+def head_bytes(asked_mb: float | None, device: torch.device, policy: torch.nn.Module, optimizer: Any) -> int:
+    """What a run was told to take, in MB, or the default for this device while `policy` is trained on it."""
+    if asked_mb is not None:
+        return int(asked_mb * 2**20)
+    return default_head_bytes(device, bytes_to_come(policy, optimizer))
 
 
 def default_head_bytes(device: torch.device, to_come: int = 0) -> int:
@@ -42,3 +53,9 @@ def free_bytes(device: torch.device) -> int | None:
         return None
     unused = module.memory_reserved(device) - module.memory_allocated(device)
     return int(module.mem_get_info(device)[0] + unused)
+
+
+def bytes_to_come(policy: torch.nn.Module, optimizer: Any) -> int:
+    """Bytes that gradients and the optimizer's state will take on this device, and do not take yet."""
+    trained = sum(local_part(p).numel() for p in policy.parameters() if p.requires_grad)
+    return trained * (GRADIENT_BYTES + (0 if getattr(optimizer, "state", None) else STATE_BYTES))

@@ -13,8 +13,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from strop.engine.denominators import step_counts
-from strop.engine.step import in_training, zero_loss
+from strop.engine.step import in_training, step_counts, zero_loss
 from strop.errors import ConfigError
 from strop.records import Example, StepWork
 

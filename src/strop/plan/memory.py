@@ -217,7 +217,7 @@ def other_models(
 
 
 def logit_bytes(load: Load, taken: int) -> int:
-    """Bytes that logits may take beside what is there for good, as `bytes_of_logits` has it in a run."""
+    """Bytes that logits may take beside what is there for good, as `head_bytes` of a trainer has it in a run."""
     if load.head_bytes is not None:
         return load.head_bytes
     return LEAST if load.card is None else share_of(load.card - taken)
