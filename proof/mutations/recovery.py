@@ -213,7 +213,7 @@ MUTATIONS = (
         promises=(3,),
         history="A config that a script derived by a plain @dataclass noted nothing as given, so that an adapter was "
         "trained at ten times the learning rate that was written.",
-        edits=(Edit("settings/schema.py", "instance.given = frozenset(keywords)", "instance.given = frozenset()"),),
+        edits=(Edit("settings/config.py", "frozenset(positions[: len(args)]) | names", "frozenset()"),),
         tests=("tests/settings/test_plain_subclass.py::test_a_learning_rate_that_was_given_is_kept_with_an_adapter",),
     ),
     Mutation(

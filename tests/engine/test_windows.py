@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from strop.engine.windows import StepSampler, StreamWindows, epoch_order, window_loader
+from strop.engine.windows import StepSampler, StreamWindows, WindowLoader, epoch_order
 from strop.records import Example
 
 
@@ -52,7 +52,7 @@ def test_a_stream_is_shared_out_like_a_set():
 
 def test_the_loader_hands_on_the_epoch():
     sampler = StepSampler(6, 3, seed=0)
-    loader = window_loader([Example([1], [[i]], row=i) for i in range(6)], sampler)
+    loader = WindowLoader([Example([1], [[i]], row=i) for i in range(6)], sampler)
     loader.set_epoch(4)
     assert sampler.epoch == 4
     assert [[e.row for e in batch] for batch in loader] == steps_of(sampler)

@@ -22,7 +22,7 @@ from transformers import TrainerCallback
 
 from strop.engine.checkpoint import checkpoints
 from strop.engine.reference_scores import PARTS
-from strop.engine.reference_upkeep import reference_weights
+from strop.engine.reference_upkeep import moving_weights
 from strop.engine.sharding import whole
 from strop.testing.cases import make_trainer, rows_for
 from strop.testing.rollouts import fix_rollouts
@@ -142,7 +142,8 @@ def record(
 
 
 def moving_reference(trainer: Any) -> dict[str, torch.nn.Parameter]:
-    return reference_weights(trainer.args, trainer.reference, trainer.policy)
+    with moving_weights(trainer.args, trainer.reference, trainer.policy) as weights:
+        return weights
 
 
 def leaves(value: Any, name: str) -> Iterator[tuple[str, Any]]:

@@ -46,7 +46,7 @@ def resolve_arguments(trainer_class: Any, args: Any, extra: dict[str, Any], **kn
         elif name in REMOVED_KEYWORDS:
             if value is not None:
                 problems.append(f"{name} is not used. {REMOVED_KEYWORDS[name]}")
-        elif not is_setting(config_class, name):
+        elif name not in settings_of(config_class) and name not in config_class.removed:
             problems.append(
                 f"{name} is not an argument of {trainer}.{did_you_mean(name, [*KEYWORDS, *KEYWORD_ALIASES])}"
             )
@@ -65,14 +65,13 @@ def take_settings(config_class: type[TrainerConfig], args: Any, extra: dict[str,
     """The settings among a constructor's arguments, taken out of them: for a trainer that needs its config early."""
     if isinstance(args, config_class):
         return {}
-    known = {f.name for f in dataclasses.fields(config_class) if f.init}.union(config_class.aliases)
-    return {name: extra.pop(name) for name in known.difference(REMOVED_KEYWORDS).intersection(extra)}
+    known = settings_of(config_class).difference(REMOVED_KEYWORDS)
+    return {name: extra.pop(name) for name in known.intersection(extra)}
 
 
-def is_setting(config_class: type[TrainerConfig], name: str) -> bool:
-    """Whether the config knows a name: a field, another name of one, or what is answered by a sentence."""
-    fields = {f.name for f in dataclasses.fields(config_class) if f.init}
-    return name in fields or name in config_class.aliases or name in config_class.removed
+def settings_of(config_class: type[TrainerConfig]) -> set[str]:
+    """The names of a config's fields, and their other names."""
+    return {f.name for f in dataclasses.fields(config_class) if f.init}.union(config_class.aliases)
 
 
 def resolve_config(

@@ -17,6 +17,7 @@ from transformers import TrainerState
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from transformers.utils import logging
 
+from strop.disk import write_text
 from strop.engine.run_identity import check_same_run, new_since
 from strop.errors import CheckpointError, SetupError
 
@@ -33,11 +34,8 @@ def write_manifest(folder: Path, step: int, run: dict[str, Any] | None = None) -
         for path in sorted(folder.rglob("*"))
         if path.is_file() and path.name != MANIFEST
     }
-    partial = folder / f"{MANIFEST}{PARTIAL}"
     manifest = {"step": step, "run": run, "files": files}
-    partial.write_text(json.dumps({**manifest, "blake2b": manifest_hash(manifest)}, indent=1))
-    sync_to_disk(partial)
-    partial.replace(folder / MANIFEST)
+    write_text(folder / MANIFEST, json.dumps({**manifest, "blake2b": manifest_hash(manifest)}, indent=1))
 
 
 def manifest_hash(manifest: dict[str, Any]) -> str:
@@ -46,7 +44,7 @@ def manifest_hash(manifest: dict[str, Any]) -> str:
     return hashlib.blake2b(json.dumps(said, sort_keys=True).encode(), digest_size=16).hexdigest()
 
 
-def problems_of(folder: Path, *, check_hashes: bool = True) -> list[str]:
+def problems_of(folder: Path) -> list[str]:
     """Why a checkpoint cannot be used; empty if it is complete."""
     manifest = folder / MANIFEST
     if not manifest.is_file():
@@ -67,7 +65,7 @@ def problems_of(folder: Path, *, check_hashes: bool = True) -> list[str]:
             problems.append(f"{name} is missing")
         elif path.stat().st_size != size:
             problems.append(f"{name} has {path.stat().st_size} bytes instead of {size}")
-        elif check_hashes and file_hash(path) != digest:
+        elif file_hash(path) != digest:
             problems.append(f"{name} has other contents than when it was written")
     return problems
 

@@ -51,8 +51,10 @@ class FastLayersTrainer(Trainer):
         models = language_models(self.policy)
         if hasattr(reference, "model"):
             models += language_models(reference.model)
-        for setting, change in asked_of(self.args).items():
-            say(f"{setting}: {change(models, self.accelerator)}")
+        if self.args.use_liger_kernel:
+            say(f"use_liger_kernel: {with_liger(models, self.args, self.accelerator)}")
+        if backend := backend_of(self.args):
+            say(f"torch_compile: {compiled(models, backend, self.args, self.accelerator)}")
 
 
 @contextmanager
@@ -64,16 +66,6 @@ def set_aside(args: Any, **values: Any) -> Iterator[None]:
         yield
     finally:
         vars(args).update(before)
-
-
-def asked_of(args: Any) -> dict[str, Callable[[list[Any], Any], str]]:
-    """Setting -> what makes the layers of models so, and says in a sentence what came of it."""
-    found: dict[str, Callable[[list[Any], Any], str]] = {}
-    if args.use_liger_kernel:
-        found["use_liger_kernel"] = lambda models, accelerator: with_liger(models, args, accelerator)
-    if backend := backend_of(args):
-        found["torch_compile"] = lambda models, accelerator: compiled(models, backend, args, accelerator)
-    return found
 
 
 def backend_of(args: Any) -> str:
@@ -103,10 +95,10 @@ def with_liger(models: list[Any], args: Any, accelerator: Any) -> str:
         for take_out in reversed(out):
             take_out()
         return f"layers stay transformers' own: with Liger's kernels they differ ({problem})."
-    return f"Liger's kernels compute the layers, and equal transformers' own. {HEAD_STAYS}"
-
-
-HEAD_STAYS = "Its losses are not used: strop's head bounds memory itself."
+    return (
+        "Liger's kernels compute the layers, and equal transformers' own. Its losses are not used: strop's head bounds "
+        "memory itself."
+    )
 
 
 def compiled(models: list[Any], backend: str, args: Any, accelerator: Any) -> str:

@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 
 from strop.device import Fetched, sent
+from strop.disk import written_beside
 from strop.engine.rows import flatten
 from strop.engine.sharding import whole
 from strop.model.adapters import idle_adapters
@@ -153,13 +154,9 @@ class ReferenceScores:
         if not values:
             return
         named = {f"{key}-{checksum(key, tensor):08x}": tensor for key, tensor in values.items()}
-        partial = path.with_suffix(".partial")
         path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            save_file(named, partial, metadata={"reference": self.fingerprint()})
-            partial.replace(path)
-        finally:
-            partial.unlink(missing_ok=True)
+        with written_beside(path) as file:
+            file.write(save(named, metadata={"reference": self.fingerprint()}))
 
     def load(self, path: Path) -> bool:
         """Take over remembered log-probs if they were made by the same reference weights; not what is damaged."""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -64,35 +65,35 @@ def own_models(reference: Any) -> list[torch.nn.Module]:
     return [reference.model] if hasattr(reference, "model") else []
 
 
-def reference_weights(args: Any, reference: Any, policy: torch.nn.Module) -> dict[str, torch.nn.Parameter]:
-    """The weights of a reference that moves, by name; empty for one that does not."""
+@contextmanager
+def moving_weights(args: Any, reference: Any, policy: torch.nn.Module) -> Iterator[dict[str, torch.nn.Parameter]]:
+    """The weights of a reference that moves, by name, to be read and written by all ranks together; empty for one that
+    does not."""
     if reference is None or not getattr(args, "sync_ref_model", False):
-        return {}
-    if hasattr(reference, "model"):
-        return dict(reference.model.named_parameters())
-    return {name: p for name, p in policy.named_parameters() if f".{REFERENCE_ADAPTER}." in name}
+        yield {}
+        return
+    models = own_models(reference)
+    with comparable(models or [policy]):
+        if models:
+            yield dict(reference.model.named_parameters())
+        else:
+            yield {name: p for name, p in policy.named_parameters() if f".{REFERENCE_ADAPTER}." in name}
 
 
 def save_reference(args: Any, reference: Any, policy: torch.nn.Module, folder: Path) -> None:
     """Keep a moving reference in a checkpoint, as one process has it; all ranks call this together."""
-    with comparable(moving_models(args, reference, policy)):
-        weights = {name: whole(p.detach()) for name, p in reference_weights(args, reference, policy).items()}
+    with moving_weights(args, reference, policy) as moving:
+        weights = {name: whole(p.detach()) for name, p in moving.items()}
         if weights and args.should_save:
             save_file({name: weight.cpu().contiguous() for name, weight in weights.items()}, folder / MOVED)
 
 
 def load_reference(args: Any, reference: Any, policy: torch.nn.Module, folder: Path) -> None:
     """Put a moving reference back to where a checkpoint left it."""
-    with torch.no_grad(), comparable(moving_models(args, reference, policy)):
-        weights = reference_weights(args, reference, policy)
+    with torch.no_grad(), moving_weights(args, reference, policy) as weights:
         saved = load_file(folder / MOVED) if weights else {}
         for name, parameter in weights.items():
             parameter.copy_(share_of(saved[name], parameter))
-
-
-def moving_models(args: Any, reference: Any, policy: torch.nn.Module) -> list[torch.nn.Module]:
-    """The models that the weights of a moving reference are in; none where it does not move."""
-    return (own_models(reference) or [policy]) if reference_weights(args, reference, policy) else []
 
 
 def upkeep(

@@ -145,24 +145,18 @@ class RunLock:
         with refusals_named(self.path.parent):
             self.path.parent.mkdir(parents=True, exist_ok=True)
             try:
-                self._lock()
+                self.lock.acquire(timeout=0)
             except Timeout:
-                holder = self._holder()
                 raise SetupError(
-                    f"Another run works in {self.path.parent} now{holder}. Two runs would remove each other's "
+                    f"Another run works in {self.path.parent} now{self._holder()}. Two runs would remove each other's "
                     "checkpoints. Wait for it, or choose another output_dir."
                 ) from None
+            except (OSError, NotImplementedError) as error:
+                if isinstance(error, OSError) and error.errno not in NO_LOCKS:
+                    raise
+                told = "%s cannot be locked (%s): that no other run works there is for you to see to"
+                logger.warning(told, self.path, error)
             self.path.with_suffix(".pid").write_text(str(os.getpid()))
-
-    def _lock(self) -> None:
-        try:
-            self.lock.acquire(timeout=0)
-        except (OSError, NotImplementedError) as error:
-            if isinstance(error, OSError) and error.errno not in NO_LOCKS:
-                raise
-            logger.warning(
-                "%s cannot be locked (%s): that no other run works there is for you to see to", self.path, error
-            )
 
     def release(self) -> None:
         if self.lock.is_locked:

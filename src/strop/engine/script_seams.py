@@ -9,29 +9,22 @@ from typing import Any
 import torch
 from transformers.trainer_pt_utils import LayerWiseDummyOptimizer
 
+from strop.data import DataReport
 from strop.engine.overrides import NoDeadOverrides
 from strop.engine.refusals import check_learns
+from strop.engine.rows import RowPreparation
 from strop.engine.sharding import is_sharded
+from strop.engine.step_trainer import StepTrainer
 from strop.errors import ConfigError
 from strop.model.headed import note_loading
 from strop.watch.about import about
 from strop.watch.model_card import model_card, write_card
 
 
-class ScriptSeams(NoDeadOverrides):
+class ScriptSeams(NoDeadOverrides, StepTrainer):
     """Names of TRL's trainers that scripts use."""
 
-    args: Any
-    policy: Any
-    reference: Any
-    model: Any
-    optimizer: Any
-    is_deepspeed_enabled: bool
-    accelerator: Any
-    state: Any
-    reports: Any
-    router_coef: float
-    processing_class: Any
+    rows: RowPreparation
 
     @property
     def aux_loss_enabled(self) -> bool:
@@ -62,6 +55,11 @@ class ScriptSeams(NoDeadOverrides):
             check_optimizer(self.optimizer, None, self.model, type(self).__name__, lambda line: None)
         if hasattr(self.reference, "keep_start"):
             self.reference.keep_start()
+
+    @property
+    def reports(self) -> dict[str, DataReport]:
+        """What was found in the rows of every set."""
+        return self.rows.reports
 
     def card(self, model_name: str | None = None, dataset_name: str | list[str] | None = None, **front: Any) -> str:
         """The model card of the run as it is now, with further fields of its front matter."""

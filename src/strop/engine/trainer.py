@@ -16,7 +16,6 @@ from transformers import TrainerCallback, TrainerState
 from transformers.trainer_utils import EvalLoopOutput, TrainOutput
 
 from strop.collectives import sum_over_ranks
-from strop.data import DataReport
 from strop.disk import refusals_named
 from strop.engine import rows
 from strop.engine.adalora import AllocateRanks, allocation, take_back_allocation
@@ -46,7 +45,6 @@ from strop.engine.script_seams import ScriptSeams, check_optimizer
 from strop.engine.sharding import is_sharded
 from strop.engine.step import step_counts
 from strop.engine.step_clock import RunClock, StepClock
-from strop.engine.step_trainer import StepTrainer
 from strop.engine.windows import eval_loader
 from strop.errors import ConfigError, SetupError
 from strop.metric import entries_of
@@ -68,7 +66,7 @@ from strop.watch.still_weights import StillWeights
 from strop.watch.stop_signals import StopSignals
 
 
-class BaseTrainer(ScriptSeams, StepTrainer):
+class BaseTrainer(ScriptSeams):
     """What all fifteen trainers share. A method overrides a handful of hooks, which `StepTrainer` lists.
 
     Class attributes: `config_class`; `dataset_kind`, the rows it learns from; `task`, the head it needs ("causal",
@@ -439,11 +437,6 @@ class BaseTrainer(ScriptSeams, StepTrainer):
         """Until every rank is here."""
         if self.args.world_size > 1:
             torch.distributed.barrier()
-
-    @property
-    def reports(self) -> dict[str, DataReport]:
-        """What was found in the rows of every set."""
-        return self.rows.reports
 
     def say(self, line: str) -> None:
         """A line for the user, once, from the first process."""

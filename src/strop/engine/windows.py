@@ -9,7 +9,7 @@ others are empty.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
@@ -34,8 +34,7 @@ class StepSampler:
     """Batch sampler of one rank: for each optimizer step its share of the window, then empty batches.
 
     `rows_per_step` counts over all ranks. The last window of an epoch may be short (`drop_last` leaves it out). A
-    rank may get no row of a short window; the trainer then computes a zero-weight stand-in. `group` rows stay
-    together and come to the same rank in order (1: rows are independent).
+    rank may get no row of a short window; the trainer then computes a zero-weight stand-in.
     """
 
     def __init__(
@@ -134,26 +133,34 @@ class StreamWindows(IterableDataset):
 
 
 class WindowLoader(DataLoader):
-    """A data loader that hands on `set_epoch` to the sampler or the stream behind it."""
+    """Loads a map-style dataset by a sampler, or `StreamWindows`, which this process reads, with None; hands on
+    `set_epoch` to what is behind it.
+
+    Its own generator keeps it from drawing on the global random state, which an evaluation would then move.
+    """
+
+    def __init__(self, dataset: Any, sampler: StepSampler | None, **settings: Any) -> None:
+        own = torch.Generator()
+        if sampler is None:
+            super().__init__(dataset, batch_size=None, generator=own)
+        else:  # examples stay as they are: layout happens when the whole step is known
+            super().__init__(dataset, batch_sampler=sampler, collate_fn=list, generator=own, **settings)
 
     def set_epoch(self, epoch: int) -> None:
         target = self.dataset if isinstance(self.dataset, IterableDataset) else self.batch_sampler
         target.set_epoch(epoch)  # type: ignore[union-attr]
 
 
-def as_list(rows: Any) -> list[Example]:
-    """Collate function: the examples as they are; layout happens when the whole step is known."""
-    return list(rows)
+def ranks_of(args: Any) -> dict[str, int]:
+    return {"rank": args.process_index, "world_size": args.world_size}
 
 
 def train_loader(dataset: Any, args: Any, size: int, *, steps: int, shuffle: bool) -> WindowLoader:
     """Windows of `size` rows over all ranks, each of which serves `steps` optimizer steps."""
     if not hasattr(dataset, "__len__"):
-        where = {"rank": args.process_index, "world_size": args.world_size}
         batches = args.gradient_accumulation_steps * steps
-        stream = StreamWindows(dataset, size, batches_per_step=batches, repeat=True, **where)
-        return window_loader(stream, None)
-    return window_loader(
+        return WindowLoader(StreamWindows(dataset, size, batches_per_step=batches, repeat=True, **ranks_of(args)), None)
+    return WindowLoader(
         dataset,
         window_sampler(dataset, args, size, steps=steps, shuffle=shuffle),
         num_workers=args.dataloader_num_workers,
@@ -170,21 +177,21 @@ def window_sampler(dataset: Any, args: Any, size: int, *, steps: int, shuffle: b
         len(dataset),
         size,
         batches_per_step=args.gradient_accumulation_steps * steps,
-        rank=args.process_index,
-        world_size=args.world_size,
         seed=args.data_seed if args.data_seed is not None else args.seed,
         shuffle=shuffle,
         drop_last=args.dataloader_drop_last,
+        **ranks_of(args),
     )
 
 
 def eval_loader(dataset: Any, args: Any, most: int | None = None) -> WindowLoader:
     """Windows of `eval_batch_size` rows for each rank, in the order of the rows; of the first `most` of them."""
-    size, where = args.eval_batch_size * args.world_size, {"rank": args.process_index, "world_size": args.world_size}
+    size = args.eval_batch_size * args.world_size
     if not hasattr(dataset, "__len__"):
         stream = dataset if most else told_when_long(dataset, args)
-        return window_loader(StreamWindows(stream, size, batches_per_step=1, most=most, **where), None)
-    return window_loader(dataset, StepSampler(min(len(dataset), most or len(dataset)), size, shuffle=False, **where))
+        return WindowLoader(StreamWindows(stream, size, batches_per_step=1, most=most, **ranks_of(args)), None)
+    rows = min(len(dataset), most or len(dataset))
+    return WindowLoader(dataset, StepSampler(rows, size, shuffle=False, **ranks_of(args)))
 
 
 def told_when_long(stream: Iterable[Example], args: Any) -> Iterator[Example]:
@@ -193,22 +200,3 @@ def told_when_long(stream: Iterable[Example], args: Any) -> Iterator[Example]:
         if number == LONG_EVALUATION:
             say(args, f"Warning: an evaluation has read {number:,} rows of a stream; max_eval_rows would end it there.")
         yield example
-
-
-def window_loader(dataset: Any, sampler: StepSampler | None, *, num_workers: int = 0, **kwargs: Any) -> WindowLoader:
-    """Loader over a map-style dataset with `sampler`, or over `StreamWindows`, which this process reads, with None.
-
-    Its own generator keeps it from drawing on the global random state, which an evaluation would then move.
-    """
-    own = torch.Generator()
-    if sampler is None:
-        return WindowLoader(dataset, batch_size=None, num_workers=0, generator=own)
-    collate: Callable[[Any], list[Example]] = as_list
-    return WindowLoader(
-        dataset,
-        batch_sampler=sampler,
-        collate_fn=collate,
-        num_workers=num_workers,
-        generator=own,
-        **kwargs,  # type: ignore[arg-type]
-    )

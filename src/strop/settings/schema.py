@@ -82,18 +82,12 @@ def _friendly_init(cls: type) -> Callable[..., None]:
 class FriendlyKeywords(type):
     """Metaclass of configs: what `config` gives a class, a plain `@dataclass` made from it has too.
 
-    Such a class has an `__init__` of its own, which knows no other names, and would not note what it was given.
+    Such a class has an `__init__` of its own, which knows no other names.
     """
 
     def __call__(cls, *args: Any, **kwargs: Any) -> Any:
         plain = "__dataclass_params__" in vars(cls) and not hasattr(cls.__init__, "__wrapped__")
-        if not plain:
-            return super().__call__(*args, **kwargs)
-        keywords = resolve_keywords(cls, kwargs)
-        instance = cls.__new__(cls)  # type: ignore[call-overload]  # of a class, which mypy takes for a metaclass
-        instance.given = frozenset(keywords)
-        instance.__init__(*args, **keywords)
-        return instance
+        return super().__call__(*args, **(resolve_keywords(cls, kwargs) if plain else kwargs))
 
 
 def resolve_keywords(cls: type, kwargs: dict[str, Any]) -> dict[str, Any]:
