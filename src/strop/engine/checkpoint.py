@@ -39,7 +39,6 @@ def write_manifest(folder: Path, step: int, run: dict[str, Any] | None = None) -
 
 
 def manifest_hash(manifest: dict[str, Any]) -> str:
-    """Hash of what a manifest says beside it."""
     said = {name: value for name, value in manifest.items() if name != "blake2b"}
     return hashlib.blake2b(json.dumps(said, sort_keys=True).encode(), digest_size=16).hexdigest()
 
@@ -77,7 +76,6 @@ def check_whole(folder: Path) -> None:
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
-    """The manifest of a checkpoint without problems."""
     manifest: dict[str, Any] = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
     return manifest
 
@@ -130,7 +128,6 @@ def write_failure(error: Exception) -> str | None:
 
 @contextmanager
 def without_progress_bars() -> Iterator[None]:
-    """Keeps transformers from drawing a bar for every file that it writes."""
     shown = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()
     try:

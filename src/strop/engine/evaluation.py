@@ -38,13 +38,11 @@ class EvaluationSums:
         self._predicted: list[tuple[list[int], np.ndarray, np.ndarray | None]] = []  # row numbers, predictions, labels
 
     def add(self, output: LossOutput) -> None:
-        """The loss terms of a micro-batch."""
         for position, term in enumerate(output.terms):
             key = f"{position}:{term.per}"
             self._terms[key] = self._terms.get(key, 0.0) + term.weight * wide(term.values.detach().sum())
 
     def count(self, own: Counts, *, rows: int) -> None:
-        """The counts of a window whose terms were added."""
         self.rows += rows
         self._counts |= {name: self._counts.get(name, 0.0) + number for name, number in own.items()}
 

@@ -94,7 +94,6 @@ class Heartbeat:
 
 
 def beat_of(rank: int) -> str:
-    """Where the store has the count of a rank."""
     return f"strop/beat/{rank}"
 
 

@@ -57,7 +57,6 @@ class MetricLog:
         self._sums = {key: list(entry) for key, entry in state.items()}
 
     def join(self, state: Mapping[str, list[float]]) -> None:
-        """Add what another log has."""
         self._sums = merge([self._sums, state])
 
     def drain(self, *, world_size: int = 1) -> dict[str, float]:

@@ -16,14 +16,7 @@ import torch
 from transformers import PreTrainedModel, TrainingArguments, set_seed
 
 from strop.data import DatasetKind, TokenizeOptions
-from strop.engine.refusals import (
-    check_apart,
-    check_best_metric,
-    check_can_learn,
-    check_head,
-    check_launch,
-    check_optimizer_package,
-)
+from strop.engine import refusals
 from strop.engine.rows import RowPreparation, last_tokens, model_facts, prepare_all, tokenized
 from strop.errors import ConfigError, SetupError
 from strop.model import (
@@ -69,8 +62,6 @@ class Facts:
 
 @dataclass
 class Parts:
-    """What a trainer is made from."""
-
     model: Any
     tokenizer: Any
     reference: Any
@@ -94,7 +85,6 @@ def prepare(
     peft_config: Any = None,
     ref_model: Any = None,
 ) -> Parts:
-    """Tokenizer, then rows, then the model and its reference."""
     check_models(args, facts, model, model_init, ref_model)
     if peft_config is not None and facts.uses_reference and getattr(args, "sync_ref_model", False):
         check_adapter_mix(args.ref_model_mixup_alpha)
@@ -106,14 +96,14 @@ def prepare(
     known = model_facts(model, tokenizer)
     rows, train, evaluation = prepare_rows(args, tokenizer, train_dataset, eval_dataset, facts, known)
     check_streams(args, train, evaluation)
-    check_best_metric(args, evaluation)
+    refusals.check_best_metric(args, evaluation)
     if model is None:
         assert model_init is not None
         model = model_init()
         if (late := model_facts(model, tokenizer)) != known:  # it alone says what ends its texts, and how far it reads
             rows, train, evaluation = prepare_rows(args, tokenizer, train_dataset, eval_dataset, facts, late)
     model = resolve_model(args, model, facts.task, quantization_config, peft_config, adopted=adopted)
-    check_can_learn(model)
+    refusals.check_can_learn(model)
     if facts.samples or args.generate_during_eval:
         transformers_model(model)  # raises where nothing can be sampled
     train_adapter(model, getattr(args, "model_adapter_name", None))
@@ -130,7 +120,7 @@ def prepare(
                 args, ref_model, "causal", quantization_config, None, trainable=False, adopted=adopted
             )
             if unwrap(other) is not unwrap(model):  # then it is copied
-                check_apart("ref_model", other, model)
+                refusals.check_apart("ref_model", other, model)
         syncs, named = getattr(args, "sync_ref_model", False), getattr(args, "ref_adapter_name", None)
         reference = make_reference(model, other, syncs=syncs, adapter=named)
     unsaid = False
@@ -142,27 +132,24 @@ def prepare(
 def prepare_rows(
     args: TrainerConfig, tokenizer: Any, train: Any, evaluation: Any, facts: Facts, model_facts: dict[str, Any]
 ) -> tuple[RowPreparation, Any, Any]:
-    """How rows become examples, and the sets that were given."""
     options = dataclasses.replace(facts.tokenize, **model_facts)
     rows = RowPreparation(args, tokenizer, facts.dataset_kind, options, facts.convert)
     return rows, *prepare_all(rows, train, evaluation)
 
 
 def check_models(args: TrainerConfig, facts: Facts, model: Any, model_init: Any, ref_model: Any) -> None:
-    """Refuse arguments that are no models, and a reference that nothing is compared with."""
     if model is None and model_init is None:
         raise ConfigError(f"{facts.name} needs a model: an id, a path, or a module. Pass model=...")
-    check_launch(args)
+    refusals.check_launch(args)
     if isinstance(model, TrainingArguments) or isinstance(ref_model, TrainingArguments):
         raise ConfigError(f"{facts.name} was given settings in the place of a model; pass them as args=...")
-    check_optimizer_package(args)
+    refusals.check_optimizer_package(args)
     if ref_model is not None and not facts.uses_reference:
         weight = " while beta is 0" if getattr(args, "beta", None) == 0 else ""
         raise ConfigError(f"{facts.name} compares with no reference{weight}; remove ref_model.")
 
 
 def check_streams(args: Any, train: Any, evaluation: Any) -> None:
-    """Refuse what needs the end of the rows where they come from a stream."""
     problems = [
         f"{name}='epoch': it has no epochs. Set {name}='steps', and how many."
         for name in ("eval_strategy", "save_strategy", "logging_strategy")
@@ -260,7 +247,7 @@ def resolve_model(
         raise ConfigError(f"model is a {type(model).__name__}; pass an id, a path, or a torch module.")
     if task != "causal":
         module = headed(module, task)
-        check_head(module, task)
+        refusals.check_head(module, task)
     if adopted is not None:
         peft_config = adopted.fit(module, peft_config)
     if peft_config is not None:
@@ -291,7 +278,6 @@ def headed(module: torch.nn.Module, task: str) -> torch.nn.Module:
     if is_peft(module):
         raise ConfigError(
             f"This adapter sits on a {type(inner).__name__}, which has no {task} head. Pass the base model, and the "
-            f"adapter "
-            "as peft_config; or merge the adapter first (model.merge_and_unload())."
+            "adapter as peft_config; or merge the adapter first (model.merge_and_unload())."
         )
     return with_head(module, task)

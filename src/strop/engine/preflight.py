@@ -83,14 +83,12 @@ def devices(trainer: BaseTrainer) -> str:
 
 
 def layout_text(trainer: BaseTrainer) -> str:
-    """Which layout is used and why."""
     if trainer.args.layout != "auto":
         return f"{trainer.args.layout} (set by layout)"
     return f"{trainer.layout.name} ({trainer.layout.reason})"
 
 
 def computing(trainer: BaseTrainer) -> str:
-    """Class, trained weights, dtype, attention."""
     model, args = base_model(trainer.policy), trainer.args
     weights = list(trainer.policy.parameters())
     trained = sum(size_of(each) for each in weights if each.requires_grad)

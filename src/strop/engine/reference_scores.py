@@ -43,7 +43,6 @@ def content_keys(example: Example) -> list[str]:
 
 
 def checksum(key: str, logps: torch.Tensor) -> int:
-    """CRC-32 of a row's key, and of the type and values of its log-probs."""
     return zlib.crc32(logps.contiguous().numpy().tobytes(), zlib.crc32(f"{key} {logps.dtype}".encode()))
 
 
@@ -113,7 +112,6 @@ class ReferenceScores:
 
     @torch.no_grad()
     def compute(self, batch: Batch) -> Scores:
-        """A forward pass of the reference, in evaluation mode."""
         with self.reference.active() as model:
             training = model.training
             model.eval()
@@ -122,7 +120,6 @@ class ReferenceScores:
         return scores
 
     def forget(self) -> None:
-        """Drop what is remembered, because the reference changed."""
         self._known.clear()
         self._arriving, self._coming = [], set()
         self._unsaved, self._tokens, self._fingerprint = [], 0, None

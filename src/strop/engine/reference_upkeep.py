@@ -61,7 +61,6 @@ class SyncReference(TrainerCallback):
 
 
 def own_models(reference: Any) -> list[torch.nn.Module]:
-    """The model that a reference has beside the policy, if it has one."""
     return [reference.model] if hasattr(reference, "model") else []
 
 
@@ -89,7 +88,6 @@ def save_reference(args: Any, reference: Any, policy: torch.nn.Module, folder: P
 
 
 def load_reference(args: Any, reference: Any, policy: torch.nn.Module, folder: Path) -> None:
-    """Put a moving reference back to where a checkpoint left it."""
     with torch.no_grad(), moving_weights(args, reference, policy) as weights:
         saved = load_file(folder / MOVED) if weights else {}
         for name, parameter in weights.items():
@@ -99,7 +97,6 @@ def load_reference(args: Any, reference: Any, policy: torch.nn.Module, folder: P
 def upkeep(
     args: Any, scores: ReferenceScores, build: Callable[[list[Example]], Batch], train: Any, evaluation: Any
 ) -> list[TrainerCallback]:
-    """The callbacks that the settings ask for."""
     callbacks: list[TrainerCallback] = []
     if getattr(args, "precompute_ref_log_probs", False):
         sets = [train, *(evaluation.values() if isinstance(evaluation, Mapping) else [evaluation])]

@@ -129,7 +129,6 @@ def _check_adapter(model: Any) -> None:
 
 
 def check_learns(model: nn.Module) -> None:
-    """Refuse to train a model all of whose weights are frozen."""
     if not any(parameter.requires_grad for parameter in model.parameters()):
         raise ConfigError(
             "Every weight of the model is frozen, so nothing would learn. Load an adapter with "

@@ -51,7 +51,6 @@ class Rehearsed:
 
 
 def why_not(trainer: BaseTrainer) -> str:
-    """Why this run is not rehearsed; empty where it is."""
     asked, left = trainer.args.rehearsal, trainer.state.max_steps - trainer.state.global_step
     if asked is False:
         return "switched off"

@@ -132,7 +132,6 @@ def flatten(batches: Iterable[Any]) -> list[Example]:
 
 
 def first_example(dataset: Any) -> Example:
-    """The first tree of a set, or of the first of several sets."""
     dataset = next(iter(dataset.values())) if isinstance(dataset, Mapping) else dataset
     first = dataset[0] if hasattr(dataset, "__len__") else next(iter(dataset))
     return flatten([first])[0]
@@ -182,7 +181,6 @@ def missing_dataset(trainer: str, *, evaluation: bool = False) -> ConfigError:
 
 
 def packed(prepared: Any, args: Any) -> Any:
-    """Rows packed up to `max_length` tokens."""
     if args.max_length is None:
         raise ConfigError("packing=True needs max_length, the size of a pack; it is None. Set max_length.")
     if args.shuffle_dataset and hasattr(prepared, "__len__"):

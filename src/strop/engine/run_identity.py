@@ -72,7 +72,6 @@ def identity(method: str, settings: Mapping[str, Any], model: Any) -> dict[str, 
 
 
 def plain(value: Any) -> Any:
-    """A value as JSON gives it back."""
     return json.loads(json.dumps(value, default=lambda other: str(getattr(other, "value", other)), sort_keys=True))
 
 

@@ -28,7 +28,6 @@ def state_path(folder: Path, rank: int) -> Path:
 
 
 def save_rank_state(folder: Path, trainer: BaseTrainer) -> None:
-    """Write what this rank must find again."""
     args = trainer.args
     state = {
         "world_size": args.world_size,

@@ -58,7 +58,6 @@ class ScriptSeams(NoDeadOverrides, StepTrainer):
 
     @property
     def reports(self) -> dict[str, DataReport]:
-        """What was found in the rows of every set."""
         return self.rows.reports
 
     def card(self, model_name: str | None = None, dataset_name: str | list[str] | None = None, **front: Any) -> str:

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from strop.collectives import Gathered
 from strop.device import Fetched, sent
 from strop.records import Batch, Counts, Example, LossOutput, Mean, Scores, StepContext, Term
 
@@ -29,17 +28,6 @@ class MicroBatch:
     scores: Scores
     step: StepContext
     output: LossOutput | None  # None: a stand-in, whose loss has weight zero
-
-
-@dataclass
-class StepStatistics:
-    """What the rows of a whole step say together, and where the rows of each micro-batch are among them."""
-
-    values: dict[str, Any]
-    gathered: Gathered
-
-    def rows(self, index: int) -> slice:
-        return self.gathered.rows(index)
 
 
 def in_training(model: torch.nn.Module, optimizer: Any) -> None:

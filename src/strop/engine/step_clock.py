@@ -52,7 +52,6 @@ class RunClock:
         self.began: dict[str, float] = {}
 
     def start(self, name: str) -> None:
-        """`train` or `eval` begins."""
         self.began[name] = time.perf_counter()
 
     def correct(self, logs: dict[str, float]) -> None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import functools
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -18,7 +19,7 @@ from accelerate.utils import DistributedType
 from accelerate.utils.memory import clear_device_cache
 from transformers.trainer_utils import IntervalStrategy
 
-from strop.collectives import gather_rows, sum_over_ranks
+from strop.collectives import Gathered, gather_rows, sum_over_ranks
 from strop.data import DatasetKind, plan_micro_batches
 from strop.engine import rows
 from strop.engine.adalora import adalora_config, orthogonality
@@ -30,15 +31,7 @@ from strop.engine.precision import in_one_precision
 from strop.engine.reference_scores import ReferenceScores, scored_again
 from strop.engine.sharded_trainer import ShardedTrainer
 from strop.engine.sharding import fillers, is_sharded
-from strop.engine.step import (
-    MicroBatch,
-    StepStatistics,
-    add_router_loss,
-    default_counts,
-    in_training,
-    step_counts,
-    zero_loss,
-)
+from strop.engine.step import MicroBatch, add_router_loss, default_counts, in_training, step_counts, zero_loss
 from strop.engine.step_clock import RunClock, StepClock
 from strop.engine.windows import train_loader
 from strop.losses.reduce import step_loss
@@ -259,7 +252,7 @@ class StepTrainer(ShardedTrainer):
         """
         own = self.plan(work.examples, self.args.train_batch_size if training else self.args.eval_batch_size)
         parts = [*own, *self.fillers(own)]
-        shared: StepStatistics | None = None
+        shared: Gathered | None = None
         if self.coupled and (len(parts) > 1 or not training or self.statistics_apart(work)):
             shared = self.whole_step_statistics(model, parts, len(own), work, training)
             parts = [self.gradient_rows(part) for part in parts]
@@ -303,7 +296,7 @@ class StepTrainer(ShardedTrainer):
 
     def whole_step_statistics(
         self, model: Any, parts: list[list[Example]], own: int, work: StepWork, training: bool
-    ) -> StepStatistics:
+    ) -> Gathered:
         """Statistics over all ranks, without gradient; of this rank's parts the first `own` count."""
         statistics: list[dict[str, torch.Tensor]] = []
         with torch.no_grad():
@@ -317,14 +310,14 @@ class StepTrainer(ShardedTrainer):
                     statistics[-1] = found if counted and index < own else {}
         return self.gather(statistics, work, training)
 
-    def gather(self, parts: list[dict[str, torch.Tensor]], work: StepWork, training: bool) -> StepStatistics:
+    def gather(self, parts: list[dict[str, torch.Tensor]], work: StepWork, training: bool) -> Gathered:
         if work.stand_in:
             parts = [{name: values[:0] for name, values in part.items()} for part in parts]
         gathered = gather_rows(parts, self.args.world_size, self.args.device)
         statistics = self.reduce_statistics(gathered.values, training)
         if training:
             self.advance(statistics)
-        return StepStatistics(statistics, gathered)
+        return replace(gathered, values=statistics)
 
     def compute_loss_context_manager(self) -> contextlib.ExitStack:
         """The parent's mixed precision, and activations kept in host memory where that is asked for."""
@@ -342,11 +335,9 @@ class StepTrainer(ShardedTrainer):
         return [[examples[i] for i in part] for part in parts]
 
     def fillers(self, parts: list[list[Example]]) -> list[list[Example]]:
-        """What this rank computes beside its micro-batches where all ranks run a model in shards together."""
         return fillers(self.accelerator, parts, lambda: self.prepare_stand_in(rows.first_example(self.train_dataset)))
 
     def build(self, examples: Sequence[Example]) -> Batch:
-        """Lay a micro-batch out."""
         if not self._layout_confirmed:
             self._layout_confirmed = True
             self.confirm_layout(examples)
@@ -361,7 +352,6 @@ class StepTrainer(ShardedTrainer):
 
     @property
     def layout(self) -> LayoutChoice:
-        """The layout that the model can be scored in, found on first use."""
         return layout_of(self.policy)
 
     def confirm_layout(self, examples: Sequence[Example]) -> None:
@@ -382,7 +372,6 @@ class StepTrainer(ShardedTrainer):
 
     @property
     def ranks_are_allocated(self) -> bool:
-        """Whether an AdaLoRA adapter is trained."""
         return adalora_config(self.policy) is not None
 
     def context(self, batch: Batch, work: StepWork, training: bool) -> StepContext:

@@ -263,7 +263,6 @@ class BaseTrainer(ScriptSeams):
         return allocation(self.policy)
 
     def load_extra_state(self, state: dict[str, Any]) -> None:
-        """Take back what `extra_state` gave."""
         take_back_allocation(self.policy, state)
 
     def share_extra_state(self, states: list[dict[str, Any]]) -> dict[str, Any]:
@@ -338,11 +337,9 @@ class BaseTrainer(ScriptSeams):
         return TrainOutput(step, loss := mean_loss_of_run(folder), {"train_loss": loss})
 
     def identity(self) -> dict[str, Any]:
-        """What identifies this run."""
         return identity(self.args.method, self.args.to_dict(), self.policy)
 
     def newest_checkpoint(self) -> Path | None:
-        """The newest complete checkpoint of this run."""
         return newest_valid(self.args.output_dir)[0]
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
@@ -434,7 +431,6 @@ class BaseTrainer(ScriptSeams):
             note_loading(self.policy, output_dir or args.output_dir)
 
     def wait_for_all(self) -> None:
-        """Until every rank is here."""
         if self.args.world_size > 1:
             torch.distributed.barrier()
 

@@ -126,10 +126,7 @@ PPO_REMOVED: dict[str, str] = {
     "steps": "Use max_steps, or total_episodes.",
     "optimize_cuda_cache": "Memory is planned from the rows; remove it.",
 }
-PPO_NEUTRAL: dict[str, tuple[Any, ...]] = {
-    "num_sample_generations": (10,),
-    "stop_token": ("eos",),
-}
+PPO_NEUTRAL: dict[str, tuple[Any, ...]] = {"num_sample_generations": (10,), "stop_token": ("eos",)}
 
 RLOO_ALIASES: dict[str, str] = {
     "num_ppo_epochs": "num_iterations",

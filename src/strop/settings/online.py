@@ -33,10 +33,7 @@ class OnlineConfig(ReferenceConfig):
     """What the best checkpoint, and a learning rate that waits for progress, go by where nothing else is said: the loss
     of a policy that has not moved is the same whatever it has learned."""
 
-    aliases: ClassVar[dict[str, str]] = {
-        **ReferenceConfig.aliases,
-        **earlier.ONLINE_ALIASES,
-    }
+    aliases: ClassVar[dict[str, str]] = {**ReferenceConfig.aliases, **earlier.ONLINE_ALIASES}
     removed: ClassVar[dict[str, str]] = {
         **ReferenceConfig.removed,
         **earlier.ONLINE_REMOVED,

@@ -49,7 +49,6 @@ def unmet(settings: Any) -> list[str]:
 
 
 def default_of(field: dataclasses.Field[Any]) -> Any:
-    """The default of a field."""
     return field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
 
 

@@ -29,7 +29,6 @@ class Alarms(TrainerCallback):
         self.raised: dict[str, str] = {}
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Mapping[str, Any] | None = None, **kwargs: Any) -> None:
-        """Alarms that follow from logged means."""
         if not logs or not state.is_world_process_zero:
             return
         found = found_in(logs, vars(args).get("num_generations", 1), args) if "loss" in logs else without_pairs(logs)

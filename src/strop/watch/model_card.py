@@ -95,7 +95,6 @@ def _loading(task: str, adapter: bool) -> str:
 
 
 def _training(facts: Mapping[str, str], args: Any) -> str:
-    """The run and its settings as a table."""
     rows = {name: facts[name] for name in ("data", "adapter", "command") if name in facts}
     values = {name: getattr(args, name, None) for name in SETTINGS}
     rows |= {name: str(getattr(v, "value", v)) for name, v in values.items() if v is not None and v != -1}
@@ -108,7 +107,6 @@ def _cell(text: str) -> str:
 
 
 def _metrics(history: Sequence[Mapping[str, Any]]) -> str:
-    """The last logged values, of training and of evaluation."""
     last: dict[str, float] = {}
     for line in history:
         last |= {k: v for k, v in line.items() if isinstance(v, int | float) and not isinstance(v, bool)}
@@ -122,7 +120,6 @@ def _metrics(history: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _citation(trainer: type) -> str:
-    """The papers that the trainer's docstring names, and strop."""
     doc = inspect.getdoc(trainer) or ""
     sources = doc[match.end() :] if (match := re.search(r"Sources?:", doc)) else ""
     papers = [f"* https://arxiv.org/abs/{number}" for number in dict.fromkeys(NUMBERED.findall(sources))]

@@ -21,28 +21,12 @@ from transformers.trainer_callback import CallbackHandler
 from strop.plain_text import visible
 from strop.watch.say import unheard
 
-SHOWN_FIRST = (
-    "reward",
-    "rewards/margins",
-    "rewards/accuracies",
-    "accuracy",
-    "mean_token_accuracy",
-    "kl",
-    "grad_norm",
-)
+SHOWN_FIRST = ("reward", "rewards/margins", "rewards/accuracies", "accuracy", "mean_token_accuracy", "kl", "grad_norm")
 """What is shown after the loss and a method's own `headline`, as far as it is logged."""
 HIDDEN = {
-    "epoch",
-    "num_tokens",
-    "total_flos",
-    "step",
-    "learning_rate",
-    "memory_peak",
-    "shared_tokens",
-    "prefilled_tokens",
-    "episode",
-    "eps",
-}
+    "epoch", "num_tokens", "total_flos", "step", "learning_rate", "memory_peak", "shared_tokens", "prefilled_tokens",
+    "episode", "eps",
+}  # fmt: skip
 TIMES = ("_time", "_runtime", "_per_second")
 """Ends of names that are about speed."""
 MAX_SHOWN = 5
