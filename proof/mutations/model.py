@@ -143,9 +143,9 @@ MUTATIONS = (
         history="Mixed precision surrounded the policy's forward only: DPO began at 0.69234 and PPO's first KL was 0.23.",
         edits=(
             Edit(
-                "engine/precision.py",
-                "    with accelerator.autocast():\n        scores = scoring(*args, **options)\n",
-                "    scores = scoring(*args, **options)\n",
+                "engine/step_trainer.py",
+                "        with self.accelerator.autocast():\n            scores = scoring(*args, **options)\n",
+                "        scores = scoring(*args, **options)\n",
             ),
         ),
         tests=("tests/engine/test_reference_scores.py::test_policy_and_reference_are_scored_in_one_precision[full-]",),

@@ -6,8 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from strop.engine.determinism import repeats
-from strop.engine.preflight import lines
+from strop.engine.preflight import lines, repeats
 from strop.testing.cases import make_trainer
 
 CUDA = torch.device("cuda", 0)

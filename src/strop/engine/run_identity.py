@@ -75,11 +75,6 @@ def plain(value: Any) -> Any:
     return json.loads(json.dumps(value, default=lambda other: str(getattr(other, "value", other)), sort_keys=True))
 
 
-def differences(saved: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """A line about each fact that is not as it was; facts that one side does not know are passed over."""
-    return [f"{name}: {saved[name]!r}, now {now[name]!r}" for name in now if name in saved and saved[name] != now[name]]
-
-
 def check_same_run(folder: Path, manifest: Mapping[str, Any], now: Mapping[str, Any]) -> None:
     """Refuse a checkpoint of another run, and one whose folder has another step's name.
 
@@ -94,7 +89,8 @@ def check_same_run(folder: Path, manifest: Mapping[str, Any], now: Mapping[str, 
     saved = manifest.get("run")
     if not isinstance(saved, Mapping):
         return  # written before runs had an identity
-    if changed := differences(saved, now):
+    was = {name: value for name, value in now.items() if name in saved and saved[name] != value}
+    if changed := [f"{name}: {saved[name]!r}, now {value!r}" for name, value in was.items()]:
         raise CheckpointError.collect(
             f"{folder} is of another run: going on from it with these settings would be neither. Changed since:",
             changed,

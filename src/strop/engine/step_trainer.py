@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, ClassVar, Literal
 
@@ -27,7 +27,6 @@ from strop.engine.guard import Guard
 from strop.engine.metrics import MetricLog
 from strop.engine.offloading import offloaded_activations
 from strop.engine.parts import Facts
-from strop.engine.precision import in_one_precision
 from strop.engine.reference_scores import ReferenceScores, scored_again
 from strop.engine.sharded_trainer import ShardedTrainer
 from strop.engine.sharding import fillers, is_sharded
@@ -390,7 +389,19 @@ class StepTrainer(ShardedTrainer):
 
     def score_with(self, model: torch.nn.Module, batch: Batch, want: Want, **options: Any) -> Scores:
         """Scores under any model, by the rules that policy and reference share."""
-        return in_one_precision(self.accelerator, score_batch, model, batch, want, **self.score_options() | options)
+        return self.in_one_precision(score_batch, model, batch, want, **self.score_options() | options)
+
+    def in_one_precision(self, scoring: Callable[..., Scores], *args: Any, **options: Any) -> Scores:
+        """`scoring(*args, **options)` in the precision that the policy is trained in, whatever the model.
+
+        accelerate puts mixed precision around the wrapped policy's forward only; reference, teacher and a policy
+        without its wrapper would be scored in another one, and their ratios be off by its rounding.
+        """
+        with self.accelerator.autocast():
+            scores = scoring(*args, **options)
+        if self.accelerator.mixed_precision != "no" and scores.hidden is not None:
+            scores.hidden = scores.hidden.float()  # as accelerate widens what the wrapped policy returns
+        return scores
 
     @functools.cached_property
     def head_bytes(self) -> int:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable, Iterator
+from dataclasses import KW_ONLY, dataclass
 from typing import Any
 
 import torch
@@ -30,6 +31,7 @@ def epoch_order(num_rows: int, *, seed: int, epoch: int, shuffle: bool) -> list[
     return torch.randperm(num_rows, generator=generator).tolist()
 
 
+@dataclass(eq=False)
 class StepSampler:
     """Batch sampler of one rank: for each optimizer step its share of the window, then empty batches.
 
@@ -37,22 +39,16 @@ class StepSampler:
     rank may get no row of a short window; the trainer then computes a zero-weight stand-in.
     """
 
-    def __init__(
-        self,
-        num_rows: int,
-        rows_per_step: int,
-        *,
-        batches_per_step: int = 1,
-        rank: int = 0,
-        world_size: int = 1,
-        seed: int = 0,
-        shuffle: bool = True,
-        drop_last: bool = False,
-    ) -> None:
-        self.num_rows, self.rows_per_step, self.batches_per_step = num_rows, rows_per_step, batches_per_step
-        self.rank, self.world_size = rank, world_size
-        self.seed, self.shuffle, self.drop_last = seed, shuffle, drop_last
-        self.epoch = 0
+    num_rows: int
+    rows_per_step: int
+    _: KW_ONLY
+    batches_per_step: int = 1
+    rank: int = 0
+    world_size: int = 1
+    seed: int = 0
+    shuffle: bool = True
+    drop_last: bool = False
+    epoch: int = 0
 
     @property
     def num_steps(self) -> int:
@@ -89,6 +85,7 @@ class StepSampler:
         return self.share(self.order(epoch), step)
 
 
+@dataclass(eq=False)
 class StreamWindows(IterableDataset):
     """The same shares cut from a stream of examples; every rank reads the stream and keeps its own rows.
 
@@ -96,19 +93,14 @@ class StreamWindows(IterableDataset):
     that the n-th window is the same for every run, and for a resumed one, which passes over the windows before it.
     """
 
-    def __init__(
-        self,
-        stream: Iterable[Example],
-        rows_per_step: int,
-        *,
-        batches_per_step: int,
-        rank: int,
-        world_size: int,
-        repeat: bool = False,
-        most: int | None = None,
-    ) -> None:
-        self.stream, self.rows_per_step, self.batches_per_step = stream, rows_per_step, batches_per_step
-        self.rank, self.world_size, self.repeat, self.most = rank, world_size, repeat, most
+    stream: Iterable[Example]
+    rows_per_step: int
+    _: KW_ONLY
+    batches_per_step: int
+    rank: int
+    world_size: int
+    repeat: bool = False
+    most: int | None = None
 
     def set_epoch(self, epoch: int) -> None:
         """Passes over the stream are counted here, not by the parent, which never sees its end."""
@@ -151,7 +143,7 @@ class WindowLoader(DataLoader):
         target.set_epoch(epoch)  # type: ignore[union-attr]
 
 
-def ranks_of(args: Any) -> dict[str, int]:
+def ranks_of(args: Any) -> dict[str, Any]:
     return {"rank": args.process_index, "world_size": args.world_size}
 
 

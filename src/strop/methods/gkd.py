@@ -14,7 +14,6 @@ from torch.utils.checkpoint import checkpoint
 from strop.data import DatasetKind, load_rows
 from strop.engine import rows
 from strop.engine.parts import Facts, resolve_model
-from strop.engine.precision import in_one_precision
 from strop.engine.refusals import check_apart
 from strop.errors import ConfigError, RolloutError
 from strop.losses import fused_jsd, jsd_loss, mean_of
@@ -292,7 +291,7 @@ class GKDTrainer(OnlineTrainer):
     def context(self, batch: Batch, work: Any, training: bool) -> StepContext:
         step = super().context(batch, work, training)
         with torch.no_grad():
-            step.teacher = in_one_precision(self.accelerator, score_batch, self.teacher, batch, Want.HIDDEN)
+            step.teacher = self.in_one_precision(score_batch, self.teacher, batch, Want.HIDDEN)
         return step
 
     def loss(self, scores: Scores, batch: Batch, step: StepContext) -> LossOutput:

@@ -14,7 +14,6 @@ import torch
 from strop.collectives import sum_over_ranks
 from strop.engine.checkpoint import without_progress_bars
 from strop.engine.parts import Facts
-from strop.engine.precision import in_one_precision
 from strop.engine.step import completion_field, token_field, token_lists
 from strop.errors import ConfigError
 from strop.losses import (
@@ -179,8 +178,8 @@ class PPOTrainer(OnlineTrainer):
         params = self.sampling(training=True)
         options = {**self.score_options(), **self.training_options()}
         if not changes_distribution(params):
-            return in_one_precision(self.accelerator, score_both, model, batch, self.want(log), **options)
-        scores = in_one_precision(self.accelerator, score_both, model, batch, self.want(log) | Want.HIDDEN, **options)
+            return self.in_one_precision(score_both, model, batch, self.want(log), **options)
+        scores = self.in_one_precision(score_both, model, batch, self.want(log) | Want.HIDDEN, **options)
         head = lm_head_of(base_model(self.policy))
         return rescore(scores, head, batch, params, head_bytes=self.head_bytes)
 

@@ -27,7 +27,8 @@ def device_problems(settings: Any) -> list[str]:
         kernels = chosen_kernels(settings)
     except ValueError:
         kernels = settings.liger_kernel_config
-    if not switches(kernels):
+    named = isinstance(kernels, Mapping) and all(isinstance(on, bool) for on in kernels.values())
+    if kernels is not None and not named:
         problems.append(
             f"liger_kernel_config={kernels!r}: give kernels by Liger's names, with true or false for each, as in "
             '{"swiglu": false}.'
@@ -80,11 +81,6 @@ def chosen_kernels(settings: Any) -> Any:
     """`liger_kernel_config` as a dictionary: on the command line it is JSON."""
     given = settings.liger_kernel_config
     return json.loads(given) if isinstance(given, str) else given
-
-
-def switches(kernels: Any) -> bool:
-    """Whether this is None, or names with true or false for each."""
-    return kernels is None or (isinstance(kernels, Mapping) and all(isinstance(on, bool) for on in kernels.values()))
 
 
 def sizes_along_rows(parallelism: Any) -> dict[str, int]:

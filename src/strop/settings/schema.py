@@ -21,7 +21,7 @@ import math
 import textwrap
 import types
 import typing
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any, Literal, TypeVar, Union, dataclass_transform, get_args, get_origin, get_type_hints
 
 from strop.errors import ConfigError, did_you_mean
@@ -248,13 +248,9 @@ def _described_fields(cls: type) -> dict[str, str]:
         tree = ast.parse(textwrap.dedent(inspect.getsource(cls)))
     except (OSError, SyntaxError):
         return {}
-    body = next(node for node in tree.body if isinstance(node, ast.ClassDef)).body
-    return dict(_pairs(body))
-
-
-def _pairs(body: list[ast.stmt]) -> Iterator[tuple[str, str]]:
-    for node, after in itertools.pairwise(body):
-        if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name) and isinstance(after, ast.Expr):
-            value = after.value
-            if isinstance(value, ast.Constant) and isinstance(value.value, str):
-                yield node.target.id, " ".join(value.value.split())
+    found = {}
+    for node, after in itertools.pairwise(next(node for node in tree.body if isinstance(node, ast.ClassDef)).body):
+        match node, after:
+            case ast.AnnAssign(target=ast.Name(id=name)), ast.Expr(value=ast.Constant(value=str(text))):
+                found[name] = " ".join(text.split())
+    return found

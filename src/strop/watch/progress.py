@@ -121,10 +121,8 @@ class NotebookView(LiveView):
     LEAST_SECONDS = 0.5
     """Between two writings: a notebook keeps up with no more."""
 
-    def __init__(self, method: str, total: int, step: int, console: Console, headline: Sequence[str] = ()) -> None:
-        super().__init__(method, total, step, console, headline)
-        self.output: Any = None
-        self.shown = 0.0
+    output: Any = None
+    shown = 0.0
 
     def start(self) -> None:
         from IPython.display import display
