@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import math
 from dataclasses import replace
 from pathlib import Path
@@ -10,7 +11,6 @@ from typing import Any
 import peft
 import pytest
 import torch
-from safetensors import SafetensorError
 
 from strop.device import Fetched
 from strop.engine import reference_scores
@@ -160,13 +160,13 @@ def test_a_full_disk_costs_the_remembered_log_probs_and_not_the_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def full(*args: Any, **kwargs: Any) -> None:
-        raise SafetensorError("Error while serializing: No space left on device")
+        raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr("strop.engine.reference_scores.save_file", full)
+    monkeypatch.setattr("strop.engine.reference_scores.written_beside", full)
     dpo(tmp_path, precompute_ref_log_probs=True, save_strategy="no", max_steps=1).train()
     said = capsys.readouterr().out
     assert "reference_logps.safetensors cannot be written" in said and "No space left" in said
-    assert not list(tmp_path.glob("*partial*"))
+    assert not list(tmp_path.glob("*logps*"))
 
 
 KEPT: dict[str, tuple[str, dict[str, Any], bool]] = {

@@ -35,7 +35,7 @@ class Own(strop.SFTConfig):
 def test_other_names_and_wrong_ones(tmp_path: Path) -> None:
     args = Mine(str(tmp_path), max_seq_length=7, benchmarks=["a"], save_safetensors=True)
     assert (args.max_length, args.benchmarks, args.output_dir) == (7, ["a"], str(tmp_path))
-    assert args.given == {"max_length", "benchmarks"}
+    assert args.given == {"output_dir", "max_length", "benchmarks"}
     assert pickle.loads(pickle.dumps(args)).max_length == copy.deepcopy(args).max_length == 7
     with pytest.raises(ConfigError, match=r"benchmark=.*Did you mean 'benchmarks'"):
         Mine(benchmark=["a"])

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from transformers import TrainerCallback
 
@@ -40,7 +39,7 @@ class PrecomputeReference(TrainerCallback):
         if state.is_world_process_zero and fresh:
             try:
                 scores.save(path)
-            except (OSError, SafetensorError) as error:
+            except OSError as error:
                 say(args, f"Reference log-probs: not kept for later runs, {path} cannot be written ({error}).")
         scores.let_go()
         source = f"{'the others' if reused else 'none'} taken from {path}"
