@@ -1,10 +1,13 @@
 """GRPO with a judge, or a tool, that takes its time, in strict order and with `max_staleness`, in turns.
 
-    python -m benchmarks.overlap --windows 1 --turns 2 --steps 80 --seeds 0 1 2
+    python -m benchmarks.overlap --windows 2 --steps 80 --seeds 0 1 2
+    python -m benchmarks.overlap --windows 0 --parts 1 --seeds 0 1 2
     python -m benchmarks.overlap --tool --seeds 0 1 2
 
 The judge sleeps as a call over the network waits, by default as long as sampling and learning take together, which is
-measured first without it: there one window ahead can at best halve the time. A tool is asked twice in
+measured first without it, and for a part of a window a part of that: there windows ahead can at best halve the time. With
+`--parts` the other order is `stream_prompts`, on policy, of so many prompts. Strict order computes with one thread or with
+one for every core, whichever is quicker for it without the judge. A tool is asked twice in
 every conversation, and waits so that conversations take as long as learning, where they are quicker without it. The
 first two steps of a turn are not counted: they start the process that samples, and fill the queue. Every seed is
 trained in both orders, and the reward of its last steps is reported too, since a faster run that learns less is none.
@@ -34,11 +37,11 @@ LAST = 5
 """Steps whose mean reward is what a run has reached."""
 
 
-def judge(seconds: float) -> Callable[..., list[float]]:
-    """Share of letters of each completion, after a wait."""
+def judge(seconds: float, window: int) -> Callable[..., list[float]]:
+    """Share of letters of each completion, after a wait of so many seconds for a window of completions."""
 
     def waits(completions: list[str], **columns: Any) -> list[float]:
-        time.sleep(seconds)
+        time.sleep(seconds * len(completions) / window)
         return letters_reward(completions)
 
     return waits
@@ -59,10 +62,13 @@ def waiting_tool(seconds: float) -> type:
     return Waits
 
 
-def one_turn(windows: int, seconds: float, seed: int, options: argparse.Namespace) -> dict[str, float]:
+def one_turn(
+    windows: int, seconds: float, seed: int, options: argparse.Namespace, parts: int | None = None
+) -> dict[str, float]:
     """Train, and say how long a step took, what it waited for, and which reward was reached."""
     tokenizer = toy_tokenizer("chatml" if options.tool else "plain")
-    rows, given = rows_for("grpo", 4 * options.prompts, seed), {"reward_funcs": judge(seconds)}
+    window = options.prompts * options.generations
+    rows, given = rows_for("grpo", 4 * options.prompts, seed), {"reward_funcs": judge(seconds, window)}
     if options.tool:
         rows = [{"prompt": [{"role": "user", "content": row["prompt"]}]} for row in rows]
         given = {"reward_funcs": None, "environment_factory": waiting_tool(seconds)}
@@ -75,7 +81,7 @@ def one_turn(windows: int, seconds: float, seed: int, options: argparse.Namespac
             "grpo", folder, rows=rows, model=model, tokenizer=tokenizer, trainer=given, max_steps=options.steps,
             seed=seed, rehearsal=False,
             num_generations=options.generations, max_completion_length=options.completion,
-            per_device_train_batch_size=options.prompts * options.generations, max_staleness=windows,
+            per_device_train_batch_size=window, max_staleness=windows, stream_prompts=parts,
             learning_rate=options.learning_rate, **corrected,
         )  # fmt: skip
         clock.time(trainer)
@@ -97,25 +103,33 @@ def one_turn(windows: int, seconds: float, seed: int, options: argparse.Namespac
 
 def measure(options: argparse.Namespace) -> dict[str, Any]:
     """All turns, strict and ahead one after the other, and the ratio of their times."""
-    seconds = options.judge
-    if seconds is None:
-        alone = one_turn(0, 0.0, options.seeds[0], options)
-        seconds, sampling = alone["step_seconds"], alone["sampling_wait"]
-        if options.tool:
-            seconds = max(seconds - 2 * sampling, sampling)
+    cores = torch.get_num_threads()
+    alone = {}
+    for threads in sorted({1, cores}):
+        torch.set_num_threads(threads)
+        alone[threads] = one_turn(0, 0.0, options.seeds[0], options)
+    threads = min(alone, key=lambda count: alone[count]["step_seconds"])
+    seconds, sampling = (alone[threads][name] for name in ("step_seconds", "sampling_wait"))
+    if options.judge is not None:
+        seconds = options.judge
+    elif options.tool:
+        seconds = max(seconds - 2 * sampling, sampling)
     turns = []
     for number in range(options.turns * len(options.seeds)):
-        for windows in (0, options.windows):
-            turns.append(one_turn(windows, seconds, options.seeds[number % len(options.seeds)], options))
+        for overlapped in (False, True):
+            torch.set_num_threads(cores if overlapped and options.windows else threads)
+            windows, parts = (options.windows, options.parts) if overlapped else (0, None)
+            turns.append(one_turn(windows, seconds, options.seeds[number % len(options.seeds)], options, parts))
             print(json.dumps({name: round(value, 4) for name, value in turns[-1].items()}), flush=True)
-    strict, ahead = ([turn for turn in turns if bool(turn["windows"]) == on] for on in (False, True))
+    strict, ahead = turns[::2], turns[1::2]
     ratios = [a["step_seconds"] / b["step_seconds"] for a, b in zip(strict, ahead, strict=True)]
     reached = {
         seed: [statistics.mean(t["reward"] for t in kind if t["seed"] == seed) for kind in (strict, ahead)]
         for seed in options.seeds
     }
     return {
-        "settings": vars(options) | {"judge": seconds, "output": None},
+        "settings": vars(options) | {"judge": seconds, "output": None, "threads": {"strict": threads, "ahead": cores}},
+        "alone": alone,
         "turns": turns,
         "ratio": statistics.median(ratios),
         "ratios": ratios,
@@ -126,12 +140,13 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     numbers = {
-        "windows": 1, "turns": 1, "steps": 80, "prompts": 4, "generations": 8, "completion": 48, "hidden": 128,
+        "windows": 2, "turns": 1, "steps": 80, "prompts": 4, "generations": 8, "completion": 48, "hidden": 128,
         "layers": 4,
     }  # fmt: skip
     for name, default in numbers.items():
         parser.add_argument(f"--{name}", type=int, default=default)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--parts", type=int, help="prompts learned from together: stream_prompts, with --windows 0")
     parser.add_argument("--judge", type=float, help="seconds of the wait; default: as above")
     parser.add_argument("--tool", action="store_true", help="a tool waits, not the judge")
     parser.add_argument("--learning-rate", type=float, default=3e-3)

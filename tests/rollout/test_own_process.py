@@ -136,6 +136,20 @@ def test_errors_cross_the_border_with_their_names(policy: nn.Module, engine: Pro
         ProcessGenerator(policy).generate(PROMPTS, 1, SAMPLING, mixture=Mixture(policy, 0.5))
 
 
+def test_the_cores_are_divided_between_learning_and_sampling(policy: nn.Module) -> None:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(5)
+    try:
+        engine = ProcessGenerator(policy, engine="native")
+        engine.sync(policy)
+        assert (torch.get_num_threads(), engine._threads) == (3, 2)
+        engine.close()
+        engine.close()
+        assert torch.get_num_threads() == 5
+    finally:
+        torch.set_num_threads(threads)
+
+
 def test_a_policy_that_cannot_be_sent_is_named() -> None:
     policy = tiny_model("llama")
     policy.lock = threading.Lock()  # type: ignore[assignment]

@@ -67,6 +67,7 @@ class ProcessGenerator:
         self.reference = reference
         self.process: FreshProcess | None = None
         self._trained = TrainedWeights()
+        self._threads = 0  # taken from this process
         self._pipe: Connection | None = None
         self._asking = threading.Lock()  # an answer belongs to who asked
         self._farewell: Callable[[], Any] = lambda: None
@@ -108,7 +109,21 @@ class ProcessGenerator:
     def close(self) -> None:
         """End the process; the next `stage` starts another."""
         self._farewell()
-        self.process = None
+        if self._threads:
+            torch.set_num_threads(torch.get_num_threads() + self._threads)
+        self.process, self._threads = None, 0
+
+    def _share_of_threads(self) -> int:
+        """How many threads the process computes with; on a CPU they are no longer this process's.
+
+        Two processes with a thread for every core each would wait in turn for threads that have none.
+        """
+        threads = torch.get_num_threads()
+        if next(self.model.parameters()).device.type != "cpu" or threads == 1:
+            return threads
+        self._threads = threads // 2
+        torch.set_num_threads(threads - self._threads)
+        return self._threads
 
     def _start(self) -> None:
         try:
@@ -122,7 +137,7 @@ class ProcessGenerator:
         context = FreshContext()
         self._pipe, theirs = context.Pipe()
         self.process = context.Process(
-            target=serve, args=(theirs, torch.get_num_threads()), name="strop-sampling", daemon=True
+            target=serve, args=(theirs, self._share_of_threads()), name="strop-sampling", daemon=True
         )
         self.process.start()
         theirs.close()
