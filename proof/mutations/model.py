@@ -28,8 +28,8 @@ MUTATIONS = (
         edits=(
             Edit(
                 "model/layout.py",
-                "        segments=segments,\n        device=device,\n    )\n\n\ndef _never",
-                "        segments=Segments([Span(0, len(input_ids))], [-1]),\n        device=device,\n    )\n\n\ndef _never",
+                "    return inputs, segments\n",
+                "    return inputs, Segments([Span(0, len(input_ids))], [-1])\n",
             ),
         ),
         tests=("tests/model/test_forward.py::test_float64_equals_plain_rows[llama]",),
@@ -101,7 +101,7 @@ MUTATIONS = (
         history="Adapter off kept biases, norms and embeddings that were trained beside it, so the reference moved (trl#6975).",
         edits=(
             Edit(
-                "model/kept_weights.py",
+                "model/beside_adapter.py",
                 "                parameter.data = start\n            yield\n",
                 "                parameter.data = parameter.data\n            yield\n",
             ),
@@ -157,8 +157,8 @@ MUTATIONS = (
         edits=(
             Edit(
                 "model/layout.py",
-                "        last.append(item.places[item.prompt_length + len(item.ids) - 1] if item.fed == len(item.ids) else -1)\n",
-                "        last.append(item.places[item.prompt_length + len(item.ids) - 2] if item.fed == len(item.ids) else -1)\n",
+                '"last": [item.places[-1] if',
+                '"last": [item.places[-2] if',
             ),
         ),
         tests=("tests/engine/test_oracle.py::test_reward_scores_the_last_token_of_each_side",),
@@ -170,8 +170,8 @@ MUTATIONS = (
         edits=(
             Edit(
                 "model/forward.py",
-                "        out |= _head_scores(model, hidden, rows, scoring)\n",
-                "        lm_head_of(model).module(hidden)\n        out |= _head_scores(model, hidden, rows, scoring)\n",
+                "        out |= _head_scores(model, rows, scoring)\n",
+                "        lm_head_of(model).module(hidden)\n        out |= _head_scores(model, rows, scoring)\n",
             ),
         ),
         tests=(

@@ -11,7 +11,7 @@ from torch import nn
 
 from strop.errors import ConfigError
 from strop.model import AdapterCopy, AdapterOff, FrozenReference, apply_peft, disable_dropout, make_reference, score
-from strop.model.kept_weights import KeptWeights
+from strop.model.beside_adapter import KeptWeights
 from strop.model.reference import REFERENCE_ADAPTER, adds_nothing
 from strop.testing.tiny import random_examples, tiny_model
 

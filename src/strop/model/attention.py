@@ -14,7 +14,7 @@ import functools
 import itertools
 import logging
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any
@@ -229,10 +229,22 @@ def difference_to_dense(
 @contextmanager
 def tree_attention_on(decoder: nn.Module) -> Iterator[None]:
     """Let `decoder` look up `strop_tree` inside the block, and what it used before afterwards."""
-    found: list[Any] = [vars(module).get("config") for module in decoder.modules()]
-    configs = {id(config): config for config in found if hasattr(config, "_attn_implementation")}
-    before = [(config, config._attn_implementation) for config in configs.values()]
-    flash_implementation.ask_for(name for _, name in before)
+    configs = attention_configs(decoder)
+    flash_implementation.ask_for(config._attn_implementation for config in configs)
+    with tree_attention_named(configs):
+        yield
+
+
+def attention_configs(module: nn.Module) -> list[Any]:
+    """The configs that name the attention of a module's layers."""
+    found: list[Any] = [vars(part).get("config") for part in module.modules()]
+    return list({id(config): config for config in found if hasattr(config, "_attn_implementation")}.values())
+
+
+@contextmanager
+def tree_attention_named(configs: Iterable[Any]) -> Iterator[None]:
+    """The name `strop_tree` in these configs inside the block."""
+    before = [(config, config._attn_implementation) for config in configs if config._attn_implementation != NAME]
     try:
         for config, _ in before:
             set_attention(config, NAME)

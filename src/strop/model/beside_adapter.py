@@ -1,12 +1,16 @@
-"""Weights of the base model that are trained beside an adapter, and that PEFT does not save with it.
+"""Weights of the base model that are trained beside an adapter: what they were at the start, and where they are saved.
 
-PEFT's folder holds what the adapter owns (low-rank matrices, saved modules, token rows, biases that it trains). Norms,
-embeddings or heads that were unfrozen afterwards would stay behind, in a checkpoint too; they get a file of their own.
+Switching an adapter off brings back what the adapter holds itself (low-rank matrices, saved modules, token rows). It
+does not bring back biases that LoRA trains in place (`bias="all"`, `"lora_only"`), nor norms, embeddings or heads that
+were unfrozen. Their start is kept here, and stands in their place while the reference is asked (`KeptWeights`). PEFT's
+folder holds what the adapter owns, those biases too. The others would stay behind, in a checkpoint too; they get a file
+of their own.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +19,78 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from strop.errors import SetupError
-from strop.model.kept_weights import held_by_adapters
 from strop.model.wrappers import is_peft
 
 FILE = "beside_adapter.safetensors"
+
+
+class KeptWeights:
+    """Copies of every trained weight of a PEFT model that stays when its adapters are switched off.
+
+    Memory: one frozen copy of those weights, nothing where there are none.
+    """
+
+    def __init__(self, policy: Any) -> None:
+        self._policy = policy
+        self._start: dict[str, torch.Tensor] = {}
+        self.take()
+
+    def take(self) -> None:
+        """Copy what is trained and was not when copies were taken last: it has not moved yet."""
+        own = held_by_adapters(self._policy)
+        self._start |= {
+            name: parameter.detach().clone()
+            for name, parameter in self._policy.named_parameters()
+            if parameter.requires_grad and id(parameter) not in own and name not in self._start
+        }
+
+    def __bool__(self) -> bool:
+        return bool(self._start)
+
+    @contextmanager
+    def in_place(self) -> Iterator[None]:
+        """The start in the model inside the block; afterwards the trained weights, the very same tensors."""
+        pairs = self.pairs()
+        trained = [parameter.data for _, parameter in pairs]
+        try:
+            for start, parameter in pairs:
+                parameter.data = start
+            yield
+        finally:
+            for (_, parameter), data in zip(pairs, trained, strict=True):
+                parameter.data = data
+
+    def pairs(self) -> list[tuple[torch.Tensor, nn.Parameter]]:
+        """(start, trained weight) of every kept weight, on the weight's device and in its dtype.
+
+        Raises:
+            SetupError: the weights were cut into shards since.
+        """
+        if not self._start:
+            return []
+        now = dict(self._policy.named_parameters())
+        cut = [name for name, start in self._start.items() if name not in now or now[name].shape != start.shape]
+        if cut:
+            raise SetupError(
+                f"Weights beside the adapter are trained ({', '.join(sorted(cut)[:3])}) and cut into shards, so their "
+                "start cannot be put back for the reference. Train the adapter alone (bias='none', nothing unfrozen), "
+                "or give a ref_model."
+            )
+        for name, start in self._start.items():
+            self._start[name] = start.to(now[name].device, now[name].dtype)
+        return [(start, now[name]) for name, start in self._start.items()]
+
+
+def held_by_adapters(policy: Any) -> set[int]:
+    """Identities of the parameters that PEFT's layers declare as their adapters' own, and of learned tokens."""
+    parts = (
+        getattr(module, name, None)
+        for module in policy.modules()
+        for name in getattr(module, "adapter_layer_names", ())
+    )
+    modules = [part for part in parts if isinstance(part, nn.Module)]
+    modules += [policy.prompt_encoder] if hasattr(policy, "prompt_encoder") else []
+    return {id(parameter) for module in modules for parameter in module.parameters()}
 
 
 def beside_adapter(model: Any) -> dict[str, nn.Parameter]:

@@ -12,15 +12,14 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import nn
 
 from strop.errors import SetupError
-from strop.model.attention import KEYWORD, NAME, set_attention
+from strop.model.attention import KEYWORD, attention_configs, tree_attention_named
 
 Backend = str | Callable[..., Any]
 
@@ -57,23 +56,10 @@ def _forward(layer: Any, graph: Any, *args: Any, **kwargs: Any) -> Any:
 
 
 def _run(layer: nn.Module, graph: Any, *args: Any, **kwargs: Any) -> Any:
-    with _named(layer):
-        return graph(layer, *args, **kwargs)
-
-
-@contextmanager
-def _named(layer: nn.Module) -> Iterator[None]:
-    """The name of strop's attention in the configs of a layer: in the backward pass it is not there any more, and a
-    graph would be made for the other name."""
-    configs = vars(layer).get("_strop_configs")
+    """In the backward pass the name of strop's attention is not there any more, and a graph would be made for the other
+    name."""
+    configs: Any = vars(layer).get("_strop_configs")
     if configs is None:
-        found = {id(config): config for module in layer.modules() if (config := vars(module).get("config")) is not None}
-        configs = layer._strop_configs = list(found.values())  # type: ignore[assignment]
-    before = [(config, config._attn_implementation) for config in configs if config._attn_implementation != NAME]
-    for config, _ in before:
-        set_attention(config, NAME)
-    try:
-        yield
-    finally:
-        for config, name in before:
-            set_attention(config, name)
+        configs = layer._strop_configs = attention_configs(layer)  # type: ignore[assignment]
+    with tree_attention_named(configs):
+        return graph(layer, *args, **kwargs)

@@ -27,7 +27,7 @@ from strop.model.recurrent import teach
 from strop.model.rope import rows_alone
 from strop.model.router import has_router, router_loss
 from strop.model.virtual_tokens import VirtualTokens, has_virtual_tokens
-from strop.model.wrappers import base_model, decoder_of, unwrap
+from strop.model.wrappers import base_model, decoder_of, is_peft, unwrap
 from strop.records import Batch, Scores, Want
 
 
@@ -86,53 +86,44 @@ def install(model: nn.Module) -> None:
     Call it before the model is wrapped for mixed precision, so that the wrapper's autocast surrounds scoring too.
     """
     inner = base_model(model)
-    _teach_class(inner, _dispatching)
+    _teach_class(inner)
     if has_virtual_tokens(model):
-        _teach_class(unwrap(model), _bringing_tokens)
+        _teach_class(unwrap(model))
     replaced = vars(inner).get("forward")
     if replaced is not None and not _reaches_scoring(replaced):
         # Set on the object before the class knew the keyword (accelerate's device hooks do that): go around it.
-        around = functools.partial(_forward_or_score, replaced, inner)
+        around = functools.partial(_forward_or_score, replaced, inner)  # which copies of the model bind to themselves
         around.strop_scoring = True  # type: ignore[attr-defined]
         inner.forward = functools.update_wrapper(around, replaced)
 
 
-def _teach_class(model: nn.Module, taught: Callable[[Any], Any]) -> None:
+def _teach_class(model: nn.Module) -> None:
     owner: Any = next(cls for cls in type(model).__mro__ if "forward" in vars(cls))
-    if not getattr(owner.forward, "strop_scoring", False):
-        owner.forward = taught(owner.forward)
-
-
-def _bringing_tokens(forward: Callable[..., Any]) -> Callable[..., Any]:
-    """The forward of a PEFT model, which gives a scoring pass the learned tokens of its adapter."""
+    forward = owner.forward
+    if getattr(forward, "strop_scoring", False):
+        return
 
     @functools.wraps(forward)
-    def bring(model: Any, *args: Any, scoring: Scoring | None = None, **kwargs: Any) -> Any:
-        if scoring is None:
-            return forward(model, *args, **kwargs)
-        if not has_virtual_tokens(model):
-            return forward(model, *args, scoring=scoring, **kwargs)
-        scoring = copy.copy(scoring)
-        scoring.virtual = VirtualTokens(model)
-        return model.base_model(scoring=scoring)
+    def taught(self: Any, *args: Any, **kwargs: Any) -> Any:
+        return _forward_or_score(functools.partial(forward, self), self, *args, **kwargs)
 
-    bring.strop_scoring = True  # type: ignore[attr-defined]
-    return bring
-
-
-def _dispatching(forward: Callable[..., Any]) -> Callable[..., Any]:
-    @functools.wraps(forward)
-    def dispatch(self: nn.Module, *args: Any, scoring: Scoring | None = None, **kwargs: Any) -> Any:
-        return forward(self, *args, **kwargs) if scoring is None else run_scoring(self, scoring)
-
-    dispatch.strop_scoring = True  # type: ignore[attr-defined]
-    return dispatch
+    taught.strop_scoring = True  # type: ignore[attr-defined]
+    owner.forward = taught
 
 
 def _forward_or_score(
     forward: Callable[..., Any], model: Any, *args: Any, scoring: Scoring | None = None, **kwargs: Any
 ) -> Any:
-    return forward(*args, **kwargs) if scoring is None else run_scoring(model, scoring)
+    """What the model's forward gives, or its scoring pass; a PEFT model brings the learned tokens of its adapter."""
+    if scoring is None:
+        return forward(*args, **kwargs)
+    if not is_peft(model):
+        return run_scoring(model, scoring)
+    if not has_virtual_tokens(model):
+        return forward(*args, scoring=scoring, **kwargs)
+    scoring = copy.copy(scoring)
+    scoring.virtual = VirtualTokens(model)
+    return model.base_model(scoring=scoring)
 
 
 def _reaches_scoring(forward: Any) -> bool:
@@ -166,9 +157,9 @@ def _scored(model: Any, scoring: Scoring) -> dict[str, Any]:
     hidden = hidden.reshape(-1, hidden.shape[-1])
     rows = hidden[:0]
     if want & ~Want.SCORE:
-        rows = hidden.index_select(0, _distinct(batch)[0].to(hidden.device))  # (K, H)
+        rows = hidden.index_select(0, _read(batch)[0].to(hidden.device))  # (K + M, H)
     if want & HEAD_KINDS:
-        out |= _head_scores(model, hidden, rows, scoring)
+        out |= _head_scores(model, rows, scoring)
     if want & Want.HIDDEN:
         out["hidden"] = rows
     if want & Want.VALUE:
@@ -185,18 +176,28 @@ def _scored(model: Any, scoring: Scoring) -> dict[str, Any]:
 _PER_TOKEN = ("logps", "entropy", "top1", "mean_logit", "log_square", "values", "step_logits", "hidden")
 
 
-def _distinct(batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
-    """Sources and targets of the scored tokens, (K,) each: once for a token that several rows share."""
-    if batch.distinct is None:
-        return batch.source, batch.targets
-    return batch.source[batch.distinct], batch.targets[batch.distinct]
+def _read(batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+    """Sources and targets of the tokens that a head reads, (K + M,) each: the scored ones, once where several rows
+    share one, and behind them those of prompts."""
+    sources, targets = batch.source, batch.targets
+    if batch.distinct is not None:
+        sources, targets = sources[batch.distinct], targets[batch.distinct]
+    if batch.prompt_source is not None and batch.prompt_targets is not None:
+        sources, targets = torch.cat([sources, batch.prompt_source]), torch.cat([targets, batch.prompt_targets])
+    return sources, targets
 
 
 def _of_each(out: dict[str, Any], batch: Batch) -> dict[str, Any]:
-    """What was computed once for a token that several rows share, given to each of them: (K, ...) -> (N, ...).
+    """What was computed once for a token that several rows share, given to each of them: (K + M, ...) -> (N, ...), and
+    log-probabilities of prompt tokens apart, (M,).
 
     So whatever a loss makes of a row, the token gets the sum of it over its rows as its gradient.
     """
+    if batch.prompt_source is not None:
+        count = len(batch.targets if batch.distinct is None else batch.distinct)
+        if "logps" in out:
+            out["prompt_logps"] = out["logps"][count:]
+        out |= {name: out[name][:count] for name in _PER_TOKEN if name in out}
     if batch.alike is None:
         return out
     spread = {name: out[name].index_select(0, batch.alike.to(out[name].device)) for name in _PER_TOKEN if name in out}
@@ -241,60 +242,33 @@ def call_on(
         return function(**inputs, **extra)
 
 
-def _head_scores(model: Any, hidden: torch.Tensor, rows: torch.Tensor, scoring: Scoring) -> dict[str, torch.Tensor]:
-    """The language-model head on the scored rows, and on the scored prompt tokens behind them in the same call."""
-    batch = scoring.batch
-    targets = _distinct(batch)[1]
-    count = len(rows)
-    if batch.prompt_source is not None and batch.prompt_targets is not None:
-        rows = torch.cat([rows, hidden.index_select(0, batch.prompt_source.to(hidden.device))])  # (K + M, H)
-        targets = torch.cat([targets, batch.prompt_targets])
-    columns = score_tokens(
-        lm_head_of(model),
-        rows,
-        targets.to(rows.device),
-        scoring.want,
-        temperature=scoring.temperature,
-        head_bytes=scoring.head_bytes,
-        grad_entropy=scoring.grad_entropy,
-    )
-    return _split(columns, count, batch)
+def _head_scores(model: Any, rows: torch.Tensor, scoring: Scoring) -> dict[str, torch.Tensor]:
+    """The language-model head on the rows that are read, (K + M, H)."""
+    targets = _read(scoring.batch)[1].to(rows.device)
+    options: dict[str, Any] = {"temperature": scoring.temperature, "grad_entropy": scoring.grad_entropy}
+    head = lm_head_of(model)
+    return score_tokens(head, rows, targets, scoring.want, head_bytes=scoring.head_bytes, **options)
 
 
 def _own_head_scores(model: Any, scoring: Scoring) -> dict[str, torch.Tensor]:
     """Log-probabilities from the logits of the model's own forward, for heads that `lm_head` cannot describe."""
     batch = scoring.batch
-    wanted, targets = _distinct(batch)
-    count = len(wanted)
-    if batch.prompt_source is not None and batch.prompt_targets is not None:
-        wanted, targets = torch.cat([wanted, batch.prompt_source]), torch.cat([targets, batch.prompt_targets])
+    wanted, targets = _read(batch)
     forward = own_forward(model)
     flat = batch.layout != "padded" and "logits_to_keep" in inspect.signature(forward).parameters
-    options = {"logits_to_keep": wanted} if flat else {}
-    logits = call_on(forward, decoder_of(model), batch, scoring.virtual, **options).logits
+    kept = {"logits_to_keep": wanted} if flat else {}
+    logits = call_on(forward, decoder_of(model), batch, scoring.virtual, **kept).logits
     if scoring.virtual is not None:
         logits = scoring.virtual.behind(logits)
     logits = logits.reshape(-1, logits.shape[-1])
     rows = logits if flat else logits.index_select(0, wanted.to(logits.device))  # (K + M, V)
-    columns = score_logits(
-        rows,
-        targets.to(rows.device),
-        scoring.want,
-        temperature=scoring.temperature,
-        grad_entropy=scoring.grad_entropy,
-    )
-    return _split(columns, count, batch)
+    options: dict[str, Any] = {"temperature": scoring.temperature, "grad_entropy": scoring.grad_entropy}
+    return score_logits(rows, targets.to(rows.device), scoring.want, **options)
 
 
 def own_forward(model: Any) -> Callable[..., Any]:
     """The forward of the model's class. Inside a forward `model(...)` would run hooks, and enter autocast, twice."""
     return functools.partial(type(model).forward, model)
-
-
-def _split(columns: dict[str, torch.Tensor], count: int, batch: Batch) -> dict[str, torch.Tensor]:
-    if batch.prompt_source is None:
-        return columns
-    return {name: column[:count] for name, column in columns.items()} | {"prompt_logps": columns["logps"][count:]}
 
 
 def pools_itself(model: Any) -> bool:

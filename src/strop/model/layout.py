@@ -85,8 +85,20 @@ def build_batch(
     _check(examples, vocab_size)
     completions = [item for tree, example in enumerate(examples) for item in _completions(tree, example, want)]
     if layout == "padded":
-        return _padded(examples, completions, want, device)
-    return _flat(examples, completions, want, layout, shares, device)
+        inputs, segments = _padded(examples, completions), None
+    else:
+        inputs, segments = _flat(examples, completions, layout, shares)
+    lists = _reading(examples, completions, shift=0 if want & Want.STEP else 1)
+    tensors = inputs | {name: torch.tensor(values, dtype=torch.long) for name, values in lists.items()}
+    found: dict[str, Any] = {"attention_mask": None, **sent_together(tensors, device)}
+    return Batch(
+        examples=list(examples),
+        layout=layout,
+        segments=segments,
+        given_tokens=sum(len(item.places) for item in completions),
+        sizes=[len(item.scored) for item in completions],
+        **found,
+    )
 
 
 def _check(examples: Sequence[Example], vocab_size: int | None) -> None:
@@ -145,13 +157,8 @@ def _completions(tree: int, example: Example, want: Want) -> list[_Completion]:
 
 
 def _flat(
-    examples: Sequence[Example],
-    completions: list[_Completion],
-    want: Want,
-    layout: str,
-    shares: Rule | None,
-    device: torch.device | str | None,
-) -> Batch:
+    examples: Sequence[Example], completions: list[_Completion], layout: str, shares: Rule | None
+) -> tuple[dict[str, torch.Tensor], Segments]:
     ids = [examples[item.tree].prompt_ids + item.ids[: item.fed] for item in completions]
     together: dict[int, list[int]] = {}
     for number, item in enumerate(completions):
@@ -173,17 +180,8 @@ def _flat(
         item.places = [place for span in segments.rows[-1] for place in range(span.start, span.end)]
     input_ids = [token for node in nodes for token in ids[node.row][node.start : node.stop]]
     position_ids = [position for node in nodes for position in range(node.start, node.stop)]
-    return _finish(
-        examples,
-        completions,
-        want,
-        layout,
-        input_ids=torch.tensor([input_ids]),  # (1, T)
-        position_ids=torch.tensor([position_ids]),  # (1, T)
-        attention_mask=None,
-        segments=segments,
-        device=device,
-    )
+    inputs = {"input_ids": torch.tensor([input_ids]), "position_ids": torch.tensor([position_ids])}  # (1, T) each
+    return inputs, segments
 
 
 def _never(saved: int, below: int) -> bool:
@@ -206,9 +204,7 @@ def _cut(way: list[Span], length: int) -> list[Span]:
     return found
 
 
-def _padded(
-    examples: Sequence[Example], completions: list[_Completion], want: Want, device: torch.device | str | None
-) -> Batch:
+def _padded(examples: Sequence[Example], completions: list[_Completion]) -> dict[str, torch.Tensor]:
     width = max(item.prompt_length + item.fed for item in completions)
     input_ids, attention_mask = [], []
     for row, item in enumerate(completions):
@@ -217,94 +213,41 @@ def _padded(
         input_ids.append(ids + [0] * padding)
         attention_mask.append([1] * len(ids) + [0] * padding)
         item.places = range(row * width, row * width + len(ids))
-    return _finish(
-        examples,
-        completions,
-        want,
-        "padded",
-        input_ids=torch.tensor(input_ids),  # (S, T)
-        position_ids=torch.arange(width).expand(len(completions), width),  # (S, T)
-        attention_mask=torch.tensor(attention_mask),  # (S, T)
-        segments=None,
-        device=device,
-    )
-
-
-def _finish(
-    examples: Sequence[Example],
-    completions: list[_Completion],
-    want: Want,
-    layout: str,
-    *,
-    input_ids: torch.Tensor,
-    position_ids: torch.Tensor,
-    attention_mask: torch.Tensor | None,
-    segments: Segments | None,
-    device: torch.device | str | None,
-) -> Batch:
-    shift = 0 if want & Want.STEP else 1
-    source: list[int] = []
-    targets: list[int] = []
-    segment: list[int] = []
-    last: list[int] = []
-    for number, item in enumerate(completions):
-        source += [item.places[item.prompt_length + t - shift] for t in item.scored]
-        targets += [item.ids[t] for t in item.scored]
-        segment += [number] * len(item.scored)
-        # -1: the last token is not part of the input, and nothing is read from it.
-        last.append(item.places[item.prompt_length + len(item.ids) - 1] if item.fed == len(item.ids) else -1)
-
-    prompt_source, prompt_targets, prompt_segment = _prompt_scores(examples, completions)
-    pairs = list(zip(source, targets, strict=True))
-    shared = len(set(pairs)) < len(pairs)
-    first: dict[tuple[int, int], int] = {}  # of scored tokens with one source and target
-    for number, pair in enumerate(pairs if shared else ()):
-        first.setdefault(pair, number)
-    numbers = {pair: number for number, pair in enumerate(first)}
-    lists: dict[str, list[int] | None] = {
-        "source": source,  # (N,)
-        "targets": targets,  # (N,)
-        "segment": segment,  # (N,)
-        "last": last,  # (S,)
-        "tree_of": [item.tree for item in completions],  # (S,)
-        "prompt_source": prompt_source or None,  # (M,)
-        "prompt_targets": prompt_targets or None,  # (M,)
-        "prompt_segment": prompt_segment or None,  # (M,)
-        "distinct": list(first.values()) if shared else None,  # (K,)
-        "alike": [numbers[pair] for pair in pairs] if shared else None,  # (N,)
+    return {
+        "input_ids": torch.tensor(input_ids),  # (S, T)
+        "position_ids": torch.arange(width).expand(len(completions), width),  # (S, T)
+        "attention_mask": torch.tensor(attention_mask),  # (S, T)
     }
-    inputs = {"input_ids": input_ids, "position_ids": position_ids, "attention_mask": attention_mask}
-    tensors = {name: torch.tensor(values, dtype=torch.long) for name, values in lists.items() if values is not None}
-    tensors |= {name: values for name, values in inputs.items() if values is not None}
-    found: dict[str, Any] = dict.fromkeys((*lists, *inputs))
-    found |= sent_together(tensors, device)
-    return Batch(
-        examples=list(examples),
-        layout=layout,
-        segments=segments,
-        given_tokens=sum(len(item.places) for item in completions),
-        sizes=[len(item.scored) for item in completions],
-        **found,
-    )
 
 
-def _prompt_scores(
-    examples: Sequence[Example], completions: list[_Completion]
-) -> tuple[list[int], list[int], list[int]]:
-    """Where the prompt tokens 1..P-1 of trees with `score_prompt` are scored; a copied prompt is scored once."""
-    source: list[int] = []
-    targets: list[int] = []
-    trees: list[int] = []
-    first: dict[int, _Completion] = {}
-    for item in completions:
-        first.setdefault(item.tree, item)
-    for tree, example in enumerate(examples):
-        if example.score_prompt:
-            scored = example.prompt_ids[1:]
-            source += first[tree].places[: len(scored)]
-            targets += scored
-            trees += [tree] * len(scored)
-    return source, targets, trees
+def _reading(examples: Sequence[Example], completions: list[_Completion], shift: int) -> dict[str, Sequence[int]]:
+    """What is read where: the fields of a `Batch` that say so. A token's state is `shift` places before it."""
+    pairs = [(item.places[item.prompt_length + t - shift], item.ids[t]) for item in completions for t in item.scored]
+    found: dict[str, Sequence[int]] = {
+        "source": [place for place, _ in pairs],  # (N,)
+        "targets": [token for _, token in pairs],  # (N,)
+        "segment": [number for number, item in enumerate(completions) for _ in item.scored],  # (N,)
+        "tree_of": [item.tree for item in completions],  # (S,)
+        # -1: the last token is not part of the input, and nothing is read from it.
+        "last": [item.places[-1] if item.fed == len(item.ids) else -1 for item in completions],  # (S,)
+    }
+    first: dict[tuple[int, int], int] = {}  # of scored tokens with one source and target
+    for number, pair in enumerate(pairs):
+        first.setdefault(pair, number)
+    if len(first) < len(pairs):
+        numbers = {pair: number for number, pair in enumerate(first)}
+        found["distinct"] = list(first.values())  # (K,)
+        found["alike"] = [numbers[pair] for pair in pairs]  # (N,)
+    ways = {item.tree: item.places for item in reversed(completions)}  # of copies of a prompt the first is scored
+    prompts = [
+        (place, token, tree)
+        for tree, example in enumerate(examples)
+        if example.score_prompt
+        for place, token in zip(ways[tree], example.prompt_ids[1:], strict=False)
+    ]
+    if prompts:
+        found["prompt_source"], found["prompt_targets"], found["prompt_segment"] = zip(*prompts, strict=True)  # (M,)
+    return found
 
 
 def token_copies(batch: Batch) -> torch.Tensor:

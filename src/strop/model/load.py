@@ -92,21 +92,16 @@ def load_model(
     options = {name: value for name, value in options.items() if value is not None} | (model_init_kwargs or {})
     if place.adapter:
         return _load_adapter(place, task, options, trainable)
-    if place.gguf is not None:
-        options["gguf_file"] = place.gguf
-        # GGUF readers know language models only; the head is put on afterwards.
+    reader: Any = None
+    if place.gguf is None:
+        config = place.read(AutoConfig.from_pretrained, {"trust_remote_code": trust_remote_code})
+        check_decoder_only(config, place.name)
+        reader = _reader(config, task)
+    if reader is None:  # GGUF files are language models, and code that comes with a checkpoint may know no head
+        if task != "causal":
+            _require_head(place, fresh_head, ["score"])
         model = place.read(AutoModelForCausalLM.from_pretrained, options)
-        _forget_quantisation(model)
-        if task == "causal":
-            return model
-        _require_head(place, fresh_head, ["score"])
-        return with_head(model, task)
-    config = place.read(AutoConfig.from_pretrained, {"trust_remote_code": trust_remote_code})
-    check_decoder_only(config, place.name)
-    reader = _reader(config, task)
-    if reader is None:  # the code comes with the checkpoint, and has no head for the task
-        _require_head(place, fresh_head, ["score"])
-        return with_head(place.read(AutoModelForCausalLM.from_pretrained, options), task)
+        return model if task == "causal" else with_head(model, task)
     if task != "causal":
         if fresh_head:
             options.setdefault("num_labels", {"score": 1, "step": 2}[task])
@@ -145,10 +140,7 @@ def load_tokenizer(source: Any, *, trust_remote_code: bool = False, **options: A
     place = _Place.of(source, "tokenizer")
     if place.adapter and not any(next(Path(place.name).glob(pattern), None) for pattern in _TOKENIZER):
         return load_tokenizer(place.adapter_base(), trust_remote_code=trust_remote_code, **options)
-    options = {"trust_remote_code": trust_remote_code} | options
-    if place.gguf is not None:
-        options["gguf_file"] = place.gguf
-    return place.read(AutoTokenizer.from_pretrained, options)
+    return place.read(AutoTokenizer.from_pretrained, {"trust_remote_code": trust_remote_code} | options)
 
 
 def weights_source(source: str | os.PathLike[str]) -> str:
@@ -236,15 +228,15 @@ def _require_head(place: _Place, fresh: bool, missing: list[str]) -> None:
         )
 
 
+@dataclasses.dataclass(frozen=True)
 class _Place:
     """A source that was looked at: what kind it is, and how to read from it."""
 
-    def __init__(self, name: str, what: str, *, gguf: str | None = None, adapter: bool = False, local: bool) -> None:
-        self.name = name
-        self.what = what
-        self.gguf = gguf
-        self.adapter = adapter
-        self.local = local
+    name: str
+    what: str  # "model" or "tokenizer"
+    gguf: str | None = None  # the file in the folder `name`
+    adapter: bool = False
+    local: bool = True
 
     @classmethod
     def of(cls, source: str | os.PathLike[str], what: str) -> _Place:
@@ -255,7 +247,7 @@ class _Place:
         if path.is_file():
             if path.suffix != ".gguf":
                 raise SetupError(f"{name} is a file, but not a .gguf file. Give the folder that holds the {what}.")
-            return cls(str(path.parent), what, gguf=path.name, local=True)
+            return cls(str(path.parent), what, gguf=path.name)
         if path.is_dir():
             return cls._of_folder(path, what)
         if path.suffix == ".gguf" or path.is_absolute() or name.startswith((".", "~")) or name.count("/") > 1:
@@ -265,13 +257,13 @@ class _Place:
     @classmethod
     def _of_folder(cls, path: Path, what: str) -> _Place:
         if (path / "adapter_config.json").exists():
-            return cls(str(path), what, adapter=True, local=True)
+            return cls(str(path), what, adapter=True)
         ggufs = sorted(file.name for file in path.glob("*.gguf"))
         has_weights = any(next(path.glob(pattern), None) is not None for pattern in _WEIGHTS)
         if ggufs and not has_weights:
             if len(ggufs) > 1:
                 raise SetupError(f"{path} holds several GGUF files ({', '.join(ggufs)}). Give the file itself.")
-            return cls(str(path), what, gguf=ggufs[0], local=True)
+            return cls(str(path), what, gguf=ggufs[0])
         if what == "model":
             missing = [] if (path / "config.json").exists() else ["config.json"]
             missing += [] if has_weights else ["weights (*.safetensors)"]
@@ -282,7 +274,7 @@ class _Place:
             raise SetupError(
                 f"The folder {path} holds no tokenizer. Save one there, or pass a tokenizer (processing_class=...)."
             )
-        return cls(str(path), what, local=True)
+        return cls(str(path), what)
 
     def adapter_base(self) -> str:
         """Where the adapter says its base model is."""
@@ -300,14 +292,18 @@ class _Place:
         """`reader(name, **options)`, with whatever goes wrong turned into a SetupError."""
         if self.gguf is not None:
             _require_gguf()
+            options = options | {"gguf_file": self.gguf}
         try:
             with whole_models():
-                return reader(self.name, **options)
+                found = reader(self.name, **options)
         except (MemoryError, KeyboardInterrupt):
             raise
         except Exception as error:  # readers of five file formats raise as many kinds
             kind = ConfigError if "trust_remote_code" in str(error) else SetupError
             raise kind(self._explain(error)) from None
+        if self.gguf is not None and isinstance(found, nn.Module):
+            _forget_quantisation(found)
+        return found
 
     def _explain(self, error: Exception) -> str:
         cause = f"{type(error).__name__}: {first_line(error)}"

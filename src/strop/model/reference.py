@@ -7,7 +7,7 @@ Four ways to hold it, chosen by `make_reference`:
     an adapter's copy    training goes on from a trained adapter: the reference is base + that adapter, not the base
     another adapter      one of the same model that was named; it is read where it is
 
-Weights that are trained beside an adapter (biases, unfrozen norms) are kept as they were (`kept_weights`).
+Weights that are trained beside an adapter (biases, unfrozen norms) are kept as they were (`beside_adapter`).
 Where no model and no adapter was named, the policy's first KL to it is exactly 0.
 """
 
@@ -25,8 +25,8 @@ from torch.distributed.tensor import DTensor
 
 from strop.errors import ConfigError, SetupError
 from strop.model.adapters import active_adapter, check_adapter
+from strop.model.beside_adapter import KeptWeights
 from strop.model.dropout import disable_dropout, evaluating
-from strop.model.kept_weights import KeptWeights
 from strop.model.wrappers import is_peft, unwrap
 
 REFERENCE_ADAPTER = "strop_reference"

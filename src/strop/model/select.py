@@ -127,9 +127,8 @@ def confirm_layout(model: nn.Module, examples: Sequence[Example], score: Callabl
     if choice.name == "padded" or accepted_layout(model, "auto", some) == "padded":
         return None
     device = input_device(inner)
-    rows = [replace(e, completions=[ids]) for e in some for ids in e.completions]
     batches = [build_batch(some, choice.name, want=Want.HIDDEN, device=device)]
-    batches += [build_batch([row], "padded", want=Want.HIDDEN, device=device) for row in rows]
+    batches += [build_batch([row], "padded", want=Want.HIDDEN, device=device) for row in _alone(some)]
     with _leaving_no_trace(inner, device):
         states: list[Any] = [score(batch).hidden for batch in batches]
     difference = float(_errors(states[0], torch.cat(states[1:])).mean()) if len(states[0]) else 0.0
@@ -193,8 +192,7 @@ def _why_not_tree(runner: nn.Module, inner: Any, padded: torch.Tensor, precision
         try:
             tree = _hidden(runner, "tree")
         except Exception as error:  # whatever foreign code raises on arguments it does not know
-            cause = next(iter(str(error).splitlines()), "")
-            return f"its layers cannot be called on a flat row ({type(error).__name__}: {cause})"
+            return f"its layers cannot be called on a flat row ({type(error).__name__}: {first_line(error)})"
     types = getattr(config, "layers_block_type", None) or getattr(config, "layer_types", None) or []
     layers = (getattr(config, "num_hidden_layers", None) or 0) - sum(kind in _WITHIN_A_TOKEN for kind in types)
     attending, convolving, running = (
@@ -212,22 +210,34 @@ def _why_not_tree(runner: nn.Module, inner: Any, padded: torch.Tensor, precision
 
 
 def why_not_far(decoder: Any) -> str | None:
-    """What goes wrong beyond the distances that the config names, on a twin of the layers."""
-    named = ", ".join(f"{name}={value}" for name, value in boundaries(decoder.config).items())
-    if not named:
-        return None
-    twin = twin_of(decoder)
-    try:
-        if twin is None:
-            raise SetupError("its layers cannot be made smaller")
-        tree, padded = (_twin_states(twin, layout, _long_trees()) for layout in ("tree", "padded"))
-    except Exception as error:  # whatever foreign code raises on rows and sizes it does not know
-        cause = next(iter(str(error).splitlines()), type(error).__name__)
+    """What goes wrong in the tree layout beyond the distances that the config names."""
+    named, difference, cause = _far_apart(decoder, "tree")
+    if cause:
         return f"its config names {named}, and rows beyond could not be tried ({cause})"
-    difference = float(_errors(tree, padded).max())
     if difference <= _TOLERANCE[4]:
         return None
     return f"its config names {named}, and beyond tree and padded rows differ (relative difference {difference:.1e})"
+
+
+def _far_apart(decoder: Any, layout: str) -> tuple[str, float, str]:
+    """The distances that the config names, how far rows beyond are in a layout from rows alone, on a twin of the
+    layers, and why that could not be tried."""
+    named = ", ".join(f"{name}={value}" for name, value in boundaries(decoder.config).items())
+    if not named:
+        return "", 0.0, ""
+    twin, trees = twin_of(decoder), _long_trees()
+    if twin is None:
+        return named, 0.0, "its layers cannot be made smaller"
+    try:
+        alone = torch.cat([_twin_states(twin, "padded", [row]) for row in _alone(trees)])
+        return named, float(_errors(_twin_states(twin, layout, trees), alone).max()), ""
+    except Exception as error:  # whatever foreign code raises on rows and sizes it does not know
+        return named, 0.0, first_line(error)
+
+
+def _alone(trees: Sequence[Example]) -> list[Example]:
+    """Every row as a tree of its own."""
+    return [replace(tree, completions=[ids]) for tree in trees for ids in tree.completions]
 
 
 def _long_trees() -> list[Example]:
@@ -291,7 +301,7 @@ def _refusing(model: Any, what: str) -> Iterator[None]:
 def _check_padded(runner: nn.Module, inner: Any, padded: torch.Tensor, precision: int) -> None:
     """Refuse a model whose numbers depend on how its rows are padded, or whose layers cannot be trained on them."""
     name, device = type(inner).__name__, input_device(inner)
-    rows = [replace(tree, completions=[ids]) for tree in _small_trees(inner) for ids in tree.completions]
+    rows = _alone(_small_trees(inner))
     batches = [build_batch([row], "padded", want=Want.HIDDEN, device=device) for row in rows]
     if _predicts(inner):  # the yardstick is a call without mask and positions
         padded = _own_logits(runner, inner)
@@ -300,8 +310,10 @@ def _check_padded(runner: nn.Module, inner: Any, padded: torch.Tensor, precision
         alone = [_states(runner, batch) for batch in batches]
     difference = _typical(_errors(padded, torch.cat(alone)), precision)
     beyond, most = "", _TOLERANCE[precision]
-    if difference <= most and (far := _padding_far(decoder_of(inner))) is not None:
-        (beyond, difference), most = far, _TOLERANCE[4]
+    if difference <= most:
+        named, difference, _ = _far_apart(decoder_of(inner), "padded")
+        beyond = f" beyond {named}, on a random model of its config with the distances shortened"
+        most = _TOLERANCE[4]
     if not difference <= most:
         raise SetupError(
             f"{name} gives other numbers for a row that is padded than for the row alone (relative difference "
@@ -312,22 +324,6 @@ def _check_padded(runner: nn.Module, inner: Any, padded: torch.Tensor, precision
     with _refusing(inner, "cannot be trained on three short rows of text"):
         _hidden(runner, "padded")
     inner.eval()
-
-
-def _padding_far(decoder: Any) -> tuple[str, float] | None:
-    """The distances that the config names, and how far padded rows beyond are from rows alone, on a twin; or None."""
-    named = ", ".join(f"{name}={value}" for name, value in boundaries(decoder.config).items())
-    twin = twin_of(decoder) if named else None
-    if twin is None:
-        return None
-    trees = _long_trees()
-    rows = [replace(tree, completions=[ids]) for tree in trees for ids in tree.completions]
-    try:
-        alone = torch.cat([_twin_states(twin, "padded", [row]) for row in rows])
-        difference = float(_errors(_twin_states(twin, "padded", trees), alone).max())
-    except Exception:  # whatever foreign code raises on sizes it does not know: a twin that says nothing
-        return None
-    return f" beyond {named}, on a random model of its config with the distances shortened", difference
 
 
 def _check_causal(model: Any, padded: torch.Tensor, precision: int) -> None:
