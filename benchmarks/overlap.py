@@ -5,10 +5,10 @@
     python -m benchmarks.overlap --tool --seeds 0 1 2
 
 The judge sleeps as a call over the network waits, by default as long as sampling and learning take together, which is
-measured first without it, and for a part of a window a part of that: there windows ahead can at best halve the time. With
-`--parts` the other order is `stream_prompts`, on policy, of so many prompts. Strict order computes with one thread or with
-one for every core, whichever is quicker for it without the judge. A tool is asked twice in
-every conversation, and waits so that conversations take as long as learning, where they are quicker without it. The
+measured first without it, and for a part of a window a part of that: there windows ahead can at best halve the time.
+With `--parts` the other order is `stream_prompts`, on policy, of so many prompts. Strict order computes with one thread
+or with one for every core, whichever is quicker for it without the judge. A tool is asked twice in every conversation,
+and waits so that conversations take as long as learning, where they are quicker without it. The
 first two steps of a turn are not counted: they start the process that samples, and fill the queue. Every seed is
 trained in both orders, and the reward of its last steps is reported too, since a faster run that learns less is none.
 """
