@@ -10,6 +10,7 @@ counts and names it. Which of the two happens depends on the number of rows only
 from __future__ import annotations
 
 import weakref
+from abc import abstractmethod
 from array import array
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
@@ -48,9 +49,9 @@ class Trees(list[Example]):
 class TreeSet(Sequence[Any]):
     """Trees, or packs of them, of which several are asked for at once; one, a slice, a named column follow from it."""
 
+    @abstractmethod
     def __getitems__(self, indices: Sequence[int]) -> list[Any]:
         """Several at once: trees that are not known yet are tokenised together."""
-        raise NotImplementedError
 
     def __getitem__(self, index):  # type: ignore[no-untyped-def]
         if isinstance(index, str):
