@@ -7,7 +7,7 @@
 
 Nothing is downloaded: models, tokenizers and data of the names that the tests load are made in `--folder`. Tests that
 need images, an accelerator, vLLM or other packages are skipped. Failures are sorted by `kind_of`; what a user could
-feel is matched with the table of strop.scripts.behaviours, and what no line of it explains is printed.
+feel is matched with the table of trl_behaviours.py, and what no line of it explains is printed.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+from benchmarks.trl_behaviours import behaviour_of
 from benchmarks.trl_stand_ins import make_stand_ins
-from strop.scripts.behaviours import behaviour_of
 
 STABLE = ("dpo", "sft", "grpo", "rloo", "kto", "reward")
 EXPERIMENTAL = ("bco", "cpo", "gkd", "nash_md", "online_dpo", "orpo", "ppo", "prm", "xpo", "distillation")

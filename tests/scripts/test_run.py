@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import transformers
+from pages.moving_from_trl import page
 
 import strop
 from strop.cli import main
@@ -20,7 +21,6 @@ from strop.errors import ConfigError
 from strop.methods.registry import METHODS
 from strop.scripts.alias import VERSION, Asked, Finder
 from strop.scripts.differences import DEFAULTS, EVERY, NAMES, acts, differing_settings
-from strop.scripts.page import page
 from strop.scripts.run import closing_note, in_its_place, run_script
 
 
@@ -176,7 +176,7 @@ def test_a_script_that_is_not_there_names_those_that_are(tmp_path: Path, capsys:
 
 def test_the_page_is_current() -> None:
     written = Path(__file__).parents[2] / "docs" / "moving-from-trl.md"
-    assert written.read_text(encoding="utf-8") == page(), "run: python -m strop.scripts.page > docs/moving-from-trl.md"
+    assert written.read_text(encoding="utf-8") == page(), "run python -m pages.moving_from_trl"
     assert all(f"`{method.prefix}" in page() for method in METHODS if f"{method.prefix}Trainer" in NAMES)
 
 

@@ -12,8 +12,6 @@ averaging.py     callback that averages the weights
 distillation.py  DistillationTrainer: GKD with the student's own completions
 missing_names.py names that a script takes and that are not here, all in one error
 differences.py   what behaves differently from TRL, name by name and setting by setting
-behaviours.py    what trainers do otherwise, with the tests of TRL's that show it
 alias.py         `trl`, served by strop, in one process
 run.py           a script under that alias
-page.py          docs/moving-from-trl.md, from the same tables
 """

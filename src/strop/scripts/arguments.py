@@ -177,14 +177,8 @@ def get_dataset(mixture_config: DatasetMixtureConfig) -> Any:
 def _load(part: DatasetConfig, streaming: bool) -> Any:
     import datasets
 
-    rows = datasets.load_dataset(
-        path=part.path,
-        name=part.name,
-        data_dir=part.data_dir,
-        data_files=part.data_files,
-        split=part.split,
-        streaming=streaming,
-    )
+    given = {name: getattr(part, name) for name in ("path", "name", "data_dir", "data_files", "split")}
+    rows = datasets.load_dataset(**given, streaming=streaming)
     return rows if part.columns is None else rows.select_columns(part.columns)
 
 

@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -68,18 +68,12 @@ def differing_settings(configs: Iterable[Any]) -> list[str]:
     """A sentence for each setting that the configs left at a default that is not TRL's."""
     found: dict[str, None] = {}
     for settings in configs:
-        for default in DEFAULTS:
-            own = default.config in (EVERY, type(settings).__name__)
-            if (
-                own
-                and acts(settings, default)
-                and getattr(settings, default.field) == at_default(settings, default.field)
-            ):
-                value = getattr(settings, default.field)
-                found[
-                    f"{type(settings).__name__}.{default.field} is {value!r} by default, and {default.trl!r} in TRL: "
-                    f"{default.why}."
-                ] = None
+        name = type(settings).__name__
+        for default in (d for d in DEFAULTS if d.config in (EVERY, name) and acts(settings, d)):
+            value = getattr(settings, default.field)
+            if value == at_default(settings, default.field):
+                text = f"{name}.{default.field} is {value!r} by default, and {default.trl!r} in TRL: {default.why}."
+                found[text] = None
     return list(found)
 
 
@@ -90,6 +84,5 @@ def acts(settings: Any, default: Default) -> bool:
 
 def at_default(settings: Any, field: str) -> Any:
     """The value that the setting has where nothing is said: the declared default, as the config reads it."""
-    declared: Mapping[str, Any] = {name: f.default for name, f in type(settings).__dataclass_fields__.items()}
-    value = declared[field]
+    value = type(settings).__dataclass_fields__[field].default
     return False if field == "gradient_checkpointing" and value is None else value

@@ -1,6 +1,6 @@
 """What trainers do otherwise than TRL's, and why: a reason for each failure of TRL's tests that a user could feel.
 
-`benchmarks/trl_tests.py` matches failures with `patterns`, and docs/moving-from-trl.md lists the rest.
+`trl_tests.py` matches failures with `patterns`, and docs/moving-from-trl.md lists the rest.
 """
 
 from __future__ import annotations

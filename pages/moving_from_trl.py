@@ -1,23 +1,24 @@
-"""docs/moving-from-trl.md, from the tables that `strop run` and the configs go by.
+"""docs/moving-from-trl.md, which stands in the repository, from the tables that `strop run` and the configs go by.
 
-python -m strop.scripts.page > docs/moving-from-trl.md
+python -m pages.moving_from_trl > docs/moving-from-trl.md
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
-from typing import Any
+from collections.abc import Iterator, Mapping
 
+from benchmarks.trl_behaviours import BEHAVIOURS
+
+from pages.markdown import table
 from strop.engine.overrides import HOOKS
 from strop.methods.registry import METHODS
 from strop.scripts.alias import VERSION
-from strop.scripts.behaviours import BEHAVIOURS
 from strop.scripts.differences import DEFAULTS, NAMES
 from strop.scripts.names import ELSEWHERE, SCRIPT_NAMES
 
 INTRODUCTION = f"""# Moving from TRL
 
-<!-- python -m strop.scripts.page > docs/moving-from-trl.md -->
+<!-- python -m pages.moving_from_trl > docs/moving-from-trl.md -->
 
 Change one import, and a script for TRL {VERSION} trains with strop:
 
@@ -81,12 +82,6 @@ def by_text(texts: Mapping[str, str]) -> list[tuple[str, str]]:
     for name in sorted(texts):
         names.setdefault(texts[name], []).append(f"`{name}`")
     return [(", ".join(same), text) for text, same in names.items()]
-
-
-def table(head: tuple[str, ...], rows: Iterable[tuple[Any, ...]]) -> str:
-    """A Markdown table."""
-    lines = [head, ("---",) * len(head), *rows]
-    return "\n".join("| " + " | ".join(str(cell).replace("|", "\\|") for cell in line) + " |" for line in lines)
 
 
 if __name__ == "__main__":
