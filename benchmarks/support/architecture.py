@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from safetensors.torch import save_file
+from tests.support.random_trees import random_examples
 from transformers import AutoModelForCausalLM
 
 from benchmarks.support.configs import VOCAB, small_config
@@ -24,7 +25,7 @@ from strop.records import Example, Want
 from strop.rollout.engines import make_generator
 from strop.rollout.sampling import SamplingParams
 from strop.testing.cases import make_trainer, rows_for
-from strop.testing.tiny import exact_float64, random_examples
+from strop.testing.tiny import exact_float64
 from strop.testing.tokenizers import toy_tokenizer
 
 Row = dict[str, Any]

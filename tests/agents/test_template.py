@@ -12,7 +12,7 @@ from tests.support.templates import KINDS, tokenizer_with
 from strop.agents.set_up import make_turns
 from strop.agents.tools import Tools
 from strop.errors import ConfigError
-from strop.testing.templates import double, play, template_row
+from strop.testing.templates import double, play
 
 PAGE = Path(__file__).parents[2] / "docs" / "agents.md"
 BEGIN, END = "<!-- templates -->", "<!-- end -->"
@@ -31,10 +31,29 @@ WANTED = {
 """By template, for the `COLUMNS`."""
 
 
+def template_row(tokenizer, stop_ids=()):
+    """What becomes of conversations under a chat template, by kind: "one", "forks", or "refused"."""
+    kinds = {
+        "one call": {}, "two calls": {"calls": 2}, "thoughts and a call": {"thought": True},
+        "environment": {"by": "step"}, "environment, thoughts": {"by": "step", "thought": True},
+    }  # fmt: skip
+    row = {"calls": "-"}
+    for name, settings in kinds.items():
+        try:
+            talk = play(tokenizer, stop_ids=stop_ids, **settings)
+        except ConfigError:
+            row[name] = "refused"
+        else:
+            row[name] = "one" if len(talk.stretches) == 1 else "forks"
+            form = talk.template.form
+            row["calls"] = row["calls"] if form is None else form.name
+    return row
+
+
 @pytest.mark.parametrize("kind", WANTED)
 def test_every_turn_follows_what_the_template_prints(kind):
     tokenizer, stop_ids = tokenizer_with(KINDS[kind])
-    row = template_row(tokenizer, stop_ids=stop_ids)
+    row = template_row(tokenizer, stop_ids)
     assert tuple(row[name] for name in COLUMNS[:-1]) == WANTED[kind]
 
 
@@ -96,7 +115,7 @@ def installed_templates() -> list[Path]:
 def table_row(path: Path) -> str:
     """A template's row of the table in the docs."""
     tokenizer, stop_ids = tokenizer_with(path.read_text(encoding="utf-8"))
-    row = template_row(tokenizer, stop_ids=stop_ids)
+    row = template_row(tokenizer, stop_ids)
     return f"| {path.stem} | {' | '.join(row[name] for name in COLUMNS)} |"
 
 

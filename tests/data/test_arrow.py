@@ -9,12 +9,12 @@ import datasets
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from tests.support.tokenizers import toy_tokenizer
 
 from strop.data import arrow, prepare
 from strop.data.load import load_rows
 from strop.data.rows import Rows, RowStream
 from strop.errors import DataError
-from strop.testing.tokenizers import toy_tokenizer
 
 ROWS: list[dict[str, Any]] = [
     {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}], "id": 0},

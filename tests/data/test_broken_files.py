@@ -11,10 +11,10 @@ from typing import Any
 
 import pytest
 from tests.support.broken_files import BrokenFile, whole_files
+from tests.support.tokenizers import toy_tokenizer
 
 from strop.data import check_rows, load_rows, prepare
 from strop.errors import StropError
-from strop.testing.tokenizers import toy_tokenizer
 
 Entrance = Callable[[BrokenFile], Any]
 

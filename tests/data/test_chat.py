@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from tests.support.tokenizers import toy_tokenizer
 
 from strop.data.chat import Chat, Unrenderable
 from strop.data.encode import Encoder
 from strop.data.options import TokenizeOptions
-from strop.testing.tokenizers import toy_tokenizer
 
 
 def user(text: str) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.support.tokenizers import toy_tokenizer
 from tests.support.trees import (
     ASKED,
     LANGUAGE,
@@ -20,7 +21,7 @@ from tests.support.trees import (
 )
 
 from strop.data import TokenizeOptions, prepare
-from strop.testing.tokenizers import DEFAULT_SYSTEM, toy_tokenizer
+from strop.testing.tokenizers import DEFAULT_SYSTEM
 
 # ---- R8 generation prompt
 

@@ -8,11 +8,11 @@ from collections import Counter
 from typing import Any
 
 import pytest
+from tests.support.tokenizers import toy_tokenizer
 
 from strop.data import DataReport, ExampleDataset, ExampleStream, RowStream, TokenizeOptions, prepare
 from strop.errors import DataError
 from strop.records import Example
-from strop.testing.tokenizers import toy_tokenizer
 
 WORDS = ("the", "good", "ant", "saw", "the", "bad", "bee", "and", "the", "cat", "ran", "to", "the", "dog")
 

@@ -7,10 +7,10 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from tests.support.tokenizers import toy_tokenizer
 
 from strop.data.encode import Ask, Encoded, Encoder, common_prefix
 from strop.data.options import TokenizeOptions
-from strop.testing.tokenizers import toy_tokenizer
 
 
 @pytest.mark.parametrize(

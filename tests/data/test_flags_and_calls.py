@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from tests.support.tokenizers import toy_tokenizer
 
 from strop.data import TokenizeOptions, prepare
 from strop.errors import DataError
-from strop.testing.tokenizers import toy_tokenizer
 
 OFF = [
     ("weight", 0), ("train", False), ("training", False), ("trainable", False), ("loss_mask", 0), ("masked", True),

@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 from datasets import Dataset, IterableDataset, load_dataset
+from tests.support.tokenizers import toy_tokenizer
 
 from strop.data import load_rows, prepare
-from strop.testing.tokenizers import toy_tokenizer
 
 CALL = {"function": {"name": "f", "arguments": {"city": None, "n": 1}}}
 TOOL = {"type": "function", "function": {"name": "f", "parameters": {"properties": {"x": {"default": None}}}}}

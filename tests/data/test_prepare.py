@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.support.tokenizers import toy_tokenizer
 
 from strop.data import ExampleDataset, ExampleStream, RowStream, TokenizeOptions, check_rows, prepare
 from strop.errors import ConfigError, DataError
-from strop.testing.tokenizers import toy_tokenizer
 
 PAIR = {"prompt": "p", "chosen": " a", "rejected": " b"}
 

@@ -15,12 +15,13 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from tests.support.tokenizers import VARIANTS, toy_tokenizer
 
 from strop.data import ExampleDataset, TokenizeOptions, prepare
 from strop.data.kinds import FORMS
 from strop.errors import DataError
 from strop.records import Example
-from strop.testing.tokenizers import DEFAULT_SYSTEM, VARIANTS, toy_tokenizer
+from strop.testing.tokenizers import DEFAULT_SYSTEM
 
 PLAIN = [name for name in VARIANTS if VARIANTS[name][1] is None]
 CHATML = [name for name in VARIANTS if name.startswith("chatml")]

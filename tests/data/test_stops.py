@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import pytest
+from tests.support.tokenizers import toy_tokenizer
 
 from strop.data import cut_after_stop, ends_in_stop, stop_ids
-from strop.testing.tokenizers import toy_tokenizer
 
 
 def test_stop_set() -> None:

@@ -12,13 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.support.tokenizers import toy_tokenizer
 
 from strop.data import TokenizeOptions, cache_folder, prepare, store
 from strop.data.store import TreeStore, pack_tree, unpack_tree
 from strop.data.truncate import Tokenized
 from strop.disk import written_beside
 from strop.errors import SetupError
-from strop.testing.tokenizers import toy_tokenizer
 
 TREES = [
     Tokenized([1, 2], [[3], [4, 5]]),

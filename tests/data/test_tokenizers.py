@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import pytest
-
-from strop.testing.tokenizers import VARIANTS, toy_tokenizer
+from tests.support.tokenizers import VARIANTS, toy_tokenizer
 
 
 @pytest.mark.parametrize("variant", VARIANTS)

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.support.tokenizers import toy_tokenizer
 from tests.support.trees import (
     ASKED,
     LABELLED,
@@ -26,7 +27,6 @@ from tests.support.trees import (
 
 from strop.data import TokenizeOptions, prepare
 from strop.errors import ConfigError, DataError
-from strop.testing.tokenizers import toy_tokenizer
 
 # ---- R1 boundary
 

@@ -7,12 +7,13 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.support.tokenizers import toy_tokenizer
 
 from strop.data import DatasetKind, TokenizeOptions, prepare
 from strop.data.truncate import Tokenized, cut_flat, cut_prompt, overlong, scored, truncate
 from strop.errors import DataError
 from strop.records import Example
-from strop.testing.tokenizers import DEFAULT_SYSTEM, toy_tokenizer
+from strop.testing.tokenizers import DEFAULT_SYSTEM
 
 LANGUAGE, PAIRS = DatasetKind.LANGUAGE_MODELING, DatasetKind.PREFERENCE
 SYSTEM = f"<|im_start|>system\n{DEFAULT_SYSTEM}<|im_end|>\n"

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from peft import LoraConfig
+from tests.support.tokenizers import toy_tokenizer
 from tokenizers import Tokenizer
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
@@ -19,7 +20,6 @@ from strop.export.merge import merged
 from strop.model import apply_peft, load_model
 from strop.testing.cases import make_trainer
 from strop.testing.tiny import tiny_model
-from strop.testing.tokenizers import toy_tokenizer
 
 TURN_END, TURN_BEGIN = "<|im_end|>", "<|im_start|>"
 CHATS = [

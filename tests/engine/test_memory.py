@@ -8,9 +8,10 @@ from typing import Any
 
 import pytest
 import torch
+from tests.support.live_tensors import LiveTensors
 
 from strop.testing.cases import CASES, ONLINE, TASKS, make_trainer, words
-from strop.testing.live_tensors import LiveTensors, weight_shapes
+from strop.testing.memory_checks import weight_shapes
 from strop.testing.tiny import tiny_model
 
 VOCABULARY = 3072

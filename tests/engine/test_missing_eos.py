@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.support.tokenizers import toy_tokenizer
 
 from strop.testing.cases import make_trainer
 from strop.testing.rollouts import fix_rollouts
-from strop.testing.tokenizers import toy_tokenizer
 
 
 def flat(completions: list[str], **kwargs: Any) -> list[float]:

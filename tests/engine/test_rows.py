@@ -6,6 +6,7 @@ import itertools
 
 import pytest
 import torch
+from tests.support.tokenizers import toy_tokenizer
 
 import strop
 from strop.data import RowStream
@@ -14,7 +15,6 @@ from strop.errors import ConfigError, DataError
 from strop.model import apply_peft, load_model
 from strop.testing.cases import make_trainer, rows_for
 from strop.testing.tiny import tiny_model
-from strop.testing.tokenizers import toy_tokenizer
 
 CHAT = [
     {"messages": [{"role": "user", "content": f"hello {i}"}, {"role": "assistant", "content": "good"}]}

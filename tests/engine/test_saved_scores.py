@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from peft import AutoPeftModelForSequenceClassification, LoraConfig
+from tests.support.tokenizers import toy_tokenizer
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from strop.model import score
@@ -15,7 +16,6 @@ from strop.model.actor_critic import VALUE_FOLDER
 from strop.records import Example, Want
 from strop.testing.cases import make_trainer
 from strop.testing.tiny import tiny_model
-from strop.testing.tokenizers import toy_tokenizer
 
 CHATS = [
     {

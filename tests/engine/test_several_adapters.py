@@ -8,12 +8,13 @@ from typing import Any
 import peft
 import pytest
 import torch
+from tests.support.random_trees import random_examples
 
 from strop.errors import ConfigError
 from strop.model import is_peft, score
 from strop.model.adapters import idle_adapters
 from strop.testing.cases import make_trainer, rows_for, samples
-from strop.testing.tiny import random_examples, tiny_model
+from strop.testing.tiny import tiny_model
 from strop.testing.tokenizers import toy_tokenizer
 
 EXAMPLES = random_examples(1, trees=2, completions=(2, 2))

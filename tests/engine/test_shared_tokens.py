@@ -7,9 +7,8 @@ from typing import Any
 
 import pytest
 
-from strop.testing.cases import make_trainer, rows_for
+from strop.testing.cases import examples_of, make_trainer, rows_for
 from strop.testing.law_checks import begun_alike
-from strop.testing.subject import examples_of
 
 
 def trained(folder: Path, verb: str = "dpo", **settings: Any) -> Any:

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from tests.support.random_trees import random_examples
 
 from strop.errors import SetupError
 from strop.model import attention, layout_of, score
@@ -15,7 +16,7 @@ from strop.model.attention_cpu import cpu_flash_attention
 from strop.model.attention_dense import dense_attention
 from strop.model.segments import Segments, Span
 from strop.records import Example
-from strop.testing.tiny import random_examples, tiny_model
+from strop.testing.tiny import tiny_model
 
 LENGTHS = (6, 1, 10, 1, 2, 3, 1, 1, 2, 1, 4, 3, 5)
 PARENTS = (-1, -1, -1, -1, 0, 4, 5, 5, 4, 0, 0, 1, 1)

@@ -9,12 +9,13 @@ from typing import Any
 
 import pytest
 import torch
+from tests.support.random_trees import random_examples
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from strop.errors import ConfigError, DataError, SetupError
 from strop.model import apply_peft, build_batch, disable_dropout, install, layout_of, score, score_batch
 from strop.records import Example, Want
-from strop.testing.tiny import VOCAB, random_examples, tiny_model
+from strop.testing.tiny import VOCAB, tiny_model
 
 SHARING = ("llama", "qwen2", "qwen3", "mistral", "gemma2", "gemma3", "gpt2", "qwen3_moe", "opt", "gpt_oss")
 OTHERS = ("cohere", "granite", "bloom", "mamba")

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from tests.support.random_trees import random_examples
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from strop.errors import SetupError
@@ -15,7 +16,7 @@ from strop.model import load_model, score, with_head
 from strop.model.headed import HeadOnStates, headed_class, note_loading
 from strop.model.heads import head_class
 from strop.records import Example, Want
-from strop.testing.tiny import random_examples, tiny_model
+from strop.testing.tiny import tiny_model
 
 TINY = {
     "vocab_size": 64, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,

@@ -6,13 +6,14 @@ from typing import Any
 
 import pytest
 import torch
+from tests.support.random_trees import random_examples
 from transformers import AutoConfig, AutoModelForCausalLM, BertConfig, BertForSequenceClassification
 
 from strop.errors import ConfigError, SetupError
 from strop.model import layout_of, score, with_head
 from strop.model.heads import head_class
 from strop.records import Example, Want
-from strop.testing.tiny import random_examples, tiny_model
+from strop.testing.tiny import tiny_model
 
 LAYOUTS = ("tree", "packed", "padded")
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
+from tests.support.random_trees import random_examples
 
 from strop.errors import ConfigError, DataError
 from strop.model.layout import LAYOUTS, build_batch, token_copies
 from strop.records import Batch, Example, Want
-from strop.testing.tiny import random_examples
 
 
 def spelled(batch: Batch) -> list[tuple[int, int, int]]:

@@ -11,13 +11,14 @@ import numpy as np
 import peft
 import pytest
 import torch
+from tests.support.random_trees import random_examples
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from strop.errors import ConfigError, SetupError
 from strop.model import apply_peft, load_model, load_tokenizer, score
 from strop.records import Example, Want
-from strop.testing.tiny import random_examples, tiny_model
+from strop.testing.tiny import tiny_model
 
 EXAMPLES = random_examples(1, completions=(2, 2))
 

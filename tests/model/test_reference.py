@@ -7,13 +7,14 @@ from typing import Any
 import peft
 import pytest
 import torch
+from tests.support.random_trees import random_examples
 from torch import nn
 
 from strop.errors import ConfigError
 from strop.model import AdapterCopy, AdapterOff, FrozenReference, apply_peft, disable_dropout, make_reference, score
 from strop.model.beside_adapter import KeptWeights
 from strop.model.reference import REFERENCE_ADAPTER, adds_nothing
-from strop.testing.tiny import random_examples, tiny_model
+from strop.testing.tiny import tiny_model
 
 EXAMPLES = random_examples(1, trees=3, completions=(2, 3))
 

@@ -7,11 +7,12 @@ from typing import Any
 
 import pytest
 import torch
+from tests.support.random_trees import random_examples
 
 from strop.errors import ConfigError
 from strop.model import layout_of, score
 from strop.records import Example
-from strop.testing.tiny import random_examples, tiny_model
+from strop.testing.tiny import tiny_model
 
 ROPE: dict[str, dict[str, Any]] = {
     "longrope": {

@@ -6,13 +6,14 @@ from typing import Any
 
 import pytest
 import torch
+from tests.support.random_trees import random_examples
 from transformers.models.qwen3_moe.modeling_qwen3_moe import load_balancing_loss_func
 
 from strop.errors import ConfigError, SetupError
 from strop.model import score
 from strop.model.router import has_router, router_coefficient, router_loss
 from strop.records import Example
-from strop.testing.tiny import random_examples, tiny_model
+from strop.testing.tiny import tiny_model
 
 
 def test_equals_transformers(model_of: Any) -> None:

@@ -7,12 +7,13 @@ from typing import Any
 
 import pytest
 import torch
+from tests.support.random_trees import random_examples
 from transformers import AutoConfig, AutoModelForCausalLM, T5Config, T5ForConditionalGeneration
 
 from strop.errors import ConfigError, SetupError
 from strop.model import confirm_layout, layout_of, score, score_batch
 from strop.records import Want
-from strop.testing.tiny import random_examples, tiny_model
+from strop.testing.tiny import tiny_model
 
 
 @pytest.mark.parametrize(

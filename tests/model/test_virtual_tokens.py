@@ -8,12 +8,13 @@ from typing import Any
 import peft
 import pytest
 import torch
+from tests.support.random_trees import random_examples
 
 from strop.errors import ConfigError, SetupError
 from strop.model import AdapterCopy, apply_peft, base_model, layout_of, score
 from strop.records import Example, Want
 from strop.testing.cases import make_trainer, rows_for
-from strop.testing.tiny import random_examples, tiny_model
+from strop.testing.tiny import tiny_model
 from strop.testing.tokenizers import toy_tokenizer
 
 TOKENS = 3

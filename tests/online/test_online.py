@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from tests.support.tokenizers import toy_tokenizer
 
 from strop.errors import ConfigError, DataError
 from strop.testing.cases import letters_reward, make_trainer, rows_for
 from strop.testing.rollouts import fix_rollouts
-from strop.testing.tokenizers import toy_tokenizer
 
 ONLINE = ("ppo", "grpo", "rloo", "online-dpo", "nash-md", "xpo")
 KEEPS_KL = {"grpo": {"beta": 0.1}, "rloo": {}}

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from tests.support.live_tensors import LiveTensors
 from transformers import AutoModelForCausalLM, LlamaConfig, Qwen3Config
 
 from strop.cli import main
@@ -22,7 +23,6 @@ from strop.plan.activations import Shape, shape_of
 from strop.plan.memory import Load, Others, plan
 from strop.records import Example
 from strop.testing.cases import ONLINE
-from strop.testing.live_tensors import LiveTensors
 
 VOCABULARY = 1000
 SIZES = {"intermediate_size": 256, "num_hidden_layers": 3, "num_key_value_heads": 2, "vocab_size": VOCABULARY}

@@ -19,7 +19,8 @@ from strop.model.head import _Options
 from strop.testing.cases import ONLINE, TASKS, letters_reward, method_of, rows_for, words
 from strop.testing.rollouts import FixedGenerator
 from strop.testing.tiny import tiny_model
-from strop.testing.tokenizers import CHATML, toy_tokenizer
+from strop.testing.tokenizers import CHATML
+from tests.support.tokenizers import toy_tokenizer
 
 REMOTE_CODE = """
 from transformers import LlamaConfig, LlamaForCausalLM

@@ -6,7 +6,8 @@ from typing import Any
 
 from strop.data import DatasetKind, TokenizeOptions, prepare
 from strop.records import Example
-from strop.testing.tokenizers import DEFAULT_SYSTEM, toy_tokenizer
+from strop.testing.tokenizers import DEFAULT_SYSTEM
+from tests.support.tokenizers import toy_tokenizer
 
 LANGUAGE, PAIRS = DatasetKind.LANGUAGE_MODELING, DatasetKind.PREFERENCE
 LABELLED, PROMPTS, STEPS = DatasetKind.UNPAIRED_PREFERENCE, DatasetKind.PROMPT_ONLY, DatasetKind.STEPWISE

@@ -17,6 +17,7 @@ import torch
 from strop.data import DatasetKind
 from strop.methods.registry import BY_VERB, METHODS, Method
 from strop.online.trainer import OnlineTrainer
+from strop.records import Example
 from strop.testing.tiny import tiny_model
 from strop.testing.tokenizers import toy_tokenizer
 
@@ -161,16 +162,21 @@ def make_trainer(
     )
 
 
-def step_gradients(trainer: BaseTrainer, examples: Any = None) -> dict[str, torch.Tensor]:
+def examples_of(trainer: BaseTrainer) -> list[Example]:
+    """The whole training set as prepared examples."""
+    return [trainer.train_dataset[i] for i in range(len(trainer.train_dataset))]
+
+
+def step_gradients(trainer: BaseTrainer, examples: list[Example] | None = None) -> dict[str, torch.Tensor]:
     """Gradients of one optimizer step over `examples` (default: the whole training set), by parameter name."""
-    trainer.model.zero_grad()
     trainer.state.logging_steps = 1
-    examples = (
-        list(examples)
-        if examples is not None
-        else [trainer.train_dataset[i] for i in range(len(trainer.train_dataset))]
-    )
-    trainer.training_step(trainer.model, trainer.make_work(trainer.prepare_step(examples)))
+    return gradients_of(trainer, trainer.prepare_step(examples_of(trainer) if examples is None else examples))
+
+
+def gradients_of(trainer: BaseTrainer, trees: list[Example]) -> dict[str, torch.Tensor]:
+    """Gradients of one optimizer step over trees that it has prepared."""
+    trainer.model.zero_grad()
+    trainer.training_step(trainer.model, trainer.make_work(trees))
     return {name: p.grad.clone() for name, p in trainer.model.named_parameters() if p.grad is not None}
 
 

@@ -9,8 +9,8 @@ import torch
 
 from strop.model import build_batch
 from strop.records import Example, Scores
-from strop.testing.cases import largest_difference, step_gradients
-from strop.testing.subject import Subject, examples_of
+from strop.testing.cases import examples_of, largest_difference, step_gradients
+from strop.testing.subject import Subject
 
 TOLERANCE = 1e-9
 

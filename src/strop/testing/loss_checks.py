@@ -4,18 +4,14 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-from typing import TYPE_CHECKING
 
 import torch
 
 from strop.records import Example, Want
-from strop.testing.cases import largest_difference
+from strop.testing.cases import examples_of, gradients_of, largest_difference
 from strop.testing.oracles import FORMULAS, TOKENS
 from strop.testing.scene import scene_of
-from strop.testing.subject import NotApplicable, Subject, examples_of
-
-if TYPE_CHECKING:
-    from strop.engine.trainer import BaseTrainer
+from strop.testing.subject import NotApplicable, Subject
 
 TOLERANCE = 1e-9
 
@@ -49,9 +45,7 @@ def constants_at_step_zero(subject: Subject) -> None:
     if not subject.registered or subject.like not in FORMULAS:
         raise NotApplicable("no constants are known for its loss")
     start = FORMULAS[subject.like].start
-    extra = {}
-    if start.models == "student":
-        extra["teacher_model"] = copy.deepcopy(subject.trainer().policy)
+    extra = {"teacher_model": copy.deepcopy(subject.trainer().policy)} if start.models == "student" else {}
     trainer = subject.trainer(extra=extra, **start.settings)
     if start.models == "even":
         head = trainer.policy.get_output_embeddings() if hasattr(trainer.policy, "lm_head") else trainer.policy.score
@@ -75,7 +69,9 @@ def masked_tokens_have_no_gradient(subject: Subject) -> None:
     trees = trainer.prepare_step(examples_of(trainer))
     if want & Want.STEP:
         trees = [tree for tree in trees if sum(tree.mask(0)) > 1]
-    first, second = (gradients(trainer, [without_last(tree, other=other) for tree in trees]) for other in (False, True))
+    first, second = (
+        gradients_of(trainer, [without_last(tree, other=other) for tree in trees]) for other in (False, True)
+    )
     assert all(bool(g.isfinite().all()) for g in first.values()), "masking tokens makes the gradient non-finite"
     gap = largest_difference(first, second)
     assert gap < TOLERANCE, f"changing a masked token changes the gradient by {gap:.3g}"
@@ -117,10 +113,3 @@ def two_steps_lower_the_loss(subject: Subject) -> None:
                 if parameter.grad is not None:
                     parameter.sub_(1e-3 * parameter.grad)
     assert losses[0] > losses[1] > losses[2], f"the loss goes {losses[0]:.6g}, {losses[1]:.6g}, {losses[2]:.6g}"
-
-
-def gradients(trainer: BaseTrainer, trees: list[Example]) -> dict[str, torch.Tensor]:
-    """Gradient of one step over some trees, by parameter."""
-    trainer.model.zero_grad()
-    trainer.training_step(trainer.model, trainer.make_work(trees))
-    return {name: p.grad.clone() for name, p in trainer.model.named_parameters() if p.grad is not None}

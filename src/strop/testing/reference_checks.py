@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from peft import LoraConfig
 
-from strop.testing.cases import largest_difference, step_gradients
+from strop.testing.cases import examples_of, largest_difference, step_gradients
 from strop.testing.scene import move
-from strop.testing.subject import NotApplicable, Subject, examples_of
+from strop.testing.subject import NotApplicable, Subject
 
 if TYPE_CHECKING:
     from strop.engine.trainer import BaseTrainer

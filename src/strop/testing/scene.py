@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from strop.records import Example
-from strop.testing.cases import letters_reward
+from strop.testing.cases import examples_of, letters_reward
 
 if TYPE_CHECKING:
     from strop.engine.trainer import BaseTrainer
@@ -59,7 +59,7 @@ def scene_of(trainer: BaseTrainer, *, uses: int = 1, seed: int = 1) -> Scene:
         seed: of the moves.
     """
     trainer.state.logging_steps = 1
-    rows = [trainer.train_dataset[i] for i in range(len(trainer.train_dataset))]
+    rows = examples_of(trainer)
     model = trainer.model
     move(model, seed)
     before = copy.deepcopy(model)

@@ -6,17 +6,14 @@ import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from strop.errors import ConfigError
 from strop.methods.registry import BY_CLASS
-from strop.records import Example, Row
+from strop.records import Row
 from strop.testing.cases import make_trainer, method_of, rows_for
 from strop.testing.oracles import Oracle
 from strop.testing.rollouts import fix_rollouts
-
-if TYPE_CHECKING:
-    from strop.engine.trainer import BaseTrainer
 
 ROWS = 6
 
@@ -68,11 +65,6 @@ class Subject:
 
 
 GROUPS = {"grpo": {"num_generations": 2}, "rloo": {"num_generations": 2}, "ppo": {"num_iterations": 2}}
-
-
-def examples_of(trainer: BaseTrainer) -> list[Example]:
-    """The whole training set as prepared examples."""
-    return [trainer.train_dataset[i] for i in range(len(trainer.train_dataset))]
 
 
 def case_like(trainer_class: type) -> str:

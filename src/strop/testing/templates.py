@@ -1,6 +1,5 @@
 """Whether a chat template's conversations are what the template says: played turn by turn, as a rollout plays them.
 
-row = template_row(tokenizer)              # what strop does with the template, for a table
 play(tokenizer, calls=2, thought=True)     # AssertionError where a context is not the template's
 """
 
@@ -13,7 +12,7 @@ from strop.agents.call_formats import ToolCall
 from strop.agents.conversation import Conversation, PastTurns
 from strop.agents.environments import Environments
 from strop.agents.set_up import make_turns
-from strop.agents.spoken import call_message, new_call_id, thinking_at
+from strop.agents.spoken import call_message, numbered, thinking_at
 from strop.agents.template import ConversationTemplate, Message
 from strop.agents.tools import Tools
 from strop.data.chat import Unrenderable
@@ -67,7 +66,7 @@ def play(
     partner: dict[str, Any] = {"tools": Tools([double])} if by == "tool" else {"environments": Environments(Stepping)}
     made = make_turns(tokenizer, past=past, stop_ids=stop_ids, **partner)
     template, tools = made.template, list(made.schemas)
-    if by == "tool" and calls > 1 and template.most_calls == 1 and template.prints_calls:
+    if by == "tool" and calls > 1 and template.one_call and template.prints_calls:
         raise ConfigError("The chat template prints one call in a turn.")
     text = template.render([QUESTION], tools, opened=True)
     talk = Conversation(template, [QUESTION], text, template.prompt_ids(text), tools, past=past)
@@ -79,7 +78,7 @@ def play(
         said = talk.hear(ids, [0.0] * len(ids), ended=True)
         if not last:
             assert by == "step" or len(said.calls) == calls, f"{len(said.calls)} calls were read in {said.text!r}"
-            talk.answer(_answers(said.call_ids, by), ROOM)
+            talk.answer(_answers([call.id for call in said.calls], by), ROOM)
     return talk
 
 
@@ -99,8 +98,8 @@ def _message(talk: Conversation, turn: int, calls: int, thought: bool) -> Messag
             f'<tool_call>{{"name": "double", "arguments": {{"x": {number}}}}}</tool_call>' for number in range(calls)
         )
     elif calls:
-        made = [ToolCall("double", {"x": number}) for number in range(calls)]
-        said["tool_calls"] = [call_message(call, new_call_id(talk.answered + i)) for i, call in enumerate(made)]
+        made = numbered([ToolCall("double", {"x": number}) for number in range(calls)], talk.answered)
+        said["tool_calls"] = list(map(call_message, made))
     return said
 
 
@@ -142,23 +141,3 @@ def _header_after(template: ConversationTemplate, called: bool) -> str:
     known = template.tokenizer.get_added_vocab()
     wanted = ["<|observation|>", "<|tool_response>"] if called else ["<|user|>"]
     return next((token for token in wanted if token in known), template.tokenizer.eos_token)
-
-
-def template_row(tokenizer: Any, *, stop_ids: Iterable[int] = ()) -> dict[str, str]:
-    """What becomes of conversations under a chat template, by kind: "one", "forks", or "refused"."""
-    stop_ids = tuple(stop_ids)
-    kinds: dict[str, dict[str, Any]] = {
-        "one call": {}, "two calls": {"calls": 2}, "thoughts and a call": {"thought": True},
-        "environment": {"by": "step"}, "environment, thoughts": {"by": "step", "thought": True},
-    }  # fmt: skip
-    row = {"calls": "-"}
-    for name, settings in kinds.items():
-        try:
-            talk = play(tokenizer, stop_ids=stop_ids, **settings)
-        except ConfigError:
-            row[name] = "refused"
-        else:
-            row[name] = "one" if len(talk.stretches) == 1 else "forks"
-            form = talk.template.form
-            row["calls"] = row["calls"] if form is None else form.name
-    return row

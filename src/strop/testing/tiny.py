@@ -1,4 +1,4 @@
-"""Tiny random models of many architectures, and random trees: what tests run on.
+"""Tiny random models of many architectures: what tests run on.
 
 Two layers, hidden 32, a vocabulary of 64. Weights are drawn wide (standard deviation 0.3), so that log-probabilities
 differ by nats, not by rounding, and every norm and bias is off its neutral value. The default is float64, where
@@ -9,7 +9,6 @@ the model's dtype; `tiny_model` keeps those in float64 too, or no such equality 
 from __future__ import annotations
 
 import functools
-import random
 from typing import Any
 
 import torch
@@ -24,7 +23,6 @@ from transformers import (
 )
 
 from strop.model.heads import head_class, with_head
-from strop.records import Example
 
 VOCAB = 64
 
@@ -49,7 +47,7 @@ _MIXTURE = {
     "head_dim": 8,
     "decoder_sparse_step": 1,
 }
-_CONFIGS: dict[str, dict[str, Any]] = {
+CONFIGS: dict[str, dict[str, Any]] = {
     "llama": {},
     "qwen2": {"tie_word_embeddings": True},
     "qwen3": {"head_dim": 8},
@@ -72,7 +70,6 @@ _CONFIGS: dict[str, dict[str, Any]] = {
     "bloom": {"n_layer": 2, "n_head": 4},
     "mamba": {"state_size": 4, "conv_kernel": 3, "expand": 2},
 }
-ARCHITECTURES = tuple(_CONFIGS)
 _AUTO = {
     "causal": (AutoModelForCausalLM, {}),
     "score": (AutoModelForSequenceClassification, {"num_labels": 1}),
@@ -86,7 +83,7 @@ def tiny_model(
     """A random model of an architecture, in evaluation mode.
 
     Args:
-        arch: one of `ARCHITECTURES` ("gemma3" is short for "gemma3_text").
+        arch: a key of `CONFIGS` ("gemma3" is short for "gemma3_text").
         dtype: of the weights; in float64 the whole computation is in float64.
         seed: the same seed gives the same weights; the global random state is left as it was.
         task: "causal", "score" (one label) or "step" (two labels per token).
@@ -94,12 +91,11 @@ def tiny_model(
     """
     arch = {"gemma3": "gemma3_text"}.get(arch, arch)
     auto, labels = _AUTO[task]
-    fields = {name: value for name, value in (_COMMON | _CONFIGS[arch] | labels | config).items()}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         # The grouped matrix product of the default experts does not exist in float64.
         experts = {"experts_implementation": "eager"} if dtype == torch.float64 else {}
-        made = AutoConfig.for_model(arch, **fields)
+        made = AutoConfig.for_model(arch, **(_COMMON | CONFIGS[arch] | labels | config))
         if head_class(made, task) is None:
             model = with_head(AutoModelForCausalLM.from_config(made, **experts), task)
         else:
@@ -151,36 +147,3 @@ def exact_float64(model: nn.Module) -> nn.Module:
 def _exact_forward(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
     with _KeepFloat64():
         return type(module).forward(module, *args, **kwargs)
-
-
-def random_examples(
-    seed: int,
-    vocab: int = VOCAB,
-    *,
-    trees: int = 3,
-    completions: tuple[int, int] = (1, 3),
-    prompt: tuple[int, int] = (1, 6),
-    length: tuple[int, int] = (1, 6),
-    masked: bool = False,
-) -> list[Example]:
-    """Random trees.
-
-    Args:
-        seed: the same seed gives the same examples.
-        vocab: ids are drawn from 0..vocab-1, pad and end ids among them.
-        trees: how many.
-        completions, prompt, length: smallest and largest number of completions, prompt tokens, completion tokens.
-        masked: draw random loss masks, all-zero ones among them; otherwise every token is scored.
-    """
-    draw = random.Random(seed)
-
-    def ids(bounds: tuple[int, int]) -> list[int]:
-        return [draw.randrange(vocab) for _ in range(draw.randint(*bounds))]
-
-    examples = []
-    for row in range(trees):
-        prompt_ids = ids(prompt)
-        answers = [ids(length) for _ in range(draw.randint(*completions))]
-        masks = [[int(draw.random() < 0.6) for _ in answer] for answer in answers] if masked else None
-        examples.append(Example(prompt_ids, answers, loss_mask=masks, row=row))
-    return examples
