@@ -78,7 +78,7 @@ MUTATIONS = (
         edits=(
             Edit(
                 "agents/program.py",
-                "prompt_numbers=tuple(number for *_, number in together),",
+                "prompt_numbers=tuple(asked.number for asked in together),",
                 "prompt_numbers=tuple(range(len(together))),",
             ),
         ),
@@ -93,10 +93,10 @@ MUTATIONS = (
         edits=(
             Edit(
                 "agents/program.py",
-                "            if not call.is_awaited():\n                slot.answers.take_back(call, asked, number)\n",
-                "            if False:\n                slot.answers.take_back(call, asked, number)\n",
+                "            if not asked.call.is_awaited():\n                attempt.take_back(asked)\n",
+                "            if False:\n                attempt.take_back(asked)\n",
             ),
-            Edit("agents/answers.py", "            elif call.lost:\n", "            elif False:\n"),
+            Edit("agents/attempt.py", "            elif asked.call.lost:\n", "            elif False:\n"),
         ),
         tests=(
             "tests/agents/test_unseen_answers.py::test_an_answer_that_nobody_saw_is_asked_for_again_with_the_same_random_numbers",
@@ -155,13 +155,13 @@ MUTATIONS = (
         history="Tools that hung side by side left a thread each at every step, and no number said so.",
         edits=(
             Edit(
-                "agents/side_by_side.py",
-                "                left.add(threads[number])\n",
-                "                pass\n",
+                "agents/threads.py",
+                "        self.left_behind.add(self._thread.thread)\n",
+                "",
             ),
         ),
         tests=(
-            "tests/agents/test_side_by_side.py::test_threads_that_are_left_behind_are_counted_while_they_run",
+            "tests/agents/test_threads.py::test_threads_that_are_left_behind_are_counted_while_they_run",
             "tests/agents/test_left_behind.py::test_threads_are_counted_while_they_run_and_said",
         ),
     ),

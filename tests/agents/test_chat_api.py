@@ -12,7 +12,7 @@ from strop.agents.spoken import Spoken
 
 ASK = [{"role": "user", "content": "go"}]
 TOOL = {"type": "function", "function": {"name": "add", "parameters": {"type": "object", "properties": {}}}}
-CALLED = Spoken("x", "", "hm", "", "", "x", [ToolCall("add", {"a": 1})], ["000000000"])
+CALLED = Spoken("x", "", "hm", "", "", "x", [ToolCall("add", {"a": 1}, id="000000000")])
 
 
 def test_a_request_is_read_as_templates_have_it():
@@ -65,7 +65,7 @@ def test_calls_words_and_stop_strings_in_the_answer():
     assert message["tool_calls"][0] == {
         "id": "000000000", "type": "function", "function": {"name": "add", "arguments": '{"a": 1}'},
     }  # fmt: skip
-    broken = Spoken("{", "", words="", bare="{", calls=[ToolCall("", {}, "no JSON")], call_ids=["000000000"])
+    broken = Spoken("{", "", words="", bare="{", calls=[ToolCall("", {}, "no JSON", "000000000")])
     assert reply_message(broken, ChatRequest(ASK)) == {"role": "assistant", "content": "{"}
     cut = reply_message(Spoken("a END b", "", words="a END b", bare="a END b"), ChatRequest(ASK, stop=("zzz", "END")))
     assert cut["content"] == "a "

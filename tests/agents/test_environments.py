@@ -10,7 +10,7 @@ from concurrent.futures import Future
 import pytest
 
 from strop.agents.environments import EnvironmentReward, Environments
-from strop.agents.slots import Hung
+from strop.agents.threads import Hung
 from strop.errors import ConfigError, RolloutError, SetupError
 
 

@@ -13,13 +13,14 @@ from tests.support.conversations import asked
 from tests.support.templates import KINDS, tokenizer_with
 
 from strop.agents import AgentProgram
-from strop.agents.answers import Answers, nobody_waits
+from strop.agents.attempt import Attempt, nobody_waits
 from strop.agents.chat_api import ChatRequest
 from strop.agents.chat_server import Call
 from strop.agents.program import make_agent_turns
 from strop.agents.recorded import Asked, Recorded
 from strop.data.options import TokenizeOptions
 from strop.online.sampling import turn_metrics
+from strop.records import Example
 from strop.rollout import SamplingParams
 
 
@@ -88,11 +89,11 @@ def test_what_a_client_is_told_that_is_gone_holds_no_other_request():
     """Each that raises one exception adds its frames to it, with the request and the connection in them."""
     here, there = socket.socketpair()
     with here, there:
-        answers, request = Answers(Recorded(None, "template", 10), 0, 9), ChatRequest([])
+        attempt, request = Attempt(0, Example([], [[]]), Recorded(None, "template", 10), 9), ChatRequest([])
         calls = [Call(0, request, here) for _ in range(2)]
         for call in calls:
-            answers.take_back(call, Asked(request, None, 1, [], "", lambda: None), 0)
-    assert [call.answer.status for call in calls] == [408, 408] and answers.unseen == 2
+            attempt.take_back(Asked(request, None, 1, [], "", lambda: None, call=call))
+    assert [call.answer.status for call in calls] == [408, 408] and attempt.unseen == 2
     assert calls[0].answer is not calls[1].answer and nobody_waits() is not nobody_waits()
 
 

@@ -8,13 +8,15 @@
 | `conversation.py` | one trajectory, as messages and as ids |
 | `tools.py` | functions as tools |
 | `environments.py`, `slots.py` | environments, and the threads or processes that they live in |
+| `threads.py` | threads that are left behind where they hang |
 | `openenv.py` | a client of an OpenEnv server as an environment |
 | `verifiers_tasks.py` | tasks of the `verifiers` package as rows and environments |
 | `turns.py` | the loop: the model writes, tools and environments answer |
 | `rollout_function.py` | a user's own rollout function |
 | `program.py` | an agent program as it is, which is given the policy behind OpenAI's chat API |
 | `chat_api.py`, `chat_server.py` | that dialect, and the server on this machine's own address |
-| `recorded.py`, `running.py` | its requests matched to recorded ids; the threads and processes of agents |
+| `recorded.py`, `attempt.py` | its requests matched to recorded ids; answers that it did not receive |
+| `running.py` | the threads and processes of agents |
 
 Everything is loaded on first use: a process that an environment lives in imports `slots.py`, and no torch.
 """

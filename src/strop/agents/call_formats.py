@@ -23,6 +23,7 @@ class ToolCall:
     name: str
     arguments: Mapping[str, Any] = field(default_factory=dict)
     problem: str | None = None
+    id: str = field(default="", compare=False)  # within its conversation
 
 
 Found = tuple[int, int, list[ToolCall]]
@@ -43,13 +44,9 @@ def spans(pattern: str, read: Callable[[re.Match[str], Mapping[str, Any]], list[
 
 
 def json_calls(match: re.Match[str], schemas: Mapping[str, Any]) -> list[ToolCall]:
-    return calls_of_json(match["body"])
-
-
-def calls_of_json(text: str) -> list[ToolCall]:
     """Calls in JSON: an object with a name and arguments, or a list of them."""
     try:
-        value = load_json(text)
+        value = load_json(match["body"])
     except ValueError as error:
         return [ToolCall("", {}, f"the call is not valid JSON ({error}).")]
     return [call_of_object(item) for item in (value if isinstance(value, list) else [value])]
@@ -71,14 +68,10 @@ def call_of_object(value: Any) -> ToolCall:
     inner = value if isinstance(inner, str) else inner  # {"type": "function", "function": "name", ...}
     if not isinstance(inner, dict):
         return ToolCall("", {}, "a call must be a JSON object.")
-    arguments: Any
     name = next((inner[key] for key in ("name", "tool_name", "function") if key in inner), None)
-    arguments = next((inner[key] for key in ("arguments", "parameters", "args") if key in inner), {})
-    if isinstance(arguments, str):
-        try:
-            arguments = load_json(arguments)
-        except ValueError:
-            return ToolCall(str(name), {}, "the arguments are not valid JSON.")
+    arguments: Any = next((inner[key] for key in ("arguments", "parameters", "args") if key in inner), {})
+    if isinstance(name, str) and isinstance(arguments, str):
+        return call_of_text(name, arguments)
     if not isinstance(name, str) or not isinstance(arguments, dict):
         return ToolCall(str(name), {}, "a call needs a name and an object of arguments.")
     return ToolCall(name, arguments)
@@ -86,13 +79,17 @@ def call_of_object(value: Any) -> ToolCall:
 
 def named_json(match: re.Match[str], schemas: Mapping[str, Any]) -> list[ToolCall]:
     """A name outside of the JSON object of its arguments."""
+    return [call_of_text(match["name"], match["body"].strip() or "{}")]
+
+
+def call_of_text(name: str, arguments: str) -> ToolCall:
     try:
-        arguments = load_json(match["body"].strip() or "{}")
+        value = load_json(arguments)
     except ValueError as error:
-        return [ToolCall(match["name"], {}, f"the arguments are not valid JSON ({error}).")]
-    if not isinstance(arguments, dict):
-        return [ToolCall(match["name"], {}, "the arguments must be a JSON object.")]
-    return [ToolCall(match["name"], arguments)]
+        return ToolCall(name, {}, f"the arguments are not valid JSON ({error}).")
+    return (
+        ToolCall(name, value) if isinstance(value, dict) else ToolCall(name, {}, "the arguments must be a JSON object.")
+    )
 
 
 def tagged_arguments(pattern: str) -> Callable[[re.Match[str], Mapping[str, Any]], list[ToolCall]]:
@@ -165,10 +162,7 @@ def gemma_calls(match: re.Match[str], schemas: Mapping[str, Any]) -> list[ToolCa
     pieces = [
         json.dumps(p) if i % 2 else re.sub(r"([{,]\s*)([A-Za-z_]\w*)\s*:", r'\1"\2":', p) for i, p in enumerate(parts)
     ]
-    try:
-        return [ToolCall(match["name"], load_json("".join(pieces)))]
-    except ValueError as error:
-        return [ToolCall(match["name"], {}, f"the arguments cannot be read ({error}).")]
+    return [call_of_text(match["name"], "".join(pieces))]
 
 
 def bare_json(text: str, schemas: Mapping[str, Any]) -> Iterator[Found]:
@@ -218,6 +212,15 @@ class CallFormat:
     read: Reader
     closing: tuple[str, ...] = ()
     needs_end: bool = False
+
+    def take(self, turn: str, end: str, schemas: Mapping[str, Any]) -> tuple[list[ToolCall], str]:
+        """The calls of a turn that ended in `end`, and the turn without them."""
+        calls: list[ToolCall] = []
+        words = turn
+        for start, stop, found in reversed(list(self.read(turn + end if self.needs_end else turn, schemas))):
+            calls[:0] = found
+            words = words[:start] + words[stop:]
+        return calls, words
 
 
 TOOL_CALL = r"<tool_call>\s*"
@@ -307,10 +310,4 @@ def any_format(text: str, schemas: Mapping[str, Any]) -> Iterator[Found]:
 
 def format_of(printed: str, wanted: Sequence[ToolCall]) -> CallFormat | None:
     """The format that reads the calls `wanted`, and nothing else, out of what a template printed for them."""
-    for form in FORMATS:
-        calls = [call for _, _, found in form.read(printed, {}) for call in found]
-        if [(call.name, dict(call.arguments)) for call in calls if call.problem is None] == [
-            (call.name, dict(call.arguments)) for call in wanted
-        ] and len(calls) == len(wanted):
-            return form
-    return None
+    return next((form for form in FORMATS if form.take(printed, "", {})[0] == list(wanted)), None)

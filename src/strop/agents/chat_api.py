@@ -149,13 +149,18 @@ def _text(content: Any, where: str) -> str:
 
 def _call(call: Mapping[str, Any]) -> Message:
     """A call whose arguments are an object, as templates print them, where their text is one."""
-    arguments = call["function"].get("arguments", {})
-    try:
-        read = json.loads(arguments) if isinstance(arguments, str) else arguments
-    except (ValueError, RecursionError):
-        read = arguments
-    function = {"name": call["function"]["name"], "arguments": read if isinstance(read, Mapping) else arguments}
+    given = call["function"].get("arguments", {})
+    read = read_text(given)
+    function = {"name": call["function"]["name"], "arguments": read if isinstance(read, Mapping) else given}
     return {"type": "function", "id": str(call.get("id", "")), "function": function}
+
+
+def read_text(value: Any) -> Any:
+    """The value of a JSON text; all else as it is."""
+    try:
+        return json.loads(value) if isinstance(value, str) else value
+    except (ValueError, RecursionError):
+        return value
 
 
 def reply_message(said: Spoken, request: ChatRequest) -> Message:
@@ -165,10 +170,9 @@ def reply_message(said: Spoken, request: ChatRequest) -> Message:
     message: Message = {"role": "assistant", "content": words[:cut]}
     if said.thought:
         message["reasoning_content"] = said.thought
-    calls = [] if words is said.bare and said.calls else zip(said.calls, said.call_ids, strict=True)
     made = [
-        {"id": name, "type": "function", "function": {"name": call.name, "arguments": json.dumps(dict(call.arguments))}}
-        for call, name in calls
+        {"id": c.id, "type": "function", "function": {"name": c.name, "arguments": json.dumps(dict(c.arguments))}}
+        for c in ([] if words is said.bare else said.calls)
     ]
     return {**message, "content": words[:cut] or None, "tool_calls": made} if made else message
 

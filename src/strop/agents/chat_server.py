@@ -126,49 +126,39 @@ class _Handler(BaseHTTPRequestHandler):
     server: _Server
     call: Call | None = None  # what this connection asks now
 
-    def do_GET(self) -> None:
-        self._serve(self._get)
-
-    def do_POST(self) -> None:
-        self._serve(self._post)
-
-    def _serve(self, work: Any) -> None:
+    def _serve(self) -> None:
         self.call, reached = None, False
         try:
-            try:
-                kind, text = work()
-                reached = self._send(200, kind, text)
-            except Refused as refused:
-                reached = self._send(refused.status, "application/json", json.dumps(refused.body()))
-            except Gone:
-                self.close_connection = True
+            reached = self._send(200, *self._answer())
+        except Refused as refused:
+            reached = self._send(refused.status, "application/json", json.dumps(refused.body()))
+        except Gone:
+            self.close_connection = True
         finally:
             if self.call is not None:
                 self.call.settle(reached=reached)
 
-    def _get(self) -> tuple[str, str]:
-        self._key()
-        if self.path.split("?")[0].rstrip("/") != "/v1/models":
-            raise self._nothing_here()
-        return "application/json", json.dumps(MODELS)
+    do_GET = do_POST = _serve
 
-    def _post(self) -> tuple[str, str]:
-        body = self._body()  # first of all: an answer before it is read may be lost with the connection
-        key = self._key()
-        if self.path.split("?")[0].rstrip("/") != "/v1/chat/completions":
-            raise self._nothing_here()
-        request, owner = read_request(parsed(body)), self.server.owner
+    def _answer(self) -> tuple[str, str]:
+        """Kind and text of the answer. Raises `Refused` or `Gone`."""
+        body = self._body() if self.command == "POST" else b""  # before all: an answer may be lost with what is unread
+        key, owner = self._key(), self.server.owner
+        route = f"{self.command} {self.path.split('?')[0].rstrip('/')}"
+        if route == "GET /v1/models":
+            return "application/json", json.dumps(MODELS)
+        if route != "POST /v1/chat/completions":
+            raise Refused(
+                f"{self.command} {self.path[:100]} is not served; there are POST /v1/chat/completions and GET "
+                "/v1/models.",
+                404,
+            )
+        request = read_request(parsed(body))
         self.call = Call(owner.trajectory_of(key), request, self.connection)
         reply = owner.wait(self.call, key)
         if request.stream:
             return "text/event-stream", events(request, reply)
         return "application/json", json.dumps(completion(request, reply))
-
-    def _nothing_here(self) -> Refused:
-        return Refused(
-            f"{self.command} {self.path[:100]} is not served; there are POST /v1/chat/completions and GET /v1/models.",
-            404,
-        )
 
     def _key(self) -> str:
         scheme, _, key = self.headers.get("Authorization", "").strip().partition(" ")

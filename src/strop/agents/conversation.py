@@ -101,9 +101,9 @@ class Conversation:
         text, self._begun = self._begun + self.template.text_of(ids[:-1] if ended else ids), ""
         schemas = {tool["function"]["name"]: tool["function"] for tool in self.tools}
         said = self.template.read(text, end, self.text, schemas, self.answered, calling=calling)
-        said.dropped = max(0, len(said.calls) - self.template.most_calls) if self.template.most_calls == 1 else 0
-        if said.dropped:
-            said.calls, said.call_ids = said.calls[:1], said.call_ids[:1]
+        if self.template.one_call and len(said.calls) > 1:
+            said.dropped = len(said.calls) - 1
+            said.calls = said.calls[:1]
         self.answered += len(said.calls)
         self.turns.append(TurnRecord(said.message(), len(ids)))
         self._said = said

@@ -23,9 +23,9 @@ import weakref
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from strop.agents.left_behind import LeftBehind
-from strop.agents.slots import Hung, ProcessSlot, Slot, ThreadSlot
-from strop.agents.tools import describe_tool
+from strop.agents.slots import ProcessSlot, Slot, ThreadSlot
+from strop.agents.threads import Hung, LeftBehind
+from strop.agents.tools import describe_tool, describe_tools
 from strop.errors import ConfigError, RolloutError, StropError, did_you_mean
 from strop.records import Row
 
@@ -60,13 +60,8 @@ class EnvironmentKind:
         self.rewards_steps = False  # a reply of `step` had a reward in it
         self.takes_turns = "step" in found and not _is_tool(found["step"])
         tools = [] if self.takes_turns else [m for m in found if m not in RESERVED or m == "step"]
-        problems = []
-        self.schemas: list[dict[str, Any]] = []
-        for method in tools:
-            try:
-                self.schemas.append(describe_tool(found[method]))
-            except ConfigError as error:
-                problems.append(f"{method}: {error} Or begin its name with '_' if the model may not call it.")
+        self.schemas, unclear = describe_tools({method: found[method] for method in tools})
+        problems = [f"{problem} Or begin its name with '_' if the model may not call it." for problem in unclear]
         if not self.takes_turns and not tools:
             problems.append("it has neither step(text) nor public methods, so the model can do nothing in it.")
         if not self.takes_turns and not self.has_reset:
@@ -268,10 +263,9 @@ class EnvironmentReward:
         slots = [self._environments.slot_of(environment) for environment in environments]
         known = (slot if slot is not None and not slot.lost else None for slot in slots)  # one that hung has no reward
         own = [slot if slot is not None and slot.made_by is self._kind.factory else None for slot in known]
-        if self._kind.rewards_steps and not self._kind.has_reward:
-            return [None if slot is None else 0.0 for slot in own]
         if not self._kind.has_reward:
-            return [None if slot is None else slot.environment.reward for slot in own]
+            of_steps = self._kind.rewards_steps
+            return [None if slot is None else 0.0 if of_steps else slot.environment.reward for slot in own]
         said = iter(self._environments.ask([(slot, "get_reward", (), {}) for slot in own if slot is not None]))
         rewards = [None if slot is None else next(said) for slot in own]
         for reward in rewards:

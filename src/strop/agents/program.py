@@ -15,17 +15,17 @@ from dataclasses import dataclass, field, replace
 from itertools import groupby
 from typing import Any
 
-from strop.agents.answers import Answers, nobody_waits
+from strop.agents.attempt import Attempt, nobody_waits
 from strop.agents.chat_api import Refused
 from strop.agents.chat_server import WATCH_SECONDS, Call, ChatServer
 from strop.agents.conversation import Conversation, PastTurns, TurnRecord
 from strop.agents.environments import Environments
-from strop.agents.left_behind import LeftBehind
 from strop.agents.recorded import Asked, Recorded
 from strop.agents.running import Agent, AgentAtWork, Ended, Endpoint
 from strop.agents.set_up import make_turns
+from strop.agents.threads import LeftBehind
 from strop.agents.tools import Tools, error_text
-from strop.agents.turns import Trajectory, Turns
+from strop.agents.turns import Trajectory, Turns, row_of
 from strop.data.options import TokenizeOptions
 from strop.errors import ConfigError, RolloutError
 from strop.records import Example, Stretch
@@ -69,23 +69,17 @@ class AgentProgram:
         gather_seconds: float = 0.05,
     ) -> None:
         is_command = isinstance(agent, list | tuple) and agent and all(isinstance(word, str) for word in agent)
-        problems = [
-            *(
-                []
-                if callable(agent) or is_command
-                else [f"agent must be a function or a list of words; got {agent!r}."]
+        rules = {
+            f"agent must be a function or a list of words; got {agent!r}.": callable(agent) or is_command,
+            f"seconds must be > 0 or None; got {seconds}.": seconds is None or seconds > 0,
+            f"most_calls must be >= 1; got {most_calls}.": most_calls >= 1,
+            f"at_once must be >= 1 or None; got {at_once}.": at_once is None or at_once >= 1,
+            f"gather_seconds must be >= 0; got {gather_seconds}.": gather_seconds >= 0,
+            f"columns must be a list of names, none of {list(OFFERED)}; got {columns!r}.": (
+                not isinstance(columns, str) and not set(columns) & set(OFFERED)
             ),
-            *([] if seconds is None or seconds > 0 else [f"seconds must be > 0 or None; got {seconds}."]),
-            *([] if most_calls >= 1 else [f"most_calls must be >= 1; got {most_calls}."]),
-            *([] if at_once is None or at_once >= 1 else [f"at_once must be >= 1 or None; got {at_once}."]),
-            *([] if gather_seconds >= 0 else [f"gather_seconds must be >= 0; got {gather_seconds}."]),
-            *(
-                []
-                if not isinstance(columns, str) and not set(columns) & set(OFFERED)
-                else [f"columns must be a list of names, none of {list(OFFERED)}; got {columns!r}."]
-            ),
-        ]
-        if problems:
+        }
+        if problems := [rule for rule, holds in rules.items() if not holds]:
             raise ConfigError.collect("This AgentProgram cannot be made:", problems)
         self.agent, self.columns, self.seconds, self.most_calls = agent, tuple(columns), seconds, most_calls
         self.at_once, self.gather_seconds = at_once, gather_seconds
@@ -200,21 +194,6 @@ class AgentTurns:
             self.say(line)
 
 
-@dataclass
-class Slot:
-    """One completion in the making."""
-
-    number: int
-    example: Example
-    recorded: Recorded
-    answers: Answers
-    work: AgentAtWork | None = None
-    key: str = ""
-    deadline: float = float("inf")
-    shown: list[Any] = field(default_factory=list)  # tools of its requests
-    ended: Ended | None = None
-
-
 class AgentBatch:
     """The agents of one batch, from their start to their end."""
 
@@ -227,25 +206,25 @@ class AgentBatch:
         self.check_wanted = getattr(generator, "check", None)  # of a run that may end meanwhile
         self.given_up = 0  # requests that were closed before the model was asked
         self.inbox: queue.SimpleQueue[Call | Ended] = queue.SimpleQueue()
-        self.slots = [self._slot(number, example) for number, example in enumerate(examples)]
-        self.running: dict[int, Slot] = {}
+        self.attempts = [self._attempt(number, example) for number, example in enumerate(examples)]
+        self.running: dict[int, Attempt] = {}
         self.calls: list[Call] = []
 
-    def _slot(self, number: int, example: Example) -> Slot:
+    def _attempt(self, number: int, example: Example) -> Attempt:
         kwargs = example.extras.get("chat_template_kwargs") or {}
         turns = self.turns
         recorded = Recorded(turns.template, turns.past, self.sampling.max_new_tokens, turns.positions, kwargs)
         most = self.program.most_calls
-        return Slot(number, example, recorded, Answers(recorded, self.sampling.number(number) * most, most))
+        return Attempt(number, example, recorded, most, self.sampling.number(number) * most)
 
     def run(self) -> list[Trajectory]:
         self.server = ChatServer(self.inbox)
-        to_start = deque(self.slots)
+        to_start = deque(self.attempts)
         try:
             while to_start or self.running:
                 if self.check_wanted is not None:
                     self.check_wanted()
-                while to_start and len(self.running) < (self.program.at_once or len(self.slots)):
+                while to_start and len(self.running) < (self.program.at_once or len(self.attempts)):
                     self._start(to_start.popleft())
                 self._hear(self._patience())
                 self._drop_closed()
@@ -255,19 +234,20 @@ class AgentBatch:
                     self._answer(calls)
         finally:
             self.server.close()
-            for slot in self.running.values():
-                assert slot.work is not None
-                slot.work.abandon()
-        return [self._trajectory(slot) for slot in self.slots]
+            for attempt in self.running.values():
+                assert attempt.work is not None
+                attempt.work.abandon()
+        return [self._trajectory(attempt) for attempt in self.attempts]
 
-    def _start(self, slot: Slot) -> None:
-        row = {"prompt": slot.example.extras.get("prompt"), **slot.example.extras.get("columns", {})}
-        slot.key = self.server.admit(slot.number)
+    def _start(self, attempt: Attempt) -> None:
+        attempt.key = self.server.admit(attempt.number)
         if self.program.seconds is not None:
-            slot.deadline = time.monotonic() + self.program.seconds
-        self.running[slot.number] = slot
-        endpoint = Endpoint(self.server.base_url, slot.key)
-        slot.work = AgentAtWork(self.program.agent, endpoint, copy.deepcopy(row), slot.number, self.inbox.put)
+            attempt.deadline = time.monotonic() + self.program.seconds
+        self.running[attempt.number] = attempt
+        endpoint = Endpoint(self.server.base_url, attempt.key)
+        attempt.work = AgentAtWork(
+            self.program.agent, endpoint, copy.deepcopy(row_of(attempt.example)), attempt.number, self.inbox.put
+        )
 
     # ---- what comes in
 
@@ -299,11 +279,11 @@ class AgentBatch:
             pass
 
     def _take(self, event: Call | Ended) -> None:
-        slot = self.running.get(event.trajectory)
+        attempt = self.running.get(event.trajectory)
         if isinstance(event, Ended):
-            if slot is not None:
-                self._end(slot, event)
-        elif slot is None:
+            if attempt is not None:
+                self._end(attempt, event)
+        elif attempt is None:
             event.give(Refused("This trajectory has ended.", 410, "trajectory_ended"))
         else:
             self.calls.append(event)
@@ -317,41 +297,41 @@ class AgentBatch:
 
     def _expire(self) -> None:
         waiting = {call.trajectory for call in self.calls}
-        for slot in list(self.running.values()):
-            if slot.deadline <= time.monotonic() and slot.number not in waiting:
-                assert slot.work is not None
-                slot.work.abandon()
-                self.owner.left_behind.add(slot.work.thread)
-                self._end(slot, Ended(slot.number, {}, f"no end within {self.program.seconds:g} seconds"))
+        for attempt in list(self.running.values()):
+            if attempt.deadline <= time.monotonic() and attempt.number not in waiting:
+                assert attempt.work is not None
+                attempt.work.abandon()
+                self.owner.left_behind.add(attempt.work.thread)
+                self._end(attempt, Ended(attempt.number, {}, f"no end within {self.program.seconds:g} seconds"))
 
-    def _end(self, slot: Slot, ended: Ended) -> None:
+    def _end(self, attempt: Attempt, ended: Ended) -> None:
         """The end of an agent; requests that it has not waited for are left unanswered by the model."""
-        slot.ended = ended
-        del self.running[slot.number]
-        self.server.dismiss(slot.key)
-        self.calls = [call for call in self.calls if call.trajectory != slot.number]
+        attempt.ended = ended
+        del self.running[attempt.number]
+        self.server.dismiss(attempt.key)
+        self.calls = [call for call in self.calls if call.trajectory != attempt.number]
 
     # ---- what the model says
 
     def _answer(self, calls: list[Call]) -> None:
         """Answer requests; those with the same stop strings by one call of the engine."""
-        opened: list[tuple[Call, Asked, int]] = []
+        opened: list[Asked] = []
         for call in sorted(calls, key=lambda call: call.trajectory):
             try:
-                opened.append((call, *self._open(self.running[call.trajectory], call)))
+                opened.append(self._open(self.running[call.trajectory], call))
             except Refused as refused:
                 call.give(refused)
             except Exception as problem:  # templates and tokenizers are others' code: what they raise costs the request
                 call.give(Refused(f"The conversation cannot be rendered: {error_text(problem)}"))
-        by_stop = sorted(opened, key=lambda one: one[0].request.stop)
-        for stop, together in groupby(by_stop, key=lambda one: one[0].request.stop):
+        by_stop = sorted(opened, key=lambda asked: asked.request.stop)
+        for stop, together in groupby(by_stop, key=lambda asked: asked.request.stop):
             self._sample(list(together), stop)
         now = time.monotonic()
         first = {call.trajectory: call.arrived for call in reversed(calls)}
         for number, arrived in first.items():
             self.running[number].deadline += now - arrived
 
-    def _open(self, slot: Slot, call: Call) -> tuple[Asked, int]:
+    def _open(self, attempt: Attempt, call: Call) -> Asked:
         request, owner = call.request, self.owner
         most = getattr(self.generator, "most_stop_strings", None)
         if most is not None and len({*self.sampling.stop_strings, *request.stop}) > most:
@@ -361,58 +341,56 @@ class AgentBatch:
                 raise Refused(owner.no_tools)
             for notice in owner.notices:
                 owner.tell(notice, notice)
-            slot.shown = request.tools
+            attempt.shown = request.tools
         for name, value in request.sampling.items():
             if name != "seed" and value != getattr(self.sampling, name):
                 owner.tell(name, f"The agent asks for {name}={value}; the run's {getattr(self.sampling, name)} is "
                            "used, as the ratio is that of what was sampled.")  # fmt: skip
-        return slot.answers.open(call)
+        return attempt.open(call)
 
-    def _sample(self, together: list[tuple[Call, Asked, int]], stop: tuple[str, ...]) -> None:
+    def _sample(self, together: list[Asked], stop: tuple[str, ...]) -> None:
         stops = self.sampling.stop_token_ids or self.turns.stop_ids
         params = replace(
-            self.sampling, max_new_tokens=max(asked.limit for _, asked, _ in together), stop_token_ids=stops or None,
+            self.sampling, max_new_tokens=max(asked.limit for asked in together), stop_token_ids=stops or None,
             stop_strings=tuple(dict.fromkeys((*self.sampling.stop_strings, *stop))),
-            prompt_numbers=tuple(number for *_, number in together),
+            prompt_numbers=tuple(asked.number for asked in together),
         )  # fmt: skip
-        sampled = self.generator.generate([asked.talk.context for _, asked, _ in together], 1, params)
-        for place, (call, asked, number) in enumerate(together):
+        sampled = self.generator.generate([asked.talk.context for asked in together], 1, params)
+        for place, asked in enumerate(together):
             ids, logps = sampled.completions[place][0], sampled.sampler_logps[place][0]
             stopped = sampled.finish_reasons[place][0] == "stop"
-            slot = self.slots[call.trajectory]
-            if not call.is_awaited():
-                slot.answers.take_back(call, asked, number)
+            attempt = self.attempts[asked.call.trajectory]
+            if not asked.call.is_awaited():
+                attempt.take_back(asked)
                 continue
             try:
-                reply = slot.recorded.hear(asked, ids, logps, stopped=stopped, stop_ids=stops)
+                reply = attempt.recorded.hear(asked, ids, logps, stopped=stopped, stop_ids=stops)
             except Refused as refused:
-                call.give(refused)
+                asked.call.give(refused)
             except Exception as problem:  # an agent's schemas may be anything
-                why = Refused(f"What the model said cannot be read: {error_text(problem)}")
-                slot.answers.take_back(call, asked, number, why)
+                attempt.take_back(asked, Refused(f"What the model said cannot be read: {error_text(problem)}"))
             else:
-                slot.answers.give(call, asked, number, reply)
+                attempt.give(asked, reply)
 
     # ---- what is learned from
 
-    def _trajectory(self, slot: Slot) -> Trajectory:
-        assert slot.ended is not None
-        slot.answers.settle()
-        record, ended, example = slot.recorded.whole(), slot.ended, slot.example
-        row = {"prompt": example.extras.get("prompt"), **example.extras.get("columns", {})}
+    def _trajectory(self, attempt: Attempt) -> Trajectory:
+        assert attempt.ended is not None
+        attempt.settle()
+        record, ended, row = attempt.recorded.whole(), attempt.ended, row_of(attempt.example)
         if record is None:
-            trajectory = Trajectory(row, self._silence(example), slot.shown, unseen=slot.answers.unseen)
+            trajectory = Trajectory(row, self._silence(attempt.example), attempt.shown, unseen=attempt.unseen)
             trajectory.end("failed", ended.problem or "the agent asked the model for nothing")
             return trajectory
         fields = dict(ended.fields)
-        rewards, answers, problem = fields.pop("turn_rewards", None) or (), len(slot.recorded.heard), ended.problem
-        reason = "length" if slot.recorded.is_cut else "failed" if problem else "stop"
+        rewards, answers, problem = fields.pop("turn_rewards", None) or (), len(attempt.recorded.heard), ended.problem
+        reason = "length" if attempt.recorded.is_cut else "failed" if problem else "stop"
         if rewards and len(rewards) != answers:
             reason, problem = "failed", f"turn_rewards has {len(rewards)} numbers for {answers} answers of the model"
             rewards, fields = (), {}
-        trajectory = Trajectory(row, record, slot.shown, extra=fields, unseen=slot.answers.unseen)
-        trajectory.turn_rewards = slot.recorded.rewards_in_order(rewards)
-        trajectory.calls, trajectory.failures = slot.recorded.calls, slot.recorded.broken
+        trajectory = Trajectory(row, record, attempt.shown, extra=fields, unseen=attempt.unseen)
+        trajectory.turn_rewards = attempt.recorded.rewards_in_order(rewards)
+        trajectory.calls, trajectory.failures = attempt.recorded.calls, attempt.recorded.broken
         trajectory.end(reason, problem)
         return trajectory
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from itertools import accumulate
 from typing import Any
 
-from strop.agents.chat_api import ChatReply, ChatRequest, Refused, reply_message
+from strop.agents.chat_api import ChatReply, ChatRequest, Refused, read_text, reply_message
 from strop.agents.conversation import Conversation, PastTurns, TurnRecord
 from strop.agents.template import ConversationTemplate, Message
 from strop.data.chat import Unrenderable
@@ -30,21 +30,11 @@ def key_of(message: Message) -> Key:
     """
     role, text = message["role"], message.get("content") or ""
     calls = tuple(
-        (call.get("id"), call["function"]["name"], _plain(call["function"]["arguments"]))
+        (call.get("id"), call["function"]["name"], json.dumps(read_text(call["function"]["arguments"]), sort_keys=True))
         for call in message.get("tool_calls") or ()
     )
     name = message.get("tool_call_id") if role == "tool" else message.get("name")
     return role, text.strip() if role == "assistant" else text, calls, name
-
-
-def _plain(value: Any) -> str:
-    """A JSON value as text; arguments that come as text are read first."""
-    if isinstance(value, str):
-        try:
-            value = json.loads(value)
-        except (ValueError, RecursionError):
-            return value
-    return json.dumps(value, sort_keys=True)
 
 
 @dataclass(eq=False)
@@ -72,6 +62,8 @@ class Asked:
     calls: int = 0  # of tools
     broken: int = 0  # of those, such as could not be read, and were words to the agent
     is_cut: bool = False  # a limit of the run ended the turn
+    number: int = 0  # of the request, among those of all agents: random numbers follow from it
+    call: Any = None  # that waits for the answer
 
 
 Begun = tuple[Conversation, Callable[[], None]]

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from numbers import Real
 from typing import Any
 
+from strop.agents.chat_api import read_text
 from strop.agents.tools import error_text
 from strop.records import Row
 from strop.rewards.contract import OFFERED
@@ -132,11 +133,8 @@ def _kill(group: int) -> None:
 
 def read_output(text: str) -> Any:
     """What a program printed: a JSON object is its fields, all else one text."""
-    try:
-        value = json.loads(text)
-    except (ValueError, RecursionError):
-        return text.strip() or None
-    return value if isinstance(value, dict) else text.strip()
+    value = read_text(text)
+    return value if isinstance(value, dict) else text.strip() or None
 
 
 def fields_of(result: Any, names: Set[str]) -> dict[str, Any]:

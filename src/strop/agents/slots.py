@@ -6,100 +6,43 @@ import asyncio
 import concurrent.futures
 import inspect
 import multiprocessing
-import queue
-import threading
+from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any
 
+from strop.agents.threads import OneThread
 from strop.errors import SetupError
 from strop.rewards.contract import Accepts
 from strop.rewards.event_loop import waiting_for
 
 
-class Hung(Exception):
-    """A call was not answered in time."""
-
-
-class Slot(Protocol):
-    """Makes an environment and calls it, one call at a time."""
+class Slot(OneThread, ABC):
+    """Makes an environment and calls it, one call at a time; `lost` once it hangs, has died or was closed."""
 
     environment: Any
-    made_by: Callable[[], Any]
-    thread: threading.Thread
-    lost: bool  # it hangs, died or was closed: its calls are not answered any more
-
-    def call(self, method: str, *args: Any, **kwargs: Any) -> concurrent.futures.Future[Any]:
-        """Begin a call; `reset` is given those of its arguments that its signature names."""
-        ...
-
-    def wait(self, answer: concurrent.futures.Future[Any], seconds: float | None) -> Any:
-        """What a call returned or raised; `Hung` after so many seconds."""
-        ...
-
-    def abandon(self) -> None: ...
-
-
-class OneThread:
-    """A thread that answers calls in their order, until one hangs and is left behind with it."""
-
-    def __init__(self, name: str) -> None:
-        self.lost = False
-        self._work: queue.SimpleQueue[Any] = queue.SimpleQueue()
-        self._giving = threading.RLock()  # a finalizer may come in between, in this thread
-        self.thread = threading.Thread(target=self._live, name=name, daemon=True)
-        self.thread.start()
-
-    def submit(self, work: Callable[[], Any]) -> concurrent.futures.Future[Any]:
-        """Call `work` after what was given before; where the thread was left behind, the answer is an error at once."""
-        future: concurrent.futures.Future[Any] = concurrent.futures.Future()
-        with self._giving:
-            if self.lost:
-                future.set_exception(RuntimeError("it was closed, or left behind when it did not answer"))
-            else:
-                self._work.put((work, future))
-        return future
-
-    def _live(self) -> None:
-        while (item := self._work.get()) is not None:
-            work, future = item
-            try:
-                future.set_result(work())
-            except BaseException as error:  # SystemExit of an environment ends its call, not the run
-                future.set_exception(error)
-
-    def wait(self, answer: concurrent.futures.Future[Any], seconds: float | None) -> Any:
-        if not concurrent.futures.wait([answer], seconds).done:
-            return Hung(f"no answer within {seconds:g} seconds" if seconds else "no answer in time")
-        error = answer.exception()
-        return error if error is not None else answer.result()
-
-    def abandon(self) -> None:
-        """Leave a hanging call alone: a thread cannot be killed. What is asked from now on is an error at once."""
-        with self._giving:
-            self.lost = True
-            self._work.put(None)
-
-
-class ThreadSlot(OneThread):
-    """An environment of this process. Raises what its factory raises."""
 
     def __init__(self, factory: Callable[[], Any]) -> None:
         super().__init__("strop-environment")
         self.made_by = factory
-        self._loop: asyncio.AbstractEventLoop | None = None
-        self.environment = self.submit(factory).result()
+
+    @abstractmethod
+    def call(self, method: str, *args: Any, **kwargs: Any) -> concurrent.futures.Future[Any]:
+        """Begin a call; `reset` is given those of its arguments that its signature names."""
+
+
+class ThreadSlot(Slot):
+    """An environment of this process. Raises what its factory raises."""
+
+    def __init__(self, factory: Callable[[], Any]) -> None:
+        super().__init__(factory)
+        self._resident = self.submit(lambda: Resident(factory)).result()
+        self.environment = self._resident.environment
 
     def call(self, method: str, *args: Any, **kwargs: Any) -> concurrent.futures.Future[Any]:
-        return self.submit(lambda: self._finished(call_method(self.environment, method, args, kwargs)))
-
-    def _finished(self, result: Any) -> Any:
-        if not inspect.isawaitable(result):
-            return result
-        self._loop = self._loop or asyncio.new_event_loop()  # one for all calls: clients belong to a loop
-        return self._loop.run_until_complete(waiting_for(result))
+        return self.submit(lambda: self._resident.call(method, args, kwargs))
 
 
-class ProcessSlot(OneThread):
+class ProcessSlot(Slot):
     """An environment in a process of its own, which is killed when it hangs. `environment` reads its attributes.
 
     Raises:
@@ -118,12 +61,9 @@ class ProcessSlot(OneThread):
                 "define it in a module, or set environment_isolation=False."
             ) from None
         there.close()
-        super().__init__("strop-environment")
-        self.made_by = factory
-        self.environment: Any = Remote(self)
-        made = self.wait(self.submit(self._receive), None)
-        if isinstance(made, BaseException):
-            raise made
+        super().__init__(factory)
+        self.environment = Remote(self)
+        self.submit(self._receive).result()
 
     def call(self, method: str, *args: Any, **kwargs: Any) -> concurrent.futures.Future[Any]:
         return self.submit(lambda: self._exchange(("call", method, args, kwargs)))
@@ -167,34 +107,42 @@ class Remote:
         return self._slot.read(name)
 
 
-def call_method(environment: Any, method: str, args: Any, kwargs: Any) -> Any:
-    """Call a method; `reset` without the arguments that it does not name, `close` only where there is one."""
-    function = getattr(environment, method, None)
-    if method == "close" and function is None:
-        return None
-    if function is None:
-        raise AttributeError(f"the environment has no {method}()")
-    return Accepts.of(function).call(function, kwargs) if method == "reset" else function(*args, **kwargs)
+class Resident:
+    """An environment in the thread that it lives in, and the loop of its coroutines: clients belong to a loop."""
+
+    def __init__(self, factory: Callable[[], Any]) -> None:
+        self.environment = factory()
+        self._loop: asyncio.AbstractEventLoop | None = None
+
+    def call(self, method: str, args: Any, kwargs: Any) -> Any:
+        """Call a method; `reset` without the arguments that it does not name, `close` only where there is one."""
+        function = getattr(self.environment, method, None)
+        if method == "close" and function is None:
+            return None
+        if function is None:
+            raise AttributeError(f"the environment has no {method}()")
+        result = Accepts.of(function).call(function, kwargs) if method == "reset" else function(*args, **kwargs)
+        if not inspect.isawaitable(result):
+            return result
+        self._loop = self._loop or asyncio.new_event_loop()
+        return self._loop.run_until_complete(waiting_for(result))
 
 
 def _serve(pipe: Any, factory: Callable[[], Any]) -> None:
     """The other process: make the environment, then answer until the pipe closes."""
     try:
-        environment = factory()
+        resident = Resident(factory)
         pipe.send((True, None))
     except BaseException as error:
         pipe.send((False, f"{type(error).__name__}: {error}"))
         return
-    loop = asyncio.new_event_loop()
     while True:
         try:
             kind, method, args, kwargs = pipe.recv()
         except EOFError:
             return
         try:
-            result = getattr(environment, method) if kind == "read" else call_method(environment, method, args, kwargs)
-            if inspect.isawaitable(result):
-                result = loop.run_until_complete(waiting_for(result))
-            pipe.send((True, result))
+            reads = kind == "read"
+            pipe.send((True, getattr(resident.environment, method) if reads else resident.call(method, args, kwargs)))
         except BaseException as error:
             pipe.send((False, f"{type(error).__name__}: {error}"))

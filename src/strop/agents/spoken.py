@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from strop.agents.call_formats import CallFormat, ToolCall
@@ -37,7 +37,6 @@ class Spoken:
     words: str = ""
     bare: str = ""  # the whole text without special tokens
     calls: list[ToolCall] = field(default_factory=list)
-    call_ids: list[str] = field(default_factory=list)  # one per call
     dropped: int = 0  # calls that the template could not print beside the first
 
     def message(self) -> dict[str, Any]:
@@ -46,21 +45,19 @@ class Spoken:
         if self.thought:
             said["reasoning_content"] = self.thought
         if self.calls:
-            said["tool_calls"] = [
-                call_message(call, name) for call, name in zip(self.calls, self.call_ids, strict=True)
-            ]
+            said["tool_calls"] = list(map(call_message, self.calls))
         return said
 
 
-def call_message(call: ToolCall, name: str) -> dict[str, Any]:
+def call_message(call: ToolCall) -> dict[str, Any]:
     """A call as chat templates and OpenAI's dialect write it."""
     function = {"name": call.name, "arguments": dict(call.arguments)}
-    return {"type": "function", "id": name, "function": function}
+    return {"type": "function", "id": call.id, "function": function}
 
 
-def new_call_id(number: int) -> str:
-    """Nine letters and digits, as the strictest templates want them."""
-    return f"{number:09d}"
+def numbered(calls: Sequence[ToolCall], first: int = 0) -> list[ToolCall]:
+    """Calls with ids of nine letters and digits, as the strictest templates want them."""
+    return [replace(call, id=f"{number:09d}") for number, call in enumerate(calls, first)]
 
 
 def read_turn(
@@ -85,18 +82,11 @@ def read_turn(
         calls_before: calls of earlier turns, which call ids go on counting from.
     """
     thought, rest = split_thought(text, thinking)
-    calls: list[ToolCall] = []
-    words = rest
-    if form is not None:
-        whole = rest + end if form.needs_end else rest
-        for start, stop, found in reversed(list(form.read(whole, schemas))):
-            calls[:0] = found
-            words = words[:start] + words[stop:]
+    calls, words = ([], rest) if form is None else form.take(rest, end, schemas)
     words, bare = without(WRAPPINGS.sub("", words), specials), without(text, specials)
     if thought or calls:
         words = words.strip()
-    ids = [new_call_id(calls_before + number) for number in range(len(calls))]
-    return Spoken(text, end, thought, text[: len(text) - len(rest)], words, bare, calls, ids)
+    return Spoken(text, end, thought, text[: len(text) - len(rest)], words, bare, numbered(calls, calls_before))
 
 
 def without(text: str, specials: Sequence[str]) -> str:

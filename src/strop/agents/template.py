@@ -7,12 +7,12 @@ conversation: opened for an answer, closed behind one, and with what came after 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from strop.agents.call_formats import ANY, CallFormat, ToolCall, format_of
 from strop.agents.response_template import response_format
-from strop.agents.spoken import Spoken, call_message, new_call_id, read_turn, split_thought, thinking_at
+from strop.agents.spoken import Spoken, call_message, numbered, read_turn, split_thought, thinking_at
 from strop.data.chat import Chat, Unrenderable
 from strop.data.encode import Encoder, common_prefix
 from strop.errors import ConfigError
@@ -22,6 +22,7 @@ MARK, ANSWER, THOUGHT = "stropmark", "stropanswer", "stropthought"
 THOUGHT_FIELDS = ("reasoning_content", "reasoning", "thinking")
 """What templates call a model's thoughts."""
 QUESTION: Message = {"role": "user", "content": "stropquestion"}
+PROBE = ToolCall("stroptool", {"first": MARK, "second": 7})
 
 
 @dataclass(slots=True)
@@ -53,7 +54,7 @@ class ConversationTemplate:
         self.kwargs = dict(kwargs or {})
         self.form: CallFormat | None = None
         self.prints_calls = False
-        self.most_calls = 1  # in one turn
+        self.one_call = True  # is all that it prints of a turn
         self.stops = {token: self.token_text(token) for token in encoder.stops}
         plain_end = self._end_of_probe({"role": "assistant", "content": MARK}, None)
         thinking = {"role": "assistant", "content": MARK, **dict.fromkeys(THOUGHT_FIELDS, THOUGHT)}
@@ -93,20 +94,18 @@ class ConversationTemplate:
     def learn_calls(self, schemas: Sequence[Mapping[str, Any]]) -> None:
         """Find out how the template prints calls and answers of tools; raises `ConfigError` where it cannot."""
         tools = list(schemas)
-        wanted = [ToolCall("stroptool", {"first": MARK, "second": 7})]
+        wanted = numbered([PROBE])
         turn = self._called(wanted)
         printed = self._printed(turn, tools)
         self.prints_calls = printed is not None and "stroptool" in printed
         if not self.prints_calls:
-            self.form, self.most_calls = response_format(self.tokenizer) or ANY, 2
+            self.form, self.one_call = response_format(self.tokenizer) or ANY, False
         else:
             assert printed is not None
             called_end = self._end_of_probe(turn, tools)
             self.form = format_of(printed, wanted) or format_of(printed.rstrip().removesuffix(called_end), wanted)
             own = None if self.form is not None else response_format(self.tokenizer)
-            if own is not None and any(
-                call.name == "stroptool" for *_, calls in own.read(printed, {}) for call in calls
-            ):
+            if own is not None and any(call.name == "stroptool" for call in own.take(printed, "", {})[0]):
                 self.form = own
             if self.form is None:
                 raise ConfigError(
@@ -114,14 +113,13 @@ class ConversationTemplate:
                     "reads. Give the tokenizer a response_template, or a template of a family that strop reads "
                     "(docs/agents.md), or use rollout_func."
                 )
-            self.most_calls = self._count_calls(wanted, tools)
+            self.one_call = not self._prints_two(wanted, tools)
             called_end = self._end_of_probe(turn, tools)  # without the format's own closing words, which are known now
             self.ends = tuple(dict.fromkeys([*self.ends, *([called_end] if called_end else [])]))
         self._require_answers(turn if self.prints_calls else {"role": "assistant", "content": MARK}, tools)
 
     def _called(self, calls: Sequence[ToolCall]) -> Message:
-        made = [call_message(call, new_call_id(number)) for number, call in enumerate(calls)]
-        return {"role": "assistant", "content": "", "tool_calls": made}
+        return {"role": "assistant", "content": "", "tool_calls": list(map(call_message, calls))}
 
     def _printed(self, turn: Message, tools: Any) -> str | None:
         """What the template prints of a model's turn; None where it refuses."""
@@ -135,16 +133,16 @@ class ConversationTemplate:
             opened = opened.rstrip() if marks is None else opened.rstrip().removesuffix(marks[0].strip())
         return closed[common_prefix(opened, closed) :]
 
-    def _count_calls(self, one: list[ToolCall], tools: Any) -> int:
-        """How many calls the template prints of a turn: one, or (2 stands for) any number."""
-        two = [*one, ToolCall("stropsecond", {"first": "b"})]
+    def _prints_two(self, one: list[ToolCall], tools: Any) -> bool:
+        """Whether the template prints two calls of a turn; if so, any number."""
+        two = numbered([*one, ToolCall("stropsecond", {"first": "b"})])
         printed = self._printed(self._called(two), tools)
         assert self.form is not None
-        found = [] if printed is None else [c.name for _, _, calls in self.form.read(printed, {}) for c in calls]
-        return 2 if found == [call.name for call in two] else 1
+        found = [] if printed is None else self.form.take(printed, "", {})[0]
+        return [call.name for call in found] == [call.name for call in two]
 
     def _require_answers(self, turn: Message, tools: Any) -> None:
-        answer = {"role": "tool", "name": "stroptool", "content": ANSWER, "tool_call_id": new_call_id(0)}
+        answer = {"role": "tool", "name": "stroptool", "content": ANSWER, "tool_call_id": numbered([PROBE])[0].id}
         try:
             shown = self.render([QUESTION, turn, answer], tools, opened=True)
         except Unrenderable as problem:
@@ -170,14 +168,14 @@ class ConversationTemplate:
 
     def rewrites(self, tools: Any, *, by: Literal["tool", "user"]) -> bool:
         """Whether an answer makes the template print less of the turn before it, thoughts say: probed."""
-        calls = [ToolCall("stroptool", {"first": MARK, "second": 7})] if by == "tool" and self.prints_calls else []
+        probe = numbered([PROBE])
+        calls = probe if by == "tool" and self.prints_calls else []
         answer = {"role": by, "content": ANSWER}
         if by == "tool":
-            answer |= {"name": "stroptool", "tool_call_id": new_call_id(0)}
+            answer |= {"name": "stroptool", "tool_call_id": probe[0].id}
         for thought in (THOUGHT, ""):
-            words = "" if calls else MARK
-            said = Spoken("", "", thought, words, calls=calls, call_ids=[new_call_id(0)] if calls else [])
-            turn = said.message() | (dict.fromkeys(THOUGHT_FIELDS, thought) if thought else {})
+            turn = Spoken("", "", thought, calls=calls).message()
+            turn |= dict.fromkeys(THOUGHT_FIELDS, thought) if thought else {}
             printed = self._printed(turn, tools)
             if printed is None or (thought and THOUGHT not in printed):
                 continue
@@ -322,13 +320,8 @@ class ConversationTemplate:
         """A turn's calls, and all of its other words without blanks."""
         if self.form is None or not self.prints_calls:
             return "".join(turn.split()), []
-        whole = turn + end if self.form.needs_end else turn
-        calls: list[tuple[str, dict[str, Any]]] = []
-        words = turn
-        for start, stop, found in reversed(list(self.form.read(whole, {}))):
-            calls[:0] = [(call.name, dict(call.arguments)) for call in found]
-            words = words[:start] + words[stop:]
-        return "".join(words.split()), calls
+        calls, words = self.form.take(turn, end, {})
+        return "".join(words.split()), [(call.name, dict(call.arguments)) for call in calls]
 
     def stand_in_tail(
         self, said: Spoken, answers: Sequence[Message], tools: Any, kwargs: Any = None
@@ -341,10 +334,8 @@ class ConversationTemplate:
         """
         turn: Message = {"role": "assistant", "content": MARK}
         if said.calls and self.prints_calls:
-            last = ToolCall(said.calls[-1].name, {"mark": MARK})
+            last = replace(said.calls[-1], arguments={"mark": MARK})
             turn = self._called([*said.calls[:-1], last])
-            for call, name in zip(turn["tool_calls"], said.call_ids, strict=True):
-                call["id"] = name
         text = self.render([QUESTION, turn, *answers], tools, opened=True, kwargs=kwargs)
         at = text.find(MARK) + len(MARK)
         ends = [(text.find(end, at), end) for end in self.ends if end and text.find(end, at) >= 0]

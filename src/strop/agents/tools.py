@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 import math
-import weakref
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -13,9 +12,7 @@ from itertools import chain
 from typing import Any
 
 from strop.agents.call_formats import ToolCall
-from strop.agents.left_behind import LeftBehind
-from strop.agents.side_by_side import side_by_side
-from strop.agents.slots import Hung, OneThread
+from strop.agents.threads import InTurn, LeftBehind, side_by_side
 from strop.errors import ConfigError, did_you_mean
 from strop.rewards.event_loop import REWARDS, TOOLS, run_in_loop
 from strop.rewards.invoke import is_async
@@ -62,15 +59,10 @@ class Tools:
         self.functions = {function.__name__: function for function in functions}
         self.left_behind = LeftBehind()
         self.apart = False  # rewards are asked beside them: sync ones have a thread, async ones a loop of their own
-        self._thread: OneThread | None = None
+        self._line = InTurn("strop-tools", self.left_behind)
         problems = ["two tools have the same name; rename one."] if len(self.functions) < len(functions) else []
-        self.schemas: list[dict[str, Any]] = []
-        for name, function in self.functions.items():
-            try:
-                self.schemas.append(describe_tool(function))
-            except ConfigError as error:
-                problems.append(f"{name}: {error}")
-        if problems:
+        self.schemas, unclear = describe_tools(self.functions)
+        if problems := [*problems, *unclear]:
             raise ConfigError.collect("These tools cannot be offered to the model:", problems)
 
     def answer(
@@ -99,7 +91,8 @@ class Tools:
             elif at_once > 1:
                 plain.setdefault(None if whose is None else whose[index], []).append(index)
             elif self.apart:
-                answers[index] = self._in_its_thread(self.functions[call.name], call.arguments, seconds)
+                own = partial(_alone, self.functions[call.name], call.arguments)
+                answers[index] = self._line.call(own, seconds, no_answer(seconds))
             else:
                 answers[index] = call_tool(self.functions[call.name], call.arguments, seconds)
         if plain:
@@ -114,30 +107,24 @@ class Tools:
             answers.update(zip(waiting, said, strict=True))
         return [answers[index] for index in range(len(calls))]
 
-    def _in_its_thread(
-        self, function: Callable[..., Any], arguments: Mapping[str, Any], seconds: float | None
-    ) -> Answer:
-        """What a function says in the one thread of all; where it hangs, the thread is left behind, and the next call
-        has another."""
-        if self._thread is None or self._thread.lost:
-            self._thread = OneThread("strop-tools")
-            weakref.finalize(self, self._thread.abandon)
-        answer = self._thread.wait(self._thread.submit(partial(_alone, function, arguments)), seconds)
-        if isinstance(answer, Hung):
-            self._thread.abandon()
-            self.left_behind.add(self._thread.thread)
-            return no_answer(seconds)
-        assert isinstance(answer, Answer)
-        return answer
-
     def _in_threads(
         self, calls: Sequence[ToolCall], chains: Sequence[list[int]], at_once: int, seconds: float | None
     ) -> dict[int, Answer]:
         """Answers by the number of the call; `chains` are the calls of each completion."""
         works = [[partial(_alone, self.functions[calls[i].name], calls[i].arguments) for i in own] for own in chains]
-        late = no_answer(math.inf if seconds is None else seconds)
-        said = side_by_side(works, at_once, seconds, late, self.left_behind)
+        said = side_by_side(works, at_once, seconds, no_answer(seconds), self.left_behind)
         return dict(zip(chain.from_iterable(chains), chain.from_iterable(said), strict=True))
+
+
+def describe_tools(functions: Mapping[str, Callable[..., Any]]) -> tuple[list[dict[str, Any]], list[str]]:
+    """JSON schemas of functions, and what keeps others from having one."""
+    schemas, problems = [], []
+    for name, function in functions.items():
+        try:
+            schemas.append(describe_tool(function))
+        except ConfigError as error:
+            problems.append(f"{name}: {error}")
+    return schemas, problems
 
 
 def describe_tool(function: Callable[..., Any]) -> dict[str, Any]:
@@ -209,6 +196,8 @@ def answer_of(result: Any) -> Answer:
 
 
 def no_answer(seconds: float | None) -> Answer:
+    """In place of what did not come in time; None: there is no limit, and this is never shown."""
+    seconds = math.inf if seconds is None else seconds
     return Answer(f"Error: no answer within {seconds:g} seconds.", False)
 
 

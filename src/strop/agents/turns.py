@@ -12,9 +12,10 @@ from typing import Any
 
 from strop.agents.conversation import Conversation, PastTurns, PlainConversation
 from strop.agents.environments import COLUMN, EnvironmentKind, Environments
-from strop.agents.slots import Hung, Slot
+from strop.agents.slots import Slot
 from strop.agents.spoken import Spoken
 from strop.agents.template import ConversationTemplate, Message
+from strop.agents.threads import Hung
 from strop.agents.tools import Answer, Tools, answer_of, as_text, error_text, no_answer, problem_of
 from strop.data.chat import Unrenderable
 from strop.errors import DataError, RolloutError
@@ -123,7 +124,7 @@ class Turns:
 
     def begin(self, prompts: Sequence[Example]) -> list[Trajectory]:
         """Trajectories with their environments reset; an observation joins the prompt's last turn of the user."""
-        rows = [{"prompt": p.extras.get("prompt"), **p.extras.get("columns", {})} for p in prompts]
+        rows = [row_of(prompt) for prompt in prompts]
         if self.environments is None:
             return [self.trajectory(p, row) for p, row in zip(prompts, rows, strict=True)]
         slots = self.environments.take(rows)
@@ -229,10 +230,8 @@ class Turns:
                 trajectory.end("stop")
             else:
                 asked.append((trajectory, said))
-        calling = [(t, s) for t, s in asked if s.calls]
-        answers = dict(zip(map(lambda pair: id(pair[0]), calling), self.call_tools(calling), strict=True))
-        stepping = [(t, s) for t, s in asked if not s.calls]
-        answers.update((id(t), said) for (t, _), said in zip(stepping, self.step(stepping), strict=True))
+        answers = self.call_tools([(t, s) for t, s in asked if s.calls])
+        answers |= self.step([(t, s) for t, s in asked if not s.calls])
         for trajectory, _ in asked:
             messages = answers[id(trajectory)]
             if trajectory.done:
@@ -250,12 +249,12 @@ class Turns:
             for told in (turn.message for turn in trajectory.conversation.turns[-len(messages) :]):
                 told["content"] = trajectory.listed.get(told.get("tool_call_id", ""), told["content"])
 
-    def call_tools(self, calling: Sequence[tuple[Trajectory, Spoken]]) -> list[list[Message]]:
-        """Messages that answer the calls of each turn."""
-        flat = [(t, call, name) for t, s in calling for call, name in zip(s.calls, s.call_ids, strict=True)]
+    def call_tools(self, calling: Sequence[tuple[Trajectory, Spoken]]) -> dict[int, list[Message]]:
+        """Messages that answer the calls of each turn, by the identity of its trajectory."""
+        flat = [(t, call) for t, s in calling for call in s.calls]
         answers: dict[int, Answer] = {}
         functions, methods = [], []
-        for index, (trajectory, call, _) in enumerate(flat):
+        for index, (trajectory, call) in enumerate(flat):
             problem = problem_of(call, trajectory.names)
             if problem is not None:
                 answers[index] = problem
@@ -272,15 +271,15 @@ class Turns:
         said = self.tools.answer(plain, self.seconds, whose=whose, at_once=self.at_once)
         answers.update(zip(functions, said, strict=True))
         messages: dict[int, list[Message]] = {id(t): [] for t, _ in calling}
-        for index, (trajectory, call, name) in enumerate(flat):
+        for index, (trajectory, call) in enumerate(flat):
             answer = answers[index]
             trajectory.calls, trajectory.failures = trajectory.calls + 1, trajectory.failures + (not answer.worked)
             trajectory.turn_rewards[-1] += answer.reward
-            made = {"role": "tool", "name": call.name, "tool_call_id": name, "content": answer.text}
+            made = {"role": "tool", "name": call.name, "tool_call_id": call.id, "content": answer.text}
             messages[id(trajectory)].append(made)
             if answer.listed is not None:
-                trajectory.listed[name] = answer.listed
-        return [messages[id(t)] for t, _ in calling]
+                trajectory.listed[call.id] = answer.listed
+        return messages
 
     def _method_answer(self, trajectory: Trajectory, result: Any) -> Answer:
         """What a method of an environment said; one that hangs takes its environment with it."""
@@ -291,15 +290,14 @@ class Turns:
             return Answer(error_text(result), False)
         return answer_of(result)
 
-    def step(self, stepping: Sequence[tuple[Trajectory, Spoken]]) -> list[list[Message]]:
-        """The observation after each turn, as a message of the user."""
+    def step(self, stepping: Sequence[tuple[Trajectory, Spoken]]) -> dict[int, list[Message]]:
+        """The observation after each turn, as a message of the user, by the identity of its trajectory."""
         if not stepping:
-            return []
+            return {}
         assert self.environments is not None
         said = self.environments.ask([(t.slot, "step", (s.bare,), {}) for t, s in stepping])  # type: ignore[misc]
-        messages: list[list[Message]] = []
+        messages: dict[int, list[Message]] = {id(t): [] for t, _ in stepping}
         for (trajectory, _), result in zip(stepping, said, strict=True):
-            messages.append([])
             if isinstance(result, BaseException):
                 trajectory.end("failed", f"step(): {error_text(result)}")
                 continue
@@ -320,8 +318,14 @@ class Turns:
             if done:
                 trajectory.end("stop")
             else:
-                messages[-1].append({"role": "user", "content": "" if observation is None else as_text(observation)})
+                text = "" if observation is None else as_text(observation)
+                messages[id(trajectory)].append({"role": "user", "content": text})
         return messages
+
+
+def row_of(prompt: Example) -> dict[str, Any]:
+    """The row of a prompt, as tools, environments and agents are shown it."""
+    return {"prompt": prompt.extras.get("prompt"), **prompt.extras.get("columns", {})}
 
 
 def join_observation(prompt: list[Message], observation: Any) -> list[Message]:

@@ -7,8 +7,7 @@ import time
 
 from tests.support.patience import with_patience
 
-from strop.agents.left_behind import LeftBehind
-from strop.agents.side_by_side import side_by_side
+from strop.agents.threads import LeftBehind, side_by_side
 
 PATIENCE_S = 60
 """After which a work that waits for another has waited in vain."""
@@ -33,7 +32,7 @@ def chain(events, name, *meetings):
 def test_completions_wait_together_and_each_keeps_its_order():
     events, meeting = [], threading.Barrier(3, timeout=PATIENCE_S)  # nobody ends before all three have begun
     chains = [chain(events, "a", meeting, None), [], chain(events, "b", meeting, None), chain(events, "c", meeting)]
-    said = side_by_side(chains, 8, None, "late")
+    said = side_by_side(chains, 8, None, "late", LeftBehind())
     assert said == [["a0", "a1"], [], ["b0", "b1"], ["c0"]]
     for name in "ab":
         own = [(what, number) for what, who, number in events if who == name]
@@ -55,7 +54,7 @@ def test_no_more_than_so_many_at_a_time():
             now[0] -= 1
         return threading.current_thread() is not threading.main_thread()
 
-    assert side_by_side([[work, work] for _ in range(5)], 2, None, False) == [[True, True]] * 5
+    assert side_by_side([[work, work] for _ in range(5)], 2, None, False, LeftBehind()) == [[True, True]] * 5
     assert most == [2]
 
 
@@ -73,7 +72,8 @@ def test_one_that_hangs_is_left_behind_and_its_completion_goes_on(seconds):
         left[0].join(PATIENCE_S)  # what was left behind has ended now, and is not heard
         return "after"
 
-    assert side_by_side([[hang, wake], [lambda: "quick"]], 1, seconds, "late") == [["late", "after"], ["quick"]]
+    said = side_by_side([[hang, wake], [lambda: "quick"]], 1, seconds, "late", LeftBehind())
+    assert said == [["late", "after"], ["quick"]]
 
 
 @with_patience(0.2, 10.0)
