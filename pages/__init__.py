@@ -8,6 +8,6 @@ metrics.py      every logged metric: meaning, healthy range, what to do outside 
 settings.py     what every method can be given
 papers.py       docs/papers.md, from the recipes
 reference.py    the public functions and classes, room by room
-moving_from_trl.py  docs/moving-from-trl.md, which is a file and has to be current
+moving_from_trl.py  docs/moving-from-trl.md, from the tables that scripts go by
 ```
 """
