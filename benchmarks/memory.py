@@ -8,20 +8,21 @@ The plan itself is held to measured peaks, storage by storage, in tests/plan/tes
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import LlamaConfig
 
 from strop.methods.registry import METHODS
 from strop.plan.activations import Shape, shape_of
-from strop.plan.memory import Load, Others, Training, plan
+from strop.plan.memory import Load, Training, plan
 
 SEVEN = LlamaConfig(
     hidden_size=4096, intermediate_size=11008, num_hidden_layers=32, num_attention_heads=32, vocab_size=32000
 )
 RANK = 16
 KINDS: tuple[tuple[Training, str], ...] = (("full", "full"), ("lora", "LoRA"), ("4bit", "4-bit LoRA"))
-LOAD = {"rows": 1, "prompt": 512, "completion": 512, "slots": 8, "checkpointing": True}
+LOAD: dict[str, Any] = {"rows": 1, "prompt": 512, "completion": 512, "slots": 8, "checkpointing": True}
 GB = 10**9
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "memory.md"
 HEAD = """# Memory
@@ -53,11 +54,8 @@ Several cards: `--gpus 8x80GB --engine fsdp` (or zero1, zero2, zero3, ddp).
 
 
 def row(verb: str, shapes: dict[Training, Shape]) -> str:
-    others = Others(reward=shapes["full"])
-    cells = [
-        plan(verb, shapes[kind], Load(**LOAD), training=kind, lora_rank=RANK, others=others).peak / GB  # type: ignore[arg-type]
-        for kind, _ in KINDS
-    ]
+    own = {**LOAD, "lora_rank": RANK, "reward": shapes["full"]}
+    cells = [plan(verb, shapes[kind], Load(training=kind, **own)).peak / GB for kind, _ in KINDS]
     return f"| {verb} | " + " | ".join(f"{value:.0f}" for value in cells) + " |\n"
 
 

@@ -20,7 +20,7 @@ from strop.errors import ConfigError
 from strop.methods.registry import BY_VERB
 from strop.model import score
 from strop.plan.activations import Shape, shape_of
-from strop.plan.memory import Load, Others, plan
+from strop.plan.memory import Load, plan
 from strop.records import Example
 from strop.testing.cases import ONLINE
 
@@ -91,9 +91,9 @@ def test_a_step_takes_what_was_planned(name: str, load: str) -> None:
 
 
 def test_a_step_under_an_adapter_takes_what_was_planned() -> None:
-    method, load = "dpo", Load(rows=2, prompt=64, completion=48, **BARE)
+    method, load = "dpo", Load("lora", 8, rows=2, prompt=64, completion=48, **BARE)
     shape = shape_of(CONFIGS["wide"], torch.float32, lora_rank=8)
-    found = plan(method, shape, load, training="lora", lora_rank=8)
+    found = plan(method, shape, load)
     step = found.peak - found.parts["weights"] - found.parts["optimizer"]
     assert step == pytest.approx(measured(CONFIGS["wide"], method, load, lora=True), rel=0.15)
 
@@ -101,11 +101,11 @@ def test_a_step_under_an_adapter_takes_what_was_planned() -> None:
 @pytest.mark.parametrize("lora", [False, True])
 def test_offloaded_activations_take_at_most_what_was_planned(lora: bool) -> None:
     """Of three layers one is planned for; half of it is there at once."""
-    load = Load(rows=2, prompt=64, completion=48, offloading=True, **BARE)
+    how: dict[str, Any] = {"training": "lora", "lora_rank": 8} if lora else {}
+    load = Load(rows=2, prompt=64, completion=48, offloading=True, **how, **BARE)
     kept, there = (Load(**{**load.__dict__, "offloading": on}) for on in (False, True))
     shape = shape_of(CONFIGS["wide"], torch.float32, lora_rank=8 if lora else None)
-    how: dict[str, Any] = {"training": "lora", "lora_rank": 8} if lora else {}
-    before, found = (plan("dpo", shape, each, **how) for each in (kept, there))
+    before, found = (plan("dpo", shape, each) for each in (kept, there))
     step = found.peak - found.parts["weights"] - found.parts["optimizer"]
     taken = measured(CONFIGS["wide"], "dpo", load, lora=lora)
     assert 0.5 * step < taken < 1.15 * step and found.peak < before.peak
@@ -113,8 +113,8 @@ def test_offloaded_activations_take_at_most_what_was_planned(lora: bool) -> None
 
 def test_the_logits_of_a_large_vocabulary_are_planned() -> None:
     config = LlamaConfig(hidden_size=96, num_attention_heads=4, **{**SIZES, "vocab_size": 16 * VOCABULARY})
-    load = Load(rows=2, prompt=64, completion=48, **BARE)
-    found = plan("dpo", shape_of(config, torch.float32, lora_rank=8), load, training="lora", lora_rank=8)
+    load = Load("lora", 8, rows=2, prompt=64, completion=48, **BARE)
+    found = plan("dpo", shape_of(config, torch.float32, lora_rank=8), load)
     step = found.peak - found.parts["weights"] - found.parts["optimizer"]
     assert found.parts["logits"] > 0.5 * step
     assert step == pytest.approx(measured(config, "dpo", load, lora=True), rel=0.15)
@@ -133,23 +133,23 @@ def shape() -> Shape:
 
 @pytest.mark.parametrize("verb", BY_VERB)
 def test_every_method_has_a_plan_and_its_other_models(verb: str, shape: Shape) -> None:
-    found = plan(verb, shape, Load(), others=Others(reward=shape))
+    found = plan(verb, shape, Load(reward=shape))
     assert found.peak <= sum(found.parts.values()) and all(size >= 0 for size in found.parts.values())
     assert ("teacher" in found.parts) == (verb == "gkd") and ("critic" in found.parts) == (verb == "ppo")
     assert bool(found.parts.get("sampling")) == (verb in ONLINE or verb == "xpo")
 
 
 def test_what_saves_memory_does(shape: Shape) -> None:
-    load = Load(micro_batches=4)
-    full = plan("dpo", shape, load).peak
-    assert plan("dpo", shape, load, training="lora").peak < full
-    assert plan("dpo", shape, load, training="4bit").peak < plan("dpo", shape, load, training="lora").peak
-    checkpointed = plan("dpo", shape, Load(micro_batches=4, checkpointing=True)).peak
-    assert plan("dpo", shape, Load(micro_batches=4, checkpointing=True, offloading=True)).peak <= checkpointed < full
-    by_engine = [plan("dpo", shape, load, engine=e, devices=8).peak for e in ("ddp", "zero1", "zero2")]  # type: ignore[arg-type]
+
+    def peak(**given: Any) -> int:
+        return plan("dpo", shape, Load(micro_batches=4, **given)).peak
+
+    assert peak(training="4bit") < peak(training="lora") < peak()
+    assert peak(checkpointing=True, offloading=True) <= peak(checkpointing=True) < peak()
+    by_engine = [peak(engine=engine, devices=8) for engine in ("ddp", "zero1", "zero2")]
     assert by_engine == sorted(by_engine, reverse=True) and len(set(by_engine)) == 3
     with pytest.raises(ConfigError, match="need an engine"):
-        plan("dpo", shape, load, devices=2)
+        peak(devices=2)
 
 
 def test_the_command_says_whether_it_fits_and_what_to_change(

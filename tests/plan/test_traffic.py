@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from strop.plan.activations import Shape
@@ -17,15 +19,15 @@ LOAD = Load(rows=8, prompt=3, completion=5, micro_batches=2, generations=4)
     [("ddp", 8 * 1000 * 3 // 4), ("zero2", 6 * 1000 * 3 // 4), ("fsdp", 2 * (4 + 4) * 1000 * 3 // 4)],
 )
 def test_gradients(engine: str, bytes_: int) -> None:
-    assert traffic("dpo", SHAPE, LOAD, engine=engine, devices=4) == {"gradients, each device": bytes_}  # type: ignore[arg-type]
+    assert traffic("dpo", SHAPE, replace(LOAD, engine=engine, devices=4)) == {"gradients, each device": bytes_}  # type: ignore[arg-type]
     assert traffic("dpo", SHAPE, LOAD) == {}
 
 
 def test_rollouts() -> None:
     prompts, completions = 2 * 2 * 4 * 3, 8 * 2 * 4 * 5  # two prompts and eight completions of each micro-batch
-    sent = traffic("grpo", SHAPE, LOAD, engine="ddp", devices=4)
+    sent = traffic("grpo", SHAPE, replace(LOAD, engine="ddp", devices=4))
     assert sent["weights, each sampler"] == 4000
     assert sent["ids, all samplers"] == 4 * (prompts + completions)
     assert sent["log-probs, all samplers"] == 8 * completions
-    adapter = traffic("grpo", SHAPE, LOAD, training="lora", lora_rank=4)
+    adapter = traffic("grpo", SHAPE, replace(LOAD, training="lora", lora_rank=4))
     assert adapter["weights, each sampler"] == 4 * 4 * 10

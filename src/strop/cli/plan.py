@@ -89,7 +89,7 @@ def sent(verb: str, values: dict[str, Any]) -> list[str]:
     """What a step sends over the network, where it sends anything."""
     from strop.plan.traffic import traffic
 
-    amounts = traffic(verb, *asked(values), **spread(values))
+    amounts = traffic(verb, policy(values), load_of(values))
     lines = [f"  {name:<26}{amount / GB:11.5f} GB" for name, amount in amounts.items()]
     return ["", "A step sends:", *lines] if lines else []
 
@@ -106,29 +106,18 @@ REMEDIES: tuple[dict[str, Any], ...] = (
 
 def planned(verb: str, values: dict[str, Any]) -> Plan:
     """The plan of the settings as they were given."""
-    from strop.plan.memory import Others, plan
+    from strop.plan.memory import plan
 
-    teacher, reward = (
-        shape(values[name], None) if values[name] else None for name in ("teacher_model", "reward_model")
-    )
-    return plan(verb, *asked(values), **spread(values), others=Others(teacher, reward))
+    return plan(verb, policy(values), load_of(values))
 
 
-def asked(values: dict[str, Any]) -> tuple[Any, Load]:
-    """The model's shape, with an adapter's rank where one is trained, and what is computed on it."""
-    adapter = values["lora"] or values["load_in_4bit"]
-    return shape(values["model"], values["lora_r"] if adapter else None), load_of(values)
-
-
-def spread(values: dict[str, Any]) -> dict[str, Any]:
-    """What is trained, and how it is shared out over the devices."""
-    devices, _ = cards(values["gpus"])
-    kind = "4bit" if values["load_in_4bit"] else "lora" if values["lora"] else "full"
-    engine = values["engine"] or ("ddp" if devices > 1 else "single")
-    return {"training": kind, "lora_rank": values["lora_r"], "engine": engine, "devices": devices}
+def policy(values: dict[str, Any]) -> Any:
+    """The model's shape, with an adapter's rank where one is trained."""
+    return shape(values["model"], values["lora_r"] if values["lora"] or values["load_in_4bit"] else None)
 
 
 def load_of(values: dict[str, Any]) -> Load:
+    """What is trained, how it is shared out over the devices, and on which rows."""
     from strop.plan.memory import Load
 
     sizes = ("max_length", "max_prompt_length", "max_completion_length")
@@ -143,7 +132,12 @@ def load_of(values: dict[str, Any]) -> Load:
             f"{'' if longest is None else f' of max_length={longest}'}: both have one token at least, and go into "
             "max_length together. Raise max_length, or leave one of the three away."
         )
+    devices, _ = cards(values["gpus"])
     return Load(
+        training="4bit" if values["load_in_4bit"] else "lora" if values["lora"] else "full",
+        lora_rank=values["lora_r"],
+        engine=values["engine"] or ("ddp" if devices > 1 else "single"),
+        devices=devices,
         rows=values["per_device_train_batch_size"],
         prompt=prompt,
         completion=completion,
@@ -154,6 +148,8 @@ def load_of(values: dict[str, Any]) -> Load:
         checkpointing=values["gradient_checkpointing"],
         offloading=values["activation_offloading"],
         reference=None if values["beta"] is None else values["beta"] > 0,
+        teacher=shape(values["teacher_model"], None) if values["teacher_model"] else None,
+        reward=shape(values["reward_model"], None) if values["reward_model"] else None,
     )
 
 

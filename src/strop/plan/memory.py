@@ -71,6 +71,8 @@ class Load:
     """What a run asks of the memory.
 
     Attributes:
+        training: all weights, a LoRA adapter on every linear layer, or the same on a 4-bit base.
+        engine: how weights are shared out over `devices`; "single" and "ddp" hold everything on each.
         rows: trees of a micro-batch: per_device_train_batch_size (for group methods, completions).
         prompt, completion: tokens of each, the longest that may come.
         micro_batches: gradient_accumulation_steps.
@@ -82,8 +84,14 @@ class Load:
         checkpointing: only the input of each layer is kept, and one layer at a time computed again.
         offloading: what is kept waits in host memory; on the device is at most one layer's at a time.
         reference: the method compares with a reference (GRPO: beta above 0).
+        teacher: the shape of GKD's teacher; None: the policy's.
+        reward: the shape of a reward model, if there is one.
     """
 
+    training: Training = "full"
+    lora_rank: int = 16
+    engine: Engine = "single"
+    devices: int = 1
     rows: int = 8
     prompt: int = 512
     completion: int = 512
@@ -96,14 +104,17 @@ class Load:
     checkpointing: bool = False
     offloading: bool = False
     reference: bool | None = None
-
-
-@dataclass(frozen=True)
-class Others:
-    """Further models beside the policy; None where there is none."""
-
     teacher: Shape | None = None
     reward: Shape | None = None
+
+    @property
+    def width(self) -> int:
+        """Bytes of a number that is computed with."""
+        return 2 if self.half else 4
+
+    def trained(self, shape: Shape) -> int:
+        """Elements that are trained."""
+        return shape.parameters if self.training == "full" else self.lora_rank * shape.per_rank
 
 
 @dataclass(frozen=True)
@@ -119,60 +130,46 @@ class Plan:
     peak: int = 0
 
 
-def plan(
-    method: str,
-    shape: Shape,
-    load: Load,
-    *,
-    training: Training = "full",
-    lora_rank: int = 16,
-    engine: Engine = "single",
-    devices: int = 1,
-    others: Others | None = None,
-) -> Plan:
+def plan(method: str, shape: Shape, load: Load) -> Plan:
     """Memory of one device while a method trains.
 
     Args:
         method: a verb of the registry, "dpo".
         shape: `shape_of(config, dtype, lora_rank=...)` in the dtype that is computed in, with the rank of an adapter
             where one is trained.
-        training: all weights, a LoRA adapter on every linear layer, or the same on a 4-bit base.
-        engine: how weights are shared out over `devices`; "single" and "ddp" hold everything on each.
 
     Raises:
         ConfigError: more than one device without an engine that uses them.
     """
-    if devices > 1 and engine == "single":
-        raise ConfigError(f"devices={devices} need an engine: ddp, fsdp, zero1, zero2 or zero3.")
-    others, own = others or Others(), parts_of(method)
-    share = sharded(engine, devices)
-    trained = shape.parameters if training == "full" else lora_rank * shape.per_rank
+    if load.devices > 1 and load.engine == "single":
+        raise ConfigError(f"devices={load.devices} need an engine: ddp, fsdp, zero1, zero2 or zero3.")
+    own, share, trained = parts_of(method), sharded(load), load.trained(shape)
     parts = {
-        "weights": int(weight_bytes(shape, load, training, trained) / share["weights"]),
+        "weights": int(weight_bytes(shape, load) / share["weights"]),
         "optimizer": int(trained * ADAM_BYTES / share["optimizer"]),
-        **other_models(own, shape, load, training, trained, others, share["weights"]),
+        **other_models(own, shape, load, share["weights"]),
     }
     resident = sum(parts.values())
     gradients = int(trained * 4 / share["gradients"])
     tokens, scored = tokens_of(own, load)
     activations, again = activation_bytes(own, shape, load, tokens)
     logits = min(scored * shape.vocabulary * 4, logit_bytes(load, resident + gradients)) if own.logits else 0
-    first = int(min(4 * shape.embedding, gradients)) if training == "full" else 0
-    if engine == "ddp":
+    first = int(min(4 * shape.embedding, gradients)) if load.training == "full" else 0
+    if load.engine == "ddp":
         gradients *= 2  # the buckets that are exchanged
     if load.micro_batches > 1:
         step = gradients + activations + logits + again
     else:
         last = max(gradients, gradients - first + activations // max(1, shape.layers))  # the embedding's come last
         step = max(activations + logits + first, last) + again
-    gathered = gathered_bytes(shape, load, engine, devices)
+    gathered = gathered_bytes(shape, load)
     sampling = sampling_bytes(shape, load) if own.samples else 0
     parts |= {"gradients": gradients, "activations": activations + again, "logits": logits}
     parts |= {name: value for name, value in (("gathered layers", gathered), ("sampling", sampling)) if value}
     return Plan(parts, resident + gathered + max(step, sampling))
 
 
-def sharded(engine: Engine, devices: int) -> dict[str, int]:
+def sharded(load: Load) -> dict[str, int]:
     """By how much each part is divided."""
     whole = {"weights": 1, "gradients": 1, "optimizer": 1}
     split = {
@@ -181,38 +178,31 @@ def sharded(engine: Engine, devices: int) -> dict[str, int]:
         "zero3": ("optimizer", "gradients", "weights"),
         "fsdp": ("optimizer", "gradients", "weights"),
     }
-    return whole | dict.fromkeys(split.get(engine, ()), devices)
+    return whole | dict.fromkeys(split.get(load.engine, ()), load.devices)
 
 
-def weight_bytes(shape: Shape, load: Load, training: Training, trained: int) -> float:
+def weight_bytes(shape: Shape, load: Load) -> float:
     """The policy's weights as they lie in memory, an adapter among them."""
-    if training == "full":
+    if load.training == "full":
         return shape.parameters * (4 + 2 * load.half)  # masters, and their copies in bfloat16 within a step
-    width = 2 if load.half else 4
-    base = float(shape.parameters * width)
-    if training == "4bit":
-        base = shape.linear * FOUR_BIT_BYTES + (shape.parameters - shape.linear) * width
-    return base + 4 * trained
+    base = float(shape.parameters * load.width)
+    if load.training == "4bit":
+        base = shape.linear * FOUR_BIT_BYTES + (shape.parameters - shape.linear) * load.width
+    return base + 4 * load.trained(shape)
 
 
-def frozen_bytes(shape: Shape, load: Load) -> int:
-    return shape.parameters * (2 if load.half else 4)
-
-
-def other_models(
-    own: Parts, shape: Shape, load: Load, training: Training, trained: int, others: Others, share: int
-) -> dict[str, int]:
+def other_models(own: Parts, shape: Shape, load: Load, share: int) -> dict[str, int]:
     """Models beside the policy: a reference is a copy in full training, and the adapter switched off else."""
     parts: dict[str, int] = {}
     compares = own.compares if load.reference is None else load.reference
-    if compares and training == "full":
+    if compares and load.training == "full":
         parts["reference"] = shape.parameters * 4 // share  # a copy of the masters
     if "teacher_model" in own.models:
-        parts["teacher"] = frozen_bytes(others.teacher or shape, load) // share
-    if "reward_funcs" in own.models and others.reward is not None:
-        parts["reward model"] = frozen_bytes(others.reward, load)
+        parts["teacher"] = (load.teacher or shape).parameters * load.width // share
+    if "reward_funcs" in own.models and load.reward is not None:
+        parts["reward model"] = load.reward.parameters * load.width
     if "value_model" in own.models:
-        parts["critic"] = int((weight_bytes(shape, load, training, trained) + trained * (ADAM_BYTES + 4)) / share)
+        parts["critic"] = int((weight_bytes(shape, load) + load.trained(shape) * (ADAM_BYTES + 4)) / share)
     return parts
 
 
@@ -242,15 +232,14 @@ def activation_bytes(own: Parts, shape: Shape, load: Load, tokens: int) -> tuple
     return int(critics * whole), 0
 
 
-def gathered_bytes(shape: Shape, load: Load, engine: Engine, devices: int) -> int:
+def gathered_bytes(shape: Shape, load: Load) -> int:
     """Layers that are whole on a device while they are computed: the one in work and the next."""
-    if engine not in ("fsdp", "zero3") or devices == 1:
+    if load.engine not in ("fsdp", "zero3") or load.devices == 1:
         return 0
     layer = (shape.parameters - shape.embedding) / shape.layers
-    return int((2 * layer + shape.embedding) * (2 if load.half else 4))
+    return int((2 * layer + shape.embedding) * load.width)
 
 
 def sampling_bytes(shape: Shape, load: Load) -> int:
     """Keys and values of all slots at full length, and the logits of one token of each."""
-    width = 2 if load.half else 4
-    return load.slots * ((load.prompt + load.completion) * shape.cache_token * width + 4 * shape.vocabulary)
+    return load.slots * ((load.prompt + load.completion) * shape.cache_token * load.width + 4 * shape.vocabulary)

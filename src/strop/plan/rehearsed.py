@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
 import torch
 
 from strop.engine.rehearsal import Rehearsed
@@ -20,6 +18,8 @@ def planned_bytes(verb: str, trainer: BaseTrainer, found: Rehearsed) -> int:
     rank = getattr(next(iter(peft.values())), "r", None) if peft else None
     half = args.bf16 or args.fp16
     load = Load(
+        training="lora" if peft else "full",
+        lora_rank=rank or 16,
         rows=args.train_batch_size,
         prompt=max(len(tree.prompt_ids) for tree in found.trees),
         completion=max(len(each) for tree in found.trees for each in tree.completions),
@@ -33,7 +33,6 @@ def planned_bytes(verb: str, trainer: BaseTrainer, found: Rehearsed) -> int:
     )
     try:
         shape = shape_of(model.config, torch.bfloat16 if half else torch.float32, lora_rank=rank)
-        kind: Literal["lora", "full"] = "lora" if peft else "full"
-        return plan(verb, shape, load, training=kind, lora_rank=rank or 16).peak
+        return plan(verb, shape, load).peak
     except (AttributeError, TypeError, ValueError):  # a model of the user's own
         return 0

@@ -13,48 +13,35 @@ With P weights of which T are trained, N training devices, M micro-batches and C
 from __future__ import annotations
 
 from strop.plan.activations import Shape
-from strop.plan.memory import Engine, Load, Training, parts_of, tokens_of
+from strop.plan.memory import Load, parts_of, tokens_of
 
 ID_BYTES, LOGP_BYTES, GRADIENT_BYTES, HALF_BYTES = 4, 8, 4, 2
 
 
-def traffic(
-    method: str,
-    shape: Shape,
-    load: Load,
-    *,
-    training: Training = "full",
-    lora_rank: int = 16,
-    engine: Engine = "single",
-    devices: int = 1,
-) -> dict[str, int]:
+def traffic(method: str, shape: Shape, load: Load) -> dict[str, int]:
     """Bytes of one optimizer step, name -> bytes: of gradients for each training device, of weights for each sampler,
-    of ids and log-probs for all devices together. Empty where nothing is sent.
-
-    Args:
-        method: a verb of the registry.
-        shape, load, training, lora_rank, engine, devices: as of `plan`.
+    of ids and log-probs for all devices together. Empty where nothing is sent. What is given is as of `plan`.
     """
     own = parts_of(method)
-    trained = shape.parameters if training == "full" else lora_rank * shape.per_rank
     found = {}
-    if devices > 1:
-        found["gradients, each device"] = exchanged(shape, trained, load.micro_batches, engine, devices)
+    if load.devices > 1:
+        found["gradients, each device"] = exchanged(shape, load)
     if own.samples:
         tokens, scored = tokens_of(own, load)
-        steps = load.micro_batches * devices
-        found["weights, each sampler"] = GRADIENT_BYTES * trained
+        steps = load.micro_batches * load.devices
+        found["weights, each sampler"] = GRADIENT_BYTES * load.trained(shape)
         found["ids, all samplers"] = ID_BYTES * tokens * steps
         found["log-probs, all samplers"] = LOGP_BYTES * scored * steps
     return found
 
 
-def exchanged(shape: Shape, trained: int, micro_batches: int, engine: Engine, devices: int) -> int:
+def exchanged(shape: Shape, load: Load) -> int:
     """Bytes that a training device sends in a step, by a ring."""
-    if engine in ("fsdp", "zero3"):
-        amount = micro_batches * (2 * HALF_BYTES * shape.parameters + GRADIENT_BYTES * trained)
-    elif engine in ("zero1", "zero2"):
+    trained = load.trained(shape)
+    if load.engine in ("fsdp", "zero3"):
+        amount = load.micro_batches * (2 * HALF_BYTES * shape.parameters + GRADIENT_BYTES * trained)
+    elif load.engine in ("zero1", "zero2"):
         amount = (GRADIENT_BYTES + HALF_BYTES) * trained
     else:
         amount = 2 * GRADIENT_BYTES * trained
-    return amount * (devices - 1) // devices
+    return amount * (load.devices - 1) // load.devices
