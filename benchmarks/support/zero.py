@@ -23,7 +23,7 @@ from strop.errors import CheckpointError
 from strop.testing.cases import make_trainer, rows_for
 from strop.testing.rollouts import fix_rollouts
 
-ON_CPUS = {"use_cpu": False, "ddp_backend": "gloo"}
+ON_CPUS = {"use_cpu": False, "ddp_backend": "gloo", "max_grad_norm": MAX_NORM}
 CUT_FOR_TWO, CUT = "ZeRO cut for 2 processes, and this run has 1", "an optimizer that DeepSpeed cut"
 """What one process says of a checkpoint of two: under DeepSpeed, and without it."""
 
@@ -99,8 +99,8 @@ def weights(verb: str, folder: Path) -> dict[str, torch.Tensor]:
     group = {"num_generations": 2} if verb in ("grpo", "rloo", "online-dpo") else {}
     made = make_trainer(
         verb, folder / "two" / verb, rows=rows_for(verb, ROWS_PER_STEP + 1), dtype=torch.float32,
-        per_device_train_batch_size=2, gradient_accumulation_steps=2, max_grad_norm=MAX_NORM, learning_rate=1e-2,
-        optim="sgd", **ON_CPUS, **group,
+        per_device_train_batch_size=2, gradient_accumulation_steps=2, learning_rate=1e-2, optim="sgd",
+        **ON_CPUS, **group,
     )  # fmt: skip
     trainer = fix_rollouts(made)
     trainer.train()

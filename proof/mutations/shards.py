@@ -55,8 +55,8 @@ MUTATIONS = (
         edits=(
             Edit(
                 "engine/sharded_trainer.py",
-                "            reshard(self.shards.model)  # what an evaluation left",
-                "            pass  # what an evaluation left",
+                "        if self.shards is not None:\n            reshard(self.shards.model)\n",
+                "",
             ),
         ),
         tests=(HOLDS,),

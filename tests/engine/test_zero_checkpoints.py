@@ -28,11 +28,14 @@ def leave_states(folder: Path, ranks: int) -> None:
         (folder / "global_step1" / f"bf16_zero_pp_rank_{rank}_mp_rank_00_optim_states.pt").touch()
 
 
-def test_a_run_without_deepspeed_does_not_begin_with_a_fresh_optimizer(tmp_path):
+@pytest.mark.parametrize("accumulation", [2, 1])
+def test_a_run_without_deepspeed_does_not_begin_with_a_fresh_optimizer(accumulation, tmp_path):
+    """And is not told first to change the rows of a step, which would not help it."""
     record("sft", tmp_path, {"max_steps": 2}, save_at=[1])
     leave_states(tmp_path / "checkpoint-1", 2)
+    settings = {"max_steps": 2, "gradient_accumulation_steps": accumulation}
     with pytest.raises(CheckpointError, match=r"an optimizer that DeepSpeed cut.*model=that folder"):
-        run_of("sft", tmp_path, {"max_steps": 2}).train(resume_from_checkpoint=str(tmp_path / "checkpoint-1"))
+        run_of("sft", tmp_path, settings).train(resume_from_checkpoint=str(tmp_path / "checkpoint-1"))
 
 
 @pytest.mark.parametrize(

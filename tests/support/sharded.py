@@ -101,10 +101,14 @@ def averaged(folder: str) -> dict[str, torch.Tensor]:
 
 
 def not_learned(folder: str) -> list[str]:
-    """The weights that a run does not move which evaluated before it trained."""
+    """The weights that a run does not move which evaluated before it trained, when they were frozen."""
     trainer = run_of("sft", f"{folder}/evaluated", {"max_steps": 2, "learning_rate": 0.1, "eval": True})
     before = {name: whole(weight.detach()).clone() for name, weight in trainer.policy.named_parameters()}
+    trainer.policy.requires_grad_(False)
     trainer.evaluate()
+    trainer.policy.requires_grad_(True)
+    with torch.no_grad():
+        trainer.model(input_ids=torch.tensor([[1, 2, 3]]))
     trainer.train()
     after = dict(trainer.policy.named_parameters())
     return [name for name, weight in before.items() if torch.equal(whole(after[name].detach()), weight)]

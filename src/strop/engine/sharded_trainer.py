@@ -16,7 +16,7 @@ from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME
 
 from strop.engine.fast_layers import FastLayersTrainer
 from strop.engine.sharding import Shards, check_shards, cut, is_zero3, load_whole_state, reshard, whole_state
-from strop.engine.zero_checkpoints import check_goes_on, in_shards_alone, read_shards
+from strop.engine.zero_checkpoints import in_shards_alone, read_shards
 from strop.model.zero3 import cut_frozen, written_whole
 from strop.watch.say import say
 
@@ -90,11 +90,6 @@ class ShardedTrainer(FastLayersTrainer):
         finally:
             self.accelerator.sync_gradients = synced
 
-    def train(self, resume_from_checkpoint: Any = None, **kwargs: Any) -> Any:
-        if resume_from_checkpoint:
-            check_goes_on(Path(resume_from_checkpoint), self.accelerator)
-        return super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
-
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         """As the parent; also of weights that DeepSpeed left in shards alone."""
         if in_shards_alone(folder := Path(resume_from_checkpoint)):
@@ -102,9 +97,13 @@ class ShardedTrainer(FastLayersTrainer):
         else:
             super()._load_from_checkpoint(resume_from_checkpoint, model)
 
-    def create_optimizer(self, *args: Any, **kwargs: Any) -> torch.optim.Optimizer:
+    def let_go(self) -> None:
+        """Have shards again of what an evaluation left gathered: that is no weight that learns, or can be frozen."""
         if self.shards is not None:
-            reshard(self.shards.model)  # what an evaluation left gathered is no weight that learns
+            reshard(self.shards.model)
+
+    def create_optimizer(self, *args: Any, **kwargs: Any) -> torch.optim.Optimizer:
+        self.let_go()
         optimizer = super().create_optimizer(*args, **kwargs)
         self._learned = [list(group["params"]) for group in optimizer.param_groups]
         return optimizer

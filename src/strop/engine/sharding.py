@@ -152,10 +152,14 @@ def share_of(tensor: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
 
 
 def reshard(model: nn.Module) -> None:
-    """Let go of what a forward pass left gathered."""
+    """Let go of what a forward pass left gathered; what was frozen or unfrozen of it stays so."""
+    learn = {name: weight.requires_grad for name, weight in model.named_parameters()}
     for module in model.modules():
         if hasattr(module, "reshard"):
             module.reshard()  # type: ignore[operator]
+    for name, weight in model.named_parameters():
+        if weight.requires_grad != learn[name]:
+            weight.requires_grad_(learn[name])
 
 
 @contextmanager

@@ -46,6 +46,7 @@ from strop.engine.sharding import is_sharded
 from strop.engine.step import step_counts
 from strop.engine.step_clock import RunClock, StepClock
 from strop.engine.windows import eval_loader
+from strop.engine.zero_checkpoints import check_goes_on
 from strop.errors import ConfigError, SetupError
 from strop.metric import entries_of
 from strop.model import ADAPTER_NOTE, as_to_save, base_model, layout_of, note_in_card
@@ -230,6 +231,7 @@ class BaseTrainer(ScriptSeams):
             for window in dataloader:
                 self.evaluate_window(self.prepare_evaluation(rows.flatten([window])), sums)
         self.model.train(was_training)
+        self.let_go()
         means = sums.mean_loss(world) | self.derived_metrics(self._metrics["eval"].drain(world_size=world))
         metrics = {f"{metric_key_prefix}_{name}": value for name, value in means.items()}
         predictions, labels = sums.all_predictions(world)
@@ -358,6 +360,7 @@ class BaseTrainer(ScriptSeams):
             self._load_from_checkpoint(str(best))
 
     def load_strop_state(self, folder: Path) -> None:
+        check_goes_on(folder, self.accelerator)  # first: what else has changed would not help
         same_ranks = load_rank_state(folder, self)
         load_reference(self.args, self.reference, self.policy, folder)
         if self.reference_scores is not None and self.reference_scores.remembers:  # in shards each would know others
