@@ -33,7 +33,9 @@ MUTATIONS = (
         edits=(
             Edit(
                 "rewards/invoke.py",
-                "        return Outcome(failure=failure_of(error))\n",
+                "    except (KeyboardInterrupt, TimeLimit):\n        raise\n    except BaseException as error:\n"
+                "        return raised(error)\n",
+                "    except (KeyboardInterrupt, TimeLimit):\n        raise\n    except BaseException as error:\n"
                 "        return Outcome(values=[0.0] * n_rows)\n",
             ),
         ),
@@ -46,8 +48,8 @@ MUTATIONS = (
         edits=(
             Edit(
                 "rewards/isolation.py",
-                "        self.kill()\n        return Outcome(failure=failure)\n",
-                "        return Outcome(failure=failure)\n",
+                "        self.kill()\n        return outcome\n",
+                "        return outcome\n",
             ),
         ),
         tests=("tests/rewards/test_isolation.py::test_what_never_ends_is_killed_and_the_next_request_works",),

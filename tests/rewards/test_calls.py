@@ -6,7 +6,7 @@ import threading
 import pytest
 
 from strop.errors import SetupError
-from strop.rewards.calls import AWAY, HOME, RewardCall
+from strop.rewards.calls import RewardCall
 from strop.rewards.request import ScoringRequest
 
 SEEN: list[str] = []
@@ -15,6 +15,13 @@ SEEN: list[str] = []
 def remembers(completions, **kwargs):
     SEEN.extend(completions)
     return [float(os.getpid()) for _ in completions]
+
+
+class Model:
+    runs_models = True
+
+    def __call__(self, completions, **kwargs):
+        return remembers(completions)
 
 
 def with_environments(completions, environments):
@@ -35,13 +42,14 @@ def make():
 
     yield build
     for call in made:
-        call.close()
+        if call.worker:
+            call.worker.kill()
 
 
 def test_a_function_is_called_here_with_the_state_it_has(make):
     SEEN.clear()
     call = make(remembers)
-    assert call.place == HOME and call.at_home
+    assert call.worker is None
     assert call.run(request(), 20.0).values[0] == os.getpid()
     assert SEEN == ["a", "a"]
 
@@ -49,13 +57,13 @@ def test_a_function_is_called_here_with_the_state_it_has(make):
 def test_isolation_moves_it_to_a_copy(make):
     SEEN.clear()
     call = make(remembers, isolate=True)
-    assert call.place == AWAY and not call.at_home
+    assert call.worker is not None
     assert call.run(request(), 20.0).values[0] != os.getpid()
     assert SEEN == []
 
 
 def test_models_and_judges_stay(make):
-    assert make(remembers, isolate=True, timed=False).at_home
+    assert make(Model(), isolate=True).worker is None
 
 
 def test_isolation_refuses_what_cannot_move(make):
@@ -92,7 +100,7 @@ def test_restarts_are_counted_once(make):
 
 def test_an_aborted_request_costs_the_worker(make):
     call = make(lambda completions: [0.0] * len(completions), isolate=True)
-    call.begin(request(), 20.0)
-    call.abort()
+    with call.asked(request(), 20.0):
+        pass
     outcome = call.run(request(), 20.0)
     assert outcome.failure is None and call.take_restarts() == 1

@@ -42,9 +42,8 @@ def test_the_answer_between_tags(items):
 
 
 def test_it_can_be_pickled_and_asked_for_by_name(items):
-    (named,) = resolve_rewards("reasoning_gym:spell_backward")
-    assert named.name == "spell_backward"
-    again = pickle.loads(pickle.dumps(named.function))
+    named = resolve_rewards("reasoning_gym:spell_backward")["spell_backward"]
+    again = pickle.loads(pickle.dumps(named))
     assert again([items[0]["answer"]], **columns(items[:1])) == [1.0]
 
 

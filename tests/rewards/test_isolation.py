@@ -8,15 +8,15 @@ import sys
 import textwrap
 import threading
 import time
-from concurrent.futures import Future
-from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
 import pytest
 from tests.support.patience import with_patience
 
 import strop
-from strop.rewards.isolation import NotMovable, Worker
+from strop.errors import SetupError
+from strop.rewards import isolation
+from strop.rewards.isolation import Worker
 
 PATIENCE_S = 60.0
 SOURCE = str(Path(strop.__file__).parents[1])
@@ -74,7 +74,7 @@ def make():
     made = []
 
     def build(function, **settings):
-        made.append(Worker(function, **settings))
+        made.append(Worker(function, "f", **settings))
         return made[-1]
 
     yield build
@@ -84,7 +84,7 @@ def make():
 
 @pytest.fixture(scope="module")
 def worker():
-    made = Worker(make_troublemaker(), memory_limit_bytes=4 << 30)
+    made = Worker(make_troublemaker(), "f", memory_limit_bytes=4 << 30)
     yield made
     made.kill()
 
@@ -144,14 +144,18 @@ def test_a_death_is_reported_and_the_next_request_works(worker, trouble, said):
     assert ask(worker, ["abc"]).values == [3.0]
 
 
-def test_a_death_is_told_from_the_process_where_its_pipe_broke_first(worker):
-    """On a machine with much to do, pebble reads from the dead process before it looks whether it lives."""
+def test_a_death_before_anybody_waited_is_told_too(worker):
     worker.ask({"completions": ["exit3"]}, 1, 20.0)
     wait_for(lambda: is_gone(worker.pid))
-    broken = Future()
-    broken.set_exception(BrokenProcessPool())
-    worker._asked = (broken, 20.0, 1)
     assert worker.answer().failure.text == "it ended its process with exit code 3"
+
+
+@with_patience(0.3, 10.0)
+def test_a_process_that_does_not_read_holds_nobody(worker, seconds):
+    worker.wait_ready()
+    os.kill(worker.pid, signal.SIGSTOP)
+    outcome = ask(worker, ["x" * 10_000_000], seconds)
+    assert outcome.failure.kind == "timeout" and ask(worker, ["abc"]).values == [3.0]
 
 
 @pytest.mark.parametrize(
@@ -178,7 +182,7 @@ def test_children_of_the_function_die_with_it(worker, tmp_path, seconds):
 def test_a_worker_killed_while_idle_is_replaced_without_a_word(worker):
     worker.wait_ready()
     os.kill(worker.pid, signal.SIGKILL)
-    wait_for(lambda: not worker._pools[0].active)
+    wait_for(lambda: is_gone(worker.pid))
     assert ask(worker, ["ab"]).values == [2.0]
 
 
@@ -277,11 +281,11 @@ def test_a_module_that_only_this_process_can_find_is_found(make, tmp_path, monke
 
 def test_what_cannot_move_says_why(make):
     lock = threading.Lock()
-    with pytest.raises(NotMovable, match="it cannot be pickled"):
+    with pytest.raises(SetupError, match="it cannot be pickled"):
         make(lambda completions: [0.0] * len([lock, *completions]))
 
     worker = make(make_troublemaker())
-    with pytest.raises(NotMovable, match="the argument 'handle' cannot be pickled"):
+    with pytest.raises(SetupError, match="the argument 'handle' cannot be pickled"):
         worker.ask({"completions": ["a"], "handle": [lock]}, 1, 5.0)
 
 
@@ -298,15 +302,16 @@ class Unreadable:
         return [0.0]
 
 
-def test_what_a_worker_cannot_load_says_why(make):
-    with pytest.raises(NotMovable, match=r"a worker could not load it \(ZeroDivisionError"):
+def test_what_a_worker_cannot_load_says_why(make, monkeypatch):
+    with pytest.raises(SetupError, match=r"a worker could not load it \(ZeroDivisionError"):
         make(Unreadable("1 / 0")).wait_ready()
-    slow = make(Unreadable("import time; time.sleep(1000)"), startup_seconds=1.0)
-    with pytest.raises(NotMovable, match=r"more than 1 seconds"):
+    with pytest.raises(SetupError, match="exit code 3"):
+        make(Unreadable("import os; os._exit(3)")).wait_ready()
+    monkeypatch.setattr(isolation, "STARTUP_SECONDS", 1.0)
+    slow = make(Unreadable("import time; time.sleep(1000)"))
+    with pytest.raises(SetupError, match=r"more than 1 seconds"):
         slow.wait_ready()
     assert slow.pid is None
-    with pytest.raises(NotMovable, match="exit code 3"):
-        make(Unreadable("import os; os._exit(3)")).wait_ready()
 
 
 def test_an_argument_that_cannot_be_read_there_is_a_wrong_set_up(make):
@@ -341,7 +346,7 @@ def test_a_script_is_not_run_again_and_its_functions_still_go_on_to_pools(tmp_pa
             with ProcessPoolExecutor(1) as executor, multiprocessing.Pool(1) as pool:
                 return [*executor.map(helper, completions), *pool.map(helper, completions)]
 
-        worker = Worker(reward)
+        worker = Worker(reward, "f")
         worker.ask({"completions": ["abc"]}, 2, 20.0)
         print(worker.answer().values, worker.pid != os.getpid())
         print("__file__" in globals(), __spec__)
@@ -361,7 +366,7 @@ def test_workers_end_with_their_trainer(tmp_path):
             while True:
                 pass
 
-        worker = Worker(reward)
+        worker = Worker(reward, "f")
         worker.ask({"completions": ["abc"]}, 1, 100.0)
         print(worker.pid, flush=True)
         time.sleep(0.3)
@@ -380,8 +385,7 @@ def test_an_orphan_in_native_code_leaves_by_itself(tmp_path):
         from strop.rewards import worker
 
         worker.ORPHAN_SECONDS = 0.1
-        worker._held["function"] = lambda completions: [sum(range(10**13))]
-        worker.answer({"completions": pickle.dumps(["abc"])}, 1, 0.1)
+        worker.answer(lambda completions: [sum(range(10**13))], {"completions": pickle.dumps(["abc"])}, 1, 0.1)
         """,
     )
     assert done.returncode == 1 and done.stderr == ""

@@ -1,8 +1,6 @@
 from __future__ import annotations
 
-import torch
-
-from strop.rewards.reading import batches_by_tokens, reading
+from strop.rewards.reading import batches_by_tokens
 
 
 def test_batches_cover_everything_and_keep_the_budget():
@@ -13,10 +11,3 @@ def test_batches_cover_everything_and_keep_the_budget():
         assert max(lengths[i] for i in batch) * len(batch) <= 10 or len(batch) == 1
     assert batches[0] == [5]
     assert batches_by_tokens([], 10) == []
-
-
-def test_reading_puts_the_training_flag_back():
-    layer = torch.nn.Dropout(0.5).train()
-    with reading(layer):
-        assert not layer.training and not torch.is_grad_enabled()
-    assert layer.training and torch.is_grad_enabled()

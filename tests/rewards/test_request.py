@@ -45,7 +45,8 @@ def test_ids_become_lists():
     import numpy as np
 
     request = ScoringRequest.checked(["p"] * 2, ["a"] * 2, [np.array([1, 2]), (3,)], None)
-    assert request.completion_ids == [[1, 2], [3]] and type(request.completion_ids[0][0]) is int
+    ids = request.arguments["completion_ids"]
+    assert ids == [[1, 2], [3]] and type(ids[0][0]) is int
 
 
 def test_lengths_and_names_are_checked_all_at_once():

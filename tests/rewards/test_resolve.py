@@ -27,7 +27,7 @@ class Instance:
 
 
 def names(*rewards):
-    return [reward.name for reward in resolve_rewards(list(rewards))]
+    return list(resolve_rewards(list(rewards)))
 
 
 def test_names_come_from_functions_partials_and_classes_and_are_distinct():
@@ -40,18 +40,17 @@ def test_names_come_from_functions_partials_and_classes_and_are_distinct():
 
 
 def test_one_reward_needs_no_list():
-    (reward,) = resolve_rewards(first)
-    assert reward.function is first and reward.is_function
+    assert resolve_rewards(first) == {"first": first}
 
 
 def test_strings_name_verifiers_functions_and_tasks():
-    assert [reward.function for reward in resolve_rewards(["think_format_reward", "accuracy_reward"])] == [
-        think_format_reward,
-        accuracy_reward,
-    ]
-    (dotted,) = resolve_rewards("strop.rewards.verifiers.think_format_reward")
-    (colon,) = resolve_rewards("strop.rewards.verifiers:think_format_reward")
-    assert dotted.function is colon.function is think_format_reward
+    assert resolve_rewards(["think_format_reward", "accuracy_reward"]) == {
+        "think_format_reward": think_format_reward,
+        "accuracy_reward": accuracy_reward,
+    }
+    dotted = resolve_rewards("strop.rewards.verifiers.think_format_reward")
+    colon = resolve_rewards("strop.rewards.verifiers:think_format_reward")
+    assert dotted == colon == {"think_format_reward": think_format_reward}
 
 
 @pytest.mark.parametrize(
@@ -100,8 +99,8 @@ def in_folder(tmp_path, monkeypatch):
     ["own_rewards.scored", "own_rewards:scored", "random.py:scored", "./random.py:scored", "{}/random.py:scored"],
 )
 def test_functions_are_found_from_the_working_directory(name, in_folder):
-    (reward,) = resolve_rewards(name.format(in_folder))
-    assert reward.name == "scored" and reward.function(["a", "b"]) == [2.5, 2.5]
+    rewards = resolve_rewards(name.format(in_folder))
+    assert list(rewards) == ["scored"] and rewards["scored"](["a", "b"]) == [2.5, 2.5]
 
 
 def test_a_function_of_a_file_runs_in_a_process_of_its_own(in_folder):
@@ -129,9 +128,8 @@ def test_models_and_judges_are_wrapped(tokenizer, make_model):
     made = resolve_rewards(
         [make_model("score"), make_model("step", labels=2), judge, first], [tokenizer, tokenizer, None, None]
     )
-    assert [type(reward.function) for reward in made[:3]] == [ModelReward, ProcessReward, JudgeReward]
-    assert [reward.is_function for reward in made] == [False, False, False, True]
-    assert made[2].function.judge is judge and made[2].name == "RandomJudge"
+    assert [type(reward) for reward in list(made.values())[:3]] == [ModelReward, ProcessReward, JudgeReward]
+    assert made["RandomJudge"].judge is judge and made["first"] is first
 
 
 def test_a_model_directory_is_loaded_with_its_tokenizer(tokenizer, make_model, tmp_path):
@@ -139,10 +137,9 @@ def test_a_model_directory_is_loaded_with_its_tokenizer(tokenizer, make_model, t
     model = make_model("score")
     model.save_pretrained(path)
     tokenizer.save_pretrained(path)
-    (reward,) = resolve_rewards(str(path), device="cpu", model_init_kwargs={"dtype": torch.float64})
-    assert reward.name == "my-rm" and not reward.is_function
+    rewards = resolve_rewards(str(path), device="cpu", model_init_kwargs={"dtype": torch.float64})
     expected = ModelReward(model, tokenizer)(["p"], ["abc"])
-    assert reward.function(prompts=["p"], completions=["abc"]) == pytest.approx(expected, abs=1e-12)
+    assert rewards["my-rm"](prompts=["p"], completions=["abc"]) == pytest.approx(expected, abs=1e-12)
 
 
 @pytest.mark.parametrize("nothing", [None, [], [None]])
@@ -166,8 +163,8 @@ def test_one_processing_class_is_not_spread_over_two_models(tokenizer, make_mode
     with pytest.raises(ConfigError, match=r"One reward processing class was given for 2 reward models.*a list"):
         resolve_rewards([*models, first], tokenizer)
     assert len(resolve_rewards(models, [tokenizer, tokenizer])) == 2
-    (model, plain) = resolve_rewards([models[0], first], tokenizer)
-    assert model.function([""], ["a"]) == ModelReward(models[0], tokenizer)([""], ["a"]) and plain.is_function
+    model, plain = resolve_rewards([models[0], first], tokenizer).values()
+    assert model([""], ["a"]) == ModelReward(models[0], tokenizer)([""], ["a"]) and plain is first
 
 
 class LengthJudge:
@@ -178,9 +175,9 @@ class LengthJudge:
 
 
 def test_judges_of_trl_are_taken_as_they_are():
-    (reward,) = resolve_rewards(LengthJudge())
-    assert type(reward.function) is JudgeReward and reward.name == "LengthJudge" and not reward.is_function
-    assert reward.function(["p", "p", "q", "q"], ["a", "bb", "c", "?"]) == [0.0, 1.0, None, None]
+    reward = resolve_rewards(LengthJudge())["LengthJudge"]
+    assert type(reward) is JudgeReward
+    assert reward(["p", "p", "q", "q"], ["a", "bb", "c", "?"]) == [0.0, 1.0, None, None]
 
 
 def test_missing_packages_are_named_at_set_up():

@@ -345,10 +345,11 @@ def test_the_users_interrupt_ends_the_call_and_frees_the_workers():
         raise KeyboardInterrupt
 
     with RewardSet([trouble, interrupted], isolate=True, timeout_seconds=60.0) as rewards:
-        rewards._calls[1]._worker = None  # as a function of this process
+        rewards._calls[1].worker = None  # as a function of this process
+        del rewards._workers[1]
         with pytest.raises(KeyboardInterrupt):
             rewards.score(["p"], ["loop"])
-        assert rewards._calls[0]._worker.pid is None
+        assert rewards._calls[0].worker.pid is None
         rewards._calls[1].function = lengths
         assert rewards.score(["p"], ["abc"]).values.tolist() == [[3.0], [3.0]]
 
@@ -423,12 +424,12 @@ def test_wrong_weights(weights, said):
 def test_start_and_close():
     rewards = RewardSet([lengths, trouble], isolate=True)
     rewards.start()
-    pids = [call._worker.pid for call in rewards._calls]
+    pids = [worker.pid for worker in rewards._workers]
     assert None not in pids and len(set(pids)) == 2
     rewards.score(["p"], ["a"])
-    assert [call._worker.pid for call in rewards._calls] == pids
+    assert [worker.pid for worker in rewards._workers] == pids
     rewards.close()
-    assert [call._worker.pid for call in rewards._calls] == [None, None]
+    assert [worker.pid for worker in rewards._workers] == [None, None]
     assert rewards.score(["p"], ["a"]).values.tolist() == [[1.0], [1.0]]
     rewards.close()
     assert rewards.places == dict.fromkeys(["lengths", "trouble"], "a process of its own")

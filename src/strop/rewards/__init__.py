@@ -5,7 +5,7 @@
 
     scorer, table, resolve            the call, its answer, and what may be passed as a reward
     contract, request, invoke         what a function is given, what it may return, and calling it
-    gather, event_loop                async functions, several at once, in one loop for the whole run
+    event_loop                        the one loop of async functions, for the whole run
     ray_reward                        a function in actors of a Ray cluster
     calls, row_search                 where a function runs; which row of a failed batch is to blame
     time_limit                        a timer on Python code in the main thread

@@ -16,7 +16,7 @@ from typing import Any
 
 from strop.errors import ConfigError, RewardError
 from strop.http_client import HttpError, HttpStatusError, JsonClient
-from strop.rewards.judges import JUDGE_INSTRUCTION, Judge, Pair, both_orders, judge_question
+from strop.rewards.judges import JUDGE_INSTRUCTION, AskingJudge
 
 _RETRIED_STATUS = frozenset({408, 409, 425, 429, 500, 502, 503, 504})
 _ANSWER_LIMIT_BYTES = 1 << 20
@@ -27,7 +27,7 @@ _SMALLEST_LOGP = -1e4
 _LETTER = re.compile(r"(?<![A-Za-z])([AB])(?![A-Za-z])")
 
 
-class EndpointJudge(Judge):
+class EndpointJudge(AskingJudge):
     """A chat model behind `POST {base_url}/chat/completions`, with both orders averaged.
 
     P(A) = 1 or 0 as the reply says A or B, or with `use_logprobs` p("A") / (p("A") + p("B")) of its first token;
@@ -85,9 +85,7 @@ class EndpointJudge(Judge):
         self.max_reply_tokens = max_reply_tokens
         self.use_logprobs = use_logprobs
 
-    def judge_pairs(self, prompts: Sequence[Any], pairs: Sequence[Pair]) -> Sequence[float | None]:
-        questions = [(prompt, first, second) for prompt, (first, second) in zip(prompts, pairs, strict=True)]
-        questions += [(prompt, second, first) for prompt, (first, second) in zip(prompts, pairs, strict=True)]
+    def probabilities_of_a(self, questions: Sequence[str]) -> Sequence[float | None]:
         line = _Line(give_up_after=max(4, self.max_workers))
         pool = ThreadPoolExecutor(min(self.max_workers, len(questions)))
         try:
@@ -100,12 +98,11 @@ class EndpointJudge(Judge):
                 f"The judge at {self.base_url} answered none of {len(questions)} requests; the last problem: "
                 f"{line.last_problem}. Check that the server runs and serves the model '{self.model}'."
             )
-        half = len(pairs)
-        return both_orders(answers[:half], answers[half:])
+        return answers
 
-    def _ask(self, question: tuple[str, str, str], line: _Line) -> float | None:
+    def _ask(self, question: str, line: _Line) -> float | None:
         """P(A) for one question, or None."""
-        request = self._request(judge_question(self.instruction, *question))
+        request = self._request(question)
         for attempt in range(self.retries + 1):
             if line.closed:
                 break

@@ -15,7 +15,8 @@ import concurrent.futures
 import ctypes
 import os
 import threading
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from strop.rewards.time_limit import TimeLimit
@@ -43,17 +44,24 @@ class EventLoop:
         """False in a forked copy of the process, where the thread does not exist."""
         return self._pid == os.getpid() and self._thread.is_alive()
 
+    def start(self, awaitable: Awaitable[Any]) -> concurrent.futures.Future[Any]:
+        """Begin with an awaitable."""
+        return asyncio.run_coroutine_threadsafe(waiting_for(awaitable), self._loop)
+
     def run(self, awaitable: Awaitable[Any], seconds: float | None = None) -> Any:
-        """The result of an awaitable, from any other thread.
+        """`start` and `result`."""
+        return self.result(self.start(awaitable), seconds)
+
+    def result(self, future: concurrent.futures.Future[Any], seconds: float | None = None) -> Any:
+        """The result of what was started, from any other thread.
 
         Args:
-            awaitable: it should end by itself within `seconds`.
+            future: of an awaitable that should end by itself within `seconds`.
             seconds: after that long, whatever blocks the loop is interrupted, again and again until it lets go.
 
         Raises:
             TimeLimit: the awaitable was the one that blocked. What it raises itself passes through.
         """
-        future = asyncio.run_coroutine_threadsafe(waiting_for(awaitable), self._loop)
         try:
             while not concurrent.futures.wait([future], seconds).done:
                 self._interrupt()
@@ -88,19 +96,27 @@ _shared: dict[str, EventLoop] = {}
 _lock = threading.Lock()
 
 
-def run_in_loop(awaitable: Awaitable[Any], seconds: float | None = None, *, name: str = REWARDS) -> Any:
-    """`EventLoop.run` in the loop of that name, which all calls share; one from inside of it gets a loop for itself."""
+@contextmanager
+def shared_loop(name: str = REWARDS) -> Iterator[EventLoop]:
+    """The loop of that name, which all calls share; who is inside of it gets one for itself while the block lasts."""
     with _lock:
         if name not in _shared or not _shared[name].is_alive:
             _shared[name] = EventLoop(name)
         shared = _shared[name]
     if not shared.is_here:
-        return shared.run(awaitable, seconds)
+        yield shared
+        return
     nested = EventLoop()
     try:
-        return nested.run(awaitable, seconds)
+        yield nested
     finally:
         nested.close()
+
+
+def run_in_loop(awaitable: Awaitable[Any], seconds: float | None = None, *, name: str = REWARDS) -> Any:
+    """`EventLoop.run` in the shared loop of that name."""
+    with shared_loop(name) as loop:
+        return loop.run(awaitable, seconds)
 
 
 async def waiting_for(awaitable: Awaitable[Any]) -> Any:

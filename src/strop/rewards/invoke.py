@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import functools
 import inspect
 from collections.abc import Callable, Mapping, Sequence
@@ -35,6 +36,17 @@ class Pushed:
             )
         self.extras[str(name)] = values
 
+    def call(self, function: RewardFunction, offered: Mapping[str, Any]) -> Any:
+        """Call a function with what its signature names, the log hooks included."""
+        hooks: dict[str, Callable[..., None]] = {"log_metric": self.log_metric, "log_extra": self.log_extra}
+        return Accepts.of(function).call(function, {**offered, **hooks})
+
+    def outcome(self, returned: Any) -> Outcome:
+        """The outcome of a call that returned."""
+        outcome = read_values(returned, self.n_rows)
+        outcome.metrics, outcome.extras = self.metrics, self.extras
+        return outcome
+
 
 def is_async(function: RewardFunction) -> bool:
     """Whether calling `function` gives a coroutine."""
@@ -52,37 +64,45 @@ def run_function(function: RewardFunction, offered: Mapping[str, Any], n_rows: i
     """
     pushed = Pushed(n_rows)
     try:
-        returned = call_with_hooks(function, offered, pushed)
+        returned = pushed.call(function, offered)
         if inspect.isawaitable(returned):
             returned = run_in_loop(returned)
-        return outcome_of(returned, pushed)
+        return pushed.outcome(returned)
     except (KeyboardInterrupt, TimeLimit):
         raise
     except BaseException as error:
-        return Outcome(failure=failure_of(error))
+        return raised(error)
 
 
-def call_with_hooks(function: RewardFunction, offered: Mapping[str, Any], pushed: Pushed) -> Any:
-    """Call with what the signature names, the log hooks included."""
-    hooks: dict[str, Callable[..., None]] = {"log_metric": pushed.log_metric, "log_extra": pushed.log_extra}
-    return Accepts.of(function).call(function, {**offered, **hooks})
+async def await_function(
+    function: RewardFunction, offered: Mapping[str, Any], n_rows: int, seconds: float | None
+) -> Outcome:
+    """`run_function` for an async function, which is left alone after so many seconds."""
+    pushed = Pushed(n_rows)
+    task: asyncio.Future[Any] | None = None
+    try:
+        task = asyncio.ensure_future(pushed.call(function, offered))
+        await asyncio.wait({task}, timeout=seconds)
+        return pushed.outcome(task.result()) if task.done() else late(seconds, n_rows)
+    except TimeLimit:
+        return late(seconds, n_rows)
+    except (KeyboardInterrupt, asyncio.CancelledError):
+        raise
+    except BaseException as error:
+        return raised(error)
+    finally:
+        if task is not None:
+            task.cancel()
 
 
-def outcome_of(returned: Any, pushed: Pushed) -> Outcome:
-    """The outcome of a call that returned."""
-    outcome = read_values(returned, pushed.n_rows)
-    outcome.metrics, outcome.extras = pushed.metrics, pushed.extras
-    return outcome
+def late(seconds: float | None, n_rows: int) -> Outcome:
+    """The outcome of a call that did not come back in time."""
+    rows = f"{n_rows} completion{'s' if n_rows != 1 else ''}"
+    return Outcome(failure=Failure("timeout", f"it did not return within {seconds:.3g} seconds for {rows}"))
 
 
-def timeout_failure(seconds: float | None, n_rows: int | None = None) -> Failure:
-    """The failure of a call that did not come back in time."""
-    what = "" if n_rows is None else f" for {n_rows} completion{'s' if n_rows != 1 else ''}"
-    return Failure("timeout", f"it did not return within {seconds:.3g} seconds{what}")
-
-
-def failure_of(error: BaseException) -> Failure:
+def raised(error: BaseException) -> Outcome:
     """What an exception means: a wrong set-up (which no policy may hide), or a failed call."""
     if isinstance(error, (ConfigError, DataError, SetupError)):
-        return Failure("setup", str(error))
-    return Failure("exception", f"it raised {describe_exception(error)}")
+        return Outcome(failure=Failure("setup", str(error)))
+    return Outcome(failure=Failure("exception", f"it raised {describe_exception(error)}"))

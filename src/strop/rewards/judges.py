@@ -70,11 +70,7 @@ class Judge(abc.ABC):
 
     def _checked(self, answers: Any, n_pairs: int) -> list[float | None]:
         name = type(self).__name__
-        if not isinstance(answers, (list, tuple)) or len(answers) != n_pairs:
-            raise RewardError(
-                f"{name} must give a list of {n_pairs} verdicts, one per pair; it gave {describe(answers)}."
-            )
-        for index, answer in enumerate(answers):
+        for index, answer in enumerate(_one_per_pair(name, answers, n_pairs)):
             if answer is not None and not (isinstance(answer, (int, float)) and 0 <= answer <= 1):
                 raise RewardError(
                     f"{name} must give a probability in [0, 1] or None; for pair {index} it gave {describe(answer)}."
@@ -116,17 +112,19 @@ class RankJudge(Judge):
         winners = self.ranks.judge(list(prompts), [list(pair) for pair in pairs])
         if hasattr(winners, "tolist"):
             winners = winners.tolist()
-        if not isinstance(winners, (list, tuple)) or len(winners) != len(pairs):
-            raise RewardError(
-                f"{self.name} must give {len(pairs)} verdicts, one per pair; it gave {describe(winners)}."
-            )
-        for index, winner in enumerate(winners):
+        for index, winner in enumerate(_one_per_pair(self.name, winners, len(pairs))):
             if isinstance(winner, bool) or not isinstance(winner, int) or winner not in (0, 1, -1):
                 raise RewardError(
                     f"The method judge of {self.name} must return 0, 1, or -1 where it cannot say, for each pair; for "
                     f"pair {index} it gave {describe(winner)}."
                 )
         return [None if winner == -1 else 1.0 - winner for winner in winners]
+
+
+def _one_per_pair(name: str, verdicts: Any, n_pairs: int) -> Sequence[Any]:
+    if not isinstance(verdicts, (list, tuple)) or len(verdicts) != n_pairs:
+        raise RewardError(f"{name} must give a list of {n_pairs} verdicts, one per pair; it gave {describe(verdicts)}.")
+    return verdicts
 
 
 def as_judge(given: Any) -> Any | None:
@@ -177,6 +175,24 @@ class RewardModelJudge(Judge):
         if first is None or second is None:
             return None
         return _sigmoid((first - second) / self.temperature)
+
+
+class AskingJudge(Judge):
+    """A language model that is asked which answer is better. Each question is asked in both orders, so that a judge
+    that only likes one position has no preference. A subclass sets `instruction` and says what the model answers."""
+
+    instruction: str
+
+    @abc.abstractmethod
+    def probabilities_of_a(self, questions: Sequence[str]) -> Sequence[float | None]:
+        """P(A is better), in [0, 1], or None, for each question; (n,)."""
+
+    def judge_pairs(self, prompts: Sequence[Any], pairs: Sequence[Pair]) -> Sequence[float | None]:
+        given = list(zip(prompts, pairs, strict=True))
+        there = [judge_question(self.instruction, prompt, first, second) for prompt, (first, second) in given]
+        back = [judge_question(self.instruction, prompt, second, first) for prompt, (first, second) in given]
+        answers = self.probabilities_of_a(there + back)
+        return both_orders(answers[: len(given)], answers[len(given) :])
 
 
 def both_orders(first_as_a: Sequence[float | None], first_as_b: Sequence[float | None]) -> list[float | None]:

@@ -8,13 +8,13 @@ from typing import Any
 import torch
 
 from strop.errors import ConfigError
-from strop.model import base_model, layout_of, load_model, score
+from strop.model import layout_of, load_model, score
 from strop.records import Example
-from strop.rewards.judges import JUDGE_INSTRUCTION, Judge, Pair, both_orders, judge_question
-from strop.rewards.reading import batches_by_tokens, default_device, longest_input, path_of, reading, tokenizer_of
+from strop.rewards.judges import JUDGE_INSTRUCTION, AskingJudge
+from strop.rewards.reading import TextReader, default_device, tokenizer_of
 
 
-class LanguageModelJudge(Judge):
+class LanguageModelJudge(AskingJudge, TextReader):
     """A causal language model that is asked which answer is better, with both orders averaged.
 
     P(A) = p("A") / (p("A") + p("B")) of the next token after the question;
@@ -48,28 +48,15 @@ class LanguageModelJudge(Judge):
     ) -> None:
         if isinstance(model, str):
             path = model
-            model = load_model(path, trainable=False, dtype="auto")
-            model = model.to(device if device is not None else default_device())
-        else:
-            path = path_of(base_model(model))
-        self.model = model
-        self._inner = base_model(model)
-        self.tokenizer = tokenizer_of(path, processing_class)
+            model = load_model(path, trainable=False, dtype="auto").to(device or default_device())
+            processing_class = tokenizer_of(path, processing_class)  # an adapter's own, and not its base's
+        TextReader.__init__(self, model, processing_class, max_tokens=max_tokens, max_length=max_length)
         self.instruction = instruction
-        self.max_tokens = max_tokens
-        self.max_length = max_length or longest_input(self._inner, self.tokenizer)
         self._letters = [_letter_ids(self.tokenizer, letter) for letter in "AB"]
         if not all(self._letters) or set(self._letters[0]) & set(self._letters[1]):
             raise ConfigError("The judge's tokenizer has no tokens of their own for 'A' and 'B'. Use another model.")
 
-    def judge_pairs(self, prompts: Sequence[Any], pairs: Sequence[Pair]) -> Sequence[float | None]:
-        there = [self._question(prompt, first, second) for prompt, (first, second) in zip(prompts, pairs, strict=True)]
-        back = [self._question(prompt, second, first) for prompt, (first, second) in zip(prompts, pairs, strict=True)]
-        answers = self._probability_of_a(there + back)
-        return both_orders(answers[: len(there)], answers[len(there) :])
-
-    def _question(self, prompt: str, first: str, second: str) -> list[int]:
-        text = judge_question(self.instruction, prompt, first, second)
+    def _ids(self, text: str) -> list[int]:
         if getattr(self.tokenizer, "chat_template", None):
             rendered = self.tokenizer.apply_chat_template(
                 [{"role": "user", "content": text}], tokenize=False, add_generation_prompt=True
@@ -77,18 +64,12 @@ class LanguageModelJudge(Judge):
             return list(self.tokenizer(rendered, add_special_tokens=False)["input_ids"])
         return list(self.tokenizer(f"{text}\nBetter answer:")["input_ids"])
 
-    def _probability_of_a(self, questions: Sequence[list[int]]) -> list[float | None]:
-        found: list[float | None] = [None] * len(questions)
-        readable = [i for i, ids in enumerate(questions) if 0 < len(ids) <= self.max_length]
-        letters = len(self._letters[0]) + len(self._letters[1])
-        with reading(self.model):
-            # Padded rows copy the question for every letter.
-            copies = letters if layout_of(self.model).name == "padded" else 1
-            for batch in batches_by_tokens([copies * len(questions[i]) for i in readable], self.max_tokens):
-                rows = [readable[at] for at in batch]
-                for row, value in zip(rows, self._read([questions[row] for row in rows]), strict=True):
-                    found[row] = value
-        return found
+    def probabilities_of_a(self, questions: Sequence[str]) -> list[float | None]:
+        tokenized = [self._ids(text) for text in questions]
+        readable = [ids if 0 < len(ids) <= self.max_length else None for ids in tokenized]
+        # Padded rows copy the question for every letter.
+        copies = sum(map(len, self._letters)) if layout_of(self.model).name == "padded" else 1
+        return self.in_batches(self._read, readable, lambda ids: copies * len(ids))
 
     def _read(self, questions: Sequence[list[int]]) -> list[float]:
         """P(A) of the next token after each question, (S,)."""

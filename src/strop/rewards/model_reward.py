@@ -6,20 +6,19 @@ token is also the end-of-text token. `strop.model.score` knows the position from
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from strop.errors import ConfigError
-from strop.model import Want, base_model, score
+from strop.model import Want, score
 from strop.model.heads import scalar_head
 from strop.records import Example
-from strop.rewards.reading import batches_by_tokens, longest_input, path_of, reading, tokenizer_of
+from strop.rewards.reading import TextReader, path_of
 from strop.rewards.reward_tokens import RewardTokenizer
 from strop.rewards.texts import completion_text
 
 
-class ModelReward:
+class ModelReward(TextReader):
     """A sequence-classification model with one label as a reward.
 
     Decoders (a `score` head): r = score(h_T), T the last token of prompt + completion. Encoders and others: the
@@ -53,25 +52,17 @@ class ModelReward:
         append_eos: bool = True,
         strip_after_eos: bool = True,
     ) -> None:
-        self.model = model
-        self._inner = base_model(model)
+        super().__init__(model, processing_class, name=name, max_tokens=max_tokens, max_length=max_length)
         labels = getattr(self._inner.config, "num_labels", 1)
         if labels != 1:
             raise ConfigError(
                 f"The reward model {path_of(self._inner)} has {labels} labels; one score per completion is needed. "
                 "Use a model that was trained as a reward model (num_labels=1)."
             )
-        self.tokenizer = tokenizer_of(path_of(self._inner), processing_class)
-        self._is_decoder = scalar_head(self._inner) is not None
+        is_decoder = scalar_head(self._inner) is not None
         self._tokens = RewardTokenizer(
-            self.tokenizer,
-            append_eos=append_eos,
-            strip_after_eos=strip_after_eos,
-            own_specials=not self._is_decoder,
+            self.tokenizer, append_eos=append_eos, strip_after_eos=strip_after_eos, own_specials=not is_decoder
         )
-        self.reward_name = name or os.path.basename(path_of(self._inner).rstrip("/")) or type(self._inner).__name__
-        self.max_tokens = max_tokens
-        self.max_length = max_length or longest_input(self._inner, self.tokenizer)
 
     def __call__(
         self,
@@ -88,21 +79,8 @@ class ModelReward:
                 log_metric(f"rewards/{self.reward_name}/truncated", float(len(before) > len(after)))
         overflowing = [i for i, ids in enumerate(whole) if len(ids) > self.max_length]
         too_long = self._without_prompt_too_long(overflowing, completions)
-        readable = [i for i, ids in enumerate(cut) if ids and i not in too_long]
-        scores: list[float | None] = [None] * len(cut)
-        for index, value in zip(readable, self.score_ids([cut[i] for i in readable]), strict=True):
-            scores[index] = value
-        return scores
-
-    def score_ids(self, sequences: Sequence[Sequence[int]]) -> list[float]:
-        """Scores of ready token ids, (n,), each sequence with at least one id."""
-        scores = [0.0] * len(sequences)
-        with reading(self.model):
-            for batch in batches_by_tokens([len(ids) for ids in sequences], self.max_tokens):
-                values = self._forward([sequences[index] for index in batch])
-                for index, value in zip(batch, values, strict=True):
-                    scores[index] = value
-        return scores
+        readable = [ids if ids and row not in too_long else None for row, ids in enumerate(cut)]
+        return self.in_batches(self._forward, readable)
 
     def _forward(self, sequences: Sequence[Sequence[int]]) -> list[float]:
         found = score(self.model, [Example([], [list(ids)]) for ids in sequences], want=Want.SCORE)

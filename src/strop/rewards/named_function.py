@@ -32,7 +32,7 @@ _DOTTED = re.compile(r"^[A-Za-z_]\w*(\.[A-Za-z_]\w*)*[.:][A-Za-z_]\w*$")
 
 
 def function_by_name(name: str) -> Any:
-    """The function that a string names, or None if it must be a model.
+    """The function that a string names; the string itself if it must be the place of a model.
 
     Raises:
         ConfigError: it names something else than a function.
@@ -52,7 +52,7 @@ def function_by_name(name: str) -> Any:
     if os.path.exists(name) or not _DOTTED.match(name):
         if "/" not in name and not os.path.exists(name) and (hint := did_you_mean(name, VERIFIERS)):
             raise ConfigError(f"There is no reward called '{name}'.{hint}")
-        return None
+        return name
     module, _, attribute = name.replace(":", ".").rpartition(".")
     _look_in(Path.cwd())
     return _attribute(name, _imported(name, lambda: importlib.import_module(module)), attribute)

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from strop.errors import ConfigError, did_you_mean
-from strop.model import Want, base_model, score
+from strop.model import Want, score
 from strop.records import Example
-from strop.rewards.reading import batches_by_tokens, longest_input, path_of, reading, tokenizer_of
+from strop.rewards.reading import TextReader, path_of
 from strop.rewards.reward_tokens import RewardTokenizer
 
 REDUCTIONS: dict[str, Callable[[Sequence[float]], float]] = {
@@ -21,7 +20,7 @@ REDUCTIONS: dict[str, Callable[[Sequence[float]], float]] = {
 }
 
 
-class ProcessReward:
+class ProcessReward(TextReader):
     """A token-classification model with two labels as a reward.
 
     p_k = softmax(z_k)[1] at the last token of the separator that follows step k;  r = reduce(p_1, ..., p_K).
@@ -57,20 +56,15 @@ class ProcessReward:
         if reduce not in REDUCTIONS:
             hint = did_you_mean(reduce, REDUCTIONS)
             raise ConfigError(f"reduce is {reduce!r}; it must be one of {', '.join(REDUCTIONS)}.{hint}")
-        self.model = model
-        self._inner = base_model(model)
-        path = path_of(self._inner)
-        if self._inner.config.num_labels != 2:
+        super().__init__(model, processing_class, name=name, max_tokens=max_tokens, max_length=max_length)
+        labels = self._inner.config.num_labels
+        if labels != 2:
             raise ConfigError(
-                f"The process reward model {path} has {self._inner.config.num_labels} labels; "
+                f"The process reward model {path_of(self._inner)} has {labels} labels; "
                 "two are needed, of which label 1 means a good step."
             )
-        self.tokenizer = tokenizer_of(path, processing_class)
         self._tokens = RewardTokenizer(self.tokenizer, step_separator=step_separator)
         self._reduce = REDUCTIONS[reduce]
-        self.reward_name = name or os.path.basename(path.rstrip("/")) or type(self._inner).__name__
-        self.max_tokens = max_tokens
-        self.max_length = max_length or longest_input(self._inner, self.tokenizer)
 
     def __call__(
         self,
@@ -88,19 +82,16 @@ class ProcessReward:
     def step_scores(self, prompts: Sequence[Any], completions: Sequence[Any]) -> list[list[float]]:
         """P(good) of every step, per completion; empty for completions without a step, or too long ones."""
         tokenized = self._tokens.steps(prompts, completions)
-        scores: list[list[float]] = [[] for _ in tokenized]
-        readable = [i for i, (ids, ends) in enumerate(tokenized) if ends and len(ids) <= self.max_length]
-        with reading(self.model):
-            for batch in batches_by_tokens([len(tokenized[i][0]) for i in readable], self.max_tokens):
-                rows = [readable[position] for position in batch]
-                found = score(self.model, [_example(*tokenized[row]) for row in rows], want=Want.STEP)
-                good = found.step_logits.softmax(-1)[:, 1].tolist()  # type: ignore[union-attr]
-                for at, value in zip(found.segment.tolist(), good, strict=True):
-                    scores[rows[at]].append(value)
-        return scores
+        readable = [(ids, ends) if ends and len(ids) <= self.max_length else None for ids, ends in tokenized]
+        return [steps or [] for steps in self.in_batches(self._read, readable, lambda pair: len(pair[0]))]
 
-
-def _example(ids: list[int], ends: list[int]) -> Example:
-    """One completion whose step ends are what is read."""
-    marked = set(ends)
-    return Example([], [ids], loss_mask=[[int(at in marked) for at in range(len(ids))]])
+    def _read(self, tokenized: Sequence[tuple[list[int], list[int]]]) -> list[list[float]]:
+        """P(good) at the step ends of each completion."""
+        marked = [(ids, set(ends)) for ids, ends in tokenized]
+        examples = [Example([], [ids], loss_mask=[[int(t in ends) for t in range(len(ids))]]) for ids, ends in marked]
+        found = score(self.model, examples, want=Want.STEP)
+        good = found.step_logits.softmax(-1)[:, 1].tolist()  # type: ignore[union-attr]
+        steps: list[list[float]] = [[] for _ in tokenized]
+        for row, value in zip(found.segment.tolist(), good, strict=True):
+            steps[row].append(value)
+        return steps

@@ -2,15 +2,42 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 
 from strop.errors import ConfigError, SetupError
-from strop.model import evaluating, load_tokenizer
+from strop.model import base_model, evaluating, load_tokenizer
+
+
+class TextReader:
+    """A model with its tokenizer that reads texts; the arguments are described where a user gives them."""
+
+    def __init__(
+        self, model: Any, processing_class: Any, *, name: str | None = None, max_tokens: int, max_length: int | None
+    ) -> None:
+        self.model = model
+        self._inner = base_model(model)
+        path = path_of(self._inner)
+        self.tokenizer = tokenizer_of(path, processing_class)
+        self.reward_name = name or os.path.basename(path.rstrip("/")) or type(self._inner).__name__
+        self.max_tokens = max_tokens
+        self.max_length = max_length or longest_input(self._inner, self.tokenizer)
+
+    def in_batches(
+        self, read: Callable[[list[Any]], Sequence[Any]], inputs: Sequence[Any], n_tokens: Callable[[Any], int] = len
+    ) -> list[Any]:
+        """What `read` gives for each input, asked a batch of bounded size at a time; None where the input is None."""
+        given = [index for index, each in enumerate(inputs) if each is not None]
+        found: list[Any] = [None] * len(inputs)
+        with torch.no_grad(), evaluating(self.model):
+            for batch in batches_by_tokens([n_tokens(inputs[index]) for index in given], self.max_tokens):
+                rows = [given[at] for at in batch]
+                for row, value in zip(rows, read([inputs[row] for row in rows]), strict=True):
+                    found[row] = value
+        return found
 
 
 def batches_by_tokens(lengths: Sequence[int], max_tokens: int) -> list[list[int]]:
@@ -26,13 +53,6 @@ def batches_by_tokens(lengths: Sequence[int], max_tokens: int) -> list[list[int]
         else:
             batches.append([index])
     return batches
-
-
-@contextlib.contextmanager
-def reading(model: torch.nn.Module) -> Iterator[None]:
-    """No gradients and no dropout inside; afterwards every module has the mode it had."""
-    with torch.no_grad(), evaluating(model):
-        yield
 
 
 def path_of(model: Any) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
 
@@ -13,14 +13,11 @@ from strop.rewards.contract import OFFERED, Accepts
 
 @dataclass(slots=True)
 class ScoringRequest:
-    """What every reward of one call is asked about; all lists have one entry per completion."""
+    """What every reward of one call is asked about."""
 
-    prompts: list[Any]  # (n,) strings or message lists
-    completions: list[Any]  # (n,) strings or message lists
-    completion_ids: list[list[int]] | None = None  # (n,) the sampled token ids
-    columns: dict[str, list[Any]] = field(default_factory=dict)  # the other columns of the rows
+    arguments: dict[str, list[Any]]
+    """(n,) each: prompts and completions; token ids and live environments where given; the rows' other columns."""
     trainer_state: Any = None
-    environments: list[Any] | None = None  # (n,) live objects; they never leave this process
 
     @classmethod
     def checked(
@@ -37,59 +34,36 @@ class ScoringRequest:
         Raises:
             DataError: lengths differ, or a column has the name of a fixed argument; all problems at once.
         """
-        columns = dict(columns or {})
         n_rows = len(completions)
-        sized = {"prompts": prompts, "completion_ids": completion_ids, "environments": environments}
+        ids = None if completion_ids is None else [_plain_ids(each) for each in completion_ids]
+        fixed = {"prompts": prompts, "completions": completions, "completion_ids": ids, "environments": environments}
+        given = {name: value for name, value in {**fixed, **(columns or {})}.items() if value is not None}
         problems = [
             f"'{name}' has {len(value)} entries, the batch has {n_rows} completions"
-            for name, value in {**sized, **columns}.items()
-            if value is not None and len(value) != n_rows
+            for name, value in given.items()
+            if len(value) != n_rows
         ]
         problems += [
             f"a column is called '{name}', which is the name of a fixed argument of reward functions: rename the column"
-            for name in columns
+            for name in columns or ()
             if name in OFFERED
         ]
         if problems:
             raise DataError.collect("These completions cannot be scored.", problems)
-        return cls(
-            prompts=list(prompts),
-            completions=list(completions),
-            completion_ids=None if completion_ids is None else [_plain_ids(ids) for ids in completion_ids],
-            columns={name: list(values) for name, values in columns.items()},
-            trainer_state=trainer_state,
-            environments=None if environments is None else list(environments),
-        )
+        return cls({name: list(value) for name, value in given.items()}, trainer_state)
 
     @property
     def n_rows(self) -> int:
-        return len(self.completions)
+        return len(self.arguments["completions"])
 
     def take(self, rows: Sequence[int]) -> ScoringRequest:
         """The same request for some of the rows."""
-
-        def cut(values: list[Any]) -> list[Any]:
-            return [values[row] for row in rows]
-
-        return ScoringRequest(
-            prompts=cut(self.prompts),
-            completions=cut(self.completions),
-            completion_ids=None if self.completion_ids is None else cut(self.completion_ids),
-            columns={name: cut(values) for name, values in self.columns.items()},
-            trainer_state=self.trainer_state,
-            environments=None if self.environments is None else cut(self.environments),
-        )
+        cut = {name: [values[row] for row in rows] for name, values in self.arguments.items()}
+        return ScoringRequest(cut, self.trainer_state)
 
     def offered(self) -> dict[str, Any]:
         """Everything a function may ask for, by name; lists of its own, so that no function changes another's."""
-        fixed = {
-            "prompts": self.prompts,
-            "completions": self.completions,
-            "completion_ids": self.completion_ids,
-            "environments": self.environments,
-        }
-        lists = {name: own(value) for name, value in {**fixed, **self.columns}.items() if value is not None}
-        return {**lists, "trainer_state": self.trainer_state}
+        return {**own(self.arguments), "trainer_state": self.trainer_state}
 
     def sent(self, accepts: Accepts) -> dict[str, Any]:
         """What of it goes to a function in another process: what it accepts, with a snapshot of the trainer state."""

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import functools
 import sys
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from typing import Any
 
@@ -16,23 +15,14 @@ from strop.rewards.judges import as_judge
 from strop.rewards.named_function import function_by_name
 
 
-@dataclass(frozen=True, slots=True)
-class NamedReward:
-    """A reward, ready to be called, under a name that no other reward of the set has."""
-
-    name: str
-    function: RewardFunction
-    is_function: bool  # a plain function, which may be isolated; models and judges are not
-
-
 def resolve_rewards(
     reward_funcs: Any,
     processing_classes: Any = None,
     *,
     device: Any = None,
     model_init_kwargs: dict[str, Any] | None = None,
-) -> list[NamedReward]:
-    """Make a list of named rewards.
+) -> dict[str, RewardFunction]:
+    """The rewards, ready to be called, under names that differ.
 
     Args:
         reward_funcs: one reward or a list: a function (sync or async), the name of a verifier,
@@ -49,29 +39,26 @@ def resolve_rewards(
     given = list(reward_funcs) if isinstance(reward_funcs, (list, tuple)) else [reward_funcs]
     if not given or any(item is None for item in given):
         raise ConfigError("No reward was given. Pass reward_funcs: a function, a model, a judge, or a list of these.")
+    given = [function_by_name(item) if isinstance(item, str) else item for item in given]
     tokenizers = _aligned(processing_classes, given)
-    resolved = [
-        _resolve(item, tokenizer, device, model_init_kwargs or {})
-        for item, tokenizer in zip(given, tokenizers, strict=True)
-    ]
-    _check_packages(resolved)
-    return _with_distinct_names(resolved)
+    named: dict[str, RewardFunction] = {}
+    for item, tokenizer in zip(given, tokenizers, strict=True):
+        function = _resolve(item, tokenizer, device, model_init_kwargs or {})
+        name, count = name_of(function), 1
+        while (distinct := name if count == 1 else f"{name}_{count}") in named:
+            count += 1
+        named[distinct] = function
+    _check_packages(named)
+    return named
 
 
-def _resolve(item: Any, tokenizer: Any, device: Any, model_init_kwargs: dict[str, Any]) -> NamedReward:
-    if isinstance(item, str):
-        found = function_by_name(item)
-        if found is None:
-            from strop.rewards.load_reward import load_reward_model
+def _resolve(item: Any, tokenizer: Any, device: Any, model_init_kwargs: dict[str, Any]) -> RewardFunction:
+    if _is_model(item):
+        from strop.rewards.load_reward import load_reward_model, wrap_reward_model
 
-            found = load_reward_model(item, tokenizer, device=device, **model_init_kwargs)
-            return NamedReward(name_of(found), found, False)
-        item = found
-    torch = sys.modules.get("torch")
-    if torch is not None and isinstance(item, torch.nn.Module):
-        from strop.rewards.load_reward import wrap_reward_model
-
-        item = wrap_reward_model(item, tokenizer)
+        if isinstance(item, str):
+            return load_reward_model(item, tokenizer, device=device, **model_init_kwargs)
+        return wrap_reward_model(item, tokenizer)
     if (judge := as_judge(item)) is not None:
         item = JudgeReward(judge)
     if not callable(item):
@@ -79,7 +66,7 @@ def _resolve(item: Any, tokenizer: Any, device: Any, model_init_kwargs: dict[str
             f"{item!r} is not a reward. Pass a function (completions, **kwargs) -> list of numbers, "
             "a model id, a model, or a judge."
         )
-    return NamedReward(name_of(item), item, not getattr(item, "runs_models", False))
+    return item
 
 
 def name_of(function: Any) -> str:
@@ -91,10 +78,9 @@ def name_of(function: Any) -> str:
 
 
 def _is_model(item: Any) -> bool:
+    """Whether it is a model, or the place of one: names of functions have been replaced by these."""
     torch = sys.modules.get("torch")
-    if isinstance(item, str):
-        return function_by_name(item) is None
-    return torch is not None and isinstance(item, torch.nn.Module)
+    return isinstance(item, str) or (torch is not None and isinstance(item, torch.nn.Module))
 
 
 def _aligned(processing_classes: Any, rewards: Sequence[Any]) -> Sequence[Any]:
@@ -114,23 +100,12 @@ def _aligned(processing_classes: Any, rewards: Sequence[Any]) -> Sequence[Any]:
     return processing_classes
 
 
-def _check_packages(rewards: Sequence[NamedReward]) -> None:
+def _check_packages(rewards: Mapping[str, RewardFunction]) -> None:
     problems = [
-        f"'{reward.name}' needs {package}: pip install {package}"
-        for reward in rewards
-        for module, package in getattr(reward.function, "requires", {}).items()
+        f"'{name}' needs {package}: pip install {package}"
+        for name, function in rewards.items()
+        for module, package in getattr(function, "requires", {}).items()
         if find_spec(module) is None
     ]
     if problems:
         raise SetupError.collect("Packages that rewards need are missing.", problems)
-
-
-def _with_distinct_names(rewards: Sequence[NamedReward]) -> list[NamedReward]:
-    seen: dict[str, int] = {}
-    named = []
-    for reward in rewards:
-        seen[reward.name] = seen.get(reward.name, 0) + 1
-        count = seen[reward.name]
-        name = reward.name if count == 1 else f"{reward.name}_{count}"
-        named.append(NamedReward(name, reward.function, reward.is_function))
-    return named

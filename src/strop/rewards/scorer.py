@@ -15,15 +15,15 @@ from __future__ import annotations
 import logging
 import math
 import threading
-import weakref
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from typing import Any
 
 import numpy as np
 
 from strop.errors import ConfigError, DataError, RewardError, SetupError, did_you_mean
 from strop.records import PushedMean
-from strop.rewards.calls import RewardCall, run_home_async
+from strop.rewards.calls import RewardCall
 from strop.rewards.contract import HOOKS, Failure, Outcome, describe
 from strop.rewards.request import ScoringRequest
 from strop.rewards.resolve import resolve_rewards
@@ -89,19 +89,13 @@ class RewardSet:
         self.weights = _read_weights(weights, len(resolved))
         self._calls = [
             RewardCall(
-                reward.name,
-                reward.function,
-                isolate=isolate,
-                timed=reward.is_function,
-                memory_limit_bytes=memory_limit_bytes,
-                run_directory=run_directory,
+                name, function, isolate=isolate, memory_limit_bytes=memory_limit_bytes, run_directory=run_directory
             )
-            for reward in resolved
+            for name, function in resolved.items()
         ]
         self._warned = dict.fromkeys(self.names, 0)
+        self._workers = [call.worker for call in self._calls if call.worker is not None]
         self._lock = threading.RLock()
-        self._checked: frozenset[str] | None = None
-        weakref.finalize(self, _close_all, self._calls)
 
     @property
     def names(self) -> list[str]:
@@ -116,7 +110,7 @@ class RewardSet:
     @property
     def places(self) -> dict[str, str]:
         """Where each reward runs."""
-        return {call.name: call.place for call in self._calls}
+        return {call.name: "a process of its own" if call.worker else "this process" for call in self._calls}
 
     def __len__(self) -> int:
         return len(self._calls)
@@ -130,15 +124,16 @@ class RewardSet:
     def start(self) -> None:
         """Start the workers now and wait for them; otherwise the first `score` does it."""
         with self._lock:
-            for call in self._calls:
-                call.launch()
-            for call in self._calls:
-                call.wait_ready()
+            for worker in self._workers:
+                worker.launch()
+            for worker in self._workers:
+                worker.wait_ready()
 
     def close(self) -> None:
         """End the workers; a later `score` starts new ones."""
         with self._lock:
-            _close_all(self._calls)
+            for worker in self._workers:
+                worker.kill()
 
     def check_columns(self, columns: Sequence[str], *, has_ids: bool = True, has_environments: bool = False) -> None:
         """Check at set-up that the rows offer what the functions ask for.
@@ -189,12 +184,9 @@ class RewardSet:
             SetupError: a reward says that its own set-up is wrong, whatever `on_error` is.
         """
         request = ScoringRequest.checked(prompts, completions, completion_ids, columns, trainer_state, environments)
-        offered = frozenset(request.offered())
-        if offered != self._checked:
-            self.check_columns(
-                list(request.columns), has_ids=completion_ids is not None, has_environments=environments is not None
-            )
-            self._checked = offered
+        self.check_columns(
+            list(columns or ()), has_ids=completion_ids is not None, has_environments=environments is not None
+        )
         if not request.n_rows:
             return self._table(request, [Outcome() for _ in self._calls])
         with self._lock:
@@ -203,24 +195,14 @@ class RewardSet:
         return self._table(request, outcomes)
 
     def _ask_all(self, request: ScoringRequest) -> list[Outcome]:
-        """One outcome per reward; workers and this process compute at the same time."""
-        outcomes: dict[str, Outcome] = {}
-        try:
-            for call in self._calls:
-                call.launch()
-            for call in self._calls:
-                call.begin(request, self.timeout_seconds)
-            together = [call for call in self._calls if call.at_home and call.is_async and call.timed]
-            if together:
-                answers = run_home_async(together, request, self.timeout_seconds)
-                outcomes.update(zip((call.name for call in together), answers, strict=True))
-            for call in sorted(self._calls, key=lambda call: not call.at_home):
-                if call.name not in outcomes:
-                    outcomes[call.name] = call.finish()
-        finally:
-            for call in self._calls:
-                call.abort()
-        return [outcomes[call.name] for call in self._calls]
+        """One outcome per reward; workers and this process compute at the same time, and coroutines with each other."""
+        for worker in self._workers:
+            worker.launch()
+        with ExitStack() as stack:
+            asked = [(call, stack.enter_context(call.asked(request, self.timeout_seconds))) for call in self._calls]
+            asked.sort(key=lambda pair: (pair[0].worker is not None, not pair[0].is_async))
+            outcomes = {call.name: answer() for call, answer in asked}
+        return [outcomes[name] for name in self.names]
 
     def _contain(self, call: RewardCall, outcome: Outcome, request: ScoringRequest) -> Outcome:
         """Trace a failed batch to its rows; the result has no `failure`, unless no row could be blamed."""
@@ -234,7 +216,7 @@ class RewardSet:
             request.n_rows,
             outcome.failure,
             timeout_seconds=self.timeout_seconds if call.timed else None,
-            prepare=call.wait_ready,
+            prepare=call.worker.wait_ready if call.worker else lambda: None,
             stop_at_first=self.on_error == "raise",
         )
         if self.on_error == "raise" and not found.failed:
@@ -297,7 +279,7 @@ def _explain(name: str, outcome: Outcome, failed: Mapping[int, Failure], request
     if outcome.failure is not None:
         return [f"reward '{name}', batch of {request.n_rows}: {outcome.failure.text}"]
     return [
-        f"reward '{name}', row {row} (completion: {describe(request.completions[row])}): {failure.text}"
+        f"reward '{name}', row {row} (completion: {describe(request.arguments['completions'][row])}): {failure.text}"
         for row, failure in sorted(failed.items())
     ]
 
@@ -345,8 +327,3 @@ def _read_weights(weights: Sequence[float] | None, n_rewards: int) -> np.ndarray
     if not np.isfinite(read).all():
         raise ConfigError(f"The reward weights must be finite numbers; got {list(weights)}.")
     return read
-
-
-def _close_all(calls: Sequence[RewardCall]) -> None:
-    for call in calls:
-        call.close()

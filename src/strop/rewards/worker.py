@@ -12,6 +12,7 @@ import signal
 import sys
 import threading
 import time
+from multiprocessing.connection import Connection
 from typing import Any
 
 from strop.rewards.contract import Failure, Outcome, describe_exception
@@ -19,46 +20,50 @@ from strop.rewards.invoke import run_function
 
 ORPHAN_SECONDS = 10.0
 _nowhere = os.open(os.devnull, os.O_WRONLY)
-_held: dict[str, Any] = {}
 
 
-def prepare(parent_pid: int, memory_limit_bytes: int | None, start_method: str) -> None:
-    """Once per process: a group of its own, so that its children die with it; the first to go when memory is short.
+def serve(pipe: Connection, parent_pid: int, memory_limit_bytes: int | None, start_method: str) -> None:
+    """Take a function, say why that failed or nothing, and answer requests until nobody asks any more.
 
     Args:
+        pipe: to the training process.
         parent_pid: the training process.
         memory_limit_bytes: bound on the address space.
         start_method: how processes that the function starts begin; as in the training process.
     """
-    os.setpgid(0, 0)
+    os.setpgid(0, 0)  # a group of its own, so that its children die with it
     multiprocessing.set_start_method(start_method, force=True)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # pebble's handler cannot run while native code runs
     with contextlib.suppress(OSError), open("/proc/self/oom_score_adj", "w") as file:
-        file.write("1000")
+        file.write("1000")  # the first to go when memory is short
     if memory_limit_bytes is not None:
         import resource
 
         resource.setrlimit(resource.RLIMIT_AS, (memory_limit_bytes, memory_limit_bytes))
     threading.Thread(target=_end_with, args=(parent_pid,), daemon=True, name="strop-parent-watch").start()
-
-
-def load(payload: bytes) -> tuple[int, str]:
-    """Take the function; this process's id, and why that failed or nothing."""
+    function = None
     try:
-        function = pickle.loads(payload)
-        for module in getattr(function, "requires", ()):  # importing them counts as starting, not as scoring
-            importlib.import_module(module)
+        function = load(pipe.recv_bytes())
+        pipe.send_bytes(b"")
     except BaseException as error:
-        return os.getpid(), describe_exception(error)
+        pipe.send_bytes(describe_exception(error).encode("utf-8", "replace"))
+    with contextlib.suppress(EOFError):
+        while True:
+            pipe.send_bytes(answer(function, *pickle.loads(pipe.recv_bytes())))
+
+
+def load(payload: bytes) -> Any:
+    """Read the function, and import what it needs: that counts as starting, not as scoring."""
+    function = pickle.loads(payload)
+    for module in getattr(function, "requires", ()):
+        importlib.import_module(module)
     code = function if hasattr(function, "__globals__") else type(function).__call__
     names = getattr(code, "__globals__", {})
     if names.get("__name__") == "__main__":  # so that functions of the script can go on to pools that it starts
         vars(sys.modules["__main__"]).update({n: v for n, v in names.items() if not n.startswith("__")})
-    _held["function"] = function
-    return os.getpid(), ""
+    return function
 
 
-def answer(blobs: dict[str, bytes], n_rows: int, seconds: float | None) -> bytes:
+def answer(function: Any, blobs: dict[str, bytes], n_rows: int, seconds: float | None) -> bytes:
     """Call the function with pickled arguments; its pickled `Outcome`.
 
     The other side holds the limit of `seconds`. Should it be gone, this process leaves by itself a little later, from
@@ -67,7 +72,7 @@ def answer(blobs: dict[str, bytes], n_rows: int, seconds: float | None) -> bytes
     if seconds is not None:
         faulthandler.dump_traceback_later(seconds + ORPHAN_SECONDS, exit=True, file=_nowhere)
     try:
-        outcome = _answer(blobs, n_rows)
+        outcome = _answer(function, blobs, n_rows)
     finally:
         faulthandler.cancel_dump_traceback_later()
     try:
@@ -77,7 +82,7 @@ def answer(blobs: dict[str, bytes], n_rows: int, seconds: float | None) -> bytes
         return pickle.dumps(Outcome(failure=Failure("value", wrong)))
 
 
-def _answer(blobs: dict[str, bytes], n_rows: int) -> Outcome:
+def _answer(function: Any, blobs: dict[str, bytes], n_rows: int) -> Outcome:
     arguments = {}
     for name, blob in blobs.items():
         try:
@@ -86,7 +91,7 @@ def _answer(blobs: dict[str, bytes], n_rows: int) -> Outcome:
             text = f"the argument '{name}' cannot be read in its process: {describe_exception(error)}"
             return Outcome(failure=Failure("setup", text))
     try:
-        return run_function(_held["function"], arguments, n_rows)
+        return run_function(function, arguments, n_rows)
     except BaseException as error:  # KeyboardInterrupt raised by the function itself: nobody else can reach us
         return Outcome(failure=Failure("exception", f"it raised {describe_exception(error)}"))
 

@@ -2,10 +2,20 @@ from __future__ import annotations
 
 import asyncio
 import time
+from contextlib import ExitStack
 
 from tests.support.patience import with_patience
 
-from strop.rewards.gather import run_together
+from strop.rewards.calls import RewardCall
+from strop.rewards.request import ScoringRequest
+
+
+def run_together(functions, seconds, completions=("a",)):
+    """Ask all, and then wait for all."""
+    request = ScoringRequest.checked(["p"] * len(completions), completions, None, None)
+    with ExitStack() as stack:
+        asked = [stack.enter_context(RewardCall("f", f).asked(request, seconds)) for f in functions]
+        return [answer() for answer in asked]
 
 
 async def slow_lengths(completions, **kwargs):
@@ -26,7 +36,7 @@ def test_async_functions_wait_at_the_same_time():
         await asyncio.wait_for(ready.wait(), 50)
         return [float(len(together))]
 
-    outcomes = run_together([(meet, {"completions": ["a"]}, 1)] * 3, 60.0)
+    outcomes = run_together([meet] * 3, 60.0)
     assert [outcome.values for outcome in outcomes] == [[3.0], [3.0], [3.0]]
 
 
@@ -45,8 +55,7 @@ def test_one_hanging_coroutine_does_not_take_the_others_with_it(seconds):
     async def fail(completions):
         raise TimeoutError("my own")
 
-    calls = [(f, {"completions": ["a"]}, 1) for f in (hang, slow_lengths, hang_on, fail)]
-    hung, fine, stubborn, failed = run_together(calls, seconds)
+    hung, fine, stubborn, failed = run_together([hang, slow_lengths, hang_on, fail], seconds)
     assert hung.failure.kind == "timeout" and f"{seconds:g} seconds" in hung.failure.text
     assert fine.values == [1.0]
     assert stubborn.failure.kind == "timeout"
@@ -58,13 +67,13 @@ def test_a_coroutine_that_blocks_the_loop_is_interrupted():
         while True:
             time.sleep(0.01)
 
-    (outcome,) = run_together([(block, {"completions": ["a"]}, 1)], 0.1)
+    (outcome,) = run_together([block], 0.1)
     assert outcome.failure.kind == "timeout"
 
 
 def test_a_running_loop_is_no_obstacle():
     async def notebook():
-        return run_together([(slow_lengths, {"completions": ["abc"]}, 1)], 10.0)
+        return run_together([slow_lengths], 10.0, ["abc"])
 
     (outcome,) = asyncio.run(notebook())
     assert outcome.values == [3.0]
