@@ -6,6 +6,7 @@ its timer is the limit; with `isolate=True`, or called by itself in the main thr
 
 from __future__ import annotations
 
+import functools
 import logging
 import math
 import threading
@@ -128,19 +129,19 @@ get_cosine_scaled_reward = CosineScaledReward
 
 def _accuracy(answers: Sequence[str | None], solution: Sequence[Any], log_extra: LogExtra | None) -> list[float | None]:
     """Compare answers (None: none was given) with gold texts."""
-    checker = _Checker()
+    parse, extract, verify = _math_verify()
     rewards: list[float | None] = []
     parsed_golds: list[str] = []
     parsed_answers: list[str] = []
     for answer, gold_text in zip(answers, solution, strict=True):
-        gold = [] if gold_text is None else checker.parse_gold(str(gold_text))
-        answer_parsed = checker.parse_answer(answer) if gold and answer is not None else []
+        gold = [] if gold_text is None else parse(str(gold_text))
+        answer_parsed = extract(answer) if gold and answer is not None else []
         parsed_golds.append(_shown(gold))
         parsed_answers.append(_shown(answer_parsed))
         if not gold:
             rewards.append(None)
         else:
-            rewards.append(float(bool(answer_parsed) and checker.verify(gold, answer_parsed)))
+            rewards.append(float(bool(answer_parsed) and verify(gold, answer_parsed)))
     if log_extra is not None:
         log_extra("solution", list(solution))
         log_extra("gold_parsed", parsed_golds)
@@ -148,42 +149,24 @@ def _accuracy(answers: Sequence[str | None], solution: Sequence[Any], log_extra:
     return rewards
 
 
-class _Checker:
-    """The three calls into math-verify, with the time limits that are possible here."""
-
-    def __init__(self) -> None:
-        try:
-            import math_verify
-            from latex2sympy2_extended import NormalizationConfig
-        except ImportError:
-            raise SetupError("This reward needs the package math-verify. Install it: pip install math-verify") from None
-        self._package = math_verify
-        self._extraction = [
-            math_verify.LatexExtractionConfig(
-                normalization_config=NormalizationConfig(units=True),
-                boxed_match_priority=0,
-                try_extract_without_anchor=False,
-            )
-        ]
-        signals = threading.current_thread() is threading.main_thread() and not alarm_in_use()
-        self._parse_seconds = _PARSE_SECONDS if signals else None
-        self._verify_seconds = _VERIFY_SECONDS if signals else None
-        if not signals:  # the package warns about every call without a limit; the caller holds one
-            logging.getLogger("math_verify").setLevel(logging.ERROR)
-
-    def parse_gold(self, text: str) -> list[Any]:
-        return self._package.parse(text, parsing_timeout=self._parse_seconds)
-
-    def parse_answer(self, text: str) -> list[Any]:
-        return self._package.parse(
-            text,
-            extraction_config=self._extraction,
-            extraction_mode="first_match",
-            parsing_timeout=self._parse_seconds,
-        )
-
-    def verify(self, gold: list[Any], answer: list[Any]) -> bool:
-        return self._package.verify(gold, answer, timeout_seconds=self._verify_seconds)
+def _math_verify() -> tuple[Callable[..., Any], ...]:
+    """Parse a gold answer, parse a completion, compare the two: with the time limits that are possible here."""
+    try:
+        import math_verify
+        from latex2sympy2_extended import NormalizationConfig
+    except ImportError:
+        raise SetupError("This reward needs the package math-verify. Install it: pip install math-verify") from None
+    signals = threading.current_thread() is threading.main_thread() and not alarm_in_use()
+    if not signals:  # the package warns about every call without a limit; the caller holds one
+        logging.getLogger("math_verify").setLevel(logging.ERROR)
+    extraction = math_verify.LatexExtractionConfig(
+        normalization_config=NormalizationConfig(units=True),
+        boxed_match_priority=0,
+        try_extract_without_anchor=False,
+    )
+    parse = functools.partial(math_verify.parse, parsing_timeout=_PARSE_SECONDS if signals else None)
+    extract = functools.partial(parse, extraction_config=[extraction], extraction_mode="first_match")
+    return parse, extract, functools.partial(math_verify.verify, timeout_seconds=_VERIFY_SECONDS if signals else None)
 
 
 def _after_reasoning(text: str, delimiters: Sequence[str]) -> str | None:

@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import os
+import re
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
 from strop.errors import ConfigError, DataError
-from strop.rewards.code_execution import run_code
+from strop.rewards.code_execution import Execution, run_code
 from strop.rewards.sandbox.places import choose
 from strop.rewards.sandbox.protocol import Sandbox
 from strop.rewards.texts import completion_text
 
-_FENCE = "```"
-_LANGUAGES = frozenset({"", "python", "python3", "py"})
+_BLOCK = re.compile(r"^[^\S\n]*```([^\n]*)\n(.*?)(?:^[^\S\n]*```[^\n]*$|\Z)", re.MULTILINE | re.DOTALL)
+"""A fenced block, or an unclosed one: its language and its text."""
+_LANGUAGES = ("", "python", "python3", "py")
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,17 +96,22 @@ class CodeReward:
         **kwargs: Any,
     ) -> list[float | None]:
         entry_points = entry_point if entry_point is not None else [None] * len(completions)
-        sandbox = choose(self.sandbox, self.allow_unsafe_code)
+        run = functools.partial(
+            run_code,
+            sandbox=choose(self.sandbox, self.allow_unsafe_code),
+            timeout_seconds=self.timeout_seconds,
+            memory_limit_bytes=self.memory_limit_bytes,
+        )
         programs = [extract_code(completion_text(completion)) for completion in completions]
         read = [read_tests(given, entry) for given, entry in zip(tests, entry_points, strict=True)]
         with ThreadPoolExecutor(self.max_workers) as pool:
-            results = list(pool.map(self._judge, programs, read, entry_points, [sandbox] * len(programs)))
+            results = list(pool.map(functools.partial(self._judge, run), programs, read, entry_points))
         if log_extra is not None:
             log_extra("code_status", [status for _, status in results])
         return [reward for reward, _ in results]
 
     def _judge(
-        self, program: str, tests: CodeTests | None, entry_point: str | None, sandbox: Sandbox
+        self, run: Callable[..., Execution], program: str, tests: CodeTests | None, entry_point: str | None
     ) -> tuple[float | None, str]:
         """(reward, status) of one program."""
         if tests is None:
@@ -111,39 +119,22 @@ class CodeReward:
         if not program.strip():
             return 0.0, "no code"
         if tests.snippets:
-            passed, status = self._run_snippets(program, tests, entry_point, sandbox)
+            done = run(program, tests=tests.snippets, entry_point=entry_point)
+            # A run that did not come to its own end has not passed, whatever it reported on the way.
+            passed = done.passed if done.status == "ok" or self.partial else [False]
+            status = done.status
         else:
-            passed, status = self._run_cases(program, tests, sandbox)
+            passed, status = self._run_cases(run, program, tests.cases)
         share = sum(passed) / len(passed)
         return (share if self.partial else float(share == 1.0)), status
 
-    def _run_snippets(
-        self, program: str, tests: CodeTests, entry_point: str | None, sandbox: Sandbox
+    def _run_cases(
+        self, run: Callable[..., Execution], program: str, cases: Sequence[tuple[str, str]]
     ) -> tuple[list[bool], str]:
-        done = run_code(
-            program,
-            tests=tests.snippets,
-            entry_point=entry_point,
-            sandbox=sandbox,
-            timeout_seconds=self.timeout_seconds,
-            memory_limit_bytes=self.memory_limit_bytes,
-        )
-        # A run that did not come to its own end has not passed, whatever it reported on the way.
-        if done.status == "ok" or self.partial:
-            return done.passed, done.status
-        return [False] * len(done.passed), done.status
-
-    def _run_cases(self, program: str, tests: CodeTests, sandbox: Sandbox) -> tuple[list[bool], str]:
         passed: list[bool] = []
         status = "ok"
-        for stdin, expected in tests.cases:
-            done = run_code(
-                program,
-                stdin=stdin,
-                sandbox=sandbox,
-                timeout_seconds=self.timeout_seconds,
-                memory_limit_bytes=self.memory_limit_bytes,
-            )
+        for stdin, expected in cases:
+            done = run(program, stdin=stdin)
             status = done.status if done.status != "ok" else status
             passed.append(done.status == "ok" and _lines(done.stdout) == _lines(expected))
             if not passed[-1] and not self.partial:
@@ -156,26 +147,10 @@ get_code_reward = CodeReward
 
 def extract_code(text: str) -> str:
     """The last fenced Python block of a text (or what follows an unclosed fence); the whole text without fences."""
-    blocks: list[str] = []
-    inside: list[str] | None = None
-    for line in text.splitlines():
-        mark = line.strip()
-        if not mark.startswith(_FENCE):
-            if inside is not None:
-                inside.append(line)
-        elif inside is None:
-            inside = []
-            language = mark[len(_FENCE) :].strip().lower()
-            wanted = language in _LANGUAGES
-        else:
-            if wanted:
-                blocks.append("\n".join(inside))
-            inside = None
-    if inside is not None and wanted:
-        blocks.append("\n".join(inside))
+    blocks = [code for language, code in _BLOCK.findall(text) if language.strip().lower() in _LANGUAGES]
     if blocks:
-        return blocks[-1]
-    return "" if _FENCE in text else text.rpartition("</think>")[2]
+        return blocks[-1].rstrip("\n")
+    return "" if "```" in text else text.rpartition("</think>")[2]
 
 
 def read_tests(given: Any, entry_point: str | None = None) -> CodeTests | None:

@@ -91,9 +91,9 @@ class EndpointJudge(AskingJudge):
         try:
             answers = list(pool.map(lambda question: self._ask(question, line), questions))
         finally:
-            line.close()
+            line.closed.set()
             pool.shutdown(wait=True, cancel_futures=True)
-        if line.failed == len(questions):
+        if not line.answered:
             raise RewardError(
                 f"The judge at {self.base_url} answered none of {len(questions)} requests; the last problem: "
                 f"{line.last_problem}. Check that the server runs and serves the model '{self.model}'."
@@ -104,7 +104,7 @@ class EndpointJudge(AskingJudge):
         """P(A) for one question, or None."""
         request = self._request(question)
         for attempt in range(self.retries + 1):
-            if line.closed:
+            if line.closed.is_set():
                 break
             pause_s: float | None = None
             try:
@@ -113,15 +113,14 @@ class EndpointJudge(AskingJudge):
                 return verdict
             except HttpStatusError as error:
                 if error.status not in _RETRIED_STATUS:
-                    line.close()
+                    line.closed.set()
                     raise RewardError(f"The judge at {self.base_url} refuses requests: {error}") from None
                 line.note(str(error))
                 pause_s = error.retry_after_s
             except (HttpError, MalformedReply) as error:
                 line.note(str(error))
             if attempt < self.retries:
-                line.pause(min(0.5 * 2**attempt if pause_s is None else pause_s, _LONGEST_PAUSE_SECONDS))
-        line.count_failed()
+                line.closed.wait(min(0.5 * 2**attempt if pause_s is None else pause_s, _LONGEST_PAUSE_SECONDS))
         return None
 
     def _request(self, text: str) -> dict[str, Any]:
@@ -137,36 +136,24 @@ class EndpointJudge(AskingJudge):
 
 
 class _Line:
-    """The state of the connection to a server during one call: how many requests in a row have failed."""
+    """The connection to a server during one call: closed when nobody shall ask any more."""
 
     def __init__(self, give_up_after: int) -> None:
-        self._lock = threading.Lock()
-        self._closed = threading.Event()
-        self._give_up_after = give_up_after
-        self._in_a_row = 0
-        self.failed = 0
+        self.closed = threading.Event()
+        self.answered = 0
         self.last_problem = "it was given up"
-
-    @property
-    def closed(self) -> bool:
-        return self._closed.is_set()
+        self._lock = threading.Lock()
+        self._give_up_after = give_up_after
+        self._failed_in_a_row = 0
 
     def note(self, problem: str | None) -> None:
+        """One request went well, or had a problem; a server that fails again and again is given up."""
         with self._lock:
-            self._in_a_row = 0 if problem is None else self._in_a_row + 1
+            self.answered += problem is None
+            self._failed_in_a_row = 0 if problem is None else self._failed_in_a_row + 1
             self.last_problem = problem or self.last_problem
-            if self._in_a_row >= self._give_up_after:
-                self._closed.set()
-
-    def count_failed(self) -> None:
-        with self._lock:
-            self.failed += 1
-
-    def pause(self, seconds: float) -> None:
-        self._closed.wait(seconds)
-
-    def close(self) -> None:
-        self._closed.set()
+            if self._failed_in_a_row >= self._give_up_after:
+                self.closed.set()
 
 
 class MalformedReply(ValueError):

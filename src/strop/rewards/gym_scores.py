@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
@@ -32,14 +33,7 @@ class ReasoningGymReward:
         self.dataset_name = dataset_name
         self.answer_tag = answer_tag
         self.reward_name = dataset_name
-        self._scorer = _score_function(dataset_name)
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**vars(self), "_scorer": None}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        vars(self).update(state)
-        self._scorer = _score_function(self.dataset_name)
+        _score_function(dataset_name)
 
     def __call__(
         self,
@@ -59,8 +53,9 @@ class ReasoningGymReward:
             questions = question if question is not None else [None] * len(completions)
             columns = zip(questions, answer, metadata, strict=True)
             entry = [{"question": q, "answer": a, "metadata": _decoded(m)} for q, a, m in columns]
+        scorer = _score_function(self.dataset_name)
         return [
-            float(self._scorer(self._answer(completion_text(completion)), _decoded(item)))
+            float(scorer(self._answer(completion_text(completion)), _decoded(item)))
             for completion, item in zip(completions, entry, strict=True)
         ]
 
@@ -75,6 +70,7 @@ class ReasoningGymReward:
 reasoning_gym_reward = ReasoningGymReward
 
 
+@functools.cache
 def _score_function(dataset_name: str) -> Any:
     try:
         from reasoning_gym.factory import DATASETS, get_score_answer_fn

@@ -18,14 +18,10 @@ import cloudpickle
 
 from strop.errors import ConfigError, SetupError, did_you_mean
 
-VERIFIERS = {
-    "accuracy_reward": "strop.rewards.accuracy",
-    "reasoning_accuracy_reward": "strop.rewards.accuracy",
-    "think_format_reward": "strop.rewards.verifiers",
-    "exact_match_reward": "strop.rewards.verifiers",
-    "length_reward": "strop.rewards.verifiers",
-    "code_reward": "strop.rewards.code_tests",
-}
+VERIFIERS = (
+    *("accuracy_reward", "reasoning_accuracy_reward", "think_format_reward"),
+    *("exact_match_reward", "length_reward", "code_reward"),
+)
 """Rewards that can be asked for by name; `reasoning_gym:TASK` is understood too."""
 
 _DOTTED = re.compile(r"^[A-Za-z_]\w*(\.[A-Za-z_]\w*)*[.:][A-Za-z_]\w*$")
@@ -39,7 +35,7 @@ def function_by_name(name: str) -> Any:
         SetupError: the module or file cannot be imported.
     """
     if name in VERIFIERS:
-        return getattr(importlib.import_module(VERIFIERS[name]), name)
+        return getattr(importlib.import_module("strop.rewards"), name)
     if name.startswith("reasoning_gym:"):
         from strop.rewards.gym_scores import reasoning_gym_reward
 
