@@ -121,7 +121,7 @@ def _with_tests(session: Session, members: dict[str, Member], n_tests: int) -> E
             errors[index] = "" if passed[index] else str(event.get("error"))[:1000]
         elif type(event.get("event")) is str:
             happened[event["event"]] = event
-    status, error = _stopped(session)
+    status, error = session.status, session.why
     if status == "ok" and "failed" in happened:
         status, error = "error", str(happened["failed"].get("error"))[:1000]
     code = _exit_code(members["serve"])
@@ -135,7 +135,7 @@ def _with_tests(session: Session, members: dict[str, Member], n_tests: int) -> E
 
 
 def _alone(session: Session, member: Member) -> Execution:
-    status, error = _stopped(session)
+    status, error = session.status, session.why
     code = _exit_code(member)
     stderr = _text(session, member.err)
     if status == "ok" and code > 128:
@@ -144,12 +144,6 @@ def _alone(session: Session, member: Member) -> Execution:
         last = stderr.strip().splitlines()[-1:]
         status, error = "error", ": ".join([f"exit code {code}", *last])[:1000]
     return Execution(status, [], [], _text(session, member.out), stderr, error)
-
-
-def _stopped(session: Session) -> tuple[str, str]:
-    seconds, limit = session.limits.seconds, session.limits.output_bytes
-    said = {"timeout": f"it did not end within {seconds:g} seconds", "output": f"it printed more than {limit} bytes"}
-    return session.stopped_for or "ok", said.get(session.stopped_for, session.why)
 
 
 def _exit_code(member: Member) -> int:

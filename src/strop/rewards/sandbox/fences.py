@@ -15,7 +15,7 @@ import sys
 import tempfile
 
 from strop.rewards.sandbox import tree
-from strop.rewards.sandbox.protocol import Limits
+from strop.rewards.sandbox.protocol import Limits, environment_in, start_apart
 
 
 class Fences:
@@ -38,16 +38,7 @@ class Fences:
     def start(self, arguments: list[str], limits: Limits) -> subprocess.Popen[bytes]:
         folder = tempfile.mkdtemp(prefix="strop-code-")
         try:
-            process = subprocess.Popen(
-                [sys.executable, *arguments],
-                cwd=folder,
-                env=_environment(folder),
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.PIPE,
-                bufsize=0,
-                start_new_session=True,
-            )
+            process = start_apart([sys.executable, *arguments], folder, environment_in(folder))
         except BaseException:
             _remove(folder)
             raise
@@ -76,8 +67,3 @@ def _remove(folder: str) -> None:
         return
     subprocess.run(["chmod", "-R", "u+rwx", "--", folder], capture_output=True, check=False)
     subprocess.run(["rm", "-rf", "--", folder], capture_output=True, check=False)
-
-
-def _environment(folder: str) -> dict[str, str]:
-    one_thread = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
-    return {"PATH": os.defpath, "HOME": folder, "TMPDIR": folder, "LANG": "C.UTF-8", **one_thread}

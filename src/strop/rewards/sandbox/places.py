@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import functools
 import os
-import threading
 import warnings
 
 from strop.errors import SetupError
@@ -12,18 +12,14 @@ from strop.rewards.sandbox.protocol import Limits, Sandbox
 from strop.rewards.sandbox.wall import Wall
 
 _PROBE_SECONDS = 30.0
-_LOCK = threading.Lock()
-_found: list[tuple[Wall | None, str]] = []
 
 
+@functools.cache
 def find_wall() -> tuple[Wall | None, str]:
     """(the wall, "") or (None, why there is none). Tried once per process."""
-    with _LOCK:
-        if not _found:
-            wall = Wall()
-            why = wall.unusable() or _probe(wall)
-            _found.append((None, why) if why else (wall, ""))
-        return _found[0]
+    wall = Wall()
+    why = wall.unusable() or _probe(wall)
+    return (None, why) if why else (wall, "")
 
 
 def choose(sandbox: Sandbox | None, allow_unsafe_code: bool) -> Sandbox:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -66,3 +68,27 @@ class Sandbox(Protocol):
     def too_much(self, process: subprocess.Popen[bytes], limits: Limits) -> str:
         """Why the process and those it started are to be killed, as "memory ..."; asked every 50 ms; "" to go on."""
         ...
+
+
+def start_apart(
+    command: Sequence[str], folder: str, environment: Mapping[str, str], pass_fds: Sequence[int] = ()
+) -> subprocess.Popen[bytes]:
+    """Start a command in a session of its own, its three standard streams on unbuffered pipes."""
+    pipe = subprocess.PIPE
+    return subprocess.Popen(
+        command,
+        stdin=pipe,
+        stdout=pipe,
+        stderr=pipe,
+        bufsize=0,
+        cwd=folder,
+        env=environment,
+        pass_fds=pass_fds,
+        start_new_session=True,
+    )
+
+
+def environment_in(folder: str, path: str = os.defpath) -> dict[str, str]:
+    """The environment variables of a program, whose home is this folder."""
+    one_thread = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
+    return {"PATH": path, "HOME": folder, "TMPDIR": folder, "LANG": "C.UTF-8", **one_thread}

@@ -72,59 +72,20 @@ class Remote:
     def __getattr__(self, name: str) -> Any:
         return self._ask("getattr", self, name)
 
-    def __setattr__(self, name: str, value: Any) -> None:
-        self._ask("setattr", self, name, value)
-
-    def __delattr__(self, name: str) -> None:
-        self._ask("delattr", self, name)
-
     def __getitem__(self, key: Any) -> Any:
         if self._is_plain:
             with contextlib.suppress(KeyError, TypeError):  # a defaultdict, an array: the program's own way
                 return self._value()[key]
         return self._ask("getitem", self, key)
 
-    def __setitem__(self, key: Any, value: Any) -> None:
-        self._ask("setitem", self, key, value)
-
-    def __delitem__(self, key: Any) -> None:
-        self._ask("delitem", self, key)
-
-    def __len__(self) -> int:
-        return len(self._value()) if self._is_plain else _exact(int, self._ask("len", self))
-
-    def __bool__(self) -> bool:
-        return bool(self._value()) if self._is_plain else _exact(bool, self._ask("bool", self))
-
     def __iter__(self) -> Any:
         return iter(self._value()) if self._is_plain else self._ask("iter", self)
-
-    def __next__(self) -> Any:
-        return self._ask("next", self)
 
     def __reversed__(self) -> Any:
         return reversed(self._value()) if self._is_plain else self._ask("reversed", self)
 
     def __contains__(self, item: Any) -> bool:
         return item in self._value() if self._is_plain else any(item == each for each in self)
-
-    def __str__(self) -> str:
-        return _exact(str, self._ask("str", self))
-
-    def __repr__(self) -> str:
-        return _exact(str, self._ask("repr", self))
-
-    def __format__(self, spec: str) -> str:
-        return _exact(str, self._ask("format", self, spec))
-
-    def __hash__(self) -> int:
-        return hash(self._value()) if self._is_plain else _exact(int, self._ask("hash", self))
-
-    def __int__(self) -> int:
-        return int(self._value()) if self._is_plain else _exact(int, self._ask("int", self))
-
-    def __float__(self) -> float:
-        return float(self._value()) if self._is_plain else _exact(float, self._ask("float", self))
 
     def __index__(self) -> int:
         return operator.index(self._value())
@@ -134,9 +95,6 @@ class Remote:
 
     def __deepcopy__(self, memo: Any) -> Any:
         return copy.deepcopy(self._value(), memo)
-
-    def __enter__(self) -> Any:
-        return self._ask("enter", self)
 
     def __exit__(self, *raised: Any) -> None:
         self._ask("exit", self)
@@ -180,6 +138,24 @@ def _operator(name: str, swapped: bool) -> Any:
     return method
 
 
+def _question(verb: str, kind: Any = None, *, here_if_plain: bool = False) -> Any:
+    """The method that asks the program, for an answer of one kind; of a plain value Python itself answers here."""
+
+    def method(self: Remote, *arguments: Any) -> Any:
+        if here_if_plain and self._is_plain:
+            return getattr(builtins, verb)(self._value())
+        answer = self._ask(verb, self, *arguments)
+        return answer if kind is None else _exact(kind, answer)
+
+    return method
+
+
+for _name in ("setattr", "delattr", "setitem", "delitem", "next", "enter"):
+    setattr(Remote, f"__{_name}__", _question(_name))
+for _name in ("str", "repr", "format"):
+    setattr(Remote, f"__{_name}__", _question(_name, str))
+for _name, _kind in {"len": int, "bool": bool, "hash": int, "int": int, "float": float}.items():
+    setattr(Remote, f"__{_name}__", _question(_name, _kind, here_if_plain=True))
 for _name in ("add", "sub", "mul", "truediv", "floordiv", "mod", "pow", "matmul", "and_", "or_", "xor"):
     setattr(Remote, f"__{_name.rstrip('_')}__", _operator(_name, False))
     setattr(Remote, f"__r{_name.rstrip('_')}__", _operator(_name, True))

@@ -8,20 +8,21 @@ The clock starts when the program's text is sent, and nothing that arrives can m
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import functools
 import json
 import marshal
 import math
-import os
-import selectors
 import struct
 import subprocess
 import time
+from collections.abc import Coroutine
 from pathlib import Path
 from typing import Any
 
 from strop.errors import SetupError
+from strop.rewards.event_loop import EventLoop
 from strop.rewards.sandbox import audit, judging, remote, serving, values
 from strop.rewards.sandbox.fences import Fences
 from strop.rewards.sandbox.inside import READY, TO_PARENT, TO_PROGRAM
@@ -61,23 +62,69 @@ def _bundle(role: str, compiled: bool) -> bytes:
     ).encode()
 
 
+class Stopped(Exception):
+    """A run that is not to go on: its status, and why."""
+
+
 class Member:
-    """One process of a run, and what is to be written to it and was read from it."""
+    """One process of a run, its streams, and what it wrote that is not carried on."""
 
     def __init__(self, sandbox: Sandbox, role: str, limits: Limits) -> None:
-        self.role = role
-        self.ready = False
-        bundle = _bundle(role, isinstance(sandbox, (Wall, Fences)))
         self.process = sandbox.start(["-I", "-S", "-B", "-u", "-c", _BOOT], limits)
-        self.queue = bytearray(b"%08x" % len(bundle) + bundle + _framed(_limits_message(sandbox, limits)))
-        self.close_when_sent = False
-        self.head = bytearray()  # output before "ready"
+        bundle = _bundle(role, isinstance(sandbox, (Wall, Fences)))
+        self._first = b"%08x" % len(bundle) + bundle + _framed(_limits_message(sandbox, limits))
+        self._limit = limits.output_bytes
         self.fences: list[str] = []
-        self.out = bytearray()  # standard output that is not carried on
-        self.err = bytearray()
+        self.out, self.err = bytearray(), bytearray()
 
-    def streams(self) -> tuple[Any, Any, Any]:
-        return self.process.stdin, self.process.stdout, self.process.stderr
+    async def open(self) -> None:
+        """Take its streams into the event loop, and send it what it starts with."""
+        loop = asyncio.get_running_loop()
+        self.stdin, _ = await loop.connect_write_pipe(asyncio.BaseProtocol, self.process.stdin)
+        self.stdout, self._output = await _reader(self.process.stdout)
+        self.stderr, self._errors = await _reader(self.process.stderr)
+        self.stdin.write(self._first)
+
+    async def ready(self) -> bool:
+        """Whether its first words are that it can begin."""
+        try:
+            said = await self.stdout.readuntil(b"\n")
+        except (asyncio.IncompleteReadError, asyncio.LimitOverrunError) as error:
+            said = getattr(error, "partial", b"")
+        word, _, names = said.rstrip().partition(b" ")
+        self.fences = names.decode("ascii", "replace").split(",")
+        if word != READY:
+            self.out += said
+        return word == READY
+
+    def send(self, data: bytes) -> None:
+        """Write when it reads; a process that does not is stopped before what waits for it fills the memory."""
+        if not self.stdin.is_closing():
+            self.stdin.write(data)
+        if self.stdin.get_write_buffer_size() > _QUEUE_BYTES:
+            raise Stopped("output", "what waits for it is too much")
+
+    async def keep(self, stream: asyncio.StreamReader, kept: bytearray) -> None:
+        """Keep all that comes, as far as it may print."""
+        while data := await stream.read(_CHUNK):
+            kept += data
+            if len(kept) > self._limit:
+                raise Stopped("output", f"it printed more than {self._limit} bytes")
+
+    async def close(self) -> None:
+        """Give the streams back."""
+        if self.stdin.get_write_buffer_size():
+            self.stdin.abort()  # closing would wait for who reads it
+        for transport in (self.stdin, self._output, self._errors):
+            transport.close()
+        await asyncio.sleep(0)
+
+
+async def _reader(stream: Any) -> tuple[asyncio.StreamReader, asyncio.BaseTransport]:
+    reader = asyncio.StreamReader()
+    loop = asyncio.get_running_loop()
+    transport, _ = await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), stream)
+    return reader, transport
 
 
 class Session:
@@ -87,11 +134,10 @@ class Session:
         self._sandbox = sandbox
         self.limits = limits
         self._members: dict[str, Member] = {}
-        self._events = bytearray()
         self.events: list[dict[str, Any]] = []
-        self.stopped_for = ""  # "timeout", "output", "died"
-        self.why = ""
+        self.status, self.why = "ok", ""  # of the run as it is seen from here: "ok", "timeout", "output" or "died"
         self.started: float | None = None
+        self._under_way: list[asyncio.Future[None]] = []
 
     def run(self, jobs: dict[str, dict[str, Any]]) -> dict[str, Member]:
         """Run a job per role ("run", or "serve" and "judge") to the end; nothing is left when it returns.
@@ -99,173 +145,106 @@ class Session:
         Raises:
             SetupError: a process did not come so far that the program was sent to it.
         """
-        with selectors.DefaultSelector() as selector:
-            try:
-                for role in jobs:
-                    self._members[role] = Member(self._sandbox, role, self.limits)
-                for member in self._members.values():
-                    for name, stream in zip(("stdin", "stdout", "stderr"), member.streams(), strict=True):
-                        os.set_blocking(stream.fileno(), False)
-                        event = selectors.EVENT_WRITE if name == "stdin" else selectors.EVENT_READ
-                        selector.register(stream, event, (member, name))
-                self._watch(selector, jobs, time.monotonic() + _STARTUP_SECONDS)
-            finally:
-                for member in self._members.values():
-                    self._stop(member)
+        loop = EventLoop("strop-sandbox")  # a notebook has one in this thread
+        try:
+            for role in jobs:
+                self._members[role] = Member(self._sandbox, role, self.limits)
+            loop.run(self._run(jobs))
+        finally:
+            loop.close()
+            for member in self._members.values():
+                self._stop(member)
         return self._members
 
     def _stop(self, member: Member) -> None:
-        if not self.stopped_for:
+        if self.status == "ok":
             with contextlib.suppress(subprocess.TimeoutExpired):
                 member.process.wait(1.0)
         self._sandbox.stop(member.process)
-        for stream in member.streams():
-            with contextlib.suppress(OSError):
-                stream.close()
+        for stream in (member.process.stdin, member.process.stdout, member.process.stderr):
+            stream.close()  # type: ignore[union-attr]
 
-    def _watch(self, selector: selectors.BaseSelector, jobs: dict[str, Any], startup_deadline: float) -> None:
-        look = 0.0
-        while not self.stopped_for and self._open(selector):
-            now = time.monotonic()
-            deadline = startup_deadline if self.started is None else self.started + self.limits.seconds
-            if now >= deadline:
-                if self.started is None:
-                    raise SetupError(
-                        f"The code sandbox ({self._sandbox.name}) did not start in {_STARTUP_SECONDS:g} s."
-                    )
-                self.stopped_for = "timeout"
-                return
-            if self.started is not None and now >= look:
-                look = now + _LOOK_SECONDS
-                self._look()
-            for key, _ in selector.select(min(deadline - now, _LOOK_SECONDS)):
-                member, name = key.data
-                self._serve(selector, key.fileobj, member, name)
-            self._begin(selector, jobs)
-            self._mind_writers(selector)
-
-    def _open(self, selector: selectors.BaseSelector) -> bool:
-        return any(key.data[1] != "stdin" for key in selector.get_map().values())
-
-    def _look(self) -> None:
-        for member in self._members.values():
-            why = self._sandbox.too_much(member.process, self.limits)
-            if why:
-                self.stopped_for, self.why = "died", why
-                return
-
-    def _begin(self, selector: selectors.BaseSelector, jobs: dict[str, Any]) -> None:
-        """Once all are ready: start the clock and send the jobs."""
-        if self.started is not None or not all(member.ready for member in self._members.values()):
-            return
-        self.started = time.monotonic()
-        for role, member in self._members.items():
-            job = dict(jobs[role])
-            given = job.pop("input", None)
-            member.queue += _framed({**job, "role": role, "paths": visible_paths()})
-            if given is not None:
-                member.queue += given
-                member.close_when_sent = True
-
-    def _serve(self, selector: selectors.BaseSelector, stream: Any, member: Member, name: str) -> None:
-        if name == "stdin":
-            try:
-                del member.queue[: os.write(stream.fileno(), member.queue[:_CHUNK])]
-            except BlockingIOError:
-                return
-            except OSError:
-                member.queue.clear()
-                member.close_when_sent = True
-            return
+    async def _run(self, jobs: dict[str, dict[str, Any]]) -> None:
+        members = self._members.values()
+        for member in members:
+            await member.open()
+        self._begin(*(member.keep(member.stderr, member.err) for member in members))
         try:
-            data = os.read(stream.fileno(), _CHUNK)
-        except BlockingIOError:
-            return
-        if not data:
-            selector.unregister(stream)
-            if name == "stdout":
-                self._ended(member)
-        elif name == "stderr":
-            member.err += data
-            if len(member.err) > self.limits.output_bytes:
-                self.stopped_for = "output"
-        elif not member.ready:
-            self._read_head(member, data)
-        else:
-            self._take(member, data)
+            await self._all_ready()
+            self.started = time.monotonic()
+            for role, member in self._members.items():
+                job = dict(jobs[role])
+                given = job.pop("input", None)
+                member.send(_framed({**job, "role": role, "paths": visible_paths()}) + (given or b""))
+                if given is not None:
+                    member.stdin.close()
+            if "run" in jobs:
+                alone = self._members["run"]
+                self._begin(alone.keep(alone.stdout, alone.out))
+            else:
+                serve, judge = self._members["serve"], self._members["judge"]
+                self._begin(_carry_answers(serve, judge), self._carry_questions(judge, serve))
+            async with asyncio.timeout(self.limits.seconds):
+                await self._until_done()
+        except Stopped as stopped:
+            self.status, self.why = stopped.args
+        except TimeoutError:
+            self.status, self.why = "timeout", f"it did not end within {self.limits.seconds:g} seconds"
+        finally:
+            for task in self._under_way:
+                task.cancel()
+            for member in members:
+                await member.close()
 
-    def _read_head(self, member: Member, data: bytes) -> None:
-        member.head += data
-        line, end, _ = bytes(member.head).partition(b"\n")
-        if end:
-            word, _, names = line.partition(b" ")
-            member.ready = word == READY
-            member.fences = names.decode("ascii", "replace").split(",")
-        if (end and not member.ready) or len(member.head) > _EVENT_BYTES:
-            raise self._not_started(member)
+    def _begin(self, *work: Coroutine[Any, Any, None]) -> None:
+        self._under_way += map(asyncio.ensure_future, work)
 
-    def _not_started(self, member: Member) -> SetupError:
-        said = bytes(member.err or member.head)[-500:].decode("utf-8", "replace").strip()
-        return SetupError(f"The code sandbox ({self._sandbox.name}) did not start: {said or 'it said nothing'}")
+    async def _all_ready(self) -> None:
+        members = self._members.values()
+        try:
+            async with asyncio.timeout(_STARTUP_SECONDS):
+                ready = await asyncio.gather(*(member.ready() for member in members))
+        except TimeoutError:
+            raise SetupError(
+                f"The code sandbox ({self._sandbox.name}) did not start in {_STARTUP_SECONDS:g} s."
+            ) from None
+        for member, is_ready in zip(members, ready, strict=True):
+            if not is_ready:
+                await asyncio.wait(self._under_way, timeout=1.0)  # what it says of its end may still come
+                said = bytes(member.err or member.out)[-500:].decode("utf-8", "replace").strip()
+                raise SetupError(f"The code sandbox ({self._sandbox.name}) did not start: {said or 'it said nothing'}")
 
-    def _ended(self, member: Member) -> None:
-        if not member.ready:
-            with contextlib.suppress(OSError):
-                member.err += os.read(member.process.stderr.fileno(), _CHUNK)  # type: ignore[union-attr]
-            raise self._not_started(member)
-        if member.role in ("serve", "judge"):
-            other = self._members["judge" if member.role == "serve" else "serve"]
-            other.close_when_sent = True
+    async def _until_done(self) -> None:
+        done = asyncio.gather(*self._under_way)
+        while not done.done():
+            for member in self._members.values():
+                if why := self._sandbox.too_much(member.process, self.limits):
+                    raise Stopped("died", why)
+            await asyncio.wait([done], timeout=_LOOK_SECONDS)
+        await done
 
-    def _take(self, member: Member, data: bytes) -> None:
-        if member.role == "serve":
-            queue = self._members["judge"].queue
-            queue += data
-            if len(queue) > _QUEUE_BYTES:
-                self.stopped_for = "output"
-        elif member.role == "judge":
-            self._sort(data)
-        else:
-            member.out += data
-            if len(member.out) > self.limits.output_bytes:
-                self.stopped_for = "output"
-
-    def _sort(self, data: bytes) -> None:
+    async def _carry_questions(self, judge: Member, serve: Member) -> None:
         """Frames of the tests' process: to us, or to the program."""
-        self._events += data
-        while len(self._events) >= 5:
-            (length,) = struct.unpack(">I", self._events[1:5])
-            if length > values.MAX_FRAME_BYTES:
-                self.stopped_for, self.why = "died", "the tests' process sent what is no message"
-                return
-            if len(self._events) < 5 + length:
-                return
-            to, frame = bytes(self._events[:1]), bytes(self._events[5 : 5 + length])
-            if to == TO_PROGRAM:
-                queue = self._members["serve"].queue
-                queue += self._events[1 : 5 + length]
-                if len(queue) > _QUEUE_BYTES:  # it asks and does not read
-                    self.stopped_for = "output"
-                    return
-            elif to == TO_PARENT and length <= _EVENT_BYTES and len(self.events) < _EVENTS:
-                with contextlib.suppress(ValueError, RecursionError):
-                    event = json.loads(frame)
-                    if type(event) is dict:
-                        self.events.append(event)
-            del self._events[: 5 + length]
+        with contextlib.suppress(asyncio.IncompleteReadError):
+            while True:
+                to, length = struct.unpack(">cI", await judge.stdout.readexactly(5))
+                if length > values.MAX_FRAME_BYTES:
+                    raise Stopped("died", "the tests' process sent what is no message")
+                frame = await judge.stdout.readexactly(length)
+                if to == TO_PROGRAM:
+                    serve.send(struct.pack(">I", length) + frame)
+                elif to == TO_PARENT and length <= _EVENT_BYTES and len(self.events) < _EVENTS:
+                    with contextlib.suppress(ValueError, RecursionError):
+                        event = json.loads(frame)
+                        if type(event) is dict:
+                            self.events.append(event)
+        serve.stdin.close()
 
-    def _mind_writers(self, selector: selectors.BaseSelector) -> None:
-        """Watch an input only while there is something to write, and close it when all of it was."""
-        watched = {key.fileobj for key in selector.get_map().values()}
-        for member in self._members.values():
-            stdin = member.streams()[0]
-            if stdin in watched and not member.queue:
-                selector.unregister(stdin)
-            elif stdin not in watched and member.queue and not stdin.closed:
-                selector.register(stdin, selectors.EVENT_WRITE, (member, "stdin"))
-            if member.close_when_sent and not member.queue and not stdin.closed:
-                with contextlib.suppress(OSError):
-                    stdin.close()
+
+async def _carry_answers(serve: Member, judge: Member) -> None:
+    while data := await serve.stdout.read(_CHUNK):
+        judge.send(data)
+    judge.stdin.close()
 
 
 def _framed(message: Any) -> bytes:

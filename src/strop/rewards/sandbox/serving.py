@@ -75,15 +75,13 @@ class Server:
                 return await arguments[0](*arguments[1:], **named)
 
             return asyncio.run(wait())
-        if verb in _BUILTIN_VERBS:
-            return getattr(builtins, verb)(*arguments)
         if verb == "instance":
             return isinstance(arguments[1], arguments[0])
         if verb == "enter":
             return type(arguments[0]).__enter__(arguments[0])
         if verb == "exit":
             return bool(type(arguments[0]).__exit__(arguments[0], None, None, None))
-        return getattr(operator, verb)(*arguments)
+        return (getattr(operator, verb, None) or getattr(builtins, verb))(*arguments)
 
     def _live(self, value: Any) -> Any:
         """A list that the program keeps is told by reference, so that the tests see what becomes of it."""
@@ -148,14 +146,6 @@ class Callback:
 
     def __call__(self, *arguments: Any, **named: Any) -> Any:
         return self._server.call_back(self.number, arguments, named)
-
-
-_BUILTIN_VERBS = frozenset(
-    (
-        *("getattr", "setattr", "delattr", "hasattr", "dir", "len", "iter", "next", "reversed"),
-        *("bool", "str", "repr", "hash", "int", "float", "format", "abs", "round"),
-    )
-)
 
 
 def _kind(value: Any) -> list[Any]:

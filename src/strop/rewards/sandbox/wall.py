@@ -11,7 +11,6 @@ else may look.)
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import shutil
 import signal
@@ -19,31 +18,16 @@ import socket
 import subprocess
 import sys
 import sysconfig
-from dataclasses import dataclass
 from pathlib import Path
 
 from strop.rewards.sandbox import seccomp, tree
-from strop.rewards.sandbox.protocol import PROCESSES, Limits
+from strop.rewards.sandbox.protocol import PROCESSES, Limits, environment_in, start_apart
 
 _UIDS = range(64200, 64900)
 _INSIDE_UID = 64000
 _STOP_SECONDS = 10.0
 _ETC = ("/etc/ld.so.cache", "/etc/localtime", "/etc/alternatives")
-_ENVIRONMENT = {
-    "PATH": "/usr/local/bin:/usr/bin:/bin",
-    "HOME": "/tmp",
-    "TMPDIR": "/tmp",
-    "LANG": "C.UTF-8",
-    **dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1"),
-}
-
-
-@dataclass(slots=True)
-class _Started:
-    """What one running process needs when it is stopped."""
-
-    info: int  # descriptor on which bwrap tells the pid of the first process inside
-    uid_lock: socket.socket | None
+_PATH = "/usr/local/bin:/usr/bin:/bin"
 
 
 class Wall:
@@ -59,7 +43,7 @@ class Wall:
         self._root = os.getuid() == 0
         self._filter = seccomp.filter_program()
         self._mounts = _mounts()
-        self._started: dict[int, _Started] = {}
+        self._uid_locks: dict[int, socket.socket] = {}
         self.fences: tuple[str, ...] = (
             "own user, pid, net, ipc, uts and mount namespaces",
             "no file visible but /usr and the interpreter, read-only",
@@ -82,54 +66,37 @@ class Wall:
         return ""
 
     def start(self, arguments: list[str], limits: Limits) -> subprocess.Popen[bytes]:
-        told, telling = os.pipe()
         lock, uid = _free_uid() if self._root else (None, _INSIDE_UID)
-        passed = [telling]
+        passed = [seccomp.filter_pipe(self._filter)] if self._filter else []
         try:
-            last = ["--die-with-parent"]
-            if self._filter:
-                passed.append(seccomp.filter_pipe(self._filter))
-                last += ["--seccomp", str(passed[-1])]
-            command = self._command(telling, limits)
+            last = ["--die-with-parent", *(["--seccomp", str(passed[0])] if passed else [])]
+            command = self._command(limits)
             if self._root:
                 command += [self._setpriv, f"--reuid={uid}", f"--regid={uid}", "--clear-groups"]
             command += [self._bwrap, "--unshare-user", "--dev-bind", "/", "/"]
             command += ["--uid", str(uid), "--gid", str(uid), *last, "--", os.path.realpath(sys.executable), *arguments]
-            process = subprocess.Popen(
-                command,
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.PIPE,
-                bufsize=0,
-                pass_fds=passed,
-                cwd="/",
-                env={},
-                start_new_session=True,
-            )
+            process = start_apart(command, "/", {}, passed)
         except BaseException:
-            os.close(told)
             if lock is not None:
                 lock.close()
             raise
         finally:
             for descriptor in passed:
                 os.close(descriptor)
-        self._started[process.pid] = _Started(told, lock)
+        if lock is not None:
+            self._uid_locks[process.pid] = lock
         return process
 
     def stop(self, process: subprocess.Popen[bytes]) -> None:
-        started = self._started.pop(process.pid)
-        try:
-            self._kill_inner(process, started)
+        with self._uid_locks.pop(process.pid, contextlib.nullcontext()):
+            below = tree.descendants(process.pid) if process.poll() is None else []
             try:
-                process.wait(_STOP_SECONDS)  # it ends when all inside have ended
-            except subprocess.TimeoutExpired:
+                # The first one inside: the kernel ends all others of a pid namespace before it, and this one follows.
+                os.kill(below[1], signal.SIGKILL)
+                process.wait(_STOP_SECONDS)
+            except (IndexError, OSError, subprocess.TimeoutExpired):  # it did not come that far, or has ended
                 process.kill()
                 process.wait()
-        finally:
-            os.close(started.info)
-            if started.uid_lock is not None:
-                started.uid_lock.close()
 
     def too_much(self, process: subprocess.Popen[bytes], limits: Limits) -> str:
         pids = tree.descendants(process.pid)
@@ -138,36 +105,18 @@ class Wall:
         held = tree.memory_bytes(pids)
         return f"its processes held {held} bytes of memory" if held > limits.memory_bytes else ""
 
-    def _command(self, telling: int, limits: Limits) -> list[str]:
-        command = [self._bwrap, "--die-with-parent", "--new-session", "--info-fd", str(telling), "--clearenv"]
+    def _command(self, limits: Limits) -> list[str]:
+        command = [self._bwrap, "--die-with-parent", "--new-session", "--clearenv"]
         # The first process inside is the second bwrap: with one of its own, this one ends before that has.
         command += ["--as-pid-1", *([] if self._root else ["--unshare-user"])]
         command += ["--unshare-pid", "--unshare-net", "--unshare-ipc", "--unshare-uts", "--unshare-cgroup-try"]
-        for name, value in _ENVIRONMENT.items():
+        for name, value in environment_in("/tmp", _PATH).items():
             command += ["--setenv", name, value]
         size = str(max(limits.file_bytes, 1 << 16))
         command += self._mounts
         command += ["--proc", "/proc", "--dev", "/dev", "--perms", "1777", "--size", size, "--tmpfs", "/dev/shm"]
         command += ["--perms", "1777", "--size", size, "--tmpfs", "/tmp", "--chdir", "/tmp"]
         return [*command, "--remount-ro", "/dev", "--remount-ro", "/"]
-
-    def _kill_inner(self, process: subprocess.Popen[bytes], started: _Started) -> None:
-        """Kill the first process inside: the kernel then ends all others of its pid namespace before it is gone."""
-        if process.poll() is not None:
-            return
-        os.set_blocking(started.info, False)
-        try:
-            inner = json.loads(os.read(started.info, 4096))["child-pid"]
-            handle = os.pidfd_open(inner)
-        except (OSError, ValueError, KeyError):
-            process.kill()  # it did not come that far
-            return
-        try:
-            with contextlib.suppress(OSError):
-                if f"\nPPid:\t{process.pid}\n" in Path(f"/proc/{inner}/status").read_text():
-                    signal.pidfd_send_signal(handle, signal.SIGKILL)
-        finally:
-            os.close(handle)
 
 
 def visible_paths() -> list[str]:
