@@ -84,7 +84,7 @@ def test_the_same_rows_give_the_same_trees_from_anywhere(tmp_path: Path) -> None
     sources = [ROWS, tmp_path / "a.parquet", datasets.Dataset.from_list(ROWS)]
     sets = [prepare(source, "language_modeling", tokenizer) for source in sources]
     assert [list(s) for s in sets[1:]] == [list(sets[0])] * 2
-    assert len({s.fingerprint for s in sets}) == 1
+    assert len({s.report.fingerprint for s in sets}) == 1
 
 
 def test_columns_of_one_name(tmp_path: Path) -> None:

@@ -52,8 +52,7 @@ class TableRows(Rows):
     def __init__(self, table: Any, source: str) -> None:
         if table.num_rows == 0:
             raise DataError(f"{source}: the file holds no rows.")
-        self.table, self.source = table, source
-        self.clean = cleaner_of_schema(table.schema)
+        self.table, self.source, self.clean = table, source, cleaner_of_schema(table.schema)
 
     def __len__(self) -> int:
         return self.table.num_rows
@@ -66,9 +65,6 @@ class TableRows(Rows):
         for batch in self.table.to_batches(max_chunksize=TABLE_ROWS):
             yield from map(self.clean, _plain_rows(batch, self.source, first))
             first += batch.num_rows
-
-    def __reduce__(self) -> Any:  # a cleaner is a closure, and is made anew
-        return TableRows, (self.table, self.source)
 
 
 def read_table(table: Any, source: str) -> Rows:
@@ -99,9 +95,6 @@ class DatasetRows(Rows):
             names = list(batch)
             for values in zip(*batch.values(), strict=True):
                 yield self.clean(dict(zip(names, values, strict=True)))
-
-    def __reduce__(self) -> Any:
-        return DatasetRows, (self.dataset, self.source)
 
 
 def read_dataset(dataset: Any, source: str = "dataset") -> Rows:

@@ -12,7 +12,6 @@ import logging
 import os
 import re
 import socket
-import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import fields
@@ -20,7 +19,6 @@ from pathlib import Path
 from typing import Any
 
 from strop.data.options import TokenizeOptions, repr_of_tool
-from strop.disk import written_beside
 
 DATA_VERSION = 2
 """Raise it when the same rows and options lead to other ids or masks, or when files of trees are written otherwise."""
@@ -64,21 +62,6 @@ def describe_tokenizer(tokenizer: Any) -> dict[str, Any]:
     state.pop("padding", None)
     state.pop("truncation", None)
     return about | {"state": state}
-
-
-def write_checked(path: Path, value: Any) -> None:
-    """Write a JSON value, with its checksum on the line before it."""
-    text = json.dumps(value).encode()
-    with written_beside(path) as file:
-        file.write(b"%08x\n%s" % (zlib.crc32(text), text))
-
-
-def read_checked(path: Path) -> Any:
-    """The value that `write_checked` wrote; raises `ValueError` if the file says something else now."""
-    checksum, _, text = path.read_bytes().partition(b"\n")
-    if checksum != b"%08x" % zlib.crc32(text):
-        raise ValueError("it does not match its checksum")
-    return json.loads(text)
 
 
 @contextmanager

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import re
 from contextlib import nullcontext
+from itertools import groupby
 from typing import Any
 
 from strop.data.encode import Encoder
@@ -47,7 +48,7 @@ class Chat:
 
     def marks_generation(self, tools: list[Any] | None) -> bool:
         """Whether the template marks the assistant's words with `{% generation %}`."""
-        return bool(GENERATION.search(self._source(tools)))
+        return bool(GENERATION.search(self.tokenizer.get_chat_template(self.template, tools) or ""))
 
     def render(self, messages: list[Message], tools: list[Any] | None, kwargs: dict[str, Any], **ending: bool) -> str:
         """The text of a conversation; `ending` may be add_generation_prompt or continue_final_message."""
@@ -78,9 +79,6 @@ class Chat:
                 first = first or problem
         said = str(first).strip().splitlines() or [type(first).__name__]
         raise Unrenderable(said[0][:200]) from None
-
-    def _source(self, tools: list[Any] | None) -> str:
-        return self.tokenizer.get_chat_template(self.template, tools) or ""
 
     def render_prompt(self, messages: list[Message], tools: list[Any] | None, kwargs: dict[str, Any]) -> str:
         """The text of a prompt, opened for an answer: a new turn, or the rest of a begun one (rule R8)."""
@@ -133,11 +131,10 @@ class Chat:
     def _turn_span(
         self, messages: list[Message], k: int, tools: list[Any] | None, kwargs: dict[str, Any], text: str
     ) -> tuple[int, int] | None:
-        opening = (
-            self.render(messages[:k], tools, kwargs, add_generation_prompt=True)
-            if k
-            else self._opening_of_first(kwargs, text)
-        )
+        if k:
+            opening: str | None = self.render(messages[:k], tools, kwargs, add_generation_prompt=True)
+        else:
+            opening = self._opening_of_first(kwargs, text)
         closed = text if k == len(messages) - 1 else self.render(messages[: k + 1], tools, kwargs)
         closed = self.strip_tail(closed) if self.options.strip_after_eos else closed
         if opening is None or not text.startswith(opening) or not text.startswith(closed):
@@ -161,18 +158,15 @@ class Chat:
         None if the template rewrites history, so that they cannot be found.
         """
         spans: Spans = []
-        start = None
-        for k, message in enumerate(messages):
-            if is_hidden(message) and start is None:
-                start = k
-            last = k + 1 == len(messages) or not is_hidden(messages[k + 1])
-            if start is not None and last:
+        end = 0
+        for hidden, run in groupby(messages, key=is_hidden):
+            start, end = end, end + len(list(run))
+            if hidden:
                 before = self.render(messages[:start], tools, kwargs) if start else ""
-                after = text if k + 1 == len(messages) else self.render(messages[: k + 1], tools, kwargs)
+                after = text if end == len(messages) else self.render(messages[:end], tools, kwargs)
                 if not text.startswith(before) or not text.startswith(after):
                     return None
                 spans.append((len(before), len(after)))
-                start = None
         return spans
 
 

@@ -14,13 +14,11 @@ from abc import abstractmethod
 from array import array
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
-from pathlib import Path
 from typing import Any
 
-from strop.data.cache_folder import read_checked, write_checked
 from strop.data.cases import Case, read_cases
 from strop.data.checks import Checked, checked_cases
-from strop.data.findings import REASONS, Finding, Problems, RowProblem
+from strop.data.findings import REASONS, Problems, RowProblem
 from strop.data.report import DataReport, sample_of
 from strop.data.rows import Rows, RowStream
 from strop.data.store import TreeStore
@@ -83,20 +81,19 @@ class ExampleDataset(TreeSet):
     """
 
     def __init__(self, rows: Rows, checked: Checked, builder: TreeBuilder, store: TreeStore, eager: bool) -> None:
-        self.rows, self.builder, self.store, self.report = rows, builder, store, checked.report
+        report = checked.report
+        self.rows, self.builder, self.store, self.report = rows, builder, store, report
         self.kind, self.options = builder.kind, builder.options
         self.numbers, self.parts = checked.numbers, checked.parts
-        self.fingerprint = self.report.fingerprint
         self.seen = bytearray(len(self.numbers))  # 0: not tokenised yet, 1: usable, 2: left out
         self.order = array("q", range(len(self.numbers)))
         self.eager = eager
-        self.report.stand_ins, self.report.to_tokenize = not eager, len(self.numbers)
+        report.stand_ins, report.to_tokenize = not eager, len(self.numbers)
         if eager:
             self._tokenize_all()
-        elif not self._read_sample():
+        elif not store.has(0):  # what the template renders is in the cache already
             try_template(checked, rows, builder)
-            self._make_sample()
-        self._note_trouble()
+        report.sample = sample_of(self[0], builder.encoder.tokenizer)
         weakref.finalize(self, store.flush)
 
     def __len__(self) -> int:
@@ -116,10 +113,6 @@ class ExampleDataset(TreeSet):
         if self.eager:
             return list(self.report.sizes["tree"])
         return None if not all(self.seen) else [example.num_tokens for example in self]
-
-    def row(self, index: int) -> int:
-        """The number of the source row of tree `index` (of a stand-in: of the row that it stands in for)."""
-        return self.numbers[self.order[index]]
 
     def case(self, index: int) -> Case:
         """Tree `index` before tokenisation."""
@@ -145,15 +138,7 @@ class ExampleDataset(TreeSet):
             if not self.seen[position] and tree is not None:
                 self.seen[position] = 1 if tree.left_out is None else 2
                 self.report.add(self.numbers[position], tree)
-        self._note_trouble()
         return [tree for tree in (known[position] for position in positions) if tree is not None]
-
-    def _note_trouble(self) -> None:
-        """Put what the cache could not do into the report."""
-        if self.store.trouble is not None:
-            fix = "Nothing is lost; name another cache_dir if it comes again"
-            self.report.noted.append(Finding(None, None, "warning", self.store.trouble, fix))
-            self.store.trouble = None
 
     def _build(self, positions: list[int]) -> list[Tokenized]:
         return self.builder.build_all([self._case(position) for position in positions]) if positions else []
@@ -180,8 +165,6 @@ class ExampleDataset(TreeSet):
             self._refuse_broken()
             if not self.order:
                 raise self.report.nothing_left()
-            if not self._read_sample():
-                self._make_sample()
 
     def _refuse_broken(self) -> None:
         """Raise `DataError` for rows that only tokenisation shows to be broken."""
@@ -194,31 +177,6 @@ class ExampleDataset(TreeSet):
                 problems.total += found.count - len(found.first)
         if problems.total and not self.options.skip_bad_rows:
             raise problems.error(self.report.rows_read)
-
-    @property
-    def _sample_path(self) -> Path | None:
-        return None if self.store.folder is None else self.store.folder / "sample.json"
-
-    def _read_sample(self) -> bool:
-        """Take the report's rendered row from the cache folder; whether it is there."""
-        path = self._sample_path
-        if path is None or not path.exists():
-            return False
-        try:
-            self.report.sample = read_checked(path)
-        except (OSError, ValueError):
-            self.store.trouble = f"the cache file '{path}' is damaged and was not used"
-            return False
-        return True
-
-    def _make_sample(self) -> None:
-        """Render a row for the report, and keep it in the cache folder: a second run needs no tokenizer to show it."""
-        self.report.sample = sample_of(self[0], self.builder.encoder.tokenizer)
-        if self._sample_path is not None:
-            try:
-                write_checked(self._sample_path, self.report.sample)
-            except OSError as problem:
-                self.store.trouble = f"the cache folder '{self.store.folder}' cannot be written ({problem.strerror})"
 
 
 def try_template(checked: Checked, rows: Rows | RowStream, builder: TreeBuilder) -> None:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import difflib
 import enum
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 from strop.data.options import TokenizeOptions
 from strop.data.rows import plain
-from strop.errors import DataError, did_you_mean
+from strop.errors import DataError
 
 
 class DatasetKind(enum.StrEnum):
@@ -41,18 +42,12 @@ FORMS: dict[str, tuple[str, ...]] = {
 """The shapes that rows come in, and the columns each needs. The order decides when a row has several."""
 
 DETECTED = {
-    "token_pair": DatasetKind.TOKENIZED,
-    "token_completion": DatasetKind.TOKENIZED,
-    "tokens": DatasetKind.TOKENIZED,
+    **dict.fromkeys(("token_pair", "token_completion", "tokens"), DatasetKind.TOKENIZED),
+    **dict.fromkeys(("labelled", "labelled_messages", "labelled_conversations"), DatasetKind.UNPAIRED_PREFERENCE),
+    **dict.fromkeys(("messages", "conversations", "text"), DatasetKind.LANGUAGE_MODELING),
     "pair": DatasetKind.PREFERENCE,
     "steps": DatasetKind.STEPWISE,
-    "labelled": DatasetKind.UNPAIRED_PREFERENCE,
-    "labelled_messages": DatasetKind.UNPAIRED_PREFERENCE,
-    "labelled_conversations": DatasetKind.UNPAIRED_PREFERENCE,
     "completion": DatasetKind.PROMPT_COMPLETION,
-    "messages": DatasetKind.LANGUAGE_MODELING,
-    "conversations": DatasetKind.LANGUAGE_MODELING,
-    "text": DatasetKind.LANGUAGE_MODELING,
     "prompt": DatasetKind.PROMPT_ONLY,
 }
 """What a shape is taken for when nobody says what it is for."""
@@ -160,8 +155,8 @@ def rename_hint(columns: Iterable[str], kind: DatasetKind | None = None) -> str:
             if name in renames.values():
                 continue
             match = next((free[alias] for alias in (name, *ALIASES.get(name, ())) if alias in free), None)
-            if match is None and near and (hint := did_you_mean(name, free)):
-                match = free[hint.split("'")[1]]
+            if match is None and near:
+                match = next((free[alike] for alike in difflib.get_close_matches(name, free, n=1)), None)
             if match is not None and match not in renames:
                 renames[match] = name
     if not renames:

@@ -110,7 +110,8 @@ def refuse_hidden_prompt(row: Row, shared: str) -> None:
 
     `shared` is what both answers begin with; a column that is repeated there is no hidden prompt.
     """
-    hidden = [name for name in _hidden_prompts(row, frozenset()) if not _repeats(row[name], shared)]
+    hidden = _hidden_prompts(row, frozenset())
+    hidden = [name for name in hidden if not isinstance(row[name], str) or row[name].strip() not in shared]
     if hidden:
         mapping = f"prompt={'+'.join(hidden)}"
         raise RowProblem(
@@ -118,7 +119,3 @@ def refuse_hidden_prompt(row: Row, shared: str) -> None:
             f"is missing, but {' and '.join(map(repr, hidden))} may hold it",
             f'Set columns="{mapping}" (on the command line --columns {mapping}), or remove what is no prompt',
         )
-
-
-def _repeats(value: Any, shared: str) -> bool:
-    return isinstance(value, str) and value.strip() in shared

@@ -8,41 +8,55 @@ have no padding. Where a user wrote null under a key that elsewhere has a value,
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from strop.records import Row
 
-Cleaner = Callable[[Any], Any]
+
+@dataclass(frozen=True, slots=True)
+class Cleaner:
+    """Takes the padding out of the objects of a place, be they a row, a value, or in lists of any depth."""
+
+    optional: frozenset[str]  # keys under which None is padding
+    inner: Mapping[str, Cleaner]  # what is below other keys
+
+    def __call__(self, value: Any) -> Any:
+        if isinstance(value, list):
+            return [self(item) for item in value]
+        if not isinstance(value, dict):
+            return value
+        return {
+            key: self.inner[key](item) if key in self.inner else item
+            for key, item in value.items()
+            if item is not None or key not in self.optional
+        }
 
 
-def row_cleaner(columns: dict[str, Cleaner | None]) -> Callable[[Row], Row]:
-    """A function that takes the padding out of a row."""
-    found = {name: clean for name, clean in columns.items() if clean is not None}
-    if not found:
-        return lambda row: row
-    return lambda row: {key: found[key](value) if key in found else value for key, value in row.items()}
+def _cleaner(optional: Iterable[str], inner: Mapping[str, Cleaner | None]) -> Cleaner:
+    return Cleaner(frozenset(optional), {name: clean for name, clean in inner.items() if clean is not None})
 
 
-def cleaner_of_schema(schema: Any) -> Callable[[Row], Row]:
+def cleaner_of_schema(schema: Any) -> Cleaner:
     """The cleaner of the rows of a pyarrow Table or file with this schema."""
-    return row_cleaner({field.name: _cleaner_of_type(field.type) for field in schema})
+    return _cleaner((), {field.name: _cleaner_of_type(field.type) for field in schema})
 
 
 def _cleaner_of_type(kind: Any) -> Cleaner | None:
     """The cleaner of values of an Arrow type, None where there is nothing to clean."""
     import pyarrow as pa
 
-    if pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind):
-        return _list_cleaner(_cleaner_of_type(kind.value_type))
+    while pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind):
+        kind = kind.value_type
     if not pa.types.is_struct(kind):
         return None
     parts = [kind.field(index) for index in range(kind.num_fields)]
     optional = frozenset(part.name for part in parts if not pa.types.is_null(part.type))
-    return _object_cleaner(optional, {part.name: _cleaner_of_type(part.type) for part in parts})
+    return _cleaner(optional, {part.name: _cleaner_of_type(part.type) for part in parts})
 
 
-def cleaner_of_rows(rows: Iterable[Row]) -> Callable[[Row], Row]:
+def cleaner_of_rows(rows: Iterable[Row]) -> Cleaner:
     """The cleaner of the rows of a stream without a schema, from its first rows.
 
     A key under which none of them holds a value counts as one of type `null`; and as Arrow gives all objects of a
@@ -52,43 +66,16 @@ def cleaner_of_rows(rows: Iterable[Row]) -> Callable[[Row], Row]:
     for row in rows:
         for name, value in row.items():
             columns.setdefault(name, []).append(value)
-    return row_cleaner({name: _cleaner_of_values(values) for name, values in columns.items()})
+    return _cleaner((), {name: _cleaner_of_values(values) for name, values in columns.items()})
 
 
 def _cleaner_of_values(values: list[Any]) -> Cleaner | None:
     lists = [item for value in values if isinstance(value, list) for item in value]
     if lists:
-        return _list_cleaner(_cleaner_of_values(lists))
+        return _cleaner_of_values(lists)
     objects = [value for value in values if isinstance(value, dict)]
     if not objects or any(found.keys() != objects[0].keys() for found in objects):
         return None
-    optional, inner = set(), {}
-    for name in objects[0]:
-        under = [found[name] for found in objects]
-        if None in under and any(value is not None for value in under):
-            optional.add(name)
-        inner[name] = _cleaner_of_values(under)
-    return _object_cleaner(frozenset(optional), inner)
-
-
-def _list_cleaner(clean: Cleaner | None) -> Cleaner | None:
-    if clean is None:
-        return None
-    return lambda value: [clean(item) for item in value] if isinstance(value, list) else value
-
-
-def _object_cleaner(optional: frozenset[str], inner: dict[str, Cleaner | None]) -> Cleaner | None:
-    deeper = {name: clean for name, clean in inner.items() if clean is not None}
-    if not optional and not deeper:
-        return None
-
-    def clean(value: Any) -> Any:
-        if not isinstance(value, dict):
-            return value
-        return {
-            key: deeper[key](item) if key in deeper else item
-            for key, item in value.items()
-            if item is not None or key not in optional
-        }
-
-    return clean
+    under = {name: [found[name] for found in objects] for name in objects[0]}
+    optional = [name for name, found in under.items() if None in found and any(item is not None for item in found)]
+    return _cleaner(optional, {name: _cleaner_of_values(found) for name, found in under.items()})

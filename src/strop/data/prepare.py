@@ -78,7 +78,8 @@ def prepare(
     if cache_dir is not None:
         key = cache_key(checked.report.fingerprint, str(kind), options, builder.chat.template, tokenizer)
         folder = folder_of(cache_dir, name, key)
-    return ExampleDataset(opened, checked, builder, TreeStore(total, folder), eager=total <= eager_rows)
+    store = TreeStore(total, folder, checked.report.note_cache)
+    return ExampleDataset(opened, checked, builder, store, eager=total <= eager_rows)
 
 
 def _tokenizer_findings(report: DataReport, builder: TreeBuilder) -> list[Finding]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from array import array
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -14,6 +15,8 @@ from strop.data.truncate import Tokenized
 from strop.errors import DataError
 from strop.records import Example
 
+logger = logging.getLogger(__name__)
+
 MANY_TRUNCATED = 0.1
 """Above this share of cut trees the report warns instead of mentioning it."""
 AS_IT_IS = {"skip_special_tokens": False, "clean_up_tokenization_spaces": False}
@@ -21,6 +24,9 @@ SAMPLE_TOKENS = 512
 """Tokens of the rendered row that are shown of each part, from its start."""
 QUANTILES = {"min": 0.0, "p50": 0.5, "p90": 0.9, "p99": 0.99, "max": 1.0}
 
+KEPT = ("name", "source", "kind", "rows_read", "trees", "conversational", "tokenized", "complete", "truncated", "split",
+        "stand_ins", "lengths", "sample")  # fmt: skip
+"""What `data.json` has of the report as it is."""
 PARTS = ("prompt", "completion", "tree", "uncut")
 """What lengths are told of; `uncut` is the longest branch of a tree before anything was cut."""
 ADVICE = {
@@ -70,6 +76,14 @@ class DataReport:
     def leave_out(self, row: int, reason: str, detail: str) -> None:
         """Account for a row that gives no tree."""
         self.left_out.setdefault(reason, Counted()).add(row, detail)
+
+    def note_cache(self, trouble: str) -> None:
+        """Say, once, what the cache could not do."""
+        fix = "Nothing is lost; name another cache_dir if it comes again"
+        finding = Finding(None, None, "warning", trouble, fix)
+        if finding not in self.noted:
+            self.noted.append(finding)
+            logger.warning("%s", trouble)
 
     def flag(self, row: int, key: str) -> None:
         """Count a row that something of `FLAGS` is to be said about."""
@@ -142,26 +156,12 @@ class DataReport:
 
     def to_dict(self) -> dict[str, Any]:
         """A JSON-able copy."""
-        return {
-            "name": self.name,
-            "source": self.source,
-            "kind": str(self.kind),
-            "rows_read": self.rows_read,
-            "trees": self.trees,
-            "conversational": self.conversational,
-            "tokenized": self.tokenized,
-            "complete": self.complete,
-            "truncated": self.truncated,
-            "split": self.split,
-            "stand_ins": self.stand_ins,
-            "left_out": {
-                reason: {"count": rows.count, "why": REASONS[reason], "rows": [list(pair) for pair in rows.first]}
-                for reason, rows in self.left_out.items()
-            },
-            "lengths": self.lengths,
-            "findings": [finding.to_dict() for finding in self.findings],
-            "sample": self.sample,
+        left_out = {
+            reason: {"count": rows.count, "why": REASONS[reason], "rows": [list(pair) for pair in rows.first]}
+            for reason, rows in self.left_out.items()
         }
+        findings = [finding.to_dict() for finding in self.findings]
+        return {name: getattr(self, name) for name in KEPT} | {"left_out": left_out, "findings": findings}
 
     def render(self) -> str:
         """The report as text for a terminal."""

@@ -6,10 +6,10 @@ walked from the start. Both are torch-free, cheap to pickle and safe to share be
 
 from __future__ import annotations
 
-import copy
 import json
 from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
+from itertools import accumulate
 from typing import Any, overload
 
 from strop.errors import DataError
@@ -91,9 +91,7 @@ class JoinedRows(Rows):
     def __init__(self, parts: Sequence[Rows]) -> None:
         self.parts = list(parts)
         self.source = ", ".join(part.source for part in parts[:3]) + (", ..." if len(parts) > 3 else "")
-        self.starts = [0]
-        for part in parts:
-            self.starts.append(self.starts[-1] + len(part))
+        self.starts = list(accumulate(map(len, parts), initial=0))
 
     def __len__(self) -> int:
         return self.starts[-1]
@@ -130,9 +128,7 @@ class RowStream:
 
     def map(self, function: Callable[[Row], Row]) -> RowStream:
         """The rows, each changed by `function` when it is read."""
-        changed = copy.copy(self)
-        changed.start = lambda: map(function, self.start())
-        return changed
+        return RowStream(lambda: map(function, self.start()), self.source)
 
 
 def parse_columns(text: str) -> dict[str, list[str]]:

@@ -13,7 +13,7 @@ import os
 import uuid
 import zlib
 from array import array
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from itertools import accumulate, chain, pairwise
 from pathlib import Path
@@ -57,16 +57,14 @@ def unpack_tree(data: bytes) -> Tokenized:
 class TreeStore:
     """Packed trees by position. Without a folder it is a memory of bounded size.
 
-    `trouble` is a sentence about what could not be read, written or locked; the trees are right all the same.
+    `note` is told, in a sentence, what could not be read, written or locked; the trees are right all the same.
     """
 
-    def __init__(self, size: int, folder: Path | None = None) -> None:
-        self.size, self.folder = size, folder
+    def __init__(self, size: int, folder: Path | None = None, note: Callable[[str], None] = logger.warning) -> None:
+        self.size, self.folder, self.note = size, folder, note
         self.pending: dict[int, bytes] = {}
         self.pending_bytes = 0
         self.owner = os.getpid()
-        self.trouble: str | None = None
-        self.told: set[str] = set()
         self.batches: list[Any] = []  # of the Arrow files that were found
         self.read_paths: set[str] = set()
         self.batch_of, self.row_of = array("i"), array("I")
@@ -90,7 +88,7 @@ class TreeStore:
                 if len(positions) != len(set(positions)) or not 0 <= min(positions) <= max(positions) < self.size:
                     raise ValueError("its positions are not of this set")
             except (OSError, ValueError) as problem:
-                self._note(f"the cache file '{path}' is damaged and was not used ({problem})")
+                self.note(f"the cache file '{path}' is damaged and was not used ({problem})")
                 continue
             for row, position in enumerate(positions):
                 self.batch_of[position], self.row_of[position] = len(self.batches), row
@@ -107,7 +105,7 @@ class TreeStore:
         data = records[row].as_py()
         if checksums[row].as_py() == self._checksum(position, data):
             return unpack_tree(data)
-        self._note(f"a record in the cache folder '{self.folder}' is damaged and was not used: it is tokenised again")
+        self.note(f"a record in the cache folder '{self.folder}' is damaged and was not used: it is tokenised again")
         self.batch_of[position] = -1
         return None
 
@@ -141,7 +139,7 @@ class TreeStore:
             with written_beside(path) as file, pa.ipc.new_file(file, batch.schema) as writer:
                 writer.write_batch(batch)
         except OSError as problem:
-            self._note(f"the cache folder '{self.folder}' cannot be written ({problem.strerror})")
+            self.note(f"the cache folder '{self.folder}' cannot be written ({problem.strerror})")
             return
         self.load()
         self.pending, self.pending_bytes = {}, 0
@@ -151,19 +149,13 @@ class TreeStore:
         assert self.folder is not None
         return zlib.crc32(data, zlib.crc32(f"{self.folder.name} {position}".encode()))
 
-    def _note(self, trouble: str) -> None:
-        if trouble not in self.told:
-            self.told.add(trouble)
-            self.trouble = trouble
-            logger.warning("%s", trouble)
-
     @contextmanager
     def alone(self) -> Iterator[None]:
         """Hold the folder's lock: of several processes with the same set, one tokenises and the others then read."""
         if self.folder is None:
             yield
             return
-        with locked(self.folder, self._note) as mine:
+        with locked(self.folder, self.note) as mine:
             if mine:
                 self.load()
             yield
@@ -171,7 +163,7 @@ class TreeStore:
                 self.flush()
 
     def __reduce__(self) -> Any:  # a mapped file cannot be pickled: a spawned worker looks into the folder itself
-        return TreeStore, (self.size, self.folder)
+        return TreeStore, (self.size, self.folder, self.note)
 
 
 def schema() -> Any:

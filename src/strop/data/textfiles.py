@@ -32,9 +32,6 @@ JSON_COLUMNS = frozenset(
 class RepeatedKey(ValueError):
     """A JSON object names a key twice. Turned into a message about its line; it never reaches a user."""
 
-    def __str__(self) -> str:
-        return f"an object has the key {self.args[0]!r} twice. Keep one of the two values."
-
 
 PLAIN = json.JSONDecoder()
 
@@ -119,7 +116,8 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     """The object of some pairs; raises `RepeatedKey` if one would silently replace another."""
     found = dict(pairs)
     if len(found) < len(pairs):
-        raise RepeatedKey(first_repeated([key for key, _ in pairs]))
+        twice = first_repeated([key for key, _ in pairs])
+        raise RepeatedKey(f"an object has the key {twice!r} twice. Keep one of the two values.")
     return found
 
 

@@ -1,16 +1,8 @@
 """Which method fits: from the columns of the rows, and from what else a person has.
 
-The rows decide what can be learned at all, and the answers decide between the methods that remain:
-
-    prompt + steps + labels            -> PRM
-    chosen / rejected                  -> DPO      (ORPO in one stage with SFT; Reward to make a judge of them)
-    completion + true / false          -> KTO      (BCO where prompts of the two classes differ)
-    prompt + completion, messages      -> SFT      (GKD with a teacher)
-    text                               -> SFT
-    prompt alone                       -> GRPO with a verifier or reward (PPO, RLOO, OnlineDPO), GKD with a teacher
-
-What a method is recommended for stands in its `advice` (`strop.methods.registry`). Nothing here knows how large a
-model is: whether a run fits a card is another question.
+The rows decide what can be learned at all, and the answers decide between the methods that remain. What a method is
+recommended for stands in its `advice` (`strop.methods.registry`). Nothing here knows how large a model is: whether a
+run fits a card is another question.
 """
 
 from __future__ import annotations
