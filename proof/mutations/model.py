@@ -209,7 +209,7 @@ MUTATIONS = (
         name="trained-adapter-compared-with-the-base",
         promises=(8,),
         history="Training on from an SFT adapter took the bare base model as reference, not base + adapter (trl#1340).",
-        edits=(Edit("model/reference.py", "    if adds_nothing(policy) and not syncs:\n", "    if not syncs:\n"),),
+        edits=(Edit("model/reference.py", " if adds_nothing(policy) and not syncs else ", " if not syncs else "),),
         tests=("tests/model/test_reference.py::test_first_kl_is_exactly_zero_and_training_does_not_move_it",),
     ),
     Mutation(

@@ -9,8 +9,8 @@ them against the dense path before it uses them.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from itertools import accumulate
+from typing import NamedTuple
 
 import torch
 
@@ -34,75 +34,53 @@ def cuda_flash_attention(
     """As `dense_attention` without options: (1, Hq, T, D), (1, Hk, T, D), (1, Hk, T, D) -> (1, T, Hq, D)."""
     rows = (x.squeeze(0).transpose(0, 1) for x in (query, key, value))  # (T, H, D) each
     rows = (x if x.stride(-1) == 1 else x.contiguous() for x in rows)
-    return _CudaFlash.apply(*rows, _Calls.of(segments, query.device), scale).unsqueeze(0)
+    return _CudaFlash.apply(*rows, _calls(segments, query.device), segments.deep, scale).unsqueeze(0)
 
 
-@dataclass(frozen=True, slots=True)
-class _Call:
+class _Call(NamedTuple):
     """Stretches of queries and keys, each of them neighbours in the row; queries of one see all keys of its partner."""
 
     queries: slice
     keys: slice
-    cumulative_queries: torch.Tensor
-    cumulative_keys: torch.Tensor
-    longest_queries: int
-    longest_keys: int
+    lengths: tuple[torch.Tensor, torch.Tensor, int, int]  # cumulative, and the longest, of both
 
     @classmethod
     def of(cls, pairs: list[tuple[Span, Span]], device: torch.device) -> _Call:
         queries, keys = ([pair[side] for pair in pairs] for side in (0, 1))
         own, seen = ([span.length for span in spans] for spans in (queries, keys))
+        starts, seen_starts = (sent([0, *accumulate(each)], device, dtype=torch.int32) for each in (own, seen))
         return cls(
             slice(queries[0].start, queries[-1].end),
             slice(keys[0].start, keys[-1].end),
-            _cumulative(own, device),
-            _cumulative(seen, device),
-            max(own),
-            max(seen),
+            (starts, seen_starts, max(own), max(seen)),
         )
 
-    @property
-    def lengths(self) -> tuple[torch.Tensor, torch.Tensor, int, int]:
-        return self.cumulative_queries, self.cumulative_keys, self.longest_queries, self.longest_keys
 
-
-class _Calls:
-    """The causal call and those between segments; made once per batch and device."""
-
-    def __init__(self, segments: Segments, device: torch.device) -> None:
-        self.own = _Call.of([(span, span) for span in segments.spans], device)
+def _calls(segments: Segments, device: torch.device) -> list[_Call]:
+    """The causal call, and then those between segments; made once per batch and device."""
+    name = ("cumulative lengths", device)
+    if name not in segments.derived:
         roots = {span for span, parent in zip(segments.spans, segments.parents, strict=True) if parent < 0}
         on_roots = [pair for pair in segments.crossings if pair[1] in roots]
-        groups = [on_roots] if on_roots else []
+        groups = [[(span, span) for span in segments.spans], *([on_roots] if on_roots else [])]
         groups += [[pair] for pair in segments.crossings if pair[1] not in roots]
-        self.crossings = [_Call.of(pairs, device) for pairs in groups]
-        self.deep = segments.deep
-
-    @classmethod
-    def of(cls, segments: Segments, device: torch.device) -> _Calls:
-        name = ("cumulative lengths", device)
-        if name not in segments.derived:
-            segments.derived[name] = cls(segments, device)
-        return segments.derived[name]
-
-
-def _cumulative(lengths: list[int], device: torch.device) -> torch.Tensor:
-    return sent([0, *accumulate(lengths)], device, dtype=torch.int32)
+        segments.derived[name] = [_Call.of(pairs, device) for pairs in groups]
+    return segments.derived[name]
 
 
 class _CudaFlash(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, query, key, value, calls: _Calls, scale: float):  # type: ignore[override]
+    def forward(ctx, query, key, value, calls: list[_Call], deep: bool, scale: float):  # type: ignore[override]
         out, lse, seed, unused, _ = _forward(
-            query, key, value, *calls.own.lengths, 0.0, True, False, scale=scale
+            query, key, value, *calls[0].lengths, 0.0, True, False, scale=scale
         )  # (T, Hq, D), (Hq, T)
         if lse.dim() != 2:
             raise RuntimeError(
                 f"the flash kernel returned log-sum-exps of shape {tuple(lse.shape)}, not (heads, tokens)"
             )
-        if calls.deep:  # merged more than once: rounded once, at the end
+        if deep:  # merged more than once: rounded once, at the end
             out = out.to(lse.dtype)
-        for call in calls.crossings:
+        for call in calls[1:]:
             cross, cross_lse, *_ = _forward(
                 query[call.queries],
                 key[call.keys],
@@ -147,10 +125,10 @@ class _CudaFlash(torch.autograd.Function):
                 scale=ctx.scale,
             )
 
-        d_query, d_key, d_value = parts(calls.own, True)
-        for call in calls.crossings:
+        d_query, d_key, d_value = parts(calls[0], True)
+        for call in calls[1:]:
             cross = parts(call, False)
             d_query[call.queries] += cross[0]
             d_key[call.keys] += cross[1]
             d_value[call.keys] += cross[2]
-        return d_query, d_key, d_value, None, None
+        return d_query, d_key, d_value, None, None, None

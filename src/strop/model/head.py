@@ -62,12 +62,10 @@ def score_tokens(
     budget = default_head_bytes(hidden.device) if head_bytes is None else max(int(head_bytes), 1)
     options = _Options(head, want, float(temperature), budget, grad_entropy)
     if head.is_plain:
-
-        def fused(rows: torch.Tensor) -> tuple[torch.Tensor, ...]:
-            layer = head.module
-            return _FusedHead.apply(rows, layer.weight, layer.bias, targets, options)
-
-        columns = call_through(head.module, fused, hidden)
+        layer = head.module
+        columns = call_through(
+            layer, lambda rows: _FusedHead.apply(rows, layer.weight, layer.bias, targets, options), hidden
+        )
     else:
         columns = _through_module(hidden, targets, options)
     return _named(columns)

@@ -25,20 +25,15 @@ from strop.model.headed import headed_class
 from strop.model.wrappers import base_model, decoder_of
 from strop.model.zero3 import whole_models
 
-_AUTO = {
+AUTO = {
     "causal": AutoModelForCausalLM,
     "score": AutoModelForSequenceClassification,
     "step": AutoModelForTokenClassification,
 }
-_NUM_LABELS = {"score": 1, "step": 2}
-TASKS = tuple(_AUTO)
+NUM_LABELS = {"score": 1, "step": 2}
+TASKS = tuple(AUTO)
 _QUANTISED = ("is_loaded_in_4bit", "is_loaded_in_8bit", "is_quantized", "quantization_method", "hf_quantizer")
 """What a model with quantised layers says about itself, and PEFT asks it."""
-
-
-def auto_class(task: str) -> Any:
-    """transformers' Auto class for a task."""
-    return _AUTO[task]
 
 
 def head_class(config: Any, task: str) -> Any | None:
@@ -47,7 +42,7 @@ def head_class(config: Any, task: str) -> Any | None:
     The causal class of a vision-language model is the one that reads images too; that of its text part alone is in no
     mapping, but named in the config of what was saved.
     """
-    known = _AUTO[task]._model_mapping.get(type(config), None)
+    known = AUTO[task]._model_mapping.get(type(config), None)
     if known is None and task == "causal":
         known = AutoModelForImageTextToText._model_mapping.get(type(config), None) or _named_class(config)
     return known
@@ -87,7 +82,7 @@ def with_head(model: nn.Module, task: str) -> nn.Module:
     source = base_model(model)
     cls = class_with_head(source.config, task, type(source))
     config = copy.deepcopy(source.config)
-    config.num_labels = _NUM_LABELS[task]
+    config.num_labels = NUM_LABELS[task]
     decoder = decoder_of(source)
     weight = next(decoder.parameters())
     with torch.device("meta"), whole_models():

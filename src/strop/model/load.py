@@ -26,7 +26,7 @@ from transformers.utils import find_adapter_config_file
 
 from strop.errors import ConfigError, SetupError, did_you_mean, folder_beside
 from strop.model.beside_adapter import load_beside
-from strop.model.heads import TASKS, auto_class, class_with_head, head_class, with_head
+from strop.model.heads import AUTO, NUM_LABELS, TASKS, class_with_head, head_class, with_head
 from strop.model.padding_token import padding_row_kept
 from strop.model.wrappers import check_decoder_only, is_peft, uncompiled
 from strop.model.zero3 import make_whole, whole_models
@@ -104,7 +104,7 @@ def load_model(
         return model if task == "causal" else with_head(model, task)
     if task != "causal":
         if fresh_head:
-            options.setdefault("num_labels", {"score": 1, "step": 2}[task])
+            options.setdefault("num_labels", NUM_LABELS[task])
         else:
             options["output_loading_info"] = True
     with padding_row_kept(head_class(config, "causal")):
@@ -377,7 +377,7 @@ def _with_whole_head(quantization_config: Any) -> Any:
 
 def _reader(config: Any, task: str) -> Any | None:
     """The class that reads a checkpoint for a task; None where it is made of the causal model once that is read."""
-    auto = auto_class(task)
+    auto: Any = AUTO[task]
     if auto.__name__ in (getattr(config, "auto_map", None) or {}):
         return auto
     causal, own = head_class(config, "causal"), head_class(config, task)

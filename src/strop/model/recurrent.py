@@ -143,7 +143,8 @@ def _along(segments: Segments, inputs: list[torch.Tensor], step: Step) -> torch.
     outputs: list[Any] = [None] * len(spans)
     states: list[Any] = [None] * len(spans)
     padded = [torch.cat([x[0], x.new_zeros(1, *x.shape[2:])]) for x in inputs]  # a token of zeros behind the last
-    for numbers in _depths(segments):
+    for depth in range(max(segments.depths) + 1):
+        numbers = [n for n, own in enumerate(segments.depths) if own == depth]
         longest = max(1, *(spans[n].length for n in numbers))
         index = torch.full((len(numbers), longest), segments.total)
         for row, n in enumerate(numbers):
@@ -155,18 +156,6 @@ def _along(segments: Segments, inputs: list[torch.Tensor], step: Step) -> torch.
         for row, n in enumerate(numbers):
             outputs[n], states[n] = out[row, : spans[n].length], final[row]
     return torch.cat(outputs).unsqueeze(0)
-
-
-def _depths(segments: Segments) -> list[list[int]]:
-    """Numbers of the segments at depth 0, 1, ..."""
-    found: list[list[int]] = []
-    depths: list[int] = []
-    for number, parent in enumerate(segments.parents):
-        depths.append(depths[parent] + 1 if parent >= 0 else 0)
-        if depths[-1] == len(found):
-            found.append([])
-        found[depths[-1]].append(number)
-    return found
 
 
 def _in_parts(*_: Any, **__: Any) -> None:

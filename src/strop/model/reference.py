@@ -16,7 +16,7 @@ from __future__ import annotations
 import copy
 import warnings
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import Any, Protocol
 
 import torch
@@ -36,14 +36,10 @@ REFERENCE_ADAPTER = "strop_reference"
 class Reference(Protocol):
     """Something that can stand in for the initial policy."""
 
-    def active(self, policy: nn.Module | None = None) -> Any:
-        """Context manager: `with reference.active() as model:` gives a model to score with, without gradients.
+    def active(self) -> AbstractContextManager[nn.Module]:
+        """`with reference.active() as model:` gives a model to score with, without gradients."""
 
-        Args:
-            policy: the policy as the trainer wrapped it (DDP, FSDP), if the reference lives inside the policy.
-        """
-
-    def sync(self, alpha: float, policy: nn.Module | None = None) -> None:
+    def sync(self, alpha: float) -> None:
         """reference <- alpha * policy + (1 - alpha) * reference, 0 <= alpha <= 1 (TR-DPO, arXiv 2404.09656)."""
 
     def check_sync(self, alpha: float) -> None:
@@ -64,21 +60,20 @@ def make_reference(
     Raises:
         ConfigError: two references, an adapter that is not there or is the one that is trained.
     """
+    policy = unwrap(policy)
     if adapter is not None:
         if given is not None:
             raise ConfigError(f"ref_adapter_name={adapter!r} and ref_model are two references; keep one.")
-        check_adapter(unwrap(policy), adapter, "ref_adapter_name")
-        return OtherAdapter(unwrap(policy), adapter)
-    if given is not None:
-        if unwrap(given) is unwrap(policy):
-            return FrozenReference(_copied(unwrap(policy)), policy)
+        check_adapter(policy, adapter, "ref_adapter_name")
+        return OtherAdapter(policy, adapter)
+    if given is not None and unwrap(given) is not policy:
         return FrozenReference(given, policy)
-    policy = unwrap(policy)
-    if not is_peft(policy):
-        return FrozenReference(_copied(policy), policy)
-    if adds_nothing(policy) and not syncs:
-        return AdapterOff(policy)
-    return AdapterCopy(policy)
+    if given is None and is_peft(policy):
+        return AdapterOff(policy) if adds_nothing(policy) and not syncs else AdapterCopy(policy)
+    copied = copy.deepcopy(policy)
+    for parameter in copied.parameters():
+        parameter.grad = None
+    return FrozenReference(copied, policy)
 
 
 class FrozenReference:
@@ -89,7 +84,7 @@ class FrozenReference:
         self._policy = unwrap(policy)
 
     @contextmanager
-    def active(self, policy: nn.Module | None = None) -> Iterator[nn.Module]:
+    def active(self) -> Iterator[nn.Module]:
         if not hasattr(self, "model"):
             raise SetupError(
                 "The reference was let go once the log-probs of all rows were known (precompute_ref_log_probs=True): "
@@ -112,7 +107,7 @@ class FrozenReference:
                 "Synchronise only a reference that is a copy of the policy (leave ref_model unset)."
             )
 
-    def sync(self, alpha: float, policy: nn.Module | None = None) -> None:
+    def sync(self, alpha: float) -> None:
         self.check_sync(alpha)
         own, new = dict(self.model.named_parameters()), dict(self._policy.named_parameters())
         _mix([(own[name], new[name]) for name in own], alpha)
@@ -136,7 +131,7 @@ class _Switched:
     def check_sync(self, alpha: float) -> None:
         """Raise `ConfigError` where it cannot follow the policy so."""
 
-    def sync(self, alpha: float, policy: nn.Module | None = None) -> None:
+    def sync(self, alpha: float) -> None:
         self.check_sync(alpha)
 
 
@@ -144,7 +139,7 @@ class AdapterOff(_Switched):
     """The policy itself with its adapter switched off, and what is trained beside it as it was."""
 
     @contextmanager
-    def active(self, policy: nn.Module | None = None) -> Iterator[nn.Module]:
+    def active(self) -> Iterator[nn.Module]:
         with ExitStack() as stack:
             for part in (torch.no_grad(), evaluating(self._policy), _same_requires_grad(self._policy)):
                 stack.enter_context(part)
@@ -154,7 +149,7 @@ class AdapterOff(_Switched):
                 stack.enter_context(warnings.catch_warnings())
                 warnings.filterwarnings("ignore", message=".*disabling adapter layers with bias.*")
             stack.enter_context(self._policy.disable_adapter())
-            yield self._policy if policy is None else policy
+            yield self._policy
 
     def check_sync(self, alpha: float) -> None:
         raise ConfigError(
@@ -176,11 +171,11 @@ class OtherAdapter(_Switched):
         super().__init__(policy)
 
     @contextmanager
-    def active(self, policy: nn.Module | None = None) -> Iterator[nn.Module]:
+    def active(self) -> Iterator[nn.Module]:
         with torch.no_grad(), evaluating(self._policy), _same_requires_grad(self._policy), self._kept.in_place():
             self._policy.set_adapter(self._name, inference_mode=True)
             try:
-                yield self._policy if policy is None else policy
+                yield self._policy
             finally:
                 self._policy.set_adapter(self._trained)
 
@@ -224,7 +219,7 @@ class AdapterCopy(OtherAdapter):
         _check_alpha(alpha)
         check_adapter_mix(alpha)
 
-    def sync(self, alpha: float, policy: nn.Module | None = None) -> None:
+    def sync(self, alpha: float) -> None:
         self.check_sync(alpha)
         _mix([*self._pairs(), *self._kept.pairs()], alpha)
 
@@ -272,13 +267,6 @@ def adds_nothing(policy: Any) -> bool:
         if ".lora_A." in name or ".lora_embedding_A." in name
     ]
     return bool(products) and not any(bool(a.detach().any()) and bool(b.detach().any()) for a, b in products)
-
-
-def _copied(model: nn.Module) -> nn.Module:
-    copied = copy.deepcopy(model)
-    for parameter in copied.parameters():
-        parameter.grad = None
-    return copied
 
 
 @torch.no_grad()

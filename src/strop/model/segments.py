@@ -69,9 +69,17 @@ class Segments:
         return found[::-1]
 
     @cached_property
+    def depths(self) -> list[int]:
+        """How many ancestors each segment has."""
+        found: list[int] = []
+        for parent in self.parents:  # which stands before its children
+            found.append(found[parent] + 1 if parent >= 0 else 0)
+        return found
+
+    @property
     def deep(self) -> bool:
         """Whether a segment has more than one ancestor."""
-        return any(parent >= 0 and self.parents[parent] >= 0 for parent in self.parents)
+        return max(self.depths, default=0) > 1
 
     @cached_property
     def longest_context(self) -> int:
