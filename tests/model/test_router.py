@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from peft import PromptTuningConfig, get_peft_model
 from tests.support.random_trees import random_examples
 from transformers.models.qwen3_moe.modeling_qwen3_moe import load_balancing_loss_func
 
@@ -59,6 +60,14 @@ def test_a_config_that_names_a_weight_for_layers_that_are_not_there() -> None:
     assert dense.config.router_aux_loss_coef > 0 and router_coefficient(dense, None) == 0.0
     mixture = tiny_model("qwen3_moe")
     assert router_coefficient(mixture, None) == mixture.config.router_aux_loss_coef
+
+
+def test_a_balance_behind_learned_tokens_is_refused_before_anything_is_trained() -> None:
+    config = PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=2)
+    policy = get_peft_model(tiny_model("qwen3_moe"), config)
+    with pytest.raises(ConfigError, match="router_aux_loss_coef=0"):
+        router_coefficient(policy, None)
+    assert router_coefficient(policy, 0.0) == 0.0
 
 
 def test_experts_chosen_by_later_tokens_are_named() -> None:

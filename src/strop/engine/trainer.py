@@ -49,7 +49,7 @@ from strop.engine.windows import eval_loader
 from strop.engine.zero_checkpoints import check_goes_on
 from strop.errors import ConfigError, SetupError
 from strop.metric import entries_of
-from strop.model import ADAPTER_NOTE, as_to_save, base_model, layout_of, note_in_card
+from strop.model import ADAPTER_NOTE, as_to_save, layout_of, note_in_card
 from strop.model.beside_adapter import FILE, beside_adapter, save_beside
 from strop.model.headed import note_loading
 from strop.model.router import router_coefficient
@@ -160,7 +160,7 @@ class BaseTrainer(ScriptSeams):
             self.add_callback(callback)
         if args.padding_free and args.layout == "auto" and self.layout.name == "padded":
             raise SetupError(f"padding_free=True, but this model can only be scored with padding: {self.layout.reason}")
-        self.router_coef = router_coefficient(base_model(self.policy), args.router_aux_loss_coef)
+        self.router_coef = router_coefficient(self.policy, args.router_aux_loss_coef)
         if self.unsaid_pad:
             self.say(ADAPTER_NOTE)
         self.preflight = Preflight(self)

@@ -25,7 +25,7 @@ from strop.model.layout import token_copies
 from strop.model.lm_head import lm_head_of
 from strop.model.recurrent import teach
 from strop.model.rope import rows_alone
-from strop.model.router import has_router, router_loss
+from strop.model.router import BEHIND_LEARNED_TOKENS, has_router, router_loss
 from strop.model.virtual_tokens import VirtualTokens, has_virtual_tokens
 from strop.model.wrappers import base_model, decoder_of, is_peft, unwrap
 from strop.records import Batch, Scores, Want
@@ -169,6 +169,8 @@ def _scored(model: Any, scoring: Scoring) -> dict[str, Any]:
     if want & Want.SCORE:
         out["scores"] = score_rows(model, hidden.index_select(0, batch.last.to(hidden.device)))
     if scoring.aux_loss:
+        if scoring.virtual is not None:
+            raise ConfigError(BEHIND_LEARNED_TOKENS)
         out["aux_loss"] = router_loss(output.router_logits, token_copies(batch), model.config)
     return _of_each(out, batch)
 
@@ -209,9 +211,7 @@ def _run_decoder(model: Any, scoring: Scoring) -> Any:
     extra = {}
     if scoring.aux_loss:
         if scoring.virtual is not None:
-            raise ConfigError(
-                "The load-balancing loss knows no learned tokens before a row. Set router_aux_loss_coef=0."
-            )
+            raise ConfigError(BEHIND_LEARNED_TOKENS)
         if not has_router(model.config):
             raise ConfigError(f"{type(model).__name__} has no router, so it has no load-balancing loss (aux_loss).")
         extra["output_router_logits"] = True

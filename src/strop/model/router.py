@@ -8,6 +8,10 @@ from typing import Any
 import torch
 
 from strop.errors import ConfigError
+from strop.model.virtual_tokens import has_virtual_tokens
+from strop.model.wrappers import base_model
+
+BEHIND_LEARNED_TOKENS = "The load-balancing loss knows no learned tokens before a row. Set router_aux_loss_coef=0."
 
 
 def has_router(config: Any) -> bool:
@@ -15,23 +19,27 @@ def has_router(config: Any) -> bool:
     return hasattr(config.get_text_config(), "output_router_logits")
 
 
-def router_coefficient(model: Any, given: float | None) -> float:
-    """The weight of a model's load-balancing loss: `given`, or for None what the model's config names (0: none).
+def router_coefficient(policy: Any, given: float | None) -> float:
+    """The weight of a policy's load-balancing loss: `given`, or for None what its model's config names (0: none).
 
     Raises:
-        ConfigError: a weight for a model that has no router.
+        ConfigError: a weight for a model that has no router, or behind tokens that prompt or prefix tuning learns.
     """
-    if has_router(model.config):
-        if given is None and not _routes(model):
-            return 0.0
-        own = getattr(model.config.get_text_config(), "router_aux_loss_coef", None)
-        return float((own or 0.0) if given is None else given)
-    if given:
-        raise ConfigError(
-            f"router_aux_loss_coef={given}, but {type(model).__name__} has no router whose load could be balanced; "
-            "remove it."
-        )
-    return 0.0
+    model = base_model(policy)
+    if not has_router(model.config):
+        if given:
+            raise ConfigError(
+                f"router_aux_loss_coef={given}, but {type(model).__name__} has no router whose load could be balanced; "
+                "remove it."
+            )
+        return 0.0
+    if given is None and not _routes(model):
+        return 0.0
+    own = getattr(model.config.get_text_config(), "router_aux_loss_coef", None)
+    coefficient = float((own or 0.0) if given is None else given)
+    if coefficient and has_virtual_tokens(policy):
+        raise ConfigError(BEHIND_LEARNED_TOKENS)
+    return coefficient
 
 
 def _routes(model: Any) -> bool:
