@@ -91,10 +91,7 @@ class DatasetRows(Rows):
         return self.clean(self.dataset[index])
 
     def __iter__(self) -> Iterator[Row]:
-        for batch in self.dataset.iter(batch_size=1024):
-            names = list(batch)
-            for values in zip(*batch.values(), strict=True):
-                yield self.clean(dict(zip(names, values, strict=True)))
+        return map(self.clean, self.dataset)
 
 
 def read_dataset(dataset: Any, source: str = "dataset") -> Rows:

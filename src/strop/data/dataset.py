@@ -127,21 +127,20 @@ class ExampleDataset(TreeSet):
         return read_cases(self.rows[number], self.kind, self.options)[self.parts[position]]
 
     def _trees(self, positions: Sequence[int]) -> list[Tokenized]:
-        known = {position: self.store.get(position) for position in dict.fromkeys(positions)}
-        missing = [position for position, tree in known.items() if tree is None]
-        for position, built in zip(missing, self._build(missing), strict=True):
-            self.store.put(position, built)
-            known[position] = built
-        for position, tree in known.items():
-            if not self.eager and tree is not None and tree.left_out is not None:
+        asked = dict.fromkeys(positions)
+        known = {position: tree for position in asked if (tree := self.store.get(position)) is not None}
+        missing = [position for position in asked if position not in known]
+        for position, tree in zip(missing, self.builder.build_all(list(map(self._case, missing))), strict=True):
+            self.store.put(position, tree)
+            known[position] = tree
+        for position in asked:
+            tree = known[position]
+            if not self.eager:
                 refuse_broken_tree(tree, self.numbers[position], self.rows, self.options.skip_bad_rows)
-            if not self.seen[position] and tree is not None:
+            if not self.seen[position]:
                 self.seen[position] = 1 if tree.left_out is None else 2
                 self.report.add(self.numbers[position], tree)
-        return [tree for tree in (known[position] for position in positions) if tree is not None]
-
-    def _build(self, positions: list[int]) -> list[Tokenized]:
-        return self.builder.build_all([self._case(position) for position in positions]) if positions else []
+        return [known[position] for position in positions]
 
     def _example(self, position: int, tree: Tokenized) -> Example:
         return to_example(tree, self._case(position), self.numbers[position], self.options.score_prompt)

@@ -67,13 +67,12 @@ class TreeStore:
         self.owner = os.getpid()
         self.batches: list[Any] = []  # of the Arrow files that were found
         self.read_paths: set[str] = set()
-        self.batch_of, self.row_of = array("i"), array("I")
+        self.batch_of, self.row_of = array("i", [-1]) * size, array("I", [0]) * size
         if folder is not None:
             try:
                 folder.mkdir(parents=True, exist_ok=True)
             except OSError as problem:
                 raise SetupError(f"cache_dir: '{folder}' cannot be made ({problem.strerror}).") from None
-            self.batch_of, self.row_of = array("i", [-1]) * size, array("I", [0]) * size
             self.load()
 
     def load(self) -> None:
@@ -111,7 +110,7 @@ class TreeStore:
 
     def has(self, position: int) -> bool:
         """Whether the tree at a position is known."""
-        return position in self.pending or (self.folder is not None and self.batch_of[position] >= 0)
+        return position in self.pending or self.batch_of[position] >= 0
 
     def put(self, position: int, tree: Tokenized) -> None:
         """Keep a tree."""
