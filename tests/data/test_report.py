@@ -20,7 +20,7 @@ def test_counts_and_lengths() -> None:
     assert (report.rows_read, report.trees, report.tokenized, report.complete) == (8, 8, 8, True)
     assert report.truncated == sum("truncated" in example.extras for example in data) == 7
     assert report.lengths["prompt"] == dict.fromkeys(("min", "p50", "p90", "p99", "max"), 2)
-    assert report.lengths["tree"]["max"] == max(data.lengths or [])
+    assert report.lengths["tree"]["max"] == max(example.num_tokens for example in data)
     (finding,) = [f for f in report.findings if "cut to length" in f.message]
     assert finding.severity == "warning" and "7 of 8 trees" in finding.message
     whole = prepare(ROWS, "preference", toy_tokenizer())

@@ -81,7 +81,7 @@ def test_a_second_run_makes_no_tokenizer_call(tmp_path: Path, calls: Counter[str
                 eager_rows=eager_rows,
             )
             trees = list(data)
-            data.flush()
+            data.store.flush()
             return trees, data.report.to_dict()
 
         calls.clear()
@@ -95,7 +95,7 @@ def test_a_second_run_makes_no_tokenizer_call(tmp_path: Path, calls: Counter[str
 def test_a_part_is_kept_when_a_run_is_cut_short(tmp_path: Path, calls: Counter[str]) -> None:
     data = prepare(rows(), "preference", toy_tokenizer(), cache_dir=tmp_path, eager_rows=0)
     kept = data[3]
-    data.flush()
+    data.store.flush()
     again = prepare(rows(), "preference", toy_tokenizer(), cache_dir=tmp_path, eager_rows=0)
     calls.clear()
     assert again[3] == kept and not calls
@@ -178,7 +178,7 @@ def test_a_damaged_record_is_tokenised_again(tmp_path: Path, eager_rows: int) ->
     def run() -> tuple[list[Any], list[str]]:
         data = prepare(rows(), "preference", toy_tokenizer(), cache_dir=tmp_path, eager_rows=eager_rows)
         trees = list(data)
-        data.flush()
+        data.store.flush()
         return trees, [finding.message for finding in data.report.findings if "damaged" in finding.message]
 
     trees, _ = run()
@@ -264,7 +264,8 @@ def test_two_processes_tokenise_once(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
     def work() -> None:
         barrier.wait()
-        results.put(prepare(rows(), "preference", tokenizer, cache_dir=tmp_path / "cache").lengths)
+        data = prepare(rows(), "preference", tokenizer, cache_dir=tmp_path / "cache")
+        results.put(list(data.report.sizes["tree"]))
 
     processes = [context.Process(target=work) for _ in range(2)]
     for process in processes:

@@ -282,10 +282,8 @@ def test_steps_that_are_cut_lose_their_labels() -> None:
     row = {"prompt": "p", "completions": ["a", "b", "c"], "labels": [1, 0, 1]}
     example = build(row, STEPS, max_length=5)
     assert sum(example.mask(0)) == 2 and example.extras["labels"] == [1.0, 0.0]
-    last = build(row, STEPS, train_on_last_step_only=True)
-    assert sum(last.mask(0)) == 1 and last.mask(0)[-1] == 1 and last.extras["labels"] == [1.0]
     with pytest.raises(DataError, match="no step end is left"):
-        build(row, STEPS, train_on_last_step_only=True, max_length=5)
+        build({**row, "completions": ["a b c d", "b", "c"]}, STEPS, max_length=3)
 
 
 def test_inline_marks_leave_the_text() -> None:

@@ -33,7 +33,7 @@ def folder_of(cache_dir: str | Path, name: str, key: str) -> Path:
     return Path(cache_dir).expanduser() / f"{re.sub(r'[^A-Za-z0-9_-]+', '_', name)[:64]}-{key}"
 
 
-IRRELEVANT = ("skip_bad_rows", "score_prompt", "extra_roles")
+IRRELEVANT = ("skip_bad_rows", "score_prompt")
 """Options that change which rows are read or what is done with trees, but no ids."""
 
 

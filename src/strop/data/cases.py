@@ -190,7 +190,7 @@ def _read_whole_text(row: Row, kind: DatasetKind, options: TokenizeOptions, form
 def _read_conversation(row: Row, kind: DatasetKind, options: TokenizeOptions, form: str) -> list[Case]:
     """A whole conversation, or what stands before its last answer as the prompt of that, maybe with a label."""
     column = FORMS[form][0]
-    messages = read_messages(plain(row[column]), column, options.extra_roles)
+    messages = read_messages(plain(row[column]), column)
     extras: Extras = {"columns": _columns(row, *FORMS[form])}
     if "label" in FORMS[form]:
         extras["label"] = read_label(row)
@@ -216,7 +216,7 @@ def _split_answer(messages: list[Message], column: str, extras: Extras) -> Case:
 
 def _read_completion(row: Row, kind: DatasetKind, options: TokenizeOptions, form: str) -> list[Case]:
     """Prompt and completion, with or without a label."""
-    prompt, (completion,), chat = _align(read_said(row, "prompt", options), [read_said(row, "completion", options)])
+    prompt, (completion,), chat = _align(read_said(row, "prompt"), [read_said(row, "completion")])
     _need_answer(completion, "completion")
     case = Case(form, prompt, [completion], chat, extras={"columns": _columns(row, "prompt", "completion")})
     case.left_out = _empty(("completion", completion))
@@ -234,9 +234,9 @@ def _read_completion(row: Row, kind: DatasetKind, options: TokenizeOptions, form
 
 def _read_pair(row: Row, kind: DatasetKind, options: TokenizeOptions, form: str) -> list[Case]:
     """Chosen and rejected, with a prompt of their own or one that they share at their start."""
-    chosen, rejected = read_said(row, "chosen", options), read_said(row, "rejected", options)
+    chosen, rejected = read_said(row, "chosen"), read_said(row, "rejected")
     left_out = ("identical", "chosen equals rejected") if chosen == rejected else None
-    given = read_said(row, "prompt", options) if row.get("prompt") is not None else None
+    given = read_said(row, "prompt") if row.get("prompt") is not None else None
     prompt, chosen, rejected, chat, notes = _find_prompt(given, chosen, rejected)
     if given is None and not chat:
         _refuse_none(row, "prompt")
@@ -293,7 +293,7 @@ def _share_context(chosen: list[Message], rejected: list[Message]) -> bool:
 
 
 def _read_prompt(row: Row, kind: DatasetKind, options: TokenizeOptions, form: str) -> list[Case]:
-    prompt = read_said(row, "prompt", options)
+    prompt = read_said(row, "prompt")
     shared = {name: row[name] for name in SHARED_COLUMNS if row.get(name) is not None}  # a reward may ask for them
     columns = _columns(row, "prompt") | shared
     return [Case(form, prompt, [], not isinstance(prompt, str), extras={"columns": columns})]
@@ -302,7 +302,7 @@ def _read_prompt(row: Row, kind: DatasetKind, options: TokenizeOptions, form: st
 def _read_steps(row: Row, kind: DatasetKind, options: TokenizeOptions, form: str) -> list[Case]:
     """A prompt and steps with a label each, which stand in columns or are marked in a text."""
     inline = form == "inline"
-    prompt = read_said(row, "prompt", options) if not inline or "prompt" in row else ""
+    prompt = read_said(row, "prompt") if not inline or "prompt" in row else ""
     steps, labels, used = _steps_in_text(row, options) if inline else _steps_in_columns(row)
     left_out = None if any(steps) else ("empty_completion", "there is no step")
     columns, chat = _columns(row, "prompt", *used), not isinstance(prompt, str)

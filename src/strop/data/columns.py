@@ -9,7 +9,6 @@ from typing import Any
 from strop.data.findings import RowProblem, kind_of_value
 from strop.data.kinds import is_label
 from strop.data.messages import Message, is_conversation, read_messages
-from strop.data.options import TokenizeOptions
 from strop.data.rows import plain
 from strop.records import Row
 
@@ -29,11 +28,11 @@ def read_text(row: Row, column: str) -> str:
     return value
 
 
-def read_said(row: Row, column: str, options: TokenizeOptions) -> Said:
+def read_said(row: Row, column: str) -> Said:
     """A column that may be a string or messages; raises `RowProblem`."""
     value = plain(row.get(column))
     if is_conversation(value):
-        return read_messages(value, column, options.extra_roles)
+        return read_messages(value, column)
     if value is not None and not isinstance(value, str):
         raise RowProblem(column, f"is {kind_of_value(value)}", "Write a string, or a list of messages")
     return read_text(row, column)

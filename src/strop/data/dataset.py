@@ -76,8 +76,7 @@ class TreeSet(Sequence[Any]):
 class ExampleDataset(TreeSet):
     """A map-style set of `Example` trees; rows are read and tokenised as needed and remembered.
 
-    `report` is the account of the data (it grows while rows are tokenised), `lengths` the number of tokens of every
-    tree once all are known, `rows` the rows behind it.
+    `report` is the account of the data (it grows while rows are tokenised), `rows` the rows behind it.
     """
 
     def __init__(self, rows: Rows, checked: Checked, builder: TreeBuilder, store: TreeStore, eager: bool) -> None:
@@ -107,20 +106,9 @@ class ExampleDataset(TreeSet):
             for index, position, tree in zip(indices, positions, trees, strict=True)
         ]
 
-    @property
-    def lengths(self) -> list[int] | None:
-        """Tokens of every tree (the prompt counted once), None while some are not tokenised."""
-        if self.eager:
-            return list(self.report.sizes["tree"])
-        return None if not all(self.seen) else [example.num_tokens for example in self]
-
     def case(self, index: int) -> Case:
         """Tree `index` before tokenisation."""
         return self._case(self.order[index])
-
-    def flush(self) -> None:
-        """Write what was tokenised since the last time to the cache folder, if there is one."""
-        self.store.flush()
 
     def _case(self, position: int) -> Case:
         number = self.numbers[position]

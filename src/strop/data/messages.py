@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from typing import Any
 
 from strop.data.findings import RowProblem, kind_of_value
@@ -38,7 +37,7 @@ def is_conversation(value: Any) -> bool:
     return isinstance(value, list | tuple) and (not value or isinstance(value[0], dict))
 
 
-def read_messages(value: Any, column: str, extra_roles: Sequence[str] = ()) -> list[Message]:
+def read_messages(value: Any, column: str) -> list[Message]:
     """The messages of a column in one form: `role`, `content` (a string), and whatever else each one carries.
 
     ShareGPT's `from` / `value` becomes `role` / `content`; text parts are joined; keys that are None are left out;
@@ -53,7 +52,7 @@ def read_messages(value: Any, column: str, extra_roles: Sequence[str] = ()) -> l
     read = []
     for number, message in enumerate(value):
         try:
-            read.append(_read_message(message, extra_roles))
+            read.append(_read_message(message))
         except RowProblem as found:
             raise RowProblem(column, f"message {number} {found.message}", found.fix) from None
     return read
@@ -65,7 +64,7 @@ def _fix_for(value: Any) -> str:
     return 'Write a list like [{"role": "user", "content": "..."}]'
 
 
-def _read_message(message: Any, extra_roles: Sequence[str]) -> Message:
+def _read_message(message: Any) -> Message:
     """One message in the form of `read_messages`; what is wrong with it is told without its number and column."""
     if not isinstance(message, dict):
         raise RowProblem(None, f"is {kind_of_value(message)}, not an object", 'Write {"role": ..., "content": ...}')
@@ -78,9 +77,8 @@ def _read_message(message: Any, extra_roles: Sequence[str]) -> Message:
     role = found.get("role")
     if not isinstance(role, str):
         raise RowProblem(None, "has no role", f"Give it one of {', '.join(ROLES)}")
-    known = (*ROLES, *extra_roles)
-    if role not in known:
-        fix = f"Use one of {', '.join(known)}, or name it in extra_roles.{did_you_mean(role[:80].lower(), known)}"
+    if role not in ROLES:
+        fix = f"Use one of {', '.join(ROLES)}.{did_you_mean(role[:80].lower(), ROLES)}"
         raise RowProblem(None, f"has the unknown role {role[:80]!r}", fix)
     if "tool_calls" in found:
         found["tool_calls"] = _read_tool_calls(found["tool_calls"])

@@ -69,12 +69,8 @@ class TokenizeOptions:
     """Tools for every row that names none itself: JSON schemas or Python functions."""
     step_separator: str = "\n"
     """Text that ends every step of stepwise rows; its last token carries the step's label."""
-    train_on_last_step_only: bool = False
-    """Stepwise rows: score the last step only."""
     label_format: str = "separator"
     """Stepwise rows: `separator` reads completions and labels; `inline` reads `[+]` and `[-]`, and removes them."""
-    extra_roles: tuple[str, ...] = ()
-    """Message roles to accept beside the usual ones."""
     skip_bad_rows: bool = False
     """Count and name broken rows instead of stopping."""
 

@@ -71,13 +71,6 @@ class MismatchedDataset(TreeSet):
         alike = self.prompts[given] == self.prompts[index] or self.completions[given] == self.completions[index]
         return -1 if alike else given
 
-    @property
-    def lengths(self) -> list[int] | None:
-        """Tokens of every tree, None while some are not tokenised."""
-        if self.dataset.lengths is None:
-            return None
-        return [example.num_tokens for example in self]
-
 
 class MismatchedStream:
     """The trees of a labelled stream, each with a completion of one of the next `AHEAD` trees that differs in both."""

@@ -315,11 +315,7 @@ class TreeBuilder:
         for step in steps:
             ids += step + separator
             mask += [0] * (len(step) + len(separator) - 1) + [1]
-        labels = list(case.extras["labels"])
-        if self.options.train_on_last_step_only:
-            mask = [0] * (len(mask) - 1) + [1]
-            labels = labels[-1:]
-        return Tokenized(prompt, [ids], [mask], labels)
+        return Tokenized(prompt, [ids], [mask], list(case.extras["labels"]))
 
     # ---- limits
 
