@@ -30,9 +30,11 @@ Found = tuple[int, int, list[ToolCall]]
 """Start and end of a span of characters, and the calls that stand in it."""
 Reader = Callable[[str, Mapping[str, Any]], Iterator[Found]]
 """(turn, tool schemas by name) -> calls; the schemas type arguments that are written without quotes."""
+Read = Callable[[re.Match[str], Mapping[str, Any]], list[ToolCall]]
+"""(span, tool schemas by name) -> its calls."""
 
 
-def spans(pattern: str, read: Callable[[re.Match[str], Mapping[str, Any]], list[ToolCall]]) -> Reader:
+def spans(pattern: str, read: Read) -> Reader:
     """A reader of calls that begin and end in fixed words; a call that the turn breaks off ends with the turn."""
     compiled = re.compile(pattern, re.DOTALL)
 
@@ -92,7 +94,7 @@ def call_of_text(name: str, arguments: str) -> ToolCall:
     )
 
 
-def tagged_arguments(pattern: str) -> Callable[[re.Match[str], Mapping[str, Any]], list[ToolCall]]:
+def tagged_arguments(pattern: str) -> Read:
     """Calls whose arguments stand in tags of their own."""
     compiled = re.compile(pattern, re.DOTALL)
 
@@ -223,6 +225,12 @@ class CallFormat:
         return calls, words
 
 
+def between(name: str, begin: str, end: str, read: Read = json_calls) -> CallFormat:
+    """Calls that stand between two words and are all that stands there."""
+    pattern = rf"{re.escape(begin)}\s*(?P<body>.*?)\s*(?:{re.escape(end)}|\Z)"
+    return CallFormat(name, spans(pattern, read), (end,))
+
+
 TOOL_CALL = r"<tool_call>\s*"
 END_CALL = r"\s*(?:</tool_call>|\Z)"
 FORMATS: tuple[CallFormat, ...] = (
@@ -243,9 +251,7 @@ FORMATS: tuple[CallFormat, ...] = (
         ("</tool_call>",),
     ),
     CallFormat("tagged JSON", spans(TOOL_CALL + r"(?P<body>[\[{].*?)" + END_CALL, json_calls), ("</tool_call>",)),
-    CallFormat(
-        "TOOLCALL list", spans(r"<TOOLCALL>\s*(?P<body>.*?)\s*(?:</TOOLCALL>|\Z)", json_calls), ("</TOOLCALL>",)
-    ),
+    between("TOOLCALL list", "<TOOLCALL>", "</TOOLCALL>"),
     CallFormat(
         "Mistral names", spans(
             r"\[TOOL_CALLS\](?P<name>[\w.-]+)(?:\[CALL_ID\]\w+)?(?:\[ARGS\])?(?P<body>\{.*?)(?=\[TOOL_CALLS\]|\Z)",
@@ -269,26 +275,14 @@ FORMATS: tuple[CallFormat, ...] = (
         ),
         needs_end=True,
     ),
-    CallFormat(
-        "Python list",
-        spans(r"<\|tool_call_start\|>(?P<body>.*?)(?:<\|tool_call_end\|>|\Z)", python_calls),
-        ("<|tool_call_end|>",),
-    ),
+    between("Python list", "<|tool_call_start|>", "<|tool_call_end|>", python_calls),
     CallFormat(
         "call and braces",
         spans(r"<\|tool_call>call:(?P<name>[\w.-]+)(?P<body>\{.*?)(?:<tool_call\|>|\Z)", gemma_calls),
         ("<tool_call|>",),
     ),
-    CallFormat(
-        "tool_call list",
-        spans(r"<\|tool_call\|>\s*(?P<body>.*?)\s*(?:<\|/tool_call\|>|\Z)", json_calls),
-        ("<|/tool_call|>",),
-    ),
-    CallFormat(
-        "actions",
-        spans(r"<\|START_ACTION\|>\s*(?P<body>.*?)\s*(?:<\|END_ACTION\|>|\Z)", json_calls),
-        ("<|END_ACTION|>",),
-    ),
+    between("tool_call list", "<|tool_call|>", "<|/tool_call|>"),
+    between("actions", "<|START_ACTION|>", "<|END_ACTION|>"),
     CallFormat(
         "action list", spans(r"Action:\s*```json\n(?P<body>.*?)\n?```", json_calls), ("```",)
     ),
@@ -311,3 +305,30 @@ def any_format(text: str, schemas: Mapping[str, Any]) -> Iterator[Found]:
 def format_of(printed: str, wanted: Sequence[ToolCall]) -> CallFormat | None:
     """The format that reads the calls `wanted`, and nothing else, out of what a template printed for them."""
     return next((form for form in FORMATS if form.take(printed, "", {})[0] == list(wanted)), None)
+
+
+def response_format(tokenizer: Any) -> CallFormat | None:
+    """Calls as a tokenizer says that they are written; None for one without a `response_template` (transformers).
+
+    The parser gives messages and no places: what of a turn is not its words counts as its calls.
+    """
+    if getattr(tokenizer, "response_template", None) is None:
+        return None
+
+    def read(text: str, schemas: Mapping[str, Any]) -> Iterator[Found]:
+        tools = [{"type": "function", "function": schema} for schema in schemas.values()]
+        try:
+            message = tokenizer.parse_response(text, prefix="", tools=tools or None)
+        except Exception as error:  # a parser of any kind may stand in the template
+            yield 0, len(text), [ToolCall("", {}, f"the turn cannot be read ({error}).")]
+            return
+        calls = [call_of_object(call) for call in message.get("tool_calls") or ()]
+        if not calls:
+            return
+        words = message.get("content") or ""
+        start = max(text.find(words), 0) if words else 0
+        if start:
+            yield 0, start, []
+        yield start + len(words) * (words in text), len(text), calls
+
+    return CallFormat("response template", read, needs_end=True)

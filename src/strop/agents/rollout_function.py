@@ -18,6 +18,7 @@ from strop.records import Rollout, Stretch
 
 KNOWN = {"prompt_ids", "completion_ids", "logprobs", "loss_mask", "env_mask", "finish_reasons", "messages", "stretches"}
 """What a rollout function may return; further lists, one entry per completion, go to the rewards as columns."""
+REASONS = ("stop", "length", "failed")
 
 
 @dataclass(slots=True)
@@ -75,12 +76,10 @@ def nested(given: Any, prompts: int, n: int) -> Any:
     """TRL's flat lists, by prompt; raises `RolloutError` where one has another length."""
     if not isinstance(given, Mapping):
         return given
-    found: dict[str, Any] = {}
-    for name, values in given.items():
-        if values is None:
-            continue
-        if not hasattr(values, "__len__") or len(values) != prompts * n:
-            size = len(values) if hasattr(values, "__len__") else "no"
+    found = {name: values for name, values in given.items() if values is not None}
+    for name, values in found.items():
+        size = len(values) if hasattr(values, "__len__") else "no"
+        if size != prompts * n:
             raise RolloutError(
                 f"rollout_func returned {size} entries of '{name}'; {prompts * n} completions were asked for, each "
                 f"prompt {n} times in a row."
@@ -144,26 +143,19 @@ def _plain_logps(values: Any) -> list[float]:
 
 
 def _check_tokens(ids: Any, logps: Any, mask: Any, own: Any, reasons: Any, vocabulary: int) -> None:
-    for place, group in enumerate(ids):
-        for index, completion in enumerate(group):
-            where = f"completion {index} of prompt {place}"
-            problems = []
-            if not completion:
-                problems.append("it is empty")
-            if len(logps[place][index]) != len(completion):
-                problems.append(f"it has {len(completion)} tokens and {len(logps[place][index])} log-probs")
-            elif not all(math.isfinite(value) for value in logps[place][index]):
-                problems.append("a log-prob is not finite")
-            wrong = [i for i in [*completion, *(own[place][index] if own else [])] if not 0 <= i < vocabulary]
-            if wrong:
-                problems.append(f"the id {wrong[0]} is not in the vocabulary of {vocabulary}")
-            if own is not None and not own[place][index]:
-                problems.append("its prompt is empty")
-            if mask is not None and (
-                len(mask[place][index]) != len(completion) or not set(mask[place][index]) <= {0, 1}
-            ):
-                problems.append("its mask is not a 0 or 1 for each token")
-            if reasons[place][index] not in ("stop", "length", "failed"):
-                problems.append(f"its finish reason is {reasons[place][index]!r}, not 'stop', 'length' or 'failed'")
-            if problems:
-                raise RolloutError(f"rollout_func, {where}: {'; '.join(problems)}.")
+    for place, index in ((place, index) for place, group in enumerate(ids) for index in range(len(group))):
+        completion, scored, reason = ids[place][index], logps[place][index], reasons[place][index]
+        prompt = None if own is None else own[place][index]
+        learned = [1] * len(completion) if mask is None else mask[place][index]
+        wrong = next((i for i in [*completion, *(prompt or [])] if not 0 <= i < vocabulary), None)
+        rules = {
+            "it is empty": bool(completion),
+            f"it has {len(completion)} tokens and {len(scored)} log-probs": len(scored) == len(completion),
+            "a log-prob is not finite": all(map(math.isfinite, scored)),
+            f"the id {wrong} is not in the vocabulary of {vocabulary}": wrong is None,
+            "its prompt is empty": prompt is None or bool(prompt),
+            "its mask is not a 0 or 1 for each token": len(learned) == len(completion) and set(learned) <= {0, 1},
+            f"its finish reason is {reason!r}, not 'stop', 'length' or 'failed'": reason in REASONS,
+        }
+        if problems := [rule for rule, holds in rules.items() if not holds]:
+            raise RolloutError(f"rollout_func, completion {index} of prompt {place}: {'; '.join(problems)}.")

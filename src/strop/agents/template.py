@@ -10,8 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from strop.agents.call_formats import ANY, CallFormat, ToolCall, format_of
-from strop.agents.response_template import response_format
+from strop.agents.call_formats import ANY, CallFormat, ToolCall, format_of, response_format
 from strop.agents.spoken import Spoken, call_message, numbered, read_turn, split_thought, thinking_at
 from strop.data.chat import Chat, Unrenderable
 from strop.data.encode import Encoder, common_prefix
