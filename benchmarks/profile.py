@@ -17,6 +17,9 @@ import time
 from collections.abc import Iterable
 from typing import Any
 
+import torch
+from transformers import TrainerCallback
+
 from benchmarks import offline, online
 from benchmarks.turns import RESULTS, touch, write
 
@@ -43,27 +46,20 @@ def part_of(operator: str) -> str:
     return "other operators"
 
 
-class SecondStep:
-    """A callback that profiles the second step and ends the run."""
+class SecondStep(TrainerCallback):
+    """Profiles the second step and ends the run."""
 
-    def __new__(cls) -> Any:
-        import torch
-        from transformers import TrainerCallback
+    seconds = 0.0
 
-        class Profiled(TrainerCallback):
-            seconds = 0.0
-
-            def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-                if state.global_step == 1:
-                    self.profiler = torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU])
-                    self.profiler.__enter__()
-                    self.start = time.perf_counter()
-                elif state.global_step == 2:
-                    self.seconds = time.perf_counter() - self.start
-                    self.profiler.__exit__(None, None, None)
-                    control.should_training_stop = True
-
-        return Profiled()
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.global_step == 1:
+            self.profiler = torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU])
+            self.profiler.__enter__()
+            self.start = time.perf_counter()
+        elif state.global_step == 2:
+            self.seconds = time.perf_counter() - self.start
+            self.profiler.__exit__(None, None, None)
+            control.should_training_stop = True
 
 
 def trainer_of(method: str, options: argparse.Namespace, folder: str) -> Any:

@@ -40,12 +40,21 @@ class Entry:
     advice: str = ""
 
     @property
+    def bounds(self) -> str:
+        """The healthy range in numbers, empty where it has none."""
+        low, high = (None if bound is None else f"{bound:.3g}" for bound in (self.low, self.high))
+        return f"{low} to {high}" if low and high else f"at least {low}" if low else f"at most {high}" if high else ""
+
+    @property
     def range_text(self) -> str:
         """The healthy range in words; numbers first where they exist."""
-        low, high = (None if bound is None else f"{bound:.3g}" for bound in (self.low, self.high))
-        both = f"{low} to {high}" if low and high else ""
-        one = f"at least {low}" if low else f"at most {high}" if high else ""
-        return "; ".join(part for part in (both or one, self.healthy) if part)
+        return "; ".join(part for part in (self.bounds, self.healthy) if part)
+
+    def holds(self, value: float) -> bool:
+        """Whether a value is within the bounds."""
+        slack = 1e-6 * max(1.0, abs(value))
+        above = self.low is None or value >= self.low - slack
+        return above and (self.high is None or value <= self.high + slack)
 
 
 def entries_of(kind: type) -> tuple[Entry, ...]:

@@ -2,7 +2,7 @@ import torch
 
 from strop.demo.model import build_model, build_tokenizer
 from strop.demo.sampling import text_of
-from strop.demo.words import all_words
+from strop.demo.words import held_out_words, train_words
 
 
 def test_tokenizer_is_one_id_per_character_and_exact_both_ways() -> None:
@@ -12,7 +12,7 @@ def test_tokenizer_is_one_id_per_character_and_exact_both_ways() -> None:
     ids = tokenizer(text)["input_ids"]
     assert len(ids) == len(text), "no special tokens are added"
     assert tokenizer.decode(ids).replace("<unk>", "Å") == text
-    assert tokenizer.unk_token_id not in tokenizer(" ".join(all_words()))["input_ids"]
+    assert tokenizer.unk_token_id not in tokenizer(" ".join([*held_out_words(), *train_words()]))["input_ids"]
     assert len({tokenizer.pad_token_id, tokenizer.eos_token_id, tokenizer.bos_token_id, tokenizer.unk_token_id}) == 4
 
 

@@ -101,10 +101,8 @@ def answer(argv: list[str] | None) -> int:
         return 2
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    # at every start, that a faster kernel for 4-bit layers on the CPU could be fetched
-    logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"(transformers|peft|accelerate)\.")
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # warns of a kernel that no verb takes
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # warns at every start of a kernel that no verb takes
     try:
         if verb in BY_VERB:
             return importlib.import_module("strop.cli.train").run(verb, rest)

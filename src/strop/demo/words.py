@@ -13,15 +13,9 @@ SPLIT_SEED = 20260
 
 
 @functools.cache
-def all_words() -> tuple[str, ...]:
-    """Every word: lower case, 3 to 6 letters, no palindromes (spelled backward they teach copying), in order."""
-    text = resources.files("strop.demo").joinpath("words.txt").read_text(encoding="utf-8")
-    return tuple(text.split())
-
-
-@functools.cache
 def _shuffled() -> tuple[str, ...]:
-    words = list(all_words())
+    """Every word: lower case, 3 to 6 letters, no palindromes (spelled backward they teach copying)."""
+    words = resources.files("strop.demo").joinpath("words.txt").read_text(encoding="utf-8").split()
     random.Random(SPLIT_SEED).shuffle(words)
     return tuple(words)
 

@@ -8,7 +8,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from typing import Any
 
-from strop.metric import Entry
 from strop.report.numbers import Curve, duration, recent, short
 from strop.report.plain import is_number, mapping, sequence
 from strop.report.run import Run, changed
@@ -99,9 +98,13 @@ def _numbers(series: Series) -> str:
 
 def advice(run: Run, series: Series, alarms: Sequence[Mapping[str, Any]]) -> str:
     """What to try next: the alarms, then metrics that ended outside their healthy range; a sentence if all is well."""
-    known = [(key, entry) for key in series if (entry := run.explained(key)) and _bounded(entry)]
-    outside = [(key, entry) for key, entry in known if not _inside(recent(series[key]), entry)]
-    rows = [(Html(f'<span class="severity alarm">{escape(a["kind"])}</span>'), _raised(a), a["text"]) for a in alarms]
+    known = [(key, entry) for key in series if (entry := run.explained(key)) and entry.bounds]
+    outside = [(key, entry) for key, entry in known if not entry.holds(recent(series[key]))]
+    rows = []
+    for alarm in alarms:
+        raised = f"step {_text(alarm['steps'][0])}"
+        raised += f" and {alarm['count'] - 1:,} times more" if alarm["count"] > 1 else ""
+        rows.append((Html(f'<span class="severity alarm">{escape(alarm["kind"])}</span>'), raised, alarm["text"]))
     rows += [
         (Html(f"<code>{escape(key)}</code>"), f"now {short(recent(series[key]))}; healthy: {entry.range_text}",
          entry.advice) for key, entry in outside
@@ -113,11 +116,6 @@ def advice(run: Run, series: Series, alarms: Sequence[Mapping[str, Any]]) -> str
     return (f'<p class="{kind}">{said}</p>' if said else "") + table(
         ("what", "where", "what to try next"), rows, "advice"
     )
-
-
-def _raised(alarm: Mapping[str, Any]) -> str:
-    steps = alarm["steps"]
-    return f"step {_text(steps[0])}" + (f" and {alarm['count'] - 1:,} times more" if alarm["count"] > 1 else "")
 
 
 def differences(runs: Sequence[Run]) -> str:
@@ -164,7 +162,8 @@ def rendered_row(sample: Any) -> str:
     for part in parts:
         shown = sequence(part.get("tokens"))
         tokens = zip(shown, sequence(part.get("mask")), strict=False)
-        text = "".join(f'<span class="{"learned" if on else "read"}">{_visible(token)}</span>' for token, on in tokens)
+        text = "".join(f'<span class="{"learned" if on else "read"}">{escape(str(t))}</span>' for t, on in tokens)
+        text = text.replace("\n", "↵\n")
         length = part.get("length")
         hidden = length - len(shown) if is_number(length) else 0
         more = f' <span class="soft">and {hidden} more tokens</span>' if hidden > 0 else ""
@@ -183,11 +182,6 @@ def _findings(findings: Sequence[Mapping[str, Any]]) -> str:
     return f"<h5>{heading}</h5>{table(('', 'where', 'what', 'what to do'), rows, 'findings')}"
 
 
-def _visible(token: str) -> str:
-    """A token's text with line breaks shown."""
-    return escape(str(token)).replace("\n", "↵\n")
-
-
 def settings(run: Run) -> str:
     """The settings that matter most, then every setting, then the versions."""
     if not run.config and not run.facts:
@@ -196,9 +190,8 @@ def settings(run: Run) -> str:
     rows = [(Html(f"<code>{escape(str(k))}</code>"), _text(v)) for k, v in run.config.items()]
     everything = f"<details><summary>All {len(rows)} settings</summary>{table(('setting', 'value'), rows)}</details>"
     versions = mapping(run.facts.get("versions"))
-    layout = f"<p>{escape(str(run.facts['layout']))}</p>" if run.facts.get("layout") else ""
     listed = "".join(f"<li>{escape(str(k))} <b>{escape(str(v))}</b></li>" for k, v in versions.items())
-    return f"<h3>Settings</h3>{tiles(first)}{layout}{everything if rows else ''}" + (
+    return f"<h3>Settings</h3>{tiles(first)}{everything if rows else ''}" + (
         f'<ul class="versions">{listed}</ul>' if listed else ""
     )
 
@@ -209,16 +202,6 @@ def _finding(finding: Mapping[str, Any]) -> tuple[Any, ...]:
     where = ", ".join(str(part) for part in (where, finding.get("column")) if part)
     mark = Html(f'<span class="severity {escape(severity)}">{escape(severity)}</span>')
     return mark, where, finding.get("message", ""), finding.get("fix", "")
-
-
-def _bounded(entry: Entry) -> bool:
-    return entry.low is not None or entry.high is not None
-
-
-def _inside(value: float, entry: Entry) -> bool:
-    slack = 1e-6 * max(1.0, abs(value))
-    above = entry.low is None or value >= entry.low - slack
-    return above and (entry.high is None or value <= entry.high + slack)
 
 
 def _cell(value: Any) -> str:

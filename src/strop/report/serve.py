@@ -14,7 +14,7 @@ from urllib.parse import parse_qs, urlsplit
 from strop.errors import SetupError, StropError
 from strop.plain_text import visible
 from strop.report.page import Book, payload, read_book, render
-from strop.report.run import FILES, changed
+from strop.report.run import FILES
 from strop.report.samples import LONGEST_SERVED, Query, find
 
 HOST = "127.0.0.1"
@@ -42,9 +42,9 @@ class Shelf:
         """Changes when a file of a run does."""
         places = [Path(folder) for folder in self.folders]
         places += [inner for place in places for inner in place.iterdir() if inner.is_dir()]
-        files = [path for place in places for name in FILES if (path := place / name).is_file()]
-        size = sum(path.stat().st_size for path in files)  # a clock of files ticks in milliseconds
-        return f"{max(map(changed, places))}-{size}"
+        files = [path.stat() for place in places for name in FILES if (path := place / name).is_file()]
+        size = sum(file.st_size for file in files)  # a clock of files ticks in milliseconds
+        return f"{max((file.st_mtime_ns for file in files), default=0)}-{size}"
 
     def current(self) -> tuple[Book, str]:
         """The book and its version, at most some seconds old."""
