@@ -29,7 +29,9 @@ def test_what_the_page_names_is_defined_there(names: str, file: str) -> None:
 
 def test_files_in_backticks_exist() -> None:
     named = re.findall(r"`([\w/]+/[\w]+\.py)`", PAGE)
-    roots = {"tests": SOURCE.parents[1], "proof": SOURCE.parents[1]}  # of the project; every other is the package's
+    roots = dict.fromkeys(
+        ("tests", "proof", "benchmarks"), SOURCE.parents[1]
+    )  # of the project; every other is the package's
     assert not [file for file in named if not (roots.get(file.split("/")[0], SOURCE) / file).is_file()]
 
 
