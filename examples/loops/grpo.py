@@ -39,7 +39,6 @@ def main() -> list[float]:
         advantages = group_advantages(rewards, num_generations=GROUP)
 
         scores = score(policy, [Example(prompt, group) for prompt, group in zip(prompts, groups, strict=True)])
-        assert scores.logps is not None
         # One step on what was just sampled: the old log-probs are the policy's own, so None.
         tokens = policy_loss_flat(
             scores.logps, None, advantages[scores.segment], scores.segment, scores.num_completions

@@ -58,8 +58,8 @@ MUTATIONS = (
         edits=(
             Edit(
                 "online/sampler_check.py",
-                '    if not gap.numel() or float(gap.mean()) <= ROUNDING["half" if half else "wide"]:\n',
-                "    if True:\n",
+                '    if mean > ROUNDING["half" if mixed or computed in CLOSER else "wide"]:\n',
+                "    if False:\n",
             ),
         ),
         tests=("tests/online/test_sampler_check.py::test_every_method_tells_a_true_engine_from_another[grpo]",),

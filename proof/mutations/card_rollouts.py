@@ -9,7 +9,7 @@ MUTATIONS = (
         name="cast-weights-stay-in-the-policy",
         promises=(15,),
         history="Weights that were cast for sampling outlived it: later samples and steps were those of older, rounded weights.",
-        edits=(Edit("rollout/cast_weights.py", "            module.__dict__.pop(name, None)\n", "            pass\n"),),
+        edits=(Edit("rollout/cast_weights.py", "            stack.callback(module.__dict__.pop, name, None)\n", ""),),
         tests=("tests/rollout/test_cast_weights.py::test_a_policy_is_as_it_was_and_moves",),
     ),
     Mutation(

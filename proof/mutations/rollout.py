@@ -229,8 +229,8 @@ MUTATIONS = (
         edits=(
             Edit(
                 "rollout/vllm_server.py",
-                "                    self.client.abort()\n                    pending = wait(pending,",
-                "                    pending = wait(pending,",
+                "                        client.abort()\n                    pending = wait(pending,",
+                "                        pass\n                    pending = wait(pending,",
             ),
         ),
         tests=("tests/rollout/test_vllm_server.py::test_one_failure_ends_all_requests",),

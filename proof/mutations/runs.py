@@ -193,8 +193,8 @@ MUTATIONS = (
         edits=(
             Edit(
                 "methods/bco.py",
-                '        self.delta_state = kind(**state["delta"])\n',
-                "        self.delta_state = kind()\n",
+                '        self.delta_state = self.delta_kind(**state["delta"])\n',
+                "        self.delta_state = self.delta_kind()\n",
             ),
         ),
         tests=(

@@ -201,29 +201,32 @@ class Batch:
         return int(self.tree_of.numel())
 
 
+NOT_ASKED: Any = None
+"""What a field holds that nobody asked for. Its type does not say so, as who reads a field has asked for it."""
+
+
 @dataclass(slots=True)
 class Scores:
     """Per-token and per-completion quantities of one forward pass, in the flat order; None where not asked for."""
 
     segment: torch.Tensor  # (N,) completion of every scored token
     num_completions: int
-    logps: torch.Tensor | None = None  # (N,) nats, float32 or wider
-    entropy: torch.Tensor | None = None  # (N,) nats
-    top1: torch.Tensor | None = None  # (N,) bool
-    mean_logit: torch.Tensor | None = None  # (N,)
-    log_square: torch.Tensor | None = None  # (N,) log sum_v p(v)^2
-    scores: torch.Tensor | None = None  # (S,) reward-head scores
-    step_logits: torch.Tensor | None = None  # (N, 2) step-head logits
-    values: torch.Tensor | None = None  # (N,) critic values
-    hidden: torch.Tensor | None = None  # (N, H) final hidden states
-    prompt_logps: torch.Tensor | None = None  # (M,) scored prompt tokens
+    logps: torch.Tensor = NOT_ASKED  # (N,) nats, float32 or wider
+    entropy: torch.Tensor = NOT_ASKED  # (N,) nats
+    top1: torch.Tensor = NOT_ASKED  # (N,) bool
+    mean_logit: torch.Tensor = NOT_ASKED  # (N,)
+    log_square: torch.Tensor = NOT_ASKED  # (N,) log sum_v p(v)^2
+    scores: torch.Tensor = NOT_ASKED  # (S,) reward-head scores
+    step_logits: torch.Tensor = NOT_ASKED  # (N, 2) step-head logits
+    values: torch.Tensor = NOT_ASKED  # (N,) critic values
+    hidden: torch.Tensor = NOT_ASKED  # (N, H) final hidden states
+    prompt_logps: torch.Tensor = NOT_ASKED  # (M,) scored prompt tokens
     prompt_segment: torch.Tensor | None = None  # (M,) tree of every scored prompt token
-    aux_loss: torch.Tensor | None = None  # () router load-balancing loss of mixture-of-experts models
+    aux_loss: torch.Tensor = NOT_ASKED  # () router load-balancing loss of mixture-of-experts models
 
     def sum(self, values: torch.Tensor | None = None) -> torch.Tensor:
         """Sum of a per-token quantity (default: `logps`) over each completion, (S,)."""
         values = self.logps if values is None else values
-        assert values is not None
         return values.new_zeros(self.num_completions).index_add(0, self.segment, values)
 
     @property
@@ -331,7 +334,7 @@ class StepContext:
     """What a method's loss may look at beside the scores of its micro-batch."""
 
     counts: Counts  # denominators over the step and all ranks
-    ref: Scores | None = None  # the reference model's scores of the same micro-batch
+    ref: Scores = NOT_ASKED  # the reference model's scores of the same micro-batch, for methods that have one
     teacher: Any = None  # what a method's own second model contributed (GKD)
     statistics: dict[str, Any] = field(default_factory=dict)  # whole-step statistics of coupled methods
     rows: slice | None = None  # this micro-batch's trees within the step's gathered statistics

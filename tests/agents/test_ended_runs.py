@@ -14,7 +14,7 @@ from strop.agents import AgentProgram
 from strop.agents.program import make_agent_turns
 from strop.data.options import TokenizeOptions
 from strop.errors import RolloutError
-from strop.rollout.wanted import WantedEngine
+from strop.online.sampling import RoundEngine
 
 
 def test_programs_of_a_run_that_has_ended_are_killed_while_they_are_waited_for(tmp_path):
@@ -26,7 +26,7 @@ def test_programs_of_a_run_that_has_ended_are_killed_while_they_are_waited_for(t
         program, tokenizer, TokenizeOptions(), past="template", can_fork=True, stop_ids=stop_ids, positions=None,
         say=seen.append,
     )  # fmt: skip
-    engine = WantedEngine(Script(tokenizer, "so"), ended)
+    engine = RoundEngine(Script(tokenizer, "so"), ended)
 
     def converse():
         try:

@@ -6,7 +6,6 @@ import pytest
 
 from strop.errors import RolloutError
 from strop.online.groups import Group
-from strop.online.one_context import comparable
 from strop.records import Example, Stretch
 from strop.testing.cases import make_trainer
 
@@ -81,6 +80,6 @@ def test_a_run_that_is_gone_on_with_has_compared_before(tmp_path):
 
 def test_completions_of_several_parts_are_compared_with_none():
     group = Group(Example([1], []), [[5], [6], [7]], [[-1.0]] * 3, ["stop"] * 3)
-    assert comparable(group) == [0, 1, 2]
+    assert group.comparable == [0, 1, 2]
     group.stretches = [None, [Stretch([1], [6], [1], [-1.0])], None]
-    assert comparable(group) == [0, 2]
+    assert group.comparable == [0, 2]

@@ -25,7 +25,7 @@ def plain(query, key, value, scale, bias=0.0, softcap=None):
 @pytest.mark.parametrize("flash", [True, False])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_attend_is_softmax_attention(flash: bool, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(attention, "_flash_state", [flash])
+    monkeypatch.setattr(attention, "_flash_on_cpu_works", lambda: flash)
     query, key, value = tensors((2, 3, 4, 8), (2, 3, 7, 8), (2, 3, 7, 8), dtype=dtype)
     bias = torch.zeros(2, 1, 1, 7, dtype=dtype)
     bias[1, ..., 5:] = -math.inf
@@ -36,7 +36,7 @@ def test_attend_is_softmax_attention(flash: bool, dtype: torch.dtype, monkeypatc
 
 
 def test_this_torch_has_the_flash_operator() -> None:
-    attention._flash_state.clear()
+    attention._flash_on_cpu_works.cache_clear()
     assert attention._flash_on_cpu_works()
 
 

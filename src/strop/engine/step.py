@@ -53,9 +53,12 @@ def add_router_loss(output: LossOutput | None, scores: Scores, batch: Batch, coe
 
 
 def step_counts(trainer: StepTrainer, examples: list[Example]) -> Counts:
-    """The counts of a method, `num_tokens`, and `routed_tokens` of the trees that are computed with gradient."""
+    """The counts of a method, `num_tokens` (a prompt that several pieces of a tree share counts once), and
+    `routed_tokens` of the trees that are computed with gradient."""
     routed = trainer.gradient_rows(trainer.rows_worth_computing(examples)) if trainer.router_coef else ()
-    tokens = {"num_tokens": float(sum(e.num_tokens for e in examples)), "routed_tokens": routed_tokens(routed)}
+    again = sum(len(e.prompt_ids) for e in examples if e.sampled is not None and e.sampled.continues)
+    computed = float(sum(e.num_tokens for e in examples) - again)
+    tokens = {"num_tokens": computed, "routed_tokens": routed_tokens(routed)}
     return {**tokens, **trainer.counts(examples)}
 
 

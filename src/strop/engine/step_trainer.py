@@ -38,7 +38,7 @@ from strop.metric import Entry
 from strop.model import LayoutChoice, accepted_layout, build_batch, confirm_layout, layout_of, pays, score_batch
 from strop.model.head_memory import head_bytes
 from strop.model.shards import size_of
-from strop.records import Batch, Counts, Example, LossOutput, Mean, Scores, StepContext, StepWork, Want
+from strop.records import NOT_ASKED, Batch, Counts, Example, LossOutput, Mean, Scores, StepContext, StepWork, Want
 from strop.settings.config import TrainerConfig
 from strop.watch.say import say
 
@@ -375,7 +375,7 @@ class StepTrainer(ShardedTrainer):
 
     def context(self, batch: Batch, work: StepWork, training: bool) -> StepContext:
         """What the loss sees beside the policy's scores. The reference goes first, before activations are held."""
-        ref = None
+        ref = NOT_ASKED
         if self.reference_scores is not None and self.reference_in_loss:
             ref = self.reference_scores(batch, again=scored_again(self, batch, work, training))
         return StepContext(work.counts, ref=ref, training=training, log=work.log)

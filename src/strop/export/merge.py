@@ -14,6 +14,8 @@ from typing import Any
 
 import torch
 from torch import nn
+from transformers import AutoConfig
+from transformers.utils import find_adapter_config_file
 
 from strop.errors import ConfigError
 from strop.model import is_peft, load_model
@@ -71,16 +73,17 @@ def untie_changed(model: Any) -> None:
         base.config.get_text_config().tie_word_embeddings = False
 
 
+def adapter_settings(source: str | Path) -> dict[str, Any] | None:
+    """What the folder or hub id of an adapter says of it; None of a whole model."""
+    found = find_adapter_config_file(str(source))
+    return None if found is None else json.loads(Path(found).read_text(encoding="utf-8"))
+
+
 def task_of(source: str | Path) -> str:
     """What a folder's or hub id's head is for: "causal", "score" or "step"."""
-    from transformers import AutoConfig
-    from transformers.utils import find_adapter_config_file
-
     try:
-        if (adapter := find_adapter_config_file(str(source))) is not None:
-            names = [json.loads(Path(adapter).read_text(encoding="utf-8"))["task_type"] or ""]
-        else:
-            names = AutoConfig.from_pretrained(source).architectures or []
+        adapter = adapter_settings(source)
+        names = [adapter["task_type"] or ""] if adapter else AutoConfig.from_pretrained(source).architectures or []
     except (OSError, ValueError, KeyError):
         return "causal"  # reading the weights says what is wrong
     tasks = {"SEQ_CLS": "score", "ForSequenceClassification": "score", "TOKEN_CLS": "step"}
@@ -92,14 +95,9 @@ def saved_dtype(source: str | Path | nn.Module) -> torch.dtype | None:
     """The dtype that a folder's base was saved in; None where it is not known."""
     if isinstance(source, nn.Module):
         return next(source.parameters()).dtype
-    from transformers import AutoConfig, PreTrainedConfig
-    from transformers.utils import find_adapter_config_file
-
-    place = str(source)
-    if find_adapter_config_file(place) is not None:
-        place = json.loads((Path(place) / "adapter_config.json").read_text(encoding="utf-8"))["base_model_name_or_path"]
+    adapter = adapter_settings(source)
     try:
-        config: PreTrainedConfig = AutoConfig.from_pretrained(place)
+        config: Any = AutoConfig.from_pretrained(adapter["base_model_name_or_path"] if adapter else source)
     except (OSError, ValueError):
         return None
     return config.dtype if isinstance(config.dtype, torch.dtype) else None

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Annotated, Any, ClassVar, Literal, get_type_hints
 
 import torch
+from torch.nn.utils.rnn import pad_sequence
 
 from strop.device import read, sent
 from strop.engine.step import tree_field
@@ -65,7 +66,7 @@ class DensityRatio:
         self._classifier = LogisticRegression(class_weight="balanced", max_iter=1000)
         self._classifier.fit(self.embed(prompts), labels)
 
-    def embed(self, prompts: Sequence[list[int]], rows_at_once: int = 64) -> Any:
+    def embed(self, prompts: Sequence[Sequence[int]], rows_at_once: int = 64) -> Any:
         """Embeddings of prompts, as a NumPy array (rows, size)."""
         parts = []
         for start in range(0, len(prompts), rows_at_once):
@@ -74,18 +75,12 @@ class DensityRatio:
                 texts = [self._tokenizer.decode(ids, skip_special_tokens=True) for ids in part]
                 inputs = self.embedding_tokenizer(texts, padding=True, truncation=True, return_tensors="pt")
             else:
-                longest = max(map(len, part))
-                ids = torch.tensor([[*row, *[0] * (longest - len(row))] for row in part])
-                mask = torch.tensor([[*[1] * len(row), *[0] * (longest - len(row))] for row in part])
+                ids = pad_sequence([torch.tensor(row) for row in part], batch_first=True)
+                mask = pad_sequence([torch.ones(len(row), dtype=torch.long) for row in part], batch_first=True)
                 inputs = {"input_ids": ids, "attention_mask": mask}
             with torch.no_grad():
-                parts.append(
-                    torch.as_tensor(
-                        self.embedding_func(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"])
-                    )
-                    .float()
-                    .cpu()
-                )
+                found = self.embedding_func(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"])
+            parts.append(torch.as_tensor(found).float().cpu())
         return torch.cat(parts).numpy()
 
     def __call__(self, examples: Sequence[Example]) -> torch.Tensor:
@@ -94,9 +89,7 @@ class DensityRatio:
         if unknown:
             keys = sorted(unknown)
             desirable = list(self._classifier.classes_).index(1)
-            probabilities = torch.from_numpy(
-                self._classifier.predict_proba(self.embed([list(k) for k in keys]))[:, desirable]
-            )
+            probabilities = torch.from_numpy(self._classifier.predict_proba(self.embed(keys))[:, desirable])
             weights = density_ratio_weights(probabilities, min_ratio=self._bounds[0], max_ratio=self._bounds[1])
             self._weights.update(zip(keys, weights.tolist(), strict=True))
         return torch.tensor([self._weights[tuple(e.prompt_ids)] for e in examples])
@@ -168,9 +161,8 @@ class BCOTrainer(UnpairedTrainer):
 
     def after_init(self) -> None:
         self.density: DensityRatio | None = self.given["density"]
-        self.delta_state: BalancedMean | PooledMean = (
-            BalancedMean() if self.args.delta_mode == "ema_balanced" else PooledMean()
-        )
+        self.delta_kind = BalancedMean if self.args.delta_mode == "ema_balanced" else PooledMean
+        self.delta_state: BalancedMean | PooledMean = self.delta_kind()
         if self.density is not None and self.train_dataset is not None:
             self.density.fit(
                 self.train_dataset,
@@ -185,7 +177,6 @@ class BCOTrainer(UnpairedTrainer):
         return self.args.loss_type == "bco"
 
     def statistics(self, scores: Scores, batch: Batch, step: StepContext) -> dict[str, torch.Tensor]:
-        assert step.ref is not None
         labels = tree_field(batch, "label", dtype=torch.bool)
         return {"rewards": self.args.beta * (scores.sum() - step.ref.sum()).detach(), "labels": labels}
 
@@ -204,7 +195,6 @@ class BCOTrainer(UnpairedTrainer):
         self.delta_state = statistics["state"]
 
     def loss(self, scores: Scores, batch: Batch, step: StepContext) -> LossOutput:
-        assert step.ref is not None
         policy, ref = scores.sum(), step.ref.sum()  # (B,)
         labels = tree_field(batch, "label", dtype=torch.bool)
         weights = None if self.density is None else sent(self.density(batch.examples), policy.device)  # (B,)
@@ -224,5 +214,4 @@ class BCOTrainer(UnpairedTrainer):
 
     def load_extra_state(self, state: dict[str, Any]) -> None:
         super().load_extra_state(state)
-        kind = BalancedMean if self.args.delta_mode == "ema_balanced" else PooledMean
-        self.delta_state = kind(**state["delta"])
+        self.delta_state = self.delta_kind(**state["delta"])

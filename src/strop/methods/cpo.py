@@ -9,13 +9,12 @@ from typing import Annotated, Any, ClassVar, Literal
 import torch
 
 from strop.engine.parts import Facts
-from strop.engine.step import scored_tokens
 from strop.errors import ConfigError
 from strop.losses import check_cpo_options, contrastive_hidden_loss, cpo_loss, cpo_score, mean_of, pool_hidden
 from strop.losses.names import CPO_AVERAGED_TYPES, CPO_TERM_TYPES, check_name
 from strop.methods.pairs import PairTrainer, chosen_nll, pair_metrics
 from strop.metric import REWARD, Entry
-from strop.records import Batch, Counts, Example, LossOutput, Scores, StepContext, Term, Want
+from strop.records import Batch, Example, LossOutput, Scores, StepContext, Term, Want
 from strop.settings.config import TrainerConfig
 from strop.settings.prerequisites import Needs
 from strop.settings.schema import Range, config
@@ -99,10 +98,6 @@ class CPOTrainer(PairTrainer):
     def want(self, log: bool) -> Want:
         return super().want(log) | Want.HIDDEN if self.reference is not None else super().want(log)
 
-    def counts(self, examples: list[Example]) -> Counts:  # type: ignore[override]
-        chosen = float(sum(scored_tokens(example, 0) for example in examples))
-        return {**super().counts(examples), "chosen_tokens": chosen}
-
     def context(self, batch: Batch, work: Any, training: bool) -> StepContext:
         step = super().context(batch, work, training)
         if self.reference_scores is not None and self.args.contrastive_anchor == "prompt":
@@ -111,15 +106,13 @@ class CPOTrainer(PairTrainer):
         return step
 
     def loss(self, scores: Scores, batch: Batch, step: StepContext) -> LossOutput:
-        assert scores.logps is not None
         name, beta = self.args.loss_type, self.args.beta
         sums, lengths = scores.sum().view(-1, 2), scores.lengths.view(-1, 2)  # (B, 2) each
         if name == "contrastive_hidden":
             values, rewards = self.contrast(scores, step), beta * sums
         else:
             values = cpo_loss(
-                sums[:, 0],
-                sums[:, 1],
+                *sums.unbind(1),
                 beta=beta,
                 loss_type=name,
                 label_smoothing=self.args.label_smoothing,
@@ -140,7 +133,6 @@ class CPOTrainer(PairTrainer):
 
     def contrast(self, scores: Scores, step: StepContext) -> torch.Tensor:
         """The contrastive term (B,): states that the completion's tokens are drawn from, pooled, against the anchor."""
-        assert scores.hidden is not None and step.ref is not None and step.ref.hidden is not None
         pooled = pool_hidden(scores.hidden, scores.segment, scores.num_completions)  # (S, H)
         anchor = pool_hidden(step.ref.hidden, step.ref.segment, step.ref.num_completions)
         anchor = anchor if self.args.contrastive_anchor == "prompt" else anchor[0::2]

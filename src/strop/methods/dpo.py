@@ -6,7 +6,6 @@ from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 
-from strop.engine.step import scored_tokens
 from strop.errors import ConfigError
 from strop.losses import (
     AOTPartners,
@@ -23,7 +22,7 @@ from strop.losses import (
 from strop.losses.names import DPO_BATCH_LOSS_TYPES, DPO_OPTIONS, DPO_TERM_TYPES, check_name, check_option
 from strop.methods.pairs import PairTrainer, chosen_nll, pair_metrics
 from strop.metric import LN2, LOSS, Entry
-from strop.records import Batch, Counts, Example, LossOutput, Scores, StepContext, Term, Want
+from strop.records import Batch, LossOutput, Scores, StepContext, Term, Want
 from strop.settings.config import ReferenceConfig
 from strop.settings.prerequisites import Needs
 from strop.settings.schema import OneOrMore, Range, config
@@ -87,11 +86,8 @@ class DPOConfig(ReferenceConfig):
             try:
                 check_name(name, DPO_TERM_TYPES, "loss_type")
                 if name != "sft":
-                    smoothing = (
-                        self.label_smoothing
-                        if name in DPO_OPTIONS["label_smoothing"] or len(self.loss_type) == 1
-                        else 0.0
-                    )
+                    smooths = name in DPO_OPTIONS["label_smoothing"] or len(self.loss_type) == 1
+                    smoothing = self.label_smoothing if smooths else 0.0
                     check_dpo_options(name, label_smoothing=smoothing, f_divergence=self.f_divergence_type)
                     if self.use_weighting:
                         check_option(DPO_OPTIONS, "use_weighting", name)
@@ -134,22 +130,15 @@ class DPOTrainer(PairTrainer):
     def want(self, log: bool) -> Want:
         return super().want(log) | Want.LOG_SQUARE if self.args.use_weighting else super().want(log)
 
-    def counts(self, examples: list[Example]) -> Counts:  # type: ignore[override]
-        chosen = float(sum(scored_tokens(example, 0) for example in examples))
-        return {**super().counts(examples), "chosen_tokens": chosen}
-
     def sums(self, scores: Scores, lengths: torch.Tensor) -> torch.Tensor:
         """Summed log-probs of chosen and rejected, (B, 2); the excess length damped by `ld_alpha`."""
         if self.args.ld_alpha is None:
             return scores.sum().view(-1, 2)
-        assert scores.logps is not None
         shared = shared_lengths(lengths.flatten())
-        return ld_logps(scores.logps, scores.segment, scores.num_completions, shared, alpha=self.args.ld_alpha).view(
-            -1, 2
-        )
+        summed = ld_logps(scores.logps, scores.segment, scores.num_completions, shared, alpha=self.args.ld_alpha)
+        return summed.view(-1, 2)
 
     def statistics(self, scores: Scores, batch: Batch, step: StepContext) -> dict[str, torch.Tensor]:
-        assert step.ref is not None
         lengths = scores.lengths.view(-1, 2)
         return {"policy": self.sums(scores, lengths), "ref": self.sums(step.ref, lengths)}
 
@@ -161,15 +150,12 @@ class DPOTrainer(PairTrainer):
         }
 
     def loss(self, scores: Scores, batch: Batch, step: StepContext) -> LossOutput:
-        assert scores.logps is not None and step.ref is not None
         lengths = scores.lengths.view(-1, 2)  # (B, 2)
         policy, ref = self.sums(scores, lengths), self.sums(step.ref, lengths)  # (B, 2) each
         weights = self.pair_weights(scores)
         metrics = pair_metrics(scores, self.args.beta * (policy - ref).detach(), policy.detach())
-        terms = []
-        for name, weight in zip(
-            self.args.loss_type, self.args.loss_weights or [1.0] * len(self.args.loss_type), strict=True
-        ):
+        terms, names = [], self.args.loss_type
+        for name, weight in zip(names, self.args.loss_weights or [1.0] * len(names), strict=True):
             if name == "sft":
                 terms.append(Term(chosen_nll(scores)[0], "chosen_tokens", weight))
                 continue
@@ -190,10 +176,8 @@ class DPOTrainer(PairTrainer):
             return aot_loss(policy[:, 0], policy[:, 1], ref[:, 0], ref[:, 1], partners, **options)
         normed = name == "sigmoid_norm" or (name == "ipo" and self.args.ipo_length_norm)
         return dpo_loss(
-            policy[:, 0],
-            policy[:, 1],
-            ref[:, 0],
-            ref[:, 1],
+            *policy.unbind(1),
+            *ref.unbind(1),
             beta=self.args.beta,
             loss_type=name,
             label_smoothing=smoothing,
@@ -208,6 +192,5 @@ class DPOTrainer(PairTrainer):
         """WPO's weights (B,), or None."""
         if not self.args.use_weighting:
             return None
-        assert scores.logps is not None and scores.log_square is not None
         alignment = wpo_alignment(scores.logps, scores.log_square, scores.segment, scores.num_completions).view(-1, 2)
         return wpo_weights(alignment[:, 0], alignment[:, 1], clamp=self.args.wpo_clamp)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Annotated, Any, ClassVar
 
@@ -20,7 +20,7 @@ from strop.losses import fused_jsd, jsd_loss, mean_of
 from strop.metric import LOSS, Entry
 from strop.model import LMHead, base_model, lm_head_of, score_batch
 from strop.model.forward import vocab_size
-from strop.online.groups import Group, completion_metrics
+from strop.online.groups import Group
 from strop.online.sampling import teacher_engine
 from strop.online.trainer import OnlineTrainer
 from strop.records import Batch, Example, LossOutput, Mean, Sampled, Scores, StepContext, Term, Want
@@ -226,36 +226,26 @@ class GKDTrainer(OnlineTrainer):
 
     @contextmanager
     def speaker(self, moment: int) -> Iterator[bool]:
+        """Where neither the student nor the teacher samples, the rows' own completions are learned from."""
         student = self.on_policy(moment)
-        with nullcontext() if student or not self.args.seq_kd else self.teacher_samples():
-            yield student or self.args.seq_kd
-
-    def fill_buffer(self, prompts: list[Example]) -> None:
-        student, share = self.on_policy(self.rounds), 1 / self.args.world_size
-        self._metrics["train"].add({"on_policy_fraction": Mean(student * share, share)})
-        if self.ahead is not None:
-            groups = self.ahead.take(prompts)
-        else:
-            with self.speaker(self.rounds) as samples:
-                groups = self.rollout(prompts, 1, training=True) if samples else []
-        if groups:
-            self._metrics["train"].add(completion_metrics(groups))
-            self.remember_samples(groups)
-        trees = self.make_trees(groups, training=True) if groups else prompts
-        self.rounds += 1
-        for _ in range(self.args.num_iterations):
-            self.buffer.extend(self.split_steps(trees))
-
-    @contextmanager
-    def teacher_samples(self) -> Iterator[None]:
-        """Within this context the rollout engine runs the teacher."""
+        if student or not self.args.seq_kd:
+            yield student
+            return
         if self._teacher_generator is None:
             self._teacher_generator = teacher_engine(self.args, self.teacher, self.processing_class)
         own, self._generator, self._teacher_speaks = self.generator, self._teacher_generator, True
         try:
-            yield
+            yield True
         finally:
             self._generator, self._teacher_speaks = own, False
+
+    def fill_buffer(self, prompts: list[Example]) -> None:
+        student, share = self.on_policy(self.rounds), 1 / self.args.world_size
+        self._metrics["train"].add({"on_policy_fraction": Mean(student * share, share)})
+        super().fill_buffer(prompts)
+
+    def learnable(self, groups: list[Group], prompts: list[Example]) -> list[Example]:
+        return super().learnable(groups, prompts) if groups else prompts
 
     @property
     def sampled_model(self) -> Any:
@@ -268,11 +258,8 @@ class GKDTrainer(OnlineTrainer):
                 f"A completion was sampled that holds token {largest}, a row of padding: student and teacher share "
                 f"{self.vocabulary} tokens. Cut the larger model: model.resize_token_embeddings({self.vocabulary})."
             )
-        drop, ranks, rank = self.args.mask_truncated_completions, self.args.world_size, self.args.process_index
-        return rows.flatten(
-            group.trees(Sampled(place, version=group.version), drop_truncated=drop, first=place * ranks + rank)
-            for place, group in enumerate(groups)
-        )
+        own = enumerate(groups)
+        return rows.flatten(self.trees_of(group, Sampled(place, version=group.version)) for place, group in own)
 
     def prepare_evaluation(self, examples: list[Example]) -> list[Example]:
         if all(example.completions for example in examples):
@@ -285,7 +272,6 @@ class GKDTrainer(OnlineTrainer):
     # ---- the loss ---------------------------------------------------------------------------------------------
 
     def no_loss(self, scores: Scores) -> torch.Tensor:
-        assert scores.hidden is not None
         return super().no_loss(scores) + 0.0 * lm_head_of(base_model(self.model)).logits(scores.hidden[:1]).sum()
 
     def context(self, batch: Batch, work: Any, training: bool) -> StepContext:
@@ -295,7 +281,6 @@ class GKDTrainer(OnlineTrainer):
         return step
 
     def loss(self, scores: Scores, batch: Batch, step: StepContext) -> LossOutput:
-        assert scores.hidden is not None
         values = divergence(
             scores.hidden,
             lm_head_of(base_model(self.model)),

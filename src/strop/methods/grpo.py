@@ -237,7 +237,6 @@ class GRPOTrainer(PolicyGradientTrainer):
         super().score_groups(groups, mode)
         penalty = self.args.missing_eos_penalty or 0.0
         for group in groups:
-            assert group.values is not None
             ends = [-penalty * (reason != "stop") for reason in group.finish_reasons]
             turns = [sum(rewards) for rewards in group.turn_rewards or [[]] * len(ends)]
             columns = torch.tensor([ends, turns]).double().T
@@ -247,7 +246,7 @@ class GRPOTrainer(PolicyGradientTrainer):
     def advantages(self, groups: list[Group]) -> torch.Tensor:
         weights = list(self.rewards.weights) if self.rewards else [1.0]
         return multi_reward_advantages(
-            torch.cat([group.shaped for group in groups if group.shaped is not None]),
+            torch.cat([group.shaped for group in groups]),
             torch.tensor([*weights, 1.0, 1.0]),
             num_generations=len(groups[0].completions),
             scale=self.args.scale_rewards,
@@ -262,7 +261,6 @@ class GRPOTrainer(PolicyGradientTrainer):
         return self.args.scale_rewards == "batch" or self.args.multi_objective_aggregation == "normalize_then_sum"
 
     def statistics(self, scores: Scores, batch: Batch, step: StepContext) -> dict[str, torch.Tensor]:
-        assert scores.entropy is not None
         return {"entropy": scores.entropy.detach()}
 
     def reduce_statistics(self, values: dict[str, torch.Tensor], training: bool) -> dict[str, Any]:
@@ -282,7 +280,6 @@ class GRPOTrainer(PolicyGradientTrainer):
         self.entropy_coef = statistics["next_coef"]
 
     def loss(self, scores: Scores, batch: Batch, step: StepContext) -> LossOutput:
-        assert scores.logps is not None
         args, dtype = self.args, scores.logps.dtype
         if self.by_turn:
             advantages = token_field(batch, "token_advantages").to(dtype)  # (N,)

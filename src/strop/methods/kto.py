@@ -17,6 +17,7 @@ from strop.losses import class_terms, kto_loss, kto_reference_point
 from strop.losses.names import KTO_CLASS_MEAN_TYPES, KTO_KL_TYPES
 from strop.methods.unpaired import UnpairedTrainer, advise_weights, label_metrics
 from strop.metric import DRIFT, LOSS, Entry
+from strop.online.pieces import part_of
 from strop.records import Batch, Counts, Example, LossOutput, Scores, StepContext, StepWork, Term
 from strop.settings.config import ReferenceConfig
 from strop.settings.schema import Range, config
@@ -76,11 +77,8 @@ class KTOTrainer(UnpairedTrainer):
         return replace(super().facts(args, given), convert=labelled)
 
     def statistics_rows(self, examples: list[Example]) -> list[Example]:
-        return [
-            replace(part(e, slice(1, None)), extras={"mismatched_only": True})
-            for e in examples
-            if len(e.completions) > 1
-        ]
+        others = [part_of(e, slice(1, None)) for e in examples if len(e.completions) > 1]
+        return [replace(other, extras={"mismatched_only": True}) for other in others]
 
     def counts(self, examples: Sequence[Example]) -> Counts:
         others = sum(len(ids) for example in examples for ids in example.completions[1:])
@@ -93,10 +91,9 @@ class KTOTrainer(UnpairedTrainer):
         return self.router_coef > 0 or work.counts["mismatched_tokens"] > work.counts["prompt_tokens"]
 
     def gradient_rows(self, examples: list[Example]) -> list[Example]:
-        return [part(e, slice(0, 1)) for e in examples]
+        return [part_of(e, slice(0, 1)) for e in examples]
 
     def statistics(self, scores: Scores, batch: Batch, step: StepContext) -> dict[str, torch.Tensor]:
-        assert step.ref is not None
         ratios = (scores.sum() - step.ref.sum()).detach()
         return {"mismatched": ratios.index_select(0, numbers_of(batch, own=False))}
 
@@ -105,7 +102,6 @@ class KTOTrainer(UnpairedTrainer):
         return {"kl": 0.0 if ratios is None else kto_reference_point(ratios.sum(), ratios.numel())}
 
     def loss(self, scores: Scores, batch: Batch, step: StepContext) -> LossOutput:
-        assert step.ref is not None
         first = numbers_of(batch, own=True)  # (B,)
         policy, ref = (each.sum().index_select(0, first) for each in (scores, step.ref))  # (B,)
         labels = tree_field(batch, "label", dtype=torch.bool)  # (B,)
@@ -133,12 +129,6 @@ def labelled(preparation: RowPreparation, dataset: Any, name: str) -> Any:
     if name == "train":
         advise_weights(args, prepared, args.desirable_weight, args.undesirable_weight)
     return mismatched(prepared) if args.loss_type in KTO_KL_TYPES else prepared
-
-
-def part(example: Example, which: slice) -> Example:
-    """A tree with some of its completions, their masks with them."""
-    masks = None if example.loss_mask is None else example.loss_mask[which]
-    return replace(example, completions=example.completions[which], loss_mask=masks)
 
 
 def numbers_of(batch: Batch, *, own: bool) -> torch.Tensor:

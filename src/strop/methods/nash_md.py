@@ -9,10 +9,16 @@ import torch
 from strop.collectives import sum_over_ranks
 from strop.engine.step import tree_field
 from strop.losses import adversarial_loss, mean_of, nash_md_loss_flat, preference_metrics
-from strop.methods.own_pairs import OnlinePairConfig, OnlinePairTrainer, at_epoch, objective_metrics
+from strop.methods.own_pairs import (
+    OPPONENT_UNUSED,
+    OnlinePairConfig,
+    OnlinePairTrainer,
+    at_epoch,
+    objective_metrics,
+    preferences,
+)
 from strop.metric import LOSS, REWARD, Entry
 from strop.online.groups import Group
-from strop.online.opponents import OPPONENT_UNUSED, preferences
 from strop.records import Batch, Example, LossOutput, Mean, Sampled, Scores, StepContext, Term
 from strop.settings.prerequisites import Needs
 from strop.settings.schema import OneOrMore, Range, config
@@ -107,7 +113,6 @@ class NashMDTrainer(OnlinePairTrainer):
         return trees
 
     def loss(self, scores: Scores, batch: Batch, step: StepContext) -> LossOutput:
-        assert scores.logps is not None and step.ref is not None and step.ref.logps is not None
         policy, ref = scores.sum(), step.ref.sum()  # (B,)
         probability = tree_field(batch, "probability", dtype=policy.dtype)  # (B,)
         ranked = tree_field(batch, "scores", dtype=policy.dtype)  # (B, 2)

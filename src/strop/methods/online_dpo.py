@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Annotated
 
 import torch
 
 from strop.engine.step import tree_field
+from strop.errors import RolloutError
 from strop.losses import dpo_loss, mean_of
 from strop.methods.own_pairs import OnlinePairConfig, OnlinePairTrainer, objective_metrics
 from strop.methods.pairs import pair_metrics
 from strop.online.groups import Group
-from strop.online.one_context import OneContext, comparable
 from strop.online.sampling import Drawn, Load
-from strop.records import Batch, Example, LossOutput, Mean, Sampled, Scores, StepContext, Term
+from strop.records import Batch, Example, LossOutput, Mean, Scores, StepContext, Term
 from strop.rollout import SamplingParams
 from strop.settings.schema import Range, config
 
@@ -43,20 +44,35 @@ class OnlineDPOTrainer(OnlinePairTrainer):
 
     def after_init(self) -> None:
         super().after_init()
-        self.one_context = OneContext("OnlineDPO")
+        self.has_compared = False
 
     def drawing(self, prompts: Sequence[Example], n: int, params: SamplingParams, load: Load) -> Callable[[], Drawn]:
         draw, has_learned = super().drawing(prompts, n, params, load), self.state.global_step > 0
 
         def checked() -> Drawn:
             groups, counted = draw()
-            self.one_context.check(groups, has_learned=has_learned)
+            self.check_contexts(groups, has_learned=has_learned)
             return groups, counted
 
         return checked
 
+    def check_contexts(self, groups: Sequence[Group], *, has_learned: bool) -> None:
+        """Stop a run in which no two completions could ever be compared, before anybody is asked to reward them: the
+        user's function, environment or template makes contexts that differ. Later ones are left out, and counted. A run
+        that `has_learned`, before it was gone on with too, has compared some.
+        """
+        self.has_compared |= has_learned or any(len(group.comparable) > 1 for group in groups)
+        if groups and not self.has_compared:
+            raise RolloutError(
+                "OnlineDPO compares completions of one prompt, and no two completions of a prompt lie on one "
+                f"context (row {groups[0].example.row} is the first). A rollout_func must return one context for all "
+                "completions of a prompt (no stretches, the same prompt_ids), reset() of an environment must depend on "
+                "the row alone, and the chat template must not rewrite past turns. Or use GRPO, RLOO or PPO, which "
+                "learn from each completion on its own context."
+            )
+
     def make_trees(self, groups: list[Group], training: bool) -> list[Example]:
-        if apart := sum(len(group.completions) - len(comparable(group)) for group in groups):
+        if apart := sum(len(group.completions) - len(group.comparable) for group in groups):
             count = Mean(float(apart), float(sum(len(group.completions) for group in groups)))
             self._metrics["train" if training else "eval"].add({"pairs/apart_ratio": count})
         trees = []
@@ -64,23 +80,13 @@ class OnlineDPOTrainer(OnlinePairTrainer):
             pair = best_and_worst(group)
             if pair is None:
                 continue
-            assert group.rewards is not None
-            known = Sampled(
-                index,
-                scores=[float(group.rewards[i]) for i in pair],
-                ended=[float(group.finish_reasons[i] == "stop") for i in pair],
-                sampler_logps=[group.sampler_logps[i] for i in pair],
-                version=group.version,
-            )
-            trees.append(group.tree(pair, drop_truncated=self.args.mask_truncated_completions, sampled=known))
+            trees.append(self.pair_tree(group, index, pair))
         self.count_dropped(groups, trees, training)
         return trees
 
     def loss(self, scores: Scores, batch: Batch, step: StepContext) -> LossOutput:
-        assert step.ref is not None
         policy, ref = scores.sum().view(-1, 2), step.ref.sum().view(-1, 2)  # (B, 2) each
-        columns = (policy[:, 0], policy[:, 1], ref[:, 0], ref[:, 1])
-        values = dpo_loss(*columns, beta=self.beta, loss_type=self.args.loss_type)
+        values = dpo_loss(*policy.unbind(1), *ref.unbind(1), beta=self.beta, loss_type=self.args.loss_type)
         rewards = self.beta * (policy - ref).detach()
         metrics = pair_metrics(scores, rewards, policy.detach())
         metrics |= objective_metrics(scores, policy, ref, self.beta) | self.sampler_gap(scores, batch)
@@ -94,12 +100,10 @@ class OnlineDPOTrainer(OnlinePairTrainer):
 
 def best_and_worst(group: Group) -> tuple[int, int] | None:
     """Indices of the best and the worst rewarded completion on the prompt; None for a tie or identical ones."""
-    assert group.rewards is not None
-    known = [i for i in comparable(group) if not group.rewards[i].isnan()]
+    rewards = group.rewards.tolist()
+    known = [i for i in group.comparable if not math.isnan(rewards[i])]
     if len(known) < 2:
         return None
-    best, worst = max(known, key=lambda i: float(group.rewards[i])), min(known, key=lambda i: float(group.rewards[i]))  # type: ignore[index]
-    same = (
-        float(group.rewards[best]) == float(group.rewards[worst]) or group.completions[best] == group.completions[worst]
-    )
+    best, worst = max(known, key=rewards.__getitem__), min(known, key=rewards.__getitem__)
+    same = rewards[best] == rewards[worst] or group.completions[best] == group.completions[worst]
     return None if same else (best, worst)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Annotated, Any, ClassVar
 
@@ -10,7 +10,6 @@ import torch
 
 from strop.engine import rows
 from strop.engine.parts import Facts
-from strop.engine.step import scored_tokens
 from strop.losses import log_odds_ratio, mean_of, nll_loss, orpo_loss, orpo_metrics
 from strop.methods.pairs import PairTrainer, chosen_nll, pair_metrics
 from strop.metric import LOGPS, LOSS, REWARD, Entry
@@ -67,17 +66,14 @@ class ORPOTrainer(PairTrainer):
 
     @classmethod
     def facts(cls, args: Any, given: Mapping[str, Any]) -> Facts:
-        return replace(
-            super().facts(args, given), tokenize=rows.tokenize_options(args, score_prompt=args.nll_on_prompt)
-        )
+        options = rows.tokenize_options(args, score_prompt=args.nll_on_prompt)
+        return replace(super().facts(args, given), tokenize=options)
 
-    def counts(self, examples: list[Example]) -> Counts:  # type: ignore[override]
+    def counts(self, examples: Sequence[Example]) -> Counts:
         counts = super().counts(examples)
-        chosen = float(sum(scored_tokens(example, 0) for example in examples))
-        return {**counts, "nll_tokens": chosen + counts["prompt_tokens"]}
+        return {**counts, "nll_tokens": counts["chosen_tokens"] + counts["prompt_tokens"]}
 
     def loss(self, scores: Scores, batch: Batch, step: StepContext) -> LossOutput:
-        assert scores.logps is not None
         sums = scores.sum().view(-1, 2)
         values = sums / scores.lengths.view(-1, 2) if self.args.length_normalize else sums  # (B, 2)
         nll, chosen = chosen_nll(scores)

@@ -1,4 +1,4 @@
-"""What the methods share that make pairs of their own samples: settings, judges, a beta that follows the epochs."""
+"""What the methods share that make pairs of their own samples: settings, opponents, judges, a beta by epochs."""
 
 from __future__ import annotations
 
@@ -12,18 +12,31 @@ import numpy as np
 import torch
 
 from strop.engine.parts import Facts
+from strop.errors import ConfigError
 from strop.losses import mean_of
 from strop.metric import COMPLETIONS, REWARD, Entry
 from strop.online.groups import Group, replies
-from strop.online.opponents import PairVerdicts, check_judge, check_opponent, drawing_against, judged, of_policy
 from strop.online.sampler_check import sampler_gap
-from strop.online.sampling import Drawn, Load
+from strop.online.sampling import Drawn, Load, of_opponent
 from strop.online.trainer import OnlineTrainer
-from strop.records import Batch, Example, Extreme, Mean, Scores
+from strop.records import Batch, Example, Extreme, Mean, Sampled, Scores
 from strop.rewards.judges import as_judge
-from strop.rollout import SamplingParams
+from strop.rollout import Mixture, SamplingParams
 from strop.settings.online import OnlineConfig
 from strop.settings.schema import OneOrMore, Range, config
+
+OPPONENT_UNUSED = {
+    **dict.fromkeys(
+        ("use_vllm", *(name for name in OnlineConfig.needs if name.startswith("vllm_"))),
+        "The opponent is sampled from two models at once, which vLLM cannot do; remove it.",
+    ),
+    **dict.fromkeys(("ray_workers", "ray_timeout"), "The opponent is sampled from two models here; remove it."),
+    **dict.fromkeys(
+        ("max_tool_calling_iterations", "tool_timeout", "tools_at_once", "environment_isolation", "past_turns"),
+        "The opponent has no tools and no environment; use OnlineDPOTrainer.",
+    ),
+}
+"""Settings that have no effect where the policy meets an opponent."""
 
 
 @config
@@ -114,8 +127,27 @@ class OnlinePairTrainer(OnlineTrainer):
 
     def after_init(self) -> None:
         if self.has_opponent:
-            check_opponent(self)
+            self.check_opponent()
         super().after_init()
+
+    def check_opponent(self) -> None:
+        """Refuse what cannot sample token by token from two models."""
+        name, problems = type(self).__name__.removeprefix("Online"), []
+        if self.args.engine in ("vllm", "ray"):
+            problems.append(
+                f"engine={self.args.engine!r}: {name} samples its opponent from two models at once; take 'auto'."
+            )
+        if self.shards is not None and not hasattr(self.reference, "model"):
+            problems.append(
+                f"FSDP: {name} samples its opponent from the policy without its adapter, whose weights are cut; train "
+                "all weights, or use ZeRO-2."
+            )
+        if self.turns_wanted:
+            problems.append(
+                f"tools, environments and rollout functions: the opponent of {name} has none; use OnlineDPOTrainer."
+            )
+        if problems:
+            raise ConfigError.collect(f"{name} cannot be made from these arguments:", problems)
 
     def reward(self) -> Any:
         """As it was given; of a judge, its verdicts on pairs."""
@@ -139,13 +171,33 @@ class OnlinePairTrainer(OnlineTrainer):
         return 1.0
 
     def drawing(self, prompts: Sequence[Example], n: int, params: SamplingParams, load: Load) -> Callable[[], Drawn]:
+        """Beside each completion of the policy one of its opponent, where it has one."""
         if not self.has_opponent:
             return super().drawing(prompts, n, params, load)
-        own = super().drawing(prompts, 1, params, load)
-        return drawing_against(self, own, prompts, params, self.opponent_weight)
+        own, engine, other = super().drawing(prompts, 1, params, load), self.generator, of_opponent(params)
+        with self.reference.active() as reference:
+            mixture = Mixture(reference, self.opponent_weight, context=self.reference.active)
+
+        def draw() -> Drawn:
+            groups, counted = own()
+            if groups:
+                met = engine.generate([prompt.prompt_ids for prompt in prompts], 1, other, mixture=mixture)
+                lists = zip(groups, met.completions, met.sampler_logps, met.finish_reasons, strict=True)
+                for group, completions, sampler_logps, reasons in lists:
+                    group.completions = [group.completions[0], completions[0]]
+                    group.sampler_logps = [group.sampler_logps[0], sampler_logps[0]]
+                    group.finish_reasons = [group.finish_reasons[0], reasons[0]]
+                    group.own = 1
+            return groups, counted
+
+        return draw
 
     def compare_sampler(self, groups: list[Group]) -> None:
-        super().compare_sampler([of_policy(group) for group in groups])
+        """Of the policy's own completions alone, of those that were sampled."""
+        names, own = ("completions", "sampler_logps", "finish_reasons"), []
+        for group in groups:
+            own.append(replace(group, **{name: getattr(group, name)[: group.own] for name in names}))
+        super().compare_sampler(own)
 
     def ask(self, groups: list[Group], state: Any) -> dict[str, Mean | Extreme]:
         """Rewards of every completion; with a judge the share of its duels within the group that it won."""
@@ -163,8 +215,18 @@ class OnlinePairTrainer(OnlineTrainer):
 
     def sampler_gap(self, scores: Scores, batch: Batch) -> dict[str, Mean | Extreme]:
         """How far the sampler's log-probs are from the policy's, when a round is learned from for the first time."""
-        assert scores.logps is not None
         return sampler_gap(scores.logps, batch) if self.sizes.steps == 1 else {}
+
+    def pair_tree(self, group: Group, place: int, pair: Sequence[int], **known: Any) -> Example:
+        """Two completions of a group as a tree, with the rewards and ends of both sides, and what else is `known`."""
+        sampled = Sampled(
+            place,
+            scores=group.rewards[list(pair)].tolist(),
+            ended=[float(group.finish_reasons[i] == "stop") for i in pair],
+            version=group.version,
+            **{"sampler_logps": [group.sampler_logps[i] for i in pair], **known},
+        )
+        return group.tree(pair, drop_truncated=self.args.mask_truncated_completions, sampled=sampled)
 
     def count_dropped(self, groups: list[Group], trees: list[Example], training: bool) -> None:
         """`pairs/dropped_ratio`: the share of groups that made no pair."""
@@ -193,3 +255,56 @@ def objective_metrics(
         "objective/non_score_reward": mean_of(-beta * kl),
         "beta": Mean(beta, 1.0),
     }
+
+
+class PairVerdicts:
+    """A judge as a reward of pairs: P(the first completion wins) for each, None where there is no verdict."""
+
+    runs_models = True
+
+    def __init__(self, judge: Any) -> None:
+        self.judge = judge
+        self.reward_name = getattr(judge, "name", None) or type(judge).__name__
+
+    def __call__(self, prompts: Sequence[Any], completions: Sequence[Any], **kwargs: Any) -> list[float | None]:
+        return self.judge.probabilities(prompts, completions)
+
+
+def check_judge(args: Any) -> None:
+    """Refuse settings that make numbers of what a judge says; a verdict is none."""
+    advice = {
+        "missing_eos_penalty": "A judge sees the text; let it judge the missing end, or give rewards instead.",
+        "reward_weights": "One judge decides alone; remove it.",
+    }
+    problems = [f"{name}: {text}" for name, text in advice.items() if getattr(args, name)]
+    if args.reward_on_error == "penalize":
+        problems.append(
+            "reward_on_error='penalize': a failed verdict is no loss of either side; use 'skip' or 'raise'."
+        )
+    if problems:
+        raise ConfigError.collect("These settings do not go with a judge:", problems)
+
+
+def judged(group: Group, verdicts: Sequence[float]) -> None:
+    """Write the share of its duels that each completion won as its reward; NaN where it had no verdict.
+
+    `verdicts` are P(i beats j), NaN without a verdict, of all pairs i < j in the order of `combinations`. Of two
+    completions the first one's reward is P and the second one's 1 - P.
+    """
+    won: list[list[float]] = [[] for _ in group.completions]
+    for (i, j), probability in zip(combinations(range(len(won)), 2), verdicts, strict=True):
+        if not math.isnan(probability):
+            won[i].append(probability)
+            won[j].append(1 - probability)
+    shares = [sum(part) / len(part) if part else math.nan for part in won]
+    group.rewards = torch.tensor(shares, dtype=torch.float64)
+    group.values = group.rewards[:, None]
+
+
+def preferences(groups: Sequence[Group], *, judge: bool) -> list[float | None]:
+    """P(first completion > second) of each group of two; None where there is no verdict.
+
+    A judge's own probability, or sigmoid(R1 - R2) of rewards.
+    """
+    first = [g.rewards[0] if judge else (g.rewards[0] - g.rewards[1]).sigmoid() for g in groups]
+    return [None if g.rewards.isnan().any() else float(p) for g, p in zip(groups, first, strict=True)]

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 
 from strop.data import DatasetKind
+from strop.engine.step import scored_tokens
 from strop.engine.trainer import BaseTrainer
 from strop.losses import nll_loss
 from strop.losses.metrics import Metrics, mean_of, preference_metrics
 from strop.online.evaluation_samples import EvaluationSamples
-from strop.records import Scores
+from strop.records import Counts, Example, Scores
 
 
 class PairTrainer(BaseTrainer):
@@ -18,6 +21,10 @@ class PairTrainer(BaseTrainer):
     dataset_kind = DatasetKind.PREFERENCE
     tree_completions = 2
     evaluation_samples = EvaluationSamples
+
+    def counts(self, examples: Sequence[Example]) -> Counts:
+        chosen = float(sum(scored_tokens(example, 0) for example in examples))
+        return {**super().counts(examples), "chosen_tokens": chosen}
 
 
 def pair_metrics(scores: Scores, rewards: torch.Tensor, logps: torch.Tensor) -> Metrics:
@@ -40,6 +47,5 @@ def chosen_nll(scores: Scores) -> tuple[torch.Tensor, torch.Tensor]:
 
     Picking them out would make the host wait for their number.
     """
-    assert scores.logps is not None
     chosen = scores.segment % 2 == 0
     return torch.where(chosen, nll_loss(scores.logps), torch.zeros_like(scores.logps)), chosen

@@ -99,7 +99,7 @@ class PolicyGradientTrainer(OnlineTrainer):
 
     def advantages(self, groups: list[Group]) -> torch.Tensor:
         """Advantages (completions,) of rewarded groups, in order."""
-        raise TypeError(f"{type(self).__name__} must define advantages(groups) -> (completions,)")
+        return self.compare(torch.cat([self.totals(group) for group in groups]), len(groups[0].completions))
 
     def compare(self, totals: torch.Tensor, size: int) -> torch.Tensor:
         """Advantages (completions,) of one number for each completion, in groups of `size`."""
@@ -138,7 +138,6 @@ class PolicyGradientTrainer(OnlineTrainer):
 
     def has_spread(self, group: Group) -> bool:
         """Whether the rewards of a group differ, or with credit by turn what was still to come at one of its turns."""
-        assert group.rewards is not None
         compared = group.rewards.double()[:, None]  # (G, 1)
         if self.by_turn:
             compared = returns_by_turn(compared[:, 0], group.turn_rewards or unrewarded(group))  # (G, turns)
@@ -174,16 +173,13 @@ class PolicyGradientTrainer(OnlineTrainer):
 
     def totals(self, group: Group) -> torch.Tensor:
         """What each completion of a group is worth in all, (G,)."""
-        assert group.rewards is not None
         return group.rewards
 
     def trees(self, group: Group, place: int = 0) -> list[Example]:
         """A group as trees to train on: one, and one more for each stretch of a trajectory with contexts of its own."""
         advantages = None if group.advantages is None else group.advantages.tolist()
         known = Sampled(place, advantages=advantages, sampler_logps=group.sampler_logps, version=group.version)
-        known = with_turns(known, group)
-        first = (place * self.args.world_size + self.args.process_index) * len(group.completions)
-        return group.trees(known, drop_truncated=self.args.mask_truncated_completions, first=first)
+        return self.trees_of(group, with_turns(known, group))
 
     def rows_worth_computing(self, examples: list[Example]) -> list[Example]:
         if not self.silent_groups_cost_nothing:
@@ -197,7 +193,6 @@ class PolicyGradientTrainer(OnlineTrainer):
 
     def old_logps(self, scores: Scores, batch: Batch) -> torch.Tensor | None:
         """Log-probs (N,) at the start of the window; None on the first use, when they are the current ones."""
-        assert scores.logps is not None
         if all(learned_from(example).old_logps is not None for example in batch.examples):
             return token_field(batch, "old_logps").to(scores.logps.dtype)
         return None
@@ -225,7 +220,6 @@ class PolicyGradientTrainer(OnlineTrainer):
                 with torch.no_grad(), self.compute_loss_context_manager():
                     logps = self.score(self.model, batch, False).logps
                 if index < len(own):
-                    assert logps is not None
                     token_lists(batch, old_logps=logps)
 
 
@@ -248,10 +242,8 @@ def kept_tokens(
     """
     keep = None
     if share < 1:
-        assert scores.entropy is not None
         keep = top_entropy_mask(scores.entropy, top_quantile=share, threshold=threshold)
     if drift is not None:
-        assert scores.logps is not None
         sampler_logps = token_field(batch, "sampler_logps")
         fresh = off_policy_mask(scores.logps, sampler_logps, advantages, *trajectory_of(batch), threshold=drift)
         keep = fresh if keep is None else keep & fresh

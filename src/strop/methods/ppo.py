@@ -13,9 +13,9 @@ import torch
 
 from strop.collectives import sum_over_ranks
 from strop.engine.checkpoint import without_progress_bars
-from strop.engine.parts import Facts
+from strop.engine.parts import Facts, resolve_model
 from strop.engine.step import completion_field, token_field, token_lists
-from strop.errors import ConfigError
+from strop.errors import ConfigError, SetupError
 from strop.losses import (
     gae_flat,
     kl_estimate,
@@ -29,10 +29,10 @@ from strop.losses import (
     whiten,
 )
 from strop.metric import CLIPPING, COMPLETIONS, CRITIC, DRIFT, LOSS, PROGRESS, TOKENS, Entry
-from strop.model import as_to_save, base_model, lm_head_of
-from strop.model.actor_critic import VALUE_FOLDER, score_both
+from strop.model import as_to_save, base_model, disable_dropout, lm_head_of
+from strop.model.actor_critic import VALUE_FOLDER, ActorCritic, critic_like, score_both
+from strop.model.forward import vocab_size
 from strop.online.batches import BatchSizes
-from strop.online.critic import check_reads, with_critic
 from strop.online.evaluation_samples import EvaluationSamples
 from strop.online.groups import Group
 from strop.online.pieces import one_each, trajectory_of
@@ -104,6 +104,16 @@ class PPOConfig(OffPolicyConfig):
             self.max_steps = max(1, round(self.total_episodes * self.num_iterations / per_step))
 
 
+def with_critic(args: Any, given: Any, policy: Any) -> ActorCritic:
+    """The policy with its critic beside it: the one `given`, or one with the policy's layers."""
+    if given is not None:
+        return ActorCritic(policy, resolve_model(args, given, "score", None, None))
+    critic = critic_like(policy)
+    if args.disable_dropout:
+        disable_dropout(critic)
+    return ActorCritic(policy, critic)
+
+
 class PPOTrainer(OnlineTrainer):
     """Proximal policy optimisation with a critic and GAE.
 
@@ -161,7 +171,12 @@ class PPOTrainer(OnlineTrainer):
 
     def after_init(self) -> None:
         super().after_init()
-        check_reads(self.model.critic, len(self.processing_class))
+        known, tokens = vocab_size(self.model.critic), len(self.processing_class)
+        if known is not None and known < tokens:
+            raise SetupError(
+                f"value_model embeds {known} tokens and the tokenizer has {tokens}. Give one with the policy's tokens, "
+                "or none: the critic then starts from the policy's layers."
+            )
 
     @property
     def policy(self) -> Any:
@@ -201,15 +216,12 @@ class PPOTrainer(OnlineTrainer):
 
     def trees(self, group: Group, index: int) -> list[Example]:
         """The rewarded completions of a group; those that every reward abstained from are not learned from."""
-        assert group.rewards is not None
         keep = [i for i, known in enumerate(~group.rewards.isnan()) if known]
         if not keep:
             return []
         said, totals = [group.sampler_logps[i] for i in keep], group.rewards[keep].tolist()
         told = Sampled(index, totals=totals, sampler_logps=said, version=group.version)
-        first = (index * self.args.world_size + self.args.process_index) * len(group.completions)
-        trees = group.trees(told, keep, drop_truncated=self.args.mask_truncated_completions, first=first)
-        return [piece for tree in trees for piece in self.pieces(tree)]
+        return [piece for tree in self.trees_of(group, told, keep) for piece in self.pieces(tree)]
 
     @torch.no_grad()
     def add_token_rewards(self, part: list[Example], training: bool, counts: bool = True) -> None:
@@ -217,7 +229,6 @@ class PPOTrainer(OnlineTrainer):
         batch = self.build(part)
         with self.compute_loss_context_manager():
             scores = self.score(super().policy, batch, False)
-        assert scores.logps is not None and scores.values is not None
         kl = torch.zeros_like(scores.logps)
         if self.reference_scores is not None:
             ref = self.reference_scores(batch).logps
@@ -263,7 +274,6 @@ class PPOTrainer(OnlineTrainer):
             token_lists(batch, **{name: whitened})
 
     def loss(self, scores: Scores, batch: Batch, step: StepContext) -> LossOutput:
-        assert scores.logps is not None and scores.values is not None
         names = ("old_logps", "token_advantages", "old_values", "returns")
         old_logps, advantages, old_values, returns = (token_field(batch, name).to(scores.logps.dtype) for name in names)
         weigh = {f"importance_sampling_{name}": bound for name, bound in self.args.correction.items()}

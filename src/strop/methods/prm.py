@@ -13,7 +13,7 @@ from strop.device import sent
 from strop.engine import rows
 from strop.engine.parts import Facts
 from strop.engine.trainer import BaseTrainer
-from strop.losses import last_steps, step_probabilities, stepwise_loss
+from strop.losses import last_steps, solution_scores, step_probabilities, stepwise_loss
 from strop.metric import LN2, LOSS, REWARD, Entry
 from strop.model import score
 from strop.records import Batch, Counts, Example, Extreme, LossOutput, Mean, Scores, StepContext, Term, Want
@@ -25,10 +25,7 @@ from strop.settings.schema import Range, config
 class PRMConfig(TrainerConfig):
     """Settings of `PRMTrainer`."""
 
-    unused: ClassVar[dict[str, str]] = {
-        **TrainerConfig.unused,
-        **SCORES_ONLY,
-    }
+    unused: ClassVar[dict[str, str]] = {**TrainerConfig.unused, **SCORES_ONLY}
 
     learning_rate: Annotated[float, Range(min=0)] = 1e-5
     """Peak learning rate of AdamW."""
@@ -74,19 +71,12 @@ class PRMTrainer(BaseTrainer):
         return Want.STEP
 
     def counts(self, examples: Sequence[Example]) -> Counts:
-        counts = super().counts(examples)
         steps = float(sum(sum(example.mask(0)) for example in examples))
-        return {
-            **counts,
-            "steps": float(len(examples)) if self.args.train_on_last_step_only else steps,
-            "all_steps": steps,
-        }
+        learned = float(len(examples)) if self.args.train_on_last_step_only else steps
+        return {**super().counts(examples), "steps": learned, "all_steps": steps}
 
     def predictions(self, scores: Scores, batch: Batch) -> torch.Tensor:
         """Smallest step probability of each solution, (B, 1)."""
-        from strop.losses import solution_scores
-
-        assert scores.step_logits is not None
         return solution_scores(step_probabilities(scores.step_logits), scores.segment, scores.num_completions)[:, None]
 
     def labels(self, batch: Batch) -> list[int]:
@@ -94,7 +84,6 @@ class PRMTrainer(BaseTrainer):
         return [int(all(example.extras["labels"])) for example in batch.examples]
 
     def loss(self, scores: Scores, batch: Batch, step: StepContext) -> LossOutput:
-        assert scores.step_logits is not None
         labels = sent([label for e in batch.examples for label in e.extras["labels"]], batch.targets.device)
         values = stepwise_loss(scores.step_logits, labels)  # (N,)
         metrics = step_metrics(scores, labels.float())
@@ -106,7 +95,6 @@ class PRMTrainer(BaseTrainer):
 
 def step_metrics(scores: Scores, labels: torch.Tensor) -> dict[str, Mean | Extreme]:
     """Accuracy over labelled steps (a probability of 1/2 or more counts as good), and over the first wrong step."""
-    assert scores.step_logits is not None
     good, truth = step_probabilities(scores.step_logits.detach()) >= 0.5, labels >= 0.5
     judged, wrong = (first_place(~flags, scores.segment, scores.num_completions) for flags in (good, truth))
     some = wrong < len(truth)  # solutions with a wrong step
@@ -142,5 +130,4 @@ def score_steps(
     example = next(iter(prepare([row], DatasetKind.STEPWISE, tokenizer, options)))
     with torch.no_grad():
         scores = score(model, [example], want=Want.STEP)
-    assert scores.step_logits is not None
     return step_probabilities(scores.step_logits).tolist()

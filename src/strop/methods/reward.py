@@ -85,11 +85,9 @@ class RewardTrainer(BaseTrainer):
 
     def predictions(self, scores: Scores, batch: Batch) -> torch.Tensor:
         """Rewards of chosen and rejected, (B, 2)."""
-        assert scores.scores is not None
         return scores.scores.view(-1, 2)
 
     def loss(self, scores: Scores, batch: Batch, step: StepContext) -> LossOutput:
-        assert scores.scores is not None
         chosen, rejected = scores.scores.view(-1, 2).unbind(1)  # (B,) each
         margin = None
         if any("margin" in example.extras for example in batch.examples):

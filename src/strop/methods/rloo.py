@@ -92,7 +92,6 @@ class RLOOTrainer(PolicyGradientTrainer):
         super().score_groups(groups, mode)
         clip = tuple(self.args.reward_clip_range) if self.args.reward_clip_range else None
         for group, logps, ref_logps in zip(groups, *self.summed_logps(groups, mode), strict=True):
-            assert group.rewards is not None
             group.shaped = rloo_rewards(group.rewards, logps, ref_logps, beta=self.args.beta, clip_range=clip)  # type: ignore[arg-type]
 
     @torch.no_grad()
@@ -110,7 +109,6 @@ class RLOOTrainer(PolicyGradientTrainer):
                 policy, ref = self.score_with(self.policy, batch, Want.LOGPS), self.reference_scores(batch)
             if index >= len(own):
                 continue
-            assert policy.logps is not None and ref.logps is not None
             self._metrics[mode].add({"kl": mean_of(policy.logps - ref.logps)})
             whole = torch.stack((policy.sum(), ref.sum())).cpu().double()  # (2, completions)
             known = [learned_from(piece) for piece in part]
@@ -118,11 +116,7 @@ class RLOOTrainer(PolicyGradientTrainer):
                 sums[piece.place].index_add_(1, torch.tensor(piece.of), values)
         return [both[0] for both in sums], [both[1] for both in sums]
 
-    def advantages(self, groups: list[Group]) -> torch.Tensor:
-        return self.compare(torch.cat([self.totals(group) for group in groups]), len(groups[0].completions))
-
     def totals(self, group: Group) -> torch.Tensor:
-        assert group.shaped is not None
         return group.shaped
 
     def compare(self, totals: torch.Tensor, size: int) -> torch.Tensor:
@@ -130,7 +124,6 @@ class RLOOTrainer(PolicyGradientTrainer):
         return normalize_advantages(values) if self.args.normalize_advantages else values
 
     def loss(self, scores: Scores, batch: Batch, step: StepContext) -> LossOutput:
-        assert scores.logps is not None
         old_logps = self.old_logps(scores, batch)
         start = scores.logps.detach() if old_logps is None else old_logps  # (N,)
         clip = {"epsilon": self.args.epsilon, "epsilon_high": self.args.epsilon_high}

@@ -131,7 +131,6 @@ class SFTTrainer(BaseTrainer):
         return [[examples[i] for i in part] for part in parts]
 
     def loss(self, scores: Scores, batch: Batch, step: StepContext) -> LossOutput:
-        assert scores.logps is not None
         loss_type = "nll" if self.args.loss_type == "chunked_nll" else self.args.loss_type
         values = sft_loss(scores.logps, loss_type=loss_type)  # (N,)
         extra = {"entropy": scores.entropy, "mean_token_accuracy": scores.top1}

@@ -18,12 +18,18 @@ from strop.engine.step import tree_field
 from strop.engine.trainer import BaseTrainer
 from strop.errors import ConfigError
 from strop.losses import dpo_loss, exponential_metrics, mean_of, xpo_loss
-from strop.methods.own_pairs import OnlinePairConfig, OnlinePairTrainer, at_epoch, objective_metrics
+from strop.methods.own_pairs import (
+    OPPONENT_UNUSED,
+    OnlinePairConfig,
+    OnlinePairTrainer,
+    at_epoch,
+    objective_metrics,
+    preferences,
+)
 from strop.methods.pairs import pair_metrics
 from strop.metric import LN2, LOSS, Entry
 from strop.online.groups import Group
-from strop.online.opponents import OPPONENT_UNUSED, preferences
-from strop.records import Batch, Example, LossOutput, Mean, Sampled, Scores, StepContext, Term, Want
+from strop.records import Batch, Example, LossOutput, Mean, Scores, StepContext, Term, Want
 from strop.settings.config import ReferenceConfig
 from strop.settings.schema import OneOrMore, Range, config
 
@@ -194,26 +200,16 @@ class XPOTrainer(OnlinePairTrainer):
 
     def make_trees(self, groups: list[Group], training: bool) -> list[Example]:
         trees = []
-        for index, (group, probability) in enumerate(
-            zip(groups, preferences(groups, judge=self.has_judge), strict=True)
-        ):
+        probabilities = preferences(groups, judge=self.has_judge)
+        for index, (group, probability) in enumerate(zip(groups, probabilities, strict=True)):
             if probability is None or probability == 0.5 or group.completions[0] == group.completions[1]:
                 continue
-            assert group.rewards is not None
-            known = Sampled(
-                index,
-                policy_wins=probability > 0.5,
-                scores=group.rewards.tolist(),
-                ended=[float(reason == "stop") for reason in group.finish_reasons],
-                sampler_logps=[group.sampler_logps[0], [math.nan] * len(group.completions[1])],  # the reference's own
-                version=group.version,
-            )
-            trees.append(group.tree(drop_truncated=self.args.mask_truncated_completions, sampled=known))
+            told = [group.sampler_logps[0], [math.nan] * len(group.completions[1])]  # the second is the reference's own
+            trees.append(self.pair_tree(group, index, (0, 1), policy_wins=probability > 0.5, sampler_logps=told))
         self.count_dropped(groups, trees, training)
         return trees
 
     def loss(self, scores: Scores, batch: Batch, step: StepContext) -> LossOutput:
-        assert step.ref is not None
         if self.offline:
             return exponential_output(scores, step.ref, self.beta)
         policy, ref = scores.sum().view(-1, 2), step.ref.sum().view(-1, 2)  # (B, 2): own, opponent
@@ -245,6 +241,6 @@ class XPOTrainer(OnlinePairTrainer):
 def exponential_output(scores: Scores, ref_scores: Scores, beta: float) -> LossOutput:
     """DPO's `exponential` loss of given pairs."""
     policy, ref = scores.sum().view(-1, 2), ref_scores.sum().view(-1, 2)  # (B, 2) each: chosen, rejected
-    values = dpo_loss(policy[:, 0], policy[:, 1], ref[:, 0], ref[:, 1], beta=beta, loss_type="exponential")
+    values = dpo_loss(*policy.unbind(1), *ref.unbind(1), beta=beta, loss_type="exponential")
     metrics = pair_metrics(scores, beta * (policy - ref).detach(), policy.detach())
     return LossOutput([Term(values, "trees")], metrics | exponential_metrics(values))

@@ -21,7 +21,7 @@ from concurrent.futures import Future, wait
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import islice, takewhile
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 from accelerate.utils import DistributedType
 
@@ -32,12 +32,10 @@ from strop.errors import ConfigError, RolloutError
 from strop.online.groups import Group, prompt_of
 from strop.online.kept_groups import kept, taken_up
 from strop.online.lane import Lane, after
-from strop.online.meanwhile import TrainerMeanwhile
-from strop.online.refill import Refills, window_of, with_further
-from strop.online.sampling import Drawn, Load
+from strop.online.refill import window_of, with_further
+from strop.online.sampling import Drawn, Load, RoundEngine
 from strop.records import Example, Extreme, Mean
 from strop.rollout import SamplingParams
-from strop.rollout.wanted import WantedEngine
 
 if TYPE_CHECKING:
     from strop.online.trainer import OnlineTrainer
@@ -48,6 +46,27 @@ STOPPING_SECONDS = 60.0
 """How long a run that is told to stop waits for conversations ahead, where no `stop_grace` says."""
 LOOKING_SECONDS = 0.5
 """How often a checkpoint that waits for a round looks whether the run is told to stop."""
+MOVING = ("model", "model_wrapped", "policy", "sampled_model", "optimizer", "lr_scheduler")
+"""What the training thread changes of a trainer while rounds are sampled."""
+
+
+class TrainerMeanwhile:
+    """What a user's rollout function is given for its trainer, in the thread that samples: all of it but what learning
+    changes at the same time. `generator` samples with the weights that the round was begun with, and `state` is as it
+    was then.
+    """
+
+    def __init__(self, trainer: OnlineTrainer, generator: Any) -> None:
+        self._trainer, self.generator, self.state = trainer, generator, state_as_it_is(trainer)
+
+    def __getattr__(self, name: str) -> Any:
+        if name in MOVING:
+            raise RolloutError(
+                f"rollout_func reads trainer.{name}, which learns meanwhile ({self._trainer.args.overlap}). "
+                "Sample with trainer.generator.generate(prompt_ids, n, sampling), which has one version of the weights "
+                "for all of a round, or leave that setting out."
+            )
+        return getattr(self._trainer, name)
 
 
 @dataclass
@@ -86,7 +105,7 @@ class RoundsAhead:
             RolloutError: the window has other prompts than the ones that were sampled for it; an engine that failed.
             RewardError: a reward that failed.
         """
-        now = self.window
+        now = window_of(self.trainer)
         last = math.ceil(self.trainer.state.max_steps / self.trainer.sizes.steps) - 1
         following = self.rounds[-1].number + 1 if self.rounds else now
         loads: dict[int, Load] = {}
@@ -119,7 +138,7 @@ class RoundsAhead:
         load, begun = self.trainer.generator.stage(self.trainer.sampled_model), []
         for start in range(0, len(prompts), size):
             params = replace(self.trainer.sampling(True), first_prompt=start)
-            begun.append(self.begin(self.window, list(prompts[start : start + size]), params, load))
+            begun.append(self.begin(window_of(self.trainer), list(prompts[start : start + size]), params, load))
             load = already
         yield from map(self.finished, begun)
 
@@ -132,11 +151,6 @@ class RoundsAhead:
         with self.trainer.clock.part("rewards"):
             self.trainer._metrics["train"].join(waited.rewarded.result())
         return groups
-
-    @property
-    def window(self) -> int:
-        """The window that is learned from, counted over all epochs."""
-        return window_of(self.trainer)
 
     def prompts_of(self, number: int) -> list[Example]:
         """This rank's prompts of a window, counted over all epochs."""
@@ -159,7 +173,7 @@ class RoundsAhead:
             return log.state()
 
         rewarded = after(sampled, reward) if self.refills else self.rewarding(reward)
-        waiting = Round(number, version, prompts, sampled, rewarded, trainer.rounds + number - self.window)
+        waiting = Round(number, version, prompts, sampled, rewarded, trainer.rounds + number - window_of(trainer))
         if load is None:
             draw = nothing_drawn
         elif self.refills:
@@ -184,8 +198,7 @@ class RoundsAhead:
 
     def asking(self, log: MetricLog) -> Callable[[list[Group]], None]:
         """What asks the rewards, which see the state of the run as it is now; their metrics go into `log`."""
-        trainer, state, ended = self.trainer, copy.copy(self.trainer.state), self.ended
-        state.log_history = list(state.log_history)
+        trainer, state, ended = self.trainer, state_as_it_is(self.trainer), self.ended
 
         def ask(groups: list[Group]) -> None:
             if ended.is_set():
@@ -203,14 +216,15 @@ class RoundsAhead:
         which are known when that has ended.
         """
         trainer = self.trainer
-        most, first, wanted = trainer.args.max_resampling_rounds, trainer.rounds, self.wanted(trainer.generator)
+        most, first = trainer.args.max_resampling_rounds, trainer.rounds
+        engine = RoundEngine(trainer.generator, self.ended)
         before = self.rounds[-1] if self.rounds else None
-        following = cast(Refills, trainer).further_rows(waiting.number, {prompt.row for prompt in waiting.prompts})
+        following = trainer.further_rows(waiting.number, {prompt.row for prompt in waiting.prompts})
         places = list(islice(following, most * len(waiting.prompts)))
         spare = {place: trainer.train_dataset[place] for place in dict.fromkeys(places)}
 
         def drawn(prompts: list[Example], moment: int, weights: Load) -> list[Group]:
-            wanted.check()
+            engine.check()
             params = trainer.sampling(True, moment=moment)
             groups: list[Group]
             groups, counted = trainer.drawing(prompts, trainer.group_size, params, weights)()
@@ -232,16 +246,12 @@ class RoundsAhead:
 
     # ---- conversations ----------------------------------------------------------------------------------------
 
-    def wanted(self, engine: Any) -> WantedEngine:
-        """The engine for rounds that are begun now: it samples no more once nobody waits for them."""
-        return WantedEngine(engine, self.ended)
-
     def meanwhile(self) -> tuple[Any, Any]:
         """The engine, and the trainer as it is shown, for rounds that are begun now."""
-        engine = self.wanted(self.trainer.generator)
+        engine = RoundEngine(self.trainer.generator, self.ended)
         return engine, TrainerMeanwhile(self.trainer, engine)
 
-    def lend(self, engine: WantedEngine) -> None:
+    def lend(self, engine: RoundEngine) -> None:
         """Let what is sampled now have environments that no completion without rewards has had, if it is still waited
         for: what is made for a run that has ended nobody would close."""
         if (environments := self.trainer.given["environments"]) is not None:
@@ -318,6 +328,13 @@ def already() -> None:
 def nothing_drawn() -> Drawn:
     """Of a round that learns from given completions."""
     return [], {}
+
+
+def state_as_it_is(trainer: OnlineTrainer) -> Any:
+    """A copy of the run's state, which no step changes."""
+    state = copy.copy(trainer.state)
+    state.log_history = list(state.log_history)
+    return state
 
 
 def patience_of(trainer: OnlineTrainer) -> float | None:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from strop.online.pieces import in_trajectories
 from strop.records import Example
 
 
@@ -84,13 +85,5 @@ def split_steps(
 
 def share_steps(shares: Sequence[list[list[Any]]], *, rank: int, world_size: int) -> list[list[Any]]:
     """What every rank of a stopped run still had to learn from, step by step, dealt out to the ranks of another."""
-    return [[tree for unit in _units(step)[rank::world_size] for tree in unit] for step in zip(*shares, strict=True)]
-
-
-def _units(shares: Sequence[list[Any]]) -> list[list[Any]]:
-    """What must stay on one rank: the stretches of a trajectory; every other tree by itself."""
-    units: dict[Any, list[Any]] = {}
-    for tree in (tree for share in shares for tree in share):
-        number = (tree["sampled"] or {}).get("trajectory") if isinstance(tree, dict) else None
-        units.setdefault(("tree", id(tree)) if number is None else number, []).append(tree)
-    return list(units.values())
+    steps = [[Example.from_plain(tree) for share in step for tree in share] for step in zip(*shares, strict=True)]
+    return [[tree.to_plain() for unit in in_trajectories(step)[rank::world_size] for tree in unit] for step in steps]

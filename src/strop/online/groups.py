@@ -10,7 +10,7 @@ import torch
 
 from strop.collectives import gather_tensors
 from strop.errors import RolloutError
-from strop.records import Example, Extreme, Mean, Sampled, Stretch
+from strop.records import NOT_ASKED, Example, Extreme, Mean, Sampled, Stretch
 
 
 @dataclass
@@ -24,9 +24,9 @@ class Group:
     loss_mask: list[list[int]] | None = None  # 0 where the model did not write the token
     prompt: Any = None  # text or messages, for rewards and people only
     reward_names: list[str] = field(default_factory=list)
-    values: torch.Tensor | None = None  # (G, rewards) NaN where a reward abstained
-    rewards: torch.Tensor | None = None  # (G,) weighted totals, NaN where all abstained
-    shaped: torch.Tensor | None = None  # (G,) what advantages are made of, where it is not the rewards (RLOO)
+    values: torch.Tensor = NOT_ASKED  # (G, rewards) NaN where a reward abstained
+    rewards: torch.Tensor = NOT_ASKED  # (G,) weighted totals, NaN where all abstained
+    shaped: torch.Tensor = NOT_ASKED  # (G,) what advantages are made of, where it is not the rewards (RLOO)
     advantages: torch.Tensor | None = None  # (G,) where the method has one per completion
     turn_rewards: list[list[float]] | None = None  # G lists, one entry per turn of the model, part of the totals
     turn_advantages: list[list[float]] | None = None  # like turn_rewards, where each turn has its own
@@ -50,6 +50,12 @@ class Group:
     def question(self) -> Any:
         """The prompt as rewards read it: without the begun answer that the completions go on with."""
         return without_begun_answer(self.prompt)
+
+    @property
+    def comparable(self) -> list[int]:
+        """Indices of the completions that lie on the group's own prompt."""
+        apart = self.stretches or [None] * len(self.completions)
+        return [index for index, parts in enumerate(apart) if parts is None]
 
     def tree(
         self, keep: Sequence[int] | None = None, *, drop_truncated: bool = False, sampled: Sampled | None = None
@@ -162,7 +168,6 @@ def completion_metrics(groups: Sequence[Group]) -> dict[str, Mean | Extreme]:
     metrics["completions/clipped_ratio"] = Mean(float(sum(why == "length" for _, why in written)), float(len(written)))
     rewarded = [group for group in groups if group.rewards is not None]
     for group in rewarded:
-        assert group.rewards is not None and group.values is not None
         known = group.rewards[~group.rewards.isnan()]
         spread = float(known.std()) if known.numel() > 1 else 0.0
         flat = float(known.numel() < 2 or known.max() == known.min())

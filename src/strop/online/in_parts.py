@@ -29,7 +29,7 @@ def learn_in_parts(trainer: OnlineTrainer, model: torch.nn.Module, prompts: list
     in_training(model, trainer.optimizer)
     counts: Counter[str] = Counter()
     for groups in trainer.ahead.parts(prompts, trainer.args.stream_prompts):
-        trees = trainer.learnable(groups)
+        trees = trainer.learnable(groups, prompts)
         counts.update(step_counts(trainer, trees))
         if computed := trainer.rows_worth_computing(trees):
             add_gradients(trainer, model, StepWork(computed, dict.fromkeys(counts, 1.0), log=whole.log), whole)

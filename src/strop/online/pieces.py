@@ -33,10 +33,11 @@ def pieces(tree: Example, *, max_completions: int | None = None, max_tokens: int
     if len(starts) == 1:
         return [tree]
     ends = [*starts[1:], len(tree.completions)]
-    return [_part(tree, slice(start, end)) for start, end in zip(starts, ends, strict=True)]
+    return [part_of(tree, slice(start, end)) for start, end in zip(starts, ends, strict=True)]
 
 
-def _part(tree: Example, some: slice) -> Example:
+def part_of(tree: Example, some: slice) -> Example:
+    """A tree with some of its completions, and what is known about them."""
     masks = None if tree.loss_mask is None else tree.loss_mask[some]
     known = None if tree.sampled is None else tree.sampled.part(some)
     return replace(tree, completions=tree.completions[some], loss_mask=masks, sampled=known)

@@ -8,23 +8,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Container, Iterator, Sequence
 from itertools import chain, cycle, islice
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from strop.engine.windows import epoch_order
 from strop.online.groups import Group
-from strop.records import Mean
+from strop.records import Extreme, Mean
 
 if TYPE_CHECKING:
     from strop.online.trainer import OnlineTrainer
 
 Further = Callable[[list[int]], list[Group]]
 """Places of rows in the training set -> their groups, sampled at the next moment and rewarded."""
-
-
-class Refills(Protocol):
-    """A trainer whose groups may be replaced."""
-
-    def further_rows(self, window: int, used: Container[int]) -> Iterator[int]: ...
 
 
 def further_rows(dataset: Any, seed: int, epoch: int, used: Container[int]) -> Iterator[int]:
@@ -48,7 +42,7 @@ def window_of(trainer: OnlineTrainer) -> int:
 
 def with_further(
     groups: Sequence[Group], teaches: Callable[[Group], bool], places: Iterator[int], draw: Further, most: int
-) -> tuple[list[Group], dict[str, Mean]]:
+) -> tuple[list[Group], dict[str, Mean | Extreme]]:
     """Groups, and behind them the further ones that were drawn for those that teach nothing; and the share of all that
     were sampled that teaches.
 

@@ -8,11 +8,13 @@ from typing import Any
 import torch
 
 from strop.agents.environments import EnvironmentReward, Environments
+from strop.engine.refusals import check_apart
 from strop.errors import ConfigError
 from strop.online.groups import Group, add, replies
 from strop.online.turn_credit import NOTE, rewards_of_turns
 from strop.records import Extreme, Mean
 from strop.rewards import JudgeReward, RewardSet
+from strop.rewards.model_reward import ModelReward
 
 SHARED = ("tools", "chat_template_kwargs")
 """Columns that shape a row's prompt, which rewards may ask for too."""
@@ -76,13 +78,16 @@ def make_rewards(args: Any, source: Any, processing_classes: Any, tokenizer: Any
 
 
 def check_rewards(
-    trainer: str, rewards: RewardSet, dataset: Any, *, alone: bool, environments: bool, own_rollouts: bool
+    trainer: str, rewards: RewardSet, dataset: Any, policy: Any, *, alone: bool, environments: bool, own_rollouts: bool
 ) -> None:
     """Whether the rewards find what they ask for, before anything is sampled.
 
     `alone`: each prompt has one completion, and a judge would have nothing to compare it with. `own_rollouts`: a
     rollout function may bring further columns, so that it is known at the first batch only.
     """
+    for name, reward in zip(rewards.names, rewards.functions, strict=True):
+        if isinstance(reward, ModelReward):
+            check_apart(f"The reward {name!r}", reward.model, policy)
     if alone and any(isinstance(reward, JudgeReward) for reward in rewards.functions):
         raise ConfigError(
             f"A judge compares completions of one prompt, and {trainer} samples one; "
@@ -145,7 +150,7 @@ def add_turns(groups: Sequence[Group], rewards: RewardSet, metrics: dict[str, Me
         sums, wrong = rewards_of_turns(group)
         if sums is None:
             continue
-        assert group.rewards is not None and group.values is not None and group.turn_rewards is not None
+        assert group.turn_rewards is not None
         add(metrics, "rewards/turns/mean", float(sums.sum()), float(len(sums) - len(wrong)))
         problems += [(NOTE, text) for text in wrong.values()]
         for index in wrong:

@@ -1,9 +1,8 @@
 """Log-probs under the very distribution that was sampled from, where sampling cuts the vocabulary or penalises repeats.
 
 Temperature alone is a factor on the logits, which the head takes in its stride. top-k, top-p, min-p and repetition
-penalties need the logits of a whole row, so they are computed chunk by chunk, and again in the backward pass. The
-set of
-tokens kept is a constant; the sampled token always belongs to it, because the sampler kept it.
+penalties need the logits of a whole row, so they are computed chunk by chunk, and again in the backward pass. The set
+of tokens kept is a constant; the sampled token always belongs to it, because the sampler kept it.
 """
 
 from __future__ import annotations
@@ -25,9 +24,9 @@ def changes_distribution(params: SamplingParams) -> bool:
 
 def rescore(scores: Scores, head: LMHead, batch: Batch, params: SamplingParams, *, head_bytes: int) -> Scores:
     """`scores` with `logps` (N,) replaced by those of the sampled distribution; needs `scores.hidden`."""
-    assert scores.hidden is not None
     hidden = scores.hidden
-    vocabulary = _vocabulary(head, hidden)
+    with torch.no_grad():
+        vocabulary = head.logits(hidden[:1]).shape[-1]
     chunk = max(1, head_bytes // (8 * vocabulary))
     seen = _seen_before(batch) if params.repetition_penalty != 1 else None
 
@@ -42,11 +41,6 @@ def rescore(scores: Scores, head: LMHead, batch: Batch, params: SamplingParams, 
         pieces.append(checkpoint(part, hidden[rows], batch.targets[rows], history, use_reentrant=False))
     scores.logps = torch.cat(pieces) if pieces else hidden.sum(1)
     return scores
-
-
-def _vocabulary(head: LMHead, hidden: torch.Tensor) -> int:
-    with torch.no_grad():
-        return head.logits(hidden[:1]).shape[-1]
 
 
 def _seen_before(batch: Batch) -> list[list[int]]:

@@ -46,16 +46,14 @@ def compare_sampler(trainer: OnlineTrainer, groups: list[Group]) -> None:
     batch = trainer.build(trainer.plan(trees, trainer.args.train_batch_size)[0])
     with torch.no_grad(), evaluating(trainer.policy), torch.random.fork_rng(devices=[]):
         own = trainer.score_with(trainer.policy, batch, Want.LOGPS, temperature=trainer.args.temperature).logps
-    assert own is not None
     said, mixed = token_field(batch, "sampler_logps"), trainer.accelerator.mixed_precision
     weights = next(base_model(trainer.policy).parameters()).dtype
-    half = mixed != "no" or weights.itemsize < 4
-    if text := sampler_mismatch(own, said, half=half, engine=trainer.generator.name):
-        trainer.guard.alarms.sound("sampler_mismatch", trainer.state.global_step + 1, text)
-    else:
-        computed = {"bf16": "bfloat16", "fp16": "float16"}.get(mixed, str(weights).removeprefix("torch."))
-        if line := sampler_rounding(own, said, engine=trainer.generator.name, computed=computed, mixed=mixed != "no"):
-            trainer.say(line)
+    computed = {"bf16": "bfloat16", "fp16": "float16"}.get(mixed, str(weights).removeprefix("torch."))
+    differs, line = sampler_difference(own, said, engine=trainer.generator.name, computed=computed, mixed=mixed != "no")
+    if differs:
+        trainer.guard.alarms.sound("sampler_mismatch", trainer.state.global_step + 1, line)
+    elif line:
+        trainer.say(line)
 
 
 def sampler_gap(logps: torch.Tensor, batch: Batch, **correction: Any) -> dict[str, Mean | Extreme]:
@@ -67,46 +65,34 @@ def sampler_gap(logps: torch.Tensor, batch: Batch, **correction: Any) -> dict[st
     return sampler_metrics(logps.detach(), sampler_logps, *trajectory_of(batch), **correction)
 
 
-def sampler_mismatch(own: torch.Tensor, said: torch.Tensor, *, half: bool, engine: str) -> str:
-    """What to say where the two differ by more than rounding; empty if they do not.
+def sampler_difference(
+    own: torch.Tensor, said: torch.Tensor, *, engine: str, computed: str, mixed: bool
+) -> tuple[bool, str]:
+    """Whether the two differ by more than rounding, and what to say of it; nothing where the engine gave no log-probs.
 
     Args:
         own, said: (T,) log-probs in nats, the policy's and the engine's; NaN where the engine gave none.
-        half: whether the policy computes in 16 bits.
         engine: the engine's name.
-    """
-    gap = _gap(own, said)
-    if not gap.numel() or float(gap.mean()) <= ROUNDING["half" if half else "wide"]:
-        return ""
-    return (
-        f"before the first update the log-probs that {engine} reports for its samples differ from the policy's own by "
-        f"{float(gap.mean()):.2g} nats a token, up to {float(gap.max()):.2g}: samples come from another distribution "
-        "than the one that is trained. Try engine='transformers'; with an engine or rollout function of your own "
-        "compare temperature, top-k, dtype and chat template."
-    )
-
-
-def sampler_rounding(own: torch.Tensor, said: torch.Tensor, *, engine: str, computed: str, mixed: bool) -> str:
-    """The difference as a line, and what closes it; empty where the engine gave no log-probs.
-
-    Args:
-        own, said, engine: as for `sampler_mismatch`.
         computed: "float32", "bfloat16", ...: what the policy computes in.
         mixed: whether that is mixed precision, and not the dtype of the weights.
     """
-    gap = _gap(own, said)
+    gap = (own - said.to(own)).abs()
+    gap = gap[~gap.isnan()]
     if not gap.numel():
-        return ""
+        return False, ""
+    mean, most = float(gap.mean()), float(gap.max())
+    if mean > ROUNDING["half" if mixed or computed in CLOSER else "wide"]:
+        return True, (
+            f"before the first update the log-probs that {engine} reports for its samples differ from the policy's own "
+            f"by {mean:.2g} nats a token, up to {most:.2g} nats: samples come from another distribution "
+            "than the one that is trained. Try engine='transformers'; with an engine or rollout function of your own "
+            "compare temperature, top-k, dtype and chat template."
+        )
     line = (
         f"Sampler and trainer: before the first update the log-probs of {gap.numel()} tokens differ by "
-        f"{float(gap.mean()):.1e} nats a token, up to {float(gap.max()):.1e} ({engine}, {computed})."
+        f"{mean:.1e} nats a token, up to {most:.1e} ({engine}, {computed})."
     )
     if computed not in CLOSER:
-        return line
+        return False, line
     wide = "model_init_kwargs={'dtype': 'float32'} brings it down to about 1e-5"
-    return f"{line} That is rounding to 16 bits: {CLOSER[computed] if mixed else wide}."
-
-
-def _gap(own: torch.Tensor, said: torch.Tensor) -> torch.Tensor:
-    gap = (own - said.to(own)).abs()
-    return gap[~gap.isnan()]
+    return False, f"{line} That is rounding to 16 bits: {CLOSER[computed] if mixed else wide}."

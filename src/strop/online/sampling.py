@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
@@ -11,8 +12,9 @@ import torch
 from strop.agents.program import AgentTurns
 from strop.agents.rollout_function import OwnRollout
 from strop.agents.turns import Trajectory, Turns
+from strop.errors import RolloutError
 from strop.online.groups import Group, add, prompt_of
-from strop.records import Example, Mean, Rollout, Stretch
+from strop.records import Example, Extreme, Mean, Rollout, Stretch
 from strop.rollout import SamplingParams, make_generator
 from strop.rollout.generator import keeping
 from strop.rollout.own_process import ProcessGenerator
@@ -20,7 +22,7 @@ from strop.rollout.ray_workers import RayGenerator
 
 OwnFunction = Callable[[list[Any], list[list[int]], int, SamplingParams], OwnRollout]
 """(prompts, their ids, n, how to sample) -> what a user's rollout function made of them."""
-Drawn = tuple[list[Group], dict[str, Mean]]
+Drawn = tuple[list[Group], dict[str, Mean | Extreme]]
 """Groups, and what was counted on the way."""
 Load = Callable[[], None]
 """What gives an engine the weights that it samples with."""
@@ -74,20 +76,30 @@ def teacher_engine(args: Any, teacher: Any, tokenizer: Any) -> Any:
     return make_generator("auto", model=teacher, tokenizer=tokenizer)
 
 
-class Counted:
-    """An engine, and how many prompt tokens it computed for those that it was given, where it says."""
+class RoundEngine:
+    """An engine for one round: it counts the prompt tokens that it computed for those it was given, where it says.
 
-    def __init__(self, engine: Any) -> None:
-        self.engine, self.metrics = engine, dict[str, Mean]()
+    With `ended` it samples for as long as somebody waits: once that is set, who converses through it stops. A
+    conversation that goes on beside a run that has ended would otherwise write into the sampling of the next one.
+    """
+
+    def __init__(self, engine: Any, ended: threading.Event | None = None) -> None:
+        self.engine, self.ended, self.metrics = engine, ended, dict[str, Mean | Extreme]()
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.engine, name)
 
+    def check(self) -> None:
+        """Raise `RolloutError` where nobody waits any more."""
+        if self.ended is not None and self.ended.is_set():
+            raise RolloutError("The run that asked for these completions has ended.")
+
     def generate(self, *given: Any, **options: Any) -> Rollout:
-        """As the engine's."""
+        """As the engine's. Raises `RolloutError` where nobody waits any more."""
+        self.check()
         rollout: Rollout = self.engine.generate(*given, **options)
         if rollout.prefilled is not None:
-            add(self.metrics, "prefilled_tokens", float(rollout.prefilled), float(rollout.prompt_tokens))  # type: ignore[arg-type]
+            add(self.metrics, "prefilled_tokens", float(rollout.prefilled), float(rollout.prompt_tokens))
         return rollout
 
 
@@ -108,7 +120,7 @@ def sample_groups(
     """
     if rollout_func is not None:
         return own_groups(tokenizer, prompts, n, params, rollout_func), {}
-    engine = Counted(engine)
+    engine = engine if isinstance(engine, RoundEngine) else RoundEngine(engine)
     if turns is not None:
         with keeping(engine):
             trajectories = turns.run(engine, prompts, n, params)
@@ -181,15 +193,15 @@ def on_contexts(group: Group, stretches: list[list[Stretch]]) -> Group:
     return group
 
 
-def turn_metrics(everyone: Sequence[Trajectory], threads_left: int = 0) -> dict[str, Mean]:
+def turn_metrics(everyone: Sequence[Trajectory], threads_left: int = 0) -> dict[str, Mean | Extreme]:
     """Calls and failures of tools; turns, tokens of tools and environments, forks and failures per completion; threads
     that were left behind, where there are any."""
     count = float(len(everyone))
-    metrics: dict[str, Mean] = {}
+    metrics: dict[str, Mean | Extreme] = {}
     if any(t.shown for t in everyone):
         calls, failures = sum(t.calls for t in everyone), sum(t.failures for t in everyone)
-        add(metrics, "tools/call_frequency", float(calls), count)  # type: ignore[arg-type]
-        add(metrics, "tools/failure_frequency", float(failures), float(calls))  # type: ignore[arg-type]
+        add(metrics, "tools/call_frequency", float(calls), count)
+        add(metrics, "tools/failure_frequency", float(failures), float(calls))
     spoken = [[turn for turn in t.conversation.turns if turn.message["role"] == "assistant"] for t in everyone]
     turns = sum(map(len, spoken))
     answers = sum(mask.count(0) for t in everyone for mask in (s.mask for s in t.conversation.stretches))
@@ -204,9 +216,9 @@ def turn_metrics(everyone: Sequence[Trajectory], threads_left: int = 0) -> dict[
     if unseen := sum(t.unseen for t in everyone):
         per_completion["turns/unseen"] = unseen
     for name, total in per_completion.items():
-        add(metrics, name, float(total), count)  # type: ignore[arg-type]
+        add(metrics, name, float(total), count)
     if threads_left:
-        add(metrics, "turns/left_behind", float(threads_left), 1.0)  # type: ignore[arg-type]
+        add(metrics, "turns/left_behind", float(threads_left), 1.0)
     respelled = sum(t.conversation.respelled for t in everyone)
-    add(metrics, "turns/respelled", float(respelled), float(turns))  # type: ignore[arg-type]
+    add(metrics, "turns/respelled", float(respelled), float(turns))
     return metrics

@@ -24,7 +24,6 @@ from strop.data import DatasetKind, plan_micro_batches
 from strop.engine import rows
 from strop.engine.evaluation import EvaluationSums
 from strop.engine.parts import Facts
-from strop.engine.refusals import check_apart
 from strop.engine.trainer import BaseTrainer
 from strop.errors import RolloutError
 from strop.model import base_model, lm_head_of
@@ -38,8 +37,7 @@ from strop.online.sampled_distribution import changes_distribution, rescore
 from strop.online.sampler_check import compare_sampler
 from strop.online.sampling import Drawn, Load, make_engine, sample_groups, sampling_params
 from strop.online.turn_settings import check_turn_settings
-from strop.records import Batch, Counts, Example, Extreme, Mean, Scores, Want
-from strop.rewards.model_reward import ModelReward
+from strop.records import Batch, Counts, Example, Extreme, Mean, Sampled, Scores, Want
 from strop.rollout import SamplingParams, default_stop_ids
 from strop.rollout.limits import position_limit, vocab_size
 from strop.settings.online import OnlineConfig
@@ -125,13 +123,11 @@ class OnlineTrainer(BaseTrainer):
         self.rewards = None
         if (source := self.reward()) is not None:
             self.rewards = make_rewards(self.args, source, self.given["reward_tokenizers"], self.processing_class)
-            for name, reward in zip(self.rewards.names, self.rewards.functions, strict=True):
-                if isinstance(reward, ModelReward):
-                    check_apart(f"The reward {name!r}", reward.model, self.model)
             check_rewards(
                 type(self).__name__,
                 self.rewards,
                 self.train_dataset,
+                self.model,
                 alone=self.batch_counts == "completions" and self.group_size < 2,
                 environments=self._environments is not None,
                 own_rollouts=self._rollout_func is not None,
@@ -306,11 +302,8 @@ class OnlineTrainer(BaseTrainer):
         return [[example for i in part for example in units[i]] for part in parts]
 
     def counts(self, examples: Sequence[Example]) -> Counts:
-        """As for other rows; a prompt that several pieces of a tree share counts once."""
-        tokens = sum(
-            e.num_tokens - len(e.prompt_ids) * (e.sampled is not None and e.sampled.continues) for e in examples
-        )
-        counts = {**super().counts(examples), "num_tokens": float(tokens)}
+        """As for other rows; the stretches of a trajectory are one completion."""
+        counts = super().counts(examples)
         later = sum(len(e.completions) for e in examples if e.sampled is not None and e.sampled.follows)
         return {**counts, "completions": counts["completions"] - later}
 
@@ -339,17 +332,21 @@ class OnlineTrainer(BaseTrainer):
 
     def fill_buffer(self, prompts: list[Example]) -> None:
         """Sample, score and shape one round, and cut it into the steps that it serves."""
-        groups = self.rollout(prompts, self.group_size, True) if self.ahead is None else self.ahead.take(prompts)
-        trees = self.learnable(groups)
+        if self.ahead is not None:
+            groups = self.ahead.take(prompts)
+        else:
+            with self.speaker(self.rounds) as samples:
+                groups = self.rollout(prompts, self.group_size, True) if samples else []
+        trees = self.learnable(groups, prompts)
         self.rounds += 1
-        steps = self.split_steps(trees)
+        steps = split_steps(trees, self.sizes, rank=self.args.process_index, world_size=self.args.world_size)
         if self.sizes.steps > 1:
             self.fix_old_logps(steps)
         for _ in range(self.args.num_iterations):
             self.buffer.extend([list(step) for step in steps])
 
-    def learnable(self, groups: list[Group]) -> list[Example]:
-        """Sampled groups as trees to learn from, rewarded, counted and noted."""
+    def learnable(self, groups: list[Group], prompts: list[Example]) -> list[Example]:
+        """Groups sampled for `prompts` as trees to learn from, rewarded, counted and noted."""
         self.score_groups(groups, "train")
         asked = [group for group in groups if group.place is None]  # not those that were drawn for what these lack
         self._metrics["train"].add(completion_metrics(asked))
@@ -357,9 +354,10 @@ class OnlineTrainer(BaseTrainer):
         self.remember_samples(asked)
         return trees
 
-    def split_steps(self, trees: list[Example]) -> list[list[Example]]:
-        """The trees of a round by the optimizer step that uses them."""
-        return split_steps(trees, self.sizes, rank=self.args.process_index, world_size=self.args.world_size)
+    def trees_of(self, group: Group, known: Sampled, keep: Sequence[int] | None = None) -> list[Example]:
+        """Completions of a group as trees, with what is `known`; trajectories are numbered over all ranks."""
+        first = (known.place * self.args.world_size + self.args.process_index) * len(group.completions)
+        return group.trees(known, keep, drop_truncated=self.args.mask_truncated_completions, first=first)
 
     def fix_old_logps(self, steps: list[list[Example]]) -> None:
         """Remember the policy's log-probs at the start of the window, which later steps compare with."""

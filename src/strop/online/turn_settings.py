@@ -46,14 +46,11 @@ def check_turn_settings(args: Any, given: Mapping[str, Any]) -> None:
         needs = NEEDED.get(field.name)
         if needs is None or there & {*needs} or getattr(args, field.name) == default_of(field):
             continue
-        why = f"{field.name}={getattr(args, field.name)!r} has no effect without {_either(needs)}"
+        needed = " or ".join(ARGUMENTS[name] for name in needs)
+        why = f"{field.name}={getattr(args, field.name)!r} has no effect without {needed}"
         problems.append(f"{why}{_beside(own, field.name)}; remove it.")
     if problems:
         raise ConfigError.collect("This has no effect on the rollouts here:", problems)
-
-
-def _either(needs: tuple[str, ...]) -> str:
-    return " or ".join(ARGUMENTS[name] for name in needs)
 
 
 def _beside(own: Any, name: str) -> str:

@@ -12,6 +12,7 @@ repeated in memory.
 
 from __future__ import annotations
 
+import functools
 import math
 
 import torch
@@ -141,23 +142,18 @@ def _flash_on_cpu(
     return out, lse
 
 
-_flash_state: list[bool] = []  # the answer of the self-test, once it is known
-
-
+@functools.cache
 def _flash_on_cpu_works() -> bool:
     """Whether the private operator of this torch agrees with the plain formula; tested once per process."""
-    if not _flash_state:
-        grid = torch.arange(2 * 2 * 5 * 8, dtype=torch.float32).view(2, 2, 5, 8)
-        key, value = torch.sin(grid), torch.cos(grid)
-        query = torch.sin(grid[:, :, :3] * 0.7)
-        bias = torch.zeros(2, 1, 1, 5)
-        bias[1, ..., 4] = -math.inf
-        try:
-            out, lse = _flash_on_cpu(query, key, value, 0.3, bias)
-            scores = query @ key.transpose(-1, -2) * 0.3 + bias
-            good = torch.allclose(lse.float(), scores.logsumexp(-1), atol=1e-5)
-            good = good and torch.allclose(out, scores.softmax(-1) @ value, atol=1e-5)
-        except (RuntimeError, AttributeError, TypeError):
-            good = False
-        _flash_state.append(bool(good))
-    return _flash_state[0]
+    grid = torch.arange(2 * 2 * 5 * 8, dtype=torch.float32).view(2, 2, 5, 8)
+    key, value = torch.sin(grid), torch.cos(grid)
+    query = torch.sin(grid[:, :, :3] * 0.7)
+    bias = torch.zeros(2, 1, 1, 5)
+    bias[1, ..., 4] = -math.inf
+    try:
+        out, lse = _flash_on_cpu(query, key, value, 0.3, bias)
+        scores = query @ key.transpose(-1, -2) * 0.3 + bias
+        good = torch.allclose(lse.float(), scores.logsumexp(-1), atol=1e-5)
+        return good and torch.allclose(out, scores.softmax(-1) @ value, atol=1e-5)
+    except (RuntimeError, AttributeError, TypeError):
+        return False

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from transformers import AttentionInterface
@@ -32,20 +32,11 @@ class Shape:
     sink: torch.Tensor | None  # (H,)
 
 
-class RolloutCall(Protocol):
-    """Answers the attention of one forward pass."""
-
-    def attention(
-        self, module: torch.nn.Module, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, shape: Shape
-    ) -> torch.Tensor:
-        """Output (B, T, H, Dv) for query (B, H, T, D) and new keys and values (B, Hk, T, D)."""
-        ...
-
-
 @dataclass(slots=True)
 class Prefill:
     """Parts of prompts laid end to end in one row, each attending to itself and to what stands above it; the keys of
-    all of that are stored."""
+    all of that are stored. Of these classes `attention` answers one layer's call: output (B, T, H, Dv) for query
+    (B, H, T, D) and new keys and values (B, Hk, T, D)."""
 
     cache: KVCache
     segments: list[tuple[int, int | None, int, int]]  # (key of the part, of the part above it, start, stop)
@@ -94,7 +85,6 @@ class Decode:
 
     def _own(self, layer: LayerCache, query: torch.Tensor, shape: Shape) -> tuple[torch.Tensor, torch.Tensor]:
         """Attention to the rows' own slots: (R, Hk, g, Dv), (R, Hk, g)."""
-        assert layer.keys is not None and layer.values is not None
         rows = self.plan.num_rows
         first, stop = self.plan.own_range(shape.window)
         return attend(
@@ -160,7 +150,7 @@ def rollout_attention(
     sliding_window: int | None = None,
     softcap: float | None = None,
     s_aux: torch.Tensor | None = None,
-    rollout: RolloutCall | None = None,
+    rollout: Prefill | Decode | None = None,
     **kwargs: Any,
 ) -> tuple[torch.Tensor, None]:
     """What transformers calls for every attention layer while a rollout is running; see the module's text."""

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
 import torch
 from torch import nn
@@ -48,17 +48,13 @@ def cast_weights(models: Iterable[nn.Module], dtype: torch.dtype) -> Iterator[in
         logger.info("rollout: %.1f GB of cast weights do not fit; autocast casts them at every step", size / 1e9)
         found, size = [], 0
     copies: dict[int, torch.Tensor] = {}  # tied weights have one copy
-    replaced: list[tuple[nn.Module, str]] = []
-    try:
+    with ExitStack() as stack:
         for module, name, weight in found:
             if id(weight) not in copies:
                 copies[id(weight)] = weight.detach().to(dtype)
             module.__dict__[name] = copies[id(weight)]  # found before the registered parameter
-            replaced.append((module, name))
+            stack.callback(module.__dict__.pop, name, None)
         yield size
-    finally:
-        for module, name in replaced:
-            module.__dict__.pop(name, None)
 
 
 def can_be_cast(model: nn.Module, ids: list[int], device: torch.device, dtype: torch.dtype) -> bool:

@@ -15,12 +15,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 
 from strop.device import sent
 
 _CLEAR_AHEAD = 64  # columns
+NO_SLOTS: Any = None
 
 
 @dataclass(slots=True)
@@ -106,12 +108,12 @@ class PromptGroup:
 
 @dataclass(slots=True)
 class LayerCache:
-    """Keys and values of one attention layer; sizes are taken from the first keys that arrive."""
+    """Keys and values of one attention layer; its slots are made when the first keys arrive, whose sizes they take."""
 
     num_slots: int
     capacity: int  # keys a slot can hold
-    keys: torch.Tensor | None = None  # (slots, Hk, capacity, D)
-    values: torch.Tensor | None = None  # (slots, Hk, capacity, Dv)
+    keys: torch.Tensor = NO_SLOTS  # (slots, Hk, capacity, D)
+    values: torch.Tensor = NO_SLOTS  # (slots, Hk, capacity, Dv)
     prompts: dict[int, tuple[torch.Tensor, torch.Tensor]] = field(default_factory=dict)  # (1, Hk, P, D), (1, Hk, P, Dv)
     _cleared: int = 0  # columns of the slots that hold numbers rather than uninitialised memory
 
@@ -121,7 +123,7 @@ class LayerCache:
         A column that is excluded for one row still meets a softmax weight of 0 there, and 0 * NaN is NaN. Cleared as
         the rows grow: clearing all at once would touch memory that short completions never need.
         """
-        if self.keys is None or self.values is None or columns <= self._cleared:
+        if self.keys is None or columns <= self._cleared:
             return
         stop = min(self.capacity, max(columns, self._cleared + _CLEAR_AHEAD))
         self.keys[:, :, self._cleared : stop].zero_()
@@ -144,7 +146,6 @@ class LayerCache:
 
     def fork(self, prompt: int, slots: torch.Tensor) -> None:
         """Copy a prompt's keys into the beginning of the given slots, (n,)."""
-        assert self.keys is not None and self.values is not None
         key, value = self.prompts[prompt]
         self.reserve(key.shape[2])
         self.keys[slots, :, : key.shape[2]] = key
@@ -152,13 +153,11 @@ class LayerCache:
 
     def move(self, source: int, target: int, length: int) -> None:
         """Copy the first `length` keys of one slot into another."""
-        assert self.keys is not None and self.values is not None
         self.keys[target, :, :length] = self.keys[source, :, :length]
         self.values[target, :, :length] = self.values[source, :, :length]
 
     def row(self, slot: int, length: int, prompt: int | None) -> tuple[torch.Tensor, torch.Tensor]:
         """A copy of a row's keys and values: those of its shared prompt, if it has one, and `length` of its slot."""
-        assert self.keys is not None and self.values is not None
         own = self.keys[slot : slot + 1, :, :length], self.values[slot : slot + 1, :, :length]
         if prompt is None:
             return own[0].clone(), own[1].clone()
@@ -167,7 +166,6 @@ class LayerCache:
 
     def append(self, plan: StepPlan, key: torch.Tensor, value: torch.Tensor) -> None:
         """Write each row's new key and value, (R, Hk, 1, D), into its slot."""
-        assert self.keys is not None and self.values is not None
         rows = plan.num_rows
         if plan.lockstep is not None:
             self.keys[:rows, :, plan.lockstep] = key[:, :, 0]

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
+from strop.model import head_memory
 from strop.rollout.packed_linear import available_memory_bytes
 
 _MEMORY_SHARE = {"cpu": 0.25, "cuda": 0.4}  # of the free memory, for keys and values
@@ -68,11 +69,9 @@ def kept_tokens(model: PreTrainedModel, dtype: torch.dtype | None = None) -> int
 
 
 def free_bytes(device: torch.device) -> int:
-    """Memory that a rollout can have: on a card what is free, and what torch has taken and does not use."""
-    if device.type != "cuda":
-        return available_memory_bytes()
-    unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-    return int(torch.cuda.mem_get_info(device)[0] + unused)
+    """Memory that a rollout can have: what new tensors can have on a card, and of the machine where none says."""
+    free = head_memory.free_bytes(device)
+    return available_memory_bytes() if free is None else free
 
 
 def _tokens(model: PreTrainedModel, device: torch.device, dtype: torch.dtype | None) -> int:

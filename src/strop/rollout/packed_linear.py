@@ -13,7 +13,7 @@ from __future__ import annotations
 import functools
 import logging
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import torch
@@ -41,20 +41,16 @@ def packed_linears(models: Iterable[nn.Module], steps: int) -> Iterator[int]:
         Bytes of the packed copies.
     """
     layers = _candidates(models) if steps >= _MIN_STEPS else []
-    patched: list[nn.Linear] = []
     packs: dict[tuple, torch.Tensor] = {}
-    try:
+    with ExitStack() as stack:
         for layer in _affordable(layers):
             weight = layer.weight.detach()
             name = (weight.data_ptr(), tuple(weight.shape), weight.dtype)
             if name not in packs:
                 packs[name] = torch.ops.mkldnn._reorder_linear_weight(weight)
             layer.__dict__["forward"] = _PackedForward(packs[name], layer)
-            patched.append(layer)
+            stack.callback(layer.__dict__.pop, "forward", None)
         yield sum(name[1][0] * name[1][1] * name[2].itemsize for name in packs)
-    finally:
-        for layer in patched:
-            layer.__dict__.pop("forward", None)
 
 
 class _PackedForward:

@@ -79,33 +79,19 @@ class SamplingParams:
 
     def _problems(self) -> list[str]:
         """A sentence for every value that is out of range."""
+        top_p, penalty = self.top_p, self.repetition_penalty
         checks = [
-            (_is_int(self.max_new_tokens, 1), "max_new_tokens", self.max_new_tokens, "an integer >= 1"),
-            (_is_number(self.temperature, 0.0), "temperature", self.temperature, "a finite number >= 0 (0 = greedy)"),
-            (_is_int(self.top_k, 0), "top_k", self.top_k, "an integer >= 0 (0 = off)"),
-            (_is_number(self.top_p, 0.0, 1.0) and self.top_p > 0, "top_p", self.top_p, "in (0, 1] (1 = off)"),
-            (self.min_p is None or _is_number(self.min_p, 0.0, 1.0), "min_p", self.min_p, "None or in [0, 1]"),
-            (
-                _is_number(self.repetition_penalty, 0.0) and self.repetition_penalty > 0,
-                "repetition_penalty",
-                self.repetition_penalty,
-                "a finite number > 0 (1 = off)",
-            ),
-            (
-                all(_is_int(i, 0) for i in self.stop_token_ids or ()),
-                "stop_token_ids",
-                self.stop_token_ids,
-                "token ids >= 0",
-            ),
-            (
-                all(isinstance(s, str) and s for s in self.stop_strings),
-                "stop_strings",
-                self.stop_strings,
-                "texts that are not empty",
-            ),
-            (self.seed is None or _is_int(self.seed, 0), "seed", self.seed, "None or an integer >= 0"),
+            ("max_new_tokens", "an integer >= 1", _is_int(self.max_new_tokens, 1)),
+            ("temperature", "a finite number >= 0 (0 = greedy)", _is_number(self.temperature)),
+            ("top_k", "an integer >= 0 (0 = off)", _is_int(self.top_k, 0)),
+            ("top_p", "in (0, 1] (1 = off)", _is_number(top_p, 1.0) and top_p > 0),
+            ("min_p", "None or in [0, 1]", self.min_p is None or _is_number(self.min_p, 1.0)),
+            ("repetition_penalty", "a finite number > 0 (1 = off)", _is_number(penalty) and penalty > 0),
+            ("stop_token_ids", "token ids >= 0", all(_is_int(i, 0) for i in self.stop_token_ids or ())),
+            ("stop_strings", "texts that are not empty", all(isinstance(s, str) and s for s in self.stop_strings)),
+            ("seed", "None or an integer >= 0", self.seed is None or _is_int(self.seed, 0)),
         ]
-        return [f"{name} must be {wanted}; got {value!r}." for ok, name, value, wanted in checks if not ok]
+        return [f"{name} must be {wanted}; got {getattr(self, name)!r}." for name, wanted, fits in checks if not fits]
 
     def number(self, index: int) -> int:
         """What a prompt's random numbers are drawn by, beside the seed."""
@@ -195,11 +181,7 @@ def penalised(logits: torch.Tensor, params: SamplingParams, history: History | N
             "Pass history=, or set repetition_penalty=1."
         )
     seen = history if isinstance(history, torch.Tensor) else seen_tokens(history, logits.shape[-1], logits.device)
-    return penalise_repeats(logits, seen, params.repetition_penalty)
-
-
-def penalise_repeats(logits: torch.Tensor, seen: torch.Tensor, penalty: float) -> torch.Tensor:
-    """`z / penalty` where a seen token's logit is positive, `z * penalty` where it is negative, (R, V)."""
+    penalty = params.repetition_penalty
     return torch.where(seen, torch.where(logits > 0, logits / penalty, logits * penalty), logits)
 
 
@@ -288,10 +270,7 @@ def _is_int(value: object, low: int) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value >= low
 
 
-def _is_number(value: object, low: float, high: float = math.inf) -> bool:
+def _is_number(value: object, high: float = math.inf) -> bool:
     return (
-        isinstance(value, (int, float))
-        and not isinstance(value, bool)
-        and math.isfinite(value)
-        and low <= float(value) <= high
+        isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value) and 0 <= value <= high
     )

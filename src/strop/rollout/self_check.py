@@ -10,6 +10,7 @@ on a twin (`strop.model.select`).
 from __future__ import annotations
 
 from contextlib import ExitStack
+from dataclasses import replace
 
 import torch
 from torch import nn
@@ -69,7 +70,8 @@ def _measured_problem(model: nn.Module, base: PreTrainedModel, autocast: torch.d
             if autocast is not None:
                 stack.enter_context(torch.autocast(base.device.type, autocast))
             prompts, rows = _check_rows(base)
-            wanted = [_own_logits(model, base, prompts[row.prompt] + row.ids) for row in rows]
+            whole = [torch.tensor([prompts[row.prompt] + row.ids], device=base.device) for row in rows]
+            wanted = [model(input_ids=ids, use_cache=False).logits[0, -2:].double() for ids in whole]  # (2, V) each
             stack.enter_context(rollout_attention([model]))
             for share in (True, False):
                 problem = _compare(model, base, prompts, rows, wanted, share, autocast)
@@ -99,11 +101,6 @@ def _check_rows(base: PreTrainedModel) -> tuple[list[list[int]], list[Row]]:
     return prompts, rows
 
 
-def _own_logits(model: nn.Module, base: PreTrainedModel, ids: list[int]) -> torch.Tensor:
-    """Logits of the last two positions by the model's own attention, (2, V)."""
-    return model(input_ids=torch.tensor([ids], device=base.device), use_cache=False).logits[0, -2:].double()
-
-
 def _compare(
     model: nn.Module,
     base: PreTrainedModel,
@@ -126,10 +123,7 @@ def _compare(
     dtype = torch.bfloat16 if autocast is not None or hasattr(base, "_original_forward") else base.dtype
     tolerance = _TOLERANCE.get(dtype, 0.05)
     for step in range(2):
-        scheduler.slots = [
-            Row(r.prompt, r.index, r.sample, r.length, 3, r.uniforms, r.ids[: step + 1], r.logps[: step + 1])
-            for r in rows
-        ]
+        scheduler.slots = [replace(r, ids=r.ids[: step + 1], logps=r.logps[: step + 1]) for r in rows]
         ids, plan = scheduler.plan(base.device)
         logits = decoder.step(ids, plan).double()  # (rows, V)
         for line, expected in zip(logits, wanted, strict=True):

@@ -9,6 +9,8 @@ every row is drawn by the same code as in the native engine: a logits processor 
 from __future__ import annotations
 
 from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -57,7 +59,6 @@ class TransformersGenerator(InPlace):
         super().__init__(model, tokenizer, autocast)
         self.max_rows = max_rows or 64
         # Processes that share the weights of one model go on until the last of them is done.
-        self._way: tuple[bool, bool] | None = None  # use_cache, equal_lengths; found on first use
         self._in_lockstep = limits.is_sharded(model) and dist.is_available() and dist.is_initialized()
 
     def _write(
@@ -76,19 +77,18 @@ class TransformersGenerator(InPlace):
                 forget_lengths(self.base)
                 self._write_together([prompts[row.prompt] for row in chunk], chunk, sampling, stop, mixture)
 
-    @property
+    @cached_property
     def way(self) -> tuple[bool, bool]:
         """Whether `generate` may use a cache, and whether only rows of equal length are decoded together."""
-        if self._way is None:
-            with sampling_mode([self.model]):
-                self._way = right_generation(self.model, self.base)
-            if self._way[1] and self._in_lockstep:
-                raise SetupError(
-                    f"{type(self.base).__name__} gives other numbers for rows that are padded on the left, and its "
-                    "weights are spread over processes, which must take the same number of steps. Sample without "
-                    "sharding (DDP, one process), or with engine='vllm'."
-                )
-        return self._way
+        with sampling_mode([self.model]):
+            way = right_generation(self.model, self.base)
+        if way[1] and self._in_lockstep:
+            raise SetupError(
+                f"{type(self.base).__name__} gives other numbers for rows that are padded on the left, and its "
+                "weights are spread over processes, which must take the same number of steps. Sample without "
+                "sharding (DDP, one process), or with engine='vllm'."
+            )
+        return way
 
     def _write_together(
         self,
@@ -141,30 +141,26 @@ def _chunks(rows: list[Row], most: int, context_tokens: int | None, *, equal_len
     return chunks
 
 
+@dataclass
 class _AllRowsDone(StoppingCriteria):
     """Rows that are finished, (R,) bool; `generate` ends when all are."""
 
-    def __init__(self, rows: list[Row]) -> None:
-        self.rows = rows
+    rows: list[Row]
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor, **kwargs: Any) -> torch.Tensor:  # type: ignore[override]
         return torch.tensor([row.finish is not None for row in self.rows], device=input_ids.device)
 
 
+@dataclass
 class _Writer(LogitsProcessor):
     """Draws every row's token itself and leaves `generate` no choice."""
 
-    def __init__(
-        self,
-        prompts: list[list[int]],
-        rows: list[Row],
-        sampling: SamplingParams,
-        stop: StopRule,
-        mixture: Mixture | None,
-        mask: torch.Tensor,
-    ) -> None:
-        self.prompts, self.rows, self.sampling, self.stop = prompts, rows, sampling, stop
-        self.mixture, self.mask = mixture, mask
+    prompts: list[list[int]]
+    rows: list[Row]
+    sampling: SamplingParams
+    stop: StopRule
+    mixture: Mixture | None
+    mask: torch.Tensor
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:  # type: ignore[override]
         logits = scores if self.mixture is None else self._mix(input_ids, scores, self.mixture)

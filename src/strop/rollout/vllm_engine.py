@@ -33,7 +33,6 @@ from strop.rollout.stopping import default_stop_ids
 from strop.rollout.vllm_answers import check_sampling, checked, most_stop_strings, prompt_seed, request
 from strop.rollout.vllm_colocated import VllmInProcess
 from strop.rollout.vllm_server import VllmServer
-from strop.rollout.vllm_servers import VllmServers
 from strop.rollout.vllm_weights import VllmWeights
 
 logger = logging.getLogger(__name__)
@@ -108,11 +107,10 @@ class VllmGenerator:
         self._own_dir = tempfile.TemporaryDirectory(prefix="strop-vllm-") if sync_dir is None else None
         self.sync_dir = Path(sync_dir or self._own_dir.name).absolute()  # type: ignore[union-attr]
         self._run = secrets.token_hex(4)  # another run may use the same folder, or have left adapters on the server
-        self.backend: VllmServer | VllmServers | VllmInProcess
+        self.backend: VllmServer | VllmInProcess
         if mode == "server":
             vocab = limits.vocab_size(self.weights.base)
-            kind: Any = VllmServer if isinstance(base_url, str) else VllmServers
-            self.backend = kind(base_url, api_key, timeout_s, max_slots, vocab_size=vocab, wait_s=wait_s)
+            self.backend = VllmServer(base_url, api_key, timeout_s, max_slots, vocab_size=vocab, wait_s=wait_s)
         else:
             dtype = autocast or self.weights.base.dtype
             args = {"dtype": torch.float32 if dtype == torch.float64 else dtype, **(llm_args or {})}

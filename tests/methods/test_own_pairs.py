@@ -9,8 +9,8 @@ import torch
 
 from strop import NashMDConfig, XPOConfig
 from strop.errors import ConfigError
+from strop.methods.own_pairs import judged, preferences
 from strop.online.groups import Group
-from strop.online.opponents import judged, preferences
 from strop.records import Example
 from strop.rewards import Judge, RuleJudge
 from strop.testing.cases import make_trainer, rows_for
