@@ -88,8 +88,8 @@ MUTATIONS = (
         edits=(
             Edit(
                 "rewards/reward_tokens.py",
-                "            ids = self._prompt(prompt)\n            ends = []\n",
-                "            ids = self._prompt(prompt) + separator\n            ends = []\n",
+                "            steps = [part for part in parts if part.strip()]\n",
+                '            steps = ["", *(part for part in parts if part.strip())]\n',
             ),
         ),
         tests=("tests/rewards/test_reward_tokens.py::test_steps_are_tokenised_one_by_one",),

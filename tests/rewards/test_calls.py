@@ -82,7 +82,7 @@ def test_environments_are_given_at_home(make):
     assert make(with_environments).run(asked, 20.0).values == [3.0, 4.0]
 
 
-def test_restarts_are_counted_once(make):
+def test_a_death_costs_one_worker(make):
     def dies(completions):
         import os
 
@@ -92,10 +92,9 @@ def test_restarts_are_counted_once(make):
 
     call = make(dies, isolate=True)
     assert call.run(request(), 20.0).failure.kind == "death"
-    assert call.take_restarts() == 0
-    call.run(ScoringRequest.checked(["p"], ["b"], None, None), 20.0)
-    assert call.take_restarts() == 1
-    assert call.take_restarts() == 0
+    for _ in range(2):
+        assert call.run(ScoringRequest.checked(["p"], ["b"], None, None), 20.0).values == [0.0]
+    assert call.worker.starts == 2
 
 
 def test_an_aborted_request_costs_the_worker(make):
@@ -103,4 +102,4 @@ def test_an_aborted_request_costs_the_worker(make):
     with call.asked(request(), 20.0):
         pass
     outcome = call.run(request(), 20.0)
-    assert outcome.failure is None and call.take_restarts() == 1
+    assert outcome.failure is None and call.worker.starts == 2

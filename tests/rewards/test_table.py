@@ -14,7 +14,7 @@ def make():
         names=["first", "second"],
         weights=np.array([2.0, 10.0]),
         counts={
-            "first": RewardCounts(rows=4, abstained=1, errors=1, skipped=1),
+            "first": RewardCounts(rows=4, abstained=1, errors=1),
             "second": RewardCounts(rows=4, abstained=2),
         },
         metrics={"pushed": Mean(3.0, 2.0)},

@@ -51,7 +51,6 @@ class RewardCall:
         self.row_by_row = not getattr(function, "needs_groups", False)
         self._run_directory = run_directory
         self.worker: Worker | None = None
-        self._starts_reported = 1
         if isolate and self.timed:
             if "environments" in self.accepts.names:
                 raise cannot_move(name, "it asks for the live environments")
@@ -86,14 +85,6 @@ class RewardCall:
         """Ask, and wait for the answer."""
         with self.asked(request, seconds) as answer:
             return answer()
-
-    def take_restarts(self) -> int:
-        """How many times the worker had to be replaced since this was last asked."""
-        if self.worker is None:
-            return 0
-        restarts = max(self.worker.starts - self._starts_reported, 0)
-        self._starts_reported += restarts
-        return restarts
 
     def _called(self, request: ScoringRequest, seconds: float | None) -> Outcome:
         def call() -> Outcome:

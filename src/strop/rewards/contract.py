@@ -20,6 +20,7 @@ import traceback
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from decimal import Decimal
+from itertools import takewhile
 from typing import Any
 
 RewardFunction = Callable[..., Any]
@@ -90,11 +91,7 @@ class Accepts:
 
     def call(self, function: Callable[..., Any], offered: Mapping[str, Any]) -> Any:
         """Call with what the signature names, out of what is on offer."""
-        args = []
-        for name in self.positional:
-            if name not in offered:
-                break
-            args.append(offered[name])
+        args = [offered[name] for name in takewhile(offered.__contains__, self.positional)]
         kwargs = {n: v for n, v in offered.items() if n not in self.positional and self.wants(n)}
         return function(*args, **kwargs)
 

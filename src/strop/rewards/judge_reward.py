@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import accumulate, groupby
 from typing import Any
 
 from strop.rewards.judges import Judge
@@ -53,10 +54,5 @@ class JudgeReward:
 
 def groups_of(prompts: Sequence[Any]) -> list[range]:
     """Runs of equal prompts."""
-    groups: list[range] = []
-    start = 0
-    for index in range(1, len(prompts) + 1):
-        if index == len(prompts) or prompts[index] != prompts[start]:
-            groups.append(range(start, index))
-            start = index
-    return groups
+    sizes = [len(list(run)) for _, run in groupby(prompts)]
+    return [range(end - size, end) for size, end in zip(sizes, accumulate(sizes), strict=True)]

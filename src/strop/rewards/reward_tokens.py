@@ -1,8 +1,8 @@
 """Prompts and completions as the ids that a reward model was trained on, made by the model's own tokenizer.
 
-The rules are those of the data pipeline, so that a reward model trained here is read here the way it learned: BOS
-once; plain text ends in EOS, conversations in the template's own end of turn; a prompt keeps its tokens where the
-text allows it; steps are tokenised one by one.
+The rules are those of the data pipeline and its builder of trees, so that a reward model trained here is read here the
+way it learned: BOS once; plain text ends in EOS, conversations in the template's own end of turn; a prompt keeps its
+tokens where the text allows it; steps are tokenised one by one.
 """
 
 from __future__ import annotations
@@ -10,11 +10,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from strop.data.chat import Chat, Unrenderable
-from strop.data.encode import Ask, Encoder, common_prefix
+from strop.data.cases import Case
+from strop.data.encode import Encoder
+from strop.data.kinds import DatasetKind
 from strop.data.options import TokenizeOptions
-from strop.data.trees import join_turns
+from strop.data.trees import TreeBuilder
+from strop.data.truncate import Tokenized
 from strop.errors import DataError
+from strop.records import Extras
 from strop.rewards.texts import completion_text, is_conversational
 
 
@@ -38,11 +41,14 @@ class RewardTokenizer:
         own_specials: bool = False,
         step_separator: str = "\n",
     ) -> None:
-        options = TokenizeOptions(append_eos=append_eos, strip_after_eos=strip_after_eos, step_separator=step_separator)
+        self._options = TokenizeOptions(
+            append_eos=append_eos,
+            strip_after_eos=strip_after_eos,
+            step_separator=step_separator,
+            completion_only_loss=False,
+        )
         self.tokenizer = tokenizer
-        self.step_separator = step_separator
-        self._encoder = Encoder(tokenizer, options)
-        self._chat = Chat(self._encoder)
+        self._encoder = Encoder(tokenizer, self._options)
         self._own_specials = own_specials
 
     def whole(self, prompts: Sequence[Any], completions: Sequence[Any]) -> list[list[int]]:
@@ -51,14 +57,12 @@ class RewardTokenizer:
         Raises:
             DataError: a conversation that the template cannot render.
         """
-        found: list[list[int]] = [[] for _ in completions]
-        plain = [i for i, pair in enumerate(zip(prompts, completions, strict=True)) if not _is_chat(*pair)]
-        chats = sorted(set(range(len(completions))) - set(plain))
-        for index, ids in zip(plain, self._plain([(prompts[i], completions[i]) for i in plain]), strict=True):
-            found[index] = ids
-        texts = [self._render(prompts[index], completions[index]) for index in chats]
-        for index, ids in zip(chats, self._ids(texts), strict=True):
-            found[index] = ids
+        cases = [_case(prompt, completion) for prompt, completion in zip(prompts, completions, strict=True)]
+        trees = self._built(DatasetKind.PROMPT_COMPLETION, cases)
+        found = [[*tree.prompt_ids, *(tree.completions or [[]])[0]] for tree in trees]
+        for row, case in enumerate(cases):
+            if self._own_specials and not case.chat:
+                found[row] = list(self.tokenizer(prompts[row] + completions[row])["input_ids"])
         return found
 
     def steps(self, prompts: Sequence[Any], completions: Sequence[Any]) -> list[tuple[list[int], list[int]]]:
@@ -66,54 +70,34 @@ class RewardTokenizer:
 
         A completion is cut at the separator; blank steps do not count. The last step gets a separator too.
         """
-        (separator,) = self._ids([self.step_separator])
-        found = []
+        cases = []
         for prompt, completion in zip(prompts, completions, strict=True):
-            steps = [step for step in completion_text(completion).split(self.step_separator) if step.strip()]
-            ids = self._prompt(prompt)
-            ends = []
-            for step in self._ids(steps):
-                ids = ids + step + separator
-                ends.append(len(ids) - 1)
-            found.append((ids, ends))
+            parts = completion_text(completion).split(self._options.step_separator)
+            steps = [part for part in parts if part.strip()]
+            labels = Extras(labels=[0.0] * len(steps))
+            cases.append(Case("stepwise", prompt, steps, chat=is_conversational(prompt), extras=labels))
+        found: list[tuple[list[int], list[int]]] = []
+        for tree in self._built(DatasetKind.STEPWISE, cases):
+            marks = tree.mask(0) if tree.completions else []
+            ends = [len(tree.prompt_ids) + at for at, marked in enumerate(marks) if marked]
+            found.append(([*tree.prompt_ids, *(tree.completions or [[]])[0]], ends))
         return found
 
-    def _plain(self, pairs: Sequence[tuple[str, str]]) -> list[list[int]]:
-        """A prompt's own ids first, unless the joint text is tokenised across the border in the same way anyway."""
-        if self._own_specials:
-            texts = [prompt + completion for prompt, completion in pairs]
-            return [list(ids) for ids in self.tokenizer(texts)["input_ids"]] if texts else []
-        prompts = self._ids([prompt for prompt, _ in pairs])
-        joint = self._ids([prompt + completion for prompt, completion in pairs])
-        alone = self._ids([completion for _, completion in pairs])
-        found = []
-        for before, together, after in zip(prompts, joint, alone, strict=True):
-            ids = together if common_prefix(before, together) == len(before) else before + after
-            found.append(self._encoder.with_eos(self._encoder.with_prefix(ids)))
-        return found
-
-    def _prompt(self, prompt: Any) -> list[int]:
-        if not is_conversational(prompt):
-            return self._encoder.with_prefix(self._ids([prompt])[0])
-        self._chat.require()
-        try:
-            text = self._chat.render_prompt(prompt, None, {})
-        except Unrenderable as problem:
-            raise DataError(f"The reward model's chat template cannot render a prompt: {problem}") from None
-        return self._ids([text])[0]
-
-    def _render(self, prompt: Any, completion: Any) -> str:
-        self._chat.require()
-        prompt = prompt if is_conversational(prompt) else [{"role": "user", "content": prompt}]
-        said = completion if is_conversational(completion) else [{"role": "assistant", "content": completion}]
-        try:
-            return self._chat.render_whole(join_turns(list(prompt), list(said))[0], None, {})
-        except Unrenderable as problem:
-            raise DataError(f"The reward model's chat template cannot render a conversation: {problem}") from None
-
-    def _ids(self, texts: list[str]) -> list[list[int]]:
-        return [encoded.ids for encoded in self._encoder.encode([Ask(texts)])[0]] if texts else []
+    def _built(self, kind: DatasetKind, cases: list[Case]) -> list[Tokenized]:
+        builder = TreeBuilder(kind, self._encoder, self._options)
+        if any(case.chat for case in cases):
+            builder.chat.require()
+        trees = builder.build_all(cases)
+        for tree in trees:
+            if tree.left_out is not None and tree.left_out[0] == "unrenderable":
+                raise DataError(f"The reward model's chat template cannot render a conversation: {tree.left_out[1]}")
+        return trees
 
 
-def _is_chat(prompt: Any, completion: Any) -> bool:
-    return is_conversational(prompt) or is_conversational(completion)
+def _case(prompt: Any, completion: Any) -> Case:
+    if is_conversational(prompt) or is_conversational(completion):
+        asked = list(prompt) if is_conversational(prompt) else [{"role": "user", "content": prompt}]
+        said = list(completion) if is_conversational(completion) else [{"role": "assistant", "content": completion}]
+        return Case("prompt_completion", asked, [said], chat=True)
+    # An answer without a word is its end.
+    return Case("prompt_completion", prompt, [completion]) if completion else Case("text", None, [prompt])

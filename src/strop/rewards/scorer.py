@@ -234,14 +234,14 @@ class RewardSet:
                 values[index] = [np.nan if value is None else value for value in outcome.values]
             if self.on_error == "penalize":
                 values[index, list(failed)] = self.penalty
-            table.counts[call.name] = self._count(call, outcome, failed, n_rows)
+            table.counts[call.name] = self._count(outcome, failed, n_rows)
             problems += [(call.name, text) for text in _explain(call.name, outcome, failed, request)]
             _collect_pushed(table, call.name, outcome)
         table.failures = [text for _, text in problems[:_FAILURES_KEPT]]
         self.tell(problems)
         return table
 
-    def _count(self, call: RewardCall, outcome: Outcome, failed: Mapping[int, Failure], n_rows: int) -> RewardCounts:
+    def _count(self, outcome: Outcome, failed: Mapping[int, Failure], n_rows: int) -> RewardCounts:
         timeouts = sum(failure.kind == "timeout" for failure in failed.values())
         abstained = sum(value is None and row not in failed for row, value in enumerate(outcome.values))
         return RewardCounts(
@@ -250,8 +250,6 @@ class RewardSet:
             errors=len(failed) - timeouts,
             timeouts=timeouts,
             penalised=len(failed) if self.on_error == "penalize" else 0,
-            skipped=len(failed) if self.on_error == "skip" else 0,
-            restarts=call.take_restarts(),
         )
 
     def tell(self, problems: Sequence[tuple[str, str]]) -> None:

@@ -19,8 +19,6 @@ class RewardCounts:
     errors: int = 0  # raised, died, or returned something that is not a finite number
     timeouts: int = 0  # did not return in time
     penalised: int = 0  # of errors and timeouts: rows that were given the penalty
-    skipped: int = 0  # of errors and timeouts: rows that count as abstained
-    restarts: int = 0  # workers that had to be replaced
 
 
 @dataclass(slots=True)

@@ -21,7 +21,6 @@ from typing import TypeVar
 T = TypeVar("T")
 
 _REFIRE_SECONDS = 0.5
-_depth = 0
 
 
 class TimeLimit(BaseException):
@@ -29,8 +28,8 @@ class TimeLimit(BaseException):
 
 
 def alarm_in_use() -> bool:
-    """Whether a call is being timed with SIGALRM right now; code that sets alarms itself must not, then."""
-    return _depth > 0
+    """Whether an alarm is set right now; code that sets alarms itself must not, then."""
+    return hasattr(signal, "setitimer") and signal.getitimer(signal.ITIMER_REAL)[0] > 0
 
 
 def can_interrupt() -> bool:
@@ -66,15 +65,12 @@ def call_with_limit(work: Callable[[], T], seconds: float | None) -> T:
 @contextlib.contextmanager
 def _alarm(handler: Callable[[int, object], None], seconds: float) -> Iterator[None]:
     """Install a SIGALRM handler; an alarm that was already running goes on afterwards with the time it has left."""
-    global _depth
     started = time.monotonic()
     old_handler = signal.signal(signal.SIGALRM, handler)
     old_left, old_interval = signal.setitimer(signal.ITIMER_REAL, seconds, _REFIRE_SECONDS)
-    _depth += 1
     try:
         yield
     finally:
-        _depth -= 1
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, old_handler)
         if old_left:

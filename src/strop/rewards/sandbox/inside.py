@@ -7,10 +7,8 @@ and output are the only way in and out, which a container or a machine far away 
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import resource
-import struct
 import sys
 import types
 from typing import Any
@@ -20,14 +18,17 @@ from strop.rewards.sandbox.values import Channel, ChannelBroken, line_of
 
 READY = b"ready"
 TO_PARENT, TO_PROGRAM = b"P", b"C"
+_MOST_BYTES = 1 << 32
+"""A program and its tests come from who started this, and may be long."""
 
 
 def main() -> None:
     """Run the job that comes on standard input."""
-    limits = _read_message()
+    parent = Channel(0, 1)
+    limits = parent.receive()
     names = _set_limits(limits)
     os.write(1, READY + b" " + ",".join(names).encode() + b"\n")
-    job = _read_message()
+    job = parent.receive(_MOST_BYTES)
     sys.path += [path for path in job.pop("paths") if os.path.isdir(path)]
     sys.argv = ["solution.py"]
     with contextlib.suppress(ImportError):
@@ -54,21 +55,6 @@ def main() -> None:
             parent = Channel(incoming, outgoing, TO_PARENT)
             report = lambda **event: parent.send(event)  # noqa: E731
             judge(Channel(incoming, outgoing, TO_PROGRAM), job["tests"], job["entry_point"], report)
-
-
-def _read_message() -> Any:
-    (length,) = struct.unpack(">I", _read(4))
-    return json.loads(_read(length))
-
-
-def _read(size: int) -> bytes:
-    data = b""
-    while len(data) < size:
-        more = os.read(0, size - len(data))
-        if not more:
-            raise SystemExit(70)  # whoever started it is gone
-        data += more
-    return data
 
 
 def _set_limits(limits: dict[str, Any]) -> list[str]:

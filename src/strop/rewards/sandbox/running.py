@@ -72,7 +72,7 @@ class Member:
     def __init__(self, sandbox: Sandbox, role: str, limits: Limits) -> None:
         self.process = sandbox.start(["-I", "-S", "-B", "-u", "-c", _BOOT], limits)
         bundle = _bundle(role, isinstance(sandbox, (Wall, Fences)))
-        self._first = b"%08x" % len(bundle) + bundle + _framed(_limits_message(sandbox, limits))
+        self._first = b"%08x" % len(bundle) + bundle + values.framed(_limits_message(sandbox, limits))
         self._limit = limits.output_bytes
         self.fences: list[str] = []
         self.out, self.err = bytearray(), bytearray()
@@ -175,7 +175,7 @@ class Session:
             for role, member in self._members.items():
                 job = dict(jobs[role])
                 given = job.pop("input", None)
-                member.send(_framed({**job, "role": role, "paths": visible_paths()}) + (given or b""))
+                member.send(values.framed({**job, "role": role, "paths": visible_paths()}) + (given or b""))
                 if given is not None:
                     member.stdin.close()
             if "run" in jobs:
@@ -245,11 +245,6 @@ async def _carry_answers(serve: Member, judge: Member) -> None:
     while data := await serve.stdout.read(_CHUNK):
         judge.send(data)
     judge.stdin.close()
-
-
-def _framed(message: Any) -> bytes:
-    data = json.dumps(message).encode("ascii")
-    return struct.pack(">I", len(data)) + data
 
 
 def _limits_message(sandbox: Sandbox, limits: Limits) -> dict[str, Any]:

@@ -104,6 +104,12 @@ def decode(form: Any, hook: Callable[[str, Any], Any], depth: int = 0) -> Any:
     return hook(tag, content)
 
 
+def framed(message: Any) -> bytes:
+    """A message as it travels: its length and its JSON."""
+    data = json.dumps(message).encode("ascii")
+    return struct.pack(">I", len(data)) + data
+
+
 class Channel:
     """Frames over two descriptors. Once broken it stays broken."""
 
@@ -115,21 +121,21 @@ class Channel:
 
     def send(self, message: Any) -> None:
         try:
-            data = json.dumps(message).encode("ascii")
+            data = framed(message)
         except (RecursionError, MemoryError) as error:
             raise Unsendable(f"a value is too large or too deep: {type(error).__name__}") from None
         if len(data) > MAX_FRAME_BYTES:
             raise Unsendable(f"a value takes {len(data)} bytes, more than {MAX_FRAME_BYTES}")
-        view = memoryview(self._mark + struct.pack(">I", len(data)) + data)
+        view = memoryview(self._mark + data)
         try:
             while view:
                 view = view[os.write(self._outgoing, view) :]
         except OSError as error:
             raise self.fail(f"the other side is gone ({error})") from None
 
-    def receive(self) -> Any:
+    def receive(self, most_bytes: int = MAX_FRAME_BYTES) -> Any:
         (length,) = struct.unpack(">I", self._read(4))
-        if length > MAX_FRAME_BYTES:
+        if length > most_bytes:
             raise self.fail(f"a message of {length} bytes was announced")
         data = self._read(length)
         try:
