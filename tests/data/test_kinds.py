@@ -15,40 +15,38 @@ TALK = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]
 
 
 @pytest.mark.parametrize(
-    ("row", "kind", "conversational"),
+    ("row", "kind"),
     [
-        ({"text": "t"}, "language_modeling", 0),
-        ({"messages": TALK}, "language_modeling", 1),
-        ({"conversations": [{"from": "human", "value": "x"}]}, "language_modeling", 1),
-        ({"prompt": "p"}, "prompt_only", 0),
-        ({"prompt": TALK[:1]}, "prompt_only", 1),
-        ({"prompt": "p", "completion": "c"}, "prompt_completion", 0),
-        ({"prompt": TALK[:1], "completion": TALK[1:]}, "prompt_completion", 1),
-        ({"prompt": "p", "completion": "c", "label": True}, "unpaired_preference", 0),
-        ({"prompt": "p", "completion": "c", "label": "sports"}, "prompt_completion", 0),
-        ({"messages": TALK, "label": False}, "unpaired_preference", 1),
-        ({"chosen": "a", "rejected": "b"}, "preference", 0),
-        ({"prompt": "p", "chosen": "a", "rejected": "b"}, "preference", 0),
-        ({"prompt": TALK[:1], "chosen": TALK[1:], "rejected": TALK[1:]}, "preference", 1),
-        ({"prompt": "p", "completions": ["a"], "labels": [1]}, "stepwise", 0),
-        ({"input_ids": [1]}, "tokenized", 0),
-        ({"chosen_ids": [1], "rejected_ids": [2]}, "tokenized", 0),
+        ({"text": "t"}, "language_modeling"),
+        ({"messages": TALK}, "language_modeling"),
+        ({"conversations": [{"from": "human", "value": "x"}]}, "language_modeling"),
+        ({"prompt": "p"}, "prompt_only"),
+        ({"prompt": TALK[:1]}, "prompt_only"),
+        ({"prompt": "p", "completion": "c"}, "prompt_completion"),
+        ({"prompt": TALK[:1], "completion": TALK[1:]}, "prompt_completion"),
+        ({"prompt": "p", "completion": "c", "label": True}, "unpaired_preference"),
+        ({"prompt": "p", "completion": "c", "label": "sports"}, "prompt_completion"),
+        ({"messages": TALK, "label": False}, "unpaired_preference"),
+        ({"chosen": "a", "rejected": "b"}, "preference"),
+        ({"prompt": "p", "chosen": "a", "rejected": "b"}, "preference"),
+        ({"prompt": TALK[:1], "chosen": TALK[1:], "rejected": TALK[1:]}, "preference"),
+        ({"prompt": "p", "completions": ["a"], "labels": [1]}, "stepwise"),
+        ({"input_ids": [1]}, "tokenized"),
+        ({"chosen_ids": [1], "rejected_ids": [2]}, "tokenized"),
         # several at once: the order is fixed
-        ({"text": "t", "prompt": "p", "chosen": "a", "rejected": "b", "messages": TALK}, "preference", 0),
-        ({"rejected": "b", "messages": TALK, "chosen": "a"}, "preference", 0),
-        ({"prompt": "p", "messages": TALK}, "language_modeling", 1),
-        ({"text": None, "prompt": "p"}, "prompt_only", 0),
+        ({"text": "t", "prompt": "p", "chosen": "a", "rejected": "b", "messages": TALK}, "preference"),
+        ({"rejected": "b", "messages": TALK, "chosen": "a"}, "preference"),
+        ({"prompt": "p", "messages": TALK}, "language_modeling"),
+        ({"text": None, "prompt": "p"}, "prompt_only"),
     ],
 )
-def test_detect(row: dict[str, Any], kind: str, conversational: int) -> None:
+def test_detect(row: dict[str, Any], kind: str) -> None:
     for columns in (row, dict(reversed(row.items()))):
         found = detect([columns, columns])
-        assert found.kind == kind and list(found.conversational) == [conversational] * 2
+        assert found.kind == kind and sum(found.forms.values()) == 2
 
 
 def test_every_row_is_looked_at() -> None:
-    rows = [{"prompt": "p"}, {"prompt": TALK[:1]}, {"prompt": "p"}]
-    assert list(detect(rows).conversational) == [0, 1, 0]
     with pytest.raises(DataError, match=r"999 prompt_only \(first: row 0\), 1 language_modeling \(first: row 999\)"):
         detect([{"prompt": "p"}] * 999 + [{"text": "t"}])
     with pytest.raises(DataError, match=r"1 without known columns \(first: row 1\)"):

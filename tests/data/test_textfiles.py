@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from strop.data.load import load_rows
-from strop.data.rows import Rows, RowStream
+from strop.data.rows import Rows
 from strop.data.textfiles import LineRows
 from strop.errors import DataError
 
@@ -52,18 +52,6 @@ def test_a_file_that_changes_in_use(tmp_path: Path) -> None:
     path.write_text("x")
     with pytest.raises(DataError, match=r"line 2: .* changed while it was being used"):
         rows[1]
-
-
-def test_streamed_lines_fail_where_they_are_reached(tmp_path: Path) -> None:
-    path = tmp_path / "a.jsonl"
-    path.write_text('{"text": "a"}\n\n{"text": }\n')
-    stream = load_rows(path, streaming=True)
-    assert isinstance(stream, RowStream)
-    walk = iter(stream)
-    assert next(walk) == {"text": "a"}
-    with pytest.raises(DataError, match="line 3, column 10: not valid JSON"):
-        next(walk)
-    assert next(iter(stream)) == {"text": "a"}
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,6 @@ import pytest
 
 from strop.cli import main
 from strop.data import arrow, chat, check_rows, load_rows, prepare
-from strop.data.arrow import stream_parquet
 from strop.data.arrow_sizes import unpacked_bytes
 from strop.errors import ConfigError, DataError
 from strop.testing.tokenizers import toy_tokenizer
@@ -73,16 +72,13 @@ def test_nothing_half_unpacked_is_left(tmp_path: Path, monkeypatch: pytest.Monke
     assert [file.name for file in tmp_path.iterdir()] == ["a.parquet"]
 
 
-@pytest.mark.parametrize("streaming", [False, True])
-def test_a_parquet_row_that_is_a_list_without_end(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, streaming: bool
-) -> None:
+def test_a_parquet_row_that_is_a_list_without_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """It is refused by the counts of its metadata: nothing is unpacked."""
     path = tmp_path / "a.parquet"
     pq.write_table(pa.table({"text": ["ant"], "ids": pa.array([[7] * 2_000_000])}), path, compression="zstd")
     monkeypatch.setattr(arrow, "UNPACKED_BYTES", 2**22)
     monkeypatch.setattr(pq.ParquetFile, "iter_batches", lambda *_: pytest.fail("unpacked"))
-    said = message_in_seconds(lambda: list(stream_parquet(path)) if streaming else load_rows(path))
+    said = message_in_seconds(lambda: load_rows(path))
     assert "times as many): the same values again and again" in said
 
 
@@ -99,7 +95,7 @@ def spoken(values: Any) -> Any:
     return pa.StructArray.from_arrays([pa.array(["user"] * len(values)), values], ["role", "content"])
 
 
-@pytest.mark.parametrize("kind", ["texts", "streamed", "messages", "map", "deep", "categories", "differences"])
+@pytest.mark.parametrize("kind", ["texts", "mapped", "messages", "map", "deep", "categories", "differences"])
 def test_a_parquet_row_of_one_long_text_again_and_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
 ) -> None:
@@ -107,7 +103,7 @@ def test_a_parquet_row_of_one_long_text_again_and_again(
     texts, path = pa.array([LONG] * MANY), tmp_path / "a.parquet"
     column = {
         "texts": lambda: listed(texts),
-        "streamed": lambda: listed(texts),
+        "mapped": lambda: listed(texts),
         "messages": lambda: listed(spoken(texts)),
         "map": lambda: pa.MapArray.from_arrays([0, MANY], pa.array(map(str, range(MANY))), texts),
         "deep": lambda: listed(listed(texts)),
@@ -117,6 +113,8 @@ def test_a_parquet_row_of_one_long_text_again_and_again(
     delta: Any = {"use_dictionary": False, "column_encoding": "DELTA_BYTE_ARRAY"} if kind == "differences" else {}
     pq.write_table(pa.table({"column": column}), path, compression="zstd", **delta)
     monkeypatch.setattr(arrow, "UNPACKED_BYTES", 2**22)
+    if kind == "mapped":
+        monkeypatch.setattr(arrow, "LARGE_FILE_BYTES", 0)
     before = pa.total_allocated_bytes()
     plain = pq.ParquetFile.iter_batches
 
@@ -126,7 +124,7 @@ def test_a_parquet_row_of_one_long_text_again_and_again(
             yield batch
 
     monkeypatch.setattr(pq.ParquetFile, "iter_batches", counted)
-    said = message_in_seconds(lambda: list(stream_parquet(path)) if kind == "streamed" else load_rows(path))
+    said = message_in_seconds(lambda: load_rows(path))
     assert "times as many): the same values again and again" in said
     assert pa.total_allocated_bytes() - before < 2**22
 
@@ -139,7 +137,9 @@ def test_a_parquet_file_of_long_texts_that_differ_is_read(tmp_path: Path, monkey
         arrow, "UNPACKED_BYTES", 2**19
     )  # less than the dictionaries could unpack to: they are looked at
     monkeypatch.setattr(arrow, "UNPACKED_RATIO", 0)
-    assert list(load_rows(path)) == rows == list(stream_parquet(path))
+    assert list(load_rows(path)) == rows
+    monkeypatch.setattr(arrow, "LARGE_FILE_BYTES", 0)
+    assert list(load_rows(path)) == rows
 
 
 @pytest.mark.parametrize("kind", ["list", "messages", "runs", "list of runs", "list view", "column", "nulls", "union"])

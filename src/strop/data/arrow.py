@@ -214,21 +214,6 @@ def _sound(table: Any) -> Any:
     return table
 
 
-def stream_parquet(path: Path) -> RowStream:
-    """The rows of a Parquet file from the start, a batch in memory at a time."""
-
-    def start() -> Iterator[Row]:
-        import pyarrow.parquet as pq
-
-        with _named_where_unreadable(path, "Parquet"):
-            clean, first = cleaner_of_schema(pq.read_schema(path)), 0
-            for batch in _unpacked(path):
-                yield from map(clean, _plain_rows(_sound(batch), path.name, first))
-                first += batch.num_rows
-
-    return RowStream(start, path.name)
-
-
 def _mapped(path: Path) -> Any:
     import pyarrow as pa
     import pyarrow.parquet as pq

@@ -9,20 +9,16 @@ from typing import Any
 
 from strop.data.kinds import DETECTED, FORMS, DatasetKind, form_of, names_of, rename_hint
 from strop.data.layouts import adapt
-from strop.data.messages import is_conversation
 from strop.data.options import TokenizeOptions
-from strop.data.rows import plain
 from strop.errors import DataError
 
 
 @dataclass(slots=True)
 class Detection:
-    """What `detect` found: the kind, and for every row whether it is conversational (1) or plain (0)."""
+    """What `detect` found: the kind, and how many rows have which shape."""
 
     kind: DatasetKind
-    conversational: bytearray
     forms: Counter[str]
-    columns: list[str]
 
 
 def detect(rows: Iterable[Mapping[str, Any]], options: TokenizeOptions | None = None) -> Detection:
@@ -37,7 +33,6 @@ def detect(rows: Iterable[Mapping[str, Any]], options: TokenizeOptions | None = 
     kinds: Counter[DatasetKind] = Counter()
     first: dict[DatasetKind, int] = {}
     forms: Counter[str] = Counter()
-    flags = bytearray()
     columns: dict[str, None] = {}
     unknown = 0
     number = first_unknown = -1
@@ -45,7 +40,6 @@ def detect(rows: Iterable[Mapping[str, Any]], options: TokenizeOptions | None = 
         columns.update(dict.fromkeys(row))
         row, _ = adapt(dict(row), None, options)
         form = form_of(row, FORMS, options)
-        flags.append(is_chat(row, form))
         if form is None:
             first_unknown = first_unknown if unknown else number
             unknown += 1
@@ -70,12 +64,4 @@ def detect(rows: Iterable[Mapping[str, Any]], options: TokenizeOptions | None = 
             f"{source}: the rows are of different kinds: {found}{more}. "
             "Keep one kind per file; to hear what a row lacks, say what they are for (strop check FILE --method NAME)."
         )
-    return Detection(kinds.most_common(1)[0][0], flags, forms, list(columns))
-
-
-def is_chat(row: Mapping[str, Any], form: str | None) -> bool:
-    """Whether a row of this shape is conversational."""
-    if form is None or form == "text" or form.startswith("token"):
-        return False
-    names = [name for name in FORMS[form] if name not in ("label", "labels", "completions")]
-    return any(is_conversation(plain(row[name])) for name in names if row.get(name) is not None)
+    return Detection(kinds.most_common(1)[0][0], forms)

@@ -28,7 +28,6 @@ def load_rows(
     *,
     split: str = "train",
     name: str | None = None,
-    streaming: bool = False,
     columns: dict[str, str] | Sequence[str] | str | None = None,
 ) -> Rows | RowStream:
     """Rows from a file, a folder, a hub id, a `datasets` object, a list of dicts, or a dict of splits.
@@ -44,7 +43,6 @@ def load_rows(
             `list[dict]`; a dict of splits.
         split: which split to take where there are several.
         name: configuration of a hub dataset.
-        streaming: walk the rows from the start, without reading or checking all of them first.
         columns: `"prompt=instruction+input"` makes our columns of theirs (several texts are joined by a blank line),
             `{theirs: ours}` renames, a list keeps these columns only.
 
@@ -55,7 +53,7 @@ def load_rows(
         DataError: the data are missing, unreadable or of an unknown kind.
         SetupError: a hub dataset cannot be reached.
     """
-    rows = _open(source, split, name, streaming)
+    rows = _open(source, split, name)
     if columns is None:
         return rows
     if isinstance(columns, str | dict):
@@ -75,21 +73,21 @@ def _need_columns(rows: Rows | RowStream, names: list[str]) -> None:
         raise DataError.collect(f"{rows.source}: columns={names} does not fit; found {list(found)}.", problems)
 
 
-def _open(source: Any, split: str, name: str | None, streaming: bool) -> Rows | RowStream:
+def _open(source: Any, split: str, name: str | None) -> Rows | RowStream:
     if isinstance(source, Rows | RowStream):
         return source
     if isinstance(source, str | os.PathLike):
         try:
-            return _open_path(str(os.fspath(source)), split, name, streaming)
+            return _open_path(str(os.fspath(source)), split, name)
         except OSError as problem:  # permissions, a name that is too long, a disk that fails
             why = "may not be read (permissions)" if isinstance(problem, PermissionError) else "cannot be read"
             raise DataError(f"'{os.fspath(source)}': {why}: {problem.strerror or problem}.") from None
     if isinstance(source, Mapping):
-        return _open_splits(source, split, name, streaming)
+        return _open_splits(source, split, name)
     if isinstance(source, bytes | bytearray):
         raise DataError("Bytes cannot be read as rows. Give a path, or a list of dicts.")
     if isinstance(source, list | tuple):
-        return _open_list(source, split, name, streaming)
+        return _open_list(source, split, name)
     if hasattr(source, "features") and hasattr(source, "iter"):  # datasets.Dataset or IterableDataset
         if not hasattr(source, "__len__"):
             return arrow.stream_dataset(source)
@@ -101,9 +99,9 @@ def _open(source: Any, split: str, name: str | None, streaming: bool) -> Rows | 
     if hasattr(source, "to_dicts") and hasattr(source, "to_arrow"):  # polars
         return arrow.read_table(source.to_arrow(), "frame")
     if hasattr(source, "to_dict") and hasattr(source, "columns"):  # pandas
-        return _open_list(_rows_of_frame(source), split, name, streaming)
+        return _open_list(_rows_of_frame(source), split, name)
     if hasattr(source, "__getitem__") and hasattr(source, "__len__"):
-        rows = _open_list([source[i] for i in range(len(source))], split, name, streaming)
+        rows = _open_list([source[i] for i in range(len(source))], split, name)
         if isinstance(rows, ListRows):
             rows.notes = (f"every row of the {type(source).__name__} was read once, and is the same in every epoch",)
         return rows
@@ -115,7 +113,7 @@ def _open(source: Any, split: str, name: str | None, streaming: bool) -> Rows | 
     )
 
 
-def _open_splits(source: Mapping[str, Any], split: str, name: str | None, streaming: bool) -> Rows | RowStream:
+def _open_splits(source: Mapping[str, Any], split: str, name: str | None) -> Rows | RowStream:
     looks_like_columns = source and all(
         isinstance(value, list | tuple) and value and not isinstance(value[0], dict) for value in source.values()
     )
@@ -126,17 +124,15 @@ def _open_splits(source: Mapping[str, Any], split: str, name: str | None, stream
         )
     if split not in source:
         raise DataError(f"There is no split '{split}'; found {', '.join(map(repr, source)) or 'none'}.")
-    return _open(source[split], split, name, streaming)
+    return _open(source[split], split, name)
 
 
-def _open_list(source: Sequence[Any], split: str, name: str | None, streaming: bool) -> Rows | RowStream:
+def _open_list(source: Sequence[Any], split: str, name: str | None) -> Rows:
     if not len(source):
         raise DataError("The list of rows is empty.")
     if all(isinstance(item, str | os.PathLike) for item in source):
-        parts = [_open(item, split, name, streaming) for item in source]
-        if streaming:
-            return RowStream(lambda: (row for part in parts for row in part), ", ".join(p.source for p in parts))
-        return JoinedRows([part for part in parts if isinstance(part, Rows)])
+        parts: list[Any] = [_open(item, split, name) for item in source]
+        return JoinedRows(parts)
     wrong = [f"row {i}: {trouble}" for i, row in enumerate(source) if (trouble := _not_a_row(row)) is not None]
     if wrong:
         raise DataError.collect(f"{len(wrong)} of {len(source)} rows are not dicts of columns.", wrong)
@@ -160,18 +156,18 @@ def _not_a_row(row: Any) -> str | None:
     return f"the column name {names[0]!r} is no string" if names else None
 
 
-def _open_path(text: str, split: str, name: str | None, streaming: bool) -> Rows | RowStream:
+def _open_path(text: str, split: str, name: str | None) -> Rows:
     if not text.strip():
         raise DataError("The path of the rows is empty. Give a file, a folder or a hub id.")
     path = _expanded(text)
     if path.is_dir():
-        return _open_folder(path, split, streaming)
+        return _open_folder(path, split)
     if path.exists():
-        return _open_file(path, split, streaming)
+        return _open_file(path, split)
     looks_local = path.suffix.lower() in READERS or text.startswith((".", "/", "~"))
     if looks_local or not HUB_ID.fullmatch(text):
         raise DataError(f"'{text}': no such file.{_nearby(path)}")
-    return _open_hub(text, split, name, streaming)
+    return _open_hub(text, split, name)
 
 
 def _expanded(text: str) -> Path:
@@ -196,17 +192,16 @@ def _nearby(path: Path) -> str:
     return f" Did you mean {' or '.join(repr(str(folder / item)) for item in near)}?" if near else ""
 
 
-def _open_file(path: Path, split: str, streaming: bool) -> Rows | RowStream:
+def _open_file(path: Path, split: str) -> Rows:
     suffix = path.suffix.lower()
     if not path.is_file():
         raise DataError(f"'{path}': neither a file nor a folder (a pipe or a device). Write the rows to a file first.")
     if suffix in READERS:
         refuse_disguised(path)
     if suffix in (".jsonl", ".ndjson", ".txt"):
-        as_json = suffix != ".txt"
-        return textfiles.stream_lines(path, as_json) if streaming else textfiles.LineRows(path, as_json)
+        return textfiles.LineRows(path, as_json=suffix != ".txt")
     if suffix == ".parquet":
-        return arrow.stream_parquet(path) if streaming else arrow.read_parquet(path)
+        return arrow.read_parquet(path)
     if suffix == ".json":
         return textfiles.read_json(path, split)
     if suffix in (".csv", ".tsv"):
@@ -219,7 +214,7 @@ def _open_file(path: Path, split: str, streaming: bool) -> Rows | RowStream:
     raise DataError(f"'{path}': {what} cannot be read; use one of {', '.join(READERS)}.{hint}")
 
 
-def _open_folder(path: Path, split: str, streaming: bool) -> Rows | RowStream:
+def _open_folder(path: Path, split: str) -> Rows:
     if (path / "dataset_dict.json").exists() or (path / "state.json").exists():
         return _open_saved(path, split)
     files = sorted(file for base in (path, path / "data") for file in base.glob("*") if file.suffix.lower() in READERS)
@@ -231,7 +226,7 @@ def _open_folder(path: Path, split: str, streaming: bool) -> Rows | RowStream:
         raise DataError(
             f"'{path}': no file for the split '{split}' (like {split}.jsonl or {split}-00000.parquet); found {found}."
         )
-    return _open_list(chosen, split, None, streaming) if len(chosen) > 1 else _open_file(chosen[0], split, streaming)
+    return _open_list(chosen, split, None) if len(chosen) > 1 else _open_file(chosen[0], split)
 
 
 def _open_saved(path: Path, split: str) -> Rows:
@@ -254,17 +249,17 @@ def _open_saved(path: Path, split: str) -> Rows:
     return arrow.read_dataset(saved, path.name)
 
 
-def _open_hub(text: str, split: str, name: str | None, streaming: bool) -> Rows | RowStream:
+def _open_hub(text: str, split: str, name: str | None) -> Rows:
     import datasets
 
     try:
-        found = datasets.load_dataset(text, name, split=split, streaming=streaming)
+        found = datasets.load_dataset(text, name, split=split)
     except Exception as problem:  # network, cache, builder and data errors of several libraries
         wrong_split = isinstance(problem, ValueError) and "split" in str(problem)
         if wrong_split or type(problem).__name__ == "DatasetGenerationError":
             raise DataError(f"Dataset '{text}': {first_line(problem)}") from None
         raise SetupError(_hub_message(text, problem)) from None
-    return arrow.stream_dataset(found, text) if streaming else arrow.read_dataset(found, text)
+    return arrow.read_dataset(found, text)
 
 
 def _hub_message(text: str, problem: Exception) -> str:

@@ -19,7 +19,7 @@ from strop.data.findings import Counted
 from strop.data.kinds import FORMS, form_of, names_of, rename_hint
 from strop.data.layouts import adapt
 from strop.data.options import TokenizeOptions
-from strop.data.rows import ListRows, Rows, RowStream, from_json
+from strop.data.rows import ListRows, Rows, from_json
 from strop.errors import DataError
 from strop.records import Row
 
@@ -177,19 +177,6 @@ def _line_error(path: Path, trouble: Counted, what: str, good: Row | None = None
     error = DataError("\n".join([f"{path}: {total} line{'s' if total > 1 else ''} {what}.", *lines, *more]))
     error.good_row = good  # type: ignore[attr-defined]
     return error
-
-
-def stream_lines(path: Path, as_json: bool = True) -> RowStream:
-    """The rows of a line file from the start, each checked when it is reached."""
-
-    def start() -> Iterator[Row]:
-        for number, _, raw in _lines(path):
-            cause = _line_trouble(raw, as_json)
-            if cause is not None:
-                raise _line_error(path, Counted(1, [(number, cause)]), "cannot be read")
-            yield _parse_line(raw, as_json)
-
-    return RowStream(start, path.name)
 
 
 def read_json(path: Path, split: str) -> Rows:
