@@ -82,7 +82,6 @@ def check(model: Any, tokenizer: Any, quantization: str) -> str:
 
 
 def add_settings(writer: Any, gguf: Any, config: Any, quantization: str) -> None:
-    """Sizes and constants of the layers."""
     heads = config.num_attention_heads
     size = getattr(config, "head_dim", None) or config.hidden_size // heads
     rope = getattr(config, "rope_parameters", None) or {}

@@ -96,16 +96,15 @@ class NashMDTrainer(OnlinePairTrainer):
     def make_trees(self, groups: list[Group], training: bool) -> list[Example]:
         probabilities = preferences(groups, judge=self.has_judge)
         kept = [(i, g, p) for i, (g, p) in enumerate(zip(groups, probabilities, strict=True)) if p is not None]
-        means = [float(g.rewards[0]) for _, g, _ in kept if g.rewards is not None]
+        means = [float(g.rewards[0]) for _, g, _ in kept]
         everyone = sum_over_ranks({"total": sum(means), "count": float(len(means))}, self.args.world_size)
         trees = []
         for index, group, probability in kept:
-            own = float(group.rewards[0]) if group.rewards is not None else 0.0
             known = Sampled(
                 index,
                 probability=probability,
-                scores=group.rewards.tolist() if group.rewards is not None else [probability, 1 - probability],
-                baseline=(everyone["total"] - own) / max(everyone["count"] - 1, 1.0),
+                scores=group.rewards.tolist(),
+                baseline=(everyone["total"] - float(group.rewards[0])) / max(everyone["count"] - 1, 1.0),
                 ended=[float(reason == "stop") for reason in group.finish_reasons],
                 sampler_logps=group.sampler_logps[:1],
             )

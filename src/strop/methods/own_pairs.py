@@ -131,7 +131,6 @@ class OnlinePairTrainer(OnlineTrainer):
         super().after_init()
 
     def check_opponent(self) -> None:
-        """Refuse what cannot sample token by token from two models."""
         name, problems = type(self).__name__.removeprefix("Online"), []
         if self.args.engine in ("vllm", "ray"):
             problems.append(

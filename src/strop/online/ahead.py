@@ -143,7 +143,6 @@ class RoundsAhead:
         yield from map(self.finished, begun)
 
     def finished(self, waited: Round) -> list[Group]:
-        """The groups of a round, once they are rewarded."""
         with self.trainer.clock.part("sampling"):
             groups = waited.sampled.result()
         if groups and groups[0].version == self.trainer.state.global_step:

@@ -33,7 +33,6 @@ class Lane:
         return bool(wait([self(lambda: None)], seconds).done)
 
     def clear(self) -> None:
-        """Cancel what has not begun."""
         with contextlib.suppress(Empty):
             while (job := self._jobs.get_nowait()) is not None:
                 job[0].cancel()

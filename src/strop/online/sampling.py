@@ -90,7 +90,6 @@ class RoundEngine:
         return getattr(self.engine, name)
 
     def check(self) -> None:
-        """Raise `RolloutError` where nobody waits any more."""
         if self.ended is not None and self.ended.is_set():
             raise RolloutError("The run that asked for these completions has ended.")
 
@@ -134,7 +133,6 @@ def sample_groups(
 def own_groups(
     tokenizer: Any, prompts: Sequence[Example], n: int, params: SamplingParams, function: OwnFunction
 ) -> list[Group]:
-    """Groups of what a user's rollout function made."""
     given = [prompt_of(tokenizer, prompt) for prompt in prompts]
     own = function(given, [prompt.prompt_ids for prompt in prompts], n, params)
     groups = []
@@ -156,7 +154,6 @@ def own_groups(
 
 
 def conversation_group(tokenizer: Any, prompt: Example, trajectories: list[Trajectory]) -> Group:
-    """A group of trajectories of several turns."""
     talks = [trajectory.conversation for trajectory in trajectories]
     group = Group(
         prompt,
@@ -200,8 +197,8 @@ def turn_metrics(everyone: Sequence[Trajectory], threads_left: int = 0) -> dict[
     metrics: dict[str, Mean | Extreme] = {}
     if any(t.shown for t in everyone):
         calls, failures = sum(t.calls for t in everyone), sum(t.failures for t in everyone)
-        add(metrics, "tools/call_frequency", float(calls), count)
-        add(metrics, "tools/failure_frequency", float(failures), float(calls))
+        metrics["tools/call_frequency"] = Mean(float(calls), count)
+        metrics["tools/failure_frequency"] = Mean(float(failures), float(calls))
     spoken = [[turn for turn in t.conversation.turns if turn.message["role"] == "assistant"] for t in everyone]
     turns = sum(map(len, spoken))
     answers = sum(mask.count(0) for t in everyone for mask in (s.mask for s in t.conversation.stretches))
@@ -215,10 +212,8 @@ def turn_metrics(everyone: Sequence[Trajectory], threads_left: int = 0) -> dict[
     }
     if unseen := sum(t.unseen for t in everyone):
         per_completion["turns/unseen"] = unseen
-    for name, total in per_completion.items():
-        add(metrics, name, float(total), count)
+    metrics |= {name: Mean(float(total), count) for name, total in per_completion.items()}
     if threads_left:
-        add(metrics, "turns/left_behind", float(threads_left), 1.0)
+        metrics["turns/left_behind"] = Mean(float(threads_left), 1.0)
     respelled = sum(t.conversation.respelled for t in everyone)
-    add(metrics, "turns/respelled", float(respelled), float(turns))
-    return metrics
+    return metrics | {"turns/respelled": Mean(float(respelled), float(turns))}

@@ -259,7 +259,6 @@ class OnlineTrainer(BaseTrainer):
         return draw
 
     def rollout(self, prompts: Sequence[Example], n: int, training: bool) -> list[Group]:
-        """Sample `n` completions for each prompt."""
         with self.clock.part("sampling"), self.gathered():
             engine, policy = self.generator, self.sampled_model
             load = partial(engine.sync, policy) if self.ahead is None else engine.stage(policy)

@@ -14,7 +14,6 @@ one (slots, V) float32 tensor of logits, and one pool of memory, which holds the
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -28,6 +27,8 @@ _COLUMN_BUCKET = 256  # keys
 _WARMUP_STEPS = 2
 _AFTER_STEPS = 8  # eager steps of a number of rows before it is worth a capture; then more keys are captured at once
 _TOLERANCE = 0.02  # of the largest logit, between a replay and the eager step, whose products have other shapes
+Bucket = tuple[int, int]
+"""Rows and keys that a graph is captured for."""
 
 
 def row_bucket(rows: int, num_slots: int) -> int:
@@ -48,15 +49,6 @@ def column_bucket(columns: int, capacity: int) -> int:
     return min(bucket, capacity)
 
 
-@dataclass(slots=True)
-class _Captured:
-    """A graph, and what it holds of Python; its inputs and logits are those of all graphs."""
-
-    graph: torch.cuda.CUDAGraph
-    rows: int
-    believed: bool = False  # a replay has agreed with the eager step
-
-
 class GraphedSteps:
     """`Decoder.step` for forked prompts, captured bucket by bucket."""
 
@@ -64,8 +56,9 @@ class GraphedSteps:
         self.decoder = decoder
         self.enabled = True
         self.replays = 0  # steps that were a replay alone
-        self._captured: dict[tuple[int, int], _Captured] = {}
-        self._seen: dict[tuple[int, int], int] = {}
+        self._graphs: dict[Bucket, torch.cuda.CUDAGraph] = {}  # inputs and logits are those of all
+        self._believed: set[Bucket] = set()  # a replay has agreed with the eager step
+        self._seen: dict[Bucket, int] = {}
         self._pool: Any = None  # memory that all graphs share; only one runs at a time
         self._inputs: torch.Tensor | None = None  # (3, slots): ids, own, positions
         self._logits: torch.Tensor | None = None  # (slots, V)
@@ -75,47 +68,46 @@ class GraphedSteps:
         cache = self.decoder.cache
         bucket = (row_bucket(plan.num_rows, cache.num_slots), column_bucket(plan.capacity, cache.capacity))
         self._seen[bucket] = self._seen.get(bucket, 0) + 1
-        after = 0 if any(rows == bucket[0] for rows, _ in self._captured) else _AFTER_STEPS
+        after = 0 if any(rows == bucket[0] for rows, _ in self._graphs) else _AFTER_STEPS
         if not self.enabled or plan.groups or self._seen[bucket] <= after:
             return self.decoder.step(ids, plan)
         cache.reserve(bucket[1])
-        captured = self._captured.get(bucket)
-        if captured is not None and captured.believed:
+        if bucket in self._believed:
             self.replays += 1
-            return self._replay(captured, ids, plan)
+            return self._replay(bucket, ids, plan)
         try:
-            if captured is not None:
-                return self._compare(captured, ids, plan)
+            if bucket in self._graphs:
+                return self._compare(bucket, ids, plan)
             eager = self.decoder.step(ids, plan)
-            self._captured[bucket] = self._capture(bucket, eager, ids, plan)
+            self._graphs[bucket] = self._capture(bucket, eager, ids, plan)
             return eager
         except Exception as error:
             # Any failure of a capture (host synchronisation in a mixture-of-experts layer, memory, an operator
             # without support) leaves the eager step, which is right and only slower.
             self.enabled = False
-            self._captured.clear()
+            self._graphs.clear()
             self._inputs = self._logits = None
             logger.warning("rollout: CUDA graphs are off, decoding goes on without them: %s", error)
             return self.decoder.step(ids, plan)  # writing the right keys at the same places
 
-    def _replay(self, captured: _Captured, ids: torch.Tensor, plan: StepPlan) -> torch.Tensor:
+    def _replay(self, bucket: Bucket, ids: torch.Tensor, plan: StepPlan) -> torch.Tensor:
         assert self._logits is not None
-        self._fill(captured.rows, ids, plan)
-        captured.graph.replay()
+        self._fill(bucket[0], ids, plan)
+        self._graphs[bucket].replay()
         return self._logits[: plan.num_rows]
 
-    def _compare(self, captured: _Captured, ids: torch.Tensor, plan: StepPlan) -> torch.Tensor:
+    def _compare(self, bucket: Bucket, ids: torch.Tensor, plan: StepPlan) -> torch.Tensor:
         """The eager step, behind a replay that has to agree with it; what a wrong one wrote is written anew."""
-        replayed = self._replay(captured, ids, plan)
+        replayed = self._replay(bucket, ids, plan)
         eager = self.decoder.step(ids, plan)
         scale = float(eager.abs().max())
         worst = float((replayed - eager).abs().max())
         if not worst <= _TOLERANCE * scale:
             raise RuntimeError(f"the replay differs from the eager step by {worst:g} at logits of size {scale:g}")
-        captured.believed = True
+        self._believed.add(bucket)
         return eager
 
-    def _capture(self, bucket: tuple[int, int], eager: torch.Tensor, ids: torch.Tensor, plan: StepPlan) -> _Captured:
+    def _capture(self, bucket: Bucket, eager: torch.Tensor, ids: torch.Tensor, plan: StepPlan) -> torch.cuda.CUDAGraph:
         rows, columns = bucket
         slots = self.decoder.cache.num_slots
         if self._inputs is None or self._logits is None:
@@ -135,7 +127,7 @@ class GraphedSteps:
         # Other threads (rewards, loaders) may use the card meanwhile.
         with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
             self._logits[:rows].copy_(self.decoder.forward(self._inputs[0, :rows], fixed))
-        return _Captured(graph, rows)
+        return graph
 
     def _fill(self, bucket_rows: int, ids: torch.Tensor, plan: StepPlan) -> None:
         """Copy a step's rows into the graphs' inputs; rows beyond them write to column 0 of slots that are free."""

@@ -44,7 +44,6 @@ class InPlace(abc.ABC):
     def generate(
         self, prompts: list[list[int]], n: int, sampling: SamplingParams, *, mixture: Mixture | None = None
     ) -> Rollout:
-        """Sample `n` completions of every prompt; see `Generator.generate`."""
         context_tokens = limits.position_limit(self.base)
         check_prompts(prompts, n, limits.vocab_size(self.base), context_tokens)
         if not prompts:

@@ -185,13 +185,11 @@ class KVCache:
         self.layers: dict[int, LayerCache] = {}  # by id of the attention module
 
     def layer(self, module: torch.nn.Module) -> LayerCache:
-        """The cache of one attention module."""
         if id(module) not in self.layers:
             self.layers[id(module)] = LayerCache(self.num_slots, self.capacity)
         return self.layers[id(module)]
 
     def reserve(self, columns: int) -> None:
-        """Make the first `columns` of every slot safe to read, in every layer."""
         for layer in self.layers.values():
             layer.reserve(columns)
 
@@ -205,12 +203,10 @@ class KVCache:
                 layer.fork(prompt, slots)
 
     def move(self, source: int, target: int, length: int) -> None:
-        """Move a row's own keys to another slot, in every layer."""
         for layer in self.layers.values():
             layer.move(source, target, length)
 
     def row(self, slot: int, length: int, prompt: int | None) -> dict[int, tuple[torch.Tensor, torch.Tensor]]:
-        """A copy of a row's keys and values in every layer; see `LayerCache.row`."""
         return {name: layer.row(slot, length, prompt) for name, layer in self.layers.items()}
 
     def take(self, parts: Mapping[int, Mapping[int, tuple[torch.Tensor, torch.Tensor]]]) -> None:
@@ -221,7 +217,6 @@ class KVCache:
                 layer.prompts[part] = stored
 
     def keep_prompts(self, needed: Callable[[int], bool]) -> None:
-        """Forget the prompts that no row needs any more."""
         for layer in self.layers.values():
             for prompt in [p for p in layer.prompts if not needed(p)]:
                 del layer.prompts[prompt]

@@ -94,7 +94,6 @@ class ProcessGenerator:
                     self._ask("keep", False)
 
     def sync(self, model: nn.Module | None = None) -> None:
-        """Hand the current weights over."""
         self.stage(model)()
 
     def stage(self, model: nn.Module | None = None) -> Callable[[], None]:

@@ -62,7 +62,6 @@ class RayGenerator:
     def generate(
         self, prompts: list[list[int]], n: int, sampling: SamplingParams, *, mixture: Mixture | None = None
     ) -> Rollout:
-        """Sample `n` completions of every prompt; see `Generator.generate`."""
         if mixture is not None:
             raise SetupError("A Ray actor has the policy alone, and no second model to mix it with.")
         base = transformers_model(self.model)
@@ -86,7 +85,6 @@ class RayGenerator:
         )
 
     def sync(self, model: nn.Module | None = None) -> None:
-        """Hand the current weights over."""
         self.stage(model)()
 
     def stage(self, model: nn.Module | None = None) -> Callable[[], None]:

@@ -98,7 +98,6 @@ class TransformersGenerator(InPlace):
         stop: StopRule,
         mixture: Mixture | None,
     ) -> None:
-        """Write the rows of one batch to their ends."""
         device, longest = self.base.device, max(map(len, prompts))
         pad = [longest - len(prompt) for prompt in prompts]
         ids = torch.tensor([[0] * p + prompt for p, prompt in zip(pad, prompts, strict=True)], device=device)
