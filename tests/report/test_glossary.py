@@ -9,7 +9,7 @@ import pytest
 
 from strop.methods.registry import METHODS
 from strop.metric import FAMILIES, Entry, entries_of
-from strop.report.glossary import GLOSSARY, lookup, split_evaluation
+from strop.report.glossary import GLOSSARY, lookup
 from strop.testing.cases import ONLINE, make_trainer, rows_for
 
 COMMON = ["loss", "grad_norm", "learning_rate", "epoch", "num_tokens", "step_time", "rows_time", "memory_peak"]
@@ -159,8 +159,7 @@ def test_meaning_depends_on_the_method() -> None:
 
 def test_names_of_evaluation_sets_are_ignored() -> None:
     assert lookup("eval_hard_words_rewards/margins") is lookup("rewards/margins")
-    assert split_evaluation("eval_loss") == ("eval", "loss")
-    assert split_evaluation("loss") == ("", "loss")
+    assert lookup("eval_loss") is lookup("loss")
 
 
 def test_unknown_keys_have_no_entry() -> None:

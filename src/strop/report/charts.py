@@ -7,7 +7,7 @@ from fnmatch import fnmatchcase
 from typing import Any
 
 from strop.metric import FAMILIES, KL_LIMITS, OTHER, Entry
-from strop.report.glossary import GLOSSARY, split_evaluation
+from strop.report.glossary import GLOSSARY
 from strop.report.numbers import Curve, thin
 from strop.report.plain import sequence
 from strop.report.run import Run
@@ -55,10 +55,10 @@ def charts(runs: Sequence[Run], keys_of: Iterable[Iterable[str]]) -> list[dict[s
     grouped: dict[str, dict[str, Run]] = {}  # title -> key -> the first run that logs it
     for run, keys in zip(runs, keys_of, strict=True):
         for key in keys:
-            grouped.setdefault(_title(split_evaluation(key)[1]), {}).setdefault(key, run)
+            grouped.setdefault(_title(key.removeprefix("eval_")), {}).setdefault(key, run)
     found = []
     for title, keys in grouped.items():
-        own = {split_evaluation(key)[1] for key in keys}
+        own = {key.removeprefix("eval_") for key in keys}
         first = next(iter(keys))
         entry = keys[first].explained(first)
         found.append(_chart(title if len(own) > 1 else next(iter(own)), list(keys), entry, together=len(own) > 1))

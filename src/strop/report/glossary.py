@@ -10,21 +10,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from fnmatch import fnmatchcase
 
-from strop.metric import (
-    COMPLETIONS,
-    DRIFT,
-    LOGPS,
-    LOSS,
-    PROGRESS,
-    REWARD,
-    SAMPLING,
-    TOKENS,
-    TOOLS,
-    Entry,
-)
+from strop.metric import COMPLETIONS, DRIFT, LOGPS, LOSS, PROGRESS, REWARD, SAMPLING, TOKENS, TOOLS, Entry
 
 # fmt: off
-_LOSS_ENTRIES = (
+GLOSSARY: tuple[Entry, ...] = (
     Entry("loss", LOSS, "The training objective.", "none", "as the method says", healthy="falls, then flattens"),
     Entry("train_loss", LOSS, "Mean of the loss over the whole training.", "as loss", "step"),
     Entry(
@@ -46,9 +35,6 @@ _LOSS_ENTRIES = (
         "aux_loss", LOSS, "Load-balancing loss of a mixture-of-experts router.", "none", "step",
         healthy="flat, near 1 for balanced experts", advice="Rising: raise router_aux_loss_coef.",
     ),
-)
-
-_REWARD_ENTRIES = (
     Entry(
         "reward", REWARD, "Weighted sum of all reward functions.", "reward", "completion", healthy="rises",
         advice=(
@@ -108,9 +94,6 @@ _REWARD_ENTRIES = (
         "objective/non_score_reward", REWARD, "KL part of the reward: minus the coefficient times the KL.", "reward",
         "completion", high=0, advice="Larger than the score's gain: lower the KL coefficient.",
     ),
-)
-
-_DRIFT_ENTRIES = (
     Entry(
         "kl", DRIFT, "KL between policy and reference, estimated on sampled tokens.", "nats", "token",
         healthy="0 at step 0, grows slowly",
@@ -122,9 +105,6 @@ _DRIFT_ENTRIES = (
         advice="Explodes, or is clearly negative: sampling and scoring disagree.",
     ),
     Entry("beta", DRIFT, "Current strength of the pull to the reference.", "none", "step"),
-)
-
-_TOKEN_ENTRIES = (
     Entry(
         "logps/chosen", LOGPS, "Log-probability of the chosen completion.", "nats", "completion, summed over tokens",
         healthy="steady or rising",
@@ -208,9 +188,6 @@ _TOKEN_ENTRIES = (
         "threads", "round", high=0, advice="Give such calls a time limit of their own, or make them async.",
     ),
     Entry("turns/respelled", TOOLS, "Turns that the template would spell otherwise.", "share", "turn"),
-)
-
-_PROGRESS_ENTRIES = (
     Entry("epoch", PROGRESS, "Passes over the training rows.", "epochs", "run"),
     Entry(
         "step_time", PROGRESS, "Time of a step from its rows to its gradient, sampling included.", "seconds", "step",
@@ -239,14 +216,7 @@ _PROGRESS_ENTRIES = (
     Entry("*_per_second", PROGRESS, "Speed of the evaluation.", "1/s", "evaluation"),
 )
 # fmt: on
-
-GLOSSARY: tuple[Entry, ...] = (*_LOSS_ENTRIES, *_REWARD_ENTRIES, *_DRIFT_ENTRIES, *_TOKEN_ENTRIES, *_PROGRESS_ENTRIES)
 """Every shared entry; of several that fit a key the first one wins."""
-
-
-def split_evaluation(key: str) -> tuple[str, str]:
-    """`"eval_loss"` -> `("eval", "loss")`, `"loss"` -> `("", "loss")`: which rows it is about, and its own key."""
-    return ("eval", key.removeprefix("eval_")) if key.startswith("eval_") else ("", key)
 
 
 def lookup(key: str, own: Sequence[Entry] = ()) -> Entry | None:
@@ -258,8 +228,7 @@ def lookup(key: str, own: Sequence[Entry] = ()) -> Entry | None:
 
 
 def _without_prefixes(key: str) -> Iterator[str]:
-    yield key
-    kind, own = split_evaluation(key)
-    while kind and own:
-        yield own
-        own = own.partition("_")[2]
+    """The key, and of an evaluation what is left without `eval_` and, word by word, the name of its rows."""
+    words = key.split("_")
+    for first in range(len(words) if words[0] == "eval" else 1):
+        yield "_".join(words[first:])
