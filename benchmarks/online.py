@@ -28,13 +28,8 @@ EXPERIMENTAL = {
 }
 LIBRARIES = ("strop", "trl tuned", "trl defaults")
 JUDGED = ("ppo", "xpo", "nash-md")  # by a reward model
-GROUPS = {
-    "online-dpo": 2,
-    "xpo": 2,
-    "nash-md": 2,
-    "gkd": 1,
-    "ppo": 1,
-}  # completions of a prompt; `--generations` elsewhere
+GROUPS = {"online-dpo": 2, "xpo": 2, "nash-md": 2, "gkd": 1, "ppo": 1}
+"""Completions of a prompt; `--generations` elsewhere."""
 
 
 def letters(completions: list[Any], **kwargs: Any) -> list[float]:

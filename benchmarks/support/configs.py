@@ -14,16 +14,9 @@ ARCHITECTURES = tuple(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)
 VOCAB = 288
 
 _WIDTHS = (
-    "hidden_size",
-    "d_model",
-    "n_embd",
-    "embedding_dim",
-    "dim",
-    "emb_dim",
-    "word_embed_proj_dim",
-    "lru_width",
+    "hidden_size", "d_model", "n_embd", "embedding_dim", "dim", "emb_dim", "word_embed_proj_dim", "lru_width",
     "hidden_size_global",
-)
+)  # fmt: skip
 _FEED_FORWARD = (
     "intermediate_size", "ffn_dim", "ffn_hidden_size", "n_inner", "encoder_ffn_dim", "decoder_ffn_dim", "d_ff",
     "d_inner", "dff",
