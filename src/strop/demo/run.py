@@ -25,6 +25,7 @@ from strop.demo.sampling import best_by_reward, sampler_of
 from strop.demo.task import RIGHT_SHARE, accuracy, pair_rows, prompt_of, sft_rows, spells_backward
 from strop.demo.words import held_out_words, train_words
 from strop.disk import write_text
+from strop.engine.trainer import BaseTrainer
 from strop.methods.dpo import DPOConfig, DPOTrainer
 from strop.methods.reward import RewardConfig, RewardTrainer
 from strop.methods.sft import SFTConfig, SFTTrainer
@@ -72,7 +73,7 @@ class Demo:
     plan: Schedule
     console: Console
     tokenizer: Any = field(default_factory=build_tokenizer)
-    trainer: Any = None  # of the stage that is going on
+    trainer: BaseTrainer | None = None  # of the stage that is going on
     seconds: dict[str, float] = field(default_factory=dict)  # stage -> wall time
     results: dict[str, Any] = field(default_factory=dict)
 
@@ -85,7 +86,9 @@ class Demo:
         self.seconds[name] = time.perf_counter() - start
         self.console.print(f"[dim]{self.seconds[name]:.1f} s[/dim]")
 
-    def train(self, name: str, trainer: Any, config: Any, given: dict[str, Any], *, batch: int, **settings: Any) -> Any:
+    def train(
+        self, name: str, trainer: type[BaseTrainer], config: Any, given: dict[str, Any], *, batch: int, **settings: Any
+    ) -> Any:
         """Train, save the model into the folder of that name, and return the trainer."""
         args = config(
             output_dir=str(self.folder / name), lr_scheduler_type="linear", warmup_steps=10, max_length=None,
@@ -122,7 +125,7 @@ class Watch(TrainerCallback):
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         plan, trainer = self.demo.plan, self.demo.trainer
-        if state.global_step % plan.watch_every and state.global_step != 1:
+        if trainer is None or (state.global_step % plan.watch_every and state.global_step != 1):
             return
         found = self.demo.greedy(trainer.model)
         due = control.should_log

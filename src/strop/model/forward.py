@@ -104,7 +104,7 @@ def _teach_class(model: nn.Module) -> None:
         return
 
     @functools.wraps(forward)
-    def taught(self: Any, *args: Any, **kwargs: Any) -> Any:
+    def taught(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
         return _forward_or_score(functools.partial(forward, self), self, *args, **kwargs)
 
     taught.strop_scoring = True  # type: ignore[attr-defined]
