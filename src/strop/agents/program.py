@@ -229,7 +229,7 @@ class AgentBatch:
                 self._hear(self._patience())
                 self._drop_closed()
                 self._expire()
-                if self.calls and (self._all_wait() or self._gathering_ends() <= time.monotonic()):
+                if self.calls and (not self._working() or self._gathering_ends() <= time.monotonic()):
                     calls, self.calls = self.calls, []
                     self._answer(calls)
         finally:
@@ -251,24 +251,21 @@ class AgentBatch:
 
     # ---- what comes in
 
-    def _patience(self) -> float | None:
-        """Seconds until something is due without an event; None: nothing is."""
+    def _working(self) -> list[Attempt]:
+        """Of the agents that run, those that do not wait for the model."""
         waiting = {call.trajectory for call in self.calls}
-        due = min((s.deadline for s in self.running.values() if s.number not in waiting), default=float("inf"))
-        due = min(due, self._gathering_ends())
-        seconds = None if due == float("inf") else max(due - time.monotonic(), 0.0)
-        if self.check_wanted is None:
-            return seconds
-        return WATCH_SECONDS if seconds is None else min(seconds, WATCH_SECONDS)
+        return [attempt for attempt in self.running.values() if attempt.number not in waiting]
+
+    def _patience(self) -> float:
+        """Seconds until something is due without an event, or the run is to be asked whether it goes on."""
+        due = min([self._gathering_ends(), *(attempt.deadline for attempt in self._working())])
+        return min(max(due - time.monotonic(), 0.0), WATCH_SECONDS)
 
     def _gathering_ends(self) -> float:
         first = min((call.arrived for call in self.calls), default=float("inf"))
         return first + self.program.gather_seconds
 
-    def _all_wait(self) -> bool:
-        return len({call.trajectory for call in self.calls}) == len(self.running)
-
-    def _hear(self, seconds: float | None) -> None:
+    def _hear(self, seconds: float) -> None:
         """Wait for an event, and take all that have come."""
         try:
             event = self.inbox.get(timeout=seconds)
@@ -296,9 +293,8 @@ class AgentBatch:
             call.give(nobody_waits())
 
     def _expire(self) -> None:
-        waiting = {call.trajectory for call in self.calls}
-        for attempt in list(self.running.values()):
-            if attempt.deadline <= time.monotonic() and attempt.number not in waiting:
+        for attempt in self._working():
+            if attempt.deadline <= time.monotonic():
                 assert attempt.work is not None
                 attempt.work.abandon()
                 self.owner.left_behind.add(attempt.work.thread)

@@ -54,11 +54,11 @@ class ConversationTemplate:
         self.form: CallFormat | None = None
         self.prints_calls = False
         self.one_call = True  # is all that it prints of a turn
-        self.stops = {token: self.token_text(token) for token in encoder.stops}
+        stops = map(self.token_text, encoder.stops)
         plain_end = self._end_of_probe({"role": "assistant", "content": MARK}, None)
         thinking = {"role": "assistant", "content": MARK, **dict.fromkeys(THOUGHT_FIELDS, THOUGHT)}
         self.knows_thoughts = THOUGHT in (self._printed(thinking, None) or "")
-        self.ends = tuple(dict.fromkeys([*([plain_end] if plain_end else []), *self.stops.values()]))
+        self.ends = tuple(dict.fromkeys([*([plain_end] if plain_end else []), *stops]))
 
     # ---- text and ids
 
@@ -70,11 +70,7 @@ class ConversationTemplate:
 
     def ids_of(self, text: str) -> list[int]:
         """The ids of a text that continues another one."""
-
-        def job() -> Any:
-            return (yield from self.encoder.continuing([text]))
-
-        return self.encoder.run([job()])[0][0] if text else []
+        return self.encoder.run([self.encoder.continuing([text])])[0][0] if text else []
 
     def prompt_ids(self, text: str) -> list[int]:
         """The ids of a whole context, as rows get them."""
@@ -83,10 +79,8 @@ class ConversationTemplate:
     def render(
         self, messages: list[Message], tools: Any, *, opened: bool, kwargs: Mapping[str, Any] | None = None
     ) -> str:
-        variables = {**self.kwargs, **(kwargs or {})}
-        if opened:
-            return self.chat.render_prompt(messages, tools or None, variables)
-        return self.chat.render(messages, tools or None, variables)
+        render = self.chat.render_prompt if opened else self.chat.render
+        return render(messages, tools or None, {**self.kwargs, **(kwargs or {})})
 
     # ---- what is learned of a template before the first rollout
 
