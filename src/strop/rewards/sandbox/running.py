@@ -193,6 +193,7 @@ class Session:
         finally:
             for task in self._under_way:
                 task.cancel()
+            await asyncio.gather(*self._under_way, return_exceptions=True)
             for member in members:
                 await member.close()
 
@@ -215,13 +216,14 @@ class Session:
                 raise SetupError(f"The code sandbox ({self._sandbox.name}) did not start: {said or 'it said nothing'}")
 
     async def _until_done(self) -> None:
-        done = asyncio.gather(*self._under_way)
-        while not done.done():
+        pending = set(self._under_way)
+        while pending:
             for member in self._members.values():
                 if why := self._sandbox.too_much(member.process, self.limits):
                     raise Stopped("died", why)
-            await asyncio.wait([done], timeout=_LOOK_SECONDS)
-        await done
+            done, pending = await asyncio.wait(pending, timeout=_LOOK_SECONDS, return_when=asyncio.FIRST_EXCEPTION)
+            for task in done:
+                task.result()
 
     async def _carry_questions(self, judge: Member, serve: Member) -> None:
         """Frames of the tests' process: to us, or to the program."""
