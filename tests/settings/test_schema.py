@@ -28,6 +28,18 @@ def test_the_string_under_a_field_describes_it():
     assert allowed(Literal["a", "b"] | None) == "'a' | 'b' or None"
 
 
+@config
+class Wider(Sample):
+    beta: Annotated[float, Range(min=0)] = 0.2
+    kind: Literal["a", "b"] | list[Literal["a", "b"]] = "b"
+    """Which of two."""
+
+
+def test_a_field_that_is_declared_anew_keeps_its_description():
+    assert describe(Wider)["beta"] == ("float >= 0", "How strong it is.") and Wider().beta == 0.2
+    assert describe(Wider)["kind"][1] == "Which of two." and describe(Sample)["kind"][1] == "Which."
+
+
 def test_aliases_reach_their_field():
     assert Sample(strength=0.3).beta == 0.3
 

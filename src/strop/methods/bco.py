@@ -106,7 +106,6 @@ class BCOConfig(ReferenceConfig):
     }
 
     learning_rate: Annotated[float, Range(min=0)] = 5e-7
-    """Peak learning rate of AdamW."""
     beta: Annotated[float, Range(min=0, open_min=True)] = 0.1
     """Scale of the log-ratio in the classifier's logit."""
     loss_type: Literal["bco", "discriminator"] = "bco"

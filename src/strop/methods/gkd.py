@@ -112,7 +112,6 @@ class GKDConfig(OnlineConfig):
     }
 
     learning_rate: Annotated[float, Range(min=0)] = 2e-5
-    """Peak learning rate of AdamW."""
     max_length: Annotated[int, Range(min=2)] | None = 1024
     """Most tokens of prompt + completion."""
     max_completion_length: Annotated[int, Range(min=1)] | None = 128

@@ -27,7 +27,6 @@ class OnlineDPOConfig(OnlinePairConfig):
     num_generations: Annotated[int, Range(min=2)] = 2
     """Completions sampled for each prompt; the best and the worst make the pair."""
     num_generations_eval: Annotated[int, Range(min=2)] | None = None
-    """Completions per prompt in evaluation. None: as in training."""
 
 
 class OnlineDPOTrainer(OnlinePairTrainer):

@@ -50,9 +50,7 @@ class OnlinePairConfig(OnlineConfig):
     }
 
     learning_rate: Annotated[float, Range(min=0)] = 5e-7
-    """Peak learning rate of AdamW."""
     max_completion_length: Annotated[int, Range(min=1)] | None = 64
-    """Most tokens of a completion."""
     temperature: Annotated[float, Range(min=0, open_min=True)] = 0.9
     """Temperature of sampling, and of the log-probs in the loss."""
     beta: Annotated[list[float], Range(min=0, open_min=True), OneOrMore()] = 0.1

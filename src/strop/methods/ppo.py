@@ -65,11 +65,8 @@ class PPOConfig(OffPolicyConfig):
     learning_rate: Annotated[float, Range(min=0)] = 3e-6
     """Peak learning rate of AdamW, for policy and critic."""
     num_generations: Annotated[int, Range(min=1)] = 1
-    """Completions sampled for each prompt."""
     max_completion_length: Annotated[int, Range(min=1)] | None = 53
-    """Most tokens of a completion."""
     temperature: Annotated[float, Range(min=0, open_min=True)] = 0.7
-    """Temperature of sampling, and of the policy that is optimised."""
     beta: Annotated[float, Range(min=0)] = 0.05
     """Weight of the KL penalty on each token (kl_coef)."""
     num_iterations: Annotated[int, Range(min=1)] = 4

@@ -28,7 +28,6 @@ class PRMConfig(TrainerConfig):
     unused: ClassVar[dict[str, str]] = {**TrainerConfig.unused, **SCORES_ONLY}
 
     learning_rate: Annotated[float, Range(min=0)] = 1e-5
-    """Peak learning rate of AdamW."""
     step_separator: str = "\n"
     """Text put after every step; its last token is where the step is judged."""
     train_on_last_step_only: bool = False

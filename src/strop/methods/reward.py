@@ -31,7 +31,6 @@ class RewardConfig(TrainerConfig):
     }
 
     learning_rate: Annotated[float, Range(min=0)] = 1e-4
-    """Peak learning rate of AdamW."""
     max_length: Annotated[int, Range(min=2)] | None = 1024
     """Pairs with a longer side are left out and counted: a cut end would move the token that is scored."""
     center_rewards_coefficient: Annotated[float, Range(min=0)] | None = None

@@ -39,9 +39,7 @@ class RLOOConfig(PolicyGradientConfig):
     disable_dropout: bool = False
     """Set every dropout of the model to 0."""
     num_generations: Annotated[int, Range(min=2)] = 2
-    """Completions sampled for each prompt."""
     num_generations_eval: Annotated[int, Range(min=2)] | None = None
-    """Completions per prompt in evaluation. None: as in training."""
     beta: Annotated[float, Range(min=0)] = 0.05
     """Weight of the KL to the reference, taken off the reward. 0: no reference is kept."""
     epsilon: Annotated[float, Range(min=0)] = 0.2

@@ -47,7 +47,6 @@ class SFTConfig(TrainerConfig):
     }
 
     learning_rate: Annotated[float, Range(min=0)] = 2e-5
-    """Peak learning rate of AdamW."""
     disable_dropout: bool = False
     """Set every dropout of the model to 0."""
     loss_type: Literal["nll", "dft", "chunked_nll"] = "nll"

@@ -6,8 +6,8 @@
         '''Strength of the pull towards the reference model.'''
 
 `@config` makes the dataclass, reads the string under each field as its description (command-line help, docs and
-error text are generated from it), accepts the aliases a class declares in `aliases`, and turns an unknown keyword
-into a `ConfigError` that names the nearest field.
+error text are generated from it; a field that is declared anew without one keeps its parent's), accepts the aliases a
+class declares in `aliases`, and turns an unknown keyword into a `ConfigError` that names the nearest field.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ class OneOrMore:
 def config(cls: type[T]) -> type[T]:
     """Class decorator: a dataclass with described fields, aliases and friendly errors for unknown keywords."""
     cls = dataclasses.dataclass(cls)
-    for name, text in _described_fields(cls).items():
+    for name, text in {**_described_above(cls), **_described_fields(cls)}.items():
         own = cls.__dataclass_fields__[name]  # type: ignore[attr-defined]
         own.metadata = types.MappingProxyType({**own.metadata, "help": text})
     cls.__init__ = _friendly_init(cls)  # type: ignore[misc]
@@ -240,6 +240,13 @@ def _lists_or_one(cls: type) -> set[str]:
         for name, hint in _type_hints(cls).items()
         if get_origin(hint) is typing.Annotated and OneOrMore() in get_args(hint)
     }
+
+
+def _described_above(cls: type) -> dict[str, str]:
+    """What the parent says of fields that are declared anew, with another default or range."""
+    known = getattr(cls.__base__, "__dataclass_fields__", {})
+    anew = [name for name in inspect.get_annotations(cls) if name in known]
+    return {name: known[name].metadata["help"] for name in anew if "help" in known[name].metadata}
 
 
 def _described_fields(cls: type) -> dict[str, str]:
