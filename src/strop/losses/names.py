@@ -40,15 +40,11 @@ DPO_BATCH_LOSS_TYPES = ("aot", "aot_unpaired")
 F_DIVERGENCES = ("reverse_kl", "forward_kl", "js_divergence", "alpha_divergence")
 F_DIVERGENCE_ALIASES = {"js": "js_divergence", "alpha": "alpha_divergence"}
 
-_DIFFERENCE = ("sigmoid", "sigmoid_norm", "hinge", "ipo", "exo_pair", "robust", "discopop", "exponential")
-
 DPO_OPTIONS: dict[str, tuple[str, ...]] = {
     "label_smoothing": ("sigmoid", "sigmoid_norm", "robust", "exo_pair", "aot", "aot_unpaired"),
-    "f_divergence": _DIFFERENCE,
+    "f_divergence": ("sigmoid", "sigmoid_norm", "hinge", "ipo", "exo_pair", "robust", "discopop", "exponential"),
     "length_norm": ("ipo", "sigmoid_norm"),
-    "discopop_tau": ("discopop",),
     "use_weighting": tuple(name for name in DPO_LOSS_TYPES if name not in DPO_BATCH_LOSS_TYPES),
-    "ld_alpha": DPO_LOSS_TYPES,
 }
 """DPO option -> the loss types that it has a meaning for.
 
@@ -87,8 +83,6 @@ POLICY_OPTIONS: dict[str, tuple[str, ...]] = {
     "importance_sampling_level=sequence": CLIPPED_LOSS_TYPES,
     "importance_sampling_mode=sequence": tuple(name for name in POLICY_LOSS_TYPES if name != "vespo"),
     "cispo_cap": ("cispo",),
-    "sapo_temperature": ("sapo",),
-    "vespo": ("vespo",),
 }
 """Policy-loss option -> the loss types that it has a meaning for."""
 

@@ -39,11 +39,12 @@ class Reference(Protocol):
     def active(self) -> AbstractContextManager[nn.Module]:
         """`with reference.active() as model:` gives a model to score with, without gradients."""
 
-    def sync(self, alpha: float) -> None:
-        """reference <- alpha * policy + (1 - alpha) * reference, 0 <= alpha <= 1 (TR-DPO, arXiv 2404.09656)."""
-
     def check_sync(self, alpha: float) -> None:
         """Raise `ConfigError` where `sync` could not be done."""
+
+    def sync(self, alpha: float) -> None:
+        """reference <- alpha * policy + (1 - alpha) * reference, 0 <= alpha <= 1 (TR-DPO, arXiv 2404.09656)."""
+        self.check_sync(alpha)
 
 
 def make_reference(
@@ -113,7 +114,7 @@ class FrozenReference:
         _mix([(own[name], new[name]) for name in own], alpha)
 
 
-class _Switched:
+class _Switched(Reference):
     """The policy with other adapters on than in training; what is trained beside its own is as it was."""
 
     def __init__(self, policy: Any) -> None:
@@ -127,12 +128,6 @@ class _Switched:
     def keep_start(self) -> None:
         """Keep weights as they are that are trained since it was made."""
         self._kept.take()
-
-    def check_sync(self, alpha: float) -> None:
-        """Raise `ConfigError` where it cannot follow the policy so."""
-
-    def sync(self, alpha: float) -> None:
-        self.check_sync(alpha)
 
 
 class AdapterOff(_Switched):
