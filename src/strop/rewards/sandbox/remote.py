@@ -78,12 +78,6 @@ class Remote:
                 return self._value()[key]
         return self._ask("getitem", self, key)
 
-    def __iter__(self) -> Any:
-        return iter(self._value()) if self._is_plain else self._ask("iter", self)
-
-    def __reversed__(self) -> Any:
-        return reversed(self._value()) if self._is_plain else self._ask("reversed", self)
-
     def __contains__(self, item: Any) -> bool:
         return item in self._value() if self._is_plain else any(item == each for each in self)
 
@@ -141,9 +135,11 @@ def _operator(name: str, swapped: bool) -> Any:
 def _question(verb: str, kind: Any = None, *, here_if_plain: bool = False) -> Any:
     """The method that asks the program, for an answer of one kind; of a plain value Python itself answers here."""
 
+    run = getattr(operator, verb, None) or getattr(builtins, verb, None)
+
     def method(self: Remote, *arguments: Any) -> Any:
         if here_if_plain and self._is_plain:
-            return getattr(builtins, verb)(self._value())
+            return run(self._value())
         answer = self._ask(verb, self, *arguments)
         return answer if kind is None else _exact(kind, answer)
 
@@ -154,6 +150,8 @@ for _name in ("setattr", "delattr", "setitem", "delitem", "next", "enter"):
     setattr(Remote, f"__{_name}__", _question(_name))
 for _name in ("str", "repr", "format"):
     setattr(Remote, f"__{_name}__", _question(_name, str))
+for _name in ("iter", "reversed", "neg", "pos", "abs", "invert"):
+    setattr(Remote, f"__{_name}__", _question(_name, here_if_plain=True))
 for _name, _kind in {"len": int, "bool": bool, "hash": int, "int": int, "float": float}.items():
     setattr(Remote, f"__{_name}__", _question(_name, _kind, here_if_plain=True))
 for _name in ("add", "sub", "mul", "truediv", "floordiv", "mod", "pow", "matmul", "and_", "or_", "xor"):
@@ -161,12 +159,6 @@ for _name in ("add", "sub", "mul", "truediv", "floordiv", "mod", "pow", "matmul"
     setattr(Remote, f"__r{_name.rstrip('_')}__", _operator(_name, True))
 for _name in ("lt", "le", "gt", "ge"):
     setattr(Remote, f"__{_name}__", _operator(_name, False))
-for _name in ("neg", "pos", "abs", "invert"):
-
-    def _unary(self: Remote, name: str = _name) -> Any:
-        return getattr(operator, name)(self._value()) if self._is_plain else self._ask(name, self)
-
-    setattr(Remote, f"__{_name}__", _unary)
 
 
 def exception_class(classes: list[Any], known: dict[int, type[BaseException]]) -> type[BaseException]:
