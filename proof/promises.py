@@ -78,7 +78,7 @@ PROMISES: tuple[Promise, ...] = (
         "Rewards are called in the script's own process, with its state. What they return or raise, and Python code "
         "that runs too long, is contained, counted, and costs its own row only. What only a process of its own "
         "survives (hangs in native code, a crash) ends with a named error, or is contained: reward_isolation=True.",
-        further=("tests/rewards/test_time_limit.py", "tests/rewards/test_event_loop.py"),
+        further=("tests/test_time_limit.py", "tests/test_event_loop.py"),
     ),
     Promise(
         13,

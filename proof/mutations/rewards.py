@@ -70,7 +70,7 @@ MUTATIONS = (
         ),
         edits=(
             Edit(
-                "rewards/event_loop.py",
+                "event_loop.py",
                 "        if name not in _shared or not _shared[name].is_alive:\n",
                 "        if True:\n",
             ),

@@ -12,10 +12,7 @@ import asyncio
 import functools
 import ipaddress
 import json
-import os
 import ssl
-import threading
-from collections.abc import Coroutine
 from concurrent.futures import CancelledError, Future
 from typing import Any, NoReturn
 from urllib.parse import urlsplit
@@ -23,6 +20,7 @@ from urllib.parse import urlsplit
 import httpx2
 
 from strop.errors import ConfigError, StropError
+from strop.event_loop import lasting_loop
 
 MOST_BYTES = 1 << 28
 """Bytes of an answer, unless a caller says less."""
@@ -111,7 +109,7 @@ class JsonClient:
     def _call(self, method: str, path: str, body: dict[str, Any] | None, timeout_s: float, text_too: bool) -> Any:
         where = f"{method} {self.base_url}{path}"
         content = None if body is None else json.dumps(body).encode()
-        call = _in_loop(self._exchange(method, path, content, timeout_s))
+        call = lasting_loop("strop-http").start(self._exchange(method, path, content, timeout_s))
         self._open.add(call)
         try:
             status, retry_after_s, payload = call.result()
@@ -238,27 +236,3 @@ def _is_this_machine(host: str) -> bool:
 @functools.cache
 def _certificates() -> ssl.SSLContext:
     return httpx2.create_ssl_context()
-
-
-_loop: asyncio.AbstractEventLoop | None = None
-_starting = threading.Lock()
-
-
-def _in_loop(work: Coroutine[Any, Any, Any]) -> Future[Any]:
-    """Run a coroutine in the process's event loop for calls, which lives in a thread of its own."""
-    global _loop
-    with _starting:
-        if _loop is None:
-            _loop = asyncio.new_event_loop()
-            threading.Thread(target=_loop.run_forever, name="strop-http", daemon=True).start()
-    return asyncio.run_coroutine_threadsafe(work, _loop)
-
-
-def _forget_loop() -> None:
-    """A forked child has no threads: it starts a loop of its own."""
-    global _loop, _starting
-    _loop, _starting = None, threading.Lock()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_forget_loop)

@@ -15,7 +15,7 @@ from tests.support.patience import with_patience
 from strop.agents.call_formats import ToolCall
 from strop.agents.tools import Tools, as_text
 from strop.errors import ConfigError
-from strop.rewards.event_loop import run_in_loop
+from strop.event_loop import run_in_loop
 
 
 def made(function):

@@ -9,7 +9,7 @@ from tests.support.patience import with_patience
 from strop.errors import ConfigError, SetupError
 from strop.rewards import RewardSet
 from strop.rewards.accuracy import accuracy_reward, get_cosine_scaled_reward, reasoning_accuracy_reward
-from strop.rewards.time_limit import call_with_limit
+from strop.time_limit import call_with_limit
 
 pytest.importorskip("math_verify")
 

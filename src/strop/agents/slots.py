@@ -12,8 +12,8 @@ from typing import Any
 
 from strop.agents.threads import OneThread
 from strop.errors import SetupError
+from strop.event_loop import waiting_for
 from strop.rewards.contract import Accepts
-from strop.rewards.event_loop import waiting_for
 
 
 class Slot(OneThread, ABC):

@@ -14,9 +14,9 @@ from typing import Any
 from strop.agents.call_formats import ToolCall
 from strop.agents.threads import InTurn, LeftBehind, side_by_side
 from strop.errors import ConfigError, did_you_mean
-from strop.rewards.event_loop import REWARDS, TOOLS, run_in_loop
+from strop.event_loop import REWARDS, TOOLS, run_in_loop
 from strop.rewards.invoke import is_async
-from strop.rewards.time_limit import TimeLimit, call_with_limit
+from strop.time_limit import TimeLimit, call_with_limit
 
 MOST_CHARACTERS = 4000
 """Longer answers of tools are cut, and say so."""

@@ -5,10 +5,8 @@
 
     scorer, table, resolve            the call, its answer, and what may be passed as a reward
     contract, request, invoke         what a function is given, what it may return, and calling it
-    event_loop                        the one loop of async functions, for the whole run
     ray_reward                        a function in actors of a Ray cluster
     calls, row_search                 where a function runs; which row of a failed batch is to blame
-    time_limit                        a timer on Python code in the main thread
     watchdog, watchdog_process        a process outside that names the reward which hangs or ends the run
     isolation, worker                 a killable process per function, seen from outside and inside
     model_reward, process_reward      reward models: one score, or one per step

@@ -15,7 +15,7 @@ from typing import Any
 
 from strop.errors import ConfigError, SetupError
 from strop.rewards.texts import completion_text
-from strop.rewards.time_limit import alarm_in_use
+from strop.time_limit import alarm_in_use
 
 _PACKAGES = {"math_verify": "math-verify"}
 _PARSE_SECONDS = 10

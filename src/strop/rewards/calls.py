@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 
+from strop.event_loop import shared_loop
 from strop.rewards.contract import Accepts, Outcome, RewardFunction
-from strop.rewards.event_loop import shared_loop
 from strop.rewards.invoke import await_function, is_async, late, run_function
 from strop.rewards.isolation import Worker, cannot_move
 from strop.rewards.request import ScoringRequest
-from strop.rewards.time_limit import TimeLimit, call_with_limit
 from strop.rewards.watchdog import watch_over
+from strop.time_limit import TimeLimit, call_with_limit
 
 _GRACE_SECONDS = 1.0
 """How much later than its coroutine the event loop itself is interrupted: only a blocking coroutine needs that."""

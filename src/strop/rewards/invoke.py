@@ -9,9 +9,9 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from strop.errors import ConfigError, DataError, SetupError
+from strop.event_loop import run_in_loop
 from strop.rewards.contract import Accepts, Failure, Outcome, RewardFunction, describe_exception, read_values
-from strop.rewards.event_loop import run_in_loop
-from strop.rewards.time_limit import TimeLimit
+from strop.time_limit import TimeLimit
 
 
 class Pushed:

@@ -79,7 +79,7 @@ class Remote:
         return self._ask("getitem", self, key)
 
     def __contains__(self, item: Any) -> bool:
-        return item in self._value() if self._is_plain else any(item == each for each in self)
+        return item in self._value() if self._is_plain else any(item == each for each in self._ask("iter", self))
 
     def __index__(self) -> int:
         return operator.index(self._value())
@@ -135,7 +135,7 @@ def _operator(name: str, swapped: bool) -> Any:
 def _question(verb: str, kind: Any = None, *, here_if_plain: bool = False) -> Any:
     """The method that asks the program, for an answer of one kind; of a plain value Python itself answers here."""
 
-    run = getattr(operator, verb, None) or getattr(builtins, verb, None)
+    run: Any = getattr(operator, verb, None) or getattr(builtins, verb, None)
 
     def method(self: Remote, *arguments: Any) -> Any:
         if here_if_plain and self._is_plain:

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from strop.errors import SetupError
-from strop.rewards.event_loop import EventLoop
+from strop.event_loop import EventLoop
 from strop.rewards.sandbox import audit, judging, remote, serving, values
 from strop.rewards.sandbox.fences import Fences
 from strop.rewards.sandbox.inside import READY, TO_PARENT, TO_PROGRAM

@@ -1,11 +1,11 @@
-"""The event loops of this process: one in which every async reward runs, and one for tools beside them.
+"""The event loops of this process: one in which every async reward runs, one for tools, one for calls over HTTP.
 
 A semaphore, lock or client that is made once and used by every call belongs to the loop of its first use, so all
 calls must share one. It lives in a thread of its own: it also serves where a loop is running already (a notebook), and
 what a client does between two calls (keeping a connection alive) goes on.
 
 A coroutine that blocks the loop instead of awaiting stops at its next Python instruction once its time is over; one
-that blocks it in native code is a case for `watchdog.py`.
+that blocks it in native code is a case for `rewards/watchdog.py`.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from collections.abc import Awaitable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from strop.rewards.time_limit import TimeLimit
+from strop.time_limit import TimeLimit
 
 _REFIRE_SECONDS = 0.5
 REWARDS, TOOLS = "strop-reward-loop", "strop-tool-loop"
@@ -29,7 +29,6 @@ class EventLoop:
     """A running event loop and the thread that it lives in."""
 
     def __init__(self, name: str = REWARDS) -> None:
-        self._pid = os.getpid()
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._live, name=name, daemon=True)
         self._thread.start()
@@ -42,7 +41,7 @@ class EventLoop:
     @property
     def is_alive(self) -> bool:
         """False in a forked copy of the process, where the thread does not exist."""
-        return self._pid == os.getpid() and self._thread.is_alive()
+        return self._thread.is_alive()
 
     def start(self, awaitable: Awaitable[Any]) -> concurrent.futures.Future[Any]:
         """Begin with an awaitable."""
@@ -96,13 +95,28 @@ _shared: dict[str, EventLoop] = {}
 _lock = threading.Lock()
 
 
-@contextmanager
-def shared_loop(name: str = REWARDS) -> Iterator[EventLoop]:
-    """The loop of that name, which all calls share; who is inside of it gets one for itself while the block lasts."""
+def _new_lock() -> None:
+    """A forked copy must not wait for a thread that it does not have."""
+    global _lock
+    _lock = threading.Lock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_new_lock)
+
+
+def lasting_loop(name: str) -> EventLoop:
+    """The loop of that name, for as long as the process lives."""
     with _lock:
         if name not in _shared or not _shared[name].is_alive:
             _shared[name] = EventLoop(name)
-        shared = _shared[name]
+        return _shared[name]
+
+
+@contextmanager
+def shared_loop(name: str = REWARDS) -> Iterator[EventLoop]:
+    """The loop of that name, which all calls share; who is inside of it gets one for itself while the block lasts."""
+    shared = lasting_loop(name)
     if not shared.is_here:
         yield shared
         return

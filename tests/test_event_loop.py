@@ -8,8 +8,8 @@ import time
 
 import pytest
 
-from strop.rewards.event_loop import EventLoop, run_in_loop
-from strop.rewards.time_limit import TimeLimit
+from strop.event_loop import EventLoop, run_in_loop
+from strop.time_limit import TimeLimit
 
 
 @pytest.fixture

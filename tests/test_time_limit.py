@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from strop.rewards.time_limit import TimeLimit, alarm_in_use, call_with_limit, can_interrupt
+from strop.time_limit import TimeLimit, alarm_in_use, call_with_limit, can_interrupt
 
 
 def spin():

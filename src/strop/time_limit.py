@@ -6,7 +6,7 @@ lets go. It cannot interrupt:
 * code in another thread, or on a system without `signal.setitimer` (Windows): there the work just runs;
 * native code that does not come back to the interpreter (`3 ** 3 ** 30`), and a function that sets an alarm of its own.
 
-The process outside (`watchdog.py`) ends a run that is held by one of these.
+The process outside (`rewards/watchdog.py`) ends a run that is held by one of these.
 """
 
 from __future__ import annotations
