@@ -52,6 +52,9 @@ class Extras(TypedDict, total=False):
     mismatched_only: bool  # KTO: the first completion is the mismatched one
 
 
+NOT_ASKED: Any = None
+"""What a field holds that nobody asked for. Its type does not say so, as who reads a field has asked for it."""
+
 EACH_COMPLETION, EACH_TOKEN = {"each": "completion"}, {"each": "token"}
 
 
@@ -117,7 +120,7 @@ class Example:
     score_prompt: bool = False
     extras: Extras = field(default_factory=Extras)
     row: int = -1  # number of the source row, -1 if there is none
-    sampled: Sampled | None = None  # where the completions were sampled
+    sampled: Sampled = NOT_ASKED  # where the completions were sampled
 
     def mask(self, index: int) -> list[int]:
         """The 0/1 mask of completion `index`, (C_i,)."""
@@ -199,10 +202,6 @@ class Batch:
     @property
     def num_completions(self) -> int:
         return int(self.tree_of.numel())
-
-
-NOT_ASKED: Any = None
-"""What a field holds that nobody asked for. Its type does not say so, as who reads a field has asked for it."""
 
 
 @dataclass(slots=True)

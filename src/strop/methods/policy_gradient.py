@@ -187,13 +187,13 @@ class PolicyGradientTrainer(OnlineTrainer):
         return [
             e
             for e in examples
-            if any(map(any, learned_from(e).token_advantages or [learned_from(e).advantages or []]))
+            if any(map(any, e.sampled.token_advantages or [e.sampled.advantages or []]))
             and any(any(e.mask(i)) for i in range(len(e.completions)))
         ]
 
     def old_logps(self, scores: Scores, batch: Batch) -> torch.Tensor | None:
         """Log-probs (N,) at the start of the window; None on the first use, when they are the current ones."""
-        if all(learned_from(example).old_logps is not None for example in batch.examples):
+        if all(example.sampled.old_logps is not None for example in batch.examples):
             return token_field(batch, "old_logps").to(scores.logps.dtype)
         return None
 
@@ -221,12 +221,6 @@ class PolicyGradientTrainer(OnlineTrainer):
                     logps = self.score(self.model, batch, False).logps
                 if index < len(own):
                     token_lists(batch, old_logps=logps)
-
-
-def learned_from(tree: Example) -> Sampled:
-    """What is known about the completions of a tree that was sampled."""
-    assert tree.sampled is not None
-    return tree.sampled
 
 
 def kept_tokens(

@@ -18,7 +18,7 @@ from strop.losses import (
     sampler_metrics,
     segment_sum,
 )  # fmt: skip
-from strop.methods.policy_gradient import PolicyGradientTrainer, learned_from
+from strop.methods.policy_gradient import PolicyGradientTrainer
 from strop.online.groups import Group
 from strop.online.pieces import one_each, trajectory_of
 from strop.online.turn_credit import turns_of
@@ -109,7 +109,7 @@ class RLOOTrainer(PolicyGradientTrainer):
                 continue
             self._metrics[mode].add({"kl": mean_of(policy.logps - ref.logps)})
             whole = torch.stack((policy.sum(), ref.sum())).cpu().double()  # (2, completions)
-            known = [learned_from(piece) for piece in part]
+            known = [piece.sampled for piece in part]
             for piece, values in zip(known, whole.split([len(k.of or ()) for k in known], 1), strict=True):
                 sums[piece.place].index_add_(1, torch.tensor(piece.of), values)
         return [both[0] for both in sums], [both[1] for both in sums]

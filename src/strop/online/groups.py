@@ -58,7 +58,7 @@ class Group:
         return [index for index, parts in enumerate(apart) if parts is None]
 
     def tree(
-        self, keep: Sequence[int] | None = None, *, drop_truncated: bool = False, sampled: Sampled | None = None
+        self, keep: Sequence[int] | None = None, *, drop_truncated: bool = False, sampled: Sampled = NOT_ASKED
     ) -> Example:
         """The prompt with the completions of the indices `keep` (all by default), and their masks."""
         keep = range(len(self.completions)) if keep is None else keep

@@ -60,8 +60,8 @@ class GraphedSteps:
         self._believed: set[Bucket] = set()  # a replay has agreed with the eager step
         self._seen: dict[Bucket, int] = {}
         self._pool: Any = None  # memory that all graphs share; only one runs at a time
-        self._inputs: torch.Tensor | None = None  # (3, slots): ids, own, positions
-        self._logits: torch.Tensor | None = None  # (slots, V)
+        self._inputs: Any = None  # (3, slots): ids, own, positions; made by the first capture
+        self._logits: Any = None  # (slots, V), likewise
 
     def step(self, ids: torch.Tensor, plan: StepPlan) -> torch.Tensor:
         """As `Decoder.step`; the result is valid until the next step."""
@@ -91,7 +91,6 @@ class GraphedSteps:
             return self.decoder.step(ids, plan)  # writing the right keys at the same places
 
     def _replay(self, bucket: Bucket, ids: torch.Tensor, plan: StepPlan) -> torch.Tensor:
-        assert self._logits is not None
         self._fill(bucket[0], ids, plan)
         self._graphs[bucket].replay()
         return self._logits[: plan.num_rows]
@@ -110,7 +109,7 @@ class GraphedSteps:
     def _capture(self, bucket: Bucket, eager: torch.Tensor, ids: torch.Tensor, plan: StepPlan) -> torch.cuda.CUDAGraph:
         rows, columns = bucket
         slots = self.decoder.cache.num_slots
-        if self._inputs is None or self._logits is None:
+        if self._inputs is None:
             self._inputs = ids.new_zeros(3, slots)
             self._logits = eager.new_zeros(slots, eager.shape[-1])
             self._pool = torch.cuda.graph_pool_handle()
@@ -131,6 +130,5 @@ class GraphedSteps:
 
     def _fill(self, bucket_rows: int, ids: torch.Tensor, plan: StepPlan) -> None:
         """Copy a step's rows into the graphs' inputs; rows beyond them write to column 0 of slots that are free."""
-        assert self._inputs is not None
         self._inputs[:, : plan.num_rows].copy_(torch.stack([ids, plan.own, plan.positions]))
         self._inputs[:, plan.num_rows : bucket_rows].zero_()

@@ -40,7 +40,7 @@ class StepPlan:
     groups: list[PromptGroup] = field(default_factory=list)  # empty where prompts were forked
     order: torch.Tensor | None = None  # (R,) rows sorted by prompt; None where they are already
     inverse: torch.Tensor | None = None  # (R,) undoes `order`
-    _biases: dict[tuple, torch.Tensor | None] = field(default_factory=dict)
+    _biases: dict[tuple, Any] = field(default_factory=dict)  # (R, 1, 1, T), (1, 1, n * groups, T), None: no bias
 
     @property
     def num_rows(self) -> int:
@@ -84,9 +84,7 @@ class StepPlan:
             edge = placed[group.start : group.stop, None] - window  # (n, 1)
             per_row = _bias(column <= edge, dtype)  # (n, T)
             self._biases[name] = per_row.repeat_interleave(groups, 0)[None, None]
-        bias = self._biases[name]
-        assert bias is not None
-        return bias
+        return self._biases[name]
 
 
 @dataclass(slots=True)

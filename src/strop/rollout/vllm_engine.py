@@ -107,7 +107,7 @@ class VllmGenerator:
         self._own_dir = tempfile.TemporaryDirectory(prefix="strop-vllm-") if sync_dir is None else None
         self.sync_dir = Path(sync_dir or self._own_dir.name).absolute()  # type: ignore[union-attr]
         self._run = secrets.token_hex(4)  # another run may use the same folder, or have left adapters on the server
-        self.backend: VllmServer | VllmInProcess
+        self.backend: Any
         if mode == "server":
             vocab = limits.vocab_size(self.weights.base)
             self.backend = VllmServer(base_url, api_key, timeout_s, max_slots, vocab_size=vocab, wait_s=wait_s)
@@ -234,12 +234,10 @@ class VllmGenerator:
     def _send(self, written: tuple[int, Path] | None) -> None:
         """Let vLLM take the weights, from files that were written or from memory; older files go."""
         if written is None:
-            assert isinstance(self.backend, VllmInProcess)
             self.backend.load_tensors(list(self.weights.tensors().items()))
             return
         number, files = written
         if self.weights.adapter is None:
-            assert not isinstance(self.backend, VllmInProcess)
             self.backend.reload_weights(files)
         else:  # a name per version: cached prefixes are kept per adapter and must not survive its weights
             self.backend.load_adapter(f"strop-{self._run}-{number}", files)
