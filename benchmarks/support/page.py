@@ -40,10 +40,10 @@ REACH = """## Methods and where they run
 
 Each method takes a few steps on a tiny model. **2 processes**, **FSDP2** (accelerate's, over gloo on two CPU
 processes) and **ZeRO** (DeepSpeed on two): the gradients and weights of one process on the same rows. **Resume**: the
-bytes of the run that was never stopped; on 2 processes what one process left, and its weights; under ZeRO, in all three
-stages, two processes what two left, and one process is refused by name. **Streaming**, **vLLM** (in the training
-process), **overlap** (`max_staleness=1`; with a process of its own, a vLLM server, Ray actors), **parts of a step**
-(`stream_prompts=2`) and **Ray**: it took its steps.
+bytes of the run that was never stopped; on 2 processes what one process left, and its weights; under ZeRO two processes
+what two left, and one process is refused by name. **Streaming**, **vLLM** (in the training process), **overlap**
+(`max_staleness=1`; with a process of its own, a vLLM server, Ray actors), **parts of a step** (`stream_prompts=2`) and
+**Ray**: it took its steps.
 """
 
 INTRO = """# What works with what

@@ -201,7 +201,7 @@ COLUMNS: dict[str, Callable[[Path], Found]] = {
     "streaming": streaming,
     "resume": resume,
     "resume on 2 processes": resume_elsewhere,
-    "resume under ZeRO": zero.resumes,
+    "resume, ZeRO-2": partial(zero.resumes, stage=2),
     "vLLM": with_vllm,
     "overlap": partial(sampled, max_staleness=1),
     "overlap, vLLM server": ahead_on_a_server,

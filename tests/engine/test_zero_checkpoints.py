@@ -115,3 +115,21 @@ def test_weights_that_lie_in_shards_alone_are_read_from_them(tmp_path, monkeypat
     monkeypatch.setitem(sys.modules, "deepspeed.utils.zero_to_fp32", reader)
     trainer._load_from_checkpoint(str(tmp_path / "left"))
     assert all((parameter == 1).all() for parameter in trainer.model.parameters())
+
+
+def test_weights_that_are_frozen_in_the_middle_of_a_run_of_deepspeed_are_named(tmp_path):
+    """Its optimizer would go on moving them; what is changed between two runs is nothing to it."""
+    trainer = run_of("sft", tmp_path, {})
+    trainer.is_deepspeed_enabled, (name, weight) = True, next(iter(trainer.policy.named_parameters()))
+    for made in ("one", "another"):
+        trainer.optimizer = made
+        with trainer.gradient_exchange(trainer.model.train(), last=True):
+            weight.requires_grad = False
+        with trainer.gradient_exchange(trainer.model.eval(), last=True):  # an evaluation
+            pass
+        with (
+            pytest.raises(ConfigError, match=rf"1 weights were frozen.*{name}.*before train"),
+            trainer.gradient_exchange(trainer.model.train(), last=True),
+        ):
+            pass
+        weight.requires_grad = True

@@ -17,6 +17,7 @@ from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME
 from strop.engine.fast_layers import FastLayersTrainer
 from strop.engine.sharding import Shards, check_shards, cut, is_zero3, load_whole_state, reshard, whole_state
 from strop.engine.zero_checkpoints import in_shards_alone, read_shards
+from strop.errors import ConfigError
 from strop.model.zero3 import cut_frozen, written_whole
 from strop.watch.say import say
 
@@ -31,6 +32,8 @@ class ShardedTrainer(FastLayersTrainer):
     _writing = False
     """Whether weights that ZeRO-3 cut are whole for now."""
     _learned: list[list[torch.Tensor]]  # by the optimizer, group by group
+    _settled: tuple[Any, frozenset[str]] | None = None
+    """DeepSpeed's optimizer, and the weights that it was made for."""
 
     def cut_models(self, reference: Any, *, adapted: bool) -> None:
         """Cut policy and reference where FSDP is asked for; a reference that stays whole moves to the device."""
@@ -79,6 +82,8 @@ class ShardedTrainer(FastLayersTrainer):
     def gradient_exchange(self, model: torch.nn.Module, *, last: bool) -> Iterator[None]:
         """Gradients are exchanged between ranks on the last micro-batch of a step only; those in shards on every one,
         since no rank may hold all of them."""
+        if self.is_deepspeed_enabled and model.training:
+            self.check_same_weights_learn()
         if last or self.shards is not None:
             yield
             return
@@ -89,6 +94,23 @@ class ShardedTrainer(FastLayersTrainer):
                 yield
         finally:
             self.accelerator.sync_gradients = synced
+
+    def check_same_weights_learn(self) -> None:
+        """Refuse weights that are frozen or unfrozen in the middle of a run of DeepSpeed: it would go on moving the
+        ones, by their moments, and never move the others.
+
+        Raises:
+            ConfigError: which.
+        """
+        learn = frozenset(name for name, weight in self.policy.named_parameters() if weight.requires_grad)
+        if self._settled is None or self._settled[0] is not self.optimizer:
+            self._settled = (self.optimizer, learn)
+        if changed := sorted(learn ^ self._settled[1]):
+            raise ConfigError(
+                f"{len(changed)} weights were frozen or unfrozen in the middle of the run ({changed[0]} ...), and "
+                "DeepSpeed's optimizer is made once, for those that learn at its beginning. Set requires_grad before "
+                "train(), or train with FSDP2 or without shards."
+            )
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         """As the parent; also of weights that DeepSpeed left in shards alone."""
