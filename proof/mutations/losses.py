@@ -194,10 +194,11 @@ MUTATIONS = (
         edits=(
             Edit(
                 "losses/jsd.py",
-                "            return jsd_loss(logits(own, *student), logits(other, *teacher), **options)\n",
-                "            made, target = logits(own, *student), logits(other, *teacher)\n"
-                "            hard = made.log_softmax(1).gather(1, target.argmax(1)[:, None])[:, 0]\n"
-                "            return 0.5 * jsd_loss(made, target, **options) - 0.5 * hard\n",
+                "parts = [_divergence(student, teacher, options.beta) for _, student, teacher in chunks]",
+                "parts = [\n"
+                "            0.5 * _divergence(student, teacher, options.beta) - 0.5 * student.gather(1, teacher.argmax(1)[:, None])[:, 0]\n"
+                "            for _, student, teacher in chunks\n"
+                "        ]",
             ),
         ),
         tests=("tests/losses/test_jsd.py::test_fused_equals_plain",),
@@ -300,8 +301,8 @@ MUTATIONS = (
         edits=(
             Edit(
                 "losses/jsd.py",
-                "zip(student_hidden.split(chunk), teacher_hidden.detach().split(chunk), strict=True)",
-                "[(student_hidden, teacher_hidden.detach())]",
+                "for start in range(0, student[0].shape[0], options.chunk):\n        rows = slice(start, start + options.chunk)",
+                "for start in range(0, min(1, student[0].shape[0])):\n        rows = slice(start, start + student[0].shape[0])",
             ),
         ),
         tests=("tests/losses/test_jsd.py::test_fused_never_holds_the_logits_of_all_tokens",),

@@ -4,13 +4,12 @@ states."""
 from __future__ import annotations
 
 import math
-from typing import Any
+from collections.abc import Iterator
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
-from torch.nn.functional import linear
-from torch.utils.checkpoint import checkpoint
 
 from strop.losses.names import check_range
 from strop.losses.numerics import widen
@@ -67,7 +66,9 @@ def jsd_loss(
     Source: arXiv 2306.13649, Eq. 1.
     """
     _check(beta, temperature)
-    loss = _JSD.apply(student_logits, teacher_logits.detach(), beta, temperature)
+    student = _log_probs(student_logits, temperature)
+    teacher = _log_probs(teacher_logits.detach(), temperature)
+    loss = _divergence(student, teacher, beta)
     return loss * temperature**2 if scale_by_t2 else loss
 
 
@@ -94,23 +95,76 @@ def _divergence_grad(student: Tensor, teacher: Tensor, beta: float) -> Tensor:
     return factor * probs * (log_ratio - (probs * log_ratio).sum(dim=-1, keepdim=True))
 
 
-class _JSD(torch.autograd.Function):
-    """The divergence of logits; of all that is as large as they are only both log-probs are kept for backward."""
+class _FusedJSD(torch.autograd.Function):
+    """Keeps only its inputs; backward computes the logits again. Weight gradients add up in float32 or wider."""
 
     @staticmethod
-    def forward(ctx: Any, student_logits: Tensor, teacher_logits: Tensor, beta: float, temperature: float) -> Tensor:
-        student, teacher = _log_probs(student_logits, temperature), _log_probs(teacher_logits, temperature)
-        ctx.save_for_backward(student, teacher)
-        ctx.beta, ctx.temperature, ctx.dtype = beta, temperature, student_logits.dtype
-        return _divergence(student, teacher, beta)
+    def forward(
+        ctx: Any,
+        student_hidden: Tensor,
+        student_weight: Tensor,
+        student_bias: Tensor | None,
+        teacher_hidden: Tensor,
+        teacher_weight: Tensor,
+        teacher_bias: Tensor | None,
+        options: _Options,
+    ) -> Tensor:
+        ctx.save_for_backward(student_hidden, student_weight, student_bias)
+        ctx.teacher = (teacher_hidden, teacher_weight, teacher_bias)
+        ctx.options = options
+        chunks = _chunks((student_hidden, student_weight, student_bias), ctx.teacher, options)
+        parts = [_divergence(student, teacher, options.beta) for _, student, teacher in chunks]
+        return torch.cat(parts) if parts else widen(student_hidden.new_zeros(0))
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grad_outputs: Tensor) -> Any:
-        student, teacher = ctx.saved_tensors
-        grad = _divergence_grad(student, teacher, ctx.beta)
-        grad = grad * (grad_outputs[0] / ctx.temperature).unsqueeze(-1)
-        return grad.to(ctx.dtype), None, None, None
+        hidden, weight, bias = ctx.saved_tensors
+        options: _Options = ctx.options
+        need_hidden, need_weight, need_bias = ctx.needs_input_grad[:3]
+        wide = widen(hidden.new_empty(0)).dtype
+        grad_hidden = torch.empty_like(hidden) if need_hidden else None
+        grad_weight = torch.zeros_like(weight, dtype=wide) if need_weight else None
+        grad_bias = torch.zeros_like(bias, dtype=wide) if need_bias else None
+        head = weight.to(options.dtype)
+        for rows, student, teacher in _chunks((hidden, weight, bias), ctx.teacher, options):
+            scale = grad_outputs[0][rows] / options.temperature  # (c,)
+            grad = _divergence_grad(student, teacher, options.beta) * scale[:, None]  # (c, V)
+            del student, teacher
+            if grad_hidden is not None:
+                grad_hidden[rows] = (grad.to(options.dtype) @ head).to(hidden.dtype)
+            if grad_weight is not None:
+                grad_weight.addmm_(grad.t(), hidden[rows].to(wide))
+            if grad_bias is not None:
+                grad_bias += grad.sum(dim=0)
+        grads = [grad_hidden, grad_weight, grad_bias]
+        inputs = [hidden, weight, bias]
+        student_grads = [None if g is None else g.to(x.dtype) for g, x in zip(grads, inputs, strict=True)]
+        return (*student_grads, None, None, None, None)
+
+
+class _Options(NamedTuple):
+    beta: float
+    temperature: float
+    chunk: int
+    dtype: torch.dtype  # of the matrix products
+
+
+_Head = tuple[Tensor, Tensor, Tensor | None]  # hidden (N, H), weight (V, H), bias (V,)
+
+
+def _chunks(student: _Head, teacher: _Head, options: _Options) -> Iterator[tuple[slice, Tensor, Tensor]]:
+    """Rows and both models' log-probs (c, V), one chunk of tokens after the other."""
+    models = []
+    for hidden, weight, bias in (student, teacher):
+        models.append((hidden, weight.to(options.dtype), None if bias is None else bias.to(options.dtype)))
+    for start in range(0, student[0].shape[0], options.chunk):
+        rows = slice(start, start + options.chunk)
+        log_probs = [
+            _log_probs(torch.nn.functional.linear(hidden[rows].to(options.dtype), weight, bias), options.temperature)
+            for hidden, weight, bias in models
+        ]
+        yield rows, log_probs[0], log_probs[1]
 
 
 def fused_jsd(
@@ -149,19 +203,13 @@ def fused_jsd(
     check_range(chunk, "chunk", 1, math.inf)
     device = student_hidden.device.type
     dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else student_hidden.dtype
-    # Shares of chunks are added up on the widened weights: rounded to bfloat16, small ones of a large sum would vanish.
-    student = [x if x is None or not x.requires_grad else widen(x) for x in (student_weight, student_bias)]
-    teacher = [x if x is None else x.detach() for x in (teacher_weight, teacher_bias)]
-
-    def logits(hidden: Tensor, weight: Any, bias: Any) -> Tensor:
-        return linear(hidden.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype))  # (c, V)
-
-    options: dict[str, Any] = {"beta": beta, "temperature": temperature, "scale_by_t2": scale_by_t2}
-
-    def part(own: Tensor, other: Tensor) -> Tensor:
-        with torch.autocast(device, enabled=False):
-            return jsd_loss(logits(own, *student), logits(other, *teacher), **options)
-
-    chunks = zip(student_hidden.split(chunk), teacher_hidden.detach().split(chunk), strict=True)
-    again: dict[str, Any] = {"use_reentrant": False, "preserve_rng_state": False, "determinism_check": "none"}
-    return torch.cat([checkpoint(part, *both, **again) for both in chunks])  # nothing is drawn, nor chosen
+    loss = _FusedJSD.apply(
+        student_hidden,
+        student_weight,
+        student_bias,
+        teacher_hidden.detach(),
+        teacher_weight.detach(),
+        None if teacher_bias is None else teacher_bias.detach(),
+        _Options(beta, temperature, chunk, dtype),
+    )
+    return loss * temperature**2 if scale_by_t2 else loss
