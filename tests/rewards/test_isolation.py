@@ -182,7 +182,7 @@ def test_children_of_the_function_die_with_it(worker, tmp_path, seconds):
 def test_a_worker_killed_while_idle_is_replaced_without_a_word(worker):
     worker.wait_ready()
     os.kill(worker.pid, signal.SIGKILL)
-    wait_for(lambda: is_gone(worker.pid))
+    wait_for(lambda: not worker._process.is_alive())  # all threads of it, and not the first alone
     assert ask(worker, ["ab"]).values == [2.0]
 
 
