@@ -9,10 +9,11 @@ from pathlib import Path
 import pytest
 from tests.support.templates import KINDS, tokenizer_with
 
+from strop.agents.environments import Environments
 from strop.agents.set_up import make_turns
 from strop.agents.tools import Tools
 from strop.errors import ConfigError
-from strop.testing.templates import double, play
+from strop.testing.templates import Stepping, double, play
 
 PAGE = Path(__file__).parents[2] / "docs" / "agents.md"
 BEGIN, END = "<!-- templates -->", "<!-- end -->"
@@ -72,6 +73,13 @@ def test_a_method_that_learns_from_one_context_refuses_a_template_that_makes_sev
     with pytest.raises(ConfigError, match="past_turns='sampled'"):
         make_turns(tokenizer, tools=Tools([double]), can_fork=False)
     make_turns(tokenizer, tools=Tools([double]), can_fork=False, past="sampled")
+
+
+def test_thoughts_that_a_template_forgets_are_found_where_it_refuses_turns_without_words():
+    refuses = "{% for m in messages if not m.content %}{{ raise_exception('a turn without words') }}{% endfor %}"
+    tokenizer, _ = tokenizer_with(refuses + KINDS["forgetful"])
+    with pytest.raises(ConfigError, match="past_turns='sampled'"):
+        make_turns(tokenizer, environments=Environments(Stepping), can_fork=False)
 
 
 def test_a_tokenizers_response_template_reads_calls_that_no_reader_knows():

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import signal
 import threading
 import time
 
+import pytest
 from tests.support.patience import with_patience
 
 from strop.agents.threads import LeftBehind, side_by_side
@@ -86,3 +88,21 @@ def test_threads_that_are_left_behind_are_counted_while_they_run(seconds):
     while left.running:
         time.sleep(0.01)
     assert side_by_side([[lambda: "quick"]] * 3, 8, 50.0, "late", left) == [["quick"]] * 3 and not left.running
+
+
+def test_after_an_interrupt_no_further_call_is_made():
+    interrupted, made, left = threading.Event(), [], []
+
+    def interrupt():
+        left.append(threading.current_thread())
+        signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
+        interrupted.wait(PATIENCE_S)
+
+    chains = [[interrupt, lambda: made.append("the completion's next")], [lambda: made.append("the next completion's")]]
+    with pytest.raises(KeyboardInterrupt):
+        side_by_side(chains, 1, None, None, LeftBehind())
+    workers = [thread for thread in threading.enumerate() if thread.name == "strop-completion"]
+    interrupted.set()
+    for thread in [*left, *workers]:
+        thread.join(PATIENCE_S)
+    assert not made

@@ -167,7 +167,7 @@ class ConversationTemplate:
         if by == "tool":
             answer |= {"name": "stroptool", "tool_call_id": probe[0].id}
         for thought in (THOUGHT, ""):
-            turn = Spoken("", "", thought, calls=calls).message()
+            turn = Spoken("", "", thought, words="" if calls else MARK, calls=calls).message()
             turn |= dict.fromkeys(THOUGHT_FIELDS, thought) if thought else {}
             printed = self._printed(turn, tools)
             if printed is None or (thought and THOUGHT not in printed):

@@ -118,19 +118,22 @@ def side_by_side(
     """
     found: list[list[T]] = [[] for _ in chains]
     waiting = iter(list(zip(chains, found, strict=True)))  # all workers take from it
+    over = threading.Event()  # also by an interrupt: then no further call is begun
 
     def work() -> None:
         for chain, results in waiting:
             line = InTurn("strop-tool", left_behind)
-            results += [line.call(call, seconds, late) for call in chain]
+            for call in chain:
+                if over.is_set():
+                    return
+                results.append(line.call(call, seconds, late))
 
     workers = [OneThread("strop-completion") for _ in range(min(at_once, len(chains)))]
     try:
         for done in [worker.submit(work) for worker in workers]:
             done.result()
     finally:
-        for _ in waiting:  # after an interrupt none of them is begun
-            pass
+        over.set()
         for worker in workers:
             worker.abandon()
     return found
