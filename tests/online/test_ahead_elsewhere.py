@@ -162,12 +162,13 @@ def gap_to(policy: Any, groups: list[Any]) -> float:
 
 
 def check_who_wrote(trainer: Any) -> None:
-    """Every window was written by the weights of the step before it, as it says, and by no others."""
-    policy = copy.deepcopy(trainer.policy).eval()
+    """Every window was written by the weights of the step before it, as it says, and by no others; the first one of a
+    run, where no checkpoint has it, by those of its own step."""
+    policy, (begun, _) = copy.deepcopy(trainer.policy).eval(), trainer.kept.groups[0]
     looked_at = 0
     for step, groups in trainer.kept.groups:
         (version,) = {group.version for group in groups}
-        assert version == max(step - 1, 0)
+        assert version == step - 1 or version == step == begun
         if version not in trainer.kept.weights:  # of the run before
             continue
         policy.load_state_dict(trainer.kept.weights[version], strict=False)
