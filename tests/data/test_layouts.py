@@ -12,6 +12,7 @@ from strop.data.cases import read_cases
 from strop.data.kinds import DatasetKind
 from strop.data.layouts import LAYOUTS
 from strop.data.options import TokenizeOptions
+from strop.data.public_sets import Layout
 from strop.errors import DataError
 from strop.testing.tokenizers import toy_tokenizer
 
@@ -230,6 +231,22 @@ def test_ties_are_left_out_and_counted() -> None:
 def test_a_mapping_that_does_not_fit(mapping: str, problem: str) -> None:
     with pytest.raises(DataError, match=problem):
         list(load_rows([{"x": "text", "y": ["list"]}], columns=mapping))
+
+
+WRONG: tuple[Any, ...] = (3, "x", True, [], [3, 4], ["a", "b"], {"a": 1}, [{"a": 1}, {"a": 2}], [{}, {}])
+
+
+@pytest.mark.parametrize("layout", LAYOUTS, ids=lambda layout: layout.example)
+def test_wrong_values_under_the_columns_of_a_layout_are_named(layout: Layout) -> None:
+    """Whatever stands in them: rows in order, or an error that names the row, with a kind said and without."""
+    kind = {"pair": "preference", "completion": "prompt_completion", "messages": "language_modeling"}[layout.gives]
+    for value in WRONG:
+        row = dict.fromkeys(sorted(layout.used - {""}), value)
+        for said in (kind, "prompt_only" if layout.prompt else kind, None):
+            try:
+                check_rows([row] * 2, said)
+            except DataError as error:
+                assert "row 0" in str(error) or "none of the 2 rows" in str(error), (value, said, error)
 
 
 def test_the_whole_prompt_reaches_the_tokens() -> None:

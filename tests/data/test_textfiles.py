@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 import pickle
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -97,3 +99,18 @@ def test_a_csv_cell_may_be_long(tmp_path: Path) -> None:
 def test_a_csv_cell_that_is_nested_too_deeply_stays_text(tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_text("prompt\n" + "[" * 100_000 + "\n")
     assert load_rows(tmp_path / "a.csv")[0]["prompt"] == "[" * 100_000
+
+
+def test_threads_and_forked_processes_read_rows_at_once(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_text("".join(json.dumps({"n": n, "text": "x" * (n % 97)}) + "\n" for n in range(500)))
+    rows = load_rows(path)
+    assert rows[0]["n"] == 0  # the file is open from here on
+
+    def wrong(step: int) -> list[int]:
+        return [n for n in (k * step % 500 for k in range(5000)) if rows[n]["n"] != n]
+
+    with ThreadPoolExecutor(4) as threads:
+        assert list(threads.map(wrong, (3, 7, 11, 13))) == [[]] * 4
+    with multiprocessing.get_context("fork").Pool(2) as processes:
+        assert processes.map(rows.__getitem__, range(499, -1, -1)) == list(rows)[::-1]

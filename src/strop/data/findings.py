@@ -156,7 +156,7 @@ FLAGS = {
     ),
     "cut": (
         "the prompt's last tokens merge with the answer's first ones, so they are learned as part of the answer",
-        "End prompts before a space or a line break, or set boundary='separate'",
+        "Begin answers without white space, or end prompts in a control token (the template of chat_template_path)",
     ),
     "apart": (
         "prompt and answer are tokenised apart where together they would merge, as they are when the model answers",

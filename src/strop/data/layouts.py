@@ -15,6 +15,8 @@ from strop.data.kinds import ACCEPTED, FORMS, DatasetKind, form_of, is_label
 from strop.data.options import TokenizeOptions
 from strop.data.public_sets import LAYOUTS, Layout
 from strop.data.rows import from_json, join_columns
+from strop.errors import DataError
+from strop.plain_text import first_line
 from strop.records import Row
 
 PROMPT_NAMES = frozenset(
@@ -38,7 +40,8 @@ GIVES = {
 def adapt(row: Row, kind: DatasetKind | None, options: TokenizeOptions) -> tuple[Row, Layout | None]:
     """A row in strop's columns, and the layout it came in; the row itself where it has them already.
 
-    `kind` is what the rows are for; None: what they look like.
+    `kind` is what the rows are for; None: what they look like, which broken values do not change. Raises `RowProblem`
+    where a row has the columns of a layout and not its values.
     """
     present = tuple(name for name, value in row.items() if value is not None)
     candidates = _candidates(present, kind)
@@ -48,7 +51,12 @@ def adapt(row: Row, kind: DatasetKind | None, options: TokenizeOptions) -> tuple
         # a labelled answer may come in any layout of answers, but what tells good from bad must be there
         labelled = kind is not DatasetKind.UNPAIRED_PREFERENCE or layout.gives == "pair" or is_label(row.get("label"))
         if labelled and not _hidden_prompts(row, layout.used | {"prompt"}):
-            return _converted(row, layout, kind), layout
+            try:
+                return _converted(row, layout, kind), layout
+            except RowProblem:
+                if kind is not None:
+                    raise
+                return dict.fromkeys(FORMS[layout.gives]), layout
     return row, None
 
 
@@ -78,6 +86,16 @@ def _begins_both(row: Row) -> bool:
 
 
 def _converted(row: Row, layout: Layout, kind: DatasetKind | None) -> Row:
+    try:
+        return _in_our_columns(row, layout, kind)
+    except RowProblem:
+        raise
+    except (DataError, LookupError, TypeError, ValueError, AttributeError) as problem:
+        cause = f"has the columns of {layout.example}, but not such values ({first_line(problem)})"
+        raise RowProblem(None, cause, "Mend the values, or rename the columns that mean something else") from None
+
+
+def _in_our_columns(row: Row, layout: Layout, kind: DatasetKind | None) -> Row:
     kept = row if kind is DatasetKind.PROMPT_ONLY else {k: v for k, v in row.items() if k not in layout.used}
     new = layout.read(row) if layout.read is not None else {ours: row[theirs] for ours, theirs in layout.renames}
     if layout.prompt:

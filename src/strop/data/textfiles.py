@@ -40,7 +40,6 @@ class LineRows(Rows):
     """A file with a row per line, read on demand: only line offsets are held."""
 
     _file: FileIO | None = None
-    _owner = 0
 
     def __init__(self, path: Path, as_json: bool = True) -> None:
         self.path, self.as_json, self.source = path, as_json, path.name
@@ -65,12 +64,11 @@ class LineRows(Rows):
         return f"{self.source}, line {self.numbers[index]}"
 
     def row(self, index: int) -> Row:
-        if self._file is None or self._owner != os.getpid():  # forked processes would share one place in the file
-            self._file, self._owner = self.path.open("rb", buffering=0), os.getpid()
+        file = self._file = self._file or self.path.open("rb", buffering=0)
         start, *after = self.offsets[index : index + 2]
-        self._file.seek(start)
+        end = after[0] if after else os.fstat(file.fileno()).st_size
         # A bad line or blank lines may lie between two rows; the row is the first line of what is read.
-        raw = self._file.read(after[0] - start if after else -1).split(b"\n", 1)[0]
+        raw = _read_at(file, start, end - start).split(b"\n", 1)[0]
         try:
             return _parse_line(raw, self.as_json)
         except ValueError:
@@ -85,6 +83,18 @@ class LineRows(Rows):
     def __del__(self) -> None:
         if self._file is not None:
             self._file.close()
+
+
+def _read_at(file: FileIO, start: int, size: int) -> bytes:
+    """Bytes of a file from a place on.
+
+    In one call where there is one: threads and forked processes share the place that a file is at, so that the `seek`
+    of one would come between that and the `read` of another.
+    """
+    if hasattr(os, "pread"):
+        return os.pread(file.fileno(), max(size, 0), start)
+    file.seek(start)
+    return file.read(max(size, 0))
 
 
 def _lines(path: Path) -> Iterator[tuple[int, int, bytes]]:
