@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
 import signal
 import time
+from typing import Any
 
 import pytest
 from transformers import TrainerControl, TrainerState
@@ -30,6 +32,38 @@ def test_a_forked_worker_ends_when_it_is_told_to(tmp_path, monkeypatch: pytest.M
         time.sleep(0.2)
         assert not given_up
     finally:
+        signals.restore()
+
+
+@pytest.mark.parametrize("to_the_run", [False, True], ids=["to the worker", "to the run"])
+def test_a_signal_in_the_course_of_a_fork_counts_for_whom_it_was_sent_to(
+    tmp_path, monkeypatch: pytest.MonkeyPatch, to_the_run: bool
+) -> None:
+    args = TrainerConfig(output_dir=str(tmp_path), use_cpu=True, bf16=False, stop_grace=0.0)
+    signals, given_up = StopSignals(args), list[int]()
+    monkeypatch.setattr(signals, "give_up", given_up.append)
+    signals.on_train_begin(args, TrainerState(), TrainerControl())
+    run, sent = os.getpid(), []
+    name = "set_wakeup_fd" if to_the_run else "signal"  # what is first called while the worker is made, and in it
+    inner = getattr(signal, name)
+
+    def signalled(*args: Any, **kwargs: Any) -> Any:
+        if not to_the_run and os.getpid() != run:
+            os.kill(os.getpid(), signal.SIGTERM)
+        result = inner(*args, **kwargs)
+        if to_the_run and not sent:
+            sent.append(os.kill(run, signal.SIGTERM))
+        return result
+
+    monkeypatch.setattr(signal, name, signalled)
+    try:
+        worker = multiprocessing.get_context("fork").Process(target=time.sleep, args=(0.0,))
+        worker.start()
+        worker.join(60)
+        time.sleep(0.2)
+        assert bool(given_up) == to_the_run and signals.received == (signal.SIGTERM if to_the_run else None)
+    finally:
+        monkeypatch.undo()
         signals.restore()
 
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import threading
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +57,16 @@ class StopSignals(TrainerCallback):
         if self._countdown is not None:
             self._countdown.stop()
             self._countdown = None
+
+    def pause(self) -> None:
+        if self._countdown is not None:
+            self._countdown.listen(False)
+
+    def resume(self) -> None:
+        if self._countdown is not None:
+            self._countdown.listen(True)
+            if self.received is not None:  # meanwhile, perhaps
+                self._countdown.begin(self.received)
 
     def _give_back(self) -> None:
         for number, handler in self._before.items():
@@ -119,13 +131,17 @@ class StopSignals(TrainerCallback):
 _handling: set[StopSignals] = set()
 
 
-def _in_a_forked_process() -> None:
+def _tell_all(act: Callable[[StopSignals], None]) -> None:
     for signals in list(_handling):
-        signals.restore()
+        act(signals)
 
 
 if hasattr(os, "register_at_fork"):  # a worker is no run: it ends when it is told to, and counts for nobody
-    os.register_at_fork(after_in_child=_in_a_forked_process)
+    os.register_at_fork(
+        before=partial(_tell_all, StopSignals.pause),  # until it has left, a worker would write into the run's pipe
+        after_in_parent=partial(_tell_all, StopSignals.resume),
+        after_in_child=partial(_tell_all, StopSignals.restore),
+    )
 
 
 class Countdown:
@@ -152,8 +168,18 @@ class Countdown:
         finally:
             os.close(self._read)
 
+    def begin(self, number: int) -> None:
+        """Count from now at the latest, whether or not the pipe heard of the signal."""
+        with contextlib.suppress(BlockingIOError):  # it is full
+            os.write(self._write, bytes([number]))
+
+    def listen(self, on: bool) -> None:
+        """Whether signals are written into the pipe, which a forked process would share."""
+        if threading.current_thread() is threading.main_thread():
+            signal.set_wakeup_fd(self._write if on else self._before, warn_on_full_buffer=False)
+
     def stop(self) -> None:
         """From the main thread."""
         self._stopped.set()
-        signal.set_wakeup_fd(self._before, warn_on_full_buffer=False)
+        self.listen(False)
         os.close(self._write)
