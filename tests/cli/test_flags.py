@@ -54,6 +54,24 @@ def test_the_file_takes_every_name_that_a_flag_takes(tmp_path: Path) -> None:
         parse(["--config", str(file)], FLAGS, NAME_ALIASES, "kto")
 
 
+def test_other_names_of_a_setting_are_suggested_and_never_given_beside_it(tmp_path: Path) -> None:
+    names = {"lr_rate": "learning_rate", "dataset_name": "dataset"}
+    with pytest.raises(ConfigError, match=r"--lr_rat is not a flag\. Did you mean 'lr_rate'"):
+        parse(["--lr_rat", "1"], FLAGS, names)
+    with pytest.raises(ConfigError, match="--learning-rate and --lr_rate are one setting, and both are given"):
+        parse(["--lr_rate", "1", "--learning-rate", "2"], FLAGS, names)
+    with pytest.raises(ConfigError, match="--lr_rate is given twice"):
+        parse(["--lr_rate", "1", "--lr_rate", "2"], FLAGS, names)
+    file = tmp_path / "run.yaml"
+    file.write_text("lr_rate: 1\nlearning_rate: 2\ndatasetname: rows\n")
+    with pytest.raises(ConfigError) as error:
+        parse(["--config", str(file)], FLAGS, names)
+    assert "'lr_rate' and 'learning_rate' in the config file are one setting; keep one" in str(error.value)
+    assert "'datasetname' in the config file is not a setting. Did you mean 'dataset_name'" in str(error.value)
+    file.write_text("learning_rate: 2\n")
+    assert parse(["--config", str(file), "--lr_rate", "1"], FLAGS, names) == {"learning_rate": 1.0}
+
+
 @pytest.mark.parametrize("verb", ["sft", "grpo", "gkd"])
 def test_help_shows_what_is_used_first_and_the_rest_when_asked(verb: str) -> None:
     method = BY_VERB[verb]

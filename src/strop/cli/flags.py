@@ -55,7 +55,9 @@ def parse(
         words: gets the words that belong to no flag; None: there must be none.
     """
     given: dict[str, Any] = {}
+    called: dict[str, str] = {}  # flag -> the name that it was given by
     renamed = renamed or {}
+    known = [*flags, *renamed]
     value: Any
     problems, rest = [], deque(argv)
     while rest:
@@ -66,27 +68,28 @@ def parse(
             else:
                 words.append(word)
             continue
-        name, has_value, value = word[2:].partition("=")
-        name = _known_as(name, flags, renamed)
+        said, has_value, value = word[2:].partition("=")
+        name = _known_as(said, flags, renamed)
         value = value if has_value else _value_of(flags.get(name), rest, words)
         if name.startswith("no_") and name not in flags and name[3:] in flags and value == "true":
             name, value = name[3:], "false"
         if name != "config" and name not in flags:
-            problems.append(f"--{name} is not a flag.{did_you_mean(name, flags)}")
+            problems.append(f"--{name} is not a flag.{did_you_mean(name, known)}")
         elif name in given:
-            problems.append(f"--{name} is given twice.")
+            also = f"and --{called[name]} are one setting, and both are given; keep one."
+            problems.append(f"--{said} {'is given twice.' if said == called[name] else also}")
         else:
-            given[name] = value
+            given[name], called[name] = value, said
     from_file: dict[str, Any] = {}
     for said, value in read_config(given.pop("config")).items() if "config" in given else ():
         name = _known_as(said, flags, renamed)
         if name in from_file:
-            problems.append(f"'{said}' in the config file is another name of '{name}', which it has too.")
-        from_file[name] = value
+            problems.append(f"'{called[name]}' and '{said}' in the config file are one setting; keep one.")
+        from_file[name], called[name] = value, said
     if (method := from_file.pop("method", verb).replace("_", "").replace("-", "")) != verb.replace("-", ""):
         problems.append(f"the config file is of a run of '{method}', and this is '{verb}'.")
     problems += [
-        f"'{name}' in the config file is not a setting.{did_you_mean(name, flags)}"
+        f"'{name}' in the config file is not a setting.{did_you_mean(name, known)}"
         for name in from_file
         if name not in flags
     ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from array import array
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from fnmatch import fnmatchcase
@@ -39,27 +40,31 @@ class Metrics:
         self.lines = self.last_step = 0
         self.ended = False  # a line about the whole training came after all lines of steps
         self.full = False  # there were more names than are kept
-        self._parts: dict[str, list[Curve]] = defaultdict(list)  # of each metric
+        columns: dict[str, tuple[array[float], array[float]]] = defaultdict(lambda: (array("d"), array("d")))
+        self._columns = columns  # steps and values of each metric
         self._metrics: dict[str, str] = {}  # name as it stands in the file -> its metric; empty where it is no curve
         for names, alike in groupby(lines, key=tuple):
             while block := list(islice(alike, BLOCK)):
                 self._take(names, block)
-        self.curves = {name: in_order(np.concatenate(parts)) for name, parts in self._parts.items()}
+        self.curves = {name: in_order(np.column_stack(found)) for name, found in self._columns.items()}
+        self._columns.clear()
 
     def _take(self, names: tuple[str, ...], block: list[Mapping[str, Any]]) -> None:
-        steps = np.array([line.get("step", 0) for line in block], dtype=float)
+        steps = array("d", [line.get("step", 0) for line in block])
         self.lines += len(block)
         self.ended = "train_runtime" in names or (self.ended and "loss" not in names)
-        self.last_step = max(self.last_step, int(steps.max()))
+        self.last_step = max(self.last_step, int(max(steps)))
         for name in names:
             known, values = steps, [line[name] for line in block]
             if set(map(type, values)) != {float} or not all(map(isfinite, values)):
                 places = [place for place, value in enumerate(values) if is_number(value)]
-                known, values = steps[places], [values[i] for i in places]
+                known, values = array("d", [steps[i] for i in places]), [values[i] for i in places]
             if not values:
                 continue
             if metric := self._metric(name):
-                self._parts[metric].append(np.column_stack([known, np.array(values, dtype=float)]))
+                steps_before, values_before = self._columns[metric]
+                steps_before.extend(known)
+                values_before.extend(values)
             elif name in self._metrics and name.startswith("train_"):
                 self.totals[clean(name)] = values[-1]
 
