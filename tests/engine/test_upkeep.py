@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import weakref
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from peft import LoraConfig
 
 from strop.errors import ConfigError, SetupError
 from strop.model import apply_peft
+from strop.rewards import calls
 from strop.testing.cases import make_trainer, rows_for
 from strop.testing.tiny import tiny_model
 
@@ -78,10 +80,17 @@ def test_log_probs_are_found_by_a_run_that_moved_beside(tmp_path: Path, capsys: 
     assert ": 4 rows computed, none taken" in first and ": 0 rows computed, the others taken" in second
 
 
-def test_the_watchdog_writes_where_the_run_is(tmp_path: Path) -> None:
+def test_the_watchdog_writes_where_the_run_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str | None] = []
+
+    def watched(*args: Any, directory: str | None, **settings: Any) -> AbstractContextManager[None]:
+        asked.append(directory)
+        return nullcontext()
+
+    monkeypatch.setattr(calls, "watch_over", watched)
     for _ in range(2):
         trainer = make_trainer(
             "grpo", tmp_path / "run", rows=rows_for("grpo", 4), max_steps=1, save_steps=1, save_strategy="steps"
         )
         trainer.train()
-    assert {call.run_directory for call in trainer.rewards._calls} == {str(tmp_path / "run-2")}
+    assert list(dict.fromkeys(asked)) == [str(tmp_path / "run"), str(tmp_path / "run-2")]
