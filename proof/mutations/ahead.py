@@ -54,8 +54,8 @@ MUTATIONS = (
         edits=(
             Edit(
                 "rollout/own_process.py",
-                '        return partial(self._ask, "load", packed(self._trained.since(self.model)))\n',
-                '        return lambda: self._ask("load", packed(self._trained.since(self.model)))\n',
+                '        return partial(self._ask, "load", packed(self._trained.since(self.model)), torch.get_num_threads())\n',
+                '        return lambda: self._ask("load", packed(self._trained.since(self.model)), torch.get_num_threads())\n',
             ),
         ),
         tests=("tests/rollout/test_own_process.py",),

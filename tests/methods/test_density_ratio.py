@@ -50,3 +50,10 @@ def test_only_undesirable_rows_are_weighted(tmp_path):
 def test_one_class_alone_gives_no_ratio(tmp_path):
     with pytest.raises(DataError, match="all rows have the same label"):
         bco(tmp_path, rows=rows_of("aaaa", True, 3))
+
+
+def test_a_prompt_without_tokens_is_embedded_beside_others(tmp_path):
+    """Whichever comes first; alone it is a row of no ids, which are whole numbers too."""
+    ratio = bco(tmp_path).density
+    for prompts in ([(), (5, 6)], [(5, 6), ()], [()]):
+        assert ratio.embed(prompts).sum(1).tolist() == [float(len(prompt)) for prompt in prompts]

@@ -290,6 +290,31 @@ def test_a_run_that_is_gone_on_with_learns_from_what_was_sampled_ahead(tmp_path)
     assert ends[0] == ends[1]
 
 
+def test_every_step_is_computed_with_the_same_threads_and_the_rest_with_all(tmp_path):
+    """Also the steps of a run that is gone on with, before it samples for the first time: sums would be rounded
+    otherwise."""
+
+    class Threads(TrainerCallback):
+        def __init__(self) -> None:
+            self.counts: list[int] = []
+
+        def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            self.counts.append(torch.get_num_threads())
+
+    saving = {"save_strategy": "steps", "save_steps": 1, "steps_per_generation": 2, "max_steps": 4, "prompts": 8}
+    counts, threads = Threads(), torch.get_num_threads()
+    torch.set_num_threads(4)
+    try:
+        for checkpoint in (None, str(tmp_path / "checkpoint-3")):
+            trainer = ahead(tmp_path, **saving)
+            trainer.add_callback(counts)
+            trainer.train(resume_from_checkpoint=checkpoint)
+            assert torch.get_num_threads() == 4
+    finally:
+        torch.set_num_threads(threads)
+    assert counts.counts == [2] * 5
+
+
 def test_an_engine_that_dies_and_a_reward_that_fails_end_the_run_by_name(tmp_path):
     class Dying(Weighed):
         def generate(self, *args: Any, **kwargs: Any) -> Any:

@@ -18,7 +18,7 @@ from strop.model import make_reference
 from strop.rollout import SamplingParams, own_process
 from strop.rollout.generator import Mixture, keeping
 from strop.rollout.native import NativeGenerator
-from strop.rollout.own_process import ProcessGenerator, Sampler, TrainedWeights, packed
+from strop.rollout.own_process import ProcessGenerator, Sampler, TrainedWeights, half_of_the_threads, packed
 from strop.testing.tiny import tiny_model
 
 SAMPLING = SamplingParams(max_new_tokens=6, seed=3, stop_token_ids=())
@@ -137,15 +137,23 @@ def test_errors_cross_the_border_with_their_names(policy: nn.Module, engine: Pro
 
 
 def test_the_cores_are_divided_between_learning_and_sampling(policy: nn.Module) -> None:
-    threads = torch.get_num_threads()
+    """For as long as the policy learns; the sampling process has as many as who hands it the weights."""
+    sampler, threads = Sampler(), torch.get_num_threads()
+    sampler.start(cloudpickle.dumps((policy, None, {"engine": "native"}, None)))
+    engine, asked = ProcessGenerator(policy), []
+    engine.process, engine._ask = threading, lambda *content: asked.append(content)  # type: ignore[assignment]
     torch.set_num_threads(5)
     try:
-        engine = ProcessGenerator(policy, engine="native")
-        engine.sync(policy)
-        assert (torch.get_num_threads(), engine._threads) == (3, 2)
-        engine.close()
-        engine.close()
+        with half_of_the_threads():
+            assert torch.get_num_threads() == 2
+            load = engine.stage(policy)
         assert torch.get_num_threads() == 5
+        load()
+        sampler.load(*asked[0][1:])
+        assert torch.get_num_threads() == 2
+        torch.set_num_threads(1)
+        with half_of_the_threads():
+            assert torch.get_num_threads() == 1
     finally:
         torch.set_num_threads(threads)
 
@@ -162,6 +170,16 @@ def test_its_death_is_seen_while_it_is_waited_for(policy: nn.Module, engine: Pro
     os.kill(engine.process.pid, signal.SIGKILL)
     with pytest.raises(RolloutError, match=r"The process that samples died \(exit code -9"):
         engine.generate(PROMPTS, 1, SAMPLING)
+    engine.sync(policy)  # the run that goes on from the last checkpoint has another
+    assert engine.generate(PROMPTS, 1, SAMPLING) == NativeGenerator(policy).generate(PROMPTS, 1, SAMPLING)
+
+
+def test_a_start_that_failed_is_named_each_time(policy: nn.Module) -> None:
+    engine = ProcessGenerator(policy, engine="native", max_slots="many")
+    for _ in range(2):
+        with pytest.raises(RolloutError, match="Sampling failed in its process: TypeError"):
+            engine.sync(policy)
+        assert engine.process is None
 
 
 def test_an_answer_that_was_not_waited_for_is_not_the_next_one_s(

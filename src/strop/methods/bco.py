@@ -75,7 +75,7 @@ class DensityRatio:
                 texts = [self._tokenizer.decode(ids, skip_special_tokens=True) for ids in part]
                 inputs = self.embedding_tokenizer(texts, padding=True, truncation=True, return_tensors="pt")
             else:
-                ids = pad_sequence([torch.tensor(row) for row in part], batch_first=True)
+                ids = pad_sequence([torch.tensor(row, dtype=torch.long) for row in part], batch_first=True)
                 mask = pad_sequence([torch.ones(len(row), dtype=torch.long) for row in part], batch_first=True)
                 inputs = {"input_ids": ids, "attention_mask": mask}
             with torch.no_grad():

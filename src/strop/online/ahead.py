@@ -18,6 +18,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, wait
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import islice, takewhile
@@ -36,6 +37,7 @@ from strop.online.refill import window_of, with_further
 from strop.online.sampling import Drawn, Load, RoundEngine
 from strop.records import Example, Extreme, Mean
 from strop.rollout import SamplingParams
+from strop.rollout.own_process import half_of_the_threads
 
 if TYPE_CHECKING:
     from strop.online.trainer import OnlineTrainer
@@ -270,6 +272,12 @@ class RoundsAhead:
         if self.trainer.turns_wanted and not self.sampling.is_free(ENDING_SECONDS):
             self.sampling, self.rewarding = Lane("strop-sampling"), Lane("strop-rewards")
         self.rounds.clear()
+
+    def learning(self) -> AbstractContextManager[None]:
+        """Within this context the policy learns beside what samples, from the first step of a run to its last: with
+        another number of threads sums are rounded otherwise, and a run that is gone on with would have another."""
+        shares = self.trainer.args.device.type == "cpu" and self.trainer.args.engine not in ("vllm", "ray")
+        return half_of_the_threads() if shares else nullcontext()
 
     # ---- what a checkpoint holds ------------------------------------------------------------------------------
 

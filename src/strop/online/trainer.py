@@ -422,7 +422,8 @@ class OnlineTrainer(BaseTrainer):
     def train_from(self, folder: Path | None, **kwargs: Any) -> TrainOutput:
         self.buffer.clear()  # what an earlier training left; a checkpoint's is loaded within
         try:
-            return super().train_from(folder, **kwargs)
+            with nullcontext() if self.ahead is None else self.ahead.learning():
+                return super().train_from(folder, **kwargs)
         finally:
             if self.ahead is not None:
                 self.ahead.clear()

@@ -34,7 +34,8 @@ from strop.rollout.sampling import SamplingParams
 
 
 class ProcessGenerator:
-    """Samples from a copy of the policy in another process, with the engine that `make_generator` makes there.
+    """Samples from a copy of the policy in another process, with the engine that `make_generator` makes there, and on
+    a CPU with as many threads as the one that calls `stage` has.
 
     Args:
         model: the policy, whole; on an accelerator the copy is on the same device.
@@ -67,7 +68,6 @@ class ProcessGenerator:
         self.reference = reference
         self.process: FreshProcess | None = None
         self._trained = TrainedWeights()
-        self._threads = 0  # taken from this process
         self._pipe: Connection | None = None
         self._asking = threading.Lock()  # an answer belongs to who asked
         self._farewell: Callable[[], Any] = lambda: None
@@ -103,26 +103,12 @@ class ProcessGenerator:
         if self.process is None:
             self._start()
             return lambda: None
-        return partial(self._ask, "load", packed(self._trained.since(self.model)))
+        return partial(self._ask, "load", packed(self._trained.since(self.model)), torch.get_num_threads())
 
     def close(self) -> None:
         """End the process; the next `stage` starts another."""
         self._farewell()
-        if self._threads:
-            torch.set_num_threads(torch.get_num_threads() + self._threads)
-        self.process, self._threads = None, 0
-
-    def _share_of_threads(self) -> int:
-        """How many threads the process computes with; on a CPU they are no longer this process's.
-
-        Two processes with a thread for every core each would wait in turn for threads that have none.
-        """
-        threads = torch.get_num_threads()
-        if next(self.model.parameters()).device.type != "cpu" or threads == 1:
-            return threads
-        self._threads = threads // 2
-        torch.set_num_threads(threads - self._threads)
-        return self._threads
+        self.process = None
 
     def _start(self) -> None:
         try:
@@ -136,12 +122,16 @@ class ProcessGenerator:
         context = FreshContext()
         self._pipe, theirs = context.Pipe()
         self.process = context.Process(
-            target=serve, args=(theirs, self._share_of_threads()), name="strop-sampling", daemon=True
+            target=serve, args=(theirs, torch.get_num_threads()), name="strop-sampling", daemon=True
         )
         self.process.start()
         theirs.close()
         self._farewell = util.Finalize(self, _end, (self.process, self._pipe, os.getpid()), exitpriority=10)
-        self.name, self.reason = self._ask("start", policy)
+        try:
+            self.name, self.reason = self._ask("start", policy)
+        except StropError:  # it has no engine; the next `stage` starts another
+            self.close()
+            raise
 
     def _ask(self, what: str, *content: Any) -> Any:
         """The answer of the process; whether it lives is seen while it is waited for.
@@ -165,9 +155,11 @@ class ProcessGenerator:
                 )
             answer = pickle.loads(self._pipe.recv_bytes())
         except (EOFError, OSError):
-            self.process.join(1.0)
+            dead = self.process
+            dead.join(1.0)
+            self.close()
             raise RolloutError(
-                f"The process that samples died (exit code {self.process.exitcode}; -9 is often the kernel, for lack "
+                f"The process that samples died (exit code {dead.exitcode}; -9 is often the kernel, for lack "
                 "of memory). Go on from the last checkpoint; with max_staleness=0 no second copy of the policy is held."
             ) from None
         except BaseException:  # Ctrl-C in a notebook: the answer still comes, and would be taken for the next one's
@@ -237,9 +229,11 @@ class Sampler:
         self.kept = ExitStack()
         return self.generator.name, self.generator.reason
 
-    def load(self, weights: bytes) -> None:
-        """Take the weights that have changed."""
+    def load(self, weights: bytes, threads: int | None = None) -> None:
+        """Take the weights that have changed, and, where it is given, how many threads to compute with."""
         self.kept.close()
+        if threads is not None:
+            torch.set_num_threads(threads)
         own = dict(self.model.named_parameters())
         with torch.no_grad():
             for name, tensor in safetensors.torch.load(weights).items():
@@ -264,3 +258,17 @@ class Sampler:
         with self.reference.active() as reference:
             mixture = Mixture(reference, weight, context=self.reference.active)
         return self.generator.generate(prompts, n, sampling, mixture=mixture)
+
+
+@contextmanager
+def half_of_the_threads() -> Iterator[None]:
+    """Inside the block this process computes with half of its threads, on a CPU that a sampling process shares.
+
+    Two processes with a thread for every core each would wait in turn for threads that have none.
+    """
+    threads = torch.get_num_threads()
+    torch.set_num_threads(max(1, threads // 2))
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
