@@ -1,5 +1,6 @@
 """The learning rate of adapters where nobody named one."""
 
+import copy
 import dataclasses
 from pathlib import Path
 from typing import Any
@@ -61,6 +62,24 @@ def test_a_rate_in_a_dataclass_of_a_script_was_named(tmp_path: Path) -> None:
         note: str = "mine"
 
     assert rate_of(Mine(output_dir=str(tmp_path), use_cpu=True, report_to=[], learning_rate=5e-6), tmp_path) == 5e-6
+
+
+def test_settings_that_serve_two_trainers_at_a_time(tmp_path: Path) -> None:
+    args = strop.DPOConfig(
+        output_dir=str(tmp_path),
+        use_cpu=True,
+        report_to=[],
+        max_steps=1,
+        save_strategy="no",
+        lr_scheduler_type="constant",
+    )
+    made = make_trainer("dpo", tmp_path)
+    tokenizer, model, data = made.processing_class, made.model, made.train_dataset
+    adapter = LoraConfig(r=4, target_modules=["q_proj"])
+    full = strop.DPOTrainer(copy.deepcopy(model), args=args, train_dataset=data, processing_class=tokenizer)
+    adapted = strop.DPOTrainer(model, args=args, train_dataset=data, processing_class=tokenizer, peft_config=adapter)
+    rates = [trainer.train() and trainer.optimizer.param_groups[0]["lr"] for trainer in (full, adapted, full)]
+    assert rates == pytest.approx([1e-6, 1e-5, 1e-6])
 
 
 def test_settings_that_serve_several_trainers(tmp_path: Path) -> None:

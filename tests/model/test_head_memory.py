@@ -66,8 +66,8 @@ class OnCard:
 
 def test_a_trainer_takes_it_once_and_a_given_number_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     trainer = make_trainer("sft", tmp_path)
-    assert trainer.head_bytes == 512 << 20 and trainer.args.head_memory_mb is None
-    del trainer.head_bytes
+    assert trainer.args.head_memory_mb is None
+    assert make_trainer("sft", tmp_path).head_bytes == 512 << 20
     trained = sum(p.numel() for p in trainer.model.parameters())
     trainer.args = OnCard(trainer.args)
     faked(monkeypatch, 32 * GB + 12 * trained)
@@ -75,6 +75,7 @@ def test_a_trainer_takes_it_once_and_a_given_number_stays(tmp_path: Path, monkey
     faked(monkeypatch, GB)
     assert trainer.head_bytes == 4 * GB  # what training takes afterwards changes nothing
     trainer.args.head_memory_mb = 3
+    assert trainer.head_bytes == 3 << 20  # after the first batch too, as after one for which memory was short
     assert make_trainer("sft", tmp_path, head_memory_mb=3).head_bytes == 3 << 20
 
 

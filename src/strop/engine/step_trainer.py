@@ -36,7 +36,7 @@ from strop.engine.windows import train_loader
 from strop.losses.reduce import step_loss
 from strop.metric import Entry
 from strop.model import LayoutChoice, accepted_layout, build_batch, confirm_layout, layout_of, pays, score_batch
-from strop.model.head_memory import head_bytes
+from strop.model.head_memory import bytes_to_come, default_head_bytes
 from strop.model.shards import size_of
 from strop.records import NOT_ASKED, Batch, Counts, Example, LossOutput, Mean, Scores, StepContext, StepWork, Want
 from strop.settings.config import TrainerConfig
@@ -234,7 +234,7 @@ class StepTrainer(ShardedTrainer):
         in_training(model, self.optimizer)
         for micro in self.micro_batches(model, work, training=True):
             share = self.no_loss(micro.scores) if micro.output is None else self.reduce(micro.output, micro)
-            if self.ranks_are_allocated:  # a term of the whole step, by parts so that ranks exchange gradients once
+            if adalora_config(self.policy):  # a term of the whole step, by parts so that ranks exchange gradients once
                 share = share + orthogonality(self.policy) / len(work.parts)
             self.backward(share)
             work.losses.append(share.detach())
@@ -369,10 +369,6 @@ class StepTrainer(ShardedTrainer):
             self._unwrapped = self.model, self.accelerator.unwrap_model(self.model)
         return self._unwrapped[1]
 
-    @property
-    def ranks_are_allocated(self) -> bool:
-        return adalora_config(self.policy) is not None
-
     def context(self, batch: Batch, work: StepWork, training: bool) -> StepContext:
         """What the loss sees beside the policy's scores. The reference goes first, before activations are held."""
         ref = NOT_ASKED
@@ -403,10 +399,14 @@ class StepTrainer(ShardedTrainer):
             scores.hidden = scores.hidden.float()  # as accelerate widens what the wrapped policy returns
         return scores
 
-    @functools.cached_property
+    @property
     def head_bytes(self) -> int:
         """Bytes of logits that may live at once; where nobody says, by what is free when the first batch is scored."""
-        return head_bytes(self.args.head_memory_mb, self.args.device, self.policy, self.optimizer)
+        return self._free_share if self.args.head_memory_mb is None else int(self.args.head_memory_mb * 2**20)
+
+    @functools.cached_property
+    def _free_share(self) -> int:
+        return default_head_bytes(self.args.device, bytes_to_come(self.policy, self.optimizer))
 
     def score_options(self) -> dict[str, Any]:
         """Keyword arguments of `score_batch` that policy and reference share."""

@@ -18,7 +18,7 @@ from transformers.trainer_utils import EvalLoopOutput, TrainOutput
 from strop.collectives import sum_over_ranks
 from strop.disk import refusals_named
 from strop.engine import rows
-from strop.engine.adalora import AllocateRanks, allocation, take_back_allocation
+from strop.engine.adalora import AllocateRanks, adalora_config, allocation, take_back_allocation
 from strop.engine.arguments import adapter_learning_rate, resolve_arguments
 from strop.engine.checkpoint import (
     check_whole,
@@ -143,7 +143,7 @@ class BaseTrainer(ScriptSeams):
         self.heartbeat: Heartbeat | None = None  # while a run of several ranks is on
         if is_sharded(self.accelerator) and not self.is_deepspeed_enabled:
             layout_of(self.policy)  # while its weights are whole
-        self.cut_models(self.reference, adapted=self.ranks_are_allocated)
+        self.cut_models(self.reference, adapted=adalora_config(self.policy) is not None)
         check_optimizer(*optimizers, self.model, type(self).__name__, self.say)
         self.reference_scores, keeping = None, []
         if self.reference is not None:
@@ -154,7 +154,7 @@ class BaseTrainer(ScriptSeams):
                 remembers=self.remembers_reference and not is_sharded(self.accelerator),
             )
             keeping = upkeep(args, self.reference_scores, self.build, self.train_dataset, self.eval_dataset)
-        if self.ranks_are_allocated:
+        if adalora_config(self.policy):
             keeping.append(AllocateRanks(self.policy))
         for callback in [*keeping, *self.evaluation_callbacks()]:
             self.add_callback(callback)
@@ -274,6 +274,7 @@ class BaseTrainer(ScriptSeams):
     def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs: Any) -> TrainOutput:
         """Train; `resume_from_checkpoint` is a folder, or True for the newest complete checkpoint of `output_dir`."""
         self.ready_to_learn()
+        adapter_learning_rate(self.args, self.policy)  # the settings may have served another trainer since
         resume = resume_from_checkpoint or self.args.resume_from_checkpoint
         folder = find_checkpoint(resume, self.args.output_dir, self.identity(), self.say) if resume else None
         self.enter_folder(folder)

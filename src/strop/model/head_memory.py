@@ -19,13 +19,6 @@ GRADIENT_BYTES, STATE_BYTES = 4, 8
 """Of each trained weight: its gradient, and two moments of AdamW."""
 
 
-def head_bytes(asked_mb: float | None, device: torch.device, policy: torch.nn.Module, optimizer: Any) -> int:
-    """What a run was told to take, in MB, or the default for this device while `policy` is trained on it."""
-    if asked_mb is not None:
-        return int(asked_mb * 2**20)
-    return default_head_bytes(device, bytes_to_come(policy, optimizer))
-
-
 def default_head_bytes(device: torch.device, to_come: int = 0) -> int:
     """Bytes that logits may take by default: 512 MB on a CPU, elsewhere `share_of` what is free.
 

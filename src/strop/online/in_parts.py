@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from strop.engine.adalora import adalora_config
 from strop.engine.step import in_training, step_counts, zero_loss
 from strop.errors import ConfigError
 from strop.records import Example, StepWork
@@ -78,7 +79,7 @@ def check_can_learn_in_parts(trainer: OnlineTrainer) -> None:
         problems.append("several processes exchange gradients with their last part, and may have more or fewer.")
     if trainer.router_coef:
         problems.append("a router's balance is taken over the tokens of the step; set router_aux_loss_coef=0.")
-    if trainer.ranks_are_allocated:
+    if adalora_config(trainer.policy):
         problems.append("AdaLoRA's term is shared out over the parts of a step.")
     if problems:
         raise ConfigError.collect(f"{trainer.args.overlap} cannot be used here:", problems)
