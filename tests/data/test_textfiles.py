@@ -114,3 +114,10 @@ def test_threads_and_forked_processes_read_rows_at_once(tmp_path: Path) -> None:
         assert list(threads.map(wrong, (3, 7, 11, 13))) == [[]] * 4
     with multiprocessing.get_context("fork").Pool(2) as processes:
         assert processes.map(rows.__getitem__, range(499, -1, -1)) == list(rows)[::-1]
+
+
+@pytest.mark.parametrize(("name", "content", "line"), [("a.json", '[\n"ö"]', 2), ("a.csv", "prompt,ö\nx,y\n", 1)])
+def test_a_byte_that_is_no_text_is_named_behind_a_mark_too(name: str, content: str, line: int, tmp_path: Path) -> None:
+    (tmp_path / name).write_bytes(b"\xef\xbb\xbf" + content.encode("latin-1"))
+    with pytest.raises(DataError, match=f"line {line}: byte 0xf6 is not valid UTF-8"):
+        load_rows(tmp_path / name)

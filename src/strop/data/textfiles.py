@@ -285,8 +285,9 @@ def _decoded(raw: bytes, path: Path, line: int = 1) -> str:
     try:
         return raw.decode("utf-8-sig")
     except UnicodeDecodeError as problem:
-        line += raw.count(b"\n", 0, problem.start)
-        byte = raw[problem.start]
+        text = problem.object  # without the mark at the start
+        line += text.count(b"\n", 0, problem.start)
+        byte = text[problem.start]
         raise DataError(f"{path}: line {line}: byte 0x{byte:02x} is not valid UTF-8. Save it as UTF-8.") from None
 
 
