@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import signal
 import subprocess
@@ -375,6 +376,59 @@ def test_workers_end_with_their_trainer(tmp_path):
     )
     pid = int(done.stdout)
     wait_for(lambda: is_gone(pid))
+
+
+def test_a_copy_that_the_function_forked_answers_nothing(make):
+    def forks(completions):
+        import os
+        import time
+
+        if not os.fork():
+            time.sleep(0.1)
+            return [99.0] * len(completions)
+        return [float(len(text)) for text in completions]
+
+    worker = make(forks)
+    for text in ("a", "bc", "def"):
+        assert ask(worker, [text], None).values == [float(len(text))]
+        time.sleep(0.3)
+
+
+def test_an_answer_that_nobody_took_is_not_that_of_the_next_request(make):
+    worker = make(lambda completions: [float(len(text)) for text in completions])
+    worker.ask({"completions": ["a"]}, 1, PATIENCE_S)
+    assert ask(worker, ["abc"]).values == [3.0]
+
+
+def test_a_forked_copy_of_the_trainer_starts_a_worker_of_its_own(make):
+    worker = make(lambda completions: [float(len(text)) for text in completions])
+    assert ask(worker, ["a"]).values == [1.0]
+    pid = worker.pid
+    if not (copy := os.fork()):
+        with contextlib.suppress(BaseException):
+            mine = ask(worker, ["abc"]).values == [3.0] and worker.pid != pid
+            worker.kill()
+            os._exit(0 if mine else 2)
+        os._exit(3)
+    assert os.waitstatus_to_exitcode(os.waitpid(copy, 0)[1]) == 0
+    assert ask(worker, ["ab"]).values == [2.0] and worker.pid == pid
+
+
+def test_what_a_worker_leaves_says_nothing_when_its_trainer_is_killed(tmp_path):
+    done = script(
+        tmp_path,
+        """
+        import os
+        from strop.rewards.isolation import Worker
+
+        worker = Worker(lambda completions: [0.0], "f")
+        worker.ask({"completions": ["x" * 10_000_000]}, 1, 100.0)
+        worker.answer()
+        worker.ask({"completions": ["x" * 100_000_000]}, 1, 100.0)
+        os.kill(os.getpid(), 9)
+        """,
+    )
+    assert done.returncode == -9 and "Traceback" not in done.stderr
 
 
 def test_an_orphan_in_native_code_leaves_by_itself(tmp_path):

@@ -2,6 +2,11 @@ from __future__ import annotations
 
 import pytest
 
+from strop.data.cases import Case
+from strop.data.encode import Encoder
+from strop.data.kinds import DatasetKind
+from strop.data.options import TokenizeOptions
+from strop.data.trees import TreeBuilder
 from strop.errors import ConfigError, DataError
 from strop.rewards.reward_tokens import RewardTokenizer
 
@@ -42,6 +47,33 @@ def test_conversations_go_through_the_template_and_end_at_the_end_of_turn(tokeni
     assert ids == tokenizer(text, add_special_tokens=False)["input_ids"]
     with_line_break = RewardTokenizer(tokenizer, strip_after_eos=False).whole([[USER]], [said("yo")])[0]
     assert with_line_break == tokenizer(f"{text}\n", add_special_tokens=False)["input_ids"]
+
+
+@pytest.mark.parametrize(
+    "after",
+    [
+        [{"role": "tool", "content": "42"}],
+        [{"role": "user", "content": "why"}],
+        [{"role": "assistant", "content": "so", "train": False}],
+    ],
+    ids=lambda after: after[0]["role"],
+)
+def test_a_conversation_is_read_to_its_end_as_in_training(tokenizer, after):
+    answers = [said("yo") + after, said("no") + after]
+    options = TokenizeOptions()
+    builder = TreeBuilder(DatasetKind.PREFERENCE, Encoder(tokenizer, options), options)
+    (pair,) = builder.build_all([Case("preference", [USER], answers, chat=True)])
+    read = RewardTokenizer(tokenizer).whole([[USER]] * 2, answers)
+    assert read == [pair.prompt_ids + ids for ids in pair.completions]
+    assert tokenizer.decode(read[0]).endswith(f"{after[0]['content']}{EOS}")
+
+
+def test_what_is_one_token_is_read(make_tokenizer):
+    tokenizer = make_tokenizer(chat=False)
+    end = tokenizer.eos_token_id
+    assert RewardTokenizer(tokenizer).whole([""], [""]) == [[end]]
+    bare = RewardTokenizer(tokenizer, append_eos=False).whole(["", "a"], ["a", ""])
+    assert bare == [tokenizer("a", add_special_tokens=False)["input_ids"]] * 2
 
 
 def test_mixed_rows_keep_their_places(tokenizer):

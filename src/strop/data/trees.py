@@ -20,15 +20,31 @@ WHOLE = (DatasetKind.LANGUAGE_MODELING, DatasetKind.PROMPT_COMPLETION, DatasetKi
 
 
 class TreeBuilder:
-    """Builds token trees of one kind with one tokenizer."""
+    """Builds token trees of one kind with one tokenizer.
 
-    def __init__(self, kind: DatasetKind, encoder: Encoder, options: TokenizeOptions) -> None:
+    Args:
+        kind: of the rows.
+        encoder: the tokenizer.
+        options: what may be set about trees.
+        masks: tell what of a conversation is learned. Who only reads needs none, and has it faster.
+    """
+
+    def __init__(self, kind: DatasetKind, encoder: Encoder, options: TokenizeOptions, *, masks: bool = True) -> None:
         self.kind, self.encoder, self.options = kind, encoder, options
         self.chat = Chat(encoder)
+        self._masks = masks
 
     def build_all(self, cases: list[Case]) -> list[Tokenized]:
         """The trees of some cases, with a handful of tokenizer calls for all of them."""
         return self.encoder.run(self.build(case) for case in cases)
+
+    def uncut(self, cases: list[Case]) -> list[Tokenized]:
+        """The trees of some cases before anything is cut, or left out because nothing of it is scored.
+
+        Raises:
+            Unrenderable: a conversation that the template cannot render.
+        """
+        return self.encoder.run(self._branches(case) for case in cases)
 
     def build(self, case: Case) -> Job[Tokenized]:
         """The tree of a case, cut to length; `left_out` is set where nothing can be learned from it."""
@@ -98,7 +114,8 @@ class TreeBuilder:
         joined = [join_turns(case.prompt, said) for said in case.completions]
         texts = [self.chat.render_whole(messages, case.tools, case.template_kwargs) for messages, _ in joined]
         masked = [
-            any(m["role"] != "assistant" or is_hidden(m) for m in said) or len(said) > 1 for said in case.completions
+            self._masks and (any(m["role"] != "assistant" or is_hidden(m) for m in said) or len(said) > 1)
+            for said in case.completions
         ]
         prompt, *joint = yield Ask([prompt_text, *texts], any(masked) and self.encoder.is_fast)
         shared = min(common_prefix(prompt.ids, whole.ids) for whole in joint)

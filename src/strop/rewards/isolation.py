@@ -60,6 +60,7 @@ class Worker:
         self._payload = self._pickled("it", function)
         self._memory_limit_bytes = memory_limit_bytes
         self._process: BaseProcess | None = None
+        self._owner = os.getpid()
         self._end: Callable[[], Any] = lambda: None
         self._ready = False
         self._asked: tuple[float, float | None, int] | None = None  # when the answer is due, the limit for it, rows
@@ -72,7 +73,8 @@ class Worker:
 
     def launch(self) -> None:
         """Start the process without waiting for it; nothing happens if it runs."""
-        if self._process is not None and self._process.is_alive():
+        here = self._owner == os.getpid()  # and not in a forked copy of the training process, which gets its own
+        if self._process is not None and here and self._process.is_alive():
             return
         self.kill()
         context = FreshContext()
@@ -80,6 +82,7 @@ class Worker:
         settings = os.getpid(), self._memory_limit_bytes, multiprocessing.get_start_method()
         self._process = context.Process(target=serve, args=(theirs, *settings))
         self._process.start()
+        self._owner = os.getpid()
         theirs.close()
         self._end = Finalize(self, _end, (self._process,), exitpriority=10)  # before multiprocessing waits for it
         self._send(self._payload)
@@ -102,10 +105,12 @@ class Worker:
 
     def ask(self, arguments: dict[str, Any], n_rows: int, seconds: float | None) -> None:
         """Send a request; the answer is due `seconds` after it (None: no limit)."""
+        self.forget()  # a request that was interrupted: its answer would be taken for that of this one
         self.wait_ready()
         blobs = {name: self._pickled(f"the argument '{name}'", value) for name, value in arguments.items()}
-        self._send(pickle.dumps((blobs, n_rows, seconds)))
+        request = pickle.dumps((blobs, n_rows, seconds))
         self._asked = time.monotonic() + (math.inf if seconds is None else seconds), seconds, n_rows
+        self._send(request)
 
     def answer(self) -> Outcome:
         """Wait for the answer to the last request; a worker that is late or dead is replaced at the next one."""

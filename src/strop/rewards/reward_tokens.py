@@ -11,10 +11,11 @@ from collections.abc import Sequence
 from typing import Any
 
 from strop.data.cases import Case
-from strop.data.encode import Encoder
+from strop.data.chat import Chat, Unrenderable
+from strop.data.encode import Ask, Encoder
 from strop.data.kinds import DatasetKind
 from strop.data.options import TokenizeOptions
-from strop.data.trees import TreeBuilder
+from strop.data.trees import TreeBuilder, join_turns
 from strop.data.truncate import Tokenized
 from strop.errors import DataError
 from strop.records import Extras
@@ -45,7 +46,6 @@ class RewardTokenizer:
             append_eos=append_eos,
             strip_after_eos=strip_after_eos,
             step_separator=step_separator,
-            completion_only_loss=False,
         )
         self.tokenizer = tokenizer
         self._encoder = Encoder(tokenizer, self._options)
@@ -58,11 +58,15 @@ class RewardTokenizer:
             DataError: a conversation that the template cannot render.
         """
         cases = [_case(prompt, completion) for prompt, completion in zip(prompts, completions, strict=True)]
-        trees = self._built(DatasetKind.PROMPT_COMPLETION, cases)
-        found = [[*tree.prompt_ids, *(tree.completions or [[]])[0]] for tree in trees]
-        for row, case in enumerate(cases):
+        builder, trees = self._built(DatasetKind.UNPAIRED_PREFERENCE, cases)
+        found = []
+        for case, tree in zip(cases, trees, strict=True):
             if self._own_specials and not case.chat:
-                found[row] = list(self.tokenizer(prompts[row] + completions[row])["input_ids"])
+                found.append(list(self.tokenizer(case.prompt + case.completions[0])["input_ids"]))
+            elif tree.left_out is None:
+                found.append(tree.prompt_ids + tree.completions[0])
+            else:
+                found.append(self._without_answer(builder.chat, case))
         return found
 
     def steps(self, prompts: Sequence[Any], completions: Sequence[Any]) -> list[tuple[list[int], list[int]]]:
@@ -76,22 +80,31 @@ class RewardTokenizer:
             steps = [part for part in parts if part.strip()]
             labels = Extras(labels=[0.0] * len(steps))
             cases.append(Case("stepwise", prompt, steps, chat=is_conversational(prompt), extras=labels))
+        _, trees = self._built(DatasetKind.STEPWISE, cases)
         found: list[tuple[list[int], list[int]]] = []
-        for tree in self._built(DatasetKind.STEPWISE, cases):
+        for tree in trees:
             marks = tree.mask(0) if tree.completions else []
             ends = [len(tree.prompt_ids) + at for at, marked in enumerate(marks) if marked]
             found.append(([*tree.prompt_ids, *(tree.completions or [[]])[0]], ends))
         return found
 
-    def _built(self, kind: DatasetKind, cases: list[Case]) -> list[Tokenized]:
-        builder = TreeBuilder(kind, self._encoder, self._options)
+    def _built(self, kind: DatasetKind, cases: list[Case]) -> tuple[TreeBuilder, list[Tokenized]]:
+        builder = TreeBuilder(kind, self._encoder, self._options, masks=False)
         if any(case.chat for case in cases):
             builder.chat.require()
-        trees = builder.build_all(cases)
-        for tree in trees:
-            if tree.left_out is not None and tree.left_out[0] == "unrenderable":
-                raise DataError(f"The reward model's chat template cannot render a conversation: {tree.left_out[1]}")
-        return trees
+        try:
+            return builder, builder.uncut(cases)
+        except Unrenderable as problem:
+            raise DataError(f"The reward model's chat template cannot render a conversation: {problem}") from None
+
+    def _without_answer(self, chat: Chat, case: Case) -> list[int]:
+        """The ids where the completion has none of its own: what stands before it, and its end."""
+        if not case.chat:
+            (whole,) = self._encoder.encode([Ask([case.prompt + case.completions[0]])])[0]
+            return self._encoder.with_eos(self._encoder.with_prefix(whole.ids))
+        messages, _ = join_turns(case.prompt, case.completions[0])
+        (whole,) = self._encoder.encode([Ask([chat.render_whole(messages, case.tools, case.template_kwargs)])])[0]
+        return whole.ids
 
 
 def _case(prompt: Any, completion: Any) -> Case:
@@ -99,5 +112,4 @@ def _case(prompt: Any, completion: Any) -> Case:
         asked = list(prompt) if is_conversational(prompt) else [{"role": "user", "content": prompt}]
         said = list(completion) if is_conversational(completion) else [{"role": "assistant", "content": completion}]
         return Case("prompt_completion", asked, [said], chat=True)
-    # An answer without a word is its end.
-    return Case("prompt_completion", prompt, [completion]) if completion else Case("text", None, [prompt])
+    return Case("prompt_completion", prompt, [completion])

@@ -12,6 +12,7 @@ import signal
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from multiprocessing.connection import Connection
 from typing import Any
 
@@ -46,9 +47,16 @@ def serve(pipe: Connection, parent_pid: int, memory_limit_bytes: int | None, sta
         pipe.send_bytes(b"")
     except BaseException as error:
         pipe.send_bytes(describe_exception(error).encode("utf-8", "replace"))
-    with contextlib.suppress(EOFError):
+    with contextlib.suppress(BrokenPipeError):
+        for request in _requests(pipe):
+            pipe.send_bytes(answer(function, *pickle.loads(request)))
+
+
+def _requests(pipe: Connection) -> Iterator[bytes]:
+    """What comes, until the training process is gone, be it in the middle of a request."""
+    with contextlib.suppress(EOFError, OSError):
         while True:
-            pipe.send_bytes(answer(function, *pickle.loads(pipe.recv_bytes())))
+            yield pipe.recv_bytes()
 
 
 def load(payload: bytes) -> Any:
@@ -71,9 +79,12 @@ def answer(function: Any, blobs: dict[str, bytes], n_rows: int, seconds: float |
     """
     if seconds is not None:
         faulthandler.dump_traceback_later(seconds + ORPHAN_SECONDS, exit=True, file=_nowhere)
+    asked = os.getpid()
     try:
         outcome = _answer(function, blobs, n_rows)
     finally:
+        if os.getpid() != asked:  # a copy that the function forked came back from it: it must not answer as well
+            os._exit(0)
         faulthandler.cancel_dump_traceback_later()
     try:
         return pickle.dumps(outcome)
