@@ -52,6 +52,11 @@ def test_the_gradient_of_raw_logits(softcap: float | None, bonus: bool) -> None:
     anchors = raw.new_empty(7, 3)
     softmax.statistics(raw, targets, into, anchors, reading)
     scales = reading.scales(g, e if bonus else None, into.entropy)
+    rounded = torch.empty_like(raw, dtype=torch.float32)  # once, at the end
+    softmax.gradient(raw, targets, anchors, rounded, reading, **scales)
+    assert torch.equal(
+        rounded, softmax.gradient(raw, targets, anchors, torch.empty_like(raw), reading, **scales).float()
+    )
     for out in (torch.empty_like(raw), raw):  # raw itself last: it holds the residual
         assert softmax.gradient(raw, targets, anchors, out, reading, **scales) is out
         assert torch.allclose(out, expected, atol=1e-13)

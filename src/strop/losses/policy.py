@@ -135,8 +135,7 @@ def policy_loss_flat(
     ratio = importance_ratio(log_importance_weights(logps, old_logps, segment, num_completions, level=told.level))
     advantages = advantages.detach()
     if told.loss_type == "vespo":  # the weights of the sampler correction are part of the gate
-        options = {"weights": weights, **told.vespo}
-        gate = vespo_gate(logps - old_logps, advantages, segment, num_completions, **options)
+        gate = vespo_gate(logps - old_logps, advantages, segment, num_completions, weights=weights, **told.vespo)
         loss = -gate * advantages * logps
     else:
         loss = _ratio_term(ratio, logps, advantages, told)

@@ -169,8 +169,6 @@ def _scored(model: Any, scoring: Scoring) -> dict[str, Any]:
     if want & Want.SCORE:
         out["scores"] = score_rows(model, hidden.index_select(0, batch.last.to(hidden.device)))
     if scoring.aux_loss:
-        if scoring.virtual is not None:
-            raise ConfigError(BEHIND_LEARNED_TOKENS)
         out["aux_loss"] = router_loss(output.router_logits, token_copies(batch), model.config)
     return _of_each(out, batch)
 

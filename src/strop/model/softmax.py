@@ -138,12 +138,13 @@ def gradient(
     """
     if factor is None:
         return out if out is residual else out.copy_(residual)
-    grad = residual * factor.unsqueeze(1)  # (n, V)
+    wide = out if out.dtype == residual.dtype else torch.empty_like(residual)
     if reading.softcap is None and bonus is None:
-        return out.copy_(grad)
+        return out.copy_(torch.mul(residual, factor.unsqueeze(1), out=wide))
     at_target, known = targets.unsqueeze(1), anchors[:, 1:2].clamp(min=_DEEP)  # (n, 1)
     p = residual.scatter(1, at_target, known.exp()).clamp_(min=torch.finfo(residual.dtype).tiny)
     log_p = p.log().scatter_(1, at_target, known)  # (n, V)
+    grad = torch.mul(residual, factor.unsqueeze(1), out=wide)  # in the residual's place, where that is `out`
     if bonus is not None and entropy is not None:
         grad.sub_((log_p + entropy.unsqueeze(1)).mul_(p).mul_(bonus.unsqueeze(1)))
     if reading.softcap is not None:
