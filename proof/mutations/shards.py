@@ -118,4 +118,18 @@ MUTATIONS = (
             "test_policy_and_critic_are_saved_from_the_weights_that_were_gathered[full]",
         ),
     ),
+    Mutation(
+        name="a-rank-without-prompts-samples-nothing",
+        promises=(19,),
+        history="Under ZeRO-3 a rank that had no prompt of a short window went on to count, while the others waited for it "
+        "in every pass of their sampling: the run hung.",
+        edits=(
+            Edit(
+                "rollout/transformers_engine.py",
+                "        if not self._in_lockstep:\n            return\n        with self._borrowed(None):",
+                "        if True:\n            return\n        with self._borrowed(None):",
+            ),
+        ),
+        tests=("tests/rollout/test_together.py::test_a_process_that_samples_less_helps_those_that_share_its_model",),
+    ),
 )

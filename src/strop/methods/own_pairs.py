@@ -22,6 +22,7 @@ from strop.online.trainer import OnlineTrainer
 from strop.records import Batch, Example, Extreme, Mean, Sampled, Scores
 from strop.rewards.judges import as_judge
 from strop.rollout import Mixture, SamplingParams
+from strop.rollout.generator import help_others
 from strop.settings.online import OnlineConfig
 from strop.settings.schema import OneOrMore, Range, config
 
@@ -185,6 +186,7 @@ class OnlinePairTrainer(OnlineTrainer):
                     group.sampler_logps = [group.sampler_logps[0], sampler_logps[0]]
                     group.finish_reasons = [group.finish_reasons[0], reasons[0]]
                     group.own = 1
+            help_others(engine)
             return groups, counted
 
         return draw

@@ -16,7 +16,7 @@ from strop.errors import RolloutError
 from strop.online.groups import Group, add, prompt_of
 from strop.records import Example, Extreme, Mean, Rollout, Stretch
 from strop.rollout import SamplingParams, make_generator
-from strop.rollout.generator import keeping
+from strop.rollout.generator import help_others, keeping
 from strop.rollout.own_process import ProcessGenerator
 from strop.rollout.ray_workers import RayGenerator
 
@@ -115,8 +115,22 @@ def sample_groups(
     """`n` completions of each prompt, and what was counted on the way.
 
     They come from the engine, from the user's `rollout_func`, or from several `turns` with tools, environments or an
-    agent.
+    agent. Without prompts there are none; where other ranks have some and share the policy's weights, they are helped.
     """
+    drawn = _sample_groups(engine, tokenizer, prompts, n, params, turns, rollout_func) if prompts else ([], {})
+    help_others(engine)
+    return drawn
+
+
+def _sample_groups(
+    engine: Any,
+    tokenizer: Any,
+    prompts: Sequence[Example],
+    n: int,
+    params: SamplingParams,
+    turns: Turns | AgentTurns | None,
+    rollout_func: OwnFunction | None,
+) -> Drawn:
     if rollout_func is not None:
         return own_groups(tokenizer, prompts, n, params, rollout_func), {}
     engine = engine if isinstance(engine, RoundEngine) else RoundEngine(engine)

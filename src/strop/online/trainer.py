@@ -239,7 +239,8 @@ class OnlineTrainer(BaseTrainer):
     def drawing(self, prompts: Sequence[Example], n: int, params: SamplingParams, load: Load) -> Callable[[], Drawn]:
         """What samples `n` completions of each prompt, at once, or, where rounds are sampled ahead, in another thread.
 
-        Ranks without prompts take part too: bringing a shared server up to date, by `load`, is a meeting of all.
+        Ranks without prompts take part too: bringing a shared server up to date, by `load`, is a meeting of all, and
+        so is every pass over a policy in shards.
         """
         engine, told = (self.generator, self) if self.ahead is None else self.ahead.meanwhile()
         own = self._rollout_func
@@ -248,9 +249,7 @@ class OnlineTrainer(BaseTrainer):
 
         def draw() -> Drawn:
             load()
-            if not prompts:
-                return [], {}
-            if self.ahead is not None:
+            if self.ahead is not None and prompts:
                 self.ahead.lend(engine)
             return sample_groups(
                 engine, self.processing_class, prompts, n, params, turns=self.turns, rollout_func=function

@@ -83,6 +83,12 @@ def keeping(engine: Generator) -> AbstractContextManager[object]:
     return engine.keeping() if hasattr(engine, "keeping") else nullcontext()
 
 
+def help_others(engine: Generator) -> None:
+    """Once this process has what it sampled: an engine whose model lies in shards runs it for those that still do."""
+    if hasattr(engine, "help_others"):
+        engine.help_others()
+
+
 def check_prompts(prompts: list[list[int]], n: int, vocab_size: int, context_tokens: int | None) -> None:
     """Refuse prompts that no engine can continue.
 

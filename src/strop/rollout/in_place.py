@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import abc
 import logging
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
@@ -53,14 +54,19 @@ class InPlace(abc.ABC):
             default_stop_ids(self.base, self.tokenizer) if ids is None else ids, sampling.stop_strings, self.tokenizer
         )
         distinct, rows = _completion_rows(prompts, n, sampling, context_tokens)
-        models = [self.model] if mixture is None else [self.model, mixture.reference]
-        with ExitStack() as stack:
-            stack.enter_context(sampling_mode(models))
-            if self.autocast is not None:
-                stack.enter_context(torch.autocast(self.base.device.type, self.autocast))
+        with self._borrowed(mixture):
             prefilled = self._write(distinct, rows, sampling, stop, mixture)
         found = as_rollout_lists(rows, len(prompts), n)
         return Rollout(prompts=[list(p) for p in prompts], **found, prefilled=prefilled)
+
+    @contextmanager
+    def _borrowed(self, mixture: Mixture | None) -> Iterator[None]:
+        """The models in the mode and the precision that they are sampled from in."""
+        with ExitStack() as stack:
+            stack.enter_context(sampling_mode([self.model] if mixture is None else [self.model, mixture.reference]))
+            if self.autocast is not None:
+                stack.enter_context(torch.autocast(self.base.device.type, self.autocast))
+            yield
 
     @abc.abstractmethod
     def _write(

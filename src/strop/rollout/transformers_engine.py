@@ -8,16 +8,19 @@ every row is drawn by the same code as in the native engine: a logits processor 
 
 from __future__ import annotations
 
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from torch import nn
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList, StoppingCriteria, StoppingCriteriaList
 
+from strop.collectives import gather_numbers
 from strop.errors import ConfigError, SetupError
 from strop.model.rope import forget_lengths
 from strop.rollout import limits
@@ -69,13 +72,37 @@ class TransformersGenerator(InPlace):
         stop: StopRule,
         mixture: Mixture | None,
     ) -> None:
+        for chunk in _chunks(rows, self.max_rows, limits.position_limit(self.base), equal_lengths=self.way[1]):
+            self._somebody_writes(own=True)
+            self._write_together([prompts[row.prompt] for row in chunk], chunk, sampling, stop, mixture)
+
+    @contextmanager
+    def _borrowed(self, mixture: Mixture | None) -> Iterator[None]:
         with ExitStack() as stack:
+            stack.enter_context(super()._borrowed(mixture))
             stack.callback(setattr, self.base, "generation_config", self.base.generation_config)
             # The model's own defaults (penalties, forbidden words, top-k 50) would change the distribution unseen.
             self.base.generation_config = GenerationConfig()
-            for chunk in _chunks(rows, self.max_rows, limits.position_limit(self.base), equal_lengths=self.way[1]):
-                forget_lengths(self.base)
-                self._write_together([prompts[row.prompt] for row in chunk], chunk, sampling, stop, mixture)
+            yield
+
+    def help_others(self) -> None:
+        """Run a model in shards for as long as other processes sample from it.
+
+        They do not sample equally often: one has no prompt of a short window, or longer conversations.
+        """
+        if not self._in_lockstep:
+            return
+        with self._borrowed(None):
+            self.way  # noqa: B018 tried by all processes together
+            while self._somebody_writes(own=False):
+                self._write_together([[0]], [Row(0, 0, 0, 1, 1, np.zeros(1))], SamplingParams(1), StopRule([]), None)
+
+    def _somebody_writes(self, *, own: bool) -> bool:
+        """Whether any of the processes that share a model is about to sample from it; all ask together."""
+        if not self._in_lockstep:
+            return own
+        everyone = gather_numbers({"writes": float(own)}, dist.get_world_size())
+        return any(said["writes"] for said in everyone)
 
     @cached_property
     def way(self) -> tuple[bool, bool]:
@@ -105,6 +132,7 @@ class TransformersGenerator(InPlace):
             [[0] * p + [1] * len(prompt) for p, prompt in zip(pad, prompts, strict=True)], device=device
         )
         writer = _Writer(prompts, rows, sampling, stop, mixture, mask)
+        forget_lengths(self.base)
         self.model.generate(  # type: ignore[operator]
             input_ids=ids,
             attention_mask=mask,
