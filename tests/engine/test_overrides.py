@@ -116,6 +116,27 @@ def test_a_name_that_nothing_calls_for_the_method_is_free_for_a_helper(trainer: 
     assert getattr(object.__new__(mine), name)() == "called"
 
 
+def test_what_an_override_calls_is_a_helper() -> None:
+    class Mine(strop.GRPOTrainer):
+        def score_groups(self, groups: Any, mode: str) -> Any:
+            return [self.compute_rewards(group) for group in groups]
+
+        def compute_rewards(self, group: Any) -> Any: ...
+
+    with pytest.raises(ConfigError, match="compute_rewards: override ") as error:
+
+        class Dead(strop.GRPOTrainer):
+            def score_groups(self, groups: Any, mode: str) -> Any:
+                return super().score_groups(groups, mode)
+
+            def _generate_and_score_completions(self, inputs: Any) -> Any:
+                return self.compute_rewards(inputs)
+
+            def compute_rewards(self, group: Any) -> Any: ...
+
+    assert "_generate_and_score_completions" in str(error.value)
+
+
 def test_every_engine_is_a_trainer_here() -> None:
     assert CALLERS.keys() == HOOKS.keys()
     assert {prefix for prefixes in CALLERS.values() for prefix in prefixes} <= {method.prefix for method in METHODS}

@@ -7,7 +7,9 @@ it is made, with the hook that does the same here. Whatever the parent itself ca
 
 from __future__ import annotations
 
+import dis
 from collections.abc import Iterator
+from types import CodeType
 from typing import Any, Self
 
 from strop.errors import ConfigError
@@ -76,7 +78,8 @@ UNCALLED: dict[str, dict[tuple[str, ...], str]] = {
 }
 """What to override, or to give, here -> the trainers elsewhere (none named: all) -> their methods in its place.
 
-Under the trainers of other methods a name is free: a helper that a script calls itself.
+Under the trainers of other methods a name is free: a helper that a script calls itself. So it is where the script's
+override of what stands in its place calls it.
 """
 
 CALLERS = {name: trainers for named in UNCALLED.values() for trainers, text in named.items() for name in text.split()}
@@ -112,8 +115,25 @@ def dead_methods(cls: type) -> Iterator[str]:
     for base in cls.__mro__:
         for name, value in vars(base).items():
             code = getattr(value, "__func__", value)
-            if name in names and not str(getattr(code, "__module__", "")).startswith("transformers."):
+            inherited = str(getattr(code, "__module__", "")).startswith("transformers.")
+            if name in names and not inherited and not is_helper(cls, name):
                 yield name
+
+
+def is_helper(cls: type, name: str) -> bool:
+    """Whether a script's override of what `HOOKS` has in a method's place calls that method."""
+    hooks = [word.split("(")[0] for word in HOOKS[name].split() if "(" in word]
+    scripts = [vars(base) for base in cls.__mro__ if not base.__module__.startswith(("strop.", "transformers."))]
+    codes = [getattr(script.get(hook), "__code__", None) for script in scripts for hook in hooks]
+    return any(reads(code, name) for code in codes if code is not None)
+
+
+def reads(code: CodeType, name: str) -> bool:
+    """Whether a function, or one inside it, reads an attribute of that name."""
+    steps = dis.get_instructions(code)
+    return any(step.opname in ("LOAD_ATTR", "LOAD_METHOD") and step.argval == name for step in steps) or any(
+        reads(inner, name) for inner in code.co_consts if isinstance(inner, CodeType)
+    )
 
 
 def expected(cls: type) -> set[str]:
