@@ -96,6 +96,13 @@ def test_two_calls_with_a_tool_are_one_completion_each_and_answered_together():
     assert numbers == [(0, 64, 128), (1, 65, 129)]
 
 
+def test_an_agent_that_cannot_be_started_says_why():
+    """A column of a kind that cannot be copied for it."""
+    tokenizer, _ = tokenizer_with(KINDS["gathered"])
+    with pytest.raises(TypeError, match="pickle"):
+        run(adder, rows=[asked(tokenizer, start=threading.Lock())])
+
+
 def test_the_openai_package_is_served():
     openai = pytest.importorskip("openai")
 

@@ -85,13 +85,14 @@ def named_json(match: re.Match[str], schemas: Mapping[str, Any]) -> list[ToolCal
 
 
 def call_of_text(name: str, arguments: str) -> ToolCall:
+    """A call whose arguments are a JSON text."""
     try:
         value = load_json(arguments)
     except ValueError as error:
         return ToolCall(name, {}, f"the arguments are not valid JSON ({error}).")
-    return (
-        ToolCall(name, value) if isinstance(value, dict) else ToolCall(name, {}, "the arguments must be a JSON object.")
-    )
+    if not isinstance(value, dict):
+        return ToolCall(name, {}, "the arguments must be a JSON object.")
+    return ToolCall(name, value)
 
 
 def tagged_arguments(pattern: str) -> Read:

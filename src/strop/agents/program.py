@@ -243,11 +243,9 @@ class AgentBatch:
         attempt.key = self.server.admit(attempt.number)
         if self.program.seconds is not None:
             attempt.deadline = time.monotonic() + self.program.seconds
-        self.running[attempt.number] = attempt
-        endpoint = Endpoint(self.server.base_url, attempt.key)
-        attempt.work = AgentAtWork(
-            self.program.agent, endpoint, copy.deepcopy(row_of(attempt.example)), attempt.number, self.inbox.put
-        )
+        endpoint, row = Endpoint(self.server.base_url, attempt.key), copy.deepcopy(row_of(attempt.example))
+        attempt.work = AgentAtWork(self.program.agent, endpoint, row, attempt.number, self.inbox.put)
+        self.running[attempt.number] = attempt  # last of all: there is work to abandon now
 
     # ---- what comes in
 

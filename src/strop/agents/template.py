@@ -160,7 +160,7 @@ class ConversationTemplate:
             raise ConfigError("The chat template does not print a second turn of the user.")
 
     def rewrites(self, tools: Any, *, by: Literal["tool", "user"]) -> bool:
-        """Whether an answer makes the template print less of the turn before it, thoughts say: probed."""
+        """Whether an answer makes the template print less of the turn before it (no thoughts, say). It is tried out."""
         probe = numbered([PROBE])
         calls = probe if by == "tool" and self.prints_calls else []
         answer = {"role": by, "content": ANSWER}
