@@ -11,8 +11,8 @@ import pytest
 import yaml
 from transformers.trainer_utils import SaveStrategy
 
-from strop.cli import main
-from strop.cli.flags import Flag, fit, parse
+from strop.cli import main, vllm_serve
+from strop.cli.flags import Flag, fit, help_page, parse
 from strop.cli.train import NAME_ALIASES, flag_groups, help_for
 from strop.errors import ConfigError, did_you_mean
 from strop.methods.registry import BY_VERB
@@ -81,6 +81,12 @@ def test_help_shows_what_is_used_first_and_the_rest_when_asked(verb: str) -> Non
     assert "--lora_alpha" in lora and "--learning_rate" not in lora
     assert "--warmup_steps" in help_for(method, "warmup")
     assert "Did you mean 'learning_rate'" in help_for(method, "learnig_rate")
+
+
+def test_a_flag_in_a_help_page_is_not_broken_at_its_hyphens(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "60")
+    lines = help_page(vllm_serve.TITLE, {"flags": vllm_serve.FLAGS}).splitlines()
+    assert any("--tensor-parallel-size" in line for line in lines) and max(map(len, lines)) <= 60
 
 
 def test_a_file_that_is_not_there_names_the_one_beside(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:

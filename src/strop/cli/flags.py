@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import enum
+import functools
 import re
 import shutil
 import textwrap
@@ -107,7 +108,8 @@ def _known_as(name: str, flags: Mapping[str, Flag], renamed: Mapping[str, str]) 
 def _value_of(flag: Flag | None, rest: deque[str], words: list[str] | None) -> str | list[str]:
     """What follows a flag, taken from the rest of the line: nothing, a word, or all words of a list.
 
-    Where words may stand alone, one behind a flag of true or false does, and a list takes one word until one has stood.
+    Where words may stand alone (`strop recommend FILE`), a flag of true or false takes none, since the next may be such
+    a word, and a list takes a single one as long as no such word has come.
     """
     kinds = set() if flag is None else _plain_types(flag.hint)
     most = 1
@@ -178,16 +180,15 @@ def _plain_types(hint: Any) -> set[Any]:
 def help_page(title: str, groups: Mapping[str, Sequence[Flag]]) -> str:
     """Flags by group, with defaults and allowed values, as wide as the terminal and no wider than is read easily."""
     width = min(shutil.get_terminal_size().columns, WIDEST)
-    lines = [part for line in title.splitlines() for part in textwrap.wrap(line, width) or [""]] + [""]
+    wrap = functools.partial(textwrap.wrap, width=width, break_long_words=False, break_on_hyphens=False)
+    lines = [part for line in title.splitlines() for part in wrap(line) or [""]] + [""]
     for group, flags in groups.items():
         lines.append(f"{group}:")
         for flag in flags:
             default = "" if flag.default is None else f" (default {flag.default!r})"
-            lines += textwrap.wrap(
-                f"  --{flag.name}{default}", width, subsequent_indent="      ", break_long_words=False
-            )
+            lines += wrap(f"  --{flag.name}{default}", subsequent_indent="      ")
             text = " ".join(part for part in (flag.help, f"[{flag.allowed}]" if flag.allowed else "") if part)
             text = text.replace("%%", "%")
-            lines += textwrap.wrap(text, width, initial_indent="      ", subsequent_indent="      ")
+            lines += wrap(text, initial_indent="      ", subsequent_indent="      ")
         lines.append("")
     return "\n".join(lines)

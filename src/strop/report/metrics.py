@@ -41,7 +41,7 @@ class Metrics:
         self.ended = False  # a line about the whole training came after all lines of steps
         self.full = False  # there were more names than are kept
         columns: dict[str, tuple[array[float], array[float]]] = defaultdict(lambda: (array("d"), array("d")))
-        self._columns = columns  # steps and values of each metric
+        self._columns = columns  # steps and values of each metric: 16 bytes a point, however few lines come at once
         self._metrics: dict[str, str] = {}  # name as it stands in the file -> its metric; empty where it is no curve
         for names, alike in groupby(lines, key=tuple):
             while block := list(islice(alike, BLOCK)):
