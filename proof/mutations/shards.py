@@ -132,4 +132,18 @@ MUTATIONS = (
         ),
         tests=("tests/rollout/test_together.py::test_a_process_that_samples_less_helps_those_that_share_its_model",),
     ),
+    Mutation(
+        name="one-rank-draws-further-groups",
+        promises=(19,),
+        history="With dynamic_sampling a rank whose groups all taught something went on, while the others sampled further ones "
+        "from the weights that it shares with them: FSDP2 and ZeRO-3 hung.",
+        edits=(
+            Edit(
+                "methods/policy_gradient.py",
+                "        if not is_sharded(self.accelerator):\n            return groups > 0\n",
+                "        if True:\n            return groups > 0\n",
+            ),
+        ),
+        tests=("tests/rollout/test_together.py::test_ranks_that_share_a_model_draw_further_groups_equally_often",),
+    ),
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import torch
 from tests.support.processes import run_ranks
 from torch.nn.modules.module import register_module_forward_pre_hook
 
+from strop.methods import policy_gradient
 from strop.rollout import SamplingParams, limits
 from strop.rollout.transformers_engine import TransformersGenerator
 from strop.testing.cases import make_trainer, rows_for
@@ -73,6 +75,35 @@ def train_short_windows(folder: str) -> list[int]:
     finally:
         hook.remove()
     return steps
+
+
+def one_rank_lacks(completions: list[str], **kwargs: Any) -> list[float]:
+    """Rewards that differ on the first rank, and are alike on the second."""
+    return [float(i % 2) if os.environ["RANK"] == "0" else 1.0 for i in range(len(completions))]
+
+
+def train_with_further_groups(folder: str) -> list[float]:
+    """The share of groups that was kept in each step of a run whose second rank draws further ones."""
+    torch.distributed.init_process_group("gloo")
+    limits.is_sharded = lambda model: True  # type: ignore[assignment]
+    policy_gradient.is_sharded = lambda accelerator: True
+    hook = register_module_forward_pre_hook(meet)
+    try:
+        trainer = make_trainer(
+            "grpo", folder, dtype=torch.float32, rows=rows_for("grpo", 8), max_steps=2, logging_steps=1,
+            per_device_train_batch_size=2, num_generations=2, dynamic_sampling=True, max_resampling_rounds=2,
+            ddp_backend="gloo", trainer={"reward_funcs": one_rank_lacks},
+        )  # fmt: skip
+        trainer.policy.model.shared = True
+        trainer.train()
+    finally:
+        hook.remove()
+    return [line["dynamic_sampling/kept_ratio"] for line in trainer.state.log_history if "loss" in line]
+
+
+def test_ranks_that_share_a_model_draw_further_groups_equally_often(tmp_path: Path) -> None:
+    kept = run_ranks(train_with_further_groups, 2, tmp_path / "ranks", str(tmp_path), seconds=100)
+    assert kept == [[0.25] * 2] * 2  # of four groups in all, one on the first rank
 
 
 def test_a_rank_without_a_prompt_helps_the_others_to_sample(tmp_path: Path) -> None:

@@ -7,7 +7,9 @@ from typing import Any, ClassVar
 
 import torch
 
+from strop.collectives import sum_over_ranks
 from strop.device import Fetched
+from strop.engine.sharding import is_sharded
 from strop.engine.step import MicroBatch, token_field, token_lists, write_token_lists
 from strop.errors import ConfigError
 from strop.losses import off_policy_mask, returns_by_turn, top_entropy_mask
@@ -127,9 +129,17 @@ class PolicyGradientTrainer(OnlineTrainer):
             return fresh
 
         places = self.further_rows(window_of(self), {group.example.row for group in groups})
-        everyone, share = with_further(groups, self.has_spread, places, draw, self.args.max_resampling_rounds)
+        everyone, share = with_further(
+            groups, self.has_spread, places, draw, self.args.max_resampling_rounds, self.any_rank_lacks
+        )
         self._metrics["train"].add(share)
         return chosen(everyone, self.has_spread)
+
+    def any_rank_lacks(self, groups: int) -> bool:
+        """Whether this rank lacks groups; of ranks that share a policy in shards, and sample together, whether any."""
+        if not is_sharded(self.accelerator):
+            return groups > 0
+        return sum_over_ranks({"groups": float(groups)}, self.args.world_size)["groups"] > 0
 
     def further_rows(self, window: int, used: Container[int]) -> Iterator[int]:
         """Places of the rows that replace those of a window, whose numbers are `used`, where they teach nothing."""

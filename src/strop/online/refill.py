@@ -41,7 +41,12 @@ def window_of(trainer: OnlineTrainer) -> int:
 
 
 def with_further(
-    groups: Sequence[Group], teaches: Callable[[Group], bool], places: Iterator[int], draw: Further, most: int
+    groups: Sequence[Group],
+    teaches: Callable[[Group], bool],
+    places: Iterator[int],
+    draw: Further,
+    most: int,
+    goes_on: Callable[[int], bool] = bool,
 ) -> tuple[list[Group], dict[str, Mean | Extreme]]:
     """Groups, and behind them the further ones that were drawn for those that teach nothing; and the share of all that
     were sampled that teaches.
@@ -52,12 +57,13 @@ def with_further(
         places: of further rows.
         draw: makes their groups.
         most: rounds of further sampling.
+        goes_on: whether to draw once more, of how many groups lack; ranks that share a model draw equally often.
     """
     kept, drawn, further = sum(map(teaches, groups)), len(groups), list[Group]()
     for _ in range(most):
-        if kept == len(groups):
+        if not goes_on(missing := max(0, len(groups) - kept)):
             break
-        rows = list(islice(places, len(groups) - kept))
+        rows = list(islice(places, missing))
         fresh = draw(rows)
         for group, place in zip(fresh, rows, strict=True):
             group.place = place
