@@ -70,6 +70,16 @@ def test_every_path_equals_the_plain_one(
             assert torch.allclose(a, b, atol=1e-12)
 
 
+@pytest.mark.parametrize("grad_entropy", [False, True])
+@pytest.mark.parametrize("softcap", [None, 4.0])
+def test_what_backward_needs_of_a_bfloat16_head_is_kept_in_bfloat16(softcap: float | None, grad_entropy: bool) -> None:
+    layer, hidden, targets = parts(bias=False, dtype=torch.bfloat16)
+    saved: list[torch.Tensor] = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda x: (saved.append(x), x)[1], lambda x: x):
+        score_tokens(LMHead(layer, softcap=softcap), hidden, targets, grad_entropy=grad_entropy)
+    assert [x.dtype for x in saved if x.shape == (N, V)] == [torch.bfloat16]
+
+
 def test_chunks_are_planned_within_the_budget() -> None:
     layer, _, _ = parts(bias=False)
     straight = _Options(LMHead(layer), Want.LOGPS, 1.0, 100 * 1000 * 4, False)

@@ -120,7 +120,7 @@ class _Options:
         flying = vocab * (wide if compute.itemsize == wide else wide + compute.itemsize)  # bytes per row in flight
         if not self.straight and not lean:
             flying = vocab * wide * 6  # the terms of `softmax.gradient`
-        kept = count * vocab * (compute.itemsize if self.straight else wide) if learns else 0
+        kept = count * vocab * (compute.itemsize if self.straight or not lean else wide) if learns else 0
         if kept and self.straight and compute.itemsize == wide and kept <= self.budget:
             return count, True
         rows_beside_kept = (self.budget - kept) // flying
@@ -148,7 +148,7 @@ class _FusedHead(torch.autograd.Function):
             work = _HeadWork(hidden, weight, bias, targets, compute, options)
             rows, keep = options.plan(count, vocab, compute, learns, work.passes is not softmax)
             stats = TokenStatistics.empty(count, work.statistics, hidden.new_empty(0, dtype=work.wide))
-            dtype = compute if options.straight else work.wide  # a residual, or what its gradient is computed from
+            dtype = compute if options.straight or work.passes is softmax else work.wide  # residuals, or logits
             kept = hidden.new_empty(count, vocab, dtype=dtype) if keep else None  # (N, V)
             for start in range(0, count, rows):
                 chunk = slice(start, start + rows)
@@ -226,7 +226,7 @@ class _HeadWork:
         """Statistics of a chunk of rows; in `kept`, if given, what its gradient is computed from."""
         raw, targets, anchors = self.raw(chunk, kept), self.targets[chunk], self.anchors[chunk]
         self.passes.statistics(raw, targets, into, anchors, self.reading)
-        if kept is not None and self.options.straight:
+        if kept is not None and (self.options.straight or self.passes is softmax):
             self.passes.gradient(raw, targets, anchors, kept, self.reading)
 
     def gradient(
@@ -246,8 +246,10 @@ class _HeadWork:
             held = self.raw(chunk)
             if self.passes is softmax:  # whose first pass puts the residual in the place of the logits
                 softmax.softmax_residual_(held, targets, TokenStatistics.empty(len(held), Want(0), held), self.reading)
+        elif self.passes is softmax:
+            held = held.to(self.wide)
         dtype = self.weight.dtype  # of the products to come
-        place = held if kept is None and dtype == held.dtype else torch.empty_like(held, dtype=dtype)
+        place = held if held is not kept and dtype == held.dtype else torch.empty_like(held, dtype=dtype)
         self.passes.gradient(held, targets, self.anchors[chunk], place, self.reading, **({} if straight else scales))
         return place, scales["factor"] if straight else None
 
