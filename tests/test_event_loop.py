@@ -102,3 +102,21 @@ def test_a_call_from_inside_of_the_loop_gets_one_for_itself():
 
     inner, around = run_in_loop(outer(), 60.0)
     assert inner[0] is not around[0]
+
+
+def test_what_runs_in_a_loop_that_is_closed_can_give_back_what_it_holds():
+    begun, left = threading.Event(), []
+
+    async def holds():
+        try:
+            begun.set()
+            await asyncio.sleep(1000)
+        finally:
+            await asyncio.sleep(0)
+            left.append("given back")
+
+    loop = EventLoop()
+    loop.start(holds())
+    assert begun.wait(60.0)
+    loop.close()
+    assert left == ["given back"]

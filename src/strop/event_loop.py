@@ -15,13 +15,14 @@ import concurrent.futures
 import ctypes
 import os
 import threading
-from collections.abc import Awaitable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 from strop.time_limit import TimeLimit
 
 _REFIRE_SECONDS = 0.5
+_LEAVING_SECONDS = 1.0
 REWARDS, TOOLS = "strop-reward-loop", "strop-tool-loop"
 
 
@@ -71,16 +72,23 @@ class EventLoop:
             raise
 
     def close(self) -> None:
-        """Stop the loop and its thread."""
+        """Stop the loop and its thread; what still runs in it is cancelled, and has a moment to leave."""
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
         self._loop.close()
 
     def _live(self) -> None:
         asyncio.set_event_loop(self._loop)
+        self._keep_on(self._loop.run_forever)
+        if left := asyncio.all_tasks(self._loop):  # what was cancelled still has to give back what it holds
+            for task in left:
+                task.cancel()
+            self._keep_on(lambda: self._loop.run_until_complete(asyncio.wait(left, timeout=_LEAVING_SECONDS)))
+
+    def _keep_on(self, run: Callable[[], object]) -> None:
         while True:
             try:
-                self._loop.run_forever()
+                run()
                 return
             except TimeLimit:  # it arrived between two coroutines
                 continue

@@ -10,6 +10,7 @@ from tests.support.patience import with_patience
 
 from strop.errors import ConfigError
 from strop.rewards.code_execution import run_code as run_code_behind
+from strop.rewards.sandbox import running
 from strop.rewards.sandbox.places import find_wall
 
 run_code = functools.partial(run_code_behind, allow_unsafe_code=True)
@@ -38,6 +39,12 @@ def test_a_program_reads_and_prints():
     done = run_code("import sys\nprint(input()[::-1]); print('e', file=sys.stderr)", stdin="abc\n")
     assert (done.status, done.stdout, done.stderr) == ("ok", "cba\n", "e\n")
     assert run_code("if __name__ == '__main__':\n    print('main')").stdout == "main\n"
+
+
+def test_what_a_program_is_given_to_read_may_be_long(monkeypatch):
+    monkeypatch.setattr(running, "_QUEUE_BYTES", 1 << 16)  # bounds what programs say to each other
+    done = run_code("import sys\nprint(len(sys.stdin.read()))", stdin="x" * (1 << 20), timeout_seconds=60)
+    assert (done.status, done.stdout) == ("ok", f"{1 << 20}\n")
     assert run_code("if __name__ == '__main__':\n    1 / 0", tests=["pass"]).passed == [True]
 
 

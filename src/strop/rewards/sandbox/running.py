@@ -175,7 +175,8 @@ class Session:
             for role, member in self._members.items():
                 job = dict(jobs[role])
                 given = job.pop("input", None)
-                member.send(values.framed({**job, "role": role, "paths": visible_paths()}) + (given or b""))
+                # However long it is: it is ours, and not what a program makes another one wait for.
+                member.stdin.write(values.framed({**job, "role": role, "paths": visible_paths()}) + (given or b""))
                 if given is not None:
                     member.stdin.close()
             if "run" in jobs:
