@@ -76,6 +76,13 @@ def test_rename_hints() -> None:
     assert '"chosen=accepted"' in rename_hint(["accepted", "rejected"], DatasetKind.PREFERENCE)
     assert '"prompt=promt"' in rename_hint(["promt"], DatasetKind.PROMPT_ONLY)
     assert rename_hint(["x1", "x2"]) == ""
+    assert '"messages=mes\'sages"' in rename_hint(["mes'sages"])
+
+
+def test_names_alike_are_looked_for_among_the_first_of_a_wide_table() -> None:
+    wide = [f"x{number}" for number in range(20_000)]
+    assert '"prompt=promt"' in rename_hint(["promt", *wide]) and rename_hint([*wide, "promt"]) == ""
+    assert '"prompt=question"' in rename_hint([*wide, "question"])  # known by name, and found wherever it stands
 
 
 def test_tables_are_complete() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import enum
 from collections.abc import Iterable, Mapping
+from itertools import islice
 from typing import Any
 
 from strop.data.options import TokenizeOptions
@@ -149,6 +150,7 @@ def rename_hint(columns: Iterable[str], kind: DatasetKind | None = None) -> str:
     wanted = [name for name in dict.fromkeys(n for form in forms for n in FORMS[form]) if not name.endswith("_ids")]
     wanted = [name for name in wanted if name not in columns]
     free = {column.lower(): column for column in columns if all(column not in names for names in FORMS.values())}
+    few = list(islice(free, 1000))  # bounded: to look through all names of a wide table takes seconds
     renames: dict[str, str] = {}
     for near in (False, True):  # what is spelt alike but for one letter must not take a column that fits exactly
         for name in wanted:
@@ -156,7 +158,7 @@ def rename_hint(columns: Iterable[str], kind: DatasetKind | None = None) -> str:
                 continue
             match = next((free[alias] for alias in (name, *ALIASES.get(name, ())) if alias in free), None)
             if match is None and near:
-                match = next((free[alike] for alike in difflib.get_close_matches(name, free, n=1)), None)
+                match = next((free[alike] for alike in difflib.get_close_matches(name, few, n=1)), None)
             if match is not None and match not in renames:
                 renames[match] = name
     if not renames:
