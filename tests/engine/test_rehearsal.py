@@ -96,6 +96,6 @@ def test_memory_for_logits_is_chosen_before_the_moments_take_theirs(
 ) -> None:
     """They are counted among what is still to come, and would be counted twice."""
     chosen: list[Any] = []
-    monkeypatch.setattr(rehearsal, "moments", lambda trainer: chosen.append(vars(trainer).get("head_bytes")))
+    monkeypatch.setattr(rehearsal, "moments", lambda trainer: chosen.append(vars(trainer).get("_free_share")))
     trained("sft", tmp_path, rehearsal=True, max_steps=1)
     assert chosen == [512 << 20]
